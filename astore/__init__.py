@@ -1,0 +1,1 @@
+"""astore: storage pools and volumes for asyncio."""

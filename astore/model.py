@@ -1,0 +1,543 @@
+"""The records that astore takes and gives: frozen, comparable, and made of plain values.
+
+This module imports nothing of astore. Every record is a frozen ``msgspec.Struct``; records that are kept by
+the ten thousand (:class:`VolumeInfo`) are left out of the garbage collector's sight, because they hold nothing
+that could form a cycle.
+
+Sizes are in bytes, times in nanoseconds since the epoch where the name ends in ``_ns`` and in seconds since
+the epoch otherwise. Words are libvirt's (``formatstorage.rst``) for pools and volumes, POSIX's for files.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class PoolState(enum.StrEnum):
+    """What a pool is doing. Running, degraded and inaccessible pools are *active*."""
+
+    INACTIVE = "inactive"
+    BUILDING = "building"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    INACCESSIBLE = "inaccessible"
+
+    @property
+    def active(self) -> bool:
+        """Whether the pool was started and not stopped since."""
+        return self in _ACTIVE
+
+
+_ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIBLE})
+
+
+class VolumeType(enum.StrEnum):
+    """What a volume is; libvirt's words (``<volume type='…'>``)."""
+
+    FILE = "file"
+    BLOCK = "block"
+    DIR = "dir"
+    NETWORK = "network"
+    NETDIR = "netdir"
+    PLOOP = "ploop"
+
+
+# --------------------------------------------------------------------------------------------- pool definitions
+
+
+class Host(msgspec.Struct, frozen=True):
+    """One ``<host name= port=>`` of a source; ``port`` is None when the definition names none."""
+
+    name: str
+    port: int | None = None
+
+
+class FreeExtent(msgspec.Struct, frozen=True):
+    """``<freeExtent start= end=>`` of a disk pool's device, in bytes."""
+
+    start: int
+    end: int
+
+
+class Device(msgspec.Struct, frozen=True):
+    """``<device path=>``; ``part_separator`` belongs to multipath disks."""
+
+    path: str
+    part_separator: bool | None = None
+    free_extents: tuple[FreeExtent, ...] = ()
+
+
+class PciAddress(msgspec.Struct, frozen=True):
+    """``<address domain= bus= slot= function=>`` below ``<parentaddr>``."""
+
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    """``<adapter>``: a ``scsi_host`` (by name or parent address) or an ``fc_host`` (by wwnn and wwpn)."""
+
+    type: str
+    name: str | None = None
+    parent: str | None = None
+    parent_wwnn: str | None = None
+    parent_wwpn: str | None = None
+    parent_fabric_wwn: str | None = None
+    managed: bool | None = None
+    wwnn: str | None = None
+    wwpn: str | None = None
+    parent_address: PciAddress | None = None
+    unique_id: int | None = None
+
+
+class Auth(msgspec.Struct, frozen=True):
+    """``<auth type= username=>`` with the ``<secret>`` it points at, by ``uuid`` or ``usage``."""
+
+    type: str
+    username: str
+    secret_uuid: str | None = None
+    secret_usage: str | None = None
+    secret_type: str | None = None
+
+
+class Source(msgspec.Struct, frozen=True):
+    """``<source>``: where the pool's storage comes from."""
+
+    hosts: tuple[Host, ...] = ()
+    devices: tuple[Device, ...] = ()
+    directory: str | None = None
+    adapter: Adapter | None = None
+    name: str | None = None
+    initiator: str | None = None
+    format: str | None = None
+    auth: Auth | None = None
+    protocol_version: str | None = None
+    vendor: str | None = None
+    product: str | None = None
+
+
+class Permissions(msgspec.Struct, frozen=True):
+    """``<permissions>``: mode (0…0o777), owner and group (None: leave as it is), and a security label."""
+
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+    label: str | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """``<target>``: where the pool is seen in this machine's file system."""
+
+    path: str | None = None
+    permissions: Permissions | None = None
+
+
+class PoolDef(msgspec.Struct, frozen=True):
+    """The definition of a pool: what libvirt's ``<pool>`` document says.
+
+    ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
+    the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces astore does not know, as XML
+    text, so that they survive a round trip.
+    """
+
+    type: str
+    name: str
+    uuid: str | None = None
+    source: Source = Source()
+    target: Target = Target()
+    features_cow: bool | None = None
+    refresh_allocation: str | None = None
+    mount_options: tuple[str, ...] = ()
+    config_options: tuple[tuple[str, str], ...] = ()
+    foreign: tuple[str, ...] = ()
+
+    @classmethod
+    def from_xml(cls, text: str | bytes) -> PoolDef:
+        """Read libvirt pool XML.
+
+        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        """
+        from astore.xml import pool_from_xml
+
+        return pool_from_xml(text)
+
+    def to_xml(self, info: PoolInfo | None = None) -> str:
+        """Write libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
+        from astore.xml import pool_to_xml
+
+        return pool_to_xml(self, info)
+
+
+# ------------------------------------------------------------------------------------------- volume definitions
+
+
+class Encryption(msgspec.Struct, frozen=True):
+    """``<encryption>`` of a volume: its format, its secrets and LUKS's cipher and iv generator."""
+
+    format: str
+    secret_uuid: str | None = None
+    secret_usage: str | None = None
+    cipher_name: str | None = None
+    cipher_size: int | None = None
+    cipher_mode: str | None = None
+    cipher_hash: str | None = None
+    ivgen_name: str | None = None
+    ivgen_hash: str | None = None
+
+
+class BackingStore(msgspec.Struct, frozen=True):
+    """``<backingStore>``: the image that a volume is backed by."""
+
+    path: str
+    format: str | None = None
+    permissions: Permissions | None = None
+
+
+class VolumeDef(msgspec.Struct, frozen=True):
+    """What a volume is to be: libvirt's ``<volume>`` as input. Sizes in bytes; None means not said."""
+
+    name: str
+    capacity: int | None = None
+    allocation: int | None = None
+    format: str | None = None
+    type: VolumeType | None = None
+    permissions: Permissions | None = None
+    compat: str | None = None
+    features: tuple[str, ...] = ()
+    cluster_size: int | None = None
+    nocow: bool | None = None
+    encryption: Encryption | None = None
+    backing: BackingStore | None = None
+
+    @classmethod
+    def from_xml(cls, text: str | bytes) -> VolumeDef:
+        """Read libvirt volume XML.
+
+        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        """
+        from astore.xml import volume_from_xml
+
+        return volume_from_xml(text)
+
+    def to_xml(self) -> str:
+        """Write libvirt volume XML."""
+        from astore.xml import volume_def_to_xml
+
+        return volume_def_to_xml(self)
+
+
+# ------------------------------------------------------------------------------------------------ what was found
+
+
+class ImageInfo(msgspec.Struct, frozen=True, gc=False):
+    """What an image's header says. ``capacity`` is None where the file's own size is the capacity.
+
+    ``features`` are libvirt's names in sorted order; ``encryption`` is ``aes``, ``luks`` or None;
+    ``data_file`` is qcow2's external data file.
+    """
+
+    format: str
+    capacity: int | None = None
+    backing: str | None = None
+    backing_format: str | None = None
+    compat: str | None = None
+    features: tuple[str, ...] = ()
+    encryption: str | None = None
+    cluster_size: int | None = None
+    data_file: str | None = None
+
+
+class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
+    """A volume as the last refresh found it. ``key`` and ``path`` are the same object wherever they are equal.
+
+    ``physical`` is st_size, ``allocation`` st_blocks × 512, ``mode`` the whole st_mode. ``backing`` is the name
+    as the header has it, ``backing_path`` what it means beside this volume (None when it cannot be told).
+    """
+
+    name: str
+    type: VolumeType
+    key: str
+    path: str
+    capacity: int
+    allocation: int
+    physical: int
+    format: str | None
+    mode: int
+    uid: int
+    gid: int
+    inode: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    backing: str | None = None
+    backing_path: str | None = None
+    backing_format: str | None = None
+    compat: str | None = None
+    features: tuple[str, ...] = ()
+    encryption: str | None = None
+    cluster_size: int | None = None
+    data_file: str | None = None
+
+    def same_as(self, other: VolumeInfo) -> bool:
+        """Whether nothing but the time of last access differs."""
+        return self == other or msgspec.structs.replace(self, atime_ns=other.atime_ns) == other
+
+
+class EntryError(msgspec.Struct, frozen=True, gc=False):
+    """An entry of a pool that could not become a volume, and why. ``name`` is printable whatever the disk held."""
+
+    name: str
+    message: str
+    errno: int | None = None
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """How one snapshot differs from the one before it; names in name order, ``unchanged`` a count."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+class Snapshot:
+    """All that a refresh found, at one moment. Immutable; swapped whole.
+
+    :param by_name: the records by name, **in name order**; the caller gives it away.
+    :param capacity: the pool's size in bytes; ``allocation`` and ``available`` likewise.
+    :param taken_at: when the scan began, in seconds since the epoch.
+    :param unsettled: names whose identity cannot be trusted yet, since they changed while they were being read
+        (git's "racily clean" entries): the next refresh reads their headers again.
+    """
+
+    __slots__ = (
+        "_by_name",
+        "_volumes",
+        "allocation",
+        "available",
+        "capacity",
+        "errors",
+        "generation",
+        "taken_at",
+        "unsettled",
+    )
+
+    generation: int
+    taken_at: float
+    capacity: int
+    allocation: int
+    available: int
+    errors: tuple[EntryError, ...]
+    unsettled: frozenset[str]
+
+    def __init__(
+        self,
+        by_name: dict[str, VolumeInfo] | None = None,
+        *,
+        generation: int = 0,
+        taken_at: float = 0.0,
+        capacity: int = 0,
+        allocation: int = 0,
+        available: int = 0,
+        errors: tuple[EntryError, ...] = (),
+        unsettled: frozenset[str] = frozenset(),
+    ) -> None:
+        put = object.__setattr__
+        put(self, "_by_name", {} if by_name is None else by_name)
+        put(self, "_volumes", None)
+        put(self, "generation", generation)
+        put(self, "taken_at", taken_at)
+        put(self, "capacity", capacity)
+        put(self, "allocation", allocation)
+        put(self, "available", available)
+        put(self, "errors", errors)
+        put(self, "unsettled", unsettled)
+
+    _by_name: dict[str, VolumeInfo]
+    _volumes: tuple[VolumeInfo, ...] | None
+    EMPTY: ClassVar[Snapshot]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Snapshot is immutable: {name} cannot be set")
+
+    def __repr__(self) -> str:
+        return (
+            f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
+        )
+
+    @property
+    def volumes(self) -> tuple[VolumeInfo, ...]:
+        """The records in name order."""
+        volumes = self._volumes
+        if volumes is None:
+            volumes = tuple(self._by_name.values())
+            object.__setattr__(self, "_volumes", volumes)
+        return volumes
+
+    @property
+    def by_name(self) -> Mapping[str, VolumeInfo]:
+        """The records by name (a read-only view), in name order."""
+        return MappingProxyType(self._by_name)
+
+    def get(self, name: str) -> VolumeInfo | None:
+        """The record of the volume ``name``, or None."""
+        return self._by_name.get(name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def numbered(self, generation: int) -> Snapshot:
+        """The same snapshot with another generation number."""
+        return self._replaced(self._by_name, self.errors, generation)
+
+    def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
+        """A snapshot in which each name of ``patch`` has the record given, is an error, or is gone (None)."""
+        by_name = dict(self._by_name)
+        errors = {error.name: error for error in self.errors}
+        grown = False
+        for name, item in patch.items():
+            errors.pop(name, None)
+            if isinstance(item, VolumeInfo):
+                grown = grown or name not in by_name
+                by_name[name] = item
+            else:
+                by_name.pop(name, None)
+                if item is not None:
+                    errors[name] = item
+        if grown:
+            by_name = dict(sorted(by_name.items()))
+        return self._replaced(by_name, tuple(errors.values()), generation)
+
+    def _replaced(
+        self, by_name: dict[str, VolumeInfo], errors: tuple[EntryError, ...], generation: int
+    ) -> Snapshot:
+        return Snapshot(
+            by_name,
+            generation=generation,
+            taken_at=self.taken_at,
+            capacity=self.capacity,
+            allocation=self.allocation,
+            available=self.available,
+            errors=errors,
+            unsettled=self.unsettled,
+        )
+
+    def changes_since(self, previous: Snapshot) -> Changes:
+        """What was added, changed and removed from ``previous`` to this snapshot."""
+        old, new = previous._by_name, self._by_name
+        if not old:
+            return Changes(added=tuple(new))
+        added: list[str] = []
+        changed: list[str] = []
+        kept = 0
+        for name, record in new.items():
+            before = old.get(name)
+            if before is record:
+                kept += 1
+            elif before is None:
+                added.append(name)
+            elif record.same_as(before):
+                kept += 1
+            else:
+                changed.append(name)
+        removed: tuple[str, ...] = ()
+        if kept + len(changed) != len(old):
+            removed = tuple(name for name in old if name not in new)
+        return Changes(tuple(added), tuple(changed), removed, kept)
+
+
+Snapshot.EMPTY = Snapshot()
+
+
+class PoolInfo(msgspec.Struct, frozen=True):
+    """A pool at a glance. Sizes in bytes; ``since`` and ``taken_at`` in seconds since the epoch (0: never).
+
+    ``since`` tells when the pool entered its state, ``error`` why it is degraded, inaccessible or unusable.
+    ``backend`` is False where no backend is registered for the pool's type.
+    """
+
+    name: str
+    uuid: str
+    type: str
+    state: PoolState
+    persistent: bool
+    autostart: bool
+    backend: bool = True
+    capacity: int = 0
+    allocation: int = 0
+    available: int = 0
+    volumes: int = 0
+    errors: int = 0
+    generation: int = 0
+    taken_at: float = 0.0
+    since: float = 0.0
+    error: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the pool was started and not stopped since."""
+        return self.state.active
+
+
+class RefreshOutcome(msgspec.Struct, frozen=True):
+    """What a refresh did to one pool; ``error`` is set where the pool as a whole could not be read.
+
+    ``added``, ``changed`` and ``removed`` are names, ``unchanged`` a count, ``errors`` the entries that could not
+    be read, ``seconds`` how long it took.
+    """
+
+    pool: str
+    uuid: str = ""
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: int = 0
+    errors: tuple[EntryError, ...] = ()
+    seconds: float = 0.0
+    generation: int = 0
+    error: Exception | None = None
+
+
+class RefreshReport(msgspec.Struct, frozen=True):
+    """What a refresh of several pools did, pool by pool, in name order; ``seconds`` is the whole's."""
+
+    pools: tuple[RefreshOutcome, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> tuple[RefreshOutcome, ...]:
+        """The pools that could not be read at all."""
+        return tuple(outcome for outcome in self.pools if outcome.error is not None)
+
+
+class DiscoveredSource(msgspec.Struct, frozen=True):
+    """One place where a pool could come from: enough of a definition to start from."""
+
+    type: str
+    source: Source
+
+
+class BackendInfo(msgspec.Struct, frozen=True):
+    """A line of the registry; ``status`` is ``ready``, ``unloaded`` (not imported yet) or ``failed`` (see ``error``)."""
+
+    type: str
+    status: str
+    distribution: str | None = None
+    version: str | None = None
+    api_version: int | None = None
+    abilities: tuple[str, ...] = ()
+    error: str | None = None
+    pools: int = 0
