@@ -133,6 +133,9 @@ class Backend(abc.ABC):
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
     """The image formats its volumes may have, the default first (for the capabilities document)."""
 
+    lane_threads: ClassVar[int] = 4
+    """How many threads each of its pools may have blocking calls on at once."""
+
     def require(self) -> None:
         """Make sure that what the backend needs of the machine is there. Called once, in a worker thread, on loading.
 
@@ -191,7 +194,9 @@ class PoolSession(abc.ABC):
 class DiscoversSources(Protocol):
     """Can say which sources a host offers."""
 
-    async def discover(self, host: str | None, context: Context, *, port: int | None = None) -> Sequence[DiscoveredSource]:
+    async def discover(
+        self, host: str | None, context: Context, *, port: int | None = None
+    ) -> Sequence[DiscoveredSource]:
         """:raises DefinitionError: no host given where one is needed, or not a host name.
         :raises OSError: the host does not answer. CommandError: the program that asks it is missing.
         """
@@ -257,7 +262,9 @@ class CreatesVolumes(Protocol):
 class CopiesVolumes(Protocol):
     """Can make a new volume out of one of its own without moving the data through this process."""
 
-    async def copy_volume(self, source: VolumeInfo, definition: VolumeDef, *, progress: Progress | None = None) -> VolumeInfo: ...
+    async def copy_volume(
+        self, source: VolumeInfo, definition: VolumeDef, *, progress: Progress | None = None
+    ) -> VolumeInfo: ...
 
 
 @runtime_checkable

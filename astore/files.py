@@ -3,18 +3,40 @@
 A :class:`FileTree` is a dozen *blocking* calls on one folder, one level deep. :class:`FileTreeSession` runs them on the
 pool's lane and does everything that is common: incremental scanning, reading and probing headers on several threads,
 records, and errors by entry.
+
+One refresh is one call on the lane. Its thread lists the folder and compares each entry with the record it has; entries
+that are new or changed go to a queue in chunks, which this thread and as many assistants as pay (``tree.readers``) read
+and probe, beginning while the listing still runs. Nothing is left for the event loop but to take the snapshot.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+import contextlib
+import errno
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from astore.model import VolumeType
+import msgspec
+
+from astore.backend import Context, PoolSession
+from astore.errors import StorageError, printable, reason
+from astore.images import ImageError, needs_full_header, probe
+from astore.images.backing import resolve_backing
+from astore.model import EntryError, Snapshot, VolumeInfo, VolumeType
+
+FIRST_READ = 4096
+"""Bytes that tell most images; reading the rest for all would cost more than reading twice for some."""
 
 HEADER_SIZE = 33_280
-"""Bytes that tell every image format (libvirt's STORAGE_MAX_HEADER × 1: ISO 9660's magic is at 32,769)."""
+"""Bytes that tell every image format: ISO 9660's magic is at 32,769."""
+
+SETTLING_NS = 1_000_000_000
+"""An entry that changed this shortly before it was read may change again without its times showing it."""
 
 
 class FileStat(NamedTuple):
@@ -60,16 +82,18 @@ class FileTree(abc.ABC):
     def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
         """List the folder: call ``want`` for every entry, and yield those for which it says True.
 
-        ``.`` and ``..`` and what vanished meanwhile are left out; dangling links and link loops too. An entry that
-        cannot be looked at is yielded as ``(name, error)``. Who takes an Entry calls :meth:`read_header` or
-        :meth:`release` on it, once, perhaps on another thread.
+        ``.`` and ``..`` and what vanished meanwhile are left out. An entry that cannot be looked at is yielded as
+        ``(name, error)``: a dangling link with ENOENT, a link loop with ELOOP. Who takes an Entry calls
+        :meth:`read_header` or :meth:`release` on it, once, perhaps on another thread.
         """
 
     @abc.abstractmethod
-    def read_header(self, entry: Entry, size: int) -> bytes:
-        """The first ``size`` bytes of a regular file (fewer only where it ends), and release the entry.
+    def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
+        """The beginning of a regular file, and release the entry, whatever happens.
 
-        Never hangs on what is not a regular file (O_NONBLOCK), never changes the access time where that can be helped.
+        Reads FIRST_READ bytes and, if ``more`` says of them that they do not tell, HEADER_SIZE bytes (fewer only
+        where the file ends). Never hangs on what is not a regular file (O_NONBLOCK), and leaves the access time
+        alone where that can be helped.
         """
 
     def release(self, entry: Entry) -> None:
@@ -86,3 +110,266 @@ class FileTree(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of everything. May be called twice. Calls of other threads may still be running."""
+
+
+# ---------------------------------------------------------------------------------------------------- the session
+
+
+class FileTreeSession(PoolSession):
+    """A :class:`~astore.backend.PoolSession` over any tree; a backend returns one from ``open``."""
+
+    def __init__(self, tree: FileTree, context: Context) -> None:
+        self.tree = tree
+        self.context = context
+
+    async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
+        """List the folder and read what is new or changed."""
+        return await self.context.lane.run(_Refresh(self.tree, self.context, previous, full))
+
+    async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
+        """One entry, its header read anew."""
+        return await self.context.lane.run(read_entry, self.tree, name)
+
+    async def aclose(self) -> None:
+        """Close the tree; a tree that hangs is left behind after two seconds."""
+        with contextlib.suppress(TimeoutError):
+            await self.context.lane.run(self.tree.close, timeout=2.0)
+
+
+def read_entry(tree: FileTree, name: str) -> VolumeInfo | EntryError | None:
+    """One entry's record, its error, or None if there is no such entry. Blocks."""
+    found: list[tuple[str, VolumeInfo]] = []
+    try:
+        entry = tree.lookup(name)
+    except OSError as error:
+        return _entry_error(name, error)
+    if entry is None:
+        return None
+    early = _without_header(tree, name, entry.stat)
+    if early is not None:
+        tree.release(entry)
+        return early
+    wrong = _read_one(tree, entry, found)
+    return wrong if wrong is not None else found[0][1] if found else None
+
+
+class _Refresh:
+    """One refresh of one tree: a callable for the lane."""
+
+    CHUNK = 32  # entries handed out at once: enough that the queue costs nothing, few enough to share evenly
+
+    def __init__(self, tree: FileTree, context: Context, previous: Snapshot, full: bool) -> None:
+        self._tree = tree
+        self._lane = context.lane
+        self._known: Mapping[str, VolumeInfo] = {}
+        if not full:
+            self._known = previous.by_name
+            if previous.unsettled:
+                self._known = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
+        self._found: dict[str, VolumeInfo] = {}
+        self._read: list[tuple[str, VolumeInfo]] = []
+        self._errors: list[EntryError] = []
+        self._chunks: deque[list[Entry]] = deque()
+        self._lock = threading.Condition()
+        self._reading = 0
+        self._assistants = 0
+        self._over = False
+        self._failure: BaseException | None = None
+
+    def __call__(self) -> Snapshot:
+        taken_at = time.time()
+        try:
+            self._list()
+            self._read_chunks()
+            with self._lock:
+                while self._reading:
+                    self._lock.wait()
+            if self._failure is not None:
+                raise self._failure
+            total, free = self._tree.statvfs()
+        finally:
+            self._over = True
+            self._release_rest()
+        return self._snapshot(taken_at, total, free)
+
+    def _list(self) -> None:
+        """List the folder; queue what has to be read."""
+        chunk: list[Entry] = []
+        first = True
+        for item in self._tree.scan(self._want):
+            if len(item) == 2:
+                self._errors.append(_entry_error(item[0], item[1]))
+                continue
+            chunk.append(item)
+            if len(chunk) >= self.CHUNK or first:
+                # a first chunk of one entry: with a network in between, assistants start while the listing goes on
+                first = False
+                self._chunks.append(chunk)
+                chunk = []
+                if self._assistants < self._tree.readers - 1:
+                    self._assistants += 1
+                    self._lane.assist(self._read_chunks)
+        if chunk:
+            self._chunks.append(chunk)
+
+    def _want(self, name: str, st: FileStat) -> bool:
+        old = self._known.get(name)
+        if (
+            old is not None
+            and old.ctime_ns == st[8]
+            and old.mtime_ns == st[7]
+            and old.physical == st[2]
+            and old.inode == st[1]
+        ):
+            if old.atime_ns != st[6] or old.allocation != st[3] * 512:
+                old = msgspec.structs.replace(old, atime_ns=st[6], allocation=st[3] * 512)
+            self._found[name] = old
+            return False
+        early = _without_header(self._tree, name, st)
+        if early is None:
+            return True
+        if isinstance(early, EntryError):
+            self._errors.append(early)
+        else:
+            self._found[name] = early
+        return False
+
+    def _read_chunks(self) -> None:
+        """Read and probe until the queue is empty. Runs on several threads at once."""
+        with self._lock:
+            self._reading += 1
+        try:
+            while not self._over:
+                try:
+                    chunk = self._chunks.popleft()
+                except IndexError:
+                    return
+                while chunk:
+                    wrong = _read_one(self._tree, chunk.pop(), self._read)
+                    if wrong is not None:
+                        self._errors.append(wrong)
+        except BaseException as error:  # not by entry: it is the tree's, and an assistant has nobody to tell
+            self._failure = error
+            self._over = True
+        finally:
+            with self._lock:
+                self._reading -= 1
+                if not self._reading:
+                    self._lock.notify_all()
+
+    def _release_rest(self) -> None:
+        for chunk in self._chunks:
+            for entry in chunk:
+                self._tree.release(entry)
+        self._chunks.clear()
+
+    def _snapshot(self, taken_at: float, total: int, free: int) -> Snapshot:
+        found = self._found
+        found.update(self._read)
+        if list(found) != (names := sorted(found)):
+            found = {name: found[name] for name in names}
+        limit = int(taken_at * 1e9) - SETTLING_NS
+        unsettled = frozenset(name for name, record in self._read if record.ctime_ns >= limit)
+        return Snapshot(
+            found,
+            taken_at=taken_at,
+            capacity=total,
+            allocation=total - free,
+            available=free,
+            errors=tuple(sorted(self._errors, key=lambda wrong: wrong.name)),
+            unsettled=unsettled,
+        )
+
+
+# ---------------------------------------------------------------------------------------------- entry by entry
+
+
+def _without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
+    """What an entry is if its header need not be read; None if it must be."""
+    mode = st[0]
+    if not (name.isascii() and name.isprintable()):
+        if any(ord(c) < 32 or c == "\x7f" for c in name):
+            return EntryError(printable(name), "its name has control characters", skipped=True)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return EntryError(printable(name), "its name is not UTF-8", errno.EILSEQ)
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return _record(name, tree.directory_type, tree.key(name), st, None)
+    kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
+    return EntryError(name, f"it is {kind}", skipped=True)
+
+
+def _read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
+    name = entry[0]
+    try:
+        head = tree.read_header(entry, needs_full_header)
+        image = probe(head)
+        key = tree.key(name)
+        record = _record(name, tree.file_type, key, entry[1], image)
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # it vanished between being listed and being read
+            return None
+        return _entry_error(name, error)
+    except ImageError as error:
+        return EntryError(name, str(error), errno.EINVAL)
+    found.append((name, record))
+    return None
+
+
+def _record(name: str, type: VolumeType, key: str, st: FileStat, image: Any) -> VolumeInfo:
+    mode, inode, size, blocks, uid, gid, atime, mtime, ctime = st
+    if image is None:
+        fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
+        return VolumeInfo(
+            name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime
+        )
+    capacity = size if image.capacity is None else image.capacity
+    backing = image.backing
+    return VolumeInfo(
+        name,
+        type,
+        key,
+        key,
+        capacity,
+        blocks * 512,
+        size,
+        image.format,
+        mode,
+        uid,
+        gid,
+        inode,
+        atime,
+        mtime,
+        ctime,
+        backing,
+        None if backing is None else _resolved(backing, key),
+        image.backing_format,
+        image.compat,
+        image.features,
+        image.encryption,
+        image.cluster_size,
+        image.data_file,
+    )
+
+
+def _resolved(backing: str, key: str) -> str | None:
+    try:
+        return resolve_backing(backing, key)
+    except ImageError:  # a name that means nothing here is no fault of the image's own header
+        return None
+
+
+_SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})
+
+
+def _entry_error(name: str, error: OSError) -> EntryError:
+    if error.errno == errno.ENOENT:
+        message = "it is a dangling link"
+    elif error.errno == errno.ELOOP:
+        message = "it is a link loop"
+    else:
+        message = reason(error if isinstance(error, StorageError) else OSError(error.errno, error.strerror))
+    return EntryError(printable(name), message, error.errno, error.errno in _SKIPPED)

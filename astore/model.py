@@ -291,11 +291,16 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 class EntryError(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a pool that could not become a volume, and why. ``name`` is printable whatever the disk held."""
+    """An entry of a pool that could not become a volume, and why. ``name`` is printable whatever the disk held.
+
+    ``skipped`` marks what is no volume and no failure either: a FIFO, a dangling link, a name with control
+    characters, a file that may not be opened. libvirt leaves those out without a word; the others degrade the pool.
+    """
 
     name: str
     message: str
     errno: int | None = None
+    skipped: bool = False
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -371,9 +376,7 @@ class Snapshot:
         raise AttributeError(f"a Snapshot is immutable: {name} cannot be set")
 
     def __repr__(self) -> str:
-        return (
-            f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
-        )
+        return f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
 
     @property
     def volumes(self) -> tuple[VolumeInfo, ...]:
@@ -421,9 +424,7 @@ class Snapshot:
             by_name = dict(sorted(by_name.items()))
         return self._replaced(by_name, tuple(errors.values()), generation)
 
-    def _replaced(
-        self, by_name: dict[str, VolumeInfo], errors: tuple[EntryError, ...], generation: int
-    ) -> Snapshot:
+    def _replaced(self, by_name: dict[str, VolumeInfo], errors: tuple[EntryError, ...], generation: int) -> Snapshot:
         return Snapshot(
             by_name,
             generation=generation,

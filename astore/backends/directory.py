@@ -1,0 +1,72 @@
+"""The pool type ``dir``: a folder of this machine."""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+import msgspec
+
+from astore.backend import Backend, Context, PoolSession
+from astore.backends.target import build_target, delete_target
+from astore.errors import DefinitionError, StorageError
+from astore.files import FileTreeSession
+from astore.local_tree import LocalTree
+from astore.model import PoolDef, Source
+from astore.names import check_path
+
+
+class DirectoryBackend(Backend):
+    """Pools that are a folder, ``<target><path>``."""
+
+    type: ClassVar[str] = "dir"
+    volume_formats: ClassVar[tuple[str, ...]] = (
+        "raw",
+        "none",
+        "dir",
+        "bochs",
+        "cloop",
+        "dmg",
+        "iso",
+        "vpc",
+        "vdi",
+        "fat",
+        "vhd",
+        "ploop",
+        "cow",
+        "qcow",
+        "qcow2",
+        "qed",
+        "vmdk",
+    )
+
+    def check(self, definition: PoolDef) -> PoolDef:
+        """A target path is required; a source means nothing here and is kept as it is."""
+        path = definition.target.path
+        if not path:
+            raise DefinitionError("a dir pool needs a target path", element="target")
+        target = msgspec.structs.replace(definition.target, path=check_path(path))
+        return msgspec.structs.replace(definition, target=target, source=definition.source or Source())
+
+    def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
+        """The target path."""
+        return (("target path", definition.target.path or ""),)
+
+    async def open(self, definition: PoolDef, context: Context) -> PoolSession:
+        """Open the folder."""
+        path = definition.target.path or ""
+        try:
+            tree = await context.lane.run(LocalTree, path, discard=LocalTree.close)
+        except NotADirectoryError as error:
+            raise StorageError(f"{path} is not a directory", errno=errno.ENOTDIR) from error
+        except FileNotFoundError as error:
+            raise StorageError(f"{path} does not exist: create it, or build the pool", errno=errno.ENOENT) from error
+        return FileTreeSession(tree, context)
+
+    async def build(self, definition: PoolDef, context: Context) -> None:
+        """Make the folder and those above it, with the definition's permissions or mode 0711."""
+        await build_target(definition, context)
+
+    async def delete(self, definition: PoolDef, context: Context) -> None:
+        """Remove the folder, if it is empty."""
+        await delete_target(definition, context)

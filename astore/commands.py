@@ -1,0 +1,110 @@
+"""Running programs: without a shell, with a deadline, killed and reaped when it passes or the caller is cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+
+from astore.backend import CommandResult, Lane
+from astore.errors import CommandError, LaneTimeoutError, printable
+
+
+class LaneCommandRunner:
+    """Runs programs on the threads of a lane; see :class:`astore.backend.CommandRunner`.
+
+    :param timeout: seconds a program may take that does not say.
+    """
+
+    def __init__(self, lane: Lane, timeout: float = 30.0) -> None:
+        self._lane = lane
+        self._timeout = timeout
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float | None = None,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        limit = self._timeout if timeout is None else timeout
+        child = _Child(tuple(argv), limit, env)
+        try:
+            # the thread ends by itself at the limit; the lane's deadline is for a program that cannot even be killed
+            result = await self._lane.run(child.run, timeout=limit + 2.0)
+        except BaseException:
+            child.kill()
+            raise
+        if check and result.returncode != 0:
+            raise _failed(result)
+        return result
+
+
+class _Child:
+    """One program. ``run`` blocks; ``kill`` may be called from any thread, before, during and after."""
+
+    def __init__(self, argv: tuple[str, ...], timeout: float, env: Mapping[str, str] | None) -> None:
+        self.argv = argv
+        self.timeout = timeout
+        self.env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+
+    def run(self) -> CommandResult:
+        with self._lock:
+            if self._killed:
+                raise CommandError(f"{self.argv[0]} was cancelled", argv=self.argv, returncode=None, stderr="")
+            try:
+                self._process = process = subprocess.Popen(
+                    self.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=self.env,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise CommandError(
+                    f"the program {self.argv[0]!r} is not installed", argv=self.argv, returncode=None, stderr=""
+                ) from error
+            except (OSError, ValueError) as error:
+                raise CommandError(
+                    f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
+                ) from error
+        try:
+            stdout, stderr = process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=1.0)
+            raise LaneTimeoutError(
+                f"{' '.join(self.argv)}: did not end within {self.timeout:g} s and was killed", timeout=self.timeout
+            ) from None
+        finally:
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        return CommandResult(self.argv, process.returncode, stdout, stderr)
+
+    def kill(self) -> None:
+        with self._lock:
+            self._killed = True
+            process = self._process
+            if process is not None and process.returncode is None:
+                # its whole session: mount(8) leaves the work to a helper program
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _failed(result: CommandResult) -> CommandError:
+    stderr = result.stderr.decode("utf-8", "replace").strip()
+    said = stderr or result.stdout.decode("utf-8", "replace").strip() or f"exit code {result.returncode}"
+    line = " ".join(printable(said.replace("\n", " ")).split())[:1000]
+    return CommandError(
+        f"{' '.join(result.argv)}: {line}", argv=result.argv, returncode=result.returncode, stderr=stderr
+    )

@@ -1,0 +1,338 @@
+"""Events, and the bus that numbers, keeps and hands them out.
+
+Every change of a definition, a state, a volume list or the registry is an event, published after the fact, with one sequence
+number for all. The bus keeps the last ones for replay. Publishing never waits, from whatever thread, and costs
+the same for one event and for the ten thousand of a first refresh: those are kept as one batch and made when somebody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from astore.model import PoolState, VolumeInfo
+
+DEFAULT_CAPACITY = 32_768
+"""How many events the bus keeps."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="event"):
+    """What they all have: ``seq`` grows by one from event to event; ``time`` is in seconds since the epoch."""
+
+    seq: int = 0
+    time: float = 0.0
+
+
+class PoolEvent(Event, frozen=True, kw_only=True):
+    """Something about the pool ``pool`` (its name) with ``uuid``."""
+
+    pool: str
+    uuid: str
+
+
+class PoolDefined(PoolEvent, frozen=True, kw_only=True):
+    """A pool was defined, or defined anew."""
+
+
+class PoolUndefined(PoolEvent, frozen=True, kw_only=True):
+    """A pool's definition was removed."""
+
+
+class PoolAutostartChanged(PoolEvent, frozen=True, kw_only=True):
+    """A pool will (not) be started by ``start_all``."""
+
+    autostart: bool
+
+
+class PoolBuilt(PoolEvent, frozen=True, kw_only=True):
+    """A pool's storage was made (libvirt: created)."""
+
+
+class PoolDeleted(PoolEvent, frozen=True, kw_only=True):
+    """A pool's storage was destroyed."""
+
+
+class PoolStarted(PoolEvent, frozen=True, kw_only=True):
+    """A pool became active."""
+
+
+class PoolStopped(PoolEvent, frozen=True, kw_only=True):
+    """A pool became inactive."""
+
+
+class PoolStateChanged(PoolEvent, frozen=True, kw_only=True):
+    """A pool went from state ``old`` to ``new``; ``reason`` says why, for the bad ones."""
+
+    old: PoolState
+    new: PoolState
+    reason: str | None = None
+
+
+class PoolRefreshed(PoolEvent, frozen=True, kw_only=True):
+    """A refresh ended: counts of volumes; ``generation`` is the snapshot's."""
+
+    generation: int
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    errors: int = 0
+
+
+class VolumeEvent(PoolEvent, frozen=True, kw_only=True):
+    """Something about the volume ``name`` of a pool."""
+
+    name: str
+
+
+class VolumeAdded(VolumeEvent, frozen=True, kw_only=True):
+    """A volume is there that was not."""
+
+    volume: VolumeInfo
+
+
+class VolumeChanged(VolumeEvent, frozen=True, kw_only=True):
+    """A volume is another than it was: ``volume`` is its record now."""
+
+    volume: VolumeInfo
+
+
+class VolumeRemoved(VolumeEvent, frozen=True, kw_only=True):
+    """A volume is gone."""
+
+
+class BackendRegistered(Event, frozen=True, kw_only=True):
+    """Pools of ``type`` can be started now."""
+
+    type: str
+
+
+class BackendUnregistered(Event, frozen=True, kw_only=True):
+    """Pools of ``type`` cannot be started any more."""
+
+    type: str
+
+
+class Lagged(Event, frozen=True, kw_only=True):
+    """This reader was too slow, or asked for what is no longer kept: ``missed`` events were lost to it.
+
+    Its ``seq`` is that of the last event lost.
+    """
+
+    missed: int
+
+
+class EventsStatistics(msgspec.Struct, frozen=True):
+    """The bus at a moment: the last number given, how many events are kept, and how many read."""
+
+    last_seq: int
+    kept: int
+    subscribers: int
+
+
+class _Batch:
+    """``count`` events numbered from ``first`` on, made when they are read."""
+
+    __slots__ = ("build", "count", "first", "pool", "time")
+
+    def __init__(self, first: int, count: int, time: float, pool: str | None, build: Callable[[int], Event]) -> None:
+        self.first = first
+        self.count = count
+        self.time = time
+        self.pool = pool
+        self.build = build
+
+
+class EventBus:
+    """Numbers events, keeps the last ``capacity`` and wakes who reads. Publishing is safe from any thread."""
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+        if capacity < 1:
+            raise ValueError("capacity must be at least 1")
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._batches: deque[_Batch] = deque()
+        self._next = 1
+        self._subscriptions: set[Subscription] = set()
+        self._closed = False
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the last event published (0: none yet)."""
+        return self._next - 1
+
+    def publish(self, kind: type[Event], **fields: Any) -> None:
+        """Publish one event of a kind. Never waits."""
+        self.publish_batch(1, lambda _: kind(**fields), pool=fields.get("pool"))
+
+    def publish_batch(self, count: int, build: Callable[[int], Event], *, pool: str | None = None) -> None:
+        """Publish ``count`` events at once; ``build(i)`` makes the i-th when it is read, perhaps never."""
+        if count < 1:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._batches.append(_Batch(self._next, count, time.time(), pool, build))
+            self._next += count
+            oldest = self._next - self.capacity
+            while self._batches[0].first + self._batches[0].count <= oldest:
+                self._batches.popleft()
+            waiting = [subscription for subscription in self._subscriptions if subscription._waiting]
+        for subscription in waiting:
+            subscription._wake()
+
+    def subscribe(
+        self,
+        since: int | None = None,
+        *,
+        pools: Collection[str] | None = None,
+        kinds: Collection[type[Event]] | None = None,
+    ) -> Subscription:
+        """A reader, to be used by ``async with``.
+
+        :param since: replay what came after this number; None begins with what comes from now on.
+        :param pools: only events about pools of these names. :param kinds: only events of these classes.
+        :raises ValueError: ``since`` is a number that was not given out yet.
+        """
+        with self._lock:
+            if since is not None and not 0 <= since < self._next:
+                raise ValueError(f"since={since}: the last event has number {self._next - 1}")
+            return Subscription(self, self._next if since is None else since + 1, pools, kinds)
+
+    def statistics(self) -> EventsStatistics:
+        """Counts at this moment."""
+        with self._lock:
+            return EventsStatistics(self._next - 1, min(self._next - 1, self.capacity), len(self._subscriptions))
+
+    def close(self) -> None:
+        """Let every reader come to its end."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._subscriptions)
+        for subscription in waiting:
+            subscription._wake()
+
+
+class Subscription:
+    """An async iterator over events, from a place in the stream on. Several may read at their own pace."""
+
+    CHECKPOINT_EVERY = 64  # events handed out without waiting, before others have a turn on the loop
+
+    def __init__(
+        self,
+        bus: EventBus,
+        position: int,
+        pools: Collection[str] | None,
+        kinds: Collection[type[Event]] | None,
+    ) -> None:
+        self._bus = bus
+        self._position = position
+        self._pools = None if pools is None else frozenset(pools)
+        self._kinds = None if kinds is None else tuple(kinds)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signal = asyncio.Event()
+        self._waiting = False
+        self._run = 0
+        self._batch: _Batch | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        with self._bus._lock:
+            self._bus._subscriptions.add(self)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop reading; an iteration under way ends. May be called twice."""
+        with self._bus._lock:
+            self._bus._subscriptions.discard(self)
+        self._loop = None
+        self._signal.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            if self._loop is None:
+                raise StopAsyncIteration
+            event = self.receive_nowait()
+            if event is not None:
+                self._run += 1
+                if self._run % self.CHECKPOINT_EVERY == 0:
+                    await asyncio.sleep(0)
+                return event
+            if self._bus._closed:
+                raise StopAsyncIteration
+            self._run = 0
+            await self._signal.wait()
+            self._signal.clear()
+
+    def receive_nowait(self) -> Event | None:
+        """The next event, or None if there is none yet."""
+        bus = self._bus
+        while True:
+            with bus._lock:
+                self._waiting = False
+                oldest = max(bus._next - bus.capacity, 1)
+                if self._position < oldest:
+                    missed = oldest - self._position
+                    self._position = oldest
+                    return Lagged(seq=oldest - 1, time=time.time(), missed=missed)
+                if self._position >= bus._next:
+                    self._waiting = True
+                    self._batch = None
+                    return None
+                batch = self._find(self._position)
+                seq = self._position
+                if self._pools is not None and batch.pool not in self._pools:
+                    self._position = batch.first + batch.count
+                    continue
+                self._position += 1
+            event = batch.build(seq - batch.first)
+            if self._kinds is None or isinstance(event, self._kinds):
+                return msgspec.structs.replace(event, seq=seq, time=batch.time)
+
+    def _find(self, seq: int) -> _Batch:
+        """The batch that holds a number; there is one. With the bus's lock held."""
+        batch = self._batch
+        if batch is not None and batch.first <= seq < batch.first + batch.count:
+            return batch
+        batches = self._bus._batches
+        low, high = 0, len(batches)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if batches[middle].first <= seq:
+                low = middle
+            else:
+                high = middle
+        self._batch = batches[low]
+        return self._batch
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            self._signal.set()
+            return
+        try:
+            loop.call_soon_threadsafe(self._signal.set)
+        except RuntimeError:  # that loop is closed: nobody will read
+            with self._bus._lock:
+                self._bus._subscriptions.discard(self)

@@ -1,0 +1,330 @@
+"""The registry: which backend drives which pool type.
+
+Backends come from entry points (listed without importing anything, imported on first use, once, in a thread of their own)
+and from :meth:`BackendRegistry.register` at run time. One bad plugin hurts nobody else: what is wrong with it is
+kept beside its name, and said by name to whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from astore.backend import API_VERSIONS_ACCEPTED, ENTRY_POINT_GROUP, Backend, abilities
+from astore.errors import (
+    BackendConflictError,
+    BackendError,
+    BackendInUseError,
+    BackendLoadError,
+    UnknownBackendError,
+    reason,
+)
+from astore.events import BackendRegistered, BackendUnregistered, Event
+from astore.model import BackendInfo
+
+IMPORT_TIMEOUT = 4.0
+"""Seconds that whoever needs a backend waits for its import; one that ends later is used from then on."""
+
+
+class _Slot:
+    """One pool type. Fields change under the registry's lock."""
+
+    __slots__ = ("backend", "draining", "entry_points", "error", "loading", "type", "uses")
+
+    def __init__(self, type: str) -> None:
+        self.type = type
+        self.entry_points: list[metadata.EntryPoint] = []
+        self.backend: Backend | None = None
+        self.error: BackendError | None = None
+        self.loading: concurrent.futures.Future[Backend] | None = None
+        self.uses = 0
+        self.draining = False
+
+
+class BackendRegistry:
+    """Backends by pool type. Every method may be called from any thread; those that wait are coroutines.
+
+    :param group: the entry-point group to list; None lists none.
+    :param publish: given an event class and its fields for every change.
+    :param import_timeout: seconds to wait for a plugin's import.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: str | None = ENTRY_POINT_GROUP,
+        publish: Callable[..., None] | None = None,
+        import_timeout: float = IMPORT_TIMEOUT,
+    ) -> None:
+        self.import_timeout = import_timeout
+        self._group = group
+        self._publish = publish
+        self._lock = threading.RLock()
+        self._slots: dict[str, _Slot] = {}
+        self._released: set[Callable[[], None]] = set()
+        self._scanned = False
+
+    # ------------------------------------------------------------------------------------------------- listing
+
+    def scan(self, *, again: bool = False) -> None:
+        """Read the entry points. Blocks (it reads files): the Manager calls it in a thread when it is entered."""
+        with self._lock:
+            if self._scanned and not again:
+                return
+        found = [] if self._group is None else list(metadata.entry_points(group=self._group))
+        self.add_entry_points(found)
+        with self._lock:
+            self._scanned = True
+
+    def add_entry_points(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
+        """Take note of backends that can be imported. Two distributions that claim one type make it unusable."""
+        with self._lock:
+            for entry_point in entry_points:
+                slot = self._slots.setdefault(entry_point.name, _Slot(entry_point.name))
+                claims = {(_distribution(known), known.value) for known in slot.entry_points}
+                if (_distribution(entry_point), entry_point.value) not in claims:
+                    slot.entry_points.append(entry_point)
+                if len({_distribution(known) for known in slot.entry_points}) > 1:
+                    names = " and ".join(sorted(_distribution(known) or "?" for known in slot.entry_points))
+                    slot.error = BackendConflictError(
+                        f"pool type {slot.type!r} is claimed by {names}: uninstall one of them", type=slot.type
+                    )
+
+    def types(self) -> tuple[str, ...]:
+        """The pool types that there are backends for, imported or not, in name order."""
+        with self._lock:
+            return tuple(sorted(self._slots))
+
+    def backends(self) -> tuple[BackendInfo, ...]:
+        """What is known of every backend, without importing any, in the order of types."""
+        with self._lock:
+            return tuple(self._describe(slot) for _, slot in sorted(self._slots.items()))
+
+    def __contains__(self, type: object) -> bool:
+        with self._lock:
+            return type in self._slots
+
+    def loaded(self, type: str) -> Backend | None:
+        """The backend of a type if it is ready to use."""
+        with self._lock:
+            slot = self._slots.get(type)
+            return None if slot is None or slot.error is not None else slot.backend
+
+    # --------------------------------------------------------------------------------------------- registering
+
+    def register(self, backend: Backend | type[Backend], *, replace: bool = False) -> Backend:
+        """Add a backend now.
+
+        :param replace: take the place of one that is there (not while pools use it).
+        :raises BackendConflictError: there is a backend for this type. BackendLoadError: it is not a backend, its
+            api_version does not fit, or what it requires is missing. BackendInUseError: pools use the one there is.
+        """
+        ready = _checked(backend, None)
+        with self._lock:
+            slot = self._slots.get(ready.type)
+            if slot is not None and not replace:
+                who = _distribution(slot.entry_points[0]) if slot.entry_points else None
+                raise BackendConflictError(
+                    f"pool type {ready.type!r} is driven by {who or slot.backend!r} already", type=ready.type
+                )
+            if slot is not None and slot.uses:
+                raise BackendInUseError(_in_use(slot), type=ready.type)
+            slot = self._slots[ready.type] = _Slot(ready.type)
+            slot.backend = ready
+        self._tell(BackendRegistered, type=ready.type)
+        return ready
+
+    async def unregister(self, type: str, *, drain: bool = False) -> None:
+        """Remove a backend.
+
+        :param drain: wait until no pool uses it, letting none start meanwhile; else be refused if one does.
+        :raises UnknownBackendError: there is none. BackendInUseError: pools use it.
+        """
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._lock:
+            slot = self._slot(type)
+            if slot.uses and not drain:
+                raise BackendInUseError(_in_use(slot), type=type)
+            slot.draining = True
+            self._released.add(wake)
+        try:
+            while True:
+                with self._lock:
+                    if not slot.uses:
+                        if self._slots.get(type) is slot:
+                            del self._slots[type]
+                        break
+                    changed.clear()
+                await changed.wait()
+        finally:
+            with self._lock:
+                slot.draining = False
+                self._released.discard(wake)
+        self._tell(BackendUnregistered, type=type)
+
+    # ------------------------------------------------------------------------------------------------- using
+
+    async def get(self, type: str) -> Backend:
+        """The backend of a pool type, imported if it was not yet.
+
+        :raises UnknownBackendError: there is none. BackendLoadError, BackendConflictError: it cannot be used, and why.
+        """
+        with self._lock:
+            slot = self._slot(type)
+            if slot.error is not None:
+                raise slot.error
+            if slot.backend is not None:
+                return slot.backend
+            loading = slot.loading
+            if loading is None:
+                loading = slot.loading = concurrent.futures.Future()
+                threading.Thread(target=self._load, args=(slot, loading), name="astore-import", daemon=True).start()
+        try:
+            async with asyncio.timeout(self.import_timeout):
+                return await asyncio.shield(asyncio.wrap_future(loading))
+        except TimeoutError:
+            raise BackendLoadError(
+                f"the backend of pool type {type!r} ({_origin(slot)}) did not load within {self.import_timeout:g} s",
+                type=type,
+            ) from None
+
+    async def load_all(self) -> tuple[BackendInfo, ...]:
+        """Import every backend, all at once, and say what came of it; none raises."""
+        types = self.types()
+        outcomes = await asyncio.gather(*(self.get(type) for type in types), return_exceptions=True)
+        late = {type: outcome for type, outcome in zip(types, outcomes, strict=True) if isinstance(outcome, Exception)}
+        return tuple(
+            msgspec.structs.replace(info, status="failed", error=reason(late[info.type]))
+            if info.type in late and info.error is None
+            else info
+            for info in self.backends()
+        )
+
+    def acquire(self, backend: Backend) -> None:
+        """Count a pool that uses the backend.
+
+        :raises UnknownBackendError: it was unregistered meanwhile, or is about to be.
+        """
+        with self._lock:
+            slot = self._slots.get(backend.type)
+            if slot is None or slot.backend is not backend or slot.draining:
+                raise UnknownBackendError(f"the backend of pool type {backend.type!r} is gone", type=backend.type)
+            slot.uses += 1
+
+    def release(self, backend: Backend) -> None:
+        """Count one pool less."""
+        with self._lock:
+            slot = self._slots.get(backend.type)
+            if slot is None or slot.backend is not backend:
+                return
+            slot.uses -= 1
+            wake = list(self._released)
+        for call in wake:
+            call()
+
+    # -------------------------------------------------------------------------------------------- inner works
+
+    def _slot(self, type: str) -> _Slot:
+        slot = self._slots.get(type)
+        if slot is None or slot.draining:
+            known = ", ".join(sorted(self._slots)) or "none"
+            raise UnknownBackendError(f"no backend for pool type {type!r} is installed (there are: {known})", type=type)
+        return slot
+
+    def _load(self, slot: _Slot, loading: concurrent.futures.Future[Backend]) -> None:
+        """Import a backend; on a thread of its own."""
+        try:
+            backend = _checked(slot.entry_points[0].load(), slot)
+        except BaseException as exc:  # plugin code: it may raise anything
+            error = exc if isinstance(exc, BackendError) else _load_error(slot, exc)
+            with self._lock:
+                slot.error = error
+            loading.set_exception(error)
+        else:
+            with self._lock:
+                slot.backend = backend
+            loading.set_result(backend)
+            self._tell(BackendRegistered, type=slot.type)
+
+    def _describe(self, slot: _Slot) -> BackendInfo:
+        entry_point = slot.entry_points[0] if slot.entry_points else None
+        dist = entry_point.dist if entry_point is not None else None
+        backend = slot.backend
+        failed = slot.error is not None
+        return BackendInfo(
+            type=slot.type,
+            status="failed" if failed else "ready" if backend is not None else "unloaded",
+            distribution=", ".join(sorted(_distribution(known) or "?" for known in slot.entry_points)) or None,
+            version=dist.version if dist is not None else None,
+            api_version=backend.api_version if backend is not None else None,
+            abilities=abilities(backend) if backend is not None else (),
+            error=reason(slot.error) if slot.error is not None else None,
+            pools=slot.uses,
+        )
+
+    def _tell(self, kind: type[Event], **fields: Any) -> None:
+        if self._publish is not None:
+            self._publish(kind, **fields)
+
+
+def _checked(candidate: Any, slot: _Slot | None) -> Backend:
+    """The backend that a plugin's object is, found fit for use. Runs plugin code, and may block."""
+    origin = _origin(slot) if slot is not None else repr(candidate)
+    backend = candidate() if isinstance(candidate, type) and issubclass(candidate, Backend) else candidate
+    if not isinstance(backend, Backend):
+        raise BackendLoadError(f"{origin} is not an astore Backend", type=slot.type if slot is not None else "")
+    type_ = getattr(backend, "type", None)
+    if not isinstance(type_, str) or not type_:
+        raise BackendLoadError(f"{origin} does not say which pool type it drives", type=slot.type if slot else "")
+    if slot is not None and type_ != slot.type:
+        raise BackendLoadError(f"{origin} drives {type_!r} but is announced as {slot.type!r}", type=slot.type)
+    version = backend.api_version
+    if version not in API_VERSIONS_ACCEPTED:
+        newest = max(API_VERSIONS_ACCEPTED)
+        what = "astore" if isinstance(version, int) and version > newest else "the backend"
+        raise BackendLoadError(
+            f"{origin} was written for api_version {version!r}, this astore takes up to {newest}: upgrade {what}",
+            type=type_,
+        )
+    try:
+        backend.require()
+    except (ImportError, OSError) as exc:
+        raise BackendLoadError(
+            f"the backend of pool type {type_!r} cannot work here: {reason(exc)}", type=type_
+        ) from exc
+    return backend
+
+
+def _load_error(slot: _Slot, exc: BaseException) -> BackendLoadError:
+    error = BackendLoadError(
+        f"the backend of pool type {slot.type!r} ({_origin(slot)}) failed to load: {type(exc).__name__}: {reason(exc)}",
+        type=slot.type,
+    )
+    error.__cause__ = exc
+    return error
+
+
+def _distribution(entry_point: metadata.EntryPoint) -> str | None:
+    return entry_point.dist.name if entry_point.dist is not None else None
+
+
+def _origin(slot: _Slot) -> str:
+    if not slot.entry_points:
+        return repr(slot.backend)
+    entry_point = slot.entry_points[0]
+    return f"{entry_point.value} of {_distribution(entry_point) or 'an unknown distribution'}"
+
+
+def _in_use(slot: _Slot) -> str:
+    return f"the backend of pool type {slot.type!r} is used by {slot.uses} active pool{'s' * (slot.uses != 1)}"

@@ -1,0 +1,118 @@
+"""Processes of other programs: find those of a bed, wait for them, end them; by pid, never by a bare name.
+
+A daemon is nobody's child, so waiting is done by pidfd (pidfd_open(2)), which becomes readable when its process ends
+and cannot come to mean another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+
+def arguments(pid: int) -> tuple[str, ...]:
+    """The command line of a process; empty for one that is gone, a zombie or a kernel thread."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(os.fsdecode(part) for part in data.rstrip(b"\0").split(b"\0")) if data else ()
+
+
+def state(pid: int) -> str:
+    """The state letter of proc(5): R, S, D, T (stopped), Z (zombie); empty for one that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
+
+
+def mentioning(folder: str | os.PathLike[str], programs: Collection[str]) -> list[int]:
+    """Pids of processes of these programs (names without a folder) that have ``folder`` in their command line."""
+    found = []
+    needle = os.fspath(folder)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            argv = arguments(int(entry))
+            if argv and os.path.basename(argv[0]) in programs and any(_within(word, needle) for word in argv):
+                found.append(int(entry))
+    return sorted(found)
+
+
+def _within(word: str, folder: str) -> bool:
+    """Whether an argument names the folder or something in it, not merely a sibling whose name begins alike."""
+    start = word.find(folder)
+    while start >= 0:
+        end = start + len(folder)
+        if end == len(word) or word[end] in "/,: ":
+            return True
+        start = word.find(folder, start + 1)
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is more than a zombie."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
+    """Wait until all these processes have ended, for ``timeout`` seconds at most; returns those that have not."""
+    deadline = time.monotonic() + timeout
+    left = []
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                left.append(pid)
+        finally:
+            os.close(fd)
+    return left
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each; those that are gone are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def end(find: Callable[[], Sequence[int]], *, timeout: float = 10.0, grace: float = 0.0) -> None:
+    """End the processes that ``find`` finds, until it finds none.
+
+    :param grace: seconds that they are given to end by themselves after SIGTERM; 0: SIGKILL at once.
+    :raises RuntimeError: some are still there after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    if grace:
+        pids = find()
+        send(pids, signal.SIGTERM)
+        send(pids, signal.SIGCONT)
+        wait_gone(pids, grace)
+    while pids := [pid for pid in find() if alive(pid)]:
+        send(pids, signal.SIGKILL)
+        wait_gone(pids, max(0.1, deadline - time.monotonic()))
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes do not end: {pids}")
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str, *, every: float = 0.02) -> None:
+    """Poll until ``condition`` is true.
+
+    :raises TimeoutError: naming ``what``, after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not so after {timeout:g} s")
+        time.sleep(every)

@@ -1,0 +1,271 @@
+"""Connections to Gluster volumes: one for each (volume, servers), shared, counted, bounded, and closed where nobody waits.
+
+A connection (a ``glfs_t``) takes 10 to 30 ms to make, holds 7 threads and 2 MB, and takes 10 s to close, whatever it did
+(measured with GlusterFS 10.3). So pools that name the same volume and servers share one; one that nobody holds is kept
+for a while, for the pool that is started again; and closing is left to a daemon thread. A process that ends does not
+close its connections at all, which is safe as long as no function of the library is called afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from astore_gluster import libgfapi
+from astore_gluster.libgfapi import Gfapi
+from astore_gluster.servers import Server, ask
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds that a host has to take a TCP connection."""
+
+
+class Key(NamedTuple):
+    """What makes two connections the same."""
+
+    volume: str
+    servers: tuple[Server, ...]
+
+    def __str__(self) -> str:
+        return f"Gluster volume {self.volume!r} on {', '.join(map(str, self.servers))}"
+
+
+class Connection:
+    """A volume that is connected. Whoever uses ``fs`` must hold it, from before the first call until after the last.
+
+    :ivar gfapi: the library. :ivar fs: the ``glfs_t``.
+    """
+
+    __slots__ = ("_cache", "_holds", "_lock", "fs", "gfapi", "idle_since", "key")
+
+    def __init__(self, gfapi: Gfapi, fs: int, key: Key, cache: ConnectionCache) -> None:
+        self.gfapi = gfapi
+        self.fs = fs
+        self.key = key
+        self.idle_since = 0.0
+        self._cache = cache
+        self._lock = cache._lock
+        self._holds = 1
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.key} holds={self._holds}>"
+
+    @property
+    def holds(self) -> int:
+        """How many holds there are: pools, calls in progress, and handles that were kept."""
+        return self._holds
+
+    def hold(self) -> None:
+        """Keep it open once more. Only whoever holds it already may ask."""
+        with self._lock:
+            self._holds += 1
+
+    def drop(self) -> None:
+        """Give a hold back. The last one makes the connection idle. Never slow."""
+        with self._lock:
+            self._holds -= 1
+            if self._holds:
+                return
+        self._cache._idle(self)
+
+
+class _Opening:
+    """A connection that one thread makes and others wait for."""
+
+    __slots__ = ("connection", "done", "error", "waiting")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.connection: Connection | None = None
+        self.error: BaseException | None = None
+        self.waiting = 0
+
+
+class ConnectionCache:
+    """The connections of a process.
+
+    :param limit: how many there may be, those that are being made or closed included.
+    :param idle_limit: how many of them may be kept without being used.
+    :param idle_seconds: for how long.
+    :param library: gives the library.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int = 128,
+        idle_limit: int = 16,
+        idle_seconds: float = 60.0,
+        library: Callable[[], Gfapi] = libgfapi.load,
+    ) -> None:
+        self.limit = limit
+        self.idle_limit = idle_limit
+        self.idle_seconds = idle_seconds
+        self._library = library
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        # a child process has the memory of these connections but not their threads: it begins anew
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._open: dict[Key, Connection] = {}
+        self._opening: dict[Key, _Opening] = {}
+        self._closing = 0
+        self._reaper: threading.Thread | None = None
+
+    def statistics(self) -> dict[str, int]:
+        """How many connections are ``open``, how many of these ``idle``, and how many being made or closed."""
+        with self._lock:
+            idle = sum(not connection._holds for connection in self._open.values())
+            return {"open": len(self._open), "idle": idle, "opening": len(self._opening), "closing": self._closing}
+
+    def acquire(self, key: Key, timeout: float = 60.0) -> Connection:
+        """A connection, held once for the caller. Blocks; however many threads ask for one, it is made once.
+
+        :param timeout: seconds to wait for another thread that is making it.
+        :raises OSError: ENOENT: no such volume; ECONNREFUSED, ENOTCONN, ETIMEDOUT …: no server answers; EIO: the volume is not
+            started; EMFILE: too many connections; ETIMEDOUT: another thread tries and hangs. In words, with host and volume.
+        """
+        with self._lock:
+            connection = self._open.get(key)
+            if connection is not None:
+                connection._holds += 1
+                return connection
+            opening = self._opening.get(key)
+            if opening is not None:
+                opening.waiting += 1
+            else:
+                self._make_room()
+                mine = self._opening[key] = _Opening()
+        return self._join(key, opening, timeout) if opening is not None else self._make(key, mine, timeout)
+
+    def _make_room(self) -> None:
+        """Count one more connection, at the cost of an idle one if need be. The lock is held."""
+        if len(self._open) + len(self._opening) + self._closing < self.limit:
+            return
+        # closing takes 10 s during which it still counts, so this one is refused and the next may be lucky
+        idle = [connection for connection in self._open.values() if not connection._holds]
+        if idle:
+            self._close(min(idle, key=lambda connection: connection.idle_since))
+        raise OSError(errno.EMFILE, f"there are {self.limit} connections to Gluster volumes already")
+
+    def _make(self, key: Key, opening: _Opening, timeout: float) -> Connection:
+        try:
+            connection = opening.connection = self._connect(key, timeout)
+        except BaseException as error:
+            opening.error = error
+            with self._lock:
+                del self._opening[key]
+            raise
+        else:
+            with self._lock:
+                connection._holds += opening.waiting  # each of those who wait has a hold from now on
+                del self._opening[key]
+                self._open[key] = connection
+            return connection
+        finally:
+            opening.done.set()
+
+    def _join(self, key: Key, opening: _Opening, timeout: float) -> Connection:
+        if not opening.done.wait(timeout):
+            with self._lock:
+                if opening.connection is None:
+                    opening.waiting -= 1
+                    raise OSError(errno.ETIMEDOUT, f"{key}: still connecting after {timeout:g} s")
+            opening.done.wait()
+        if opening.connection is not None:
+            return opening.connection
+        error = opening.error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror) from error
+        raise OSError(errno.EIO, f"{key}: {error}") from error
+
+    def _connect(self, key: Key, timeout: float) -> Connection:
+        gfapi = self._library()
+        answers = ask(key.servers, min(ANSWER_TIMEOUT, timeout))
+        if not answers.servers:
+            errors = [error for _, error in answers.failures]
+            why = "; ".join(f"{server}: {error.strerror}" for server, error in answers.failures)
+            raise OSError(errors[0].errno if errors else errno.EINVAL, f"Gluster volume {key.volume!r}: no host answers ({why})")
+        fs = gfapi.new(os.fsencode(key.volume))
+        if not fs:
+            raise OSError(errno.ENOMEM, f"{key}: out of memory")
+        gfapi.set_logging(fs, b"/dev/null", libgfapi.LOG_NONE)
+        for server in answers.servers:
+            gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port)
+        ctypes.set_errno(0)
+        if gfapi.init(fs) != 0:
+            number = ctypes.get_errno() or errno.ENOTCONN
+            with self._lock:
+                self._closing += 1
+            self._finish(gfapi, fs)
+            raise OSError(number, f"{key}: {_why_not(number)}")
+        return Connection(gfapi, fs, key, self)
+
+    def _idle(self, connection: Connection) -> None:
+        """The last hold of a connection was given back."""
+        with self._lock:
+            if connection._holds or self._open.get(connection.key) is not connection:
+                return
+            connection.idle_since = time.monotonic()
+            idle = [other for other in self._open.values() if not other._holds]
+            if len(idle) > self.idle_limit:
+                self._close(min(idle, key=lambda other: other.idle_since))
+            if self._reaper is None:
+                self._reaper = threading.Thread(target=self._reap, name="astore-gluster-reaper", daemon=True)
+                self._reaper.start()
+
+    def _reap(self) -> None:
+        """Close what has been idle for long enough; end when nothing is idle."""
+        with self._lock:
+            while True:
+                idle = [connection for connection in self._open.values() if not connection._holds]
+                if not idle:
+                    self._reaper = None
+                    return
+                oldest = min(idle, key=lambda connection: connection.idle_since)
+                left = oldest.idle_since + self.idle_seconds - time.monotonic()
+                if left <= 0:
+                    self._close(oldest)
+                else:
+                    self._changed.wait(left)
+
+    def close_idle(self) -> None:
+        """Begin to close every connection that nobody holds. Does not wait for it."""
+        with self._lock:
+            for connection in list(self._open.values()):
+                if not connection._holds:
+                    self._close(connection)
+            self._changed.notify_all()
+
+    def _close(self, connection: Connection) -> None:
+        """Take a connection that nobody holds out, and have it closed. The lock is held."""
+        del self._open[connection.key]
+        self._closing += 1
+        self._finish(connection.gfapi, connection.fs)
+
+    def _finish(self, gfapi: Gfapi, fs: int) -> None:
+        def finish() -> None:
+            gfapi.fini(fs)  # its result only says that something was still referenced
+            with self._lock:
+                self._closing -= 1
+
+        threading.Thread(target=finish, name="astore-gluster-fini", daemon=True).start()
+
+
+def _why_not(number: int) -> str:
+    """What libgfapi means by the errno of a glfs_init that failed."""
+    if number == errno.ENOENT:
+        return "there is no such volume"
+    if number == errno.EIO:
+        return "the volume does not come up (is it started?)"
+    return os.strerror(number)
+
+
+CONNECTIONS = ConnectionCache()
+"""The connections of this process."""

@@ -1,0 +1,214 @@
+"""Every foreign declaration: libgfapi, loaded through the package gfapi and declared with the types of its headers.
+
+The package gfapi finds and loads the library; of its own declarations none is used, since several are too narrow (offsets
+as ``int``) or lack arguments (``glfs_ftruncate``), and its Dir, File and Volume objects call into the library when the
+garbage collector takes them, which after the end of the connection is a crash. Sources of what is declared here:
+``glfs.h`` and ``glfs-handles.h`` of GlusterFS 10.
+
+:func:`load` gives the one :class:`Gfapi` of the process. Its attributes are the bare functions, without the prefix
+``glfs_``: pointers are integers (None for NULL), and a failure is a negative number or None with the errno in
+:func:`ctypes.get_errno`. :func:`failure` makes an OSError of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from astore.errors import BackendLoadError
+from astore_gluster.layout import StatLayout, stat_layout
+
+OLDEST: Final = "6.0"
+"""The oldest GlusterFS whose libgfapi will do. It is told by its symbols, see :data:`DECLARATIONS`."""
+
+XREADDIRP_STAT: Final = 1
+XREADDIRP_HANDLE: Final = 2
+LOG_NONE: Final = 0
+
+Pointer = int | None
+_ptr = ctypes.c_void_p
+_text = ctypes.c_char_p
+_int = ctypes.c_int
+_uint = ctypes.c_uint
+_off = ctypes.c_int64
+_size = ctypes.c_size_t
+_ssize = ctypes.c_ssize_t
+
+DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
+    # name without glfs_: the version that brought it (in this form), its result, its arguments
+    "new": ("3.4.0", _ptr, (_text,)),
+    "set_volfile_server": ("3.4.0", _int, (_ptr, _text, _text, _int)),
+    "set_logging": ("3.4.0", _int, (_ptr, _text, _int)),
+    "init": ("3.4.0", _int, (_ptr,)),
+    "fini": ("3.4.0", _int, (_ptr,)),
+    "opendir": ("3.4.0", _ptr, (_ptr, _text)),
+    "closedir": ("3.4.0", _int, (_ptr,)),
+    "xreaddirplus_r": ("3.11.0", _int, (_ptr, ctypes.c_uint32, _ptr, _ptr, _ptr)),
+    "h_lookupat": ("3.7.4", _ptr, (_ptr, _ptr, _text, _ptr, _int)),
+    "h_anonymous_read": ("3.7.0", _ssize, (_ptr, _ptr, _ptr, _size, _off)),
+    "h_close": ("3.4.2", _int, (_ptr,)),
+    "stat": ("3.4.0", _int, (_ptr, _text, _ptr)),
+    "lstat": ("3.4.0", _int, (_ptr, _text, _ptr)),
+    "readlink": ("3.4.0", _int, (_ptr, _text, _ptr, _size)),
+    "statvfs": ("3.4.0", _int, (_ptr, _text, _ptr)),
+    "open": ("3.4.0", _ptr, (_ptr, _text, _int)),
+    "creat": ("3.4.0", _ptr, (_ptr, _text, _int, _uint)),
+    "close": ("3.4.0", _int, (_ptr,)),
+    "fstat": ("3.4.0", _int, (_ptr, _ptr)),
+    "lseek": ("3.4.0", _off, (_ptr, _off, _int)),
+    "fallocate": ("3.5.0", _int, (_ptr, _int, _off, _size)),
+    "discard": ("3.5.0", _int, (_ptr, _off, _size)),
+    "zerofill": ("3.5.0", _int, (_ptr, _off, _off)),
+    "fchmod": ("3.4.0", _int, (_ptr, _uint)),
+    "fchown": ("3.4.0", _int, (_ptr, _uint, _uint)),
+    "chmod": ("3.4.0", _int, (_ptr, _text, _uint)),
+    "chown": ("3.4.0", _int, (_ptr, _text, _uint, _uint)),
+    "rename": ("3.4.0", _int, (_ptr, _text, _text)),
+    "link": ("3.4.0", _int, (_ptr, _text, _text)),
+    "unlink": ("3.4.0", _int, (_ptr, _text)),
+    "mkdir": ("3.4.0", _int, (_ptr, _text, _uint)),
+    "rmdir": ("3.4.0", _int, (_ptr, _text)),
+    # In 6.0 these got their pointers to struct glfs_stat, under the old names. That a library has the new form is told by
+    # copy_file_range, which came with the same version.
+    "copy_file_range": ("6.0", _ssize, (_ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr)),
+    "pread": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr)),
+    "pwrite": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr, _ptr)),
+    "ftruncate": ("6.0", _int, (_ptr, _off, _ptr, _ptr)),
+    "fsync": ("6.0", _int, (_ptr, _ptr, _ptr)),
+    "fdatasync": ("6.0", _int, (_ptr, _ptr, _ptr)),
+}
+"""The functions that may wait for a server. They run without the GIL and keep their errno."""
+
+MEMORY_DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
+    "xreaddirplus_get_stat": ("3.11.0", _ptr, (_ptr,)),
+    "xreaddirplus_get_object": ("3.11.0", _ptr, (_ptr,)),
+    "object_copy": ("3.11.0", _ptr, (_ptr,)),
+    "free": ("3.7.16", None, (_ptr,)),
+}
+"""The functions that only touch memory, called once for each entry of a listing. They keep the GIL: giving it up takes
+longer than the call, and getting it back may take as long as another thread likes."""
+
+
+class Gfapi:
+    """libgfapi's functions, with their types.
+
+    :param library: the loaded library.
+    :param layout: how ``struct stat`` looks on this machine.
+    :raises BackendLoadError: naming the first symbol that is missing, or the machine if it is not known.
+    """
+
+    new: Callable[[bytes], Pointer]
+    set_volfile_server: Callable[[int, bytes, bytes, int], int]
+    set_logging: Callable[[int, bytes, int], int]
+    init: Callable[[int], int]
+    fini: Callable[[int], int]
+    opendir: Callable[[int, bytes], Pointer]
+    closedir: Callable[[int], int]
+    xreaddirplus_r: Callable[[int, int, int, int, int], int]
+    xreaddirplus_get_stat: Callable[[Pointer], Pointer]
+    xreaddirplus_get_object: Callable[[Pointer], Pointer]
+    object_copy: Callable[[int], Pointer]
+    free: Callable[[Pointer], None]
+    h_lookupat: Callable[[int, Pointer, bytes, int, int], Pointer]
+    h_anonymous_read: Callable[[int, int, int, int, int], int]
+    h_close: Callable[[int], int]
+    stat: Callable[[int, bytes, int], int]
+    lstat: Callable[[int, bytes, int], int]
+    readlink: Callable[[int, bytes, int, int], int]
+    statvfs: Callable[[int, bytes, int], int]
+    open: Callable[[int, bytes, int], Pointer]
+    creat: Callable[[int, bytes, int, int], Pointer]
+    close: Callable[[int], int]
+    fstat: Callable[[int, int], int]
+    lseek: Callable[[int, int, int], int]
+    fallocate: Callable[[int, int, int, int], int]
+    discard: Callable[[int, int, int], int]
+    zerofill: Callable[[int, int, int], int]
+    fchmod: Callable[[int, int], int]
+    fchown: Callable[[int, int, int], int]
+    chmod: Callable[[int, bytes, int], int]
+    chown: Callable[[int, bytes, int, int], int]
+    rename: Callable[[int, bytes, bytes], int]
+    link: Callable[[int, bytes, bytes], int]
+    unlink: Callable[[int, bytes], int]
+    mkdir: Callable[[int, bytes, int], int]
+    rmdir: Callable[[int, bytes], int]
+    copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int]
+    pread: Callable[[int, int, int, int, int, None], int]
+    pwrite: Callable[[int, int | bytes, int, int, int, None, None], int]
+    ftruncate: Callable[[int, int, None, None], int]
+    fsync: Callable[[int, None, None], int]
+    fdatasync: Callable[[int, None, None], int]
+
+    def __init__(self, library: ctypes.CDLL, layout: StatLayout | None) -> None:
+        if layout is None:
+            raise BackendLoadError(f"the layout of struct stat on {os.uname().machine} is not known", type="gluster")
+        self.layout = layout
+        for table, bind in ((DECLARATIONS, _waiting), (MEMORY_DECLARATIONS, _quick)):
+            for name, (version, result, arguments) in table.items():
+                symbol = f"glfs_{name}"
+                if not hasattr(library, symbol):
+                    raise BackendLoadError(
+                        f"libgfapi is too old: it has no {symbol} (of GlusterFS {version}); GlusterFS {OLDEST} or later is needed",
+                        type="gluster",
+                    )
+                setattr(self, name, bind(library, symbol, result, arguments))
+
+
+def _waiting(library: ctypes.CDLL, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+    return ctypes.CFUNCTYPE(result, *arguments, use_errno=True)((symbol, library))
+
+
+def _quick(library: ctypes.CDLL, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+    return ctypes.PYFUNCTYPE(result, *arguments)((symbol, library))
+
+
+_lock = threading.Lock()
+_loaded: Gfapi | None = None
+
+
+def load() -> Gfapi:
+    """The library, loaded on first use. Any thread may ask.
+
+    :raises BackendLoadError: saying what to install; the next call tries again.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            _loaded = Gfapi(_import_client(), stat_layout())
+        return _loaded
+
+
+def _import_client() -> ctypes.CDLL:
+    """The library as the package gfapi loads it.
+
+    gfapi 1.2 takes ``Iterator`` from :mod:`collections`, where Python 3.10 no longer has it, and raises a bare Exception
+    where there is no library.
+    """
+    lend = not hasattr(collections, "Iterator")
+    if lend:
+        collections.Iterator = collections.abc.Iterator  # type: ignore[attr-defined]
+    try:
+        from gluster.gfapi import api
+    except ModuleNotFoundError as error:
+        raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
+    except Exception as error:
+        message = f"libgfapi cannot be loaded ({error}): install GlusterFS's client library, on Debian the package libgfapi0"
+        raise BackendLoadError(message, type="gluster") from error
+    finally:
+        if lend:
+            del collections.Iterator  # type: ignore[attr-defined]
+    client: ctypes.CDLL = api.client
+    return client
+
+
+def failure(what: str | bytes | None = None) -> OSError:
+    """The OSError of the libgfapi function that just failed on this thread; ``what`` is the path it was about."""
+    number = ctypes.get_errno() or errno.EIO
+    return OSError(number, os.strerror(number), what) if what is not None else OSError(number, os.strerror(number))
