@@ -68,7 +68,7 @@ class GlusterBed:
     """One to nine glusterds with their volumes. A context manager; also :meth:`start` and :meth:`close`.
 
     :param folder: for everything it writes; made if need be. Must be on a file system with ``trusted.*`` attributes
-        (ext4, XFS; tmpfs since Linux 6.6). Afterwards only its ``log`` folders stay.
+        (ext4, XFS, tmpfs). Afterwards only its ``log`` folders stay.
     :param nodes: how many glusterds; node *n* (from 1) has the address ``address_base`` + *n*.
     :raises BedUnavailable: (on start) not root, programs missing, or not in a private namespace.
     """

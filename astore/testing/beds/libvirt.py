@@ -7,6 +7,7 @@ systems that only the private namespace sees. It starts in well under a second, 
 from __future__ import annotations
 
 import glob
+import html
 import os
 import shutil
 import subprocess
@@ -20,8 +21,10 @@ from astore.testing.beds.namespace import cover, require_private_namespaces, unc
 COVERED_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/etc/libvirt", "/var/log/libvirt")
 """The folders that libvirtd has compiled in."""
 
-_STORAGE_DRIVERS = ("/usr/lib/*/libvirt/connection-driver/libvirt_driver_storage.so",) + tuple(
-    f"/usr/{lib}/libvirt/connection-driver/libvirt_driver_storage.so" for lib in ("lib64", "lib")
+_STORAGE_DRIVERS = (
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_storage.so",
+    "/usr/lib64/libvirt/connection-driver/libvirt_driver_storage.so",
+    "/usr/lib/libvirt/connection-driver/libvirt_driver_storage.so",
 )
 
 
@@ -169,6 +172,6 @@ def _targets(state: Path) -> list[str]:
         _, found, rest = path.read_text().partition("<path>")
         while found:
             text, _, rest = rest.partition("</path>")
-            targets.append(text)
+            targets.append(html.unescape(text))
             _, found, rest = rest.partition("<path>")
     return targets

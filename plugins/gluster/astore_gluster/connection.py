@@ -8,6 +8,7 @@ close its connections at all, which is safe as long as no function of the librar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -88,7 +89,7 @@ class _Opening:
 class ConnectionCache:
     """The connections of a process.
 
-    :param limit: how many there may be, those that are being made or closed included.
+    :param limit: how many there may be, in use or idle; as many more may be about to be closed.
     :param idle_limit: how many of them may be kept without being used.
     :param idle_seconds: for how long.
     :param library: gives the library.
@@ -145,14 +146,15 @@ class ConnectionCache:
         return self._join(key, opening, timeout) if opening is not None else self._make(key, mine, timeout)
 
     def _make_room(self) -> None:
-        """Count one more connection, at the cost of an idle one if need be. The lock is held."""
-        if len(self._open) + len(self._opening) + self._closing < self.limit:
-            return
-        # closing takes 10 s during which it still counts, so this one is refused and the next may be lucky
-        idle = [connection for connection in self._open.values() if not connection._holds]
-        if idle:
-            self._close(min(idle, key=lambda connection: connection.idle_since))
-        raise OSError(errno.EMFILE, f"there are {self.limit} connections to Gluster volumes already")
+        """See that one more connection is allowed, at the cost of an idle one if need be. The lock is held."""
+        if len(self._open) + len(self._opening) >= self.limit:
+            idle = [connection for connection in self._open.values() if not connection._holds]
+            if idle:
+                self._close(min(idle, key=lambda connection: connection.idle_since))
+            else:
+                raise OSError(errno.EMFILE, f"{self.limit} connections to Gluster volumes are in use already")
+        if self._closing >= self.limit:
+            raise OSError(errno.EMFILE, f"{self._closing} connections to Gluster volumes are still being closed")
 
     def _make(self, key: Key, opening: _Opening, timeout: float) -> Connection:
         try:
@@ -191,7 +193,9 @@ class ConnectionCache:
         if not answers.servers:
             errors = [error for _, error in answers.failures]
             why = "; ".join(f"{server}: {error.strerror}" for server, error in answers.failures)
-            raise OSError(errors[0].errno if errors else errno.EINVAL, f"Gluster volume {key.volume!r}: no host answers ({why})")
+            raise OSError(
+                errors[0].errno if errors else errno.EINVAL, f"Gluster volume {key.volume!r}: no host answers ({why})"
+            )
         fs = gfapi.new(os.fsencode(key.volume))
         if not fs:
             raise OSError(errno.ENOMEM, f"{key}: out of memory")
@@ -217,8 +221,10 @@ class ConnectionCache:
             if len(idle) > self.idle_limit:
                 self._close(min(idle, key=lambda other: other.idle_since))
             if self._reaper is None:
-                self._reaper = threading.Thread(target=self._reap, name="astore-gluster-reaper", daemon=True)
-                self._reaper.start()
+                with contextlib.suppress(RuntimeError):
+                    reaper = threading.Thread(target=self._reap, name="astore-gluster-reaper", daemon=True)
+                    reaper.start()
+                    self._reaper = reaper
 
     def _reap(self) -> None:
         """Close what has been idle for long enough; end when nothing is idle."""
@@ -255,7 +261,9 @@ class ConnectionCache:
             with self._lock:
                 self._closing -= 1
 
-        threading.Thread(target=finish, name="astore-gluster-fini", daemon=True).start()
+        # no thread can be started when the interpreter is about to end: then the connection ends with it
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=finish, name="astore-gluster-fini", daemon=True).start()
 
 
 def _why_not(number: int) -> str:

@@ -67,9 +67,7 @@ def stat_layout(machine: str | None = None) -> StatLayout | None:
 def decode_stat(layout: StatLayout, data: bytes | bytearray | memoryview) -> FileStat:
     """Make a FileStat out of the bytes of a ``struct stat``."""
     inode, mode, uid, gid, size, blocks, a, a_ns, m, m_ns, c, c_ns = layout.members.unpack_from(data)
-    return FileStat(
-        mode, inode, size, blocks, uid, gid, a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns
-    )
+    return FileStat(mode, inode, size, blocks, uid, gid, a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
 
 
 def decode_statvfs(data: bytes) -> tuple[int, int]:

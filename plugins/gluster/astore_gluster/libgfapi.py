@@ -155,7 +155,7 @@ class Gfapi:
                 symbol = f"glfs_{name}"
                 if not hasattr(library, symbol):
                     raise BackendLoadError(
-                        f"libgfapi is too old: it has no {symbol} (of GlusterFS {version}); GlusterFS {OLDEST} or later is needed",
+                        f"libgfapi has no {symbol}, which is as old as GlusterFS {version}: {OLDEST} or later is needed",
                         type="gluster",
                     )
                 setattr(self, name, bind(library, symbol, result, arguments))
@@ -199,7 +199,9 @@ def _import_client() -> ctypes.CDLL:
     except ModuleNotFoundError as error:
         raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
     except Exception as error:
-        message = f"libgfapi cannot be loaded ({error}): install GlusterFS's client library, on Debian the package libgfapi0"
+        message = (
+            f"libgfapi cannot be loaded ({error}): install GlusterFS's client library, on Debian the package libgfapi0"
+        )
         raise BackendLoadError(message, type="gluster") from error
     finally:
         if lend:
@@ -212,3 +214,14 @@ def failure(what: str | bytes | None = None) -> OSError:
     """The OSError of the libgfapi function that just failed on this thread; ``what`` is the path it was about."""
     number = ctypes.get_errno() or errno.EIO
     return OSError(number, os.strerror(number), what) if what is not None else OSError(number, os.strerror(number))
+
+
+_local = threading.local()
+
+
+def scratch(size: int) -> int:
+    """The address of a buffer of ``size`` bytes at least, this thread's own until it asks again."""
+    room: ctypes.Array[ctypes.c_char] | None = getattr(_local, "room", None)
+    if room is None or len(room) < size:
+        room = _local.room = ctypes.create_string_buffer(size)
+    return ctypes.addressof(room)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from astore.errors import DefinitionError
 from astore.model import Host
 
 DEFAULT_PORT = 24007
@@ -38,7 +39,9 @@ def servers_of(hosts: Iterable[Host]) -> tuple[Server, ...]:
     """The servers that ``<host>`` elements name; a name that begins with ``/`` is the path of glusterd's socket."""
     return tuple(
         dict.fromkeys(
-            Server("unix", host.name, 0) if host.name.startswith("/") else Server("tcp", host.name, host.port or DEFAULT_PORT)
+            Server("unix", host.name, 0)
+            if host.name.startswith("/")
+            else Server("tcp", host.name, host.port or DEFAULT_PORT)
             for host in hosts
         )
     )
@@ -52,7 +55,7 @@ def url_parts(host: Host, volume: str, directory: str) -> tuple[str, str]:
     path = quote_path(f"/{volume}/{directory.strip('/')}".rstrip("/") + "/")
     if host.name.startswith("/"):
         return f"gluster+unix://{path}", f"?socket={quote_path(host.name)}"
-    name = f"[{host.name.strip('[]')}]" if ":" in host.name else host.name
+    name = f"[{host.name}]" if ":" in host.name else host.name
     port = f":{host.port}" if host.port else ""
     return f"gluster://{name}{port}{path}", ""
 
@@ -63,19 +66,19 @@ def quote_path(path: str) -> str:
 
 
 class Answers(NamedTuple):
-    """Who answered: ``servers`` in the order in which to ask them, ``failures`` why the others did not."""
+    """``servers`` in the order in which to ask them, if one answered; else none, and ``failures`` says why."""
 
     servers: tuple[Server, ...]
     failures: tuple[tuple[Server, OSError], ...]
 
 
 def ask(servers: Sequence[Server], timeout: float) -> Answers:
-    """Connect to every server at once and see who takes the connection. Blocks, for ``timeout`` seconds at most (and while
-    names are resolved).
+    """Connect to every server at once, until one takes the connection. Blocks, for ``timeout`` seconds at most, and while
+    names are resolved.
 
     libgfapi tries its servers one after the other: it stays 3 s with each that refuses and minutes with one that swallows
-    packets, in a call that nobody can end. So those that answer are named first, and if nobody does it is not called.
-    Servers that answer keep their order, and the others come after them.
+    packets, in a call that nobody can end. So whoever answers is named first and whoever refused last, and if nobody
+    answers it is not called.
     """
     failures: dict[Server, OSError] = {}
     answered: set[Server] = set()
@@ -88,13 +91,8 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
             except OSError as error:
                 failures[server] = error
         deadline = time.monotonic() + timeout
-        while selector.get_map() and len(answered) < len(servers):
-            left = deadline - time.monotonic()
-            # whoever is alive answers at about the same time: do not wait for the dead when somebody is there
-            ready = selector.select(min(left, 0.2) if answered else left) if left > 0 else []
-            if not ready:
-                break
-            for key, _ in ready:
+        while selector.get_map() and not answered and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
                 server = key.data
                 selector.unregister(key.fileobj)
                 number = _socket(key.fileobj).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -102,11 +100,10 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
                     failures[server] = OSError(number, os.strerror(number))
                 else:
                     answered.add(server)
+    if answered:
+        return Answers(tuple(sorted(servers, key=lambda server: (server not in answered, server in failures))), ())
     silent = OSError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
-    return Answers(
-        tuple(s for s in servers if s in answered) + tuple(s for s in servers if s not in answered) if answered else (),
-        tuple((s, failures.get(s, silent)) for s in servers if s not in answered),
-    )
+    return Answers((), tuple((server, failures.get(server, silent)) for server in servers))
 
 
 def _socket(fileobj: object) -> socket.socket:
@@ -143,3 +140,22 @@ def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:
     if not attempts and failed is not None:
         raise failed
     return attempts
+
+
+def check_server(host: Host) -> None:
+    """See that a ``<host>`` can be given to libgfapi and to a command line.
+
+    :raises DefinitionError: no name, an unfit one, or a port out of range.
+    """
+    name = host.name
+    if not name:
+        raise DefinitionError("a host needs a name", element="host")
+    if name.startswith("/"):
+        if not name.isprintable() or ".." in name.split("/") or len(os.fsencode(name)) > 107:
+            raise DefinitionError(f"{name!r} cannot be the path of glusterd's socket", element="host")
+        if host.port:
+            raise DefinitionError(f"the socket {name!r} has no port", element="host")
+    elif not name.isascii() or not all(c.isalnum() or c in "-._:%" for c in name) or name[0] in "-.":
+        raise DefinitionError(f"{name!r} is not the name or the address of a host", element="host")
+    if host.port is not None and not 0 < host.port < 65536:
+        raise DefinitionError(f"the port {host.port} of host {name!r} is not between 1 and 65535", element="host")

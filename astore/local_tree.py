@@ -1,0 +1,257 @@
+"""LocalTree: a :class:`~astore.files.FileTree` over a directory that the kernel shows us, mounted or not.
+
+Everything goes through a descriptor of the directory, so that a directory renamed or mounted over halfway through a
+scan cannot mix two places up. What a scan costs is the cost of one ``stat`` an entry: the loop in :meth:`LocalTree.scan`
+is written for that and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+
+from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening what became a FIFO must not wait for a writer; O_NOCTTY: nor make a terminal ours (open(2))
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class _Folder:
+    """A descriptor of a directory, closed when the last call that uses it is done.
+
+    Whoever uses ``fd`` holds a reference to this object meanwhile: closing on the last reference rather than on request
+    means that a number is never closed, and given to another file, under a call that another thread is in.
+    """
+
+    __slots__ = ("fd", "identity")
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        self.fd = os.open(path, _FOLDER)
+        st = os.fstat(self.fd)
+        self.identity = (st.st_dev, st.st_ino)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class LocalTree(FileTree):
+    """The entries of one directory. Symbolic links are followed, out of the directory too, as libvirt follows them.
+
+    :param path: the directory, absolute; opened here, which may block.
+    :param readers: how many threads reading headers at once pay. From a warm page cache one is fastest; from a cold
+        local disk four read 10,000 heads in half the time, and over a network more than that.
+    :param verify: called before every scan and lookup with the directory's descriptor, on the calling thread; raises
+        OSError where the directory is not the one that it should be.
+    :raises OSError: the directory cannot be opened: ENOENT, ENOTDIR, EACCES …
+    """
+
+    def __init__(self, path: str, *, readers: int = 1, verify: Callable[[int], None] | None = None) -> None:
+        self.path = path
+        self._prefix = path if path.endswith("/") else path + "/"
+        vars(self)["readers"] = readers  # the class has it for all its trees; this is one tree's own
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._closed = False
+        self._folder: _Folder | None = _Folder(path)
+
+    def __repr__(self) -> str:
+        return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
+
+    def key(self, name: str) -> str:
+        """The entry's path."""
+        return self._prefix + name
+
+    # ------------------------------------------------------------------------------------------- the directory
+
+    def reopen(self) -> None:
+        """Open the directory anew, by its path; calls under way go on with the old one. Blocks.
+
+        :raises OSError: it cannot be opened; the tree keeps the descriptor it has.
+        """
+        self._put(_Folder(self.path))
+
+    def _put(self, folder: _Folder) -> _Folder:
+        with self._lock:
+            if self._closed:
+                raise self._gone()
+            self._folder = folder
+        return folder
+
+    def _gone(self) -> OSError:
+        return OSError(errno.EBADF, "the tree is closed", self.path)
+
+    def _opened(self) -> _Folder:
+        """The directory as it was last opened."""
+        folder = self._folder
+        if folder is None:
+            raise self._gone()
+        return folder
+
+    def _current(self) -> _Folder:
+        """The directory that has the path now, which need not be the one that had it before, verified."""
+        folder = self._opened()
+        st = os.stat(self.path)
+        if (st.st_dev, st.st_ino) != folder.identity:
+            folder = self._put(_Folder(self.path))
+        if self._verify is not None:
+            self._verify(folder.fd)
+        return folder
+
+    # --------------------------------------------------------------------------------------------- its entries
+
+    def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
+        """List the directory; see :meth:`astore.files.FileTree.scan`.
+
+        :raises OSError: it cannot be read, or ``verify`` says that it is the wrong one.
+        """
+        folder = self._current()
+        # a description of its own: os.scandir(fd) shares its position with every other user of fd
+        fd = os.open(".", _FOLDER, dir_fd=folder.fd)
+        try:
+            with os.scandir(fd) as listing:
+                yield from _entries(listing, fd, want, folder)
+        finally:
+            os.close(fd)
+
+    def lookup(self, name: str) -> Entry | None:
+        """One entry, or None where there is none (or a dangling link, or a name that no entry can have)."""
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            return None
+        folder = self._current()
+        try:
+            found = os.stat(name, dir_fd=folder.fd)
+        except FileNotFoundError:
+            return None
+        return Entry(name, _file_stat(found, name, folder.fd), folder)
+
+    def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
+        """The beginning of a file; see :meth:`astore.files.FileTree.read_header`.
+
+        :raises OSError: it cannot be read; EINVAL if it is no regular file or block device (any more).
+        """
+        name = entry[0]
+        fd = _open_quietly(name, entry[2].fd)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise OSError(errno.EINVAL, "it is no regular file any more", name)
+            head = os.pread(fd, FIRST_READ, 0)
+            if len(head) < FIRST_READ:
+                head = _fill(fd, head, FIRST_READ)
+                if len(head) < FIRST_READ:
+                    return head
+            if more(head):
+                head = _fill(fd, head, HEADER_SIZE)
+            return head
+        finally:
+            os.close(fd)
+
+    def statvfs(self) -> tuple[int, int]:
+        """Bytes in all and bytes free of the file system that the directory is on."""
+        folder = self._opened()
+        vfs = os.fstatvfs(folder.fd)
+        return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
+
+    def close(self) -> None:
+        """Let go of the directory. May be called twice, and while calls of other threads are still running."""
+        with self._lock:
+            self._closed = True
+            self._folder = None
+
+
+# ---------------------------------------------------------------------------------------------------- entry by entry
+
+
+def _entries(
+    listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: _Folder
+) -> Iterator[Entry | tuple[str, OSError]]:
+    # The hottest loop of a refresh: 10,000 entries in 20 ms, 15 of them in the kernel. os.stat() and not DirEntry.stat(),
+    # which does not follow what became a link after it was listed; tuple.__new__, since the records' own is Python code.
+    os_stat, new = os.stat, tuple.__new__
+    for listed in listing:
+        name = listed.name
+        try:
+            st = os_stat(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT or _is_there(name, fd):
+                yield name, error
+            continue
+        found = new(
+            FileStat,
+            (
+                st.st_mode,
+                st.st_ino,
+                st.st_size,
+                st.st_blocks,
+                st.st_uid,
+                st.st_gid,
+                st.st_atime_ns,
+                st.st_mtime_ns,
+                st.st_ctime_ns,
+            ),
+        )
+        if stat.S_ISBLK(found[0]):
+            found = found._replace(size=_device_size(name, fd))
+        if want(name, found):
+            yield new(Entry, (name, found, folder))
+
+
+def _file_stat(st: os.stat_result, name: str, fd: int) -> FileStat:
+    return FileStat(
+        st.st_mode,
+        st.st_ino,
+        _device_size(name, fd) if stat.S_ISBLK(st.st_mode) else st.st_size,
+        st.st_blocks,
+        st.st_uid,
+        st.st_gid,
+        st.st_atime_ns,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
+    )
+
+
+def _is_there(name: str, fd: int) -> bool:
+    """Whether a name that leads nowhere still exists: a dangling link does, what vanished does not."""
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _device_size(name: str, fd: int) -> int:
+    """The size of a block device, which stat(2) does not tell; 0 where it may not be opened."""
+    with contextlib.suppress(OSError):
+        device = os.open(name, _FILE, dir_fd=fd)
+        try:
+            return os.lseek(device, 0, os.SEEK_END)
+        finally:
+            os.close(device)
+    return 0
+
+
+def _open_quietly(name: str, folder: int) -> int:
+    """Open for reading without leaving a trace in the access time, where we may: O_NOATIME is for owners (open(2))."""
+    try:
+        return os.open(name, _FILE | os.O_NOATIME, dir_fd=folder)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return os.open(name, _FILE, dir_fd=folder)
+
+
+def _fill(fd: int, head: bytes, size: int) -> bytes:
+    """Read on until there are ``size`` bytes or the file ends: a network file system may give fewer than asked."""
+    while len(head) < size:
+        rest = os.pread(fd, size - len(head), len(head))
+        if not rest:
+            break
+        head += rest
+    return head

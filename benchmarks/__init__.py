@@ -1,0 +1,1 @@
+"""`make bench`: astore, libvirt and the C limit side by side."""

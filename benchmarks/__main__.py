@@ -1,0 +1,111 @@
+"""Print the table of how fast refreshes are: ``python -m benchmarks [--quick] [--rows …] [--write FILE]``.
+
+Needs root (a private Gluster, FUSE, a private libvirtd). Pairs are run in turn; medians are quoted, and ratios are
+what counts: the machine it runs on may be as noisy as it likes, but both sides of a ratio were measured side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from astore.testing.beds.namespace import enter_private_namespaces
+
+
+class Row(NamedTuple):
+    """A line of the table; seconds, or None where that side was not measured."""
+
+    work: str
+    libvirt: float | None
+    limit: float | None
+    astore: float
+    bar: str
+    ratio: float
+    met: bool
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory")
+    parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
+    parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out (its Gluster rows take minutes)")
+    parser.add_argument("--write", type=Path, help="write the table into this file as well")
+    parser.add_argument("--folder", type=Path, help="where to put images and bricks (ext4 or XFS)")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("make bench: needs root, for a private Gluster, FUSE mounts and a private libvirtd", file=sys.stderr)
+        return 1
+    enter_private_namespaces()
+    from benchmarks.rows import Bench  # only now: importing it may start threads
+
+    with tempfile.TemporaryDirectory(prefix="astore-bench-", dir=options.folder) as folder:
+        bench = Bench(Path(folder), pairs=options.pairs, with_libvirt=not options.no_libvirt)
+        try:
+            rows = asyncio.run(bench.run(None if options.rows == "all" else set(options.rows.split(","))))
+        finally:
+            bench.close()
+    text = table(rows, bench.notes)
+    print(text)
+    if options.write:
+        options.write.write_text(text)
+    sys.stdout.flush()
+    os._exit(0 if all(row.met for row in rows) else 1)  # not by way of libgfapi's threads
+
+
+def table(rows: list[Row], notes: list[str]) -> str:
+    """The Markdown page."""
+    lines = [
+        "# How fast",
+        "",
+        "Written by `make bench` (`python -m benchmarks --write docs/benchmarks.md`). Each line's sides were measured in turn",
+        "in one run; seconds are medians, and the ratio is what counts.",
+        "",
+        f"Machine: {machine()}. {time.strftime('%Y-%m-%d')}.",
+        "",
+        "| work | libvirt | limit in C | astore | bar | reached | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.work} | {_seconds(row.libvirt)} | {_seconds(row.limit)} | {_seconds(row.astore)} "
+            f"| {row.bar} | {row.ratio:.3g} | {'met' if row.met else '**not met**'} |"
+        )
+    lines += ["", *[f"- {note}" for note in notes], ""]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What it ran on, in one line."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return (
+        f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, server and client on the same machine"
+    )
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def median(values: list[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""The rows of the table, each measured side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import astore
+from astore.testing.beds.gluster import GlusterBed
+from astore.testing.beds.images import make_images
+from benchmarks.__main__ import Row
+from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
+
+median = statistics.median
+
+
+class Bench:
+    """What all rows share: a folder, a Gluster, a libvirt, a Manager; each made when first needed."""
+
+    def __init__(self, folder: Path, *, pairs: int, with_libvirt: bool) -> None:
+        self.folder = folder
+        self.pairs = pairs
+        self.with_libvirt = with_libvirt
+        self.notes: list[str] = []
+        self._gluster: GlusterBed | None = None
+        self._libvirt: Libvirt | None = None
+        self._limit: Limit | None = None
+        self._manager: astore.Manager | None = None
+
+    def close(self) -> None:
+        if self._libvirt is not None:
+            self._libvirt.close()
+        if self._gluster is not None:
+            self._gluster.close()
+
+    async def run(self, wanted: set[str] | None) -> list[Row]:
+        rows: list[Row] = []
+        table: dict[str, Callable[[], Awaitable[list[Row]]]] = {
+            "dir": self.dir_rows,
+            "gluster": self.gluster_rows,
+            "many": self.many_rows,
+            "netfs": self.netfs_rows,
+            "loop": self.loop_rows,
+            "memory": self.memory_rows,
+        }
+        for name, measure in table.items():
+            if wanted is None or name in wanted:
+                say(f"— {name}")
+                async with astore.Manager(self.folder / f"state-{name}") as manager:
+                    self._manager = manager
+                    rows += await measure()
+                    for pool in manager.pools(active=True):
+                        await pool.stop()
+                for row in rows[-2:]:
+                    say("  ", row)
+        return rows
+
+    # ------------------------------------------------------------------------------------------------ the sides
+
+    @property
+    def manager(self) -> astore.Manager:
+        assert self._manager is not None
+        return self._manager
+
+    @property
+    def gluster(self) -> GlusterBed:
+        if self._gluster is None:
+            self._gluster = GlusterBed(self.folder / "gluster")
+            self._gluster.start()
+        return self._gluster
+
+    def libvirt(self) -> Libvirt | None:
+        if not self.with_libvirt:
+            return None
+        if self._libvirt is None:
+            self._libvirt = Libvirt(self.folder / "lv")
+            if self._libvirt.why:
+                self.notes.append(f"libvirt was not measured: {self._libvirt.why}.")
+        return None if self._libvirt.why else self._libvirt
+
+    def limit(self) -> Limit | None:
+        if self._limit is None:
+            self._limit = Limit(self.folder)
+            if self._limit.why:
+                self.notes.append(f"the C limit was not measured: {self._limit.why}.")
+        return None if self._limit.why else self._limit
+
+    def fill(self, folder: Path, count: int) -> None:
+        began = time.perf_counter()
+        make_images(folder, count, backing_every=10)
+        say(f"   made {count} images in {time.perf_counter() - began:.1f} s")
+
+    # ------------------------------------------------------------------------------------------------- the rows
+
+    async def dir_rows(self, count: int = 10_000) -> list[Row]:
+        folder = self.folder / "dir"
+        folder.mkdir()
+        self.fill(folder, count)
+        settle()
+        xml = f"<pool type='dir'><name>dir</name><target><path>{folder}</path></target></pool>"
+        pool = await self.manager.define(xml)
+        return await self._against_libvirt(
+            f"dir, {count:,} qcow2", pool, xml, ("faster first", 1.0), ("≥ 4 × unchanged", 4.0)
+        )
+
+    async def netfs_rows(self, count: int = 1_000) -> list[Row]:
+        bed = self.gluster
+        bed.create_volume("fuse")
+        self.fill(bed.mount("fuse"), count)
+        bed.unmount("fuse")
+        settle()
+
+        def xml(name: str) -> str:
+            target = self.folder / name
+            target.mkdir(exist_ok=True)
+            return (
+                f"<pool type='netfs'><name>netfs</name><source><host name='{bed.host}'/><dir path='fuse'/>"
+                f"<format type='glusterfs'/></source><target><path>{target}</path></target></pool>"
+            )
+
+        # a mount for each side: a shared one would be warm for the second
+        pool = await self.manager.define(xml("fuse-astore"))
+        return await self._against_libvirt(
+            f"netfs over FUSE, {count:,}",
+            pool,
+            xml("fuse-libvirt"),
+            ("≥ 3 × faster first", 3.0),
+            ("≥ 10 × unchanged", 10.0),
+        )
+
+    async def _against_libvirt(
+        self, work: str, pool: astore.Pool, xml: str, first_bar: tuple[str, float], again_bar: tuple[str, float]
+    ) -> list[Row]:
+        libvirt = self.libvirt()
+        if libvirt is not None:
+            libvirt.start(xml, pool.name)
+        theirs: list[float] = []
+        first: list[float] = []
+        again: list[float] = []
+        for _ in range(self.pairs):
+            if libvirt is not None:
+                theirs.append(libvirt.refresh(pool.name))
+            first.append(await first_refresh(pool))
+            again.append(await unchanged_refresh(pool))
+        if libvirt is not None:
+            libvirt.stop(pool.name)
+        other = median(theirs) if theirs else None
+        return [
+            self._faster(f"{work}, first", other, median(first), *first_bar),
+            self._faster(f"{work}, nothing changed", other, median(again), *again_bar),
+        ]
+
+    @staticmethod
+    def _faster(work: str, libvirt: float | None, ours: float, bar: str, factor: float) -> Row:
+        ratio = (libvirt / ours) if libvirt else float("nan")
+        return Row(work, libvirt, None, ours, bar, ratio, not libvirt or ratio >= factor)
+
+    async def gluster_rows(self) -> list[Row]:
+        rows: list[Row] = []
+        bed = self.gluster
+        for count in (1_000, 10_000):
+            name = f"v{count}"
+            bed.create_volume(name)
+            self.fill(bed.mount(name), count)
+            bed.unmount(name)
+            settle()
+            xml = _gluster_xml(name, bed.host, name)
+            pool = await self.manager.define(xml)
+            limit, libvirt = self.limit(), self.libvirt()
+            least: list[float] = []
+            listing: list[float] = []
+            first: list[float] = []
+            again: list[float] = []
+            await first_refresh(pool)  # bricks warm
+            for _ in range(self.pairs):
+                if limit is not None:
+                    least.append(limit.run(bed.host, name, "/", "handle", rounds=3))
+                    listing.append(limit.run(bed.host, name, "/", "list", rounds=3))
+                first.append(await first_refresh(pool))
+                again.append(await unchanged_refresh(pool))
+            theirs = None
+            if libvirt is not None:
+                libvirt.start(xml, name)
+                theirs = median([libvirt.refresh(name) for _ in range(2)])
+                libvirt.stop(name)
+            rows.append(_near(f"gluster, {count:,} qcow2, first", theirs, least, first, 1.5))
+            if count == 1_000:
+                rows.append(_near(f"gluster, {count:,}, nothing changed", theirs, listing, again, 2.0))
+        return rows
+
+    async def many_rows(self, volumes: int = 10, count: int = 100) -> list[Row]:
+        bed = self.gluster
+        documents = {}
+        for index in range(volumes):
+            name = f"many{index}"
+            bed.create_volume(name)
+            make_images(bed.mount(name), count, backing_every=10)
+            bed.unmount(name)
+            documents[name] = _gluster_xml(name, bed.host, name)
+        settle()
+        pools = [await self.manager.define(xml) for xml in documents.values()]
+        first: list[float] = []
+        again: list[float] = []
+        for _ in range(self.pairs):
+            for pool in pools:
+                if pool.active:
+                    await pool.stop()
+                await pool.start(refresh=False)
+            for into in (first, again):
+                began = time.perf_counter()
+                report = await self.manager.refresh_all()
+                into.append(time.perf_counter() - began)
+                assert not report.failed
+        libvirt, theirs = self.libvirt(), None
+        if libvirt is not None:
+            for name, xml in documents.items():
+                libvirt.start(xml, name)
+            theirs = libvirt.refresh_all(list(documents))
+            for name in documents:
+                libvirt.stop(name)
+        work = f"{volumes} gluster volumes × {count}, all at once"
+        return [
+            self._faster(f"{work}, first", theirs, median(first), "≥ 60 × faster", 60),
+            self._faster(f"{work}, nothing changed", theirs, median(again), "≥ 200 × faster", 200),
+        ]
+
+    async def loop_rows(self, pools: int = 50, count: int = 200) -> list[Row]:
+        bed = self.gluster
+        bed.create_volume("loop")
+        mounted = bed.mount("loop")
+        documents = []
+        for index in range(pools):
+            folder = self.folder / f"loop{index}"
+            folder.mkdir()
+            make_images(folder, count)
+            documents.append(f"<pool type='dir'><name>d{index}</name><target><path>{folder}</path></target></pool>")
+            if index < pools // 2:
+                (mounted / f"p{index}").mkdir()
+                make_images(mounted / f"p{index}", count)
+                documents.append(_gluster_xml(f"g{index}", bed.host, "loop", f"/p{index}"))
+        bed.unmount("loop")
+        settle()
+        rows = []
+        for kind, chosen in (
+            (f"{pools} dir pools × {count}", [text for text in documents if "'dir'" in text]),
+            (
+                f"{pools // 2} gluster and {pools // 2} dir pools × {count}",
+                [text for text in documents if "'gluster'" in text]
+                + [t for t in documents if "'dir'" in t][: pools // 2],
+            ),
+        ):
+            made = [await self.manager.define(text) for text in chosen]
+            for pool in made:
+                await pool.start(refresh=False)
+            delays: list[float] = []
+            async with _Probe(delays):
+                await asyncio.sleep(0.5)
+                idle = len(delays)
+                for _ in range(3):
+                    await self.manager.refresh_all(full=True)
+                    for _ in range(3):
+                        await self.manager.refresh_all()
+            busy = sorted(delays[idle:])
+            p99, worst = busy[int(len(busy) * 0.99)], busy[-1]
+            quiet = sorted(delays[:idle])
+            self.notes.append(
+                f"event loop while {kind} refresh: median {median(busy) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst "
+                f"{worst * 1e3:.2f} ms over {len(busy)} samples; idle: p99 {quiet[int(len(quiet) * 0.99)] * 1e3:.2f} ms."
+            )
+            rows.append(Row(f"event loop delay, {kind}, p99", None, None, p99, "< 10 ms", p99 / 0.010, p99 < 0.010))
+            rows.append(
+                Row(f"event loop delay, {kind}, worst", None, None, worst, "< 50 ms", worst / 0.050, worst < 0.050)
+            )
+            for pool in made:
+                await pool.stop()
+        return rows
+
+    async def memory_rows(self, count: int = 10_000) -> list[Row]:
+        folder = self.folder / "memory"
+        folder.mkdir()
+        self.fill(folder, count)
+        xml = f"<pool type='dir'><name>memory</name><target><path>{folder}</path></target></pool>"
+        pool = await self.manager.define(xml)
+        await pool.start(refresh=False)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        await pool.refresh()
+        gc.collect()
+        each = (tracemalloc.get_traced_memory()[0] - before) / count
+        tracemalloc.stop()
+        self.notes.append(f"memory for each volume kept: {each:.0f} bytes (bar: 1,024), index and events included.")
+        return [Row("memory for each volume, KiB", None, None, each / 1024, "≤ 1", each / 1024, each <= 1024)]
+
+
+class _Probe:
+    """Measures how late the event loop comes to what is due, every 2 ms."""
+
+    def __init__(self, delays: list[float]) -> None:
+        self._delays = delays
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._measure())
+
+    async def __aexit__(self, *_: Any) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _measure(self) -> None:
+        while True:
+            due = time.perf_counter() + 0.002
+            await asyncio.sleep(0.002)
+            self._delays.append(max(time.perf_counter() - due, 0.0))
+
+
+def _gluster_xml(name: str, host: str, volume: str, directory: str = "/") -> str:
+    return (
+        f"<pool type='gluster'><name>{name}</name><source><host name='{host}'/><dir path='{directory}'/>"
+        f"<name>{volume}</name></source></pool>"
+    )
+
+
+def _near(work: str, libvirt: float | None, limit: list[float], ours: list[float], factor: float) -> Row:
+    least = median(limit) if limit else None
+    seconds = median(ours)
+    ratio = seconds / least if least else float("nan")
+    return Row(work, libvirt, least, seconds, f"≤ {factor:g} × the limit", ratio, not least or ratio <= factor)

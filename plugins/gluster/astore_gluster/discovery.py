@@ -1,0 +1,60 @@
+"""Which volumes a Gluster host offers, as the program ``gluster`` tells it."""
+
+from __future__ import annotations
+
+import errno
+
+from lxml import etree
+
+from astore.backend import CommandResult, Context
+from astore.errors import DefinitionError, StorageError, printable
+from astore.model import DiscoveredSource, Host, Source
+from astore_gluster.servers import DEFAULT_PORT
+
+MAX_OUTPUT = 16 << 20
+"""Bytes of XML that are looked at: a volume takes about 2 KiB."""
+
+
+async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]:
+    """Ask a host's glusterd for its volumes, started or not.
+
+    :param host: checked already; a name that begins with ``/`` is the path of glusterd's socket.
+    :raises DefinitionError: another port than 24007, which the program cannot reach.
+    :raises StorageError: glusterd does not answer or says no.
+    :raises CommandError: the program ``gluster`` is missing (Debian: glusterfs-cli).
+    """
+    if host.port not in (None, DEFAULT_PORT):
+        raise DefinitionError(f"the program gluster reaches glusterd at port {DEFAULT_PORT} only", element="host")
+    where = f"--glusterd-sock={host.name}" if host.name.startswith("/") else f"--remote-host={host.name}"
+    result = await context.run_command(
+        ("gluster", "--xml", "--mode=script", "--log-file=/dev/null", where, "volume", "info", "all"), check=False
+    )
+    return tuple(
+        DiscoveredSource("gluster", Source(hosts=(host,), directory="/", name=name)) for name in parse(host, result)
+    )
+
+
+def parse(host: Host, result: CommandResult) -> list[str]:
+    """The names in what ``gluster --xml volume info all`` wrote, in its order. :raises StorageError: it failed."""
+    said = result.stderr.decode(errors="replace") + result.stdout.decode(errors="replace")
+    failed = f"the volumes of Gluster host {host.name} cannot be listed"
+    if result.returncode != 0:
+        raise StorageError(f"{failed}: {_line(said) or f'gluster returned {result.returncode}'}", errno=errno.ENOTCONN)
+    if len(result.stdout) > MAX_OUTPUT:
+        raise StorageError(f"{failed}: its answer has {len(result.stdout)} bytes", errno=errno.EMSGSIZE)
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
+    )
+    try:
+        root = etree.fromstring(result.stdout, parser)
+    except etree.XMLSyntaxError as error:
+        raise StorageError(f"{failed}: its answer is not XML ({_line(str(error))})", errno=errno.EPROTO) from error
+    if root.findtext("opRet") != "0":
+        raise StorageError(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno=errno.EIO)
+    names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
+    # what a server says is not trusted more than what a user says
+    return [name for name in names if name and "/" not in name and name.isprintable() and not name.startswith("-")]
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))[:500]
