@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import msgspec
-from structlog.typing import FilteringBoundLogger
+from structlog.stdlib import BoundLogger
 
 if TYPE_CHECKING:
     from astore.model import DiscoveredSource, EntryError, PoolDef, Snapshot, VolumeDef, VolumeInfo
@@ -112,7 +112,7 @@ class Context(msgspec.Struct, frozen=True):
     uuid: str
     lane: Lane
     run_command: CommandRunner
-    log: FilteringBoundLogger
+    log: BoundLogger
     timeout: float = 60.0
 
 

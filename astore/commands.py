@@ -56,32 +56,23 @@ class _Child:
         self._killed = False
 
     def run(self) -> CommandResult:
+        if self._killed:
+            raise CommandError(f"{self.argv[0]} was cancelled", argv=self.argv, returncode=None, stderr="")
+        process = self._start()
         with self._lock:
-            if self._killed:
-                raise CommandError(f"{self.argv[0]} was cancelled", argv=self.argv, returncode=None, stderr="")
-            try:
-                self._process = process = subprocess.Popen(
-                    self.argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=self.env,
-                    start_new_session=True,
-                )
-            except FileNotFoundError as error:
-                raise CommandError(
-                    f"the program {self.argv[0]!r} is not installed", argv=self.argv, returncode=None, stderr=""
-                ) from error
-            except (OSError, ValueError) as error:
-                raise CommandError(
-                    f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
-                ) from error
+            self._process = process
+            killed = self._killed
+        if killed:  # the caller went while it started
+            self.kill()
         try:
             stdout, stderr = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=1.0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # a process of another session may hold the pipes still: what was ours is reaped all the same
+                process.wait(timeout=1.0)
             raise LaneTimeoutError(
                 f"{' '.join(self.argv)}: did not end within {self.timeout:g} s and was killed", timeout=self.timeout
             ) from None
@@ -90,6 +81,26 @@ class _Child:
                 if stream is not None:
                     stream.close()
         return CommandResult(self.argv, process.returncode, stdout, stderr)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # without the lock: where the program's storage hangs this lasts, and kill() is called from the event loop
+        try:
+            return subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self.env,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise CommandError(
+                f"the program {self.argv[0]!r} is not installed", argv=self.argv, returncode=None, stderr=""
+            ) from error
+        except (OSError, ValueError) as error:
+            raise CommandError(
+                f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
+            ) from error
 
     def kill(self) -> None:
         with self._lock:

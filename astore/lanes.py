@@ -193,7 +193,10 @@ class Lanes:
         if not lane._listed and lane._may_start():
             lane._listed = True
             self._ready.append(lane)
-        return self._threads - self._stuck > self.max_threads
+        surplus = self._threads - self._stuck > self.max_threads
+        if surplus:
+            self._wake()  # this thread goes, and so will not look what there is for it
+        return surplus
 
     def _write_off(self, job: _Job) -> None:
         """Count the job's thread, and those of its assistants, as stuck."""
@@ -239,6 +242,7 @@ class Lanes:
             error = RuntimeError(f"{type(exc).__name__} was raised in a worker thread: {exc}")
             error.__cause__ = exc
         _here.job = None
+        job.func, job.args = _done, ()  # the timer of a call given up keeps the job until its deadline, but no more
         if isinstance(error, StopIteration):  # which a future cannot carry
             error = RuntimeError(f"StopIteration was raised in a worker thread: {error}")
         with self._lock:
@@ -253,6 +257,7 @@ class Lanes:
                 deliver = False
         if not deliver and error is None:
             _discard(job, result)
+        error = None  # its traceback holds this frame
         return surplus
 
 
@@ -294,7 +299,11 @@ class PoolLane:
                     f"{self.name}: all {self.limit} threads hang in calls that passed their deadline", lane=self.name
                 )
             self._queue.append(job)
-            lanes._offer(self)
+            try:
+                lanes._offer(self)
+            except RuntimeError:  # there is no thread at all, and none to be had
+                self._queue.remove(job)
+                raise
         timer = loop.call_later(limit, self._expire, job, limit) if limit != float("inf") else None
         try:
             return cast(T, await future)
@@ -303,10 +312,15 @@ class PoolLane:
             if not self._abandon(job) and timer is not None:
                 timer.cancel()
             timer = None
+            if not future.cancelled() and future.exception() is None:  # it came in the very moment of the cancellation
+                self._give_back(job, future.result())
             raise
         finally:
             if timer is not None:
                 timer.cancel()
+            # the traceback of an error holds this frame, and the future holds the error: no cycles of what failed
+            job.future = None
+            del future
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
         """Have up to ``count`` more threads run ``func`` beside the present call; see :meth:`astore.backend.Lane.assist`."""
@@ -381,14 +395,23 @@ class PoolLane:
         """Hand the result to the caller. On the loop."""
         future = job.future
         if future is None or future.done():
-            if error is None and job.discard is not None:
-                with self._lanes._lock:
-                    self._queue.append(_Job(self, _discard, (job, result)))
-                    self._lanes._offer(self)
+            if error is None:
+                self._give_back(job, result)
         elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)
+
+    def _give_back(self, job: _Job, result: Any) -> None:
+        """Have a result that came as far as the loop discarded on the lane."""
+        if job.discard is not None:
+            with self._lanes._lock:
+                self._queue.append(_Job(self, _discard, (job, result)))
+                self._lanes._offer(self)
+
+
+def _done() -> None:
+    """What a job calls that was called."""
 
 
 def _discard(job: _Job, result: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 import anyio
 import msgspec
-import structlog
 
 from astore import store as storage
 from astore.backend import Backend, Context, DiscoversSources
@@ -40,6 +39,7 @@ from astore.events import (
     Subscription,
 )
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics, PoolLane
+from astore.logs import get_logger
 from astore.model import DiscoveredSource, PoolDef, PoolState, RefreshOutcome, RefreshReport, Snapshot
 from astore.names import check_host
 from astore.pool import CLEANUP_SECONDS, Pool
@@ -88,7 +88,7 @@ class Manager:
         event_capacity: int = DEFAULT_CAPACITY,
     ) -> None:
         self.state_dir = Path(state_dir) if state_dir is not None else storage.default_state_dir()
-        self.log = structlog.stdlib.get_logger("astore")
+        self.log = get_logger()
         self._bus = EventBus(event_capacity)
         self._registry = registry if registry is not None else BackendRegistry()
         self._registry._publish = self._bus.publish

@@ -1,0 +1,21 @@
+"""User-mode Linux's cow, version 2: the structure cow_header_v2 of Linux's arch/um/drivers/cow_user.c."""
+
+from __future__ import annotations
+
+import struct
+
+from astore.images.fields import checked_size, cut_off, text_of
+from astore.model import ImageInfo
+
+# version, backing_file[1024], mtime, size, sectorsize
+_HEAD = struct.Struct(">4xI1024sIQI")
+_FORMAT = "cow"
+
+
+def read(head: bytes) -> ImageInfo | None:
+    """A header with the magic ``OOOM``; None if its version is not 2."""
+    if len(head) >= 8 and head[4:8] != b"\0\0\0\2":
+        return None
+    cut_off(head, _HEAD.size, _FORMAT)
+    _, backing, _, size, _ = _HEAD.unpack_from(head)
+    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), text_of(backing, _FORMAT, "backing file name") or None)

@@ -1,0 +1,29 @@
+"""ploop: the structure ploop_pvd_header of the OpenVZ kernel's ploop1_image.h."""
+
+from __future__ import annotations
+
+import struct
+
+from astore.images.errors import ImageError
+from astore.images.fields import LARGEST, cut_off
+from astore.model import ImageInfo
+
+# m_Type, m_Heads, m_Cylinders, m_Sectors (of a cluster), m_Size, then the size in sectors: 32 bits, or 64 in the second form
+_HEAD = struct.Struct("<16sIIIIIQ")
+_FORMAT = "ploop"
+
+
+def read(head: bytes) -> ImageInfo | None:
+    """A header with the signature ``WithoutFreeSpace`` or ``WithouFreSpacExt``."""
+    extended = head[:16] == b"WithouFreSpacExt"
+    if not extended and head[:16] != b"WithoutFreeSpace":
+        return None
+    cut_off(head, 64, _FORMAT)
+    _, version, _, _, cluster, _, sectors = _HEAD.unpack_from(head)
+    if version != 2:
+        return None
+    if not extended:
+        sectors &= 0xFFFFFFFF
+    if sectors > LARGEST // 512:
+        raise ImageError(f"its size of {sectors} sectors is more than any file's", format=_FORMAT)
+    return ImageInfo(_FORMAT, sectors * 512, cluster_size=cluster * 512 or None)

@@ -1,0 +1,137 @@
+"""Names that come from strangers, checked before anything is done with them.
+
+Pool and volume names become file names, hosts and mount options become arguments of programs, paths are opened. What could
+leave its place there is refused with a :class:`~astore.errors.DefinitionError`, in words, before it is stored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+
+from astore.errors import DefinitionError, printable
+
+NAME_BYTES = 250
+"""A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_UUID = re.compile(r"[0-9a-f]{32}")
+
+
+def _no_control(value: str, what: str, element: str | None) -> None:
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise DefinitionError(f"the {what} {printable(value)!r} has control characters", element=element)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DefinitionError(f"the {what} {printable(value)!r} is not valid Unicode", element=element) from None
+
+
+def _check_name(name: str, what: str, longest: int) -> str:
+    if not name:
+        raise DefinitionError(f"the {what} is empty", element="name")
+    _no_control(name, what, "name")
+    if "/" in name:
+        raise DefinitionError(f"the {what} {name!r} has a '/'", element="name")
+    if name in (".", ".."):
+        raise DefinitionError(f"{name!r} cannot be a {what}", element="name")
+    if name.startswith("-"):
+        raise DefinitionError(f"the {what} {name!r} begins with '-', as options of programs do", element="name")
+    if len(name.encode()) > longest:
+        raise DefinitionError(f"the {what} is longer than {longest} bytes", element="name")
+    return name
+
+
+def check_pool_name(name: str) -> str:
+    """A pool's name, as it is. :raises DefinitionError: it cannot be one."""
+    return _check_name(name, "pool name", NAME_BYTES)
+
+
+def check_volume_name(name: str) -> str:
+    """A volume's name, as it is; at most 255 bytes. :raises DefinitionError: it cannot be one."""
+    return _check_name(name, "volume name", 255)
+
+
+def check_host(host: str) -> str:
+    """A host name or an address; brackets around an IPv6 address are taken off.
+
+    :raises DefinitionError: it is none.
+    """
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" in bare:
+        address, _, zone = bare.partition("%")
+        try:
+            ipaddress.IPv6Address(address)
+        except ValueError:
+            raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host") from None
+        if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
+            raise DefinitionError(f"{printable(host)!r} has no good zone after '%'", element="host")
+        return bare
+    if not _HOST.fullmatch(host):
+        raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
+    return host
+
+
+def check_port(port: int) -> int:
+    """A TCP port, 1 to 65,535. :raises DefinitionError: it is none."""
+    if not 0 < port < 65_536:
+        raise DefinitionError(f"{port} is no port", element="host")
+    return port
+
+
+def check_mount_option(option: str) -> str:
+    """One mount option (``name`` or ``name=value``). :raises DefinitionError: it is empty or more than one."""
+    if not option:
+        raise DefinitionError("a mount option is empty", element="option")
+    _no_control(option, "mount option", "option")
+    if "," in option:
+        raise DefinitionError(
+            f"the mount option {option!r} has a comma: give each option its own element", element="option"
+        )
+    if option.startswith("-"):
+        raise DefinitionError(f"the mount option {option!r} begins with '-'", element="option")
+    return option
+
+
+def normal_path(path: str) -> str:
+    """A path as libvirt writes it (virFileSanitizePath): runs of ``/`` become one and a trailing one goes; exactly two
+    at the beginning stay; what begins with ``scheme://`` is left alone."""
+    if _URI.match(path):
+        return path
+    lead = ""
+    if path.startswith("//") and not path.startswith("///"):
+        lead, path = "/", path[1:]
+    path = re.sub("/+", "/", path)
+    if len(path) > 1 and path.endswith("/"):
+        path = path[:-1]
+    return lead + path
+
+
+def check_path(path: str, *, what: str = "path", element: str | None = "path", absolute: bool = True) -> str:
+    """A path, in the form of :func:`normal_path`.
+
+    :param absolute: it must begin with ``/``.
+    :raises DefinitionError: it does not, or it has control characters or a ``..``.
+    """
+    _no_control(path, what, element)
+    path = normal_path(path)
+    if absolute and not path.startswith("/"):
+        raise DefinitionError(f"the {what} {path!r} is not absolute", element=element)
+    if ".." in path.split("/"):
+        raise DefinitionError(f"the {what} {path!r} has a '..'", element=element)
+    if len(path.encode()) > 4095:  # PATH_MAX (limits.h), less its NUL
+        raise DefinitionError(f"the {what} is longer than 4,095 bytes", element=element)
+    return path
+
+
+def check_uuid(text: str) -> str:
+    """A UUID in lower case with hyphens. As libvirt's parser: hyphens anywhere, blanks around it.
+
+    :raises DefinitionError: it is none.
+    """
+    bare = text.strip().replace("-", "").lower()
+    if not _UUID.fullmatch(bare):
+        raise DefinitionError(f"{printable(text)!r} is no UUID", element="uuid")
+    return str(uuid.UUID(bare))

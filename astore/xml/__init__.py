@@ -1,0 +1,24 @@
+"""libvirt's XML to records and back, for every libvirt pool type, whether its backend is installed or not.
+
+What is accepted, refused and defaulted is libvirt 9.0's (formatstorage.rst, storage_conf.c); what is unknown is kept where a
+namespace says that it is somebody's, and ignored elsewhere, as libvirt does. Documents are hostile: see
+:mod:`astore.xml.reading`.
+"""
+
+from astore.xml.documents import capabilities_to_xml, sources_to_xml
+from astore.xml.pool import POOL_TYPES, pool_from_xml, pool_to_xml
+from astore.xml.reading import LARGEST_DOCUMENT, parse_size
+from astore.xml.volume import volume_def_to_xml, volume_from_xml, volume_info_to_xml
+
+__all__ = [
+    "LARGEST_DOCUMENT",
+    "POOL_TYPES",
+    "capabilities_to_xml",
+    "parse_size",
+    "pool_from_xml",
+    "pool_to_xml",
+    "sources_to_xml",
+    "volume_def_to_xml",
+    "volume_from_xml",
+    "volume_info_to_xml",
+]

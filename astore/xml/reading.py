@@ -1,0 +1,236 @@
+"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network; and writing it."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeAlias, cast
+
+from lxml import etree
+
+from astore.errors import DefinitionError, printable
+from astore.model import Permissions
+
+Element: TypeAlias = etree._Element
+
+LARGEST_DOCUMENT = 1 << 20
+"""Bytes that a document may have; libvirt's largest messages are of that order."""
+
+DEEPEST = 64
+MOST_ELEMENTS = 20_000
+
+_DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
+_UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
+_PREFIXES = "kmgtpe"
+LARGEST_SIZE = (1 << 64) - 1
+
+
+def parse(text: str | bytes, root: str) -> Element:
+    """The root element of a document, which must have this name.
+
+    :raises DefinitionError: it is not well-formed, too large, too deep, has a DTD, or is another document.
+    """
+    if len(text) > LARGEST_DOCUMENT:
+        raise DefinitionError(f"the document is longer than {LARGEST_DOCUMENT} bytes")
+    if isinstance(text, str):
+        try:
+            text = _DECLARATION.sub("", text, count=1).encode()
+        except UnicodeEncodeError:
+            raise DefinitionError("the document is not valid Unicode") from None
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        line = text[: text.index(b"<!")].count(b"\n") + 1
+        raise DefinitionError("a document type or an entity is not allowed", line=line)
+    parser = etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        dtd_validation=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    try:
+        element = etree.fromstring(text, parser)
+    except etree.XMLSyntaxError as error:
+        raise DefinitionError(f"not well-formed XML: {printable(error.msg or str(error))}", line=error.lineno) from None
+    except (ValueError, LookupError) as error:
+        raise DefinitionError(f"not XML: {printable(str(error))}") from None
+    if element is None:
+        raise DefinitionError("the document is empty")
+    if element.getroottree().docinfo.doctype:  # type: ignore[union-attr]
+        raise DefinitionError("a document type is not allowed", line=1)
+    _bound(element)
+    if element.tag != root:
+        raise DefinitionError(f"this is no <{root}> document", line=line_of(element), element=_name(element))
+    return element
+
+
+def _bound(root: Element) -> None:
+    depth = count = 0
+    for event, element in etree.iterwalk(root, events=("start", "end")):
+        depth += 1 if event == "start" else -1
+        count += event == "start"
+        if depth > DEEPEST:
+            raise DefinitionError(f"nested more than {DEEPEST} deep", line=line_of(element), element=_name(element))
+        if count > MOST_ELEMENTS:
+            raise DefinitionError(f"more than {MOST_ELEMENTS} elements", line=line_of(element), element=_name(element))
+
+
+def _name(element: Element) -> str:
+    return printable(etree.QName(element).localname)[:64]
+
+
+def line_of(element: Element) -> int | None:
+    """The line of the document that the element stands on."""
+    return cast("int | None", element.sourceline)
+
+
+def wrong(element: Element, message: str) -> DefinitionError:
+    """The error that says what is wrong with an element."""
+    return DefinitionError(message, line=line_of(element), element=_name(element))
+
+
+def child(element: Element | None, *path: str) -> Element | None:
+    """The first descendant along a path of names."""
+    for name in path:
+        if element is None:
+            return None
+        element = element.find(name)
+    return element
+
+
+def text_of(element: Element | None, *path: str) -> str | None:
+    """The text of a descendant, as XPath's string(); None if there is no such element or it is empty."""
+    found = child(element, *path)
+    if found is None:
+        return None
+    return "".join(str(part) for part in found.itertext()) or None
+
+
+def attribute(element: Element | None, name: str, *, required: bool = False) -> str | None:
+    """An attribute; None if it is not there or empty."""
+    if element is None:
+        return None
+    value = element.get(name)
+    if not value and required:
+        raise wrong(element, f"it has no attribute {name!r}")
+    return value or None
+
+
+def integer(
+    element: Element, text: str | None, what: str, *, base: int = 10, least: int = 0, most: int = LARGEST_SIZE
+) -> int:
+    """A whole number between ``least`` and ``most``."""
+    try:
+        if text is None or not re.fullmatch(r"\s*[-+]?(0[xX])?[0-9a-fA-F]+", text):
+            raise ValueError
+        number = int(text, base)
+    except ValueError:
+        raise wrong(element, f"{what} {printable(text or '')!r} is no number") from None
+    if not least <= number <= most:
+        raise wrong(element, f"{what} {text.strip() if text else ''} is not between {least} and {most}")
+    return number
+
+
+def choice(element: Element, value: str | None, what: str, choices: tuple[str, ...]) -> str | None:
+    """One of some words, or None."""
+    if value is not None and value not in choices:
+        raise wrong(element, f"{what} {printable(value)!r} is none of {', '.join(choices)}")
+    return value
+
+
+def yes_no(element: Element | None, name: str) -> bool | None:
+    """An attribute that is ``yes`` or ``no``."""
+    value = attribute(element, name)
+    if element is None or value is None:
+        return None
+    return choice(element, value, name, ("yes", "no")) == "yes"
+
+
+def parse_size(text: str, unit: str | None = None, *, element: Element | None = None) -> int:
+    """A size in bytes. Units as libvirt's virScaleInteger: B/bytes, K/KiB … E/EiB are powers of 1024, KB … EB of 1000.
+
+    :raises DefinitionError: no number, an unknown unit, or 2⁶⁴ and more.
+    """
+    bare = text.strip()
+    lower = (unit or "").strip().lower()
+    factor = _UNITS.get(lower)
+    if factor is None and lower and lower[0] in _PREFIXES:
+        power = _PREFIXES.index(lower[0]) + 1
+        factor = {"": 1024**power, "ib": 1024**power, "b": 1000**power}.get(lower[1:])
+    name = None if element is None else _name(element)
+    line = None if element is None else line_of(element)
+    if factor is None:
+        raise DefinitionError(f"unknown unit {printable(unit or '')!r}", line=line, element=name)
+    if not re.fullmatch(r"\+?[0-9]{1,20}", bare):
+        raise DefinitionError(f"{printable(text[:64])!r} is no size", line=line, element=name)
+    size = int(bare) * factor
+    if size > LARGEST_SIZE:
+        raise DefinitionError(f"{bare} {unit or ''} is too large".strip(), line=line, element=name)
+    return size
+
+
+def size_of(element: Element | None) -> int | None:
+    """The size that an element with a ``unit`` gives."""
+    if element is None:
+        return None
+    return parse_size(text_of(element) or "", element.get("unit"), element=element)
+
+
+def permissions_of(element: Element | None) -> Permissions | None:
+    """``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset."""
+    if element is None:
+        return None
+    mode_text = text_of(element, "mode")
+    mode = None
+    if mode_text is not None:
+        mode = integer(element.find("mode") or element, mode_text, "mode", base=8, most=0o777)
+    ids: list[int | None] = []
+    for name in ("owner", "group"):
+        text = text_of(element, name)
+        number = None if text is None else integer(element, text, name, least=-1, most=(1 << 32) - 2)
+        ids.append(None if number == -1 else number)
+    return Permissions(mode=mode, owner=ids[0], group=ids[1], label=text_of(element, "label"))
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
+    """Append an element; attributes that are None are left out."""
+    element = etree.SubElement(parent, tag)
+    for name, value in attributes.items():
+        if value is not None:
+            element.set(name, safe(str(value)))
+    if text is not None:
+        element.text = safe(str(text))
+    return element
+
+
+def safe(text: str) -> str:
+    """The text, if XML can hold it. :raises DefinitionError: it has control characters or is no Unicode."""
+    if not text.isprintable():
+        for c in text:
+            if (c < " " and c not in "\t\n\r") or "\ud800" <= c <= "\udfff" or c in "\ufffe\uffff":
+                raise DefinitionError(f"{printable(text)!r} cannot be written as XML")
+    return text
+
+
+def add_permissions(parent: Element, permissions: Permissions | None) -> None:
+    """Append ``<permissions>``."""
+    if permissions is None:
+        return
+    element = add(parent, "permissions")
+    if permissions.mode is not None:
+        add(element, "mode", f"0{permissions.mode:o}")
+    if permissions.owner is not None:
+        add(element, "owner", permissions.owner)
+    if permissions.group is not None:
+        add(element, "group", permissions.group)
+    if permissions.label is not None:
+        add(element, "label", permissions.label)
+
+
+def render(element: Element) -> str:
+    """The document, two blanks a level, with a newline at its end."""
+    etree.indent(element, "  ")
+    return str(etree.tostring(element, encoding="unicode")) + "\n"

@@ -1,0 +1,414 @@
+"""A netfs pool's mount: made, proved, renewed when it is stale, unmounted, and cut loose when its server hangs.
+
+A mount that is not the pool's is never touched. What is mounted is told from the text of mountinfo; whether it still
+works is asked on the pool's lane, where asking may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from astore.backend import Context
+from astore.errors import CommandError, StorageError
+from astore.model import PoolDef
+from astore_netfs import kernel
+from astore_netfs.command import (
+    mount_argv,
+    mount_source,
+    mount_sources,
+    plain_source,
+    source_format,
+    target_path,
+    umount_argv,
+)
+from astore_netfs.mountinfo import Mount, find_mount, locate, mount_id
+
+T = TypeVar("T")
+
+STALE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED})
+"""What calls on a mount say that will never work again: its FUSE server is gone, its NFS handle means nothing any more."""
+
+CLEANUP_SECONDS = 4.0
+"""How long undoing a mount that was not finished, or cutting one loose, may take."""
+
+MARK = "ASTORE_NETFS_MOUNT"
+"""Environment variable of the mount command, by which the processes it leaves behind are known."""
+
+_BUSY_SECONDS = 1.0
+_NFS = frozenset({"nfs", "nfs4"})
+_CIFS = frozenset({"cifs", "smb3"})
+_GLUSTER = frozenset({"fuse.glusterfs"})
+_FSTYPES = {"nfs": _NFS, "cifs": _CIFS, "glusterfs": _GLUSTER, "auto": _NFS | _CIFS | _GLUSTER}
+
+
+def is_expected(mount: Mount, definition: PoolDef) -> bool:
+    """Whether a mount is of the definition's source: that file system, from one of its hosts, and all of it."""
+    kind = source_format(definition)
+    if mount.fstype not in _FSTYPES.get(kind, ()) or plain_source(mount.source) not in mount_sources(definition):
+        return False
+    if mount.root == "/":
+        return True
+    # a CIFS mount of a folder in a share may show the share's name and the folder apart; else it is a bind mount of a part
+    return mount.fstype in _CIFS and plain_source(mount.source).endswith(mount.root)
+
+
+class MountPoint:
+    """The place where one pool is mounted.
+
+    :param definition: checked; ``target.path`` says where. :param context: the pool's.
+    """
+
+    def __init__(self, definition: PoolDef, context: Context) -> None:
+        self.definition = definition
+        self.context = context
+        self._target = target_path(definition)
+        self._path = self._target  # as mountinfo has it: without symbolic links
+        self._given_up = False
+
+    # ------------------------------------------------------------------------------------------- what is there
+
+    def prove(self, fd: int) -> None:
+        """Make sure that an open descriptor is on the pool's mount, and that this is what the path leads to. Blocks.
+
+        :raises OSError: ENOTCONN, nothing is mounted there any more; ESTALE, it was mounted anew; StorageError, something
+            else is mounted there.
+        """
+        mount = find_mount(self._path)
+        if mount is None:
+            raise OSError(errno.ENOTCONN, "nothing is mounted there any more", self._target)
+        self._require_ours(mount)
+        if mount.id != mount_id(fd):
+            raise OSError(errno.ESTALE, "it was mounted anew meanwhile", self._target)
+
+    def _require_ours(self, mount: Mount) -> None:
+        if not is_expected(mount, self.definition):
+            raise StorageError(
+                f"{self._target}: {mount.source or 'something'} ({mount.fstype}) is mounted there, "
+                f"not {mount_source(self.definition)}",
+                errno=errno.EBUSY,
+                pool=self.context.name or None,
+            )
+
+    def _look(self) -> Mount | None:
+        """The pool's mount if it works, None if there is none; a stale one is taken away. Blocks, perhaps on the server."""
+        while True:
+            self._path, mount = locate(self._target)
+            if mount is None:
+                self._require_folder()
+                return None
+            self._require_ours(mount)
+            try:
+                os.stat(self._path)
+                return mount
+            except OSError as error:
+                if error.errno not in STALE:
+                    raise
+            self.context.log.warning("stale mount taken away", target=self._target, source=mount.source)
+            # detached, since whoever still uses it has lost nothing by that: it will never work again
+            if find_mount(self._path) == mount:
+                kernel.detach(self._path)
+
+    def _require_folder(self) -> None:
+        if not os.path.isdir(self._path):
+            raise StorageError(
+                f"{self._target} is no directory to mount on: create it, or build the pool",
+                errno=errno.ENOTDIR if os.path.lexists(self._path) else errno.ENOENT,
+                pool=self.context.name or None,
+            )
+
+    # ------------------------------------------------------------------------------------------- mounting
+
+    async def ensure(self) -> bool:
+        """Have the pool mounted, and working; whether it had to be mounted. Cancelled or failed, it has mounted nothing.
+
+        :raises StorageError: something else is mounted there, or there is no directory. CommandError: mount failed.
+        :raises LaneTimeoutError: it did not end in time, or the mount that is there hangs.
+        """
+        if self._given_up:
+            raise OSError(errno.ENOTCONN, "the pool was cut loose", self._target)
+        lane = self.context.lane
+        if await lane.run(self._look) is not None:
+            return False
+        async with self._claimed():
+            if await lane.run(self._look) is not None:  # another process was faster
+                return False
+            return await self._mount()
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self) -> AsyncIterator[None]:
+        """Keep other processes of astore from mounting here at once: a second mount would go on top of the first."""
+        deadline = time.monotonic() + self.context.timeout
+        while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
+            await anyio.sleep(0.05)
+        try:
+            yield
+        finally:
+            _close(fd)
+
+    async def _mount(self) -> bool:
+        mark = secrets.token_hex(16)
+        context = self.context
+        try:
+            await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
+            if await context.lane.run(self._look) is None:
+                raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                undone = await self._undo(mark, finished=isinstance(error, CommandError))
+            if undone or not isinstance(error, CommandError):
+                raise
+            return False  # it failed since somebody else had mounted the very same
+        return True
+
+    async def _undo(self, mark: str, *, finished: bool) -> bool:
+        """Take back what a mount command has done, or would still do; False if what is mounted is another's work."""
+        try:
+            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=CLEANUP_SECONDS)
+        except Exception as error:
+            self.context.log.warning("a mount could not be taken back", target=self._target, error=str(error))
+            return True
+
+    def _take_back(self, mark: str, finished: bool) -> bool:
+        killed = kernel.kill_marked(mark)
+        deadline = time.monotonic() + CLEANUP_SECONDS / 2
+        while kernel.kill_marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        mount = find_mount(self._path)
+        if mount is None or not is_expected(mount, self.definition):
+            return True
+        if finished and not killed:
+            return False
+        kernel.detach(self._path, force=mount.fstype not in _GLUSTER)
+        return True
+
+    # ------------------------------------------------------------------------------------------- unmounting
+
+    async def unmount(self) -> None:
+        """Unmount the pool, if it is the pool that is mounted there.
+
+        :raises StorageError: EBUSY, it is in use. CommandError: umount failed. LaneTimeoutError: it did not end in time.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while await self.context.lane.run(self._mounted):
+            argv = [*umount_argv(self.definition)[:-1], self._path]
+            try:
+                await self.context.run_command(argv, timeout=self.context.timeout)
+            except CommandError as error:
+                if not await self.context.lane.run(self._mounted):
+                    return
+                if "busy" not in error.stderr:
+                    raise
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self._target} is in use and cannot be unmounted", errno=errno.EBUSY, pool=self.context.name or None
+                    ) from error
+                await anyio.sleep(0.05)  # a call of our own that was given up may be about to let go of it
+
+    def _mounted(self) -> bool:
+        self._path, mount = locate(self._target)
+        if mount is None:
+            return False
+        if is_expected(mount, self.definition):
+            return True
+        self.context.log.warning("left alone: not this pool's mount", target=self._target, source=mount.source)
+        return False
+
+    async def cut(self) -> None:
+        """Make every call that hangs on the mount return, and take it out of the tree. Asks the server nothing."""
+        self._given_up = True
+        await aside(self._cut, timeout=CLEANUP_SECONDS)
+
+    def _cut(self) -> None:
+        for _ in range(16):
+            mount = find_mount(self._path)
+            if mount is None or not is_expected(mount, self.definition):
+                return
+            if mount.fstype.startswith("fuse"):
+                try:
+                    kernel.abort_fuse(mount)
+                except OSError as error:  # its server is dead already, or root is not root: it can be detached at least
+                    self.context.log.warning("connection not aborted", target=self._target, error=str(error))
+            else:
+                for _ in range(3):  # a call that was failed may be followed by the next one of the same thread
+                    kernel.fail_waiting(self._path)
+                    time.sleep(0.05)
+                if find_mount(self._path) != mount:
+                    continue
+            kernel.detach(self._path, force=not mount.fstype.startswith("fuse"))
+
+
+# ------------------------------------------------------------------------------------------------------ small things
+
+
+def _claimed(self) -> AsyncIterator[None]:
+        """Keep other processes of astore from mounting here at once: a second mount would go on top of the first."""
+        deadline = time.monotonic() + self.context.timeout
+        while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
+            await anyio.sleep(0.05)
+        try:
+            yield
+        finally:
+            _close(fd)
+
+    async def _mount(self) -> bool:
+        mark = secrets.token_hex(16)
+        context = self.context
+        try:
+            await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
+            if await context.lane.run(self._look) is None:
+                raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                undone = await self._undo(mark, finished=isinstance(error, CommandError))
+            if undone or not isinstance(error, CommandError):
+                raise
+            return False  # it failed since somebody else had mounted the very same
+        return True
+
+    async def _undo(self, mark: str, *, finished: bool) -> bool:
+        """Take back what a mount command has done, or would still do; False if what is mounted is another's work."""
+        try:
+            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=CLEANUP_SECONDS)
+        except Exception as error:
+            self.context.log.warning("a mount could not be taken back", target=self._target, error=str(error))
+            return True
+
+    def _take_back(self, mark: str, finished: bool) -> bool:
+        killed = kernel.kill_marked(mark)
+        deadline = time.monotonic() + CLEANUP_SECONDS / 2
+        while kernel.kill_marked(mark) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        mount = find_mount(self._path)
+        if mount is None or not is_expected(mount, self.definition):
+            return True
+        if finished and not killed:
+            return False
+        kernel.detach(self._path, force=mount.fstype not in _GLUSTER)
+        return True
+
+    # ------------------------------------------------------------------------------------------- unmounting
+
+    async def unmount(self) -> None:
+        """Unmount the pool, if it is the pool that is mounted there.
+
+        :raises StorageError: EBUSY, it is in use. CommandError: umount failed. LaneTimeoutError: it did not end in time.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while await self.context.lane.run(self._mounted):
+            argv = [*umount_argv(self.definition)[:-1], self._path]
+            try:
+                await self.context.run_command(argv, timeout=self.context.timeout)
+            except CommandError as error:
+                if not await self.context.lane.run(self._mounted):
+                    return
+                if "busy" not in error.stderr:
+                    raise
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self._target} is in use and cannot be unmounted", errno=errno.EBUSY, pool=self.context.name or None
+                    ) from error
+                await anyio.sleep(0.05)  # a call of our own that was given up may be about to let go of it
+
+    def _mounted(self) -> bool:
+        self._path, mount = locate(self._target)
+        if mount is None:
+            return False
+        if is_expected(mount, self.definition):
+            return True
+        self.context.log.warning("left alone: not this pool's mount", target=self._target, source=mount.source)
+        return False
+
+    async def cut(self) -> None:
+        """Make every call that hangs on the mount return, and take it out of the tree. Asks the server nothing."""
+        self._given_up = True
+        await aside(self._cut, timeout=CLEANUP_SECONDS)
+
+    def _cut(self) -> None:
+        for _ in range(16):
+            mount = find_mount(self._path)
+            if mount is None or not is_expected(mount, self.definition):
+                return
+            if mount.fstype.startswith("fuse"):
+                try:
+                    kernel.abort_fuse(mount)
+                except OSError as error:  # its server is dead already, or root is not root: it can be detached at least
+                    self.context.log.warning("connection not aborted", target=self._target, error=str(error))
+            else:
+                for _ in range(3):  # a call that was failed may be followed by the next one of the same thread
+                    kernel.fail_waiting(self._path)
+                    time.sleep(0.05)
+                if find_mount(self._path) != mount:
+                    continue
+            kernel.detach(self._path, force=not mount.fstype.startswith("fuse"))
+
+
+# ------------------------------------------------------------------------------------------------------ small things
+
+
+def mounted_table() -> list[Mount]:
+    """What this process sees mounted; see :func:`astore_netfs.mountinfo.mounts`."""
+    return mounts()
+
+
+def _claim(path: str) -> int:
+    """A descriptor of the folder that is to be mounted on, locked (flock(2)); -1 while another process has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
+async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
+    """Run a blocking call on a thread of its own: for when the lane may have none left.
+
+    :raises TimeoutError: it did not return in ``timeout`` seconds; the thread, a daemon, is left behind.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = func(*args)
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(deliver, result, failure)
+
+    threading.Thread(target=work, name="astore-netfs", daemon=True).start()
+    async with asyncio.timeout(timeout):
+        return await future

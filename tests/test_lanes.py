@@ -1,0 +1,569 @@
+"""Lanes: limits, fairness, deadlines, stuck threads, and what becomes of results that nobody takes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from core_fakes import Gate, cancel_after, eventually, run_python
+
+from astore import lanes as lanes_module
+from astore.errors import LaneStuckError, LaneTimeoutError
+from astore.lanes import Lanes, PoolLane, monotonic_deadline
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def lanes() -> Iterator[Lanes]:
+    """Lanes with four threads; closed afterwards."""
+    lanes = Lanes(4)
+    yield lanes
+    lanes.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that is opened afterwards, whatever happened."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def numbers(lane: PoolLane) -> tuple[int, int, int]:
+    """The lane's calls that run in time, are stuck, and wait."""
+    for found in lane._lanes.statistics().lanes:
+        if found.name == lane.name:
+            return found.running, found.stuck, found.queued
+    raise AssertionError("the lane is not in the statistics")
+
+
+def start(lane: PoolLane, func: Any, *args: Any, **options: Any) -> asyncio.Task[Any]:
+    """A call on the lane, in a task of its own."""
+    return asyncio.create_task(lane.run(func, *args, **options))
+
+
+# ------------------------------------------------------------------------------------------------ results and errors
+
+
+async def test_result_and_arguments(lanes: Lanes) -> None:
+    """A call gets its arguments and its caller the result, from another thread than the loop's."""
+    lane = lanes.lane("a")
+    assert await lane.run(divmod, 17, 5) == (3, 2)
+    assert await lane.run(threading.get_ident) != threading.get_ident()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "no"), ValueError("v"), TimeoutError("slow"), AssertionError("a")])
+async def test_exceptions_reach_the_caller(lanes: Lanes, error: Exception) -> None:
+    """An exception of the call is the caller's, the same object."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await lanes.lane("a").run(fail)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [StopIteration("s"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+async def test_exceptions_that_would_end_a_loop(lanes: Lanes, error: BaseException) -> None:
+    """What a future cannot carry, or what would end the program, arrives as a RuntimeError that names it."""
+
+    def fail() -> None:
+        raise error
+
+    lane = lanes.lane("a")
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        await lane.run(fail)
+    assert await lane.run(int, "7") == 7, "the thread serves on"
+
+
+async def test_cancelled_error_from_a_call_is_not_a_cancellation(lanes: Lanes) -> None:
+    """A call that raises CancelledError does not make its caller look cancelled."""
+
+    def fail() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="CancelledError"):
+        await lanes.lane("a").run(fail)
+
+
+def test_bad_numbers() -> None:
+    """Lanes without threads are refused."""
+    with pytest.raises(ValueError, match="max_threads"):
+        Lanes(0)
+    with pytest.raises(ValueError, match="limit"):
+        Lanes(1).lane("a", limit=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+async def test_a_lane_keeps_to_its_limit(lanes: Lanes, gate: Gate) -> None:
+    """Of ten calls on a lane of two, two run and eight wait; all are done in the end."""
+    lane = lanes.lane("a", limit=2)
+    calls = [start(lane, gate, n) for n in range(10)]
+    await eventually(lambda: gate.inside == 2)
+    assert numbers(lane) == (2, 0, 8)
+    gate.open()
+    assert await asyncio.gather(*calls) == list(range(10))
+    assert gate.most == 2
+    assert numbers(lane) == (0, 0, 0)
+
+
+async def test_all_lanes_keep_to_the_cap(lanes: Lanes, gate: Gate) -> None:
+    """Ten lanes of four threads share the four threads there are."""
+    calls = [start(lanes.lane(f"lane {n}"), gate) for n in range(10) for _ in range(4)]
+    await eventually(lambda: gate.inside == 4)
+    found = lanes.statistics()
+    assert (found.threads, found.stuck, found.queued) == (4, 0, 36)
+    gate.open()
+    await asyncio.gather(*calls)
+    assert gate.most == 4
+    assert lanes.statistics().threads <= 4
+
+
+async def test_a_busy_lane_does_not_starve_another(lanes: Lanes) -> None:
+    """A call waits for a turn, not for the thousand that another lane had queued before it."""
+    busy, other = lanes.lane("busy"), lanes.lane("other")
+    first = Gate()
+    done = 0
+
+    def work() -> None:
+        nonlocal done
+        done += 1
+
+    held = [start(busy, first) for _ in range(4)]
+    await eventually(lambda: first.inside == 4)
+    queued = [start(busy, work) for _ in range(1000)]
+    await eventually(lambda: numbers(busy)[2] == 1000)
+    late = start(other, lambda: done)
+    await eventually(lambda: numbers(other)[2] == 1)
+    first.open()
+    assert await late < 50
+    await asyncio.gather(*held, *queued)
+    assert done == 1000
+
+
+async def test_calls_of_a_lane_run_in_order(lanes: Lanes) -> None:
+    """A lane of one thread is a queue."""
+    lane = lanes.lane("a", limit=1)
+    order: list[int] = []
+    await asyncio.gather(*(lane.run(order.append, n) for n in range(100)))
+    assert order == list(range(100))
+
+
+# ---------------------------------------------------------------------------------------------------------- deadlines
+
+
+async def test_a_running_call_past_its_deadline(lanes: Lanes, gate: Gate) -> None:
+    """Its caller gets a timeout; its thread counts as stuck until it returns."""
+    lane = lanes.lane("a", limit=2)
+    with pytest.raises(LaneTimeoutError, match=r"a: the call did not return within 0\.05 s") as caught:
+        await lane.run(gate, timeout=0.05)
+    assert (caught.value.lane, caught.value.timeout) == ("a", 0.05)
+    assert isinstance(caught.value, TimeoutError)
+    assert (numbers(lane), lane.stuck, lanes.statistics().stuck) == ((0, 1, 0), 1, 1)
+    assert await lane.run(int, "1") == 1, "the lane has another thread"
+    gate.open()
+    await eventually(lambda: lane.stuck == 0)
+    assert lanes.statistics().stuck == 0
+
+
+async def test_the_lane_s_own_deadline(lanes: Lanes, gate: Gate) -> None:
+    """A call that names no deadline gets the lane's."""
+    with pytest.raises(LaneTimeoutError):
+        await lanes.lane("a", timeout=0.02).run(gate)
+
+
+async def test_a_queued_call_past_its_deadline(lanes: Lanes, gate: Gate) -> None:
+    """A call that found no thread in time is never run, and counts for nothing."""
+    lane = lanes.lane("a", limit=1)
+    first = start(lane, gate)
+    await eventually(lambda: gate.inside == 1)
+    ran: list[int] = []
+    with pytest.raises(LaneTimeoutError, match="found no free thread"):
+        await lane.run(ran.append, 1, timeout=0.02)
+    assert numbers(lane) == (1, 0, 0)
+    gate.open()
+    await first
+    assert await lane.run(len, ran) == 0
+
+
+async def test_no_deadline(lanes: Lanes) -> None:
+    """An infinite deadline sets no timer."""
+    assert await lanes.lane("a").run(int, "3", timeout=float("inf")) == 3
+    assert monotonic_deadline(None) == float("inf")
+    assert monotonic_deadline(-1.0) < monotonic_deadline(5.0)
+
+
+async def test_a_late_result_is_discarded(lanes: Lanes, gate: Gate) -> None:
+    """What a call returns after its deadline goes to ``discard``, once, on the lane's thread."""
+    lane = lanes.lane("a")
+    discarded: list[tuple[str, str]] = []
+    with pytest.raises(LaneTimeoutError):
+        await lane.run(
+            gate, "it", timeout=0.02, discard=lambda it: discarded.append((it, threading.current_thread().name))
+        )
+    gate.open()
+    await eventually(lambda: discarded)
+    assert discarded == [("it", "astore-lane")]
+
+
+async def test_a_late_error_is_not_discarded(lanes: Lanes, gate: Gate) -> None:
+    """A call that failed has no result to discard, and its error is nobody's."""
+    lane = lanes.lane("a")
+    discarded: list[object] = []
+
+    def fail() -> None:
+        gate()
+        raise OSError(5, "no")
+
+    with pytest.raises(LaneTimeoutError):
+        await lane.run(fail, timeout=0.02, discard=discarded.append)
+    gate.open()
+    await eventually(lambda: lane.stuck == 0)
+    await lane.run(int)
+    assert not discarded
+
+
+# -------------------------------------------------------------------------------------------------------------- stuck
+
+
+async def test_all_stuck_fails_at_once(lanes: Lanes, gate: Gate) -> None:
+    """With all its threads stuck, a lane's calls are not even tried; with one back, they are."""
+    lane = lanes.lane("a", limit=2)
+    results = await asyncio.gather(*(lane.run(gate, timeout=0.02) for _ in range(2)), return_exceptions=True)
+    assert [type(result) for result in results] == [LaneTimeoutError, LaneTimeoutError]
+    with pytest.raises(LaneStuckError, match="a: all 2 threads hang") as caught:
+        await lane.run(int)
+    assert caught.value.lane == "a"
+    assert numbers(lane) == (0, 2, 0)
+    gate.open()
+    await eventually(lambda: lane.stuck == 0)
+    assert await lane.run(int, "5") == 5
+
+
+async def test_stuck_threads_do_not_count_against_the_cap(gate: Gate) -> None:
+    """Hung pools cost the others nothing: all the threads of the cap are still to be had."""
+    lanes = Lanes(2)
+    try:
+        hung = [lanes.lane(f"hung {n}", limit=3) for n in range(3)]
+        calls = [lane.run(gate, timeout=0.2) for lane in hung for _ in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, TimeoutError) for result in results)
+        stuck = lanes.statistics().stuck
+        assert stuck == gate.inside >= 2
+        other, well = Gate(), lanes.lane("well")
+        running = [start(well, other, n) for n in range(4)]
+        await eventually(lambda: other.inside == 2)
+        assert numbers(well) == (2, 0, 2)
+        assert lanes.statistics().threads == stuck + 2
+        gate.open()  # what was stuck comes back while the cap is full: those threads go
+        await eventually(lambda: lanes.statistics().stuck == 0)
+        assert lanes.statistics().threads == 2
+        other.open()
+        assert await asyncio.gather(*running) == [0, 1, 2, 3]
+        assert other.most == 2
+    finally:
+        lanes.close()
+
+
+async def test_a_call_queued_behind_a_stuck_one_starts_when_that_returns(gate: Gate) -> None:
+    """The thread that comes back wakes another for its lane, even if it is one too many itself."""
+    lanes = Lanes(1)
+    try:
+        lane, other = lanes.lane("a", limit=1), lanes.lane("b")
+        hung = start(lane, gate, timeout=0.05)
+        await eventually(lambda: gate.inside == 1)
+        queued = start(lane, int, "4")
+        with pytest.raises(LaneTimeoutError):
+            await hung
+        await other.run(int)  # a second thread, idle now
+        gate.open()
+        async with asyncio.timeout(lanes_module.IDLE_SECONDS / 2):
+            assert await queued == 4
+    finally:
+        lanes.close()
+
+
+async def test_write_off(lanes: Lanes, gate: Gate) -> None:
+    """Calls that nobody waits for are stuck as soon as somebody says so; the others are left alone."""
+    lane = lanes.lane("a", limit=3)
+    abandoned, waited = start(lane, gate), start(lane, gate)
+    await eventually(lambda: gate.inside == 2)
+    abandoned.cancel()
+    await asyncio.gather(abandoned, return_exceptions=True)
+    assert numbers(lane) == (2, 0, 0)
+    lane.write_off()
+    assert numbers(lane) == (1, 1, 0)
+    lane.write_off()
+    assert numbers(lane) == (1, 1, 0), "once is enough"
+    gate.open()
+    await waited
+    await eventually(lambda: numbers(lane) == (0, 0, 0))
+
+
+async def test_an_abandoned_call_is_stuck_at_its_deadline(lanes: Lanes, gate: Gate) -> None:
+    """Cancelling the caller does not take the deadline off the call."""
+    lane = lanes.lane("a")
+    task = start(lane, gate, timeout=0.05)
+    await eventually(lambda: gate.inside == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: lane.stuck == 1)
+    gate.open()
+    await eventually(lambda: lane.stuck == 0)
+
+
+# ------------------------------------------------------------------------------------------------------- cancellation
+
+
+async def test_cancelled_while_queued(lanes: Lanes, gate: Gate) -> None:
+    """A call whose caller went before it started never runs, and leaves the queue."""
+    lane = lanes.lane("a", limit=1)
+    first = start(lane, gate)
+    await eventually(lambda: gate.inside == 1)
+    ran: list[int] = []
+    discarded: list[object] = []
+    task = start(lane, ran.append, 1, discard=discarded.append)
+    await eventually(lambda: numbers(lane)[2] == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert numbers(lane) == (1, 0, 0)
+    gate.open()
+    await first
+    await lane.run(int)
+    assert (ran, discarded) == ([], [])
+
+
+async def test_cancelled_while_running(lanes: Lanes, gate: Gate) -> None:
+    """The caller goes at once; the result is discarded when it comes."""
+    lane = lanes.lane("a")
+    discarded: list[object] = []
+    task = start(lane, gate, "it", discard=discarded.append)
+    await eventually(lambda: gate.inside == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (discarded, numbers(lane)) == ([], (1, 0, 0))
+    gate.open()
+    await eventually(lambda: discarded == ["it"])
+    await eventually(lambda: numbers(lane) == (0, 0, 0))
+
+
+@pytest.mark.parametrize("rounds", range(6))
+async def test_cancelled_with_the_result_on_its_way(lanes: Lanes, rounds: int) -> None:
+    """Whenever the cancellation comes, the result is either the caller's or discarded: once, and never neither."""
+    lane = lanes.lane("a")
+    discarded: list[int] = []
+    taken: list[int] = []
+    returned = threading.Event()
+
+    def call(number: int) -> int:
+        returned.set()
+        return number
+
+    for number in range(50):
+        returned.clear()
+
+        async def wait(number: int = number) -> int:
+            return await lane.run(call, number, discard=discarded.append)
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        returned.wait(5)  # the loop stands: the result is now in its queue, or will be in an instant
+        _wait_until_delivered(lanes)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            taken.append(await task)
+        except asyncio.CancelledError:
+            pass
+    await eventually(lambda: len(discarded) + len(taken) >= 50, "every result in somebody's hands")
+    await lane.run(int)
+    assert sorted(discarded + taken) == list(range(50))
+
+
+def _wait_until_delivered(lanes: Lanes) -> None:
+    deadline = monotonic_deadline(5)
+    while any(lane.running for lane in lanes.statistics().lanes) and monotonic_deadline(0) < deadline:
+        pass
+
+
+async def test_cancelled_after_any_number_of_rounds(lanes: Lanes) -> None:
+    """The same without looking at the stages: after k rounds of the loop, for every k."""
+    lane = lanes.lane("a")
+    for rounds in range(12):
+        discarded: list[int] = []
+
+        async def call(rounds: int = rounds, discarded: list[int] = discarded) -> int:
+            return await lane.run(int, str(rounds), discard=discarded.append)
+
+        cancelled, result = await cancel_after(rounds, call)
+        await eventually(lambda: numbers(lane) == (0, 0, 0))
+        await lane.run(int)
+        if cancelled:
+            assert discarded in ([], [rounds])
+        else:
+            assert (result, discarded) == (rounds, [])
+
+
+async def test_a_failing_discard_hurts_nobody(lanes: Lanes, gate: Gate) -> None:
+    """An exception in ``discard`` ends there."""
+    lane = lanes.lane("a")
+
+    def discard(_: object) -> None:
+        raise OSError(9, "closed")
+
+    task = start(lane, gate, discard=discard)
+    await eventually(lambda: gate.inside == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    gate.open()
+    await eventually(lambda: numbers(lane) == (0, 0, 0))
+    assert await lane.run(int, "2") == 2
+
+
+def test_a_result_after_the_loop_is_closed() -> None:
+    """A call that outlives its loop has its result discarded, and its thread goes on."""
+    lanes, gate = Lanes(2), Gate()
+    lane = lanes.lane("a")
+    discarded: list[object] = []
+    done = threading.Event()
+
+    async def main() -> None:
+        task = asyncio.create_task(lane.run(gate, "it", discard=lambda it: (discarded.append(it), done.set())))
+        await eventually(lambda: gate.inside == 1)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.stop)
+        task.add_done_callback(lambda _: None)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+    loop.run_until_complete(task)
+    pending = asyncio.all_tasks(loop)
+    loop.close()
+    gate.open()
+    assert done.wait(5)
+    assert discarded == ["it"]
+    assert asyncio.run(lane.run(int, "6")) == 6, "another loop may use the lane"
+    lanes.close()
+    for left in pending:
+        left.get_coro().close()
+        left._log_destroy_pending = False
+
+
+# ------------------------------------------------------------------------------------------------ threads come and go
+
+
+async def test_idle_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread without work stays a moment and goes."""
+    monkeypatch.setattr(lanes_module, "IDLE_SECONDS", 0.05)
+    lanes, gate = Lanes(4), Gate()
+    calls = [start(lanes.lane("a"), gate) for _ in range(4)]
+    await eventually(lambda: gate.inside == 4)
+    gate.open()
+    await asyncio.gather(*calls)
+    await eventually(lambda: lanes.statistics().threads == 0)
+    assert await lanes.lane("b").run(int, "1") == 1, "and another comes when it is needed"
+    lanes.close()
+
+
+async def test_closing(lanes: Lanes, gate: Gate) -> None:
+    """Closing lets idle threads go now and busy ones later; what is queued still runs; twice is once."""
+    lane = lanes.lane("a", limit=1)
+    first, second = start(lane, gate, 1), start(lane, gate, 2)
+    await eventually(lambda: gate.inside == 1)
+    lanes.close()
+    lanes.close()
+    gate.open()
+    assert await asyncio.gather(first, second) == [1, 2]
+    await eventually(lambda: lanes.statistics().threads == 0)
+
+
+async def test_a_closed_lane_leaves_the_statistics(lanes: Lanes, gate: Gate) -> None:
+    """A call on a lane that was closed ends as it would have; the lane is not listed any more."""
+    lane = lanes.lane("a")
+    task = start(lane, gate, 1)
+    await eventually(lambda: gate.inside == 1)
+    lane.close()
+    lane.close()
+    assert lanes.statistics().lanes == ()
+    gate.open()
+    assert await task == 1
+
+
+async def test_no_more_threads_to_be_had(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system gives no more threads, those there are do the work; without any, the caller is told."""
+    lane = lanes.lane("a")
+    real = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ran: list[int] = []
+    with pytest.raises(RuntimeError, match="can't start"):
+        await lane.run(ran.append, 1)
+    assert numbers(lane) == (0, 0, 0)
+    monkeypatch.setattr(threading.Thread, "start", real)
+    await lane.run(int)
+    assert ran == [], "a call that was refused does not run later"
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert await asyncio.gather(*(lane.run(int, str(n)) for n in range(8))) == list(range(8))
+
+
+async def test_an_error_leaves_no_cycle(lanes: Lanes) -> None:
+    """What a failed call held is let go without waiting for the garbage collector."""
+    import gc
+    import weakref
+
+    class Thing:
+        pass
+
+    def fail(thing: Thing) -> None:
+        raise OSError(5, "no")
+
+    lane = lanes.lane("a")
+    thing = Thing()
+    gone = weakref.ref(thing)
+    gc.disable()
+    try:
+        try:
+            await lane.run(fail, thing)
+        except OSError:
+            pass
+        del thing
+        await lane.run(int)
+        await eventually(lambda: gone() is None, "the thing's end")
+    finally:
+        gc.enable()
+
+
+def test_a_process_with_a_hung_thread_exits() -> None:
+    """A program whose call hangs ends within two seconds of wanting to."""
+    code = """
+import asyncio, time
+from astore.lanes import Lanes
+
+async def main():
+    lanes = Lanes(2)
+    lane = lanes.lane("hung")
+    try:
+        await lane.run(time.sleep, 600, timeout=0.05)
+    except TimeoutError:
+        print(time.time())
+
+asyncio.run(main())
+"""
+    import time
+
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert time.time() - float(done.stdout) < 2.0
