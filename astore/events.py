@@ -211,6 +211,11 @@ class EventBus:
         with self._lock:
             return EventsStatistics(self._next - 1, min(self._next - 1, self.capacity), len(self._subscriptions))
 
+    def open(self) -> None:
+        """Take events again after :meth:`close`; numbers go on."""
+        with self._lock:
+            self._closed = False
+
     def close(self) -> None:
         """Let every reader come to its end."""
         with self._lock:
@@ -237,6 +242,7 @@ class Subscription:
         self._pools = None if pools is None else frozenset(pools)
         self._kinds = None if kinds is None else tuple(kinds)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._entered = False
         self._signal = asyncio.Event()
         self._waiting = False
         self._run = 0
@@ -244,6 +250,7 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._entered = True
         with self._bus._lock:
             self._bus._subscriptions.add(self)
         return self
@@ -266,6 +273,8 @@ class Subscription:
     async def __anext__(self) -> Event:
         while True:
             if self._loop is None:
+                if not self._entered:
+                    raise RuntimeError("enter the subscription first: async with manager.events() as events")
                 raise StopAsyncIteration
             event = self.receive_nowait()
             if event is not None:

@@ -181,36 +181,36 @@ class _Refresh:
         try:
             self._list()
             self._read_chunks()
-            with self._lock:
-                while self._reading:
-                    self._lock.wait()
-            if self._failure is not None:
-                raise self._failure
+            self._wait_for_assistants()
             total, free = self._tree.statvfs()
         finally:
             self._over = True
             self._release_rest()
+            # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
+            self._wait_for_assistants()
         return self._snapshot(taken_at, total, free)
 
     def _list(self) -> None:
         """List the folder; queue what has to be read."""
         chunk: list[Entry] = []
         first = True
-        for item in self._tree.scan(self._want):
-            if len(item) == 2:
-                self._errors.append(_entry_error(item[0], item[1]))
-                continue
-            chunk.append(item)
-            if len(chunk) >= self.CHUNK or first:
-                # a first chunk of one entry: with a network in between, assistants start while the listing goes on
-                first = False
+        try:
+            for item in self._tree.scan(self._want):
+                if len(item) == 2:
+                    self._errors.append(_entry_error(item[0], item[1]))
+                    continue
+                chunk.append(item)
+                if len(chunk) >= self.CHUNK or first:
+                    # a first chunk of one entry: with a network in between, assistants start while the listing goes on
+                    first = False
+                    self._chunks.append(chunk)
+                    chunk = []
+                    if self._assistants < self._tree.readers - 1:
+                        self._assistants += 1
+                        self._lane.assist(self._read_chunks)
+        finally:  # also where the listing breaks off: they are released with the rest
+            if chunk:
                 self._chunks.append(chunk)
-                chunk = []
-                if self._assistants < self._tree.readers - 1:
-                    self._assistants += 1
-                    self._lane.assist(self._read_chunks)
-        if chunk:
-            self._chunks.append(chunk)
 
     def _want(self, name: str, st: FileStat) -> bool:
         old = self._known.get(name)
@@ -244,24 +244,46 @@ class _Refresh:
                     chunk = self._chunks.popleft()
                 except IndexError:
                     return
-                while chunk:
-                    wrong = _read_one(self._tree, chunk.pop(), self._read)
-                    if wrong is not None:
-                        self._errors.append(wrong)
+                try:
+                    while chunk and not self._over:
+                        wrong = _read_one(self._tree, chunk.pop(), self._read)
+                        if wrong is not None:
+                            self._errors.append(wrong)
+                finally:
+                    if chunk:
+                        self._chunks.append(chunk)
         except BaseException as error:  # not by entry: it is the tree's, and an assistant has nobody to tell
             self._failure = error
             self._over = True
         finally:
+            if self._over:
+                self._release_rest()
             with self._lock:
                 self._reading -= 1
                 if not self._reading:
                     self._lock.notify_all()
 
+    def _wait_for_assistants(self) -> None:
+        with self._lock:
+            while self._reading:
+                self._lock.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # whose traceback holds this frame
+
     def _release_rest(self) -> None:
-        for chunk in self._chunks:
+        # several threads may be at it
+        while True:
+            try:
+                chunk = self._chunks.popleft()
+            except IndexError:
+                return
             for entry in chunk:
-                self._tree.release(entry)
-        self._chunks.clear()
+                with contextlib.suppress(Exception):
+                    self._tree.release(entry)
 
     def _snapshot(self, taken_at: float, total: int, free: int) -> Snapshot:
         found = self._found

@@ -50,8 +50,8 @@ class LocalTree(FileTree):
     :param path: the directory, absolute; opened here, which may block.
     :param readers: how many threads reading headers at once pay. From a warm page cache one is fastest; from a cold
         local disk four read 10,000 heads in half the time, and over a network more than that.
-    :param verify: called before every scan and lookup with the directory's descriptor, on the calling thread; raises
-        OSError where the directory is not the one that it should be.
+    :param verify: called with the directory's descriptor whenever it was opened after this, and before every scan and
+        lookup, on the calling thread; raises OSError where the directory is not the one that it should be.
     :raises OSError: the directory cannot be opened: ENOENT, ENOTDIR, EACCES …
     """
 
@@ -88,6 +88,8 @@ class LocalTree(FileTree):
     def _open(self) -> _Folder:
         self._check_open()
         folder = _Folder(self.path)
+        if self._verify is not None:
+            self._verify(folder.fd)
         with self._lock:
             self._check_open()
             self._folder = folder
@@ -99,10 +101,12 @@ class LocalTree(FileTree):
 
     def _current(self) -> _Folder:
         """The directory that has the path now, which need not be the one that had it before, verified."""
-        folder = self._opened()
+        folder = self._folder
+        if folder is None:
+            return self._open()
         st = os.stat(self.path)
         if (st.st_dev, st.st_ino) != folder.identity:
-            folder = self._open()
+            return self._open()
         if self._verify is not None:
             self._verify(folder.fd)
         return folder
@@ -172,24 +176,20 @@ class LocalTree(FileTree):
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of a file; see :meth:`astore.files.FileTree.read_header`.
 
-        :raises OSError: it cannot be read; EINVAL if it is no regular file or block device (any more).
+        :raises OSError: it cannot be read; ESPIPE if it is no regular file or block device any more.
         """
         if self._closed:
             self._check_open()
-        name = entry[0]
-        fd = _open_quietly(name, entry[2].fd)
+        fd = _open_quietly(entry[0], entry[2].fd)
         try:
-            mode = os.fstat(fd).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise OSError(errno.EINVAL, "it is no regular file any more", name)
+            # What became a FIFO or a socket since it was listed has no offset: ESPIPE. Asking fstat() what was opened
+            # would come too late for anything else, and over FUSE cost a round trip.
             head = os.pread(fd, FIRST_READ, 0)
             if len(head) < FIRST_READ:
                 head = _fill(fd, head, FIRST_READ)
                 if len(head) < FIRST_READ:
                     return head
-            if more(head):
-                head = _fill(fd, head, HEADER_SIZE)
-            return head
+            return _fill(fd, head, HEADER_SIZE) if more(head) else head
         finally:
             os.close(fd)
 

@@ -1,7 +1,8 @@
 """astore's logger: structlog's, around the standard logger ``astore``, which the application configures.
 
-Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library sends them and
-the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute ``astore`` as a dictionary.
+Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library
+sends them,
+and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute ``astore`` as a dictionary.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str
     if event.get("exc_info"):
         keywords["exc_info"] = event.pop("exc_info")
     fields = " ".join(f"{key}={value!r}" for key, value in event.items())
-    return ((f"{message} {fields}" if fields else message).replace("%", "%%"),), keywords
+    return ((f"{message} {fields}" if fields else message),), keywords
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid as uuid_module
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ from astore.model import DiscoveredSource, PoolDef, PoolState, RefreshOutcome, R
 from astore.names import check_host
 from astore.pool import CLEANUP_SECONDS, Pool
 from astore.registry import BackendRegistry
+from astore.shield import shielded
 from astore.volume import Volume
 
 T = TypeVar("T")
@@ -98,6 +100,7 @@ class Manager:
         self._pools: dict[str, Pool] = {}
         self._damaged: tuple[storage.DamagedFile, ...] = ()
         self._seen: object = None
+        self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run state, begun and done
         self._catalogue = anyio.Lock()
         self._lanes: Lanes | None = None
         self._store_lane: PoolLane | None = None
@@ -107,6 +110,7 @@ class Manager:
     async def __aenter__(self) -> Self:
         if self._lanes is not None:
             raise InvalidStateError("this Manager is open already", operation="open")
+        self._bus.open()
         self._lanes = Lanes(self._max_threads)
         self._store_lane = self._lanes.lane(f"state folder {self.state_dir}", limit=4)
         try:
@@ -128,18 +132,21 @@ class Manager:
         lanes = self._lanes
         if lanes is None:
             return
-        pools = list(self._pools.values())
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await self._save_snapshots(pools)
-            with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                for pool in pools:
-                    await pool._cancel_refresh("the Manager was closed")
-            with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await asyncio.gather(*(pool._detach() for pool in pools), return_exceptions=True)
-        self._lanes = None
-        lanes.close()
-        self._bus.close()
+        try:
+            await shielded(self._detach(list(self._pools.values())))
+        finally:
+            self._lanes = None
+            lanes.close()
+            self._bus.close()
+
+    async def _detach(self, pools: Sequence[Pool]) -> None:
+        async def leave(pool: Pool) -> None:
+            await pool._cancel_refresh("the Manager was closed")
+            await pool._detach()
+
+        with anyio.move_on_after(CLEANUP_SECONDS):
+            await self._save_snapshots(pools)
+        await asyncio.gather(*(leave(pool) for pool in pools), return_exceptions=True)
 
     async def reload(self) -> None:
         """Take over what other processes did to the state folder since it was last read."""
@@ -167,12 +174,9 @@ class Manager:
             if pool is None:
                 pool = self._pools[wanted.name] = Pool(self, wanted, persistent=True)
             else:
-                if pool.active and pool._active_definition is None:
-                    pool._active_definition = pool._definition
-                was_transient = not pool._persistent
-                pool._definition = wanted
-                pool._persistent = True
-                if was_transient:
+                was_transient = not pool.persistent
+                pool._redefine(wanted, autostart=pool.autostart)
+                if was_transient and pool.active:
                     await self._save_run(pool, pool.definition)
             pool._publish(PoolDefined)
             return pool
@@ -449,13 +453,13 @@ class Manager:
                 raise SourceConflictError(
                     f"pool {wanted.name!r} exists already with the uuid {by_name.uuid}",
                     other=by_name.name,
-                    field="uuid",
+                    field="name",
                 )
             return by_name
         for pool in self._pools.values():
             if wanted.uuid is not None and pool.uuid == wanted.uuid:
                 raise SourceConflictError(
-                    f"the uuid {wanted.uuid} belongs to pool {pool.name!r} already", other=pool.name, field="name"
+                    f"the uuid {wanted.uuid} belongs to pool {pool.name!r} already", other=pool.name, field="uuid"
                 )
         for file in self._damaged:
             if file.name == wanted.name:
@@ -470,49 +474,75 @@ class Manager:
         if backend is None:
             return
         mine = backend.source_key(wanted)
+        if not mine:
+            return
         for pool in self._pools.values():
-            if pool is known or pool.type != wanted.type:
+            if pool is known:
                 continue
-            with contextlib.suppress(DefinitionError):
-                if backend.source_key(backend.check(pool.definition)) == mine:
+            for theirs in {id(d): d for d in (pool.definition, pool._definition) if d.type == wanted.type}.values():
+                try:
+                    same = backend.source_key(backend.check(theirs)) == mine
+                except DefinitionError:
+                    continue
+                if same:
                     fields = ", ".join(f"{field} {value!r}" for field, value in mine)
                     raise SourceConflictError(
                         f"pool {pool.name!r} has the same source: {fields}", other=pool.name, field=mine[0][0]
-                    ) from None
+                    )
 
     async def _reload(self) -> None:
         """With the catalogue lock held."""
         seen = await self._in_store(self._store.fingerprint)
         if seen == self._seen:
             return
+        writes = self._run_writes.copy()
         loaded, runs, snapshots = await self._in_store(self._read_store)
+        # pools that this Manager started or stopped while the files were being read: of those it knows better
+        own = {name for name in self._pools.keys() | runs.keys() if writes[name] != self._run_writes[name]}
+        tell = self._seen is not None  # what is found on entering did not change: it was so
         self._seen = seen
         self._damaged = loaded.damaged
         stored = {item.definition.name: item for item in loaded.pools}
         for name, item in stored.items():
             pool = self._pools.get(name)
+            if pool is not None and pool.uuid != item.definition.uuid and self._idle(pool):
+                pool = None  # another process undefined it, and defined another of that name
             if pool is None:
                 pool = self._pools[name] = Pool(self, item.definition, persistent=True, autostart=item.autostart)
+                changed = True
             elif pool.uuid == item.definition.uuid:
-                if pool.active and pool._active_definition is None:
-                    pool._active_definition = pool._definition
-                pool._definition, pool._autostart, pool._persistent = item.definition, item.autostart, True
+                changed = pool._redefine(item.definition, autostart=item.autostart)
+            else:
+                changed = False
+            if changed and tell:
+                pool._publish(PoolDefined)
         for name, run in runs.items():
+            if name in own:
+                continue
             pool = self._pools.get(name)
             if pool is None:
                 definition = msgspec.structs.replace(run.definition, uuid=run.uuid)
                 pool = self._pools[name] = Pool(self, definition, persistent=False)
-            if pool.state is PoolState.INACTIVE and not pool._lifecycle.locked() and pool.uuid == run.uuid:
-                pool._restore(run.definition, snapshots.get(name), run.started_at)
+            if self._idle(pool) and pool.uuid == run.uuid:
+                pool._restore(run.definition, snapshots.get(name), run.started_at, tell=tell)
         damaged = {file.name for file in loaded.damaged}
         for name, pool in list(self._pools.items()):
-            if pool._lifecycle.locked() or name in damaged:
+            if pool._lifecycle.locked() or name in damaged or name in own:
                 continue
             if pool.active and name not in runs:  # another process stopped it
-                await pool._cancel_refresh("another process stopped the pool")
-                await pool._become_inactive()
+                pool._lifecycle.acquire_nowait()
+                try:
+                    await shielded(pool._become_inactive(forget=False))
+                finally:
+                    pool._lifecycle.release()
             if not pool.active and name not in stored and self._pools.get(name) is pool:
                 del self._pools[name]  # another process undefined it
+                if pool.persistent:
+                    pool._publish(PoolUndefined)
+
+    @staticmethod
+    def _idle(pool: Pool) -> bool:
+        return pool.state is PoolState.INACTIVE and not pool._lifecycle.locked()
 
     def _read_store(self) -> tuple[storage.Loaded, dict[str, storage.RunState], dict[str, Snapshot]]:
         loaded, runs = self._store.load(), self._store.load_runs()
@@ -551,13 +581,22 @@ class Manager:
             started_at=time.time(),
             boot_id=storage.boot_id(),
         )
-        await self._in_store(self._store.save_run, pool.name, state)
+        self._run_writes[pool.name] += 1
+        try:
+            await self._in_store(self._store.save_run, pool.name, state)
+        finally:
+            self._run_writes[pool.name] += 1
 
     async def _forget_run(self, pool: Pool) -> None:
         if not pool.persistent and self._pools.get(pool.name) is pool:
             del self._pools[pool.name]
-        with contextlib.suppress(AstoreError):  # a state folder that is gone has no run state either
-            await self._in_store(self._store.forget_run, pool.name)
+        if self._store_lane is not None:
+            self._run_writes[pool.name] += 1
+            try:
+                with contextlib.suppress(AstoreError):  # a state folder that is gone has no run state either
+                    await self._store_lane.run(self._store.forget_run, pool.name)
+            finally:
+                self._run_writes[pool.name] += 1
 
     async def _save_snapshots(self, pools: Iterable[Pool]) -> None:
         """Keep what is known for the next process: a cache, so that failing to write it is no failure."""

@@ -38,7 +38,9 @@ from astore.errors import (
     DefinitionError,
     InvalidStateError,
     LaneTimeoutError,
+    ManagerClosedError,
     PoolInaccessibleError,
+    PoolNotFoundError,
     StorageError,
     UnsupportedOperationError,
     VolumeNotFoundError,
@@ -67,6 +69,7 @@ from astore.model import (
     Snapshot,
     VolumeInfo,
 )
+from astore.shield import shielded
 from astore.volume import Volume
 
 if TYPE_CHECKING:
@@ -75,6 +78,10 @@ if TYPE_CHECKING:
 
 CLEANUP_SECONDS = 2.0
 """How long a clean-up may hold up a cancellation."""
+
+
+_PASSED_ON = (InvalidStateError, BackendError, DefinitionError, UnsupportedOperationError, ManagerClosedError)
+"""Errors that are as good to a pool's user as they are to whoever raised them."""
 
 
 class _Refresh:
@@ -111,6 +118,8 @@ class Pool:
         self._backend: Backend | None = None
         self._lane: PoolLane | None = None
         self._lifecycle = anyio.Lock()
+        self._attaching = anyio.Lock()
+        self._stopping = False
         self._refresh: _Refresh | None = None
         self._state_waiters: set[asyncio.Event] = set()
         self._log = manager.log.bind(pool=definition.name)
@@ -133,7 +142,7 @@ class Pool:
     @property
     def type(self) -> str:
         """Its type: ``dir``, ``netfs``, ``gluster`` …"""
-        return self._definition.type
+        return self.definition.type
 
     @property
     def definition(self) -> PoolDef:
@@ -258,6 +267,7 @@ class Pool:
         """
         self._manager._check_open()
         async with self._lifecycle:
+            self._require_known()
             self._require_inactive("start")
             try:
                 await self._start(build, refresh, timeout)
@@ -275,18 +285,15 @@ class Pool:
         self._manager._check_open()
         async with self._lifecycle:
             self._require_active("stop")
-            await self._cancel_refresh("the pool was stopped")
+            self._stopping = True  # no refresh begins from here on: it would mount again what is being unmounted
             try:
-                session = await self._attached()
-            except Exception:
-                # The backend is gone, or what the pool needs of the machine. There is nothing to stop it with.
-                if not force and self.type in self._manager.registry:
-                    raise
-                session = None
-            if session is not None:
-                await self._stop_session(session, force)
-            with anyio.CancelScope(shield=True):
-                await self._become_inactive()
+                await self._cancel_refresh("the pool is being stopped")
+                session = await self._session_to_stop(force)
+                if session is not None:
+                    await self._stop_session(session, force)
+                await shielded(self._become_inactive())
+            finally:
+                self._stopping = False
 
     async def build(self) -> None:
         """Make the pool's storage: a target directory, with the permissions of its definition or 0711.
@@ -295,6 +302,7 @@ class Pool:
         """
         self._manager._check_open()
         async with self._lifecycle:
+            self._require_known()
             self._require_inactive("build")
             backend, checked = await self._backend_for_me()
             await self._build(backend, checked)
@@ -306,6 +314,7 @@ class Pool:
         """
         self._manager._check_open()
         async with self._lifecycle:
+            self._require_known()
             self._require_inactive("delete")
             backend, checked = await self._backend_for_me()
             if not isinstance(backend, DeletesPools):
@@ -318,12 +327,14 @@ class Pool:
         """Remove the pool's definition. :raises InvalidStateError: it is active, or transient."""
         self._manager._check_open()
         async with self._lifecycle:
+            self._require_known()
             self._require_inactive("undefine")
             await self._manager._undefine(self)
 
     async def set_autostart(self, autostart: bool) -> None:
         """Say whether ``start_all`` starts it. :raises InvalidStateError: it is transient."""
         self._manager._check_open()
+        self._require_known()
         if not self._persistent:
             raise InvalidStateError(
                 f"pool {self.name!r} is transient: only a defined pool can be started automatically",
@@ -346,9 +357,10 @@ class Pool:
             its last good snapshot stays. TimeoutError: not in time.
         """
         self._manager._check_open()
-        self._require_active("refresh")
+        self._require_refreshable()
         if name is not None:
             return await self._refresh_volume(name, timeout)
+        generation = self._generation
         try:
             async with asyncio.timeout(timeout):
                 return await self._shared_refresh(full)
@@ -360,8 +372,10 @@ class Pool:
                 lane=self.name,
                 timeout=timeout or 0,
             )
-            if self._refresh is None and self._state.active and self._lane is not None:
-                self._lane.write_off()
+            if self._refresh is None and self._state.active and generation == self._generation:
+                # nobody waits for it any more, and it did not end in the very moment of the timeout
+                if self._lane is not None:
+                    self._lane.write_off()
                 self._set_state(PoolState.INACCESSIBLE, late)
             raise late from None
 
@@ -370,7 +384,7 @@ class Pool:
             # it trusts what is known: not what this caller wants. Wait for its end, whatever that is, and start anew.
             with contextlib.suppress(Exception):
                 await self._join(run)
-            self._require_active("refresh")
+            self._require_refreshable()
         if run is None:
             run = self._refresh = _Refresh(full)
             run.task = asyncio.get_running_loop().create_task(
@@ -407,8 +421,8 @@ class Pool:
             task.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await asyncio.wait([task])
-        if task is not None and task.done() and not task.cancelled():
-            task.exception()  # seen
+        if task is not None:
+            task.add_done_callback(_seen)
 
     async def _cancel_refresh(self, why: str) -> None:
         run = self._refresh
@@ -428,9 +442,11 @@ class Pool:
                 raise InvalidStateError(
                     f"pool {self.name!r} was stopped", pool=self.name, state=self._state, operation="refresh"
                 )
-            if run.journal:
-                snapshot = snapshot.patched(run.journal, 0)
             changes = await self._changes(snapshot)
+            while run.journal:  # what was learned beside the refresh, also while it was compared
+                journal, run.journal = run.journal, {}
+                snapshot = snapshot.patched(journal, 0)
+                changes = await self._changes(snapshot)
             return self._take(snapshot, changes, time.monotonic() - began)
         finally:
             if self._refresh is run:
@@ -496,6 +512,8 @@ class Pool:
                     if generation == self._generation:  # else what was read may be older than the snapshot is now
                         break
         except TimeoutError as error:
+            if isinstance(error, AstoreError):
+                raise self._translate(error, "refresh") from error
             raise LaneTimeoutError(
                 f"pool {self.name!r}: refreshing volume {name!r} took longer than {timeout or 0:g} s",
                 lane=self.name,
@@ -548,29 +566,23 @@ class Pool:
         backend, checked = await self._backend_for_me()
         if build:
             await self._build(backend, checked)
-        registry = self._manager.registry
-        registry.acquire(backend)
-        lane = self._manager._pool_lane(self.name, backend)
+        self._manager.registry.acquire(backend)
+        lane: PoolLane | None = None
         session: PoolSession | None = None
         try:
             try:
+                lane = self._manager._pool_lane(self.name, backend)
                 async with asyncio.timeout(timeout):
                     session = await backend.open(checked, self._context(lane))
-                await self._manager._save_run(self, checked)
+                # to its end: a thread that is not waited for would write the file after it was removed again
+                await shielded(self._manager._save_run(self, checked))
             except Exception as error:
                 raise self._translate(error, "start") from error
-            self._session, self._backend, self._lane = session, backend, lane
-            self._active_definition = checked
         except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                if session is not None:
-                    with contextlib.suppress(Exception):
-                        await session.stop()
-                    with contextlib.suppress(Exception):
-                        await session.aclose()
-            lane.close()
-            registry.release(backend)
+            await shielded(self._undo_start(session, lane, backend))
             raise
+        self._session, self._backend, self._lane = session, backend, lane
+        self._active_definition = checked
         self._set_state(PoolState.RUNNING, None)
         self._publish(PoolStarted)
         self._log.debug("pool started")
@@ -579,36 +591,68 @@ class Pool:
                 await self.refresh(timeout=timeout)
             except BaseException:
                 # as in libvirt, a pool that cannot be read is not started; not even half
-                with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    with contextlib.suppress(Exception):
-                        await self._stop_session(session, force=True)
-                with anyio.CancelScope(shield=True):
-                    await self._become_inactive()
+                await shielded(self._give_up(session))
                 raise
+
+    async def _undo_start(self, session: PoolSession | None, lane: PoolLane | None, backend: Backend) -> None:
+        """Leave nothing of a start that did not come to its end. Bounded."""
+        if session is not None:
+            with anyio.move_on_after(CLEANUP_SECONDS):
+                with contextlib.suppress(Exception):
+                    await session.stop()
+            with anyio.move_on_after(CLEANUP_SECONDS):
+                with contextlib.suppress(Exception):
+                    await session.aclose()
+            await self._manager._forget_run(self)
+        if lane is not None:
+            lane.close()
+        self._manager.registry.release(backend)
+
+    async def _give_up(self, session: PoolSession) -> None:
+        """Stop a pool whose first refresh failed. Bounded."""
+        with contextlib.suppress(Exception):
+            await self._stop_session(session, force=True)
+        await self._become_inactive()
 
     async def _attached(self) -> PoolSession:
         """The session; opened now if another process, or this one earlier, started the pool."""
-        while self._session is None:
-            backend = await self._manager.registry.get(self.type)
-            if self._session is not None:
-                break
-            definition = self._active_definition or backend.check(self._definition)
-            lane = self._lane
-            if lane is None:
-                lane = self._lane = self._manager._pool_lane(self.name, backend)
-            session = await backend.open(definition, self._context(lane))
-            if self._session is None and self._state.active:
-                self._manager.registry.acquire(backend)
-                self._session, self._backend = session, backend
-            else:  # someone was faster, or the pool was stopped meanwhile
-                with anyio.CancelScope(shield=True):
-                    await session.aclose()
+        if self._session is not None:
+            return self._session
+        async with self._attaching:
+            if self._session is None:
                 self._require_active("use")
-        return self._session
+                backend = await self._manager.registry.get(self.type)
+                definition = self._active_definition or backend.check(self._definition)
+                self._manager.registry.acquire(backend)
+                session: PoolSession | None = None
+                try:
+                    lane = self._lane
+                    if lane is None:
+                        lane = self._lane = self._manager._pool_lane(self.name, backend)
+                    session = await backend.open(definition, self._context(lane))
+                    self._manager._check_open()
+                    self._require_active("use")
+                except BaseException:
+                    if session is not None:  # the pool was stopped, or the Manager closed, meanwhile
+                        await shielded(session.aclose())
+                    self._manager.registry.release(backend)
+                    raise
+                self._session, self._backend = session, backend
+            return self._session
+
+    async def _session_to_stop(self, force: bool) -> PoolSession | None:
+        try:
+            async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
+                return await self._attached()
+        except Exception:
+            # The backend is gone, or what the pool needs of the machine. There is nothing to stop it with.
+            if not force and self.type in self._manager.registry:
+                raise
+            return None
 
     async def _stop_session(self, session: PoolSession, force: bool) -> None:
         if force:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2 * CLEANUP_SECONDS, shield=True):
+            with anyio.move_on_after(2 * CLEANUP_SECONDS):
                 if isinstance(session, CutsLoose):
                     with contextlib.suppress(Exception):
                         await session.cut_loose()
@@ -621,14 +665,16 @@ class Pool:
         except Exception as error:
             raise self._translate(error, "stop") from error
 
-    async def _become_inactive(self) -> None:
-        """After the storage was let go: forget the run, close the session, tell. Shielded by the caller."""
-        await self._detach()
+    async def _become_inactive(self, *, forget: bool = True) -> None:
+        """After the storage was let go: close the session, forget the run, tell. Shielded by the caller."""
         self._active_definition = None
         self._snapshot = Snapshot.EMPTY
-        self._set_state(PoolState.INACTIVE, None)
+        self._set_state(PoolState.INACTIVE, None)  # first: from now on nobody attaches again
+        await self._cancel_refresh("the pool was stopped")
+        await self._detach()
+        if forget:
+            await self._manager._forget_run(self)
         self._publish(PoolStopped)
-        await self._manager._forget_run(self)
 
     async def _detach(self) -> None:
         """Let go of what belongs to this process. Never slow, never raises."""
@@ -687,7 +733,7 @@ class Pool:
 
     def _translate(self, error: Exception, operation: str) -> Exception:
         """The error with the pool's name in it, of astore's own tree."""
-        if isinstance(error, InvalidStateError | BackendError | DefinitionError | UnsupportedOperationError):
+        if isinstance(error, _PASSED_ON):
             return error
         what = f"pool {self.name!r}: {operation}"
         if isinstance(error, StorageError):
@@ -704,6 +750,10 @@ class Pool:
             f"{what}: the backend failed with {type(error).__name__}: {reason(error)}", pool=self.name
         )
 
+    def _require_known(self) -> None:
+        if self._manager._pools.get(self.name) is not self:
+            raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
+
     def _require_active(self, operation: str) -> None:
         if not self._state.active:
             raise InvalidStateError(
@@ -711,6 +761,13 @@ class Pool:
                 pool=self.name,
                 state=self._state,
                 operation=operation,
+            )
+
+    def _require_refreshable(self) -> None:
+        self._require_active("refresh")
+        if self._stopping:
+            raise InvalidStateError(
+                f"pool {self.name!r} is being stopped", pool=self.name, state=self._state, operation="refresh"
             )
 
     def _require_inactive(self, operation: str) -> None:
@@ -756,16 +813,32 @@ class Pool:
 
         self._manager._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)
 
-    def _restore(self, definition: PoolDef, snapshot: Snapshot | None, started_at: float) -> None:
+    def _redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
+        """Take over a persistent definition; say whether it is another. An active pool goes on by the one it has."""
+        if self.active and self._active_definition is None:
+            self._active_definition = self._definition
+        same = self._persistent and self._definition == definition and self._autostart == autostart
+        self._definition, self._autostart, self._persistent = definition, autostart, True
+        return not same
+
+    def _restore(self, definition: PoolDef, snapshot: Snapshot | None, started_at: float, *, tell: bool) -> None:
         """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
         self._active_definition = definition
-        self._state = PoolState.RUNNING
-        self._since = started_at
+        state = PoolState.RUNNING
         if snapshot is not None:
             self._snapshot = self._saved = snapshot
             self._generation = max(self._generation, snapshot.generation)
             if any(not error.skipped for error in snapshot.errors):
-                self._state = PoolState.DEGRADED
+                state = PoolState.DEGRADED
+        if tell:
+            self._set_state(state, None)
+            self._publish(PoolStarted)
+        self._state, self._since = state, started_at
+
+
+def _seen(task: asyncio.Task[RefreshOutcome]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _cancelling() -> bool:

@@ -1,1 +1,10 @@
-"""astore-netfs."""
+"""astore-netfs: pools of the type ``netfs``, on NFS, glusterfs (by FUSE) and CIFS mounts that it makes and watches over."""
+
+from __future__ import annotations
+
+from astore_netfs.backend import NetfsBackend
+from astore_netfs.command import mount_argv, umount_argv
+from astore_netfs.mount import is_expected
+from astore_netfs.mountinfo import Mount, find_mount, mounts
+
+__all__ = ["Mount", "NetfsBackend", "find_mount", "is_expected", "mount_argv", "mounts", "umount_argv"]

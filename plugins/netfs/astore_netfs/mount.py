@@ -164,7 +164,9 @@ class MountPoint:
         try:
             await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
             if await context.lane.run(self._look) is None:
-                raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None)
+                raise StorageError(
+                    f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None
+                )
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 undone = await self._undo(mark, finished=isinstance(error, CommandError))
@@ -213,7 +215,9 @@ class MountPoint:
                     raise
                 if time.monotonic() > deadline:
                     raise StorageError(
-                        f"{self._target} is in use and cannot be unmounted", errno=errno.EBUSY, pool=self.context.name or None
+                        f"{self._target} is in use and cannot be unmounted",
+                        errno=errno.EBUSY,
+                        pool=self.context.name or None,
                     ) from error
                 await anyio.sleep(0.05)  # a call of our own that was given up may be about to let go of it
 
@@ -251,118 +255,6 @@ class MountPoint:
 
 
 # ------------------------------------------------------------------------------------------------------ small things
-
-
-def _claimed(self) -> AsyncIterator[None]:
-        """Keep other processes of astore from mounting here at once: a second mount would go on top of the first."""
-        deadline = time.monotonic() + self.context.timeout
-        while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
-            await anyio.sleep(0.05)
-        try:
-            yield
-        finally:
-            _close(fd)
-
-    async def _mount(self) -> bool:
-        mark = secrets.token_hex(16)
-        context = self.context
-        try:
-            await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
-            if await context.lane.run(self._look) is None:
-                raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None)
-        except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                undone = await self._undo(mark, finished=isinstance(error, CommandError))
-            if undone or not isinstance(error, CommandError):
-                raise
-            return False  # it failed since somebody else had mounted the very same
-        return True
-
-    async def _undo(self, mark: str, *, finished: bool) -> bool:
-        """Take back what a mount command has done, or would still do; False if what is mounted is another's work."""
-        try:
-            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=CLEANUP_SECONDS)
-        except Exception as error:
-            self.context.log.warning("a mount could not be taken back", target=self._target, error=str(error))
-            return True
-
-    def _take_back(self, mark: str, finished: bool) -> bool:
-        killed = kernel.kill_marked(mark)
-        deadline = time.monotonic() + CLEANUP_SECONDS / 2
-        while kernel.kill_marked(mark) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        mount = find_mount(self._path)
-        if mount is None or not is_expected(mount, self.definition):
-            return True
-        if finished and not killed:
-            return False
-        kernel.detach(self._path, force=mount.fstype not in _GLUSTER)
-        return True
-
-    # ------------------------------------------------------------------------------------------- unmounting
-
-    async def unmount(self) -> None:
-        """Unmount the pool, if it is the pool that is mounted there.
-
-        :raises StorageError: EBUSY, it is in use. CommandError: umount failed. LaneTimeoutError: it did not end in time.
-        """
-        deadline = time.monotonic() + _BUSY_SECONDS
-        while await self.context.lane.run(self._mounted):
-            argv = [*umount_argv(self.definition)[:-1], self._path]
-            try:
-                await self.context.run_command(argv, timeout=self.context.timeout)
-            except CommandError as error:
-                if not await self.context.lane.run(self._mounted):
-                    return
-                if "busy" not in error.stderr:
-                    raise
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"{self._target} is in use and cannot be unmounted", errno=errno.EBUSY, pool=self.context.name or None
-                    ) from error
-                await anyio.sleep(0.05)  # a call of our own that was given up may be about to let go of it
-
-    def _mounted(self) -> bool:
-        self._path, mount = locate(self._target)
-        if mount is None:
-            return False
-        if is_expected(mount, self.definition):
-            return True
-        self.context.log.warning("left alone: not this pool's mount", target=self._target, source=mount.source)
-        return False
-
-    async def cut(self) -> None:
-        """Make every call that hangs on the mount return, and take it out of the tree. Asks the server nothing."""
-        self._given_up = True
-        await aside(self._cut, timeout=CLEANUP_SECONDS)
-
-    def _cut(self) -> None:
-        for _ in range(16):
-            mount = find_mount(self._path)
-            if mount is None or not is_expected(mount, self.definition):
-                return
-            if mount.fstype.startswith("fuse"):
-                try:
-                    kernel.abort_fuse(mount)
-                except OSError as error:  # its server is dead already, or root is not root: it can be detached at least
-                    self.context.log.warning("connection not aborted", target=self._target, error=str(error))
-            else:
-                for _ in range(3):  # a call that was failed may be followed by the next one of the same thread
-                    kernel.fail_waiting(self._path)
-                    time.sleep(0.05)
-                if find_mount(self._path) != mount:
-                    continue
-            kernel.detach(self._path, force=not mount.fstype.startswith("fuse"))
-
-
-# ------------------------------------------------------------------------------------------------------ small things
-
-
-def mounted_table() -> list[Mount]:
-    """What this process sees mounted; see :func:`astore_netfs.mountinfo.mounts`."""
-    return mounts()
 
 
 def _claim(path: str) -> int:

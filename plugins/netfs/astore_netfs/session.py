@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -32,23 +31,26 @@ class NetfsSession(FileTreeSession):
 
         :raises OSError: the server does not answer, or something else is mounted there.
         """
-        return await self._renewing(lambda: super(NetfsSession, self).refresh(previous, full=full))
+        return await self._renewing(lambda: FileTreeSession.refresh(self, previous, full=full))
 
     async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
         """One entry, its header read anew; the mount as for :meth:`refresh`."""
-        return await self._renewing(lambda: super(NetfsSession, self).refresh_volume(name))
+        return await self._renewing(lambda: FileTreeSession.refresh_volume(self, name))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
         # The mount is proved by the scan itself; asking beforehand would be a second way round for nothing.
         try:
+            try:
+                return await act()
+            except OSError as error:
+                if error.errno not in STALE:
+                    raise
+                self.context.log.info("mount is stale or gone", target=self.tree.path, error=str(error))
+            self.tree.detach()
+            await self.mount.ensure()
             return await act()
-        except OSError as error:
-            if error.errno not in STALE:
-                raise
-            self.context.log.info("mount is stale or gone", target=self.tree.path, error=str(error))
-        self.tree.detach()
-        await self.mount.ensure()
-        return await act()
+        finally:
+            self.tree.detach()  # an idle pool keeps nobody from unmounting, another process of astore least of all
 
     async def stop(self) -> None:
         """Unmount. Refused by the kernel while it is in use, the pool stays as it is.
@@ -63,23 +65,6 @@ class NetfsSession(FileTreeSession):
         self.tree.close()
         await self.mount.cut()
 
-
-async def open_session(mount: MountPoint, context: Context, readers: int) -> NetfsSession:
-    """The session of a pool that is mounted at ``mount``.
-
-    :raises OSError: the folder cannot be opened.
-    """
-
-    def opened() -> LocalTree:
-        tree = LocalTree(mount.path, readers=readers, verify=mount.prove)
-        try:
-            tree.statvfs()  # a server that does not answer is told from here, not from the first refresh
-        except OSError as error:
-            tree.close()
-            if error.errno == errno.EACCES:  # glusterfs's root_squash and the like: it can be listed all the same
-                return LocalTree(mount.path, readers=readers, verify=mount.prove)
-            raise
-        return tree
-
-    tree = await context.lane.run(opened, discard=LocalTree.close)
-    return NetfsSession(tree, mount, context)
+    async def aclose(self) -> None:
+        """Let go of the folder; the mount stays."""
+        self.tree.close()  # not on the lane, which may be stuck: closing a directory asks no server (unlike a file)

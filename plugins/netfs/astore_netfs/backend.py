@@ -1,0 +1,107 @@
+"""The pool type ``netfs``: a network file system, mounted on the pool's target by astore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import anyio
+import msgspec
+
+from astore.backend import Backend, Context, PoolSession
+from astore.backends.target import build_target, delete_target
+from astore.local_tree import LocalTree
+from astore.model import DiscoveredSource, PoolDef
+from astore.names import check_path
+from astore_netfs.command import FORMATS, check_source, source_format, target_path
+from astore_netfs.discovery import discover_sources
+from astore_netfs.mount import CLEANUP_SECONDS, MountPoint
+from astore_netfs.mountinfo import locate
+from astore_netfs.session import NetfsSession
+
+READERS = 8
+"""Threads that read headers at once: a server is waited for, and one FUSE client serves them in turn anyway."""
+
+
+class NetfsBackend(Backend):
+    """Pools that are a directory of a server: NFS, glusterfs by FUSE, or CIFS."""
+
+    type: ClassVar[str] = "netfs"
+    source_formats: ClassVar[tuple[str, ...]] = FORMATS
+    volume_formats: ClassVar[tuple[str, ...]] = (
+        "raw",
+        "none",
+        "dir",
+        "bochs",
+        "cloop",
+        "dmg",
+        "iso",
+        "vpc",
+        "vdi",
+        "fat",
+        "vhd",
+        "ploop",
+        "cow",
+        "qcow",
+        "qcow2",
+        "qed",
+        "vmdk",
+    )
+    lane_threads: ClassVar[int] = READERS + 2
+
+    def check(self, definition: PoolDef) -> PoolDef:
+        """Host, directory and target are required; the format is ``auto`` where none is given.
+
+        :raises DefinitionError: as :func:`astore_netfs.mount_argv`, for whatever could not be mounted as it stands.
+        """
+        check_source(definition)
+        source = msgspec.structs.replace(definition.source, format=source_format(definition))
+        path = check_path(target_path(definition), what="target path")
+        return msgspec.structs.replace(
+            definition, source=source, target=msgspec.structs.replace(definition.target, path=path)
+        )
+
+    def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
+        """The directory and the hosts, in whatever order they are named."""
+        directory = (definition.source.directory or "").strip("/")
+        hosts = ",".join(sorted({host.name.lower() for host in definition.source.hosts}))
+        return (("source dir", directory), ("source host", hosts))
+
+    async def open(self, definition: PoolDef, context: Context) -> PoolSession:
+        """Mount the source, unless it is mounted already, and open the folder.
+
+        :raises StorageError: something else is mounted there, or there is no folder. CommandError: mount failed.
+        :raises LaneTimeoutError: the server does not answer.
+        """
+        mount = MountPoint(definition, context)
+        mounted = await mount.ensure()
+        try:
+            tree = await context.lane.run(_open_tree, mount, discard=LocalTree.close)
+        except BaseException:
+            if mounted:
+                with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
+                    await mount.cut()
+            raise
+        return NetfsSession(tree, mount, context)
+
+    async def build(self, definition: PoolDef, context: Context) -> None:
+        """Make the target folder and those above it; the server's own folder is left alone where it is mounted already."""
+        _, mount = await context.lane.run(locate, target_path(definition))
+        if mount is None:
+            await build_target(definition, context)
+
+    async def delete(self, definition: PoolDef, context: Context) -> None:
+        """Remove the target folder, if it is empty and nothing is mounted on it. Nothing happens to the source."""
+        await delete_target(definition, context)
+
+    async def discover(
+        self, host: str | None, context: Context, *, port: int | None = None
+    ) -> Sequence[DiscoveredSource]:
+        """The NFS exports and the Gluster volumes of a host; see :func:`astore_netfs.discovery.discover_sources`."""
+        return await discover_sources(host, context)
+
+
+def _open_tree(mount: MountPoint) -> LocalTree:
+    tree = LocalTree(target_path(mount.definition), readers=READERS, verify=mount.prove)
+    tree.detach()
+    return tree

@@ -1,0 +1,109 @@
+"""What a host offers to be mounted: its NFS exports, and its Gluster volumes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+from collections.abc import Iterator
+
+from lxml import etree
+
+from astore.backend import CommandResult, Context
+from astore.errors import CommandError, DefinitionError, StorageError, reason
+from astore.model import DiscoveredSource, Host, Source
+from astore.names import check_host
+
+_EXPORT = re.compile(r"(/.*\S)\s+\S+|(/\S*)\s*")
+MAX_OUTPUT = 4 << 20
+"""Bytes of a program's answer that are looked at."""
+
+
+async def discover_sources(host: str | None, context: Context) -> tuple[DiscoveredSource, ...]:
+    """Ask a host for its NFS exports (``showmount``) and its Gluster volumes (``gluster``), both at once.
+
+    What one of the two answers counts, whatever becomes of the other.
+
+    :raises DefinitionError: no host, or none that is one.
+    :raises StorageError: the host answers neither. CommandError: neither program is installed.
+    :raises LaneTimeoutError: the host did not answer in time.
+    """
+    if not host:
+        raise DefinitionError("finding netfs sources needs a host", element="host")
+    name = check_host(host)
+    commands = (
+        ("nfs", ["showmount", "--no-headers", "--exports", name]),
+        ("glusterfs", ["gluster", "--xml", "volume", "info", "all", f"--remote-host={name}"]),
+    )
+    answers = await asyncio.gather(*(_ask(argv, context) for _, argv in commands))
+    found: list[DiscoveredSource] = []
+    failures: list[Exception] = []
+    for (kind, _), answer in zip(commands, answers, strict=True):
+        if isinstance(answer, Exception):
+            failures.append(answer)
+            continue
+        try:
+            directories = _exports(answer.stdout) if kind == "nfs" else _volumes(answer.stdout)
+            found += [
+                DiscoveredSource("netfs", Source(hosts=(Host(name),), directory=directory, format=kind))
+                for directory in directories
+            ]
+        except StorageError as error:
+            failures.append(error)
+    if len(failures) == len(commands):
+        raise _worst(name, failures)
+    return tuple(found)
+
+
+async def _ask(argv: list[str], context: Context) -> CommandResult | Exception:
+    try:
+        return await context.run_command(argv, timeout=context.timeout)
+    except (CommandError, OSError) as error:
+        return error
+
+
+def _worst(host: str, failures: list[Exception]) -> Exception:
+    """The one error to raise where nobody answered: what the host said goes before what this machine lacks."""
+    said = [error for error in failures if not (isinstance(error, CommandError) and error.returncode is None)]
+    if not said:
+        return failures[0]
+    for error in said:
+        if isinstance(error, TimeoutError):
+            return error
+    error = StorageError(f"{host} offers nothing that could be found: {reason(said[0])}", errno=errno.EHOSTUNREACH)
+    error.__cause__ = said[0]
+    return error
+
+
+def _exports(output: bytes) -> list[str]:
+    """The directories in showmount's list: each line a path and, last, those it is exported to (showmount(8))."""
+    found: dict[str, None] = {}
+    for line in output[:MAX_OUTPUT].decode("utf-8", "replace").split("\n"):
+        match = _EXPORT.fullmatch(line.strip())
+        if match and line.isprintable():
+            found[match[1] or match[2]] = None
+    return list(found)
+
+
+def _volumes(output: bytes) -> Iterator[str]:
+    """The names of volumes in what ``gluster --xml volume info`` prints.
+
+    :raises StorageError: it is not that, or an error's text.
+    """
+    if len(output) > MAX_OUTPUT:
+        raise StorageError("gluster's answer is too long", errno=errno.EMSGSIZE)
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(output, parser)
+    except etree.XMLSyntaxError as error:
+        raise StorageError(f"gluster's answer is no XML: {error}", errno=errno.EPROTO) from error
+    result = (root.findtext("opRet") or "").strip()
+    if root.tag != "cliOutput" or result != "0":
+        said = (root.findtext("opErrstr") or "").strip() or f"opRet {result or 'missing'}"
+        raise StorageError(f"gluster: {said}", errno=errno.EREMOTEIO)
+    names: dict[str, None] = {}
+    for element in root.iterfind("volInfo/volumes/volume/name"):
+        name = (element.text or "").strip()
+        if name and name.isprintable() and "/" not in name:
+            names[name] = None
+    return iter(names)
