@@ -257,12 +257,13 @@ class DefinitionStore:
         """What changes whenever another process changed anything here: cheap to compare."""
         found: list[object] = []
         for folder in (self._pools, self._autostart, self._run):
-            try:
-                st = os.stat(folder)
-            except FileNotFoundError:
-                found.append(None)
-            else:
-                found.append((st.st_ino, st.st_mtime_ns, st.st_nlink))
+            with self._saying(folder):
+                try:
+                    st = os.stat(folder)
+                except FileNotFoundError:
+                    found.append(None)
+                else:
+                    found.append((st.st_ino, st.st_mtime_ns, st.st_nlink))
         return tuple(found)
 
     @contextlib.contextmanager

@@ -97,7 +97,9 @@ async def test_environment(run: LaneCommandRunner, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ASTORE_KEPT", "yes")
     script = 'printf "%s %s %s %s" "$LC_ALL" "$LANGUAGE" "$ASTORE_KEPT" "$ASTORE_ADDED"'
     assert (await run(["sh", "-c", script])).stdout == b"C C yes "
-    assert (await run(["sh", "-c", script], env={"ASTORE_ADDED": "1", "LC_ALL": "C.UTF-8"})).stdout == b"C.UTF-8 C yes 1"
+    assert (
+        await run(["sh", "-c", script], env={"ASTORE_ADDED": "1", "LC_ALL": "C.UTF-8"})
+    ).stdout == b"C.UTF-8 C yes 1"
 
 
 # --------------------------------------------------------------------------------------------------------- how it ends

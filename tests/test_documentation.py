@@ -49,7 +49,14 @@ def run(argv: list[str], folder: Path, where: str) -> str:
         "TERM": "dumb",
     }
     done = subprocess.run(
-        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+        argv,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
     assert done.returncode == 0, f"{where}: {argv[-1]}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -181,9 +181,7 @@ def permissions_of(element: Element | None) -> Permissions | None:
     if element is None:
         return None
     mode_text = text_of(element, "mode")
-    mode = None
-    if mode_text is not None:
-        mode = integer(element.find("mode") or element, mode_text, "mode", base=8, most=0o777)
+    mode = None if mode_text is None else integer(element, mode_text, "mode", base=8, most=0o777)
     ids: list[int | None] = []
     for name in ("owner", "group"):
         text = text_of(element, name)

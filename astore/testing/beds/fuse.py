@@ -108,9 +108,15 @@ def abort(target: str | os.PathLike[str]) -> None:
     minors = [mount.minor for mount in mounts(path) if mount.target == path and mount.kind.startswith("fuse")]
     if not minors:
         raise LookupError(f"no FUSE mount at {path}")
-    if not any(mount.kind == "fusectl" for mount in mounts(_CONNECTIONS)):
+    # systemd has it mounted on most machines; elsewhere it is there for as long as it takes.
+    brought = not any(mount.kind == "fusectl" for mount in mounts(_CONNECTIONS))
+    if brought:
         namespace.mount("fusectl", _CONNECTIONS, "fusectl")
-    Path(_CONNECTIONS, str(minors[-1]), "abort").write_text("1")
+    try:
+        Path(_CONNECTIONS, str(minors[-1]), "abort").write_text("1")
+    finally:
+        if brought:
+            namespace.unmount(_CONNECTIONS)
 
 
 def mount_gluster(host: str, volume: str, target: Path, log_file: Path, *, options: tuple[str, ...] = ()) -> None:

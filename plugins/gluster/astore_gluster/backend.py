@@ -24,6 +24,7 @@ class GlusterBackend(Backend):
     """
 
     type = "gluster"
+    lane_threads = 10  # eight that read headers, and one for short calls beside them
     volume_formats = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "iso", "luks")
 
     def __init__(self, connections: ConnectionCache = CONNECTIONS) -> None:

@@ -1,0 +1,314 @@
+"""Definitions on disk: whole or not there, whoever is killed, whoever else writes."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from astore import EntryError, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType
+from astore import store as storage
+from astore.store import DefinitionStore, RunState, boot_id, default_state_dir
+
+UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
+
+
+def pool(name: str = "a", path: str = "/x") -> PoolDef:
+    return PoolDef(type="dir", name=name, uuid=UUID, target=Target(path))
+
+
+def run_state(name: str = "a", boot: str | None = None) -> RunState:
+    return RunState(pool(name), UUID, True, 1.5, boot_id() if boot is None else boot)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DefinitionStore:
+    return DefinitionStore(tmp_path / "state")
+
+
+def test_nothing_is_there_at_first(store: DefinitionStore) -> None:
+    """A folder that does not exist has no pools, and reading does not make it."""
+    assert store.load() == storage.Loaded((), ())
+    assert store.load_runs() == {}
+    assert store.load_snapshot("a") is None
+    assert not store.folder.exists()
+
+
+def test_definitions_are_kept(store: DefinitionStore) -> None:
+    """Saved, replaced, marked for autostart, removed; in folders and files that are the owner's alone."""
+    store.save(pool())
+    store.save(pool("b c"))
+    store.save(pool(path="/y"))
+    store.set_autostart("a", True)
+    store.set_autostart("a", True)
+    again = DefinitionStore(store.folder)
+    assert [(item.definition, item.autostart) for item in again.load().pools] == [
+        (pool(path="/y"), True),
+        (pool("b c"), False),
+    ]
+    assert (store.folder / "autostart" / "a.xml").resolve() == store.folder / "pools" / "a.xml"
+    for path in (store.folder, *store.folder.rglob("*")):
+        if not path.is_symlink():
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    store.set_autostart("a", False)
+    store.remove("b c")
+    store.remove("b c")
+    assert [(item.definition.name, item.autostart) for item in again.load().pools] == [("a", False)]
+
+
+DAMAGE = {
+    "cut": b"<pool",
+    "named otherwise": pool("other").to_xml().encode(),
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "large": b" " * (5 << 20),
+}
+DAMAGE["no uuid"] = PoolDef(type="dir", name="no uuid", target=Target("/x")).to_xml().encode()
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_are_reported_and_left(store: DefinitionStore, name: str) -> None:
+    """The others are loaded all the same."""
+    store.save(pool())
+    path = store.folder / "pools" / f"{name}.xml"
+    path.write_bytes(DAMAGE[name])
+    loaded = store.load()
+    assert [item.definition.name for item in loaded.pools] == ["a"]
+    assert [(file.name, file.path) for file in loaded.damaged] == [(name, str(path))]
+    assert loaded.damaged[0].error
+    assert path.read_bytes() == DAMAGE[name]
+
+
+def test_odd_things_in_the_folder(store: DefinitionStore) -> None:
+    """A folder, a dangling link, another suffix, a name that is no Unicode: none of them stops the rest."""
+    store.save(pool())
+    folder = store.folder / "pools"
+    (folder / "dir.xml").mkdir()
+    (folder / "link.xml").symlink_to("nowhere")
+    (folder / "readme.txt").write_text("x")
+    (folder / os.fsdecode(b"\xff.xml")).write_text("x")
+    os.mkfifo(folder / "fifo.xml")
+    loaded = store.load()
+    assert [item.definition.name for item in loaded.pools] == ["a"]
+    assert {file.name for file in loaded.damaged} == {"dir", "fifo"}
+
+
+def test_leftovers_of_the_killed_are_removed(store: DefinitionStore) -> None:
+    """Half-written files that are old; those of a writer at work stay."""
+    store.save(pool())
+    old, new = (store.folder / "pools" / f".{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_text("<pool")
+    os.utime(old, (0, 0))
+    assert len(store.load().pools) == 1
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_run_state(store: DefinitionStore) -> None:
+    """What is active is known to the next process, until it is forgotten."""
+    store.save_run("a", run_state())
+    assert DefinitionStore(store.folder).load_runs() == {"a": run_state()}
+    store.forget_run("a")
+    store.forget_run("a")
+    assert store.load_runs() == {}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xc1", b"\x93\x01\x02\x03"])
+def test_stale_run_state(store: DefinitionStore, content: bytes | None) -> None:
+    """What an earlier boot left, or what cannot be understood, is not returned and not kept."""
+    store.save_run("a", run_state(boot="another boot"))
+    path = store.folder / "run" / "a.run"
+    if content is not None:
+        path.write_bytes(content)
+    assert store.load_runs() == {}
+    assert not path.exists()
+
+
+def snapshot(count: int) -> Snapshot:
+    volumes = {}
+    for index in range(count):
+        key = f"/pool/v{index:06}"
+        volumes[f"v{index:06}"] = VolumeInfo(
+            f"v{index:06}", VolumeType.FILE, key, key if index else "other", index, 2, 3, "qcow2", 4, 5, 6, 1 << 63, 8, 9, 10,
+            "b", None, "raw", "1.1", ("lazy_refcounts",), None, 65_536,
+        )  # fmt: skip
+    errors = (EntryError("bad", "why", 5), EntryError("fifo", "it is", None, True))
+    return Snapshot(
+        volumes,
+        generation=7,
+        taken_at=1.5,
+        capacity=1,
+        allocation=2,
+        available=3,
+        errors=errors,
+        unsettled=frozenset({"v000000"}),
+    )
+
+
+def test_snapshots(store: DefinitionStore) -> None:
+    """A snapshot comes back equal, its paths the same objects as its keys."""
+    wanted = snapshot(3)
+    store.save_snapshot("a", wanted)
+    found = store.load_snapshot("a")
+    assert found is not None
+    assert found.volumes == wanted.volumes
+    for field in ("generation", "taken_at", "capacity", "allocation", "available", "errors", "unsettled"):
+        assert getattr(found, field) == getattr(wanted, field), field
+    assert found.volumes[0].path == "other"
+    assert found.volumes[1].path is found.volumes[1].key
+    store.forget_run("a")
+    assert store.load_snapshot("a") is None
+
+
+def test_snapshots_that_cannot_be_understood(store: DefinitionStore) -> None:
+    """Any byte changed, or any length: a snapshot or None, never an exception."""
+    store.save_snapshot("a", snapshot(3))
+    path = store.folder / "run" / "a.snapshot"
+    data = path.read_bytes()
+    rng = random.Random(1)
+    for _ in range(500):
+        broken = bytearray(data)
+        broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(bytes(broken[: rng.choice((len(broken), rng.randrange(len(broken))))]))
+        store.load_snapshot("a")
+    path.write_bytes(data.replace(b"\x99\x01", b"\x99\x02", 1))
+    assert store.load_snapshot("a") is None
+
+
+def test_the_fingerprint_tells(store: DefinitionStore) -> None:
+    """It changes with every change and with nothing else."""
+    seen = [store.fingerprint()]
+    for change in (
+        lambda: store.save(pool()),
+        lambda: store.set_autostart("a", True),
+        lambda: store.save_run("a", run_state()),
+        lambda: store.forget_run("a"),
+        lambda: store.remove("a"),
+    ):
+        time.sleep(0.02)  # coarser than any file system's clock
+        change()
+        assert store.fingerprint() not in seen
+        assert store.fingerprint() == store.fingerprint()
+        seen.append(store.fingerprint())
+
+
+def test_a_lock_that_is_not_to_be_had(store: DefinitionStore) -> None:
+    """Between threads and between stores: an error in words after the deadline."""
+    other = DefinitionStore(store.folder)
+    with store.locked():
+        with pytest.raises(StoreError, match="locked"), other.locked(timeout=0.05):
+            pass
+        with pytest.raises(StoreError, match="locked"), store.locked(timeout=0.05):
+            pass
+    with other.locked(timeout=5):
+        pass
+
+
+def test_failures_are_said_and_change_nothing(store: DefinitionStore, tmp_path: Path) -> None:
+    """A state folder that is a file, and a folder in a definition's place."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="file"):
+        DefinitionStore(tmp_path / "file").save(pool())
+    with pytest.raises(StoreError):
+        DefinitionStore(tmp_path / "file").fingerprint()
+    store.save(pool())
+    (store.folder / "pools" / "b.xml").mkdir()
+    with pytest.raises(StoreError, match=r"b\.xml"):
+        store.save(pool("b"))
+    with pytest.raises(StoreError):
+        store.remove("b")
+    assert not list(store.folder.rglob("*.tmp"))
+    with pytest.raises(StoreError):
+        with store.locked():
+            raise StoreError("inside")
+
+
+@pytest.mark.root
+def test_a_full_disk(tmp_path: Path) -> None:
+    """ENOSPC is an error in words; the old definition is whole."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    try:
+        store = DefinitionStore(folder / "state")
+        store.save(pool())
+        with pytest.raises(StoreError, match="space"):
+            store.save(pool(path="/" + "/".join("y" * 200 for _ in range(1000))))
+        assert [item.definition for item in store.load().pools] == [pool()]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+SAVE_FOR_EVER = f"""
+import sys
+from astore import PoolDef, Target
+from astore.store import DefinitionStore
+store = DefinitionStore(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    store.save(PoolDef(type="dir", name="p0", uuid={UUID!r}, target=Target("/" + "x" * (number % 3000))))
+"""
+
+
+def test_kill_in_the_middle(tmp_path: Path) -> None:
+    """However often a writer is killed, a definition is one whole version, and the next writer gets the lock."""
+    store = DefinitionStore(tmp_path)
+    store.save(pool("p0"))
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)])
+        before = store.load().pools[0].definition
+        deadline = time.monotonic() + 60
+        while DefinitionStore(tmp_path).load().pools[0].definition == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        loaded = DefinitionStore(tmp_path).load()
+        assert not loaded.damaged
+        assert loaded.pools[0].definition.target.path.strip("x") == "/"
+        store.save(pool("p0"))
+
+
+def test_many_writers(store: DefinitionStore) -> None:
+    """Threads with stores of their own lose nothing."""
+
+    def work(who: int) -> None:
+        mine = DefinitionStore(store.folder)
+        for number in range(5):
+            mine.save(pool(f"w{who}-{number}"))
+            mine.set_autostart(f"w{who}-{number}", True)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loaded = store.load()
+    assert len(loaded.pools) == 20
+    assert all(item.autostart for item in loaded.pools)
+
+
+def test_where_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's is the machine's, others' their own."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_state_dir() == Path("/var/lib/astore")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert default_state_dir().name == "astore"
+
+
+def test_without_a_boot_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where proc does not tell, every boot is the same."""
+    boot_id.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(OSError()))
+    assert boot_id() == ""
+    monkeypatch.undo()
+    boot_id.cache_clear()
+    assert boot_id()
