@@ -574,13 +574,7 @@ class Manager:
                 pool._publish(PoolAutostartChanged, autostart=autostart)
 
     async def _save_run(self, pool: Pool, definition: PoolDef) -> None:
-        state = storage.RunState(
-            definition=definition,
-            uuid=pool.uuid,
-            persistent=pool.persistent,
-            started_at=time.time(),
-            boot_id=storage.boot_id(),
-        )
+        state = storage.RunState(definition, pool.uuid, pool.persistent, time.time())
         self._run_writes[pool.name] += 1
         try:
             await self._in_store(self._store.save_run, pool.name, state)

@@ -62,13 +62,16 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct, frozen=True):
-    """An active pool: the definition it runs by, and since when, in seconds since the epoch, of which boot."""
+    """An active pool: the definition it runs by, and since when, in seconds since the epoch, of which boot.
+
+    ``boot_id`` is filled in when it is saved.
+    """
 
     definition: PoolDef
     uuid: str
     persistent: bool
     started_at: float
-    boot_id: str
+    boot_id: str = ""
 
 
 class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -179,6 +182,7 @@ class DefinitionStore:
 
     def save_run(self, name: str, state: RunState) -> None:
         """Note that a pool is active. :raises StoreError: that failed."""
+        state = state if state.boot_id else msgspec.structs.replace(state, boot_id=boot_id())
         with self._made():
             self._write(self._run, f"{name}.run", _encode(state), sync=False)
 

@@ -23,6 +23,7 @@ import asyncio  # noqa: E402
 import importlib.util  # noqa: E402
 import itertools  # noqa: E402
 import shutil  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402
 from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -199,6 +200,8 @@ def gluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlusterBed]:
         _skip(f"gluster: {reason}")
     with GlusterBed(tmp_path_factory.mktemp("gluster")) as bed:
         yield bed
+        if (module := sys.modules.get("astore_gluster.connection")) is not None:
+            module.CONNECTIONS.close_idle()  # takes libgfapi 10 s, in threads that the session's check waits for
 
 
 _volume_numbers = itertools.count(1)

@@ -28,7 +28,7 @@ names = st.text(LETTERS + " ._+&<>'\"äß漢", min_size=1, max_size=20).filter(
 )
 paths = st.lists(words, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
 uuids = st.integers(0, (1 << 128) - 1).map(lambda number: str(uuid.UUID(int=number)))
-hosts = st.builds(Host, words.map(lambda w: "h" + w.strip("._-")), st.none() | st.integers(1, 65_535))
+hosts = st.builds(Host, st.text(LETTERS, max_size=9).map("h{}.example".format), st.none() | st.integers(1, 65_535))
 ids = st.none() | st.integers(0, (1 << 32) - 2)
 permissions = st.builds(Permissions, st.none() | st.integers(0, 0o777), ids, ids, st.none() | words)
 devices = st.builds(

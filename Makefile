@@ -1,0 +1,44 @@
+# make help says what there is. The work is done by scripts/setup.sh and scripts/test.sh.
+#
+# PYTHON   interpreter (default: the newest of python3.13, 3.12, 3.11, python3 that can make a virtual environment)
+# VENV     virtual environment (default: .venv)
+# GLUSTER  yes or no: with or without a private Gluster in the demo (default: yes; it takes root)
+# ARGS     further arguments for the demo, pytest or the benchmarks
+
+PYTHON ?=
+VENV ?= .venv
+GLUSTER ?= yes
+ARGS ?=
+
+export PYTHON VENV GLUSTER
+export PYTHONNOUSERSITE = 1
+unexport PYTHONPATH PYTHONHOME
+
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
+
+demo:  ## show it at work on real storage (GLUSTER=no: without Gluster)
+	@scripts/setup.sh demo
+	@$(BIN)/astore demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
+
+test:  ## check style and types, run all tests (ARGS='-k lanes': some)
+	@scripts/setup.sh test
+	@scripts/test.sh $(ARGS)
+
+bench:  ## measure, beside libvirt where it is installed
+	@scripts/setup.sh bench
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint:  ## put style in order, and check style and types
+	@scripts/setup.sh lint
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict
+
+clean:  ## remove what the others made
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.*
+	@find . -name '.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -e '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi
