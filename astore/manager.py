@@ -382,6 +382,21 @@ class Manager:
         finally:
             lane.close()
 
+    async def capabilities(self) -> str:
+        """libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all backends that work here."""
+        self._check_open()
+        from astore.xml import POOL_TYPES, capabilities_to_xml
+
+        await self._registry.load_all()
+        types = dict.fromkeys((*POOL_TYPES, *self._registry.types()))
+        backends = {type_: self._registry.loaded(type_) for type_ in types}
+        return capabilities_to_xml(
+            (type_, backend is not None, backend.source_formats, backend.volume_formats)
+            if backend is not None
+            else (type_, False, (), ())
+            for type_, backend in backends.items()
+        )
+
     def statistics(self) -> Statistics:
         """Counts at this moment."""
         self._check_open()

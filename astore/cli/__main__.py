@@ -1,0 +1,5 @@
+"""``python -m astore.cli``."""
+
+from astore.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""Exit codes, and errors in one line that says what to do next."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+from collections.abc import Iterable
+
+from astore.errors import (
+    AstoreError,
+    BackendLoadError,
+    DefinitionError,
+    InvalidStateError,
+    NotFoundError,
+    PoolInaccessibleError,
+    PoolNotFoundError,
+    StoreError,
+    UnknownBackendError,
+    VolumeNotFoundError,
+    printable,
+    reason,
+)
+
+
+class Exit(enum.IntEnum):
+    """What the process returns. Stable: scripts rely on them."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    PARTIAL = 4
+    """Some of several pools (or files) failed, others did not."""
+    TIMEOUT = 124
+    """As timeout(1)."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 + SIGINT."""
+    BROKEN_PIPE = 141
+    """Whoever read the output went away: 128 + SIGPIPE."""
+
+
+class CliError(Exception):
+    """Something that only the command itself knows to be wrong; its text is the line to print."""
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def code_of(error: BaseException) -> Exit:
+    """The exit code for one failure."""
+    if isinstance(error, CliError):
+        return error.code
+    if isinstance(error, NotFoundError):
+        return Exit.NOT_FOUND
+    if isinstance(error, TimeoutError):
+        return Exit.TIMEOUT
+    return Exit.FAILED
+
+
+def code_of_all(failed: Iterable[BaseException], succeeded: int) -> Exit:
+    """The exit code for several things done at once: all well, some failed, or all failed (alike)."""
+    codes = {code_of(error) for error in failed}
+    if not codes:
+        return Exit.OK
+    if succeeded:
+        return Exit.PARTIAL
+    return codes.pop() if len(codes) == 1 else Exit.FAILED
+
+
+def shell_word(text: str) -> str:
+    """``text`` as it is to be typed into a shell."""
+    return shlex.quote(printable(text))
+
+
+def explain(error: BaseException) -> str:
+    """One printable line: what is wrong, and what to do about it where that is known."""
+    if isinstance(error, InvalidStateError):
+        return _wrong_state(error)
+    text = reason(error).rstrip(".")
+    hint = _hint(error)
+    return f"{text}: {hint}" if hint else text
+
+
+def _wrong_state(error: InvalidStateError) -> str:
+    pool, state = error.pool, str(error.state)
+    if pool and state == "inactive" and error.operation == "stop":
+        return f"pool {printable(pool)!r} is inactive already: `astore pool list --all` shows all pools"
+    if pool and state == "inactive":
+        return f"pool {printable(pool)!r} is inactive: start it first with `astore pool start {shell_word(pool)}`"
+    if pool and state and error.operation == "start":
+        return f"pool {printable(pool)!r} is {state} already: `astore pool info {shell_word(pool)}` shows it"
+    if pool and error.operation in {"build", "delete", "undefine"} and state not in {"", "building"}:
+        return (
+            f"pool {printable(pool)!r} is {state}, which lets nobody {error.operation} it: stop it first "
+            f"with `astore pool stop {shell_word(pool)}`"
+        )
+    return reason(error)
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(error, PoolNotFoundError):
+        return "`astore pool list --all` shows those there are"
+    if isinstance(error, VolumeNotFoundError):
+        return "`astore vol list POOL` shows a pool's volumes, `astore pool refresh POOL` looks for new ones"
+    if isinstance(error, UnknownBackendError):
+        if error.type in {"gluster", "netfs"}:
+            return f"pip install 'astore[{error.type}]'"
+        return "install its plugin"
+    if isinstance(error, BackendLoadError):
+        return "`astore backend list` shows the state of all backends"
+    if isinstance(error, StoreError):
+        return "choose another state folder with --state-dir" if isinstance(error.__cause__, PermissionError) else ""
+    if isinstance(error, TimeoutError):
+        return "give it more time with --timeout, or see whether its storage answers"
+    if isinstance(error, PoolInaccessibleError) and error.pool:
+        return _storage_hint(error)
+    if isinstance(error, AstoreError | CliError | DefinitionError | OSError):
+        return ""
+    return "this is a fault of astore; --verbose shows where it happened"
+
+
+def _storage_hint(error: PoolInaccessibleError) -> str:
+    pool = shell_word(error.pool or "")
+    if "build the pool" in error.message:
+        return f"`astore pool build {pool}`"
+    return ""

@@ -1,0 +1,195 @@
+"""What the conformance suite is run on: a source of pools, and the hands of somebody else who uses the same storage."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from astore.model import PoolDef
+from astore.testing.beds.images import qcow2_by_hand
+
+IMAGES = "images"
+"""A file may hold an image of a known format, and its header counts."""
+DIRECTORIES = "directories"
+LINKS = "links"
+FIFOS = "fifos"
+CONTROL = "control"
+"""Names may have control characters."""
+BYTES = "bytes"
+"""Names may have bytes that are no UTF-8."""
+BREAK = "break"
+"""The source can be made to stop answering, and to answer again."""
+
+EVERYTHING = frozenset({IMAGES, DIRECTORIES, LINKS, FIFOS, CONTROL, BYTES, BREAK})
+
+
+class SourceUnderTest(abc.ABC):
+    """A fresh, empty source of one pool, and the other side of its storage: whoever makes and removes files there
+    without asking astore.
+
+    Names are ``str`` as os.fsdecode makes them (surrogates for what is not UTF-8). What cannot be done on this
+    storage is left out of :attr:`can`, and the tests that need it are not collected.
+
+    :ivar definition: a definition of a pool on this source; its name is unique in the test.
+    """
+
+    can: ClassVar[frozenset[str]] = frozenset()
+    """What this storage has: any of the words of this module."""
+
+    lag: ClassVar[float] = 0.0
+    """Seconds after which a change made by another client is seen for certain: what the storage's caches may hold back."""
+
+    definition: PoolDef
+
+    @abc.abstractmethod
+    async def put(self, name: str, data: bytes) -> None:
+        """Make a file with this content, or put a new one in the place of the one there is (as a rename does)."""
+
+    @abc.abstractmethod
+    async def remove(self, name: str) -> None:
+        """Remove a file, an empty directory, or whatever else was made under this name."""
+
+    async def put_all(self, files: Mapping[str, bytes]) -> None:
+        """Make many files; worth overriding where one by one is slow."""
+        for name, data in files.items():
+            await self.put(name, data)
+
+    async def mkdir(self, name: str) -> None:
+        """Make a directory. (``directories``)"""
+        raise NotImplementedError
+
+    async def symlink(self, target: str, name: str) -> None:
+        """Make a symbolic link; ``target`` is a name beside it. (``links``)"""
+        raise NotImplementedError
+
+    async def mkfifo(self, name: str) -> None:
+        """Make a FIFO. (``fifos``)"""
+        raise NotImplementedError
+
+    async def break_(self) -> None:
+        """From now on the source does not answer: calls fail, soon. (``break``)"""
+        raise NotImplementedError
+
+    async def mend(self) -> None:
+        """Undo :meth:`break_`; the source answers whoever connects now. Not broken is no error. (``break``)"""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Let go of everything; the pool was stopped before."""
+
+    async def settle(self) -> None:
+        """Wait until what was changed is seen by everybody."""
+        if self.lag:
+            await asyncio.sleep(self.lag)
+
+
+class FolderSource(SourceUnderTest):
+    """A source whose other side is a folder: the pool's own, or another client's mount of the same storage.
+
+    :param definition: of the pool. :param folder: where the other side sees the pool's files. It must exist, and a
+        folder beside it (``NAME.new``) must be on the same file system: files are renamed from there.
+    """
+
+    can = EVERYTHING - {BREAK}
+
+    def __init__(self, definition: PoolDef, folder: Path) -> None:
+        self.definition = definition
+        self.folder = folder
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Write a file beside the folder and rename it into it."""
+        await asyncio.to_thread(self._put, {name: data})
+
+    async def put_all(self, files: Mapping[str, bytes]) -> None:
+        """The same for many, in one thread."""
+        await asyncio.to_thread(self._put, files)
+
+    async def remove(self, name: str) -> None:
+        """Remove a file or an empty folder."""
+        await asyncio.to_thread(self._remove, name)
+
+    async def mkdir(self, name: str) -> None:
+        """Make a folder."""
+        await asyncio.to_thread(os.mkdir, self.folder / name)
+
+    async def symlink(self, target: str, name: str) -> None:
+        """Make a symbolic link."""
+        await asyncio.to_thread(os.symlink, target, self.folder / name)
+
+    async def mkfifo(self, name: str) -> None:
+        """Make a FIFO."""
+        await asyncio.to_thread(os.mkfifo, self.folder / name)
+
+    def _put(self, files: Mapping[str, bytes]) -> None:
+        beside = self.folder.with_name(self.folder.name + ".new")
+        beside.mkdir(exist_ok=True)
+        try:
+            for name, data in files.items():
+                (beside / "file").write_bytes(data)
+                os.rename(beside / "file", self.folder / name)
+        finally:
+            beside.rmdir()
+
+    def _remove(self, name: str) -> None:
+        path = self.folder / name
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+class MovableFolder(FolderSource):
+    """A folder on this machine, which breaks by being moved away."""
+
+    can = EVERYTHING
+
+    async def break_(self) -> None:
+        """Rename the folder."""
+        await asyncio.to_thread(os.rename, self.folder, self._away)
+
+    async def mend(self) -> None:
+        """Rename it back."""
+        await asyncio.to_thread(self._mend)
+
+    async def aclose(self) -> None:
+        """Remove the folder, wherever it is."""
+        for folder in (self.folder, self._away):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    @property
+    def _away(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".away")
+
+    def _mend(self) -> None:
+        if self._away.exists():
+            os.rename(self._away, self.folder)
+
+
+def renamed(definition: PoolDef, name: str, **changes: Any) -> PoolDef:
+    """The definition of another pool on the same source."""
+    return msgspec.structs.replace(definition, name=name, uuid=None, **changes)
+
+
+def raw(size: int = 8192, fill: bytes = b"\0") -> bytes:
+    """The content of a raw image of ``size`` bytes."""
+    return fill * size
+
+
+def qcow2(size: int = 1 << 30, backing: str | None = None, backing_format: str | None = None) -> bytes:
+    """The beginning of a qcow2 image: what an astore that looks at headers sees of it.
+
+    :param size: the virtual size, in bytes. :param backing: the backing file's name as the header is to have it.
+    """
+    return qcow2_by_hand(size, backing, backing_format).parts[0][1].ljust(512, b"\0")
+
+
+TRUNCATED = qcow2()[:24]
+"""An image that was cut off within its header."""
+
