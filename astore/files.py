@@ -161,6 +161,7 @@ class _Refresh:
     def __init__(self, tree: FileTree, context: Context, previous: Snapshot, full: bool) -> None:
         self._tree = tree
         self._lane = context.lane
+        self._previous = previous.by_name
         self._known: Mapping[str, VolumeInfo] = {}
         if not full:
             self._known = previous.by_name
@@ -287,7 +288,9 @@ class _Refresh:
 
     def _snapshot(self, taken_at: float, total: int, free: int) -> Snapshot:
         found = self._found
-        found.update(self._read)
+        for name, record in self._read:
+            old = self._previous.get(name)
+            found[name] = old if old is not None and old == record else record
         if list(found) != (names := sorted(found)):
             found = {name: found[name] for name in names}
         limit = int(taken_at * 1e9) - SETTLING_NS

@@ -1,0 +1,60 @@
+"""Names for the shell to complete: from the files' names in the state folder, without reading or importing anything else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from astore.errors import printable
+from astore.store import DefinitionStore, default_state_dir
+
+
+def _state_dir(context: typer.Context) -> Path:
+    current: typer.Context | None = context
+    while current is not None:
+        given = current.params.get("state_dir")
+        if given:
+            return Path(given)
+        current = current.parent  # type: ignore[assignment]
+    given = os.environ.get("ASTORE_STATE_DIR")
+    return Path(given) if given else default_state_dir()
+
+
+def _pool_names(folder: Path) -> Iterator[str]:
+    for place, suffix in (("pools", ".xml"), ("run", ".run")):
+        try:
+            found = os.listdir(folder / place)
+        except OSError:
+            continue
+        for name in found:
+            if name.endswith(suffix) and not name.startswith("."):
+                yield name.removesuffix(suffix)
+
+
+def complete_pool(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Pools whose names begin so."""
+    names = sorted({name for name in _pool_names(_state_dir(ctx)) if name.startswith(incomplete)})
+    return [name for name in names if printable(name) == name]
+
+
+def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Volumes whose names begin so, of the pool that was said by --pool, or of all active ones, as they were last seen."""
+    folder = _state_dir(ctx)
+    pool = ctx.params.get("pool")
+    store = DefinitionStore(folder)
+    names: set[str] = set()
+    for name in {pool} if pool else set(_pool_names(folder)):
+        snapshot = store.load_snapshot(name)
+        if snapshot is not None:
+            names.update(volume for volume in snapshot.by_name if volume.startswith(incomplete))
+    return sorted(name for name in names if printable(name) == name)
+
+
+def complete_type(incomplete: str) -> list[str]:
+    """Pool types."""
+    from astore.xml import POOL_TYPES
+
+    return [name for name in POOL_TYPES if name.startswith(incomplete)]

@@ -1,0 +1,175 @@
+"""The contract of astore/backend.py, held against the backend alone, without a Manager."""
+
+from __future__ import annotations
+
+import pytest
+
+from astore.backend import (
+    API_VERSIONS_ACCEPTED,
+    BACKEND_ABILITIES,
+    SESSION_ABILITIES,
+    Backend,
+    Context,
+    RefreshesVolume,
+    abilities,
+)
+from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
+from astore.testing.conformance.base import (
+    FRACTIONS,
+    STEPS,
+    ConformanceBase,
+    NewSource,
+    broken,
+    cancel_when,
+    opened,
+)
+from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
+
+HOSTILE = ("", ".", "..", "../a.img", "a.img/..", "a.img/", "/a.img", "a.img\0", "a.img\0.b", "x" * 5000)
+"""What is not the name of an entry of the pool's directory, however it is asked for."""
+
+
+class ContractChecks(ConformanceBase):
+    """What a backend and its sessions promise the core."""
+
+    def test_says_what_it_is(self, backend: Backend, source: SourceUnderTest) -> None:
+        """It names its type and an API version that this astore takes, and what its volumes may be."""
+        assert backend.type == source.definition.type
+        assert backend.api_version in API_VERSIONS_ACCEPTED
+        assert backend.volume_formats
+        assert backend.lane_threads >= 1
+
+    def test_check_is_idempotent(self, backend: Backend, source: SourceUnderTest) -> None:
+        """A checked definition passes unchanged, and a check neither changes its argument nor says something else."""
+        before = repr(source.definition)
+        checked = backend.check(source.definition)
+        assert backend.check(checked) == checked
+        assert backend.check(source.definition) == checked
+        assert repr(source.definition) == before
+        assert (checked.name, checked.type) == (source.definition.name, source.definition.type)
+
+    async def test_check_is_pure(self, backend: Backend, source: SourceUnderTest) -> None:
+        """A definition is checked without asking the source, which need not answer."""
+        checked = backend.check(source.definition)
+        if BREAK not in source.can:
+            pytest.skip("this source cannot be broken")
+        async with broken(source):
+            assert backend.check(source.definition) == checked
+            assert backend.source_key(checked) == backend.source_key(checked)
+
+    def test_definition_survives_xml(self, backend: Backend, source: SourceUnderTest) -> None:
+        """A checked definition is the same after it was written as libvirt XML and read again."""
+        checked = backend.check(source.definition)
+        again = PoolDef.from_xml(checked.to_xml())
+        assert backend.check(again) == checked
+        assert backend.source_key(backend.check(again)) == backend.source_key(checked)
+
+    async def test_source_key_names_the_source(
+        self, backend: Backend, source: SourceUnderTest, new_source: NewSource
+    ) -> None:
+        """The key of a source is made of fields and values, is another source's of no pool, and does not know names."""
+        key = backend.source_key(backend.check(source.definition))
+        assert all(isinstance(field, str) and field and isinstance(value, str) for field, value in key)
+        assert key, "without a key, two pools may be defined on one source"
+        assert backend.source_key(backend.check(renamed(source.definition, "another-name"))) == key
+        other = await new_source()
+        assert backend.source_key(backend.check(other.definition)) != key
+
+    async def test_abilities_are_known_words(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
+        """Backend and session have abilities of the contract's, computed from the methods they have."""
+        assert set(abilities(backend)) <= BACKEND_ABILITIES.keys()
+        async with opened(backend, backend.check(source.definition), context) as session:
+            assert set(abilities(session)) <= SESSION_ABILITIES.keys()
+
+    async def test_session_takes_records_over(
+        self, backend: Backend, source: SourceUnderTest, context: Context
+    ) -> None:
+        """Refreshing anew with the last snapshot gives an equal one; it touches neither that snapshot nor its records."""
+        await source.put_all({"b.img": raw(), "a.img": raw(), "c.img": raw()})
+        await source.settle()
+        async with opened(backend, backend.check(source.definition), context) as session:
+            first = await session.refresh(Snapshot.EMPTY)
+            seen = dict(first.by_name)
+            assert list(seen) == ["a.img", "b.img", "c.img"], "volumes are kept in the order of their names"
+            second = await session.refresh(first)
+            assert second is not first
+            assert list(second.by_name) == list(seen)
+            assert all(record.same_as(seen[name]) for name, record in second.by_name.items())
+            assert dict(first.by_name) == seen
+            third = await session.refresh(second, full=True)
+            assert not third.changes_since(second)
+            assert not any(third.by_name[name] is second.by_name[name] for name in seen), "full=True reads all anew"
+
+    async def test_refresh_of_one_volume(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
+        """A volume looked at alone has the record that a whole refresh gives it; a name nobody has is None."""
+        await source.put("a.img", raw())
+        await source.settle()
+        async with opened(backend, backend.check(source.definition), context) as session:
+            if not isinstance(session, RefreshesVolume):
+                assert "refresh-volume" not in abilities(session)
+                return
+            whole = (await session.refresh(Snapshot.EMPTY)).get("a.img")
+            alone = await session.refresh_volume("a.img")
+            assert isinstance(whole, VolumeInfo)
+            assert isinstance(alone, VolumeInfo)
+            assert alone.same_as(whole)
+            assert await session.refresh_volume("nobody.img") is None
+
+    async def test_no_name_leads_out_of_the_pool(
+        self, backend: Backend, source: SourceUnderTest, context: Context
+    ) -> None:
+        """Names with slashes, NULs and dots lead nowhere: no record, whatever is there; nothing but an OSError."""
+        await source.put("a.img", raw())
+        await source.settle()
+        async with opened(backend, backend.check(source.definition), context) as session:
+            if not isinstance(session, RefreshesVolume):
+                assert "refresh-volume" not in abilities(session)
+                return
+            for name in HOSTILE:
+                try:
+                    found = await session.refresh_volume(name)
+                except OSError:
+                    continue
+                assert found is None or isinstance(found, EntryError), f"{name[:20]!r} leads to {found}"
+
+    async def test_close_twice(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
+        """A session may be closed twice, and says so to whoever uses it afterwards, without hanging."""
+        await source.put("a.img", raw())
+        session = await backend.open(backend.check(source.definition), context)
+        try:
+            await session.refresh(Snapshot.EMPTY)
+        finally:
+            await session.stop()
+            await session.aclose()
+            await session.aclose()
+        with pytest.raises(OSError):
+            await session.refresh(Snapshot.EMPTY)
+
+    async def test_sessions_are_independent(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
+        """Two sessions on one pool, as two processes have them: closing one leaves the other at work."""
+        await source.put("a.img", raw())
+        await source.settle()
+        checked = backend.check(source.definition)
+        async with opened(backend, checked, context) as one:
+            two = await backend.open(checked, context)
+            assert len(await two.refresh(Snapshot.EMPTY)) == 1
+            await two.aclose()
+            assert len(await one.refresh(Snapshot.EMPTY)) == 1
+
+    async def test_cancelled_open_can_be_repeated(
+        self, backend: Backend, source: SourceUnderTest, context: Context
+    ) -> None:
+        """An open that was cancelled, at whatever step, is in nobody's way."""
+        checked = backend.check(source.definition)
+
+        async def open_and_close() -> None:
+            session = await backend.open(checked, context)
+            await session.stop()
+            await session.aclose()
+
+        for steps in STEPS:
+            await cancel_when(open_and_close, steps=steps)
+        for fraction in FRACTIONS:
+            await cancel_when(open_and_close, seconds=0.02 * fraction)
+        async with opened(backend, checked, context) as session:
+            assert len(await session.refresh(Snapshot.EMPTY)) == 0
