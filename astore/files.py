@@ -137,11 +137,17 @@ class FileTreeSession(PoolSession):
 
 
 def read_entry(tree: FileTree, name: str) -> VolumeInfo | EntryError | None:
-    """One entry's record, its error, or None if there is no such entry. Blocks."""
+    """One entry's record, its error, or None if there is no such entry. Blocks.
+
+    :raises OSError: it is not the entry that cannot be read, but the tree.
+    """
     found: list[tuple[str, VolumeInfo]] = []
     try:
         entry = tree.lookup(name)
     except OSError as error:
+        if error.errno == errno.ENOENT:  # an entry that is not there is None: what is not there is the folder
+            raise
+        tree.statvfs()  # raises too where it is not about the entry alone
         return _entry_error(name, error)
     if entry is None:
         return None
@@ -150,7 +156,10 @@ def read_entry(tree: FileTree, name: str) -> VolumeInfo | EntryError | None:
         tree.release(entry)
         return early
     wrong = _read_one(tree, entry, found)
-    return wrong if wrong is not None else found[0][1] if found else None
+    if wrong is not None:
+        tree.statvfs()
+        return wrong
+    return found[0][1] if found else None
 
 
 class _Refresh:

@@ -404,7 +404,7 @@ class Snapshot:
 
     def numbered(self, generation: int) -> Snapshot:
         """The same snapshot with another generation number."""
-        return self._replaced(self._by_name, self.errors, generation)
+        return self._replaced(self._by_name, self.errors, generation, self.unsettled)
 
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
         """A snapshot in which each name of ``patch`` has the record given, is an error, or is gone (None)."""
@@ -422,9 +422,17 @@ class Snapshot:
                     errors[name] = item
         if grown:
             by_name = dict(sorted(by_name.items()))
-        return self._replaced(by_name, tuple(errors.values()), generation)
+        # what was read on its own may have changed again without its times showing it, like what a refresh reads
+        read = frozenset(name for name, item in patch.items() if isinstance(item, VolumeInfo))
+        return self._replaced(by_name, tuple(errors.values()), generation, self.unsettled | read)
 
-    def _replaced(self, by_name: dict[str, VolumeInfo], errors: tuple[EntryError, ...], generation: int) -> Snapshot:
+    def _replaced(
+        self,
+        by_name: dict[str, VolumeInfo],
+        errors: tuple[EntryError, ...],
+        generation: int,
+        unsettled: frozenset[str],
+    ) -> Snapshot:
         return Snapshot(
             by_name,
             generation=generation,
@@ -433,7 +441,7 @@ class Snapshot:
             allocation=self.allocation,
             available=self.available,
             errors=errors,
-            unsettled=self.unsettled,
+            unsettled=unsettled,
         )
 
     def changes_since(self, previous: Snapshot) -> Changes:

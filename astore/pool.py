@@ -45,6 +45,7 @@ from astore.errors import (
     UnsupportedOperationError,
     VolumeNotFoundError,
     from_os_error,
+    printable,
     reason,
 )
 from astore.events import (
@@ -520,10 +521,17 @@ class Pool:
                 timeout=timeout or 0,
             ) from error
         except Exception as error:
-            raise self._translate(error, "refresh") from error
+            translated = self._translate(error, "refresh")
+            if isinstance(translated, PoolInaccessibleError) and self._state.active and not self._stopping:
+                self._set_state(PoolState.INACCESSIBLE, translated)
+            raise translated from error
         if self._session is not session:
             self._require_active("refresh")
-        return self._apply({name: item}, time.monotonic() - began)
+        patch: dict[str, VolumeInfo | EntryError | None] = {name: item}
+        if (shown := printable(name)) != name and self._snapshot.get(shown) is None:
+            # its error, if it had one, is known by the name that can be printed
+            patch = {name: None, shown: item} if isinstance(item, EntryError) else {name: item, shown: None}
+        return self._apply(patch, time.monotonic() - began)
 
     def _apply(self, patch: dict[str, VolumeInfo | EntryError | None], seconds: float = 0.0) -> RefreshOutcome:
         """Take over what is known of single volumes, also into a refresh that runs beside. No await."""

@@ -12,7 +12,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,14 +32,22 @@ IMPORT_TIMEOUT = 4.0
 """Seconds that whoever needs a backend waits for its import; one that ends later is used from then on."""
 
 
+class _Claim(NamedTuple):
+    """An entry point, and whose it is: read when it is listed, since that reads files."""
+
+    entry_point: metadata.EntryPoint
+    distribution: str | None
+    version: str | None
+
+
 class _Slot:
     """One pool type. Fields change under the registry's lock."""
 
-    __slots__ = ("backend", "draining", "entry_points", "error", "loading", "type", "uses")
+    __slots__ = ("backend", "claims", "draining", "error", "loading", "type", "uses")
 
     def __init__(self, type: str) -> None:
         self.type = type
-        self.entry_points: list[metadata.EntryPoint] = []
+        self.claims: list[_Claim] = []
         self.backend: Backend | None = None
         self.error: BackendError | None = None
         self.loading: concurrent.futures.Future[Backend] | None = None
@@ -87,11 +95,15 @@ class BackendRegistry:
         with self._lock:
             for entry_point in entry_points:
                 slot = self._slots.setdefault(entry_point.name, _Slot(entry_point.name))
-                claims = {(_distribution(known), known.value) for known in slot.entry_points}
-                if (_distribution(entry_point), entry_point.value) not in claims:
-                    slot.entry_points.append(entry_point)
-                if len({_distribution(known) for known in slot.entry_points}) > 1:
-                    names = " and ".join(sorted(_distribution(known) or "?" for known in slot.entry_points))
+                dist = entry_point.dist
+                claim = _Claim(entry_point, dist.name if dist else None, dist.version if dist else None)
+                if not any(
+                    (known.distribution, known.entry_point.value) == (claim.distribution, entry_point.value)
+                    for known in slot.claims
+                ):
+                    slot.claims.append(claim)
+                if len({known.distribution for known in slot.claims}) > 1:
+                    names = " and ".join(sorted(known.distribution or "?" for known in slot.claims))
                     slot.error = BackendConflictError(
                         f"pool type {slot.type!r} is claimed by {names}: uninstall one of them", type=slot.type
                     )
@@ -129,7 +141,7 @@ class BackendRegistry:
         with self._lock:
             slot = self._slots.get(ready.type)
             if slot is not None and not replace:
-                who = _distribution(slot.entry_points[0]) if slot.entry_points else None
+                who = slot.claims[0].distribution if slot.claims else None
                 raise BackendConflictError(
                     f"pool type {ready.type!r} is driven by {who or slot.backend!r} already", type=ready.type
                 )
@@ -245,7 +257,7 @@ class BackendRegistry:
     def _load(self, slot: _Slot, loading: concurrent.futures.Future[Backend]) -> None:
         """Import a backend; on a thread of its own."""
         try:
-            backend = _checked(slot.entry_points[0].load(), slot)
+            backend = _checked(slot.claims[0].entry_point.load(), slot)
         except BaseException as exc:  # plugin code: it may raise anything
             error = exc if isinstance(exc, BackendError) else _load_error(slot, exc)
             with self._lock:
@@ -258,15 +270,13 @@ class BackendRegistry:
             self._tell(BackendRegistered, type=slot.type)
 
     def _describe(self, slot: _Slot) -> BackendInfo:
-        entry_point = slot.entry_points[0] if slot.entry_points else None
-        dist = entry_point.dist if entry_point is not None else None
         backend = slot.backend
         failed = slot.error is not None
         return BackendInfo(
             type=slot.type,
             status="failed" if failed else "ready" if backend is not None else "unloaded",
-            distribution=", ".join(sorted(_distribution(known) or "?" for known in slot.entry_points)) or None,
-            version=dist.version if dist is not None else None,
+            distribution=", ".join(sorted(known.distribution or "?" for known in slot.claims)) or None,
+            version=slot.claims[0].version if slot.claims else None,
             api_version=backend.api_version if backend is not None else None,
             abilities=abilities(backend) if backend is not None else (),
             error=reason(slot.error) if slot.error is not None else None,
@@ -315,15 +325,11 @@ def _load_error(slot: _Slot, exc: BaseException) -> BackendLoadError:
     return error
 
 
-def _distribution(entry_point: metadata.EntryPoint) -> str | None:
-    return entry_point.dist.name if entry_point.dist is not None else None
-
-
 def _origin(slot: _Slot) -> str:
-    if not slot.entry_points:
+    if not slot.claims:
         return repr(slot.backend)
-    entry_point = slot.entry_points[0]
-    return f"{entry_point.value} of {_distribution(entry_point) or 'an unknown distribution'}"
+    claim = slot.claims[0]
+    return f"{claim.entry_point.value} of {claim.distribution or 'an unknown distribution'}"
 
 
 def _in_use(slot: _Slot) -> str:

@@ -46,7 +46,7 @@ def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
     pool = ctx.params.get("pool")
     store = DefinitionStore(folder)
     names: set[str] = set()
-    for name in {pool} if pool else set(_pool_names(folder)):
+    for name in {pool} if pool and "/" not in pool else set(_pool_names(folder)):
         snapshot = store.load_snapshot(name)
         if snapshot is not None:
             names.update(volume for volume in snapshot.by_name if volume.startswith(incomplete))

@@ -16,6 +16,7 @@ from astore.errors import (
     PoolNotFoundError,
     StoreError,
     UnknownBackendError,
+    UnsupportedOperationError,
     VolumeNotFoundError,
     printable,
     reason,
@@ -107,6 +108,8 @@ def _hint(error: BaseException) -> str:
         if error.type in {"gluster", "netfs"}:
             return f"pip install 'astore[{error.type}]'"
         return "install its plugin"
+    if isinstance(error, UnsupportedOperationError):
+        return "`astore backend list` shows what each backend can do"
     if isinstance(error, BackendLoadError):
         return "`astore backend list` shows the state of all backends"
     if isinstance(error, StoreError):

@@ -97,5 +97,3 @@ def _problem(outcome: Outcome) -> str:
     assert outcome.error is not None
     text = explain(outcome.error)
     return f"{outcome.file}: {text}" if outcome.file else text
-
-

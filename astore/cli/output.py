@@ -150,9 +150,9 @@ class Output:
         """A document; characters that a terminal might obey become character references, which mean the same."""
         self.raw("".join(c if c.isprintable() or c == "\n" else f"&#{ord(c)};" for c in text.rstrip("\n")))
 
-    def bar(self, used: int, total: int) -> Cell:
-        """How much of a capacity is used: drawn on a terminal, in per cent elsewhere."""
-        if self.terminal:
+    def bar(self, used: int, total: int, *, drawn: bool | None = None) -> Cell:
+        """How much of a capacity is used: drawn on a terminal (or as ``drawn`` says), in per cent elsewhere."""
+        if self.terminal if drawn is None else drawn:
             return bar(used, total) if self._can("█░") else bar(used, total, full="#", empty=".")
         return Cell("-" if total <= 0 else f"{used / total * 100:.0f} %")
 

@@ -26,7 +26,7 @@ Names = Annotated[
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="libvirt pool XML; `-` is standard input.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many pools at a time.")]
 
-_LARGEST = 4 << 20
+_LARGEST = 1 << 20
 """As much of a file is read as a definition may be long, and one byte more."""
 
 

@@ -22,7 +22,7 @@ class Ticker:
     def __init__(self, *, shown: bool | None = None, delay: float = DELAY) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
         self.delay = delay
-        self._now = ("working", 0, 0)  # label, done, total: replaced in one step, so that it needs no lock
+        self._now = ("", 0, 0)  # label, done, total: replaced in one step, so that it needs no lock
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -35,12 +35,12 @@ class Ticker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self.stop()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
     def begin(self, label: str, total: int = 0) -> None:
-        """Say what is being done now, in how many steps (0: that is not known)."""
+        """Say what is being done now, in how many steps (0: that is not known); nothing is shown before."""
         self._now = (label, 0, total)
 
     def step(self, done: int | None = None) -> None:
@@ -48,9 +48,16 @@ class Ticker:
         label, before, total = self._now
         self._now = (label, before + 1 if done is None else done, total)
 
+    def stop(self) -> None:
+        """Show nothing any more."""
+        self._over.set()
+
     def _display(self) -> None:
         if self._over.wait(self.delay):
             return
+        while not self._now[0]:
+            if self._over.wait(_EVERY):
+                return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -67,6 +74,7 @@ class Ticker:
             task = progress.add_task("")
             while True:
                 label, done, total = self._now
-                progress.update(task, description=label, completed=done, total=total or None, refresh=True)
+                progress.update(task, description=label, completed=done, total=total or None, visible=bool(label))
+                progress.refresh()
                 if self._over.wait(_EVERY):
                     return

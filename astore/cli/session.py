@@ -9,11 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import typer
 
-from astore.cli.exits import Exit, code_of, explain
+from astore.cli.exits import CliError, Exit, code_of, explain
 from astore.cli.output import Answer, Output, complain
 from astore.cli.progress import Ticker
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astore.pool import Pool
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _PANEL = "Options of every command"
 
@@ -42,7 +43,9 @@ TIMEOUT = typer.Option(
     rich_help_panel=_PANEL,
     show_default=False,
 )
-VERBOSE = typer.Option("--verbose", "-v", help="Log to stderr, and show where errors come from.", rich_help_panel=_PANEL)
+VERBOSE = typer.Option(
+    "--verbose", "-v", help="Log to stderr, and show where errors come from.", rich_help_panel=_PANEL
+)
 
 
 class Settings(NamedTuple):
@@ -74,11 +77,11 @@ class Session(NamedTuple):
                 pass
             raise
 
-    async def in_time(self, call: Coroutine[Any, Any, None]) -> None:
+    async def in_time(self, call: Coroutine[Any, Any, T]) -> T:
         """Let ``call`` take as long as --timeout says. :raises TimeoutError: it took longer, and was cancelled."""
         try:
             async with asyncio.timeout(self.settings.timeout) as limit:
-                await call
+                return await call
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -158,12 +161,12 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
         present(answer, settings)
 
 
-async def _inside(
-    work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker
-) -> Answer:
+async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker) -> Answer:
     from astore.manager import Manager
 
+    ticker.begin("reading the state folder")
     async with Manager(settings.state_dir) as manager:
+        ticker.begin("")
         return await work(Session(manager, settings, ticker))
 
 
@@ -171,12 +174,17 @@ def present(answer: Answer, settings: Settings) -> None:
     """Write an answer. :raises typer.Exit: its code is not 0."""
     from astore.cli import shapes
 
-    output = Output()
-    if not settings.json:
-        answer.show(output)
-    elif answer.document is not None:
-        output.raw(shapes.document(answer.document))
-    sys.stdout.flush()
+    try:
+        output = Output()
+        if not settings.json:
+            answer.show(output)
+        elif answer.document is not None:
+            output.raw(shapes.document(answer.document))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CliError(f"standard output: {error.strerror}") from error
     for problem in answer.problems:
         complain(problem)
     if answer.code:

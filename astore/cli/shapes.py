@@ -255,9 +255,7 @@ _VOLUME_FIELDS = tuple(name for name in Volume.__struct_fields__ if name in Volu
 def volume(pool: str, info: VolumeInfo) -> Volume:
     """The shape of a volume's record."""
     fields: dict[str, Any] = {name: getattr(info, name) for name in _VOLUME_FIELDS}
-    return Volume(
-        pool=pool, atime=info.atime_ns / 1e9, mtime=info.mtime_ns / 1e9, ctime=info.ctime_ns / 1e9, **fields
-    )
+    return Volume(pool=pool, atime=info.atime_ns / 1e9, mtime=info.mtime_ns / 1e9, ctime=info.ctime_ns / 1e9, **fields)
 
 
 def refreshed(outcome: RefreshOutcome, message: str | None = None) -> Refreshed:

@@ -1,34 +1,56 @@
 """What an image's first bytes say: its format, virtual size, backing file and what belongs to them.
 
 :func:`probe` looks at no more than the first 33,280 bytes, and nothing but :class:`ImageError` comes out of it. Every
-format has a module of its own, written from the format's own document, named there. What has no magic is raw.
+format has a module of its own, written from the format's own document, named there.
+
+A format is recognised by its magic *and* a known version, as in libvirt: what has neither, or ends before its version,
+is raw. What is recognised must then be sound. libvirt 9 lists an image with a malformed header as if it had no backing
+file; here that is an error, since a backing file that nobody sees is one that nobody protects.
+
+A magic at the beginning decides before VDI's at 64 and ISO 9660's at 32,769, so that most images are told by their first
+page. (libvirt asks for those two first; only a file made to be two things at once shows the difference.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from astore.images import cow, iso, luks, ploop, qcow, qcow2, qed, vdi, vmdk, vpc
 from astore.images.errors import ImageError
+from astore.images.fields import HEADER_SIZE
 from astore.model import ImageInfo
 
-HEADER_SIZE = 33_280
-"""Bytes that tell every format."""
+FIRST_PAGE = 4096
+"""Bytes that tell most images."""
 
-Reader = Callable[[bytes], ImageInfo | None]
 
-_BY_MAGIC: dict[bytes, tuple[Reader, ...]] = {
-    b"QFI\xfb": (qcow2.read, qcow.read),
-    b"QED\0": (qed.read,),
-    b"KDMV": (vmdk.read,),
-    b"COWD": (vmdk.read_cowd,),
-    b"# Di": (vmdk.read_descriptor,),
-    b"cone": (vpc.read,),
-    b"With": (ploop.read,),
-    b"OOOM": (cow.read,),
-    b"LUKS": (luks.read,),
+class _Format(NamedTuple):
+    """How one format is read.
+
+    ``read`` returns None, and raises nothing, for what it does not recognise. ``reaches_beyond`` says whether a header's
+    first page leaves out what ``read`` would look at, and None where ``read`` would return None; a format has none if its
+    header fits in a page.
+    """
+
+    read: Callable[[bytes], ImageInfo | None]
+    reaches_beyond: Callable[[bytes], bool | None] | None = None
+
+
+_BY_MAGIC: dict[bytes, tuple[_Format, ...]] = {
+    b"QFI\xfb": (_Format(qcow2.read, qcow2.reaches_beyond), _Format(qcow.read, qcow.reaches_beyond)),
+    b"QED\0": (_Format(qed.read, qed.reaches_beyond),),
+    b"KDMV": (_Format(vmdk.read, vmdk.reaches_beyond),),
+    b"COWD": (_Format(vmdk.read_cowd),),
+    b"# Di": (_Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond),),
+    b"cone": (_Format(vpc.read),),
+    b"With": (_Format(ploop.read),),
+    b"OOOM": (_Format(cow.read),),
+    b"LUKS": (_Format(luks.read),),
 }
 """Formats with a magic at offset 0, by its first four bytes."""
+
+_VDI = _Format(vdi.read)
 
 
 def probe(head: bytes) -> ImageInfo | None:
@@ -36,32 +58,48 @@ def probe(head: bytes) -> ImageInfo | None:
 
     :param head: the first HEADER_SIZE bytes of the file, or all of it if it is shorter; more are ignored.
     :return: None for what has no known magic, or an unknown version: raw.
-    :raises ImageError: it has a format's magic, but the header is malformed or cut off.
+    :raises ImageError: it has a format's magic and version, but the header is malformed or cut off.
     """
-    readers = _BY_MAGIC.get(head[:4])
-    if readers is not None:
+    formats = _BY_MAGIC.get(head[:4])
+    if formats is not None:
         if len(head) > HEADER_SIZE:
             head = head[:HEADER_SIZE]
-        for reader in readers:
-            info = reader(head)
+        for format in formats:
+            info = format.read(head)
             if info is not None:
                 return info
-        return None
-    if head[vdi.MAGIC_OFFSET : vdi.MAGIC_OFFSET + 4] == vdi.MAGIC:
-        return vdi.read(head)
-    if len(head) > iso.MAGIC_OFFSET:
-        return iso.read(head[:HEADER_SIZE])
-    return None
+    if head[0x40:0x44] == vdi.MAGIC:
+        info = vdi.read(head)
+        if info is not None:
+            return info
+    return iso.INFO if head[iso.MAGIC_OFFSET : iso.MAGIC_END] == iso.MAGIC else None
 
 
 def needs_full_header(head: bytes) -> bool:
-    """Whether the first bytes of a file (512 at least) do not tell, so that HEADER_SIZE bytes are to be read."""
-    magic = head[:4]
-    if magic == b"QFI\xfb":
-        return qcow2.reaches_beyond(head)
-    if magic in _BY_MAGIC:
-        return magic not in (b"LUKS", b"cone", b"With", b"OOOM")
-    return head[vdi.MAGIC_OFFSET : vdi.MAGIC_OFFSET + 4] != vdi.MAGIC
+    """Whether the first page of a file leaves open what it is.
+
+    If not, :func:`probe` says of ``head`` what it would say of HEADER_SIZE bytes. What has no magic may still be an ISO
+    image; a qcow2 image's backing name may lie anywhere in its first cluster.
+
+    :param head: the first FIRST_PAGE bytes of the file or more; fewer never tell. A file that is no longer than what was
+        read of it needs no more, whatever this says.
+    """
+    if len(head) < FIRST_PAGE:
+        return True
+    for format in _BY_MAGIC.get(head[:4], ()):
+        beyond = _reaches_beyond(format, head)
+        if beyond is not None:
+            return beyond
+    return head[0x40:0x44] != vdi.MAGIC or _reaches_beyond(_VDI, head) is None
 
 
-__all__ = ["HEADER_SIZE", "ImageError", "needs_full_header", "probe"]
+def _reaches_beyond(format: _Format, head: bytes) -> bool | None:
+    if format.reaches_beyond is not None:
+        return format.reaches_beyond(head)
+    try:
+        return None if format.read(head) is None else False
+    except ImageError:  # all that it looks at is there already
+        return False
+
+
+__all__ = ["FIRST_PAGE", "HEADER_SIZE", "ImageError", "needs_full_header", "probe"]

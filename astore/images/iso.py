@@ -1,13 +1,12 @@
-"""ISO 9660: ECMA-119, 8.4: the primary volume descriptor is in the seventeenth sector."""
+"""ISO 9660: ECMA-119, 8.4: the primary volume descriptor is in the seventeenth sector, its identifier at its second byte."""
 
 from __future__ import annotations
 
 from astore.model import ImageInfo
 
+MAGIC = b"CD001"
 MAGIC_OFFSET = 32_769
-_MAGIC = b"CD001"
+MAGIC_END = MAGIC_OFFSET + len(MAGIC)
 
-
-def read(head: bytes) -> ImageInfo | None:
-    """A file that has the standard identifier at 32,769. Its capacity is the file's own size."""
-    return ImageInfo("iso") if head[MAGIC_OFFSET : MAGIC_OFFSET + 5] == _MAGIC else None
+INFO = ImageInfo("iso")
+"""All that is said of such an image: its capacity is the file's own size."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from astore.images.fields import cut_off
 from astore.model import ImageInfo
 
-_MAGIC = b"LUKS\xba\xbe"
-_VERSIONS = (b"\0\1", b"\0\2")
+_HEADER_SIZES = {b"\0\1": 592, b"\0\2": 4096}
+"""LUKS1's phdr and LUKS2's binary header, by version."""
+_INFO = ImageInfo("luks", encryption="luks")
 
 
 def read(head: bytes) -> ImageInfo | None:
     """A header with LUKS's magic; None if its version is neither 1 nor 2. Its capacity is taken from the file's size."""
-    if head[:6] != _MAGIC:
-        if len(head) < 6:
-            cut_off(head, 592, "luks")
+    if head[:6] != b"LUKS\xba\xbe":
         return None
-    if len(head) >= 8 and head[6:8] not in _VERSIONS:
+    needed = _HEADER_SIZES.get(head[6:8])
+    if needed is None:
         return None
-    cut_off(head, 592, "luks")  # LUKS1's phdr; LUKS2's binary header is 4,096
-    return ImageInfo("luks", encryption="luks")
+    cut_off(head, needed, "luks")
+    return _INFO

@@ -1,4 +1,4 @@
-"""ploop: the structure ploop_pvd_header of the OpenVZ kernel's ploop1_image.h."""
+"""ploop, which is also Parallels' image format: the structure ploop_pvd_header of the OpenVZ kernel's ploop1_image.h."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from astore.model import ImageInfo
 
 # m_Type, m_Heads, m_Cylinders, m_Sectors (of a cluster), m_Size, then the size in sectors: 32 bits, or 64 in the second form
 _HEAD = struct.Struct("<16sIIIIIQ")
+_HEADER_SIZE = 64
 _FORMAT = "ploop"
+_VERSION = b"\2\0\0\0"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the signature ``WithoutFreeSpace`` or ``WithouFreSpacExt``."""
+    """A header with the signature ``WithoutFreeSpace`` or ``WithouFreSpacExt``; None if its version is not 2."""
     extended = head[:16] == b"WithouFreSpacExt"
-    if not extended and head[:16] != b"WithoutFreeSpace":
+    if (not extended and head[:16] != b"WithoutFreeSpace") or head[16:20] != _VERSION:
         return None
-    cut_off(head, 64, _FORMAT)
-    _, version, _, _, cluster, _, sectors = _HEAD.unpack_from(head)
-    if version != 2:
-        return None
+    cut_off(head, _HEADER_SIZE, _FORMAT)
+    _, _, _, _, cluster, _, sectors = _HEAD.unpack_from(head)
     if not extended:
         sectors &= 0xFFFFFFFF
     if sectors > LARGEST // 512:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import checked_size, cut_off, name_at
+from astore.images.fields import LONGEST_BACKING_NAME, checked_name_length, checked_size, cut_off, name_at
 from astore.model import ImageInfo
 
-# version, backing_file_offset, backing_file_size, mtime, size, cluster_bits, l2_bits, padding, crypt_method
-_HEAD = struct.Struct(">4xIQIIQBBHI")
+# version, backing_file_offset, backing_file_size, mtime, size, cluster_bits, l2_bits, padding, crypt_method,
+# l1_table_offset
+_HEAD = struct.Struct(">4xIQIIQBBHIQ")
 _FORMAT = "qcow"
+_VERSION = b"\0\0\0\1"
 
 
 def read(head: bytes) -> ImageInfo | None:
     """A header with the magic ``QFI\\xfb``; None if its version is not 1."""
-    if len(head) >= 8 and head[4:8] != b"\0\0\0\1":
+    if head[4:8] != _VERSION:
         return None
     cut_off(head, _HEAD.size, _FORMAT)
-    _, offset, length, _, size, cluster_bits, _, _, crypt = _HEAD.unpack_from(head)
+    _, offset, length, _, size, cluster_bits, _, _, crypt, _ = _HEAD.unpack_from(head)
     if not 9 <= cluster_bits <= 16:
         raise ImageError(f"its cluster_bits {cluster_bits} are not between 9 and 16", format=_FORMAT)
     if crypt > 1:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
     backing = None
     if offset and length:
-        if length > 1023:
-            raise ImageError(f"its backing file name has {length} bytes, more than 1,023", format=_FORMAT)
-        backing = name_at(head, offset, length, _FORMAT) or None
+        backing = name_at(head, offset, checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT), _FORMAT) or None
     return ImageInfo(
         _FORMAT,
         checked_size(size, _FORMAT),
@@ -35,3 +35,11 @@ def read(head: bytes) -> ImageInfo | None:
         encryption="aes" if crypt else None,
         cluster_size=1 << cluster_bits,
     )
+
+
+def reaches_beyond(head: bytes) -> bool | None:
+    """Whether the backing name does, which may be anywhere in the file; None if :func:`read` would return None."""
+    if head[4:8] != _VERSION:
+        return None
+    _, offset, length, *_ = _HEAD.unpack_from(head)
+    return bool(offset and length and offset + length > len(head))

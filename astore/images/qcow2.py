@@ -1,122 +1,142 @@
-"""qcow2, versions 2 and 3: QEMU's docs/interop/qcow2.txt."""
+"""qcow2, versions 2 and 3: QEMU's docs/interop/qcow2.txt.
+
+The backing name and the header extensions are in the first cluster, which may have 2 MiB. A name that begins or ends
+beyond HEADER_SIZE bytes is legal then, and cannot be told: an error, not an image without a backing file. (qemu-img
+puts it behind the header and its extensions, within the first 2 KiB.)
+"""
 
 from __future__ import annotations
 
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import LARGEST, cut_off, name_at, text_of
+from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, checked_name_length, cut_off, name_at, text_of
 from astore.model import ImageInfo
 
 # version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method
 _HEAD = struct.Struct(">4xIQIIQI").unpack_from
-_HEAD_SIZE = 36
 _V2_SIZE = 72
 _V3_SIZE = 104
+_SIZES = {b"\0\0\0\2": _V2_SIZE, b"\0\0\0\3": _V3_SIZE}
 # incompatible_features, compatible_features, autoclear_features, refcount_order, header_length
 _V3 = struct.Struct(">72xQQQII").unpack_from
 _EXTENSION = struct.Struct(">II").unpack_from
 _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
-LONGEST_BACKING_NAME = 1023
 MOST_EXTENSIONS = 256
+"""QEMU knows five, and writes each once."""
+LONGEST_FORMAT_NAME = 15
+"""QEMU's (block/qcow2.c, qcow2_read_extensions)."""
 
 INCOMPATIBLE_DATA_FILE = 1 << 2
 INCOMPATIBLE_EXTENDED_L2 = 1 << 4
 COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
 
-_ENCRYPTION = {0: None, 1: "aes", 2: "luks"}
+_ENCRYPTION = (None, "aes", "luks")
 _FEATURES = {
-    (False, False): (),
-    (True, False): ("lazy_refcounts",),
-    (False, True): ("extended_l2",),
-    (True, True): ("extended_l2", "lazy_refcounts"),
+    (0, 0): (),
+    (COMPATIBLE_LAZY_REFCOUNTS, 0): ("lazy_refcounts",),
+    (0, INCOMPATIBLE_EXTENDED_L2): ("extended_l2",),
+    (COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_EXTENDED_L2): ("extended_l2", "lazy_refcounts"),
 }
 _FORMAT = "qcow2"
 
 
 def read(head: bytes) -> ImageInfo | None:
     """A header with the magic ``QFI\\xfb``; None if its version is not 2 or 3."""
-    if len(head) < _HEAD_SIZE:
-        if len(head) >= 8 and head[4:8] not in (b"\0\0\0\2", b"\0\0\0\3"):
+    if len(head) < _V3_SIZE:
+        needed = _SIZES.get(head[4:8])
+        if needed is None:
             return None
-        cut_off(head, _V2_SIZE, _FORMAT)
+        cut_off(head, needed, _FORMAT)
     version, offset, length, cluster_bits, size, crypt = _HEAD(head)
-    if version != 3 and version != 2:
-        return None
     if version == 3:
-        if len(head) < _V3_SIZE:
-            cut_off(head, _V3_SIZE, _FORMAT)
         incompatible, compatible, _, _, header_length = _V3(head)
-        if header_length < _V3_SIZE:
-            raise ImageError(f"its header_length {header_length} is less than {_V3_SIZE}", format=_FORMAT)
-    else:
-        if len(head) < _V2_SIZE:
-            cut_off(head, _V2_SIZE, _FORMAT)
+    elif version == 2:
         incompatible = compatible = 0
         header_length = _V2_SIZE
+    else:
+        return None
     if not 9 <= cluster_bits <= 21:
         raise ImageError(f"its cluster_bits {cluster_bits} are not between 9 and 21", format=_FORMAT)
+    cluster = 1 << cluster_bits
+    if version == 3 and not _V3_SIZE <= header_length <= cluster:
+        raise ImageError(f"its header_length {header_length} is not between {_V3_SIZE} and {cluster}", format=_FORMAT)
     if size > LARGEST:
         raise ImageError(f"its size of {size} bytes is more than any file's", format=_FORMAT)
     if crypt > 2:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
-    backing = None
-    if offset:
-        if length > LONGEST_BACKING_NAME:
-            raise ImageError(f"its backing file name has {length} bytes, more than 1,023", format=_FORMAT)
-        if length:
-            backing = name_at(head, offset, length, _FORMAT)
-    backing_format, data_file = _extensions(head, header_length, offset or len(head))
+    backing = backing_format = data_file = None
+    if offset and length:
+        checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT)
+        if offset + length > cluster:
+            raise ImageError(f"the backing file name at {offset} lies beyond the first cluster", format=_FORMAT)
+        backing = name_at(head, offset, length, _FORMAT) or None
+    has_data_file = incompatible & INCOMPATIBLE_DATA_FILE
+    if backing or has_data_file:
+        backing_format, data_file = _extensions(head, header_length, min(offset or cluster, cluster))
     return ImageInfo(
         _FORMAT,
         size,
-        backing or None,
+        backing,
         backing_format if backing else None,
         "1.1" if version == 3 else "0.10",
-        _FEATURES[bool(compatible & COMPATIBLE_LAZY_REFCOUNTS), bool(incompatible & INCOMPATIBLE_EXTENDED_L2)],
+        _FEATURES[compatible & COMPATIBLE_LAZY_REFCOUNTS, incompatible & INCOMPATIBLE_EXTENDED_L2],
         _ENCRYPTION[crypt],
-        1 << cluster_bits,
-        data_file if incompatible & INCOMPATIBLE_DATA_FILE else None,
+        cluster,
+        data_file if has_data_file else None,
     )
 
 
 def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | None]:
-    """The backing format and the data file's name, from the extensions between the header and the backing name."""
+    """The backing format and the data file's name, from the extensions between the header and the backing name.
+
+    Without an end mark they end where the name begins, or the first cluster ends (``end``), or at HEADER_SIZE bytes.
+    """
     backing_format = data_file = None
     end = min(end, len(head))
     for _ in range(MOST_EXTENSIONS):
         if start + 8 > end:
             break
         kind, length = _EXTENSION(head, start)
-        start += 8
         if kind == _EXT_END:
             break
+        start += 8
         if start + length > end:
             raise ImageError(f"the header extension 0x{kind:08x} at {start - 8} reaches too far", format=_FORMAT)
         if kind == _EXT_BACKING_FORMAT:
+            if length > LONGEST_FORMAT_NAME:
+                raise ImageError(f"its backing format's name has {length} bytes, more than 15", format=_FORMAT)
             backing_format = text_of(head[start : start + length], _FORMAT, "backing format") or None
         elif kind == _EXT_DATA_FILE:
             data_file = text_of(head[start : start + length], _FORMAT, "data file name") or None
         start += length + 7 & ~7
+    else:
+        raise ImageError(f"it has more than {MOST_EXTENSIONS} header extensions", format=_FORMAT)
     return backing_format, data_file
 
 
-def reaches_beyond(head: bytes) -> bool:
-    """Whether the header goes on beyond what was read of it."""
-    if len(head) < _V3_SIZE:
+def reaches_beyond(head: bytes) -> bool | None:
+    """Whether the backing name does, or the extensions where they matter; None if :func:`read` would return None."""
+    version, offset, length, cluster_bits, _, _ = _HEAD(head)
+    if version == 3:
+        incompatible, _, _, _, start = _V3(head)
+    elif version == 2:
+        incompatible, start = 0, _V2_SIZE
+    else:
+        return None
+    if not 9 <= cluster_bits <= 21:
         return False
-    version, offset, length, _, _, _ = _HEAD(head)
     if offset:
         return bool(offset + length > len(head))
-    header_length = _V3(head)[4] if version == 3 else _V2_SIZE
-    # extensions end with a zero type; one page without an end is a rarity
+    if not incompatible & INCOMPATIBLE_DATA_FILE:
+        return False
     for _ in range(MOST_EXTENSIONS):
-        if header_length + 8 > len(head):
-            return True
-        kind, size = _EXTENSION(head, header_length)
+        if start + 8 > len(head):
+            break
+        kind, size = _EXTENSION(head, start)
         if kind == _EXT_END:
             return False
-        header_length += 8 + (size + 7 & ~7)
-    return False
+        start += 8 + (size + 7 & ~7)
+    return bool(start + 8 > len(head) and 1 << cluster_bits > len(head))

@@ -5,27 +5,30 @@ from __future__ import annotations
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import checked_size, cut_off, name_at
+from astore.images.fields import checked_name_length, checked_size, cut_off, name_at
 from astore.model import ImageInfo
 
-# cluster_size, table_size, header_size, features, compat_features, autoclear_features, l1_table_offset, image_size,
-# backing_filename_offset, backing_filename_size
+# cluster_size, table_size, header_size (clusters), features, compat_features, autoclear_features, l1_table_offset,
+# image_size, backing_filename_offset, backing_filename_size
 _HEAD = struct.Struct("<4xIIIQQQQQII")
 _FORMAT = "qed"
 _HAS_BACKING = 1 << 0
 _BACKING_IS_RAW = 1 << 2
+_LONGEST_BACKING_NAME = 4095
+"""The document has no limit; QEMU's is PATH_MAX with the NUL."""
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the magic ``QED\\0``."""
+    """A header with the magic ``QED\\0``; the format has no versions."""
     cut_off(head, _HEAD.size, _FORMAT)
-    cluster, _, _, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
+    cluster, _, clusters, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
     if cluster & (cluster - 1) or not 1 << 12 <= cluster <= 1 << 26:
         raise ImageError(f"its cluster_size {cluster} is no power of two from 2^12 to 2^26", format=_FORMAT)
     backing = None
     if features & _HAS_BACKING and length:
-        if length > 1023:
-            raise ImageError(f"its backing file name has {length} bytes, more than 1,023", format=_FORMAT)
+        checked_name_length(length, _LONGEST_BACKING_NAME, _FORMAT)
+        if offset + length > cluster * clusters:
+            raise ImageError(f"its header of {clusters} clusters ends before the backing file name", format=_FORMAT)
         backing = name_at(head, offset, length, _FORMAT) or None
     return ImageInfo(
         _FORMAT,
@@ -34,3 +37,9 @@ def read(head: bytes) -> ImageInfo | None:
         "raw" if backing and features & _BACKING_IS_RAW else None,
         cluster_size=cluster,
     )
+
+
+def reaches_beyond(head: bytes) -> bool:
+    """Whether the backing name lies beyond what was read."""
+    _, _, _, features, _, _, _, _, offset, length = _HEAD.unpack_from(head)
+    return bool(features & _HAS_BACKING and length and offset + length > len(head))

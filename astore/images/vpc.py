@@ -12,10 +12,11 @@ from astore.images.errors import ImageError
 from astore.images.fields import checked_size, cut_off
 from astore.model import ImageInfo
 
-# at 12: file format version; at 40: original size, current size; cylinders, heads, sectors; disk type
-_VERSION = struct.Struct(">I")
+# at 40: original size, current size; cylinders, heads, sectors; disk type
 _DISK = struct.Struct(">QQHBBI")
+_FOOTER_SIZE = 512
 _FORMAT = "vpc"
+_VERSION = b"\0\1\0\0"
 _TYPES = frozenset({2, 3, 4})
 # creators whose images have the size that the geometry says, not the current size (QEMU's block/vpc.c, vpc_open)
 _BY_GEOMETRY = frozenset({b"vpc ", b"vs  ", b"qemu"})
@@ -24,13 +25,9 @@ _GEOMETRY_MAX = 65535 * 16 * 255
 
 def read(head: bytes) -> ImageInfo | None:
     """A header with the cookie ``conectix``; None if its version is not 1.0."""
-    if head[:8] != b"conectix":
-        if len(head) < 8:
-            cut_off(head, 512, _FORMAT)
+    if head[:8] != b"conectix" or head[12:16] != _VERSION:
         return None
-    cut_off(head, 512, _FORMAT)
-    if _VERSION.unpack_from(head, 12)[0] != 0x00010000:
-        return None
+    cut_off(head, _FOOTER_SIZE, _FORMAT)
     _, current, cylinders, heads, sectors, kind = _DISK.unpack_from(head, 40)
     if kind not in _TYPES:
         raise ImageError(f"its disk type {kind} is unknown", format=_FORMAT)

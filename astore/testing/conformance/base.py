@@ -54,10 +54,10 @@ class ConformanceBase(abc.ABC):
     """How many entries are many."""
 
     @abc.abstractmethod
-    async def make_source(self, folder: Path) -> SourceUnderTest:
-        """A fresh, empty source, different from all others of the test.
+    def make_source(self, folder: Path) -> SourceUnderTest:
+        """A fresh, empty source, different from all others of the test. Called in a worker thread: it may block.
 
-        :param folder: an empty folder for whatever it needs.
+        :param folder: an empty folder for whatever it needs; its name will do for the pool's.
         """
 
     def make_registry(self) -> BackendRegistry:
@@ -77,7 +77,7 @@ class ConformanceBase(abc.ABC):
                 count += 1
                 folder = tmp_path / f"source{count}"
                 await asyncio.to_thread(folder.mkdir)
-                source = await self.make_source(folder)
+                source = await asyncio.to_thread(self.make_source, folder)
                 assert isinstance(source, self.source_class), "make_source() makes something else than source_class"
                 made.push_async_callback(source.aclose)
                 return source

@@ -32,14 +32,14 @@ HOSTILE = ("", ".", "..", "../a.img", "a.img/..", "a.img/", "/a.img", "a.img\0",
 class ContractChecks(ConformanceBase):
     """What a backend and its sessions promise the core."""
 
-    def test_says_what_it_is(self, backend: Backend, source: SourceUnderTest) -> None:
+    async def test_says_what_it_is(self, backend: Backend, source: SourceUnderTest) -> None:
         """It names its type and an API version that this astore takes, and what its volumes may be."""
         assert backend.type == source.definition.type
         assert backend.api_version in API_VERSIONS_ACCEPTED
         assert backend.volume_formats
         assert backend.lane_threads >= 1
 
-    def test_check_is_idempotent(self, backend: Backend, source: SourceUnderTest) -> None:
+    async def test_check_is_idempotent(self, backend: Backend, source: SourceUnderTest) -> None:
         """A checked definition passes unchanged, and a check neither changes its argument nor says something else."""
         before = repr(source.definition)
         checked = backend.check(source.definition)
@@ -57,7 +57,7 @@ class ContractChecks(ConformanceBase):
             assert backend.check(source.definition) == checked
             assert backend.source_key(checked) == backend.source_key(checked)
 
-    def test_definition_survives_xml(self, backend: Backend, source: SourceUnderTest) -> None:
+    async def test_definition_survives_xml(self, backend: Backend, source: SourceUnderTest) -> None:
         """A checked definition is the same after it was written as libvirt XML and read again."""
         checked = backend.check(source.definition)
         again = PoolDef.from_xml(checked.to_xml())

@@ -1,0 +1,110 @@
+"""The application: groups, options of every command, virsh's names, and what becomes of errors.
+
+Start-up is part of what a command-line tool is judged by: what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from astore.cli import backends, pool_sources, pool_views, pools, volumes
+from astore.cli import events as watching
+from astore.cli.demo_command import register as register_demo
+from astore.cli.exits import Exit
+from astore.cli.output import complain
+from astore.cli.session import JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
+
+__all__ = ["app", "pool_sources", "pool_views", "run"]  # two modules are imported for the commands they add
+
+app = typer.Typer(
+    name="astore",
+    help="Storage pools and volumes: libvirt's pools without the daemon.",
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 not in time, "
+        "130 interrupted. virsh's names work too (pool-list, vol-info, …)."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(pools.app, name="pool")
+app.add_typer(volumes.app, name="vol")
+app.add_typer(backends.app, name="backend")
+watching.register(app)
+register_demo(app)
+for _name, _entry in VIRSH.items():
+    app.command(_name, hidden=True)(_entry)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import astore
+
+        print(f"astore {astore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    state_dir: Annotated[str | None, STATE_DIR] = None,
+    json: Annotated[bool, JSON] = False,
+    timeout: Annotated[float | None, TIMEOUT] = None,
+    verbose: Annotated[bool, VERBOSE] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    context.obj = Settings(state_dir, json, timeout, verbose)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
+    try:
+        code = typer.main.get_command(app).main(list(argv), prog_name="astore", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except SystemExit as error:  # shell completion ends so
+        return error.code if isinstance(error.code, int) else int(Exit.OK)
+    except BrokenPipeError:
+        _close_stdout()
+        return Exit.BROKEN_PIPE
+    except OSError as error:
+        complain(f"standard output: {error.strerror}")
+        _close_stdout()
+        return Exit.FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return Exit.INTERRUPTED
+    except Exception as error:
+        if not is_usage_error(error):
+            raise
+        return _wrong_usage(error)
+
+
+def _wrong_usage(error: Exception) -> int:
+    """One line: what is wrong, and where it is said how it should be."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "astore"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(context.get_help() if context is not None else path, file=sys.stderr)
+        return Exit.USAGE
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    complain(f"{' '.join(message.split()).rstrip('.')}: see `{path} --help`")
+    return Exit.USAGE
+
+
+def _close_stdout() -> None:
+    """Nobody reads any more: let what is still buffered, and is flushed at exit, go nowhere."""
+    try:
+        target = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, target)
+    os.close(nowhere)

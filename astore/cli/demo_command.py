@@ -1,0 +1,36 @@
+"""``astore demo``: the command; the demonstration itself is imported when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from astore.cli.session import VERBOSE, Settings, logs, reported
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("demo")(demo)
+
+
+def demo(
+    context: typer.Context,
+    gluster: Annotated[bool, typer.Option("--gluster/--no-gluster", help="As root: also on a private Gluster.")] = True,
+    pools: Annotated[int, typer.Option("--pools", min=1, max=500, metavar="N", help="How many dir pools.")] = 10,
+    images: Annotated[int, typer.Option("--images", min=3, max=100_000, metavar="N", help="How many in each.")] = 100,
+    verbose: Annotated[bool, VERBOSE] = False,
+) -> None:
+    """Show what astore does, on real images in a temporary folder, and leave nothing behind.
+
+    Makes pools, refreshes them all at once, shows what was found and the events as they came, then changes something
+    and shows an incremental refresh pick up just that.
+    """
+    settings: Settings = context.obj or Settings()
+    if settings.json:
+        raise typer.BadParameter("demo is for people: it has no --json")
+    settings = settings._replace(verbose=verbose or settings.verbose)
+    with logs(settings.verbose), reported(settings):
+        from astore.cli.demo import run_demo
+
+        run_demo(gluster=gluster, pools=pools, images=images)

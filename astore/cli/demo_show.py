@@ -1,0 +1,133 @@
+"""What the demonstration shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from astore.cli.demo_storage import Change
+from astore.cli.events import in_words
+from astore.cli.output import Cell, Column, Output, duration, size, state_cell
+from astore.model import RefreshOutcome, RefreshReport
+
+if TYPE_CHECKING:
+    from astore.events import Event
+    from astore.pool import Pool
+
+POOLS_SHOWN = 16
+VOLUMES_SHOWN = 6
+EVENTS_OF_A_KIND = 2
+
+
+def heading(output: Output, text: str) -> None:
+    """A line that begins a part."""
+    output.line("")
+    output.line(f"── {text}", "bold cyan")
+
+
+def show_pools(output: Output, pools: Sequence[Pool], report: RefreshReport) -> None:
+    """The pools with their capacity, and how long each refresh took."""
+    seconds = {outcome.pool: outcome.seconds for outcome in report.pools}
+    rows: list[list[Cell | str]] = [
+        [
+            pool.name,
+            pool.type,
+            state_cell(pool.state),
+            str(len(pool.volumes)),
+            size(pool.info.capacity),
+            output.bar(pool.info.allocation, pool.info.capacity, drawn=True),
+            duration(seconds.get(pool.name, 0.0)),
+        ]
+        for pool in _spread(pools)
+    ]
+    columns = [Column("Pool"), Column("Type"), Column("State"), Column("Volumes", right=True)]
+    output.table([*columns, Column("Capacity", right=True), Column("Used"), Column("Refresh", right=True)], rows)
+    if len(pools) > len(rows):
+        output.line(f"… and {len(pools) - len(rows)} more")
+
+
+def _spread(pools: Sequence[Pool]) -> list[Pool]:
+    """Some of many, every type among them."""
+    by_type: dict[str, list[Pool]] = {}
+    for pool in pools:
+        by_type.setdefault(pool.type, []).append(pool)
+    share = max(POOLS_SHOWN // max(len(by_type), 1), 1)
+    return list(pools) if len(pools) <= POOLS_SHOWN else [pool for some in by_type.values() for pool in some[:share]]
+
+
+def show_volumes(output: Output, pools: Iterable[Pool]) -> None:
+    """The first volumes of one pool of each type."""
+    rows = []
+    seen: set[str] = set()
+    for pool in pools:
+        if pool.type in seen:
+            continue
+        seen.add(pool.type)
+        rows += [
+            [pool.name, info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
+            for info in pool.volumes[:VOLUMES_SHOWN]
+        ]
+    columns = [Column("Pool"), Column("Volume"), Column("Format")]
+    columns += [Column("Capacity", right=True), Column("Allocation", right=True), Column("Backing file")]
+    output.table(columns, rows)
+
+
+def show_events(output: Output, events: Sequence[Event]) -> None:
+    """The first of each kind in the order they came, and how many there were."""
+    counts: Counter[str] = Counter()
+    for event in events:
+        kind = type(event).__name__
+        counts[kind] += 1
+        if counts[kind] <= EVENTS_OF_A_KIND:
+            output.line(f"{event.seq:>6}  {in_words(event)}")
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+    output.line(f"{len(events):,} events in all: {summary}", "bold")
+
+
+def show_failures(output: Output, errors: Iterable[tuple[str, str]]) -> None:
+    """What could not be done, pool by pool."""
+    for pool, why in errors:
+        output.line(f"{pool}: {why}", "red")
+
+
+def show_change(output: Output, pools: Sequence[str], change: Change) -> None:
+    """What was done, and who is to notice."""
+    output.line(
+        f"In {' = '.join(pools)}: {change.added} added, {change.grown} grown by 1 GiB, {change.removed} removed"
+    )
+
+
+def show_changes(output: Output, again: RefreshReport, first: RefreshReport, changed: Sequence[str]) -> None:
+    """What the second refresh found, beside the time of the first."""
+    before = {outcome.pool: outcome.seconds for outcome in first.pools}
+    rows = [
+        [
+            outcome.pool,
+            _names("+", outcome.added),
+            _names("~", outcome.changed),
+            _names("-", outcome.removed),
+            str(outcome.unchanged),
+            duration(outcome.seconds),
+            duration(before.get(outcome.pool, 0.0)),
+        ]
+        for outcome in again.pools
+        if outcome.pool in changed
+    ]
+    rows.append(["all pools", *_totals(again.pools), duration(again.seconds), duration(first.seconds)])
+    columns = [Column("Pool"), Column("Added"), Column("Changed"), Column("Removed")]
+    columns += [Column(title, right=True) for title in ("Unchanged", "Time", "First time")]
+    output.table(columns, rows)
+
+
+def _names(sign: str, names: Sequence[str]) -> str:
+    return ", ".join(f"{sign}{name}" for name in names[:2]) + (" …" if len(names) > 2 else "") or "-"
+
+
+def _totals(outcomes: Sequence[RefreshOutcome]) -> list[str]:
+    return [
+        str(sum(len(outcome.added) for outcome in outcomes)),
+        str(sum(len(outcome.changed) for outcome in outcomes)),
+        str(sum(len(outcome.removed) for outcome in outcomes)),
+        f"{sum(outcome.unchanged for outcome in outcomes):,}",
+    ]

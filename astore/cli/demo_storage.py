@@ -1,0 +1,188 @@
+"""What the demonstration works on: real images in a temporary folder and, as root, on a private Gluster. Blocking code.
+
+Everything is made inside a ``with`` and gone after it, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from astore.cli.output import Output
+from astore.cli.progress import Ticker
+from astore.model import Host, PoolDef, Source, Target
+from astore.testing.beds import BedUnavailable, namespace
+from astore.testing.beds.images import make_images, template
+
+if TYPE_CHECKING:
+    from astore.testing.beds.gluster import GlusterBed
+
+IMAGE_SIZE = 10 << 30
+GROWTH = 1 << 30
+GLUSTER_VOLUMES = 2
+
+
+class Change(NamedTuple):
+    """What was done to a folder: the names of the image added, the one grown, the one removed."""
+
+    added: str
+    grown: str
+    removed: str
+
+
+class DemoStorage:
+    """A temporary folder with images, and the pools that are to be defined on them.
+
+    :param output: where to say what is being done. :param gluster: whether to try. :param pools: how many folders.
+    :param images: how many images in each folder and on each Gluster volume.
+
+    :ivar definitions: what to define. :ivar folders: where to change something, by the names of the pools that will see it.
+    """
+
+    def __init__(self, output: Output, *, gluster: bool, pools: int, images: int) -> None:
+        self._output = output
+        self._gluster_wanted = gluster
+        self._pools = pools
+        self._images = images
+        self._stack = contextlib.ExitStack()
+        self.definitions: list[PoolDef] = []
+        self.folders: dict[tuple[str, ...], Path] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            # before anything else: namespaces are for a process with one thread, and a progress display has its own
+            problem = _private_machine(stack) if self._gluster_wanted else "left out, as asked for"
+            self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._make_dir_pools()
+            if problem is None:
+                self._make_gluster_pools(stack)
+            else:
+                self._output.line(f"Gluster: {problem}.", "yellow" if self._gluster_wanted else "dim")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def state_dir(self) -> Path:
+        """The demonstration's own state folder."""
+        return self.folder / "state"
+
+    @property
+    def image_count(self) -> int:
+        """How many images there are in all."""
+        return self._images * len(self.folders)
+
+    def _make_dir_pools(self) -> None:
+        with Ticker() as ticker:
+            ticker.begin("making images", self._pools)
+            for number in range(1, self._pools + 1):
+                folder = self.folder / f"images{number:02}"
+                folder.mkdir()
+                _fill(folder, self._images)
+                self.definitions.append(PoolDef(type="dir", name=folder.name, target=Target(path=str(folder))))
+                self.folders[(folder.name,)] = folder
+                ticker.step()
+        self._output.line(f"{self._pools} folders with {self._images} images each, in {self.folder}")
+
+    def _make_gluster_pools(self, stack: contextlib.ExitStack) -> None:
+        """Volumes of a private Gluster, each as two pools: over gfapi without a mount, and mounted by FUSE."""
+        from astore.testing.beds.gluster import GlusterBed
+
+        with Ticker() as ticker:
+            ticker.begin("starting a private Gluster", GLUSTER_VOLUMES)
+            bed = stack.enter_context(GlusterBed(self.folder / "gluster"))
+            for number in range(1, GLUSTER_VOLUMES + 1):
+                self._make_volume(bed, f"vol{number}")
+                ticker.step()
+        self._output.line(
+            f"A private Gluster with {GLUSTER_VOLUMES} volumes, {self._images} images on each (put there through a FUSE mount)"
+        )
+
+    def _make_volume(self, bed: GlusterBed, volume: str) -> None:
+        bed.create_volume(volume)
+        mounted = bed.mount(volume)
+        _fill(mounted, self._images)
+        over_gfapi = PoolDef(
+            type="gluster", name=f"{volume}-gfapi", source=Source(hosts=(Host(bed.host),), name=volume, directory="/")
+        )
+        over_fuse = PoolDef(
+            type="netfs",
+            name=f"{volume}-fuse",
+            source=Source(hosts=(Host(bed.host),), directory=volume, format="glusterfs"),
+            target=Target(path=str(self.folder / "mounts" / volume)),
+        )
+        self.definitions += [over_gfapi, over_fuse]
+        self.folders[(over_gfapi.name, over_fuse.name)] = mounted
+
+
+def change(folder: Path) -> Change:
+    """Add an image, grow one, remove one."""
+    names = sorted(os.listdir(folder))
+    grown = next(name for name in names if name.endswith(".raw"))
+    done = Change("added.qcow2", grown, names[-1])
+    template("qcow2", IMAGE_SIZE, names[0], "qcow2").write(folder / done.added)
+    os.truncate(folder / done.grown, IMAGE_SIZE + GROWTH)
+    (folder / done.removed).unlink()
+    return done
+
+
+def _fill(folder: Path, images: int) -> None:
+    formats = ("qcow2", "raw", "qcow2", "vmdk", "vdi") if shutil.which("qemu-img") else ("qcow2", "raw", "qcow2")
+    make_images(folder, images, size=IMAGE_SIZE, backing_every=2, formats=formats)
+
+
+def _private_machine(stack: contextlib.ExitStack) -> str | None:
+    """Enter private namespaces for a Gluster; else say in a sentence why there is none."""
+    from astore.testing.beds import gluster
+
+    if os.geteuid() != 0:
+        return (
+            "as root this demonstration also starts a private Gluster and refreshes the same volumes over gfapi "
+            "and over a FUSE mount"
+        )
+    lacking = [name for name in ("astore_gluster", "astore_netfs") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return (
+            f"its plugins are not installed: pip install 'astore[gluster,netfs]' (there is no {', no '.join(lacking)})"
+        )
+    if why := gluster.missing():
+        return f"{why}, so dir pools alone"
+    if not os.path.exists("/dev/fuse"):
+        return "there is no /dev/fuse, so dir pools alone"
+    new_folders = [folder for folder in namespace.PRIVATE_FOLDERS if not os.path.exists(folder)]
+    try:
+        namespace.enter_private_namespaces()
+    except BedUnavailable as error:
+        return str(error)
+    stack.callback(_remove_covers, new_folders)
+    return None
+
+
+def _remove_covers(folders: list[str]) -> None:
+    """The folders that were made to be covered, which belong to the machine's own file system, go again."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            namespace.uncover(folder)
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Whatever is done inside, a second passes before it is left: images younger than that are not trusted yet."""
+    began = time.monotonic()
+    yield
+    time.sleep(max(0.0, began + 1.1 - time.monotonic()))

@@ -1,0 +1,155 @@
+"""``astore events``: what happens in the state folder and to the storage of its pools, as it comes.
+
+Events are numbered by the process that sees them: each invocation begins with 1. It joins the state folder, takes
+over once a second what other processes changed there, and refreshes the active pools every so often, which is how changes of
+volumes are noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import msgspec
+import typer
+from anyio import to_thread
+
+from astore import events as kinds
+from astore.cli import shapes
+from astore.cli.completion import complete_pool
+from astore.cli.output import Answer, Output, size
+from astore.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from astore.manager import Manager
+
+POLL_SECONDS = 1.0
+"""How often the state folder is looked at; where nothing changed there, that is three calls of stat(2)."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    command(app, "events")(watch)
+
+
+async def watch(
+    session: Session,
+    pools: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pool", metavar="POOL", help="Only about these.", autocompletion=complete_pool, show_default=False
+        ),
+    ] = None,
+    refresh: Annotated[
+        float,
+        typer.Option("--refresh", min=0, metavar="SECONDS", help="How often to refresh the active pools; 0: never."),
+    ] = 10.0,
+    since: Annotated[int, typer.Option("--since", min=0, metavar="N", help="Begin after number N.")] = 0,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, metavar="N", help="End after so many.", show_default=False)
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option("--for", min=0, metavar="SECONDS", help="End after so long.", show_default=False),
+    ] = None,
+) -> Answer:
+    """Print events as they come, until Ctrl-C: with --json, one document in a line.
+
+    Joins the state folder: what other processes define, start and stop is seen within a second. Volumes are looked at
+    every --refresh seconds. Numbers are this invocation's own and begin with 1.
+    """
+    session.ticker.stop()
+    output = Output()
+    written = 0
+    with anyio.move_on_after(duration):
+        async with anyio.create_task_group() as group, session.manager.events(0, pools=pools) as stream:
+            group.start_soon(_follow_folder, session.manager)
+            if refresh:
+                group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
+            async for event in _wanted(stream, since, quiet=not session.settings.json):
+                text = shapes.line(as_shape(event)) if session.settings.json else in_words(event)
+                # on a thread: a reader that is slow must not hold up the refreshes
+                await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
+                written += 1
+                if written == count:
+                    group.cancel_scope.cancel()
+                    break
+    return Answer(None, lambda _: None)
+
+
+async def _wanted(stream: AsyncIterator[kinds.Event], since: int, *, quiet: bool) -> AsyncIterator[kinds.Event]:
+    async for event in stream:
+        if event.seq <= since:
+            continue
+        if quiet and isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed):
+            continue  # people do not want to read every few seconds that nothing happened
+        yield event
+
+
+async def _follow_folder(manager: Manager) -> None:
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        await manager.reload()
+
+
+async def _refresh_regularly(manager: Manager, every: float, timeout: float | None) -> None:
+    while True:
+        await manager.refresh_all(timeout=timeout)  # a pool that fails turns inaccessible, which is an event
+        await asyncio.sleep(every)
+
+
+def _write(output: Output, text: str, is_safe: bool) -> None:
+    if is_safe:
+        output.raw(text)
+    else:
+        output.line(text)
+    sys.stdout.flush()
+
+
+def as_shape(event: kinds.Event) -> dict[str, Any]:
+    """An event as JSON has it: its fields, with the volume in the shape that `vol list` gives it."""
+    fields: dict[str, Any] = msgspec.to_builtins(event)
+    if isinstance(event, kinds.VolumeAdded | kinds.VolumeChanged):
+        fields["volume"] = msgspec.to_builtins(shapes.volume(event.pool, event.volume))
+    return fields
+
+
+def in_words(event: kinds.Event) -> str:
+    """An event in one line: time, pool, what happened."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    about = f"{event.pool}: " if isinstance(event, kinds.PoolEvent) else ""
+    return f"{clock} {about}{what_happened(event)}"
+
+
+def what_happened(event: kinds.Event) -> str:
+    """The same without time and pool."""
+    match event:
+        case kinds.VolumeAdded(name=name, volume=volume):
+            backing = f", backed by {volume.backing}" if volume.backing else ""
+            return f"volume {name} added ({volume.format}, {size(volume.capacity)}{backing})"
+        case kinds.VolumeChanged(name=name, volume=volume):
+            return f"volume {name} changed ({volume.format}, {size(volume.capacity)})"
+        case kinds.VolumeRemoved(name=name):
+            return f"volume {name} removed"
+        case kinds.PoolRefreshed():
+            wrong = f", {event.errors} errors" if event.errors else ""
+            return (
+                f"refreshed: {event.added} added, {event.changed} changed, {event.removed} removed, "
+                f"{event.unchanged} unchanged{wrong}"
+            )
+        case kinds.PoolStateChanged(old=old, new=new, reason=reason):
+            return f"{old} → {new}{f': {reason}' if reason else ''}"
+        case kinds.PoolAutostartChanged(autostart=autostart):
+            return f"autostart {'on' if autostart else 'off'}"
+        case kinds.BackendRegistered(type=type_):
+            return f"backend for {type_} pools ready"
+        case kinds.BackendUnregistered(type=type_):
+            return f"backend for {type_} pools gone"
+        case kinds.Lagged(missed=missed):
+            return f"{missed} events were lost: this reader is too slow"
+    word = type(event).__name__.removeprefix("Pool")
+    return word.lower()

@@ -1,0 +1,118 @@
+"""``astore pool discover`` and ``astore pool capabilities``: what there could be pools of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from astore.cli import shapes
+from astore.cli.completion import complete_type
+from astore.cli.output import Answer, Cell, Column, Output, yes_no
+from astore.cli.pools import app
+from astore.cli.session import VIRSH, Session, command, entry_point
+
+if TYPE_CHECKING:
+    from astore.model import DiscoveredSource
+
+Type = Annotated[str, typer.Argument(metavar="TYPE", help="A pool type.", autocompletion=complete_type)]
+Host = Annotated[str | None, typer.Argument(metavar="[HOST]", help="Whom to ask.", show_default=False)]
+Port = Annotated[int | None, typer.Argument(metavar="[PORT]", min=1, max=65535, help="Its port.", show_default=False)]
+
+
+@command(app, "discover")
+async def discover(
+    session: Session,
+    type: Type,
+    host: Host = None,
+    port: Port = None,
+    xml: Annotated[bool, typer.Option("--xml", help="libvirt's <sources> document.")] = False,
+) -> Answer:
+    """Ask a host which sources it offers for pools of a type."""
+    session.ticker.begin("asking")
+    found = await session.in_time(session.manager.discover(type, host, port=port))
+    if xml:
+        from astore.xml import sources_to_xml
+
+        text = sources_to_xml(found)
+        return Answer(shapes.Xml(text), lambda output: output.xml(text))
+    document = shapes.Sources(type, tuple(_source(item) for item in found))
+    return Answer(document, lambda output: _show_sources(output, document))
+
+
+def _source(item: DiscoveredSource) -> shapes.Source:
+    source = item.source
+    hosts = tuple(shapes.SourceHost(host.name, host.port) for host in source.hosts)
+    return shapes.Source(hosts, source.directory, source.name, source.format)
+
+
+def _show_sources(output: Output, document: shapes.Sources) -> None:
+    if not document.sources:
+        output.line(f"nothing found for pools of type {document.type!r}")
+        return
+    rows = [
+        [
+            ", ".join(host.name if host.port is None else f"{host.name}:{host.port}" for host in source.hosts) or "-",
+            source.name or "-",
+            source.directory or "-",
+            source.format or "-",
+        ]
+        for source in document.sources
+    ]
+    output.table([Column("Host"), Column("Name"), Column("Directory"), Column("Format")], rows)
+
+
+@command(app, "capabilities")
+async def capabilities(
+    session: Session,
+    xml: Annotated[bool, typer.Option("--xml", help="libvirt's <storagepoolCapabilities> document.")] = False,
+) -> Answer:
+    """Show which pool types can be used here, and which formats they know."""
+    from astore.xml import POOL_TYPES, capabilities_to_xml
+
+    registry = session.manager.registry
+    session.ticker.begin("loading backends")
+    await registry.load_all()
+    found = []
+    for type_ in dict.fromkeys((*POOL_TYPES, *registry.types())):
+        backend = registry.loaded(type_)
+        formats = (backend.source_formats, backend.volume_formats) if backend is not None else ((), ())
+        found.append(shapes.Capability(type_, backend is not None, *formats))
+    if xml:
+        text = capabilities_to_xml(
+            (item.type, item.supported, item.source_formats, item.volume_formats) for item in found
+        )
+        return Answer(shapes.Xml(text), lambda output: output.xml(text))
+
+    def show(output: Output) -> None:
+        rows: list[list[Cell | str]] = [
+            [
+                item.type,
+                Cell(yes_no(item.supported), "green" if item.supported else "dim"),
+                " ".join(item.source_formats) or "-",
+                " ".join(item.volume_formats) or "-",
+            ]
+            for item in found
+        ]
+        output.table([Column("Type"), Column("Supported"), Column("Source formats"), Column("Volume formats")], rows)
+
+    return Answer(shapes.Capabilities(tuple(found)), show)
+
+
+async def _find_sources(
+    session: Session,
+    type: Type,
+    host: Host = None,
+    port: Port = None,
+) -> Answer:
+    """Print the sources that a host offers as libvirt's <sources> document."""
+    return await discover(session, type, host, port, xml=True)
+
+
+async def _capabilities_xml(session: Session) -> Answer:
+    """Print libvirt's <storagepoolCapabilities> document."""
+    return await capabilities(session, xml=True)
+
+
+VIRSH["find-storage-pool-sources-as"] = entry_point(_find_sources)
+VIRSH["pool-capabilities"] = entry_point(_capabilities_xml)

@@ -1,0 +1,161 @@
+"""``astore vol``: what the last refresh found in the pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from stat import filemode
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from astore.cli import shapes
+from astore.cli.completion import complete_pool, complete_volume
+from astore.cli.exits import CliError, shell_word
+from astore.cli.output import Answer, Cell, Column, Output, size, when
+from astore.cli.pools import Name
+from astore.cli.session import Session, command
+from astore.errors import printable
+
+if TYPE_CHECKING:
+    from astore.pool import Pool
+    from astore.volume import Volume
+
+app = typer.Typer(help="Look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None)
+
+VolumeName = Annotated[
+    str, typer.Argument(metavar="VOLUME", help="A name, a key or a path.", autocompletion=complete_volume)
+]
+PoolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pool", metavar="POOL", help="Where to look for a name.", autocompletion=complete_pool, show_default=False
+    ),
+]
+
+
+@command(app, "list", virsh="vol-list")
+async def list_volumes(
+    session: Session,
+    name: Name,
+    details: Annotated[bool, typer.Option("--details", help="With types, times and paths.")] = False,
+    names_only: Annotated[bool, typer.Option("--name", help="Names alone, one in a line.")] = False,
+) -> Answer:
+    """List a pool's volumes, as the last refresh found them."""
+    pool = await _looked_at(session, name)
+    volumes = pool.volumes
+    document = None
+    if session.settings.json:  # ten thousand records are not made for nothing
+        document = shapes.VolumeList(
+            pool.name, pool.snapshot.taken_at or None, tuple(shapes.volume(pool.name, info) for info in volumes)
+        )
+
+    def show(output: Output) -> None:
+        if names_only:
+            for volume in volumes:
+                output.value(volume.name)
+            return
+        columns = [Column("Name"), Column("Format"), Column("Capacity", right=True), Column("Allocation", right=True)]
+        columns += [Column("Backing file")]
+        rows: list[list[Cell | str]] = [
+            [info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
+            for info in volumes
+        ]
+        if details:
+            columns += [Column("Type"), Column("Changed"), Column("Path")]
+            rows = [
+                [*row, info.type, when(info.mtime_ns / 1e9), info.path] for row, info in zip(rows, volumes, strict=True)
+            ]
+        output.table(columns, rows)
+
+    return Answer(document, show)
+
+
+@command(app, "info", virsh="vol-info")
+async def info(
+    session: Session,
+    volume: VolumeName,
+    pool: PoolOption = None,
+    in_bytes: Annotated[bool, typer.Option("--bytes", help="Sizes in bytes.")] = False,
+) -> Answer:
+    """Show one volume: format, sizes, backing file."""
+    found = await _volume(session, volume, pool)
+    record = found.info
+    write = str if in_bytes else size
+
+    def show(output: Output) -> None:
+        pairs: list[tuple[str, str | None]] = [
+            ("Name", record.name),
+            ("Pool", found.pool.name),
+            ("Type", record.type),
+            ("Format", record.format),
+            ("Capacity", write(record.capacity)),
+            ("Allocation", write(record.allocation)),
+            ("Physical", write(record.physical)),
+            ("Backing file", record.backing),
+            ("Backing path", record.backing_path),
+            ("Backing format", record.backing_format),
+            ("Compat", record.compat),
+            ("Features", ", ".join(record.features)),
+            ("Encryption", record.encryption),
+            ("Cluster size", write(record.cluster_size) if record.cluster_size else None),
+            ("Data file", record.data_file),
+            ("Permissions", f"{filemode(record.mode)} {record.uid}:{record.gid}"),
+            ("Changed", when(record.mtime_ns / 1e9)),
+            ("Path", record.path),
+        ]
+        output.fields([(label, text) for label, text in pairs if text])
+
+    return Answer(shapes.volume(found.pool.name, record), show)
+
+
+@command(app, "dumpxml", virsh="vol-dumpxml")
+async def dumpxml(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Print a volume's libvirt XML."""
+    xml = (await _volume(session, volume, pool)).to_xml()
+    return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
+
+
+@command(app, "path", virsh="vol-path")
+async def path(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Print where a volume is: an absolute path, or a URL."""
+    found = await _volume(session, volume, pool)
+    record = found.info
+    document = shapes.VolumePath(found.pool.name, record.name, record.key, record.path)
+    return Answer(document, lambda output: output.value(record.path))
+
+
+async def _looked_at(session: Session, name: str) -> Pool:
+    """An active pool that has been looked at. :raises InvalidStateError: it is inactive."""
+    pool = session.pool(name)
+    if not pool.active or not pool.snapshot.generation:
+        session.ticker.begin("refreshing")
+        await pool.refresh(timeout=session.settings.timeout)
+    return pool
+
+
+async def _volume(session: Session, text: str, pool: str | None) -> Volume:
+    """A volume by its name in a pool, by its key or path, or by a name that only one pool has."""
+    from astore.errors import VolumeNotFoundError
+
+    if pool is not None:
+        looked_at = await _looked_at(session, pool)
+        for info in looked_at.volumes if "/" in text else ():
+            if text in (info.key, info.path):
+                return looked_at.volume(info.name)
+        return looked_at.volume(text)
+    try:
+        return session.manager.volume_by_path(text)
+    except VolumeNotFoundError:
+        homes = [one for one in session.manager.pools(active=True) if one.snapshot.get(text) is not None]
+    return _only_home(homes, text).volume(text)
+
+
+def _only_home(homes: Sequence[Pool], name: str) -> Pool:
+    from astore.errors import VolumeNotFoundError
+
+    if not homes:
+        raise VolumeNotFoundError(f"no active pool has a volume {name!r}", what=name)
+    if len(homes) > 1:
+        names = ", ".join(printable(pool.name) for pool in homes)
+        raise CliError(f"several pools have a volume {name!r} ({names}): say --pool {shell_word(homes[0].name)}")
+    return homes[0]

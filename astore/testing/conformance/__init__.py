@@ -1,0 +1,55 @@
+"""The conformance suite: a backend is finished when its short subclass of :class:`BackendConformance` passes.
+
+::
+
+    from astore.testing.conformance import BackendConformance, MovableFolder
+
+    class TestMine(BackendConformance):
+        source_class = MovableFolder
+
+        def make_source(self, folder):
+            (folder / "files").mkdir()
+            ...
+            return MovableFolder(PoolDef(type="mine", name=folder.name, ...), folder / "files")
+
+It runs under pytest with pytest-asyncio, in any mode (``pip install astore[testing]``). Nothing in it knows a backend by name: what is
+asked of one depends on its abilities (:mod:`astore.backend`), and which entries are put before it on what its storage
+can hold (``SourceUnderTest.can``). Warnings should be errors, and blocking calls in the loop be caught by blockbuster.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{part}" for part in ("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing"))
+)
+
+from astore.testing.conformance.base import ConformanceBase  # noqa: E402
+from astore.testing.conformance.cancelling import CancellationChecks  # noqa: E402
+from astore.testing.conformance.contract import ContractChecks  # noqa: E402
+from astore.testing.conformance.lifecycle import LifecycleChecks  # noqa: E402
+from astore.testing.conformance.records import RecordChecks  # noqa: E402
+from astore.testing.conformance.refreshing import RefreshChecks  # noqa: E402
+from astore.testing.conformance.sharing import SharingChecks  # noqa: E402
+from astore.testing.conformance.source import (  # noqa: E402
+    EVERYTHING,
+    FolderSource,
+    MovableFolder,
+    SourceUnderTest,
+)
+
+
+class BackendConformance(
+    ContractChecks, LifecycleChecks, RecordChecks, RefreshChecks, CancellationChecks, SharingChecks, ConformanceBase
+):
+    """All tests. A subclass gives :attr:`source_class` and :meth:`make_source`."""
+
+
+__all__ = [
+    "EVERYTHING",
+    "BackendConformance",
+    "FolderSource",
+    "MovableFolder",
+    "SourceUnderTest",
+]

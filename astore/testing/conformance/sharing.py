@@ -1,0 +1,253 @@
+"""One state folder and several Managers, one after the other and at once; and what events tell."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from astore.errors import InvalidStateError
+from astore.events import (
+    Event,
+    PoolDefined,
+    PoolEvent,
+    PoolRefreshed,
+    PoolStarted,
+    PoolStateChanged,
+    PoolStopped,
+    PoolUndefined,
+    VolumeAdded,
+    VolumeChanged,
+    VolumeRemoved,
+)
+from astore.manager import Manager
+from astore.model import PoolState, VolumeInfo
+from astore.pool import Pool
+from astore.testing.conformance.base import ConformanceBase, broken, refresh_until_well, start_with
+from astore.testing.conformance.source import BREAK, SourceUnderTest, raw
+
+THREE = {f"{name}.img": raw() for name in "abc"}
+
+
+class Mirror:
+    """The volumes of one pool, as somebody knows them who hears events and nothing else."""
+
+    def __init__(self) -> None:
+        self.volumes: dict[str, VolumeInfo] = {}
+        self.state = PoolState.INACTIVE
+        self.seqs: list[int] = []
+
+    def hear(self, event: Event) -> None:
+        """Take an event in; fails for one that does not fit what came before."""
+        self.seqs.append(event.seq)
+        match event:
+            case VolumeAdded():
+                assert event.name not in self.volumes, "added twice"
+                self.volumes[event.name] = event.volume
+            case VolumeChanged():
+                assert event.name in self.volumes, "changed before it was added"
+                self.volumes[event.name] = event.volume
+            case VolumeRemoved():
+                assert self.volumes.pop(event.name, None) is not None, "removed twice"
+            case PoolStopped():
+                self.volumes.clear()
+            case PoolStateChanged():
+                assert (event.old, event.old is event.new) == (self.state, False)
+                self.state = event.new
+            case _:
+                pass
+
+    def assert_like(self, pool: Pool) -> None:
+        """It knows what the pool says."""
+        assert self.state is pool.state
+        assert list(self.volumes) == sorted(self.volumes) or sorted(self.volumes) == list(pool.snapshot.by_name)
+        for record in pool.volumes:
+            assert self.volumes[record.name].same_as(record)
+
+
+class SharingChecks(ConformanceBase):
+    """Detaching, attaching again, several Managers, and events."""
+
+    async def test_detached_and_attached_again(self, tmp_path: Path, source: SourceUnderTest) -> None:
+        """A pool that one Manager started is active in the next, with its volumes, and can be used and stopped there."""
+        folder = tmp_path / "shared"
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            pool = await manager.define(source.definition)
+            await start_with(pool, source, dict(THREE))
+            uuid, records, info = pool.uuid, pool.volumes, pool.info
+        assert pool.volumes == records, "a Manager that was left takes nothing away from readers"
+        await source.put("d.img", raw())
+        await source.settle()
+        for round_ in range(2):
+            async with Manager(folder, registry=self.make_registry()) as manager:
+                again = manager.pool(source.definition.name)
+                assert (again.uuid, again.state, again.persistent) == (uuid, PoolState.RUNNING, True)
+                assert again.info.capacity > 0
+                assert abs(again.info.since - info.since) < 3600
+                if round_ == 0:
+                    assert again.volumes == records
+                    outcome = await again.refresh()
+                    assert (outcome.added, outcome.changed, outcome.removed) == (("d.img",), (), ())
+                    assert outcome.unchanged == 3
+                    assert outcome.generation > info.generation
+                else:
+                    assert [volume.name for volume in again.volumes] == ["a.img", "b.img", "c.img", "d.img"]
+                    await again.stop()
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            assert manager.pool(source.definition.name).state is PoolState.INACTIVE
+
+    async def test_transient_pool_attached_again(self, tmp_path: Path, source: SourceUnderTest) -> None:
+        """A transient pool is active in the next Manager too, and gone for all when that one stops it."""
+        folder = tmp_path / "shared"
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            await manager.create(source.definition)
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            pool = manager.pool(source.definition.name)
+            assert (pool.active, pool.persistent) == (True, False)
+            await pool.stop()
+            assert manager.pools() == []
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            assert manager.pools() == []
+
+    async def test_stopped_without_attaching(self, tmp_path: Path, source: SourceUnderTest) -> None:
+        """The next Manager can stop the pool as the first thing it does, and start it again."""
+        folder = tmp_path / "shared"
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            await start_with(await manager.define(source.definition), source, dict(THREE))
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            pool = manager.pool(source.definition.name)
+            await pool.stop()
+            assert (pool.state, pool.volumes) == (PoolState.INACTIVE, ())
+            await pool.start()
+            assert len(pool.volumes) == 3
+            await pool.stop()
+
+    async def test_attached_while_it_does_not_answer(self, tmp_path: Path, source: SourceUnderTest) -> None:
+        """The next Manager has the last snapshot though the source is gone, and goes on when it is back."""
+        if BREAK not in source.can:
+            pytest.skip("this source cannot be broken")
+        folder = tmp_path / "shared"
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            await start_with(await manager.define(source.definition), source, dict(THREE))
+        async with broken(source), Manager(folder, registry=self.make_registry()) as manager:
+            pool = manager.pool(source.definition.name)
+            assert len(pool.volumes) == 3
+            with pytest.raises(OSError):
+                await pool.refresh()
+            assert pool.state is PoolState.INACCESSIBLE
+            assert len(pool.volumes) == 3
+        async with Manager(folder, registry=self.make_registry()) as manager:
+            pool = manager.pool(source.definition.name)
+            assert (await refresh_until_well(pool)).unchanged == 3
+            assert pool.state is PoolState.RUNNING
+            await pool.stop()
+
+    async def test_two_managers_at_once(self, tmp_path: Path, source: SourceUnderTest) -> None:
+        """What one Manager starts, the other refreshes; what one stops is inactive for the other when it looks again."""
+        folder = tmp_path / "shared"
+        async with (
+            Manager(folder, registry=self.make_registry()) as one,
+            Manager(folder, registry=self.make_registry()) as two,
+        ):
+            mine = await one.define(source.definition)
+            await start_with(mine, source, dict(THREE))
+            await two.reload()
+            theirs = two.pool(mine.name)
+            assert theirs.active
+            await asyncio.gather(theirs.refresh(), mine.refresh())
+            assert theirs.volumes == mine.volumes
+            with pytest.raises(InvalidStateError):
+                await theirs.start()
+            await theirs.stop()
+            await one.reload()
+            assert (mine.state, mine.volumes) == (PoolState.INACTIVE, ())
+            await mine.start()
+            assert len(mine.volumes) == 3
+            await mine.stop()
+
+    async def test_events_of_a_life(self, manager: Manager, source: SourceUnderTest) -> None:
+        """Each step of a pool's life is told once, after the fact, in order, under numbers without gaps."""
+        async with manager.events(pools={source.definition.name}) as events:
+            pool = await manager.define(source.definition)
+            await start_with(pool, source, dict(THREE))
+            await pool.refresh()
+            await pool.stop()
+            await pool.undefine()
+            told: list[Event] = []
+            while (event := events.receive_nowait()) is not None:
+                told.append(event)
+        assert [type(event) for event in told] == [
+            PoolDefined,
+            PoolStateChanged,
+            PoolStarted,
+            *[VolumeAdded] * 3,
+            PoolRefreshed,
+            PoolRefreshed,
+            PoolStateChanged,
+            PoolStopped,
+            PoolUndefined,
+        ]
+        numbers = [event.seq for event in told]
+        assert numbers == list(range(numbers[0], numbers[0] + len(told)))
+        assert all(isinstance(event, PoolEvent) and event.uuid == pool.uuid for event in told)
+        first, second = (event for event in told if isinstance(event, PoolRefreshed))
+        assert (first.added, first.unchanged, second.added, second.unchanged) == (3, 0, 0, 3)
+
+    async def test_mirror_of_events(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
+        """Who hears all events knows the volumes, whatever happens to them, without ever asking."""
+        mirror = Mirror()
+        async with manager.events(pools={pool.name}) as events:
+
+            def listen() -> None:
+                while (event := events.receive_nowait()) is not None:
+                    mirror.hear(event)
+                mirror.assert_like(pool)
+
+            await start_with(pool, source, dict(THREE))
+            listen()
+            await source.put("a.img", raw(512))
+            await source.put("d.img", raw())
+            await source.remove("b.img")
+            await source.settle()
+            await pool.refresh("a.img")
+            listen()
+            await asyncio.gather(pool.refresh(), pool.refresh("d.img"), pool.refresh("b.img"))
+            listen()
+            await pool.refresh(full=True)
+            await pool.refresh("d.img")
+            listen()
+            await source.remove("d.img")
+            await source.settle()
+            await pool.refresh("d.img")
+            await pool.refresh()
+            listen()
+            if BREAK in source.can:
+                async with broken(source):
+                    for _ in range(2):
+                        with pytest.raises(OSError):
+                            await pool.refresh()
+                    listen()
+                    assert mirror.state is PoolState.INACCESSIBLE
+                await refresh_until_well(pool)
+                listen()
+            await pool.stop()
+            listen()
+            await pool.start()
+            listen()
+        assert mirror.seqs == sorted(set(mirror.seqs)), "numbers that do not grow"
+        assert sorted(mirror.volumes) == ["a.img", "c.img"]
+
+    async def test_events_are_replayed(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
+        """Who comes late, and asks for what was before, hears the same."""
+        since = manager.statistics().events.last_seq
+        async with manager.events(since) as early:
+            await start_with(pool, source, dict(THREE))
+            await pool.stop()
+            async with manager.events(since) as late:
+                heard = [], []
+                for listener, told in zip((early, late), heard, strict=True):
+                    while (event := listener.receive_nowait()) is not None:
+                        told.append(event)
+        assert heard[0] == heard[1]
+        assert len(heard[0]) == 3 + 3 + 2
