@@ -170,7 +170,7 @@ class Output:
         for name, value in pairs:
             cell = value if isinstance(value, Cell) else Cell(value)
             if not self.terminal:
-                self.line(f"{name + ':':<{width}}{cell.text}".rstrip())
+                self.line(f"{name + ':':<{width}}{printable(cell.text)}".rstrip())
                 continue
             from rich.text import Text
 

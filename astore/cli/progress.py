@@ -71,7 +71,7 @@ class Ticker:
             transient=True,
             auto_refresh=False,
         ) as progress:
-            task = progress.add_task("")
+            task = progress.add_task("", visible=False)
             while True:
                 label, done, total = self._now
                 progress.update(task, description=label, completed=done, total=total or None, visible=bool(label))

@@ -26,14 +26,21 @@ T = TypeVar("T")
 
 _PANEL = "Options of every command"
 
-STATE_DIR = typer.Option(
-    "--state-dir",
-    envvar="ASTORE_STATE_DIR",
-    metavar="FOLDER",
-    help="The folder of definitions (root's: /var/lib/astore, others': the user's own).",
-    rich_help_panel=_PANEL,
-    show_default=False,
-)
+
+def _state_dir(envvar: str | None) -> Any:
+    return typer.Option(
+        "--state-dir",
+        envvar=envvar,
+        metavar="FOLDER",
+        help="The folder of definitions (root's: /var/lib/astore, others': the user's own).",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    )
+
+
+STATE_DIR = _state_dir("ASTORE_STATE_DIR")
+"""In front of the command; there the environment counts too. Behind it, it would overrule what was said in front."""
+_STATE_DIR_BEHIND = _state_dir(None)
 JSON = typer.Option("--json", help="One JSON document instead of a table.", rich_help_panel=_PANEL)
 TIMEOUT = typer.Option(
     "--timeout",
@@ -137,7 +144,7 @@ def entry_point(work: Work[P]) -> Callable[..., None]:
     keyword, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
     common: list[tuple[str, Any, object]] = [
         ("context", typer.Context, empty),
-        ("state_dir", Annotated[str | None, STATE_DIR], None),
+        ("state_dir", Annotated[str | None, _STATE_DIR_BEHIND], None),
         ("json", Annotated[bool, JSON], False),
         ("timeout", Annotated[float | None, TIMEOUT], None),
         ("verbose", Annotated[bool, VERBOSE], False),

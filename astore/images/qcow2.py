@@ -92,18 +92,19 @@ def read(head: bytes) -> ImageInfo | None:
 def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | None]:
     """The backing format and the data file's name, from the extensions between the header and the backing name.
 
-    Without an end mark they end where the name begins, or the first cluster ends (``end``), or at HEADER_SIZE bytes.
+    Without an end mark they end where the name begins or the first cluster ends (``end``).
     """
     backing_format = data_file = None
-    end = min(end, len(head))
     for _ in range(MOST_EXTENSIONS):
         if start + 8 > end:
             break
+        if start + 8 > len(head):
+            raise ImageError(f"the header extension at {start} lies beyond the header", format=_FORMAT)
         kind, length = _EXTENSION(head, start)
         if kind == _EXT_END:
             break
         start += 8
-        if start + length > end:
+        if start + length > min(end, len(head)):
             raise ImageError(f"the header extension 0x{kind:08x} at {start - 8} reaches too far", format=_FORMAT)
         if kind == _EXT_BACKING_FORMAT:
             if length > LONGEST_FORMAT_NAME:

@@ -13,88 +13,179 @@ from astore.images.backing import GlusterLocation, parse_gluster_uri, resolve_ba
 
 HERE = "/pool/images/a.qcow2"
 GLUSTER = "gluster://host:24007/vol/dir/a%20b.qcow2"
+UNIX = "gluster+unix:///vol/dir/a?socket=/run/s"
 
 
 def node(**fields: object) -> str:
     return "json:" + json.dumps(fields)
 
 
-RESOLVED = [
+PLAIN = [
     ("base.qcow2", HERE, "/pool/images/base.qcow2"),
-    ("../base.qcow2", HERE, "/pool/base.qcow2"),
-    ("./x/base", HERE, "/pool/images/x/base"),
+    ("größe 1.qcow2", HERE, "/pool/images/größe 1.qcow2"),
+    ("./x//base", HERE, "/pool/images/x/base"),
+    ("../base.qcow2", HERE, "/pool/images/../base.qcow2"),
+    ("x/../base", HERE, "/pool/images/x/../base"),
     ("/abs/base", HERE, "/abs/base"),
-    ("dir:with/colon", HERE, "dir:with/colon"),
+    ("/abs/base", GLUSTER, "/abs/base"),
+    ("//abs/./base", HERE, "/abs/base"),
     ("dir/with:colon", HERE, "/pool/images/dir/with:colon"),
+    ("./with:colon", HERE, "/pool/images/with:colon"),
+    ("base", "/a", "/base"),
     ("", HERE, None),
+    (".", HERE, None),
+    ("/", HERE, None),
+    ("base b+c.qcow2", GLUSTER, "gluster://host:24007/vol/dir/base%20b+c.qcow2"),
+    ("100%?#.img", GLUSTER, "gluster://host:24007/vol/dir/100%25%3F%23.img"),
+    ("../base", GLUSTER, "gluster://host:24007/vol/dir/../base"),
+    ("base", UNIX, "gluster+unix:///vol/dir/base?socket=/run/s"),
+]
+
+PROTOCOLS = [
     ("nbd://host/export", HERE, "nbd://host/export"),
     ("rbd:pool/image", HERE, "rbd:pool/image"),
+    ("dir:with/colon", HERE, "dir:with/colon"),
+    ("gluster://h/v/p", GLUSTER, "gluster://h/v/p"),
     ("file:base", HERE, "/pool/images/base"),
     ("file:/abs", HERE, "/abs"),
     ("file:///abs/x", HERE, "/abs/x"),
-    ("base b.qcow2", GLUSTER, "gluster://host:24007/vol/dir/base%20b.qcow2"),
-    ("../base", GLUSTER, "gluster://host:24007/vol/base"),
-    ("../../../../etc/x", GLUSTER, "gluster://host:24007/etc/x"),
+    # QEMU knows no hosts here: it would open /host/x
+    ("file://host/x", HERE, "/host/x"),
+    ("file:", HERE, None),
+]
+
+FILES = [
     (node(driver="qcow2", file={"driver": "file", "filename": "/x"}), HERE, "/x"),
-    (node(**{"file.driver": "file", "file.filename": "x"}), HERE, "/pool/images/x"),
-    (node(**{"file": {"driver": "qcow2"}, "file.file.filename": "x"}), HERE, "/pool/images/x"),
-    (node(driver="host_device", filename="/dev/sdb"), HERE, "/dev/sdb"),
-    (node(filename="x"), HERE, "/pool/images/x"),
-    (node(filename="json:{}"), HERE, None),
+    (node(**{"driver": "qcow2", "file.driver": "file", "file.filename": "/x"}), HERE, "/x"),
+    (node(**{"file": {"driver": "qcow2"}, "file.file.filename": "/x"}), HERE, "/x"),
+    (node(**{"file.file.filename": "/x", "file": {"driver": "qcow2"}}), HERE, "/x"),
+    (node(file={"file.driver": "file", "file.filename": "/x"}), HERE, "/x"),
     (node(driver="raw", offset=512, size=1024, file={"driver": "file", "filename": "/x"}), HERE, "/x"),
-    (
-        node(driver="gluster", volume="v", path="p/a b", server=[{"type": "tcp", "host": "h", "port": "24007"}]),
-        HERE,
-        "gluster://h:24007/v/p/a%20b",
-    ),
+    (node(driver="host_device", filename="/dev/sdb"), HERE, "/dev/sdb"),
+    (node(driver="file", filename="/with:colon/x"), HERE, "/with:colon/x"),
+    (node(filename="/x"), HERE, "/x"),
+    (node(filename="file:/x"), HERE, "/x"),
+    (node(filename="nbd://h/x"), HERE, "nbd://h/x"),
+    # QEMU looks these up in the directory that it was started in
+    (node(driver="file", filename="x"), HERE, None),
+    (node(driver="file", filename="nbd://h/x"), HERE, None),
+    (node(filename="x"), HERE, None),
+    (node(filename="file:x"), HERE, None),
+    (node(filename="json:{}"), HERE, None),
+    (node(driver="file"), HERE, None),
+    (node(driver="qcow2", file="a-node"), HERE, None),
+    (node(driver="null-co"), HERE, None),
+    (node(driver=True), HERE, None),
+    (node(), HERE, None),
+]
+
+INET = {"type": "inet", "host": "h", "port": "24007"}
+NETWORK = [
+    (node(driver="gluster", volume="v", path="p/a b", server=[INET]), "gluster://h:24007/v/p/a%20b"),
     (
         node(driver="gluster", volume="v", path="/p", server=[{"type": "unix", "path": "/run/s"}]),
-        HERE,
+        "gluster+unix:///v/p?socket=/run/s",
+    ),
+    (
+        node(driver="gluster", volume="v", path="p", server=[{"type": "unix", "socket": "/run/s"}, INET]),
         "gluster+unix:///v/p?socket=/run/s",
     ),
     (
         node(**{"driver": "gluster", "volume": "v", "path": "p", "server.0.type": "tcp", "server.0.host": "fe80::1"}),
-        HERE,
         "gluster://[fe80::1]/v/p",
     ),
-    (node(driver="gluster", volume="v"), HERE, None),
-    (node(driver="nbd", server={"type": "inet", "host": "h", "port": 10809}, export="e"), HERE, "nbd://h:10809/e"),
-    (node(driver="nbd", host="h", port="1"), HERE, "nbd://h:1/"),
-    (node(driver="nbd", server={"type": "unix", "path": "/s"}), HERE, "nbd+unix:///?socket=/s"),
-    (node(driver="rbd", pool="p", image="i", snapshot="s"), HERE, "rbd:p/i@s"),
-    (node(driver="rbd", pool="p"), HERE, None),
-    (node(driver="iscsi", portal="h:3260", target="iqn.x", lun=2), HERE, "iscsi://h:3260/iqn.x/2"),
-    (node(driver="iscsi"), HERE, None),
-    (node(driver="https", url="https://h/x"), HERE, "https://h/x"),
-    (node(driver="tftp", filename="tftp://h/x"), HERE, "tftp://h/x"),
-    (node(driver="ssh", server={"host": "h", "port": 22}, path="/x y", user="u"), HERE, "ssh://u@h:22/x%20y"),
-    (node(driver="ssh", host="h"), HERE, None),
-    (node(driver="sheepdog", vdi="v"), HERE, "sheepdog:v"),
-    (node(driver="sheepdog"), HERE, None),
-    (node(driver="nfs", server={"host": "h"}, path="/e/x"), HERE, "nfs://h/e/x"),
-    (node(driver="nfs"), HERE, None),
-    (node(driver="nvme", device="0000:01:00.0", namespace=1), HERE, "nvme://0000:01:00.0/1"),
-    (node(driver="nvme"), HERE, None),
-    (node(driver="null-co"), HERE, None),
-    (node(driver=True), HERE, None),
-    (node(driver="qcow2", **{"file": {"driver": "file"}, "file.filename": "/x"}), HERE, "/x"),
-    ("json:" + '{"file.driver": "file", "file": {"filename": "/y"}}', HERE, "/y"),
+    (node(driver="gluster", filename="gluster://h/v/p"), "gluster://h/v/p"),
+    (node(driver="gluster", volume="v"), None),
+    (node(driver="gluster", volume="v", path="p", server=[]), None),
+    (node(driver="gluster", volume="v", path="p", server=7), None),
+    (node(driver="gluster", volume="v", path="p", server=["h"]), None),
+    (node(driver="gluster", volume="v", path="p", server=[{"type": "unix"}]), None),
+    (node(driver="nbd", server={"type": "inet", "host": "h", "port": 10809}, export="e"), "nbd://h:10809/e"),
+    (node(driver="nbd", server={"type": "unix", "path": "/s"}), "nbd+unix:///?socket=/s"),
+    (node(driver="nbd", host="h", port="1"), "nbd://h:1/"),
+    (node(driver="nbd", path="/s", export="e x"), "nbd+unix:///e%20x?socket=/s"),
+    (node(driver="nbd"), None),
+    (node(driver="rbd", pool="p", image="i", snapshot="s"), "rbd:p/i@s"),
+    (node(driver="rbd", pool="p", namespace="n", image="a:b"), "rbd:p/n/a\\:b"),
+    (node(driver="rbd", filename="rbd:p/i"), "rbd:p/i"),
+    (node(driver="rbd", pool="p"), None),
+    (node(driver="iscsi", transport="tcp", portal="h:3260", target="iqn.x:y", lun=2), "iscsi://h:3260/iqn.x:y/2"),
+    (node(driver="iscsi", portal="h", target="iqn.x"), "iscsi://h/iqn.x/0"),
+    (node(driver="iscsi"), None),
+    (node(driver="http", url="http://h/x"), "http://h/x"),
+    (node(driver="https", url="https://h/x?y", sslverify=False), "https://h/x?y"),
+    (node(driver="ftp", filename="ftp://h/x"), "ftp://h/x"),
+    (node(driver="ftps", url="ftps://h/x"), "ftps://h/x"),
+    (node(driver="tftp", url="tftp://h/x"), "tftp://h/x"),
+    (node(driver="http"), None),
+    (node(driver="ssh", server={"host": "h", "port": 22}, path="/x y", user="u"), "ssh://u@h:22/x%20y"),
+    (node(driver="ssh", host="h", path="x"), "ssh://h/x"),
+    (node(driver="ssh", host="h"), None),
+    (node(driver="ssh", path="/x"), None),
+    (node(driver="sheepdog", vdi="v"), "sheepdog:v"),
+    (node(driver="sheepdog", vdi="v", server={"type": "inet", "host": "h", "port": "7000"}), "sheepdog://h:7000/v"),
+    (node(driver="sheepdog"), None),
+    (node(driver="nfs", server={"type": "inet", "host": "h"}, path="/e/x"), "nfs://h/e/x"),
+    (node(driver="nfs", path="/e/x"), None),
+    (node(driver="nfs"), None),
+    (node(driver="nvme", device="0000:01:00.0", namespace=1), "nvme://0000:01:00.0/1"),
+    (node(driver="nvme"), None),
 ]
 
 
-@pytest.mark.parametrize(("name", "path", "expected"), RESOLVED)
-def test_names_are_resolved(name: str, path: str, expected: str | None) -> None:
-    """Relative names from the image's own folder; protocols and QEMU's json: as what they mean."""
+@pytest.mark.parametrize(("name", "path", "expected"), PLAIN)
+def test_plain_names(name: str, path: str, expected: str | None) -> None:
+    """Relative to the image's own folder; tidied up, but never beyond what the file system could contradict."""
     assert resolve_backing(name, path) == expected
 
 
+@pytest.mark.parametrize(("name", "path", "expected"), PROTOCOLS)
+def test_protocols(name: str, path: str, expected: str | None) -> None:
+    """What has a colon before its first slash stays as it is, but for ``file:``."""
+    assert resolve_backing(name, path) == expected
+
+
+@pytest.mark.parametrize(("name", "path", "expected"), FILES)
+def test_json_of_files(name: str, path: str, expected: str | None) -> None:
+    """QEMU's json:, nested and flat, down to the file; relative names in it are relative to what nobody knows."""
+    assert resolve_backing(name, path) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), NETWORK)
+def test_json_of_the_network(name: str, expected: str | None) -> None:
+    """Every network driver is the URL that QEMU would take for it, or None if it says too little."""
+    assert resolve_backing(name, HERE) == expected
+
+
 DEEP = node(**{"file." * 40 + "driver": "file"})
-REFUSED = ["json:", "json:x", "json:[]", "json:" + "[" * 100_000, "x" * 70_000, DEEP, node(**{"a": 1, "a.b": 2})]
+REFUSED = [
+    "json:",
+    "json:x",
+    "json:[]",
+    "json:7",
+    "json:" + "9" * 5000,
+    "json:" + "[" * 100_000,
+    "json:" + '{"a":' * 200 + "[" * 200,
+    "json:" + '{"a":' * 100,
+    'json:{"driver":"file","driver":"nbd"}',
+    "x" * 70_000,
+    DEEP,
+    node(**{"a": 1, "a.b": 2}),
+    node(**{"a.b": 2, "a": 1}),
+    node(driver="file", filename="/a\0b"),
+    node(driver="file", filename="/a\x1bb"),
+    node(driver="nfs", server={"host": "h"}, path="\ud800"),
+    node(driver="https", url="http://h/x"),
+    node(driver="tftp", url="/etc/passwd"),
+    "a\0b",
+    "a\x1b[2Jb",
+    "\ud800",
+]
 
 
-@pytest.mark.parametrize("name", REFUSED, ids=lambda name: name[:20])
+@pytest.mark.parametrize("name", REFUSED, ids=lambda name: repr(name[:20]))
 def test_nonsense_is_refused(name: str) -> None:
-    """Malformed, nested too deep or too long is an ImageError."""
+    """Malformed, contradictory, nested too deep, too long, or not to be written down, is an ImageError."""
     with pytest.raises(ImageError):
         resolve_backing(name, HERE)
 
@@ -108,36 +199,65 @@ def test_nested_objects_too_deep() -> None:
         resolve_backing("json:" + json.dumps(value), HERE)
 
 
+KEYS = [
+    "file",
+    "driver",
+    "filename",
+    "server",
+    "0",
+    "host",
+    "path",
+    "volume",
+    "file.driver",
+    "file.server.0.host",
+    "url",
+]
+DRIVERS = ["gluster", "nbd", "ssh", "nfs", "rbd", "file", "https", "iscsi", "sheepdog", "nvme"]
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=8)
+)
+
+
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        SCALARS,
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    ["file", "driver", "filename", "server", "0", "host", "path", "volume", "file.driver", "url"]
-                ),
-                inner | st.sampled_from(["gluster", "nbd", "ssh", "nfs", "rbd", "file"]),
-                max_size=5,
-            )
+            | st.dictionaries(st.sampled_from(KEYS), inner | st.sampled_from(DRIVERS), max_size=5)
         ),
         max_leaves=12,
     )
 )
 def test_any_json(value: object) -> None:
-    """Whatever the json: is, a name, None or ImageError comes out."""
+    """Whatever the json: is, a name that can be written down, None or ImageError comes out."""
     try:
         found = resolve_backing("json:" + json.dumps(value), HERE)
     except ImageError:
         return
-    assert found is None or isinstance(found, str)
+    if found is not None:
+        assert found.encode()
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40), st.sampled_from([HERE, GLUSTER, UNIX]))
+def test_any_name(name: str, path: str) -> None:
+    """Whatever the name is, a name that can be written down, None or ImageError comes out."""
+    for start in ("", "/", "file:", "json:{", "gluster://"):
+        try:
+            found = resolve_backing(start + name, path)
+        except ImageError:
+            continue
+        assert found is None or found.encode()
 
 
 URIS = [
     ("gluster://h/v/p/a", GlusterLocation("v", "p/a", "tcp", "h", None, None)),
+    ("gluster://Host.Example/v/a", GlusterLocation("v", "a", "tcp", "Host.Example", None, None)),
     ("gluster+tcp://h:24007/v/a%20b", GlusterLocation("v", "a b", "tcp", "h", 24007, None)),
     ("gluster+rdma://[fe80::1]:1/v/a", GlusterLocation("v", "a", "rdma", "fe80::1", 1, None)),
-    ("gluster+unix:///v/a?socket=/run/x", GlusterLocation("v", "a", "unix", None, None, "/run/x")),
+    ("gluster+unix:///v/a?socket=/run/x%20y", GlusterLocation("v", "a", "unix", None, None, "/run/x y")),
+    ("gluster:///v/a", GlusterLocation("v", "a")),
+    ("gluster://h//v//p//a", GlusterLocation("v", "p//a", "tcp", "h", None, None)),
+    ("gluster://h/v/a%2Fb%3F", GlusterLocation("v", "a/b?", "tcp", "h", None, None)),
 ]
 
 
@@ -149,10 +269,26 @@ def test_gluster_uris(uri: str, expected: GlusterLocation) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["nfs://h/v/p", "gluster+ib://h/v/p", "gluster://h/v", "gluster://h", "gluster://h:x/v/p", "gluster://[h/v/p",
-     "gluster+unix:///v/p", "gluster://h/v/p?socket=/x"],
+    ["", "nfs://h/v/p", "gluster+ib://h/v/p", "gluster://h/v", "gluster://h/v/", "gluster://h", "gluster://h:x/v/p",
+     "gluster://h:65536/v/p", "gluster://h:/v/p", "gluster://[h/v/p", "gluster://u@h/v/p", "gluster+unix:///v/p",
+     "gluster+unix:///v/p?socket=", "gluster://h/v/p?socket=/x", "gluster://h/v/p?debug=9", "gluster://h/v/p#x",
+     "gluster://h/v/a%ff", "gluster://h/v/a%00", "gluster://h/v/a\nb", "gluster://h/" + "v" * 70_000 + "/a",
+     "gluster://" + "/" * 60_000],
+    ids=lambda uri: uri[:40],
 )  # fmt: skip
 def test_what_is_no_gluster_uri(uri: str) -> None:
     """Others are refused."""
     with pytest.raises(ImageError):
         parse_gluster_uri(uri)
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40))
+def test_any_gluster_uri(rest: str) -> None:
+    """Whatever follows, a location or ImageError comes out."""
+    for start in ("gluster://", "gluster+unix:///v/p?socket=", "gluster://h:1/v/"):
+        try:
+            found = parse_gluster_uri(start + rest)
+        except ImageError:
+            continue
+        assert found.volume
+        assert found.path

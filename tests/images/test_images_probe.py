@@ -39,11 +39,11 @@ EXPECTED = {
 
 SMALLEST = {
     "qcow": 64,
-    "qcow2-2": 120,
-    "qcow2-3": 152,
+    "qcow2-2": 128,
+    "qcow2-3": 160,
     "qcow2-plain": 104,
     "qed": 80,
-    "vmdk": 900,
+    "vmdk": 708,
     "vmdk-cowd": 20,
     "vmdk-descriptor": 250,
     "vdi": 0x180,
@@ -54,7 +54,7 @@ SMALLEST = {
     "luks": 592,
     "luks2": 4096,
 }
-"""Bytes of each header of which some are needed: a header cut off anywhere before is no header any more."""
+"""How many bytes of each header are needed: cut off anywhere before, it is malformed."""
 
 VERSION_END = {
     "qcow": 8,
@@ -205,14 +205,12 @@ def test_every_truncation(name: str) -> None:
     for length in range(VERSION_END[name]):
         assert probe(head[:length]) is None, length
     for length in range(VERSION_END[name], SMALLEST[name]):
-        try:
-            info = probe(head[:length])
-        except ImageError as error:
-            assert error.format == EXPECTED[name].format
+        found = outcome(head[:length])
+        if name == "vmdk-descriptor" and isinstance(found, ImageInfo):
+            # it is text: cut off, it may look like a shorter one
+            assert found.capacity in (2048 * 512, 6144 * 512)
         else:
-            # descriptors are text: those cut off after all that counts are whole
-            assert name.startswith("vmdk"), length
-            assert info is not None
+            assert str(found).startswith(f"{EXPECTED[name].format}: "), length
     for length in range(SMALLEST[name], len(head)):
         assert outcome(head[:length]) == EXPECTED[name], length
 
@@ -251,7 +249,8 @@ def test_data_file_without_a_backing_file() -> None:
     beyond = patched(small, 104, struct.pack(">II", 1, 408))
     with pytest.raises(ImageError, match="reaches too far"):
         probe(beyond)
-    assert probed(patched(VALID["qcow2-plain"], 72, struct.pack(">Q", 1 << 2))[:136]).data_file == "data"
+    with pytest.raises(ImageError, match="extension at 136 lies beyond the header"):
+        probe(patched(VALID["qcow2-plain"], 72, struct.pack(">Q", 1 << 2))[:136])
 
 
 def test_too_many_extensions() -> None:
@@ -446,8 +445,14 @@ def test_mutations(name: str, offset: int, data: bytes, tail: bytes) -> None:
 
 @given(st.sampled_from(sorted(VALID)), st.integers(0, HEADER_SIZE), st.binary(max_size=16))
 def test_truncations_with_something_behind(name: str, length: int, rest: bytes) -> None:
-    """A header cut off anywhere, and going on with anything, gives a result or an ImageError."""
-    outcome(VALID[name][:length] + rest)
+    """A header cut off anywhere, and going on with anything, gives a result or an ImageError.
+
+    What a short one says holds when more follows; but raw may turn out to be ISO, and a text may go on.
+    """
+    head = VALID[name][:length] + rest
+    told = outcome(head)
+    if isinstance(told, ImageInfo) and name != "vmdk-descriptor":
+        assert outcome(head + b"\n" * HEADER_SIZE) == outcome(head.ljust(HEADER_SIZE, b"\0")) == told
 
 
 @pytest.mark.fuzz

@@ -1,0 +1,122 @@
+"""The command in this process, and as a process of its own; a state folder and images for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import pytest
+
+T = TypeVar("T")
+
+WARNING_FREE = ("-W", "error")
+
+
+class Ran(NamedTuple):
+    """What an invocation returned and wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Its one document."""
+        return json.loads(self.out)
+
+    def shape(self, kind: type[T]) -> T:
+        """Its one document, which must be of that shape exactly: every key known, none missing, none of another type."""
+        document = self.json()
+        shape = msgspec.convert(document, kind, strict=True)
+        assert json.loads(json.dumps(msgspec.to_builtins(shape))) == document
+        return shape
+
+    @property
+    def complaint(self) -> str:
+        """The one line on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("astore: "), self.err
+        return lines[0].removeprefix("astore: ")
+
+
+class Invocations:
+    """Runs the command on one state folder."""
+
+    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.state_dir = folder / "state"
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> Ran:
+        """In this process, as ``main`` runs it."""
+        from astore.cli.app import run
+
+        self._capture.readouterr()
+        code = run(arguments)
+        out, err = self._capture.readouterr()
+        return Ran(code, out, err)
+
+    def good(self, *arguments: str) -> Ran:
+        """The same, which must succeed and have nothing to complain of."""
+        ran = self(*arguments)
+        assert (ran.code, ran.err) == (0, ""), ran
+        return ran
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """For a process of its own."""
+        known = {**os.environ, "ASTORE_STATE_DIR": str(self.state_dir), "COLUMNS": "200", **more}
+        return {key: value for key, value in known.items() if not key.startswith("COV_")}
+
+    def argv(self, *arguments: str) -> list[str]:
+        """What starts the command as a process."""
+        return [sys.executable, *WARNING_FREE, "-m", "astore.cli", *arguments]
+
+    def process(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Ran:
+        """As a process of its own, read through pipes."""
+        done = subprocess.run(
+            self.argv(*arguments),
+            input=stdin,
+            capture_output=True,
+            timeout=60,
+            env=self.environment(**environment),
+            cwd=self.folder,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def definition(self, name: str, target: Path, type_: str = "dir") -> str:
+        """The path of a file that defines a pool."""
+        file = self.folder / f"{name}.xml"
+        file.write_text(f"<pool type='{type_}'><name>{name}</name><target><path>{target}</path></target></pool>")
+        return str(file)
+
+
+@pytest.fixture
+def astore(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invocations:
+    """The command, on a state folder of the test's own."""
+    monkeypatch.setenv("ASTORE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return Invocations(tmp_path, capsys)
+
+
+@pytest.fixture
+def make_pool(astore: Invocations, tmp_path: Path) -> Callable[..., Path]:
+    """Defines a dir pool of this name with two images, and starts it unless told otherwise; returns its folder."""
+    from astore.testing.beds.images import template
+
+    def make(name: str = "images", *, start: bool = True) -> Path:
+        folder = tmp_path / f"{name}-folder"
+        folder.mkdir()
+        template("qcow2", 10 << 30).write(folder / "base.qcow2")
+        template("qcow2", 10 << 30, "base.qcow2", "qcow2").write(folder / "web.qcow2")
+        astore.good("pool", "define", astore.definition(name, folder))
+        if start:
+            astore.good("pool", "start", name)
+        return folder
+
+    return make

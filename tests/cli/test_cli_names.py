@@ -1,0 +1,140 @@
+"""virsh's names, common options, completion and the version, in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import astore as library
+from astore.cli.app import run
+from astore.cli.session import VIRSH
+
+Make = Callable[..., Path]
+
+
+def test_virsh_names_do_the_same(astore: Any, make_pool: Make, tmp_path: Path) -> None:
+    """Each of virsh's names runs the command that it means, with its options."""
+    folder = make_pool("images")
+    xml = astore.definition("other", tmp_path / "other")
+    assert "defined" in astore.good("pool-define", xml).out
+    assert "built" in astore.good("pool-build", "other").out
+    assert "started" in astore.good("pool-start", "other", "--build").out
+    assert astore.good("pool-list", "--name").out == "images\nother\n"
+    assert astore.good("pool-info", "images", "--bytes").out == astore.good("pool", "info", "images", "--bytes").out
+    assert astore.good("pool-dumpxml", "images").out == astore.good("pool", "dumpxml", "images").out
+    assert "refreshed" not in astore.good("pool-refresh", "images").err
+    assert "marked" in astore.good("pool-autostart", "other").out
+    assert "no longer" in astore.good("pool-autostart", "--disable", "other").out
+    assert astore.good("vol-list", "images", "--details").out == astore.good("vol", "list", "images", "--details").out
+    assert "qcow2" in astore.good("vol-info", "web.qcow2", "--pool", "images").out
+    assert astore.good("vol-path", "web.qcow2", "--pool", "images").out == f"{folder}/web.qcow2\n"
+    assert astore.good("vol-dumpxml", "--pool", "images", "web.qcow2").out.startswith("<volume")
+    assert "stopped" in astore.good("pool-destroy", "other").out
+    assert "stopped" in astore.good("pool", "destroy", "images").out
+    assert "deleted" in astore.good("pool-delete", "other").out
+    assert "undefined" in astore.good("pool-undefine", "other").out
+    assert "created" in astore.good("pool-create", xml, "--build").out
+
+
+def test_virsh_names_are_hidden_and_have_help(astore: Any) -> None:
+    """The help shows one name for each thing, but knows them all."""
+    shown = astore.good("--help").out
+    assert not [name for name in VIRSH if f" {name} " in shown]
+    assert "destroy" not in astore.good("pool", "--help").out.replace("(virsh: destroy", "")
+    for name in VIRSH:
+        assert astore.good(name, "--help").out.startswith(f"Usage: astore {name} [OPTIONS]"), name
+
+
+def test_common_options_before_and_after(astore: Any, make_pool: Make, tmp_path: Path) -> None:
+    """--json, --state-dir and --timeout are taken in front of the command and behind it; the last word counts."""
+    make_pool()
+    assert astore.good("--json", "pool", "list").json() == astore.good("pool", "list", "--json").json()
+    elsewhere = str(tmp_path / "elsewhere")
+    assert astore.good("--state-dir", elsewhere, "pool", "list", "--name").out == ""
+    assert astore.good("--state-dir", elsewhere, "pool", "list", "--name", "--state-dir", str(astore.state_dir)).out
+    assert astore.good("--timeout", "30", "pool", "refresh", "images", "--timeout", "20").out
+
+
+def test_version(astore: Any) -> None:
+    """--version says which it is."""
+    assert astore.good("--version").out == f"astore {library.__version__}\n"
+
+
+def test_verbose_logs_and_shows_where_errors_come_from(astore: Any, make_pool: Make) -> None:
+    """The log and the traceback go to stderr, before the one line; the logger is left as it was."""
+    make_pool()
+    before = logging.getLogger("astore").level, list(logging.getLogger("astore").handlers)
+    ran = astore("pool", "info", "nobody", "--verbose")
+    assert ran.code == 3
+    assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1].startswith("astore: there is no pool 'nobody'")
+    ran = astore("--verbose", "pool", "stop", "images")
+    assert (ran.code, ran.out) == (0, "pool 'images' stopped\n")
+    assert "DEBUG astore" in astore("-v", "pool", "start", "images").err
+    assert (logging.getLogger("astore").level, logging.getLogger("astore").handlers) == before
+
+
+def test_a_state_folder_that_cannot_be(astore: Any, tmp_path: Path) -> None:
+    """A file in its place is named in one line."""
+    (tmp_path / "file").write_text("")
+    ran = astore("pool", "define", astore.definition("a", tmp_path / "a"), "--state-dir", str(tmp_path / "file"))
+    assert ran.code == 1
+    assert str(tmp_path / "file") in ran.complaint
+
+
+# -------------------------------------------------------------------------------------------------------- completion
+
+
+@pytest.fixture
+def complete(astore: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """What bash is told for a command line whose last word is being typed."""
+
+    def words(*line: str) -> list[str]:
+        monkeypatch.setenv("_ASTORE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(("astore", *line)))
+        monkeypatch.setenv("COMP_CWORD", str(len(line)))
+        ran = astore()
+        monkeypatch.delenv("_ASTORE_COMPLETE")
+        assert ran.code == 0, ran
+        return list(ran.out.split())
+
+    return words
+
+
+def test_completion_of_commands(complete: Callable[..., list[str]]) -> None:
+    """Groups and verbs; virsh's names are not offered."""
+    assert "pool" in complete("po")
+    assert complete("pool", "star") == ["start"]
+    assert "pool-start" not in complete("pool")
+
+
+def test_completion_of_pools_and_volumes(
+    complete: Callable[..., list[str]], make_pool: Make, astore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names come from the state folder, wherever it was said to be; those that a shell must not see are left out."""
+    make_pool("images")
+    make_pool("isos", start=False)
+    (astore.state_dir / "pools" / "evil\x1b[31m.xml").write_text("")
+    assert complete("pool", "start", "i") == ["images", "isos"]
+    assert complete("pool", "start", "e") == []
+    assert complete("vol", "info", "w") == ["web.qcow2"]
+    assert complete("vol", "info", "--pool", "images", "b") == ["base.qcow2"]
+    assert complete("vol", "info", "--pool", "../x", "b") in ([], ["base.qcow2"])
+    assert complete("pool", "list", "--type", "n") == ["netfs"]
+    monkeypatch.delenv("ASTORE_STATE_DIR")
+    assert complete("--state-dir", str(astore.state_dir), "pool", "info", "im") == ["images"]
+    assert complete("pool", "info", "--state-dir", str(astore.state_dir), "im") == ["images"]
+
+
+def test_completion_without_a_state_folder(complete: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Nothing there is nothing to offer; and the user's own folder is looked into by default."""
+    assert complete("pool", "info", "--state-dir", str(tmp_path / "none"), "x") == []
+
+
+def test_completion_is_installed_by_typer(astore: Any) -> None:
+    """--show-completion prints the script for a shell."""
+    assert run(["--show-completion", "bash"]) in (0, 1)

@@ -1,0 +1,280 @@
+"""Tables, sizes, bars, escapes, progress and the wording of errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from astore import errors
+from astore.cli import shapes
+from astore.cli.exits import CliError, Exit, code_of, code_of_all, explain
+from astore.cli.output import Cell, Column, Output, bar, complain, size, when
+from astore.cli.progress import Ticker
+from astore.model import EntryError
+
+
+class Stream(io.TextIOWrapper):
+    """A stand-in for standard output: its encoding and whether it is a terminal are chosen."""
+
+    def __init__(self, encoding: str = "utf-8", *, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, newline="\n")
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    @property
+    def text(self) -> str:
+        """What was written, as a reader of this encoding sees it."""
+        self.flush()
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue().decode(self.encoding)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (10 << 30, "10.00 GiB"),
+        (3 << 60, "3.00 EiB"),
+        (1 << 72, "4096.00 EiB"),
+    ],
+)
+def test_sizes(value: int, text: str) -> None:
+    """Sizes are read at a glance."""
+    assert size(value) == text
+
+
+def test_times() -> None:
+    """A moment, or never."""
+    assert when(None) == when(0) == "never"
+    assert when(time.time())[:2] == "20"
+
+
+@pytest.mark.parametrize(
+    ("used", "total", "text", "style"),
+    [
+        (0, 0, "-", ""),
+        (0, 100, "░" * 12 + "   0 %", "green"),
+        (50, 100, "█" * 6 + "░" * 6 + "  50 %", "green"),
+        (80, 100, "█" * 10 + "░" * 2 + "  80 %", "yellow"),
+        (200, 100, "█" * 12 + " 100 %", "red"),
+    ],
+)
+def test_bars(used: int, total: int, text: str, style: str) -> None:
+    """A bar is as full as the pool, and turns yellow and red as it fills."""
+    assert bar(used, total) == Cell(text, style)
+
+
+def test_bars_without_unicode() -> None:
+    """A terminal that has no blocks gets a bar of other characters; a pipe gets per cent."""
+    assert Output(Stream("ascii", terminal=True)).bar(50, 100).text == "######......  50 %"
+    assert Output(Stream()).bar(50, 100).text == "50 %"
+    assert Output(Stream()).bar(50, 0).text == "-"
+    assert Output(Stream()).bar(50, 100, drawn=True).text.startswith("█")
+
+
+HOSTILE = "\x1b[31mred\x07\x9b2J\u202e[bold]x[/bold]\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_hostile_names_are_escaped(terminal: bool) -> None:
+    """Escape sequences, bells, C1 controls, direction marks and markup come out as text."""
+    stream = Stream(terminal=terminal)
+    output = Output(stream)
+    output.table([Column("Name")], [[HOSTILE]], title="a title")
+    output.fields([("Name", HOSTILE)])
+    output.line(HOSTILE)
+    written = stream.text
+    if terminal:  # rich's own sequences
+        for sequence in ("\x1b[1m", "\x1b[0m", "\x1b[3m", "\x1b[1;31m"):
+            written = written.replace(sequence, "")
+    assert written.count("\\x1b[31mred\\x07\\x9b2J\\u202e[bold]x[/bold]\\n") == 3
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(written)
+
+
+def test_values_are_raw_for_programs_and_escaped_for_terminals() -> None:
+    """A path on a pipe is the path itself, byte for byte; on a terminal it is safe to look at."""
+    name = "na\u202eme\udce4"
+    pipe, terminal = Stream("ascii"), Stream(terminal=True)
+    Output(pipe).value(name)
+    Output(terminal).value(name)
+    pipe.flush()
+    assert isinstance(pipe.buffer, io.BytesIO)
+    assert pipe.buffer.getvalue() == name.encode("utf-8", "surrogateescape") + b"\n"
+    assert terminal.text == "na\\u202eme\\xe4\n"
+    text = io.StringIO()
+    Output(text).value("plain")
+    assert text.getvalue() == "plain\n"
+
+
+def test_xml_is_safe_to_look_at() -> None:
+    """Characters that a terminal obeys become character references: the document stays the same."""
+    stream = Stream()
+    Output(stream).xml("<a>\n  \x9b\u202e</a>\n")
+    assert stream.text == "<a>\n  &#155;&#8238;</a>\n"
+
+
+def test_an_encoding_that_lacks_characters() -> None:
+    """What the stream cannot take is written as an escape; nothing fails."""
+    stream = Stream("latin-1")
+    output = Output(stream)
+    output.table([Column("Name"), Column("N", right=True)], [["ä→", "1"], ["名前", "22"]], title="→")
+    lines = stream.text.splitlines()
+    assert lines == ["\\u2192", "Name   N", "ä\\u2192     1", "\\u540d\\u524d  22"]
+
+
+def test_tables_on_a_terminal() -> None:
+    """rich draws them, with styles."""
+    stream = Stream(terminal=True)
+    Output(stream).table([Column("State"), Column("N", right=True)], [[Cell("running", "green"), "1"]])
+    assert "running" in stream.text
+    assert "─" in stream.text
+
+
+def test_a_stderr_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Complaining to nobody is no error."""
+    stream = Stream()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    complain("nobody hears this")
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_is_ascii_and_keeps_every_name() -> None:
+    """Names in any bytes go through JSON unharmed, and no byte of it is beyond ASCII."""
+    names = ["é", "\x9b", "\udce4", "名", '"\\']
+    shape = shapes.PoolInfo.__struct_fields__
+    assert shape == ("pool", "entries")
+    entries = shapes.entries(tuple(EntryError(name, "no", 5) for name in names))
+    for chosen in (entries, entries[:2]):  # with a lone surrogate, and without
+        text = shapes.document(
+            shapes.Refresh(1.0, (shapes.Refreshed(True, "p", "u", (), (), (), 0, chosen, 0.1, 1, None),))
+        )
+        assert text.isascii()
+        assert [entry["name"] for entry in json.loads(text)["pools"][0]["entries"]] == names[: len(chosen)]
+        assert text.startswith('{\n  "seconds": 1.0,\n')
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+WRONG_STATE = errors.InvalidStateError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (CliError("no", Exit.USAGE), 2, "no"),
+        (errors.PoolNotFoundError("there is no pool 'x'"), 3, "`astore pool list --all`"),
+        (errors.VolumeNotFoundError("no volume"), 3, "`astore vol list POOL`"),
+        (WRONG_STATE("m", pool="a b", state="inactive", operation="refresh"), 1, "`astore pool start 'a b'`"),
+        (WRONG_STATE("m", pool="x", state="inactive", operation="stop"), 1, "inactive already"),
+        (WRONG_STATE("m", pool="x", state="degraded", operation="start"), 1, "is degraded already"),
+        (WRONG_STATE("m", pool="x", state="running", operation="delete"), 1, "`astore pool stop x`"),
+        (WRONG_STATE("it is being stopped", pool="x", state="running", operation="refresh"), 1, "it is being stopped"),
+        (errors.UnknownBackendError("none", type="gluster"), 1, "pip install 'astore[gluster]'"),
+        (errors.UnknownBackendError("none", type="rbd"), 1, "install its plugin"),
+        (errors.BackendLoadError("no", type="x"), 1, "`astore backend list`"),
+        (errors.UnsupportedOperationError(pool="x", type="dir", operation="wipe"), 1, "`astore backend list`"),
+        (errors.LaneTimeoutError("late"), 124, "--timeout"),
+        (TimeoutError("late"), 124, "--timeout"),
+        (errors.StoreError("no"), 1, "no"),
+        (errors.PoolInaccessibleError("gone", pool="x"), 1, "gone"),
+        (errors.PoolInaccessibleError("create it, or build the pool", pool="x"), 1, "`astore pool build x`"),
+        (errors.DefinitionError("bad", line=3, element="name"), 1, "line 3, <name>: bad"),
+        (errors.CommandError("mount failed\x1b", argv=["mount"], returncode=1, stderr=""), 1, "mount failed\\x1b"),
+        (KeyError("x"), 1, "--verbose shows where it happened"),
+    ],
+)
+def test_errors_are_one_line_and_say_what_to_do(error: Exception, code: int, line: str) -> None:
+    """Each kind has its code, and its hint where there is one."""
+    assert code_of(error) == code
+    assert line in explain(error)
+    assert "\n" not in explain(error)
+
+
+def test_a_state_folder_that_may_not_be_read() -> None:
+    """The hint names the option that chooses another."""
+    error = errors.StoreError("/var/lib/astore: Permission denied")
+    error.__cause__ = PermissionError(13, "Permission denied")
+    assert "--state-dir" in explain(error)
+
+
+@pytest.mark.parametrize(
+    ("failed", "succeeded", "code"),
+    [
+        ([], 0, 0),
+        ([], 3, 0),
+        ([TimeoutError()], 1, 4),
+        ([TimeoutError(), TimeoutError()], 0, 124),
+        ([TimeoutError(), ValueError()], 0, 1),
+        ([errors.PoolNotFoundError("x")], 0, 3),
+    ],
+)
+def test_exit_codes_of_several(failed: list[Exception], succeeded: int, code: int) -> None:
+    """Some of several is 4; all of them alike is that failure's own code."""
+    assert code_of_all(failed, succeeded) == code
+
+
+# --------------------------------------------------------------------------------------------------------- progress
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """A stderr that is a terminal."""
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    return stream
+
+
+def test_progress_is_shown_and_taken_away(terminal: Stream) -> None:
+    """What lasts is shown with its count, whatever its label looks like, and the line is erased in the end."""
+    with Ticker(delay=0) as ticker:
+        ticker.begin("[red]work", 3)
+        ticker.step()
+        ticker.step(2)
+        time.sleep(1); from pathlib import Path; import traceback; Path("/tmp/t_out").write_text(repr(terminal.text)[:1500]+str(ticker.__dict__)+"".join("".join(traceback.format_stack(f)[-6:]) for f in sys._current_frames().values()))
+        eventually(lambda: "2/3" in terminal.text)
+    assert "[red]work" in terminal.text
+    assert terminal.text.endswith("\x1b[2K")
+
+
+def test_nothing_is_shown_of_what_is_quick(terminal: Stream) -> None:
+    """Before the delay has passed, and while nothing was begun, the terminal is left alone."""
+    with Ticker() as ticker:
+        ticker.begin("quick")
+    with Ticker(delay=0):
+        time.sleep(0.3)
+    with Ticker(delay=0) as ticker:
+        ticker.stop()
+        ticker.begin("too late")
+    assert terminal.text == ""
+
+
+def test_no_progress_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal there is no display, and no thread for it."""
+    with Ticker(delay=0) as ticker:
+        ticker.begin("work", 1)
+        ticker.step()
+        assert not any(thread.name == "astore-progress" for thread in threading.enumerate())
+    assert capsys.readouterr().err == ""

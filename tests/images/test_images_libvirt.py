@@ -1,0 +1,129 @@
+"""Probing beside libvirt: one folder of every format as a libvirt pool, and what both say of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from image_heads import VALID, qcow2
+from lxml import etree
+
+from astore.images import HEADER_SIZE, probe
+from astore.images.backing import resolve_backing
+
+if TYPE_CHECKING:
+    from astore.testing.beds.libvirt import LibvirtBed
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]
+
+BY_QEMU: dict[str, tuple[str, ...]] = {
+    "qcow2": ("-f", "qcow2"),
+    "qcow2-old": ("-f", "qcow2", "-o", "compat=0.10"),
+    "qcow2-features": ("-f", "qcow2", "-o", "lazy_refcounts=on,extended_l2=on"),
+    "qcow2-small": ("-f", "qcow2", "-o", "cluster_size=512"),
+    "qcow2-large": ("-f", "qcow2", "-o", "cluster_size=2M"),
+    "qcow2-beside": ("-u", "-f", "qcow2", "-b", "base.raw", "-F", "raw"),
+    "qcow2-above": ("-u", "-f", "qcow2", "-b", "../other/base", "-F", "qcow2"),
+    "qcow2-absolute": ("-u", "-f", "qcow2", "-b", "/elsewhere/base", "-F", "qed"),
+    "qcow2-json": (
+        *("-u", "-f", "qcow2", "-F", "qcow2"),
+        *("-b", 'json:{"driver":"qcow2","file":{"driver":"file","filename":"/elsewhere/base"}}'),
+    ),
+    "qcow2-flat-json": (
+        *("-u", "-f", "qcow2", "-F", "raw"),
+        *("-b", 'json:{"file.driver":"host_device","file.filename":"/dev/sdz"}'),
+    ),
+    "qcow": ("-f", "qcow"),
+    "qed": ("-f", "qed"),
+    "qed-beside": ("-u", "-f", "qed", "-b", "base.raw", "-F", "raw"),
+    "vdi": ("-f", "vdi"),
+    "vpc": ("-f", "vpc"),
+    "vpc-fixed": ("-f", "vpc", "-o", "subformat=fixed"),
+    "vmdk": ("-f", "vmdk"),
+    "vmdk-stream": ("-f", "vmdk", "-o", "subformat=streamOptimized"),
+    "vhdx": ("-f", "vhdx"),
+    "raw": ("-f", "raw"),
+}
+
+BY_HAND: dict[str, bytes] = {
+    "cow": VALID["cow"].ljust(HEADER_SIZE, b"\0"),
+    "qcow-beside": VALID["qcow"].ljust(HEADER_SIZE, b"\0"),
+    "vmdk-beside": VALID["vmdk"].ljust(HEADER_SIZE, b"\0"),
+    "vmdk-no-parent-cid": VALID["vmdk"].replace(b"87654321", b"ffffffff").ljust(HEADER_SIZE, b"\0"),
+    "iso": VALID["iso"].ljust(40_960, b"\0"),
+    "short-qcow2": VALID["qcow2-3"][:7],
+    "short-vpc": VALID["vpc"][:12],
+    "text": b"conectix",
+    "unknown-qcow2": qcow2(3).replace(b"QFI\xfb\0\0\0\3", b"QFI\xfb\0\0\0\4"),
+    "unknown-iso": qcow2(3).replace(b"QFI\xfb\0\0\0\3", b"QFI\xfb\0\0\0\4").ljust(32_769, b"\0") + b"CD001".ljust(999),
+    "unknown-vdi": VALID["vdi"].replace(b"\1\0\1\0", b"\2\0\1\0"),
+    "empty": b"",
+}
+
+UNRESOLVED = {"qcow2-json"}
+"""A json: that begins with a format's node, which libvirt leaves as it is."""
+
+NO_FORMAT_TOLD = {"qcow-beside", "cow", "vmdk-beside", "vmdk-no-parent-cid"}
+"""Where libvirt, which does not look what the backing file is, says raw for what the header does not say."""
+
+
+@pytest.fixture(scope="module")
+def pool(libvirt_bed: LibvirtBed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of all of them that libvirt has as a pool."""
+    folder = tmp_path_factory.mktemp("images")
+    for name, arguments in BY_QEMU.items():
+        subprocess.run(
+            ["qemu-img", "create", "-q", *arguments, str(folder / name), "64M"], check=True, capture_output=True
+        )
+    for name, head in BY_HAND.items():
+        (folder / name).write_bytes(head)
+    libvirt_bed.define(f"<pool type='dir'><name>probe</name><target><path>{folder}</path></target></pool>")
+    libvirt_bed.virsh("pool-start", "probe")
+    yield folder
+    libvirt_bed.virsh("pool-destroy", "probe")
+    libvirt_bed.virsh("pool-undefine", "probe")
+
+
+@pytest.mark.parametrize("name", [*BY_QEMU, *BY_HAND])
+def test_libvirt_says_the_same(libvirt_bed: LibvirtBed, pool: Path, name: str) -> None:
+    """Format, capacity, compat, features, cluster size, and the backing file's place and format."""
+    path = pool / name
+    volume = etree.fromstring(libvirt_bed.virsh("vol-dumpxml", name, "--pool", "probe"))
+    with path.open("rb") as file:
+        info = probe(file.read(HEADER_SIZE))
+    capacity = int(volume.findtext("capacity", "-1"))
+    theirs = volume.find("target/format")
+    assert theirs is not None
+    if info is None:
+        assert (theirs.get("type"), capacity) == ("raw", path.stat().st_size)
+        return
+    assert info.format == theirs.get("type")
+    assert capacity == (path.stat().st_size if info.capacity is None else info.capacity)
+    assert info.compat == volume.findtext("target/compat", "0.10" if info.format == "qcow2" else None)
+    assert info.features == tuple(sorted(feature.tag for feature in volume.iterfind("target/features/*")))
+    if info.format == "qcow2":
+        assert str(info.cluster_size) == volume.findtext("target/clusterSize")
+    if info.backing is None:
+        assert volume.find("backingStore") is None
+        return
+    where = volume.findtext("backingStore/path")
+    if name in UNRESOLVED:
+        assert where == info.backing
+        return
+    assert where == resolve_backing(info.backing, str(path))
+    backing_format = volume.find("backingStore/format")
+    assert backing_format is not None
+    assert backing_format.get("type") == ("raw" if name in NO_FORMAT_TOLD else info.backing_format)
+
+
+def test_every_format_is_there(pool: Path) -> None:
+    """All that libvirt's table has, but LUKS, whose volumes it lists only with a driver for secrets, and ploop's folders."""
+    found = set()
+    for path in pool.iterdir():
+        with path.open("rb") as file:
+            info = probe(file.read(HEADER_SIZE))
+        found.add("raw" if info is None else info.format)
+    assert found == {"qcow", "qcow2", "qed", "vmdk", "vdi", "vpc", "cow", "iso", "raw"}
