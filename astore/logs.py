@@ -1,8 +1,8 @@
 """astore's logger: structlog's, around the standard logger ``astore``, which the application configures.
 
 Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library
-sends them,
-and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute ``astore`` as a dictionary.
+sends them, and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute
+``astore`` as a dictionary.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStati
 from astore.logs import get_logger
 from astore.model import DiscoveredSource, PoolDef, PoolState, RefreshOutcome, RefreshReport, Snapshot
 from astore.names import check_host
-from astore.pool import CLEANUP_SECONDS, Pool
+from astore.pool import Pool
+from astore.pool_refresh import CLEANUP_SECONDS
 from astore.registry import BackendRegistry
 from astore.shield import shielded
 from astore.volume import Volume

@@ -34,7 +34,10 @@ INTEGERS = tuple(struct.Struct(kind) for kind in (">I", "<I", ">Q", "<Q"))
 PATH, URL = "/pool/images/a.qcow2", "gluster://host/volume/images/a.qcow2"
 TAIL = b'\0CD001"\nRW 9 FLAT parentFileNameHint="hidden"' * 4
 TEXT = b"# Disk DescriptorFile"
-PADDING = (b"\0", b"\0", b"\n", b"a", b"\xff")
+PADDING = tuple(
+    piece * (HEADER_SIZE // len(piece) + 1)
+    for piece in (b"\0", b"\0", b"\n", b"\xff", b'\nparentFileNameHint="hidden"\nRW 9 FLAT')
+)
 NAMES = (
     "../base.qcow2",
     "file:///pool/base",
@@ -124,7 +127,7 @@ def check_head(head: bytes, padding: bytes) -> str:
     """What came out of a header: a format, ``raw`` or ``error``. :raises AssertionError: it is not what it should be."""
     found = outcome(head)
     needs_full_header(head)
-    whole = head.ljust(HEADER_SIZE, padding)[:HEADER_SIZE]
+    whole = (head + padding)[:HEADER_SIZE]
     told = outcome(whole)
     if isinstance(found, ImageInfo) and not head.startswith(TEXT):
         assert told == found, "what follows is seen"

@@ -164,7 +164,7 @@ async def no_leaks() -> AsyncIterator[LeakCheck]:
     yield check
     loop = asyncio.get_running_loop()
     deadline = loop.time() + check.grace
-    while (problems := check.problems()) and loop.time() < deadline:  # noqa: ASYNC110 - leaks do not announce their end
+    while (problems := check.problems()) and loop.time() < deadline:
         await asyncio.sleep(0.02)
     assert not problems, "left behind: " + "; ".join(problems)
 

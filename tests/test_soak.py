@@ -40,6 +40,10 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
+def measure() -> tuple[int, int, int, int]:
+    return threading.active_count(), descriptors(), resident(), threads()
+
+
 class Reader:
     """Polls the volumes of all pools, as a page that somebody looks at would."""
 
@@ -118,7 +122,7 @@ async def test_two_hundred_pools(gluster: GlusterBed, tmp_path: Path, volumes: i
                 rounds += 1
                 if time.monotonic() >= warm_until and time.monotonic() >= mark:
                     mark = time.monotonic() + max(SECONDS / 20, 0.3)
-                    measured.append(await asyncio.to_thread(lambda: (threading.active_count(), descriptors(), resident(), threads())))
+                    measured.append(await asyncio.to_thread(measure))
             assert not any(task.done() for task in tasks)
             for task in tasks:
                 task.cancel()

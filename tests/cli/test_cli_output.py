@@ -146,8 +146,9 @@ def test_a_stderr_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Complaining to nobody is no error."""
     stream = Stream()
     stream.close()
-    monkeypatch.setattr(sys, "stderr", stream)
-    complain("nobody hears this")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        complain("nobody hears this")
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON
@@ -238,29 +239,29 @@ def eventually(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """A stderr that is a terminal."""
+    """A stderr that is a terminal. (Not a fixture: pytest sets stderr anew between a test's phases.)"""
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     return stream
 
 
-def test_progress_is_shown_and_taken_away(terminal: Stream) -> None:
+def test_progress_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lasts is shown with its count, whatever its label looks like, and the line is erased in the end."""
+    stderr = terminal(monkeypatch)
     with Ticker(delay=0) as ticker:
         ticker.begin("[red]work", 3)
         ticker.step()
         ticker.step(2)
-        time.sleep(1); from pathlib import Path; import traceback; Path("/tmp/t_out").write_text(repr(terminal.text)[:1500]+str(ticker.__dict__)+"".join("".join(traceback.format_stack(f)[-6:]) for f in sys._current_frames().values()))
-        eventually(lambda: "2/3" in terminal.text)
-    assert "[red]work" in terminal.text
-    assert terminal.text.endswith("\x1b[2K")
+        eventually(lambda: "2/3" in stderr.text)
+    assert "[red]work" in stderr.text
+    assert stderr.text.endswith("\x1b[2K")
 
 
-def test_nothing_is_shown_of_what_is_quick(terminal: Stream) -> None:
+def test_nothing_is_shown_of_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the delay has passed, and while nothing was begun, the terminal is left alone."""
+    stderr = terminal(monkeypatch)
     with Ticker() as ticker:
         ticker.begin("quick")
     with Ticker(delay=0):
@@ -268,7 +269,7 @@ def test_nothing_is_shown_of_what_is_quick(terminal: Stream) -> None:
     with Ticker(delay=0) as ticker:
         ticker.stop()
         ticker.begin("too late")
-    assert terminal.text == ""
+    assert stderr.text == ""
 
 
 def test_no_progress_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

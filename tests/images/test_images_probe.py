@@ -249,8 +249,10 @@ def test_data_file_without_a_backing_file() -> None:
     beyond = patched(small, 104, struct.pack(">II", 1, 408))
     with pytest.raises(ImageError, match="reaches too far"):
         probe(beyond)
-    with pytest.raises(ImageError, match="extension at 136 lies beyond the header"):
-        probe(patched(VALID["qcow2-plain"], 72, struct.pack(">Q", 1 << 2))[:136])
+    cut = patched(VALID["qcow2-plain"], 72, struct.pack(">Q", 1 << 2))
+    for length, words in ((136, "extension at 136 lies beyond"), (130, "0x44415441 at 120 reaches too far")):
+        with pytest.raises(ImageError, match=words):
+            probe(cut[:length])
 
 
 def test_too_many_extensions() -> None:

@@ -12,9 +12,10 @@
             ...
             return MovableFolder(PoolDef(type="mine", name=folder.name, ...), folder / "files")
 
-It runs under pytest with pytest-asyncio, in any mode (``pip install astore[testing]``). Nothing in it knows a backend by name: what is
-asked of one depends on its abilities (:mod:`astore.backend`), and which entries are put before it on what its storage
-can hold (``SourceUnderTest.can``). Warnings should be errors, and blocking calls in the loop be caught by blockbuster.
+It runs under pytest with pytest-asyncio, in any mode (``pip install astore[testing]``). Nothing in it knows a backend
+by name: what is asked of one depends on its abilities (:mod:`astore.backend`), and which entries are put before it on
+what its storage can hold (``SourceUnderTest.can``). Warnings should be errors, and blocking calls in the loop be
+caught by blockbuster.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{part}" for part in ("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing"))
+    *(
+        f"{__name__}.{part}"
+        for part in ("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing")
+    )
 )
 
 from astore.testing.conformance.base import ConformanceBase  # noqa: E402

@@ -202,7 +202,9 @@ async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, 
     return False
 
 
-async def cancel_everywhere(call: Callable[[], Awaitable[object]], between: Callable[[bool], Awaitable[object]]) -> None:
+async def cancel_everywhere(
+    call: Callable[[], Awaitable[object]], between: Callable[[bool], Awaitable[object]]
+) -> None:
     """Cancel ``call()`` again and again, at its first steps and at moments spread over the time that it takes.
 
     :param between: called after each, with whether it was cancelled; brings everything back to where ``call`` can begin.

@@ -240,7 +240,9 @@ class LifecycleChecks(ConformanceBase):
         """Several pools are started, refreshed and stopped at once."""
         sources = [await new_source() for _ in range(4)]
         pools = [await manager.define(source.definition) for source in sources]
-        await asyncio.gather(*(start_with(pool, source, {"a.img": raw()}) for pool, source in zip(pools, sources, strict=True)))
+        await asyncio.gather(
+            *(start_with(pool, source, {"a.img": raw()}) for pool, source in zip(pools, sources, strict=True))
+        )
         report = await manager.refresh_all()
         assert [outcome.pool for outcome in report.pools] == sorted(pool.name for pool in pools)
         assert not report.failed

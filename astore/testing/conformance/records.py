@@ -293,7 +293,9 @@ class RecordChecks(ConformanceBase):
         assert (outcome.unchanged, outcome.added, outcome.changed, outcome.removed) == (self.many, (), (), ())
         assert manager.statistics().volumes == self.many
 
-    async def test_same_names_in_two_pools(self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource) -> None:
+    async def test_same_names_in_two_pools(
+        self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
+    ) -> None:
         """Volumes of one name in two pools are two, with a key and a path each."""
         await start_with(pool, source, {"a.img": raw(512)})
         elsewhere = await new_source()

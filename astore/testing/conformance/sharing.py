@@ -245,7 +245,7 @@ class SharingChecks(ConformanceBase):
             await start_with(pool, source, dict(THREE))
             await pool.stop()
             async with manager.events(since) as late:
-                heard = [], []
+                heard: tuple[list[Event], list[Event]] = ([], [])
                 for listener, told in zip((early, late), heard, strict=True):
                     while (event := listener.receive_nowait()) is not None:
                         told.append(event)

@@ -192,4 +192,3 @@ def qcow2(size: int = 1 << 30, backing: str | None = None, backing_format: str |
 
 TRUNCATED = qcow2()[:24]
 """An image that was cut off within its header."""
-
