@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -22,7 +23,7 @@ from astore.errors import AstoreError, PoolInaccessibleError
 from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.manager import Manager
-from astore.model import PoolDef, RefreshOutcome, VolumeInfo
+from astore.model import PoolDef, RefreshOutcome, Snapshot, VolumeInfo
 from astore.pool import Pool
 from astore.registry import BackendRegistry
 from astore.testing.conformance.source import SourceUnderTest
@@ -32,6 +33,9 @@ PATIENCE = 30.0
 
 UNSETTLED = 1.1
 """Seconds after which an entry that was changed is no more taken for one that may be changing."""
+
+FALSE_CAPACITY = 4_242_424_242
+"""In bytes; no volume of the suite has it."""
 
 STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 """After how many rounds of the loop things are cancelled, at their beginning."""
@@ -141,6 +145,19 @@ async def refresh_settled(pool: Pool) -> None:
 
 def _same_objects(one: tuple[VolumeInfo, ...], two: tuple[VolumeInfo, ...]) -> bool:
     return len(one) == len(two) and all(a is b for a, b in zip(one, two, strict=True))
+
+
+def falsified(snapshot: Snapshot) -> Snapshot:
+    """The same snapshot, but for a capacity that no volume has (FALSE_CAPACITY): what nobody ever read."""
+    return Snapshot(
+        {name: msgspec.structs.replace(one, capacity=FALSE_CAPACITY) for name, one in snapshot.by_name.items()},
+        generation=snapshot.generation,
+        taken_at=snapshot.taken_at,
+        capacity=snapshot.capacity,
+        allocation=snapshot.allocation,
+        available=snapshot.available,
+        errors=snapshot.errors,
+    )
 
 
 async def refresh_until_well(pool: Pool) -> RefreshOutcome:

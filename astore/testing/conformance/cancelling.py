@@ -137,8 +137,10 @@ class CancellationChecks(ConformanceBase):
         refresh = asyncio.ensure_future(pool.refresh(full=True))
         await asyncio.sleep(0)
         await manager.aclose()
-        with pytest.raises((AstoreError, asyncio.CancelledError)):
-            await refresh
+        try:
+            assert (await refresh).unchanged == 5  # it came first
+        except (AstoreError, asyncio.CancelledError):
+            pass
         async with manager:
             assert pool.active
             assert (await pool.refresh()).unchanged == 5

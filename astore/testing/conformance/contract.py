@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from astore.backend import (
@@ -15,12 +17,15 @@ from astore.backend import (
 )
 from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
 from astore.testing.conformance.base import (
+    FALSE_CAPACITY,
     FRACTIONS,
     STEPS,
+    UNSETTLED,
     ConformanceBase,
     NewSource,
     broken,
     cancel_when,
+    falsified,
     opened,
 )
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
@@ -98,7 +103,21 @@ class ContractChecks(ConformanceBase):
             assert dict(first.by_name) == seen
             third = await session.refresh(second, full=True)
             assert not third.changes_since(second)
-            assert not any(third.by_name[name] is second.by_name[name] for name in seen), "full=True reads all anew"
+
+    async def test_full_trusts_nothing(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
+        """What is known of an unchanged entry is taken over, right or wrong; with ``full=True`` it is read anew."""
+        await source.put_all({"b.img": raw(), "a.img": raw(), "c.img": raw()})
+        await source.settle()
+        await asyncio.sleep(UNSETTLED)
+        async with opened(backend, backend.check(source.definition), context) as session:
+            first = await session.refresh(Snapshot.EMPTY)
+            wrong = falsified(first)
+            taken = await session.refresh(wrong)
+            if all(record.capacity == FALSE_CAPACITY for record in taken.volumes):
+                assert not taken.changes_since(wrong)
+            else:
+                assert not taken.changes_since(first), "of some it took over what is known, others it read"
+            assert not (await session.refresh(wrong, full=True)).changes_since(first)
 
     async def test_refresh_of_one_volume(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
         """A volume looked at alone has the record that a whole refresh gives it; a name nobody has is None."""

@@ -216,7 +216,8 @@ class RecordChecks(ConformanceBase):
             assert manager.volume_by_key(record.key).name == name
             assert manager.volume_by_path(record.path).name == name
             assert (await pool.refresh(name)).unchanged == 1
-            assert VolumeDef.from_xml(pool.volume(name).to_xml()).name == name
+            if not name.startswith("-"):  # which is found, but cannot be defined
+                assert VolumeDef.from_xml(pool.volume(name).to_xml()).name == name
 
     async def test_entry_that_is_no_volume(self, pool: Pool, source: SourceUnderTest, skipped_kind: str) -> None:
         """What can be no volume is left out and told, as no failure: the pool is running."""

@@ -13,9 +13,11 @@ from astore.manager import Manager
 from astore.model import PoolState, RefreshOutcome
 from astore.pool import Pool
 from astore.testing.conformance.base import (
+    FALSE_CAPACITY,
     ConformanceBase,
     NewSource,
     broken,
+    falsified,
     refresh_settled,
     refresh_until_well,
     start_with,
@@ -82,12 +84,13 @@ class RefreshChecks(ConformanceBase):
         assert pool.volume("name").info.format == "dir"
 
     async def test_full(self, pool: Pool, source: SourceUnderTest) -> None:
-        """``full=True`` reads all headers anew: other records, which say the same."""
+        """``full=True`` reads all headers anew, and finds what was wrong in what is known."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
-        before = pool.volumes
         assert _counts(await pool.refresh(full=True)) == ((), (), (), 5)
-        assert not any(old is new for old, new in zip(before, pool.volumes, strict=True))
+        pool._snapshot = falsified(pool.snapshot)
+        assert _counts(await pool.refresh(full=True)) == ((), tuple(FIVE), (), 0)
+        assert FALSE_CAPACITY not in {volume.capacity for volume in pool.volumes}
 
     async def test_everything_gone(self, pool: Pool, source: SourceUnderTest) -> None:
         """A source that was emptied is an empty pool that runs, and fills again."""
@@ -173,10 +176,10 @@ class RefreshChecks(ConformanceBase):
         """Who wants everything read does not get a refresh that trusts what is known."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
-        before = pool.volumes
+        pool._snapshot = falsified(pool.snapshot)
         plain, full = await asyncio.gather(pool.refresh(), pool.refresh(full=True))
         assert full.generation == plain.generation + 1
-        assert not any(old is new for old, new in zip(before, pool.volumes, strict=True))
+        assert FALSE_CAPACITY not in {volume.capacity for volume in pool.volumes}
 
     async def test_one_volume_beside_all(self, pool: Pool, source: SourceUnderTest) -> None:
         """A refresh of one volume and one of all, at once: neither loses what the other found."""
