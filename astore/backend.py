@@ -21,6 +21,7 @@ from __future__ import annotations
 import abc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -71,6 +72,28 @@ class Lane(Protocol):
         They start if and when threads are free, so ``func`` must be able to find nothing left to do, and the caller
         must be able to do all the work alone. They share the present call's deadline. Never waits.
         """
+        ...
+
+    def turn(self) -> Turn:
+        """From a lane thread: a turn at what is more computing than waiting, such as listing a folder.
+
+        Threads that compute at the same time are no faster in Python, and keep the event loop from its work. Who waits
+        for storage all the same loses nothing: see :mod:`astore.turns`.
+        """
+        ...
+
+
+class Turn(Protocol):
+    """A thread's turn at computing, among all threads of all lanes; a context manager that waits on entering."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def step(self) -> None:
+        """To be called after every 64 or so small pieces of work: shows that it goes on, and lets others have their turn."""
         ...
 
 

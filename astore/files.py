@@ -23,11 +23,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from astore.backend import Context, PoolSession
+from astore.backend import Context, PoolSession, Turn
 from astore.errors import StorageError, printable, reason
 from astore.images import ImageError, needs_full_header, probe
 from astore.images.backing import resolve_backing
 from astore.model import EntryError, Snapshot, VolumeInfo, VolumeType
+from astore.turns import STEP
 
 FIRST_READ = 4096
 """Bytes that tell most images; reading the rest for all would cost more than reading twice for some."""
@@ -185,11 +186,16 @@ class _Refresh:
         self._assistants = 0
         self._over = False
         self._failure: BaseException | None = None
+        self._turn = self._lane.turn()
+        self._seen = 0
 
     def __call__(self) -> Snapshot:
         taken_at = time.time()
         try:
-            self._list()
+            with self._turn:
+                self._list()
+                if self._tree.readers == 1:
+                    self._read_chunks(self._turn)
             self._read_chunks()
             self._wait_for_assistants()
             total, free = self._tree.statvfs()
@@ -198,7 +204,8 @@ class _Refresh:
             self._release_rest()
             # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
             self._wait_for_assistants()
-        return self._snapshot(taken_at, total, free)
+        with self._turn:
+            return self._snapshot(taken_at, total, free)
 
     def _list(self) -> None:
         """List the folder; queue what has to be read."""
@@ -223,6 +230,9 @@ class _Refresh:
                 self._chunks.append(chunk)
 
     def _want(self, name: str, st: FileStat) -> bool:
+        self._seen += 1
+        if not self._seen % STEP:
+            self._turn.step()
         old = self._known.get(name)
         if (
             old is not None
@@ -244,7 +254,7 @@ class _Refresh:
             self._found[name] = early
         return False
 
-    def _read_chunks(self) -> None:
+    def _read_chunks(self, turn: Turn | None = None) -> None:
         """Read and probe until the queue is empty. Runs on several threads at once."""
         with self._lock:
             self._reading += 1
@@ -259,6 +269,8 @@ class _Refresh:
                         wrong = _read_one(self._tree, chunk.pop(), self._read)
                         if wrong is not None:
                             self._errors.append(wrong)
+                    if turn is not None:
+                        turn.step()
                 finally:
                     if chunk:
                         self._chunks.append(chunk)

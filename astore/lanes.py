@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from astore.errors import LaneStuckError, LaneTimeoutError
+from astore.turns import Turn, Turns
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ class Lanes:
         self._idle = 0
         self._stuck = 0
         self._closed = False
+        self._turns = Turns()
 
     def lane(self, name: str, *, limit: int = 4, timeout: float = DEFAULT_TIMEOUT) -> PoolLane:
         """A new lane.
@@ -332,6 +334,10 @@ class PoolLane:
             for _ in range(count):
                 self._queue.append(_Job(self, func, (), parent=parent.parent or parent))
                 lanes._offer(self)
+
+    def turn(self) -> Turn:
+        """This thread's turn at computing; see :meth:`astore.backend.Lane.turn`."""
+        return self._lanes._turns.turn()
 
     def write_off(self) -> None:
         """Count the threads of calls that nobody waits for any more as stuck now, not only at their deadline."""

@@ -1,0 +1,188 @@
+"""Turns at computing: one at a time, in order, and nobody waits for a thread that hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from astore import turns as module
+from astore.turns import Turn, Turns
+
+PATIENCE = 10.0
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """Runs functions in threads, and waits for them in the end; what one raises fails the test."""
+    threads: list[threading.Thread] = []
+    wrong: list[BaseException] = []
+
+    def start(function: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            try:
+                function()
+            except BaseException as error:
+                wrong.append(error)
+
+        thread = threading.Thread(target=run)
+        threads.append(thread)
+        thread.start()
+        return thread
+
+    yield start
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+def spin(turn: Turn, until: Callable[[], bool]) -> None:
+    """Compute, and say so, as a listing does."""
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        for _ in range(50):
+            sum(range(20))
+        turn.step()
+        assert time.monotonic() < deadline
+
+
+def test_free_at_once() -> None:
+    """A turn that nobody has is had at once, and again."""
+    turns = Turns()
+    for _ in range(3):
+        turn = turns.turn()
+        with turn:
+            assert turn.held
+            turn.step()
+            assert turn.held
+        assert not turn.held
+
+
+def test_one_turn_entered_again() -> None:
+    """One Turn may be entered any number of times, one after the other."""
+    turn = Turns().turn()
+    for _ in range(3):
+        with turn:
+            assert turn.held
+
+
+def test_given_back_after_an_error() -> None:
+    """What is raised inside passes, and the turn is free again."""
+    turns = Turns()
+    with pytest.raises(RuntimeError), turns.turn():
+        raise RuntimeError
+    with turns.turn() as turn:
+        assert turn.held
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_never_more_than_count_compute(
+    count: int, monkeypatch: pytest.MonkeyPatch, spawn: Callable[[Callable[[], object]], threading.Thread]
+) -> None:
+    """However many threads want a turn, ``count`` at most have one, and each gets its own."""
+    monkeypatch.setattr(module, "LEASE", PATIENCE)  # no thread that merely waits for a processor loses its turn
+    monkeypatch.setattr(module, "SLICE", 0.001)
+    turns = Turns(count)
+    inside, most, done, lock = 0, 0, 0, threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, done
+        for _ in range(5):
+            with turns.turn():
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                sum(range(3000))
+                with lock:
+                    inside -= 1
+        with lock:
+            done += 1
+
+    for thread in [spawn(work) for _ in range(8)]:
+        thread.join(PATIENCE)
+    assert (most <= count, inside, done) == (True, 0, 8)
+    assert turns._free == count
+    assert not turns._waiting
+
+
+def test_passed_on_after_a_slice(spawn: Callable[[Callable[[], object]], threading.Thread]) -> None:
+    """Who computes for long lets those who wait have theirs, and goes on afterwards."""
+    turns = Turns()
+    had = threading.Event()
+
+    def short() -> None:
+        with turns.turn():
+            had.set()
+
+    with turns.turn() as turn:
+        spawn(short)
+        spin(turn, had.is_set)
+        spin(turn, lambda: turn.held or turn._free)
+
+
+def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Thread]) -> None:
+    """Turns that are not confirmed go to those who wait, and come back in the next step of who is heard of again."""
+    turns = Turns()
+    over, entered = threading.Event(), threading.Semaphore(0)
+    lost: list[Turn] = []
+
+    def hang() -> None:
+        with turns.turn() as turn:
+            lost.append(turn)
+            first = turn._began
+            entered.release()
+            over.wait(PATIENCE)
+            turn._switches = module._switches()  # what it waited for was this test, not its storage
+            turn.step()
+            assert turn._began > first, "it was granted anew"
+
+    for _ in range(3):  # each takes it from the one before
+        spawn(hang)
+        assert entered.acquire(timeout=PATIENCE)
+    with turns.turn() as mine:
+        assert mine.held
+        assert not any(turn.held for turn in lost)
+    over.set()
+
+
+def test_who_waits_goes_on_without_one() -> None:
+    """A thread that finds itself waiting for its storage needs no turn, and takes none from others."""
+    turns = Turns()
+    with turns.turn() as turn:
+        for _ in range(2 * module.WAITS):
+            time.sleep(0.0001)
+        turn.step()
+        assert not turn.held
+        with turns.turn() as other:
+            assert other.held
+            turn.step()
+            assert (turn.held, other.held) == (False, True)
+    with turn:
+        assert turn.held
+
+
+def test_in_order(spawn: Callable[[Callable[[], object]], threading.Thread], monkeypatch: pytest.MonkeyPatch) -> None:
+    """First come, first served."""
+    monkeypatch.setattr(module, "LEASE", PATIENCE)
+    turns = Turns()
+    served: list[int] = []
+
+    def work(number: int) -> None:
+        with turns.turn():
+            served.append(number)
+
+    with turns.turn():
+        for number in range(6):
+            spawn(lambda number=number: work(number))  # type: ignore[misc]
+            deadline = time.monotonic() + PATIENCE
+            while len(turns._waiting) <= number:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+    deadline = time.monotonic() + PATIENCE
+    while len(served) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert served == list(range(6))
