@@ -50,7 +50,7 @@ from astore.volume import Volume
 
 if TYPE_CHECKING:
     from astore.lanes import PoolLane
-    from astore.manager import Manager
+    from astore.catalogue import Catalogue
     from astore.pool import Pool
     from astore.pool_refresh import Refreshing
 
@@ -61,7 +61,7 @@ _PASSED_ON = (InvalidStateError, BackendError, DefinitionError, UnsupportedOpera
 class PoolView:
     """The part of :class:`~astore.pool.Pool` that is not about doing."""
 
-    def __init__(self, manager: Manager, definition: PoolDef, *, persistent: bool, autostart: bool = False) -> None:
+    def __init__(self, manager: Catalogue, definition: PoolDef, *, persistent: bool, autostart: bool = False) -> None:
         assert definition.uuid is not None
         self._manager = manager
         self._uuid = definition.uuid
@@ -83,6 +83,7 @@ class PoolView:
         self._stopping = False
         self._refresh: Refreshing | None = None
         self._state_waiters: set[asyncio.Event] = set()
+        self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
         self._log = manager.log.bind(pool=definition.name)
 
     def __repr__(self) -> str:
