@@ -49,8 +49,8 @@ from astore.model import (
 from astore.volume import Volume
 
 if TYPE_CHECKING:
-    from astore.lanes import PoolLane
     from astore.catalogue import Catalogue
+    from astore.lanes import PoolLane
     from astore.pool import Pool
     from astore.pool_refresh import Refreshing
 
