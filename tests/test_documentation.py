@@ -1,21 +1,40 @@
-"""Every code block of README and docs/ is executed, in order, one folder a page."""
+"""Every code block of README, docs/ and the plugins' pages is executed, in order, one folder a page.
+
+A block that begins with ``# file: PATH`` has the whole text of that file, one with ``# from: PATH`` a part of it: there
+they are compared, and the file is executed by its own test (see EXECUTED).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import astore
+from astore.backend import BACKEND_ABILITIES
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+    *sorted(ROOT.glob("examples/*/README.md")),
+]
+EXECUTED = {
+    "examples/refresh_all.py": "tests/test_examples.py",
+    "examples/watch_events.py": "tests/test_examples.py",
+    "examples/astore-zip/": "tests/conformance/test_sample_backend.py",
+}
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(r"# (file|from): (\S+)\n")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 class Block(NamedTuple):
@@ -26,7 +45,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
-    return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in FENCE.finditer(text)]
+    return [Block(m[1].strip(), m[2], text.count("\n", 0, m.start()) + 1) for m in FENCE.finditer(text)]
 
 
 def commands(text: str) -> list[str]:
@@ -41,11 +60,20 @@ def commands(text: str) -> list[str]:
 
 
 def run(argv: list[str], folder: Path, where: str) -> str:
+    """Run a program in a page's folder, where pip installs into the folder ``packages``, from this repository alone."""
     environment = {
         **os.environ,
         "ASTORE_STATE_DIR": str(folder / "astore-state"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": "",
+        "PYTHONPATH": str(folder / "packages"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_ADDOPTS": "-p no:cacheprovider",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it backwards: this says --no-build-isolation
+        "PIP_TARGET": str(folder / "packages"),
         "TERM": "dumb",
     }
     done = subprocess.run(
@@ -62,34 +90,118 @@ def run(argv: list[str], folder: Path, where: str) -> str:
     return done.stdout
 
 
+def compare(block: Block, where: str) -> None:
+    """A quotation is the file that it names, or part of it."""
+    quoted = QUOTED.match(block.text)
+    assert quoted is not None
+    how, name = quoted.groups()
+    assert any(name.startswith(known) for known in EXECUTED), f"{where}: no test executes {name}"
+    text, source = block.text[quoted.end() :], (ROOT / name).read_text()
+    assert text.strip(), f"{where}: nothing is quoted"
+    if how == "file":
+        assert text == source, f"{where}: this is not the text of {name}"
+    else:
+        assert f"\n{text}" in f"\n{source}", f"{where}: this is no part of {name}"
+
+
+def execute(block: Block, folder: Path, where: str) -> None:
+    """What the block's kind asks for."""
+    kind, text, _ = block
+    if QUOTED.match(text):
+        compare(block, where)
+    elif kind == "python":
+        compile(text, where, "exec")
+        run([sys.executable, "-W", "error", "-c", text], folder, where)
+    elif kind == "console":
+        assert commands(text), f"{where}: there is no command"
+        for command in commands(text):
+            if command.startswith("make "):
+                run(["make", "-n", "-C", str(ROOT), *command.split()[1:]], folder, where)
+            else:
+                run(["bash", "-euo", "pipefail", "-c", command], folder, where)
+    elif kind == "xml" and text.lstrip().startswith("<pool"):
+        astore.PoolDef.from_xml(text)
+    elif kind == "xml" and text.lstrip().startswith("<volume"):
+        astore.VolumeDef.from_xml(text)
+    elif kind == "json":
+        json.loads(text)
+    elif kind == "toml":
+        tomllib.loads(text)
+    else:
+        assert kind == "text", f"{where}: nobody executes {kind or 'nameless'} blocks"
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_code_block_works(page: Path, tmp_path: Path) -> None:
-    """Python runs, commands return 0, XML is accepted, and excerpts equal the file they name."""
-    for kind, text, line in blocks(page):
-        where = f"{page.name}:{line}"
-        if kind == "python" and text.startswith("# file: "):
-            name, _, excerpt = text.removeprefix("# file: ").partition("\n")
-            source = (ROOT / name.strip()).read_text()
-            assert excerpt.strip() in source, f"{where}: differs from {name}"
-        elif kind == "python":
-            compile(text, where, "exec")
-            run([sys.executable, "-W", "error", "-c", text], tmp_path, where)
-        elif kind == "console":
-            for command in commands(text):
-                if command.startswith("make "):
-                    run(["make", "-n", "-C", str(ROOT), *command.split()[1:]], tmp_path, where)
-                else:
-                    run(["bash", "-euc", command], tmp_path, where)
-        elif kind == "xml" and text.lstrip().startswith("<pool"):
-            astore.PoolDef.from_xml(text)
-        else:
-            assert kind in {"text", "json", "xml", "toml", ""}, f"{where}: nobody executes {kind} blocks"
+    """Python runs, commands return 0, documents can be read, and quotations are what their files say."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for block in blocks(page):
+        execute(block, tmp_path, f"{page.name}:{block.line}")
+    assert page.read_text().count("\n```") == 2 * len(blocks(page)), f"{page.name} has fences that nobody looks into"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("python", "raise SystemExit(3)"),
+        ("python", "import warnings; warnings.warn('old')"),
+        ("python", "# file: examples/refresh_all.py\nimport asyncio\n"),
+        ("python", "# from: examples/refresh_all.py\nasync def elsewhere() -> None:\n"),
+        ("python", "# from: examples/refresh_all.py\n\n"),
+        ("python", "# file: scripts/setup.sh\n" + (ROOT / "scripts" / "setup.sh").read_text()),
+        ("console", "$ true\n$ false | true\n"),
+        ("console", "there is no prompt\n"),
+        ("console", "$ make no-such-target\n"),
+        ("xml", "<pool type='dir'><name>a/b</name><target><path>/a</path></target></pool>"),
+        ("toml", "a = "),
+        ("json", "{,}"),
+        ("sh", "true\n"),
+        ("", "true\n"),
+    ],
+)
+def test_broken_block_is_noticed(kind: str, text: str, tmp_path: Path) -> None:
+    """A block that does not work, differs from its file, or would not be executed, fails."""
+    with pytest.raises((AssertionError, ValueError)):
+        execute(Block(kind, text, 1), tmp_path, "here")
+
+
+def test_readme_has_the_whole_program() -> None:
+    """Who reads README sees the program itself, of some 20 lines."""
+    (program,) = [text for kind, text, _ in blocks(ROOT / "README.md") if kind == "python"]
+    assert program.startswith("# file: examples/refresh_all.py\n")
+    lines = [line for line in program.splitlines() if line.strip()]
+    assert len(lines) <= 25
+
+
+def test_quoted_files_are_executed() -> None:
+    """Each file that may be quoted instead of executed is there, as is the test that executes it."""
+    for name, test in EXECUTED.items():
+        assert (ROOT / name).exists()
+        assert (ROOT / test).is_file()
+
+
+def test_backend_page_names_every_ability() -> None:
+    """Whoever writes a backend is told of each ability that a backend may have."""
+    page = (ROOT / "docs" / "writing-a-backend.md").read_text()
+    for protocol in (*BACKEND_ABILITIES.values(), astore.backend.RefreshesVolume, astore.backend.CutsLoose):
+        assert f"`{protocol.__name__}`" in page
 
 
 def test_pages_link_to_what_there_is() -> None:
-    """Every relative link of the pages leads to a file."""
+    """Every relative link of the pages leads to a file, and to a heading of it where it names one."""
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in LINK.findall(page.read_text()):
+            if "://" in target:
+                continue
+            name, _, heading = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), f"{page.name}: {target}"
+            if heading:
+                assert heading in headings(file), f"{page.name}: {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    found = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
