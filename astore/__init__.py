@@ -25,8 +25,12 @@ from astore.errors import (
     SourceConflictError,
     StorageError,
     StoreError,
+    TransferError,
     UnknownBackendError,
     UnsupportedOperationError,
+    VolumeBusyError,
+    VolumeExistsError,
+    VolumeInUseError,
     VolumeNotFoundError,
 )
 from astore.events import (
@@ -47,6 +51,7 @@ from astore.events import (
     VolumeAdded,
     VolumeChanged,
     VolumeEvent,
+    VolumeProgress,
     VolumeRemoved,
 )
 from astore.manager import Manager, Statistics
@@ -80,6 +85,8 @@ from astore.model import (
 from astore.pool import Pool
 from astore.registry import BackendRegistry
 from astore.volume import Volume
+from astore.volume_work.chain import ChainLink
+from astore.volume_work.transfer import Hole
 
 __version__ = "0.1.0"
 
@@ -98,6 +105,7 @@ __all__ = [
     "BackendRegistry",
     "BackendUnregistered",
     "BackingStore",
+    "ChainLink",
     "Changes",
     "CommandError",
     "Context",
@@ -108,6 +116,7 @@ __all__ = [
     "EntryError",
     "Event",
     "FreeExtent",
+    "Hole",
     "Host",
     "ImageInfo",
     "InvalidStateError",
@@ -145,15 +154,20 @@ __all__ = [
     "StorageError",
     "StoreError",
     "Target",
+    "TransferError",
     "UnknownBackendError",
     "UnsupportedOperationError",
     "Volume",
     "VolumeAdded",
+    "VolumeBusyError",
     "VolumeChanged",
     "VolumeDef",
     "VolumeEvent",
+    "VolumeExistsError",
+    "VolumeInUseError",
     "VolumeInfo",
     "VolumeNotFoundError",
+    "VolumeProgress",
     "VolumeRemoved",
     "VolumeType",
 ]

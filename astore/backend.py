@@ -28,6 +28,7 @@ import msgspec
 from structlog.stdlib import BoundLogger
 
 if TYPE_CHECKING:
+    from astore.files import FileStat
     from astore.model import DiscoveredSource, EntryError, PoolDef, Snapshot, VolumeDef, VolumeInfo
 
 API_VERSION = 1
@@ -291,6 +292,30 @@ class CopiesVolumes(Protocol):
 
 
 @runtime_checkable
+class ReceivesVolumes(Protocol):
+    """Can make a new volume out of the bytes of another pool's."""
+
+    async def receive_volume(
+        self, source: VolumeFile, size: int, definition: VolumeDef, *, progress: Progress | None = None
+    ) -> VolumeInfo:
+        """:param size: how many bytes there are."""
+        ...
+
+
+@runtime_checkable
+class ConvertsVolumes(Protocol):
+    """Can have qemu-img read its volumes, and write new ones in another format."""
+
+    async def volume_for_qemu(self, volume: VolumeInfo, operation: str) -> str:
+        """What qemu-img calls a volume. :raises StorageError: it cannot reach this storage, in words."""
+        ...
+
+    async def convert_volume(self, path: str, format: str, definition: VolumeDef) -> VolumeInfo:
+        """Make a new volume of what qemu-img finds at ``path``, an image of ``format``."""
+        ...
+
+
+@runtime_checkable
 class DeletesVolumes(Protocol):
     """Can remove a volume; a directory only when it is empty."""
 
@@ -319,10 +344,17 @@ class WipesVolumes(Protocol):
 
 
 class VolumeFile(Protocol):
-    """A volume opened for random access; offsets and lengths in bytes."""
+    """A volume opened for random access; offsets and lengths in bytes. Calls may be made side by side."""
 
+    @property
+    def in_flight(self) -> int:
+        """How many calls at once pay for bulk data."""
+        ...
+
+    async def stat(self) -> FileStat: ...
     async def pread(self, length: int, offset: int) -> bytes: ...
-    async def pwrite(self, data: bytes | memoryview, offset: int) -> None: ...
+    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None: ...
+    async def truncate(self, length: int) -> None: ...
     async def seek_data(self, offset: int) -> int | None: ...
     async def seek_hole(self, offset: int) -> int: ...
     async def punch(self, offset: int, length: int) -> None: ...
@@ -349,6 +381,8 @@ SESSION_ABILITIES: Mapping[str, type] = {
     "watch": WatchesChanges,
     "create-volume": CreatesVolumes,
     "copy-volume": CopiesVolumes,
+    "receive-volume": ReceivesVolumes,
+    "convert-volume": ConvertsVolumes,
     "delete-volume": DeletesVolumes,
     "rename-volume": RenamesVolumes,
     "resize-volume": ResizesVolumes,

@@ -28,15 +28,18 @@ from astore.errors import (
     PoolNotFoundError,
     SourceConflictError,
     VolumeNotFoundError,
+    reason,
 )
 from astore.events import EventBus, PoolAutostartChanged, PoolDefined, PoolUndefined
 from astore.lanes import Lanes, PoolLane
 from astore.logs import get_logger
-from astore.model import PoolDef, PoolState, Snapshot
+from astore.model import PoolDef, PoolState, Snapshot, VolumeInfo
 from astore.pool import Pool
+from astore.pool_view import PoolView
 from astore.registry import BackendRegistry
 from astore.shield import shielded
 from astore.volume import Volume
+from astore.volume_work.chain import same_volume
 
 T = TypeVar("T")
 
@@ -68,6 +71,7 @@ class Catalogue:
         self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run state, begun and done
         self._catalogue = anyio.Lock()
         self._lanes: Lanes | None = None
+        self._closing = False
         self._store_lane: PoolLane | None = None
 
     # ---------------------------------------------------------------------------------------------------- lookup
@@ -127,30 +131,46 @@ class Catalogue:
 
     def volume_by_key(self, key: str) -> Volume:
         """The volume with this key, over all active pools. :raises VolumeNotFoundError: there is none."""
-        name = key.rstrip("/").rpartition("/")[2]
-        for pool in self._sorted():
-            # a key ends in the name (percent-escaped in URLs), so that few pools need a walk through their volumes
-            info = pool.snapshot.get(name)
-            if info is not None and info.key == key:
-                return Volume(pool, name)
-        for pool in self._sorted():
-            if "%" in key:
-                for info in pool.volumes:
-                    if info.key == key:
-                        return Volume(pool, info.name)
-        raise VolumeNotFoundError(f"no active pool has a volume with the key {key!r}", what=key)
+        return self._volume_by("key", key)
 
     def volume_by_path(self, path: str) -> Volume:
         """The volume with this path, over all active pools. :raises VolumeNotFoundError: there is none."""
-        try:
-            return self.volume_by_key(path)
-        except VolumeNotFoundError:
-            raise VolumeNotFoundError(f"no active pool has a volume with the path {path!r}", what=path) from None
+        return self._volume_by("path", path)
+
+    def _volume_by(self, field: str, value: str) -> Volume:
+        pools = self._sorted()
+        name = value.rstrip("/").rpartition("/")[2]
+        for pool in pools:
+            # most keys and paths end in the name, so that few need a walk through all volumes
+            info = pool.snapshot.get(name)
+            if info is not None and getattr(info, field) == value:
+                return Volume(pool, name)
+        for pool in pools:
+            for info in pool.volumes:
+                if getattr(info, field) == value:
+                    return Volume(pool, info.name)
+        raise VolumeNotFoundError(f"no active pool has a volume with the {field} {value!r}", what=value)
+
+    def dependents(self, volume: Volume) -> list[Volume]:
+        """The volumes, over all active pools, that are backed by this one, in the order of pools and names.
+
+        :raises VolumeNotFoundError: it is not there.
+        """
+        return self._dependents_of(volume.info, volume.pool)
+
+    def _dependents_of(self, info: VolumeInfo, pool: Pool | PoolView) -> list[Volume]:
+        same = same_volume(info, pool)
+        return [
+            Volume(other, one.name)
+            for other in self._sorted()
+            for one in other.snapshot.backed
+            if one.backing_path is not None and same(one.backing_path)
+        ]
 
     # ------------------------------------------------------------------------------------ below: for Pool, and inside
 
     def _check_open(self) -> None:
-        if self._lanes is None:
+        if self._lanes is None or self._closing:
             raise ManagerClosedError
 
     def _pool_lane(self, name: str, backend: Backend) -> PoolLane:
@@ -180,7 +200,16 @@ class Catalogue:
             backend = await self._registry.get(wanted.type)
         except BackendError:
             return wanted
-        return backend.check(wanted)
+        try:
+            return backend.check(wanted)
+        except AstoreError:
+            raise
+        except Exception as error:  # plugin code: it may raise anything
+            raise BackendError(
+                f"the backend of pool type {wanted.type!r} cannot check pool {wanted.name!r}: "
+                f"{type(error).__name__}: {reason(error)}",
+                type=wanted.type,
+            ) from error
 
     def _same_pool(self, wanted: PoolDef) -> Pool | None:
         """The pool that a definition is about, by libvirt's rule: one name is one uuid, both ways."""
@@ -230,7 +259,7 @@ class Catalogue:
         if kept is None or kept[0] is not definition or kept[1] is not backend:
             try:
                 key = backend.source_key(backend.check(definition))
-            except DefinitionError:
+            except Exception:  # it is not acceptable, or its backend has a fault: no source that is known
                 key = ()
             current = {id(pool.definition), id(pool._definition)}
             pool._source_keys = {at: one for at, one in pool._source_keys.items() if at in current}
@@ -253,7 +282,9 @@ class Catalogue:
         for name, item in stored.items():
             pool = self._pools.get(name)
             if pool is not None and pool.uuid != item.definition.uuid and self._idle(pool):
-                pool = None  # another process undefined it, and defined another of that name
+                del self._pools[name]  # another process undefined it, and defined another of that name
+                pool._publish(PoolUndefined)
+                pool = None
             if pool is None:
                 pool = self._pools[name] = Pool(self, item.definition, persistent=True, autostart=item.autostart)
                 changed = True
@@ -315,6 +346,7 @@ class Catalogue:
 
     async def _set_autostart(self, pool: Pool, autostart: bool) -> None:
         async with self._catalogue:
+            pool._require_known()
             await self._in_store(self._store.set_autostart, pool.name, autostart)
             if pool._autostart != autostart:
                 pool._autostart = autostart
@@ -344,8 +376,9 @@ class Catalogue:
         for pool in pools:
             snapshot = pool.snapshot
             if pool.active and snapshot.generation and snapshot is not pool._saved:
+                assert self._store_lane is not None
                 with contextlib.suppress(AstoreError):
-                    await self._in_store(self._store.save_snapshot, pool.name, snapshot)
+                    await self._store_lane.run(self._store.save_snapshot, pool.name, snapshot)
                     pool._saved = snapshot
 
 

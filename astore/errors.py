@@ -9,6 +9,8 @@
     │   ├── PoolNotFoundError
     │   └── VolumeNotFoundError
     ├── InvalidStateError                       not in this state: pool, state, operation
+    │   ├── VolumeBusyError                     … since somebody else is writing the volume
+    │   └── VolumeInUseError                    … since other volumes are backed by it: dependents
     ├── UnsupportedOperationError               the backend lacks the ability: pool, type, operation
     ├── BackendError                            the registry's: type
     │   ├── UnknownBackendError (LookupError)   nobody drives this pool type
@@ -17,6 +19,8 @@
     │   └── BackendInUseError                   pools use it
     ├── StorageError (OSError)                  the storage said no: errno, pool, host, volume …
     │   ├── PoolInaccessibleError               … for the whole pool
+    │   ├── VolumeExistsError (FileExistsError) there is a volume of this name already
+    │   ├── TransferError                       an upload, copy or wipe broke off: done
     │   └── StoreError                          the state folder cannot be read or written
     ├── LaneTimeoutError (TimeoutError)         a call passed its deadline; its thread may be stuck
     ├── LaneStuckError (TimeoutError)           all the pool's threads are stuck: not even tried
@@ -89,6 +93,18 @@ class InvalidStateError(AstoreError):
         self.operation = operation
 
 
+class VolumeBusyError(InvalidStateError):
+    """Somebody else is writing the volume: another task, another process, or another machine."""
+
+
+class VolumeInUseError(InvalidStateError):
+    """Other volumes are backed by this one: ``dependents``, by their keys. ``force=True`` does it all the same."""
+
+    def __init__(self, message: str, *, pool: str = "", operation: str = "", dependents: Sequence[str] = ()) -> None:
+        super().__init__(message, pool=pool, operation=operation)
+        self.dependents = tuple(dependents)
+
+
 class UnsupportedOperationError(AstoreError):
     """The pool's backend does not have this ability."""
 
@@ -138,6 +154,18 @@ class StorageError(AstoreError, OSError):
 
 class PoolInaccessibleError(StorageError):
     """The pool's source does not answer."""
+
+
+class VolumeExistsError(StorageError, FileExistsError):
+    """There is a volume of this name already, or something else is in its place."""
+
+
+class TransferError(StorageError):
+    """An upload, a copy or a wipe broke off; ``done`` bytes had been written when it did."""
+
+    def __init__(self, message: str, *, errno: int | None = None, pool: str | None = None, done: int = 0) -> None:
+        super().__init__(message, errno=errno, pool=pool)
+        self.done = done
 
 
 class StoreError(StorageError):

@@ -108,6 +108,14 @@ class VolumeRemoved(VolumeEvent, frozen=True, kw_only=True):
     """A volume is gone."""
 
 
+class VolumeProgress(VolumeEvent, frozen=True, kw_only=True):
+    """An ``operation`` that lasts has ``done`` so many bytes of ``total`` (None: unknown); a few a second at most."""
+
+    operation: str
+    done: int
+    total: int | None = None
+
+
 class BackendRegistered(Event, frozen=True, kw_only=True):
     """Pools of ``type`` can be started now."""
 

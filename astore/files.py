@@ -36,6 +36,9 @@ FIRST_READ = 4096
 HEADER_SIZE = 33_280
 """Bytes that tell every image format: ISO 9660's magic is at 32,769."""
 
+TEMPORARY = ".astore-"
+"""How the names of files begin that are volumes in the making; no scan shows them."""
+
 SETTLING_NS = 1_000_000_000
 """An entry that changed this shortly before it was read may change again without its times showing it."""
 
@@ -122,10 +125,15 @@ class FileTreeSession(PoolSession):
     def __init__(self, tree: FileTree, context: Context) -> None:
         self.tree = tree
         self.context = context
+        self.hidden: tuple[str, ...] = ()
+        """Names of volumes in the making, or left behind by whoever made them, that the last refresh saw."""
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the folder and read what is new or changed."""
-        return await self.context.lane.run(_Refresh(self.tree, self.context, previous, full))
+        refresh = _Refresh(self.tree, self.context, previous, full)
+        snapshot = await self.context.lane.run(refresh)
+        self.hidden = tuple(refresh.hidden)
+        return snapshot
 
     async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
         """One entry, its header read anew."""
@@ -137,12 +145,15 @@ class FileTreeSession(PoolSession):
             await self.context.lane.run(self.tree.close, timeout=2.0)
 
 
-def read_entry(tree: FileTree, name: str) -> VolumeInfo | EntryError | None:
+def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo | EntryError | None:
     """One entry's record, its error, or None if there is no such entry. Blocks.
 
+    :param hidden: also of a volume in the making.
     :raises OSError: it is not the entry that cannot be read, but the tree.
     """
     found: list[tuple[str, VolumeInfo]] = []
+    if name.startswith(TEMPORARY) and not hidden:
+        return None
     try:
         entry = tree.lookup(name)
     except OSError as error:
@@ -186,6 +197,7 @@ class _Refresh:
         self._assistants = 0
         self._over = False
         self._failure: BaseException | None = None
+        self.hidden: list[str] = []
         self._turn = self._lane.turn()
         self._seen = 0
 
@@ -244,6 +256,9 @@ class _Refresh:
             if old.atime_ns != st[6] or old.allocation != st[3] * 512:
                 old = msgspec.structs.replace(old, atime_ns=st[6], allocation=st[3] * 512)
             self._found[name] = old
+            return False
+        if name.startswith(TEMPORARY):
+            self.hidden.append(name)
             return False
         early = _without_header(self._tree, name, st)
         if early is None:
@@ -309,9 +324,20 @@ class _Refresh:
 
     def _snapshot(self, taken_at: float, total: int, free: int) -> Snapshot:
         found = self._found
+        shared: dict[str | None, str | None] = {}  # one base and one format, in the words of a thousand headers
         for name, record in self._read:
             old = self._previous.get(name)
-            found[name] = old if old is not None and old == record else record
+            if old is not None and old == record:
+                found[name] = old
+            elif record.backing is None:
+                found[name] = record
+            else:
+                found[name] = msgspec.structs.replace(
+                    record,
+                    backing=shared.setdefault(record.backing, record.backing),
+                    backing_path=shared.setdefault(record.backing_path, record.backing_path),
+                    backing_format=shared.setdefault(record.backing_format, record.backing_format),
+                )
         if list(found) != (names := sorted(found)):
             found = {name: found[name] for name in names}
         limit = int(taken_at * 1e9) - SETTLING_NS

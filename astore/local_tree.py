@@ -169,8 +169,12 @@ class LocalTree(FileTree):
         folder = self._current()
         try:
             found = os.stat(name, dir_fd=folder.fd)
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeEncodeError):  # the latter: no bytes could be its name
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise
         return Entry(name, _file_stat(found, name, folder.fd), folder)
 
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:

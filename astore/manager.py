@@ -104,12 +104,15 @@ class Manager(Catalogue):
         lanes = self._lanes
         if lanes is None:
             return
+        self._closing = True  # nothing begins from here on: nobody would let go of it
         try:
             await shielded(self._detach(list(self._pools.values())))
         finally:
-            self._lanes = None
-            lanes.close()
-            self._bus.close()
+            if self._lanes is lanes:  # else it was closed beside this, and perhaps opened anew
+                self._lanes = None
+                self._closing = False
+                lanes.close()
+                self._bus.close()
 
     async def _detach(self, pools: Sequence[Pool]) -> None:
         async def leave(pool: Pool) -> None:
@@ -177,7 +180,7 @@ class Manager(Catalogue):
         try:
             await pool.start(build, timeout=timeout)
         except BaseException:
-            if self._pools.get(pool.name) is pool and not pool.active:
+            if self._pools.get(pool.name) is pool and not pool.active and not pool.persistent:
                 del self._pools[pool.name]
             raise
         return pool

@@ -174,6 +174,7 @@ class Snapshot:
     """
 
     __slots__ = (
+        "_backed",
         "_by_name",
         "_volumes",
         "allocation",
@@ -208,6 +209,7 @@ class Snapshot:
         put = object.__setattr__
         put(self, "_by_name", {} if by_name is None else by_name)
         put(self, "_volumes", None)
+        put(self, "_backed", None)
         put(self, "generation", generation)
         put(self, "taken_at", taken_at)
         put(self, "capacity", capacity)
@@ -218,6 +220,7 @@ class Snapshot:
 
     _by_name: dict[str, VolumeInfo]
     _volumes: tuple[VolumeInfo, ...] | None
+    _backed: tuple[VolumeInfo, ...] | None
     EMPTY: ClassVar[Snapshot]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -234,6 +237,15 @@ class Snapshot:
             volumes = tuple(self._by_name.values())
             object.__setattr__(self, "_volumes", volumes)
         return volumes
+
+    @property
+    def backed(self) -> tuple[VolumeInfo, ...]:
+        """The records of those that have a backing file, as far as its name can be told."""
+        backed = self._backed
+        if backed is None:
+            backed = tuple(one for one in self._by_name.values() if one.backing_path is not None)
+            object.__setattr__(self, "_backed", backed)
+        return backed
 
     @property
     def by_name(self) -> Mapping[str, VolumeInfo]:

@@ -30,6 +30,7 @@ from astore.errors import (
     InvalidStateError,
     PoolNotFoundError,
     UnsupportedOperationError,
+    VolumeBusyError,
 )
 from astore.events import (
     PoolBuilt,
@@ -42,14 +43,15 @@ from astore.model import (
     PoolState,
     Snapshot,
 )
-from astore.pool_refresh import CLEANUP_SECONDS, RefreshedPool
+from astore.pool_refresh import CLEANUP_SECONDS
+from astore.pool_volumes import WorkingPool
 from astore.shield import shielded
 
 if TYPE_CHECKING:
     from astore.lanes import PoolLane
 
 
-class Pool(RefreshedPool):
+class Pool(WorkingPool):
     """A storage pool. Got from a :class:`~astore.manager.Manager`; never made by hand."""
 
     async def start(self, build: bool = False, *, refresh: bool = True, timeout: float | None = None) -> None:
@@ -74,12 +76,14 @@ class Pool(RefreshedPool):
         """Stop the pool (virsh: pool-destroy): unmount, disconnect. A transient pool is gone then.
 
         :param force: give the pool up even where its storage hangs; calls that hang on a FUSE mount are cut loose.
-        :raises InvalidStateError: it is not active. OSError, CommandError, TimeoutError: it could not be stopped (it
+        :raises InvalidStateError: it is not active. VolumeBusyError: volumes of it are being written (never with
+            ``force``: that work fails then). OSError, CommandError, TimeoutError: it could not be stopped (it
             stays active; never with ``force``).
         """
         self._manager._check_open()
         async with self._lifecycle:
             self._require_active("stop")
+            self._require_no_writers(force)
             self._stopping = True  # no refresh begins from here on: it would mount again what is being unmounted
             try:
                 await self._cancel_refresh("the pool is being stopped")
@@ -189,18 +193,23 @@ class Pool(RefreshedPool):
 
     async def _give_up(self, session: PoolSession) -> None:
         """Stop a pool whose first refresh failed. Bounded."""
-        with contextlib.suppress(Exception):
-            await self._stop_session(session, force=True)
-        await self._become_inactive()
+        self._stopping = True  # as in stop(): nobody may begin a refresh of what is being let go
+        try:
+            await self._cancel_refresh("the pool could not be started")
+            with contextlib.suppress(Exception):
+                await self._stop_session(session, force=True)
+            await self._become_inactive()
+        finally:
+            self._stopping = False
 
     async def _session_to_stop(self, force: bool) -> PoolSession | None:
         try:
             async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
                 return await self._attached()
-        except Exception:
+        except Exception as error:
             # The backend is gone, or what the pool needs of the machine. There is nothing to stop it with.
             if not force and self.type in self._manager.registry:
-                raise
+                raise self._translate(error, "stop") from error
             return None
 
     async def _stop_session(self, session: PoolSession, force: bool) -> None:
@@ -220,6 +229,7 @@ class Pool(RefreshedPool):
 
     async def _become_inactive(self, *, forget: bool = True) -> None:
         """After the storage was let go: close the session, forget the run, tell. Shielded by the caller."""
+        self._life += 1
         self._active_definition = None
         self._snapshot = Snapshot.EMPTY
         self._set_state(PoolState.INACTIVE, None)  # first: from now on nobody attaches again
@@ -242,7 +252,10 @@ class Pool(RefreshedPool):
 
     async def _backend_for_me(self) -> tuple[Backend, PoolDef]:
         backend = await self._manager.registry.get(self.type)
-        return backend, backend.check(self._definition)
+        try:
+            return backend, backend.check(self._definition)
+        except Exception as error:  # plugin code: it may raise anything
+            raise self._translate(error, "check") from error
 
     @contextlib.asynccontextmanager
     async def _lent_lane(self, backend: Backend) -> Any:
@@ -261,6 +274,16 @@ class Pool(RefreshedPool):
     def _require_known(self) -> None:
         if self._manager._pools.get(self.name) is not self:
             raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
+
+    def _require_no_writers(self, force: bool) -> None:
+        if self._written and not force:
+            told = ", ".join(f"{name!r} ({what})" for name, what in list(self._written.items())[:3])
+            raise VolumeBusyError(
+                f"volumes of pool {self.name!r} are being worked on: {told}; wait, or force the stop",
+                pool=self.name,
+                state=self._state,
+                operation="stop",
+            )
 
     def _require_inactive(self, operation: str) -> None:
         if self._state is not PoolState.INACTIVE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -135,12 +136,12 @@ class RefreshedPool(PoolView):
         task = run.task
         if self._refresh is run:
             self._refresh = None
+        if task is not None:
+            task.add_done_callback(_seen)
         if task is not None and not task.done():
             task.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await asyncio.wait([task])
-        if task is not None:
-            task.add_done_callback(_seen)
 
     async def _cancel_refresh(self, why: str) -> None:
         run = self._refresh
@@ -154,6 +155,8 @@ class RefreshedPool(PoolView):
             try:
                 session = await self._attached()
                 snapshot = await session.refresh(self._snapshot, full=run.full)
+                if not isinstance(snapshot, Snapshot):  # plugin code: it may return anything
+                    raise TypeError(f"refresh() returned {snapshot!r}")
             except Exception as error:
                 raise self._failed_refresh(error, run) from error
             if self._session is not session or self._refresh is not run:
@@ -216,8 +219,9 @@ class RefreshedPool(PoolView):
         )
 
     async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
-        if not name or "/" in name or "\0" in name or name in (".", ".."):
+        if not _may_be_a_name(name):
             raise VolumeNotFoundError(f"pool {self.name!r} has no volume {name!r}", what=name)
+        session: PoolSession | None = None
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -239,7 +243,9 @@ class RefreshedPool(PoolView):
             ) from error
         except Exception as error:
             translated = self._translate(error, "refresh")
-            if isinstance(translated, PoolInaccessibleError) and self._state.active and not self._stopping:
+            # a session of an earlier life says nothing (both are None where the pool could not be attached)
+            mine = session is self._session and self._state.active and not self._stopping
+            if mine and isinstance(translated, PoolInaccessibleError):
                 self._set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
         if self._session is not session:
@@ -294,6 +300,7 @@ class RefreshedPool(PoolView):
         async with self._attaching:
             if self._session is None:
                 self._require_active("use")
+                life = self._life
                 backend = await self._manager.registry.get(self.type)
                 definition = self._active_definition or backend.check(self._definition)
                 self._manager.registry.acquire(backend)
@@ -305,6 +312,13 @@ class RefreshedPool(PoolView):
                     session = await backend.open(definition, self._context(lane))
                     self._manager._check_open()
                     self._require_active("use")
+                    if life != self._life:
+                        raise InvalidStateError(
+                            f"pool {self.name!r} was stopped meanwhile",
+                            pool=self.name,
+                            state=self._state,
+                            operation="use",
+                        )
                 except BaseException:
                     if session is not None:  # the pool was stopped, or the Manager closed, meanwhile
                         await shielded(session.aclose())
@@ -345,6 +359,14 @@ class RefreshedPool(PoolView):
             raise InvalidStateError(
                 f"pool {self.name!r} is being stopped", pool=self.name, state=self._state, operation="refresh"
             )
+
+
+def _may_be_a_name(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
 
 
 def _seen(task: asyncio.Task[RefreshOutcome]) -> None:

@@ -26,6 +26,7 @@ from astore.errors import (
     ManagerClosedError,
     PoolInaccessibleError,
     StorageError,
+    StoreError,
     UnsupportedOperationError,
     VolumeNotFoundError,
     from_os_error,
@@ -54,7 +55,14 @@ if TYPE_CHECKING:
     from astore.pool import Pool
     from astore.pool_refresh import Refreshing
 
-_PASSED_ON = (InvalidStateError, BackendError, DefinitionError, UnsupportedOperationError, ManagerClosedError)
+_PASSED_ON = (
+    InvalidStateError,
+    BackendError,
+    DefinitionError,
+    UnsupportedOperationError,
+    ManagerClosedError,
+    StoreError,
+)
 """Errors that are as good to a pool's user as they are to whoever raised them."""
 
 
@@ -81,6 +89,8 @@ class PoolView:
         self._lifecycle = anyio.Lock()
         self._attaching = anyio.Lock()
         self._stopping = False
+        self._life = 0  # grows when it turns inactive: what was begun in an earlier life must not end in this one
+        self._written: dict[str, str] = {}  # the volumes that are being written, and what is done to them
         self._refresh: Refreshing | None = None
         self._state_waiters: set[asyncio.Event] = set()
         self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
@@ -267,15 +277,14 @@ class PoolView:
     def _publish_changes(self, snapshot: Snapshot, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
         pool, uuid, by_name = self.name, self.uuid, snapshot.by_name
+        # the records alone: the bus keeps what is published, and is not to keep a whole snapshot for one change of it
+        records = tuple(by_name[name] for name in (*added, *changed))
 
         def build(index: int) -> Event:
             if index < len(added):
-                name = added[index]
-                return VolumeAdded(pool=pool, uuid=uuid, name=name, volume=by_name[name])
-            index -= len(added)
-            if index < len(changed):
-                name = changed[index]
-                return VolumeChanged(pool=pool, uuid=uuid, name=name, volume=by_name[name])
-            return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - len(changed)])
+                return VolumeAdded(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
+            if index < len(records):
+                return VolumeChanged(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
+            return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - len(records)])
 
         self._manager._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -85,24 +86,29 @@ class BackendRegistry:
         with self._lock:
             if self._scanned and not again:
                 return
-        found = [] if self._group is None else list(metadata.entry_points(group=self._group))
-        self.add_entry_points(found)
+        self.add_entry_points([] if self._group is None else _installed(self._group))
         with self._lock:
             self._scanned = True
 
     def add_entry_points(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
-        """Take note of backends that can be imported. Two distributions that claim one type make it unusable."""
+        """Take note of backends that can be imported. Two distributions that claim one type make it unusable.
+
+        A type whose backend was registered at run time stays with that.
+        """
+        claims = [_Claim(entry_point, *_distribution(entry_point)) for entry_point in entry_points]
         with self._lock:
-            for entry_point in entry_points:
+            for claim in claims:
+                entry_point = claim.entry_point
                 slot = self._slots.setdefault(entry_point.name, _Slot(entry_point.name))
-                dist = entry_point.dist
-                claim = _Claim(entry_point, dist.name if dist else None, dist.version if dist else None)
+                if slot.backend is not None and not slot.claims:
+                    continue
                 if not any(
                     (known.distribution, known.entry_point.value) == (claim.distribution, entry_point.value)
                     for known in slot.claims
                 ):
                     slot.claims.append(claim)
-                if len({known.distribution for known in slot.claims}) > 1:
+                owners = {known.distribution for known in slot.claims}
+                if len(owners) > 1 or (len(slot.claims) > 1 and None in owners):
                     names = " and ".join(sorted(known.distribution or "?" for known in slot.claims))
                     slot.error = BackendConflictError(
                         f"pool type {slot.type!r} is claimed by {names}: uninstall one of them", type=slot.type
@@ -174,7 +180,8 @@ class BackendRegistry:
             while True:
                 with self._lock:
                     if not slot.uses:
-                        if self._slots.get(type) is slot:
+                        there = self._slots.get(type) is slot  # else another took its place meanwhile
+                        if there:
                             del self._slots[type]
                         break
                     changed.clear()
@@ -183,7 +190,8 @@ class BackendRegistry:
             with self._lock:
                 slot.draining = False
                 self._released.discard(wake)
-        self._tell(BackendUnregistered, type=type)
+        if there:
+            self._tell(BackendUnregistered, type=type)
 
     # ------------------------------------------------------------------------------------------------- using
 
@@ -195,16 +203,17 @@ class BackendRegistry:
         with self._lock:
             slot = self._slot(type)
             if slot.error is not None:
-                raise slot.error
+                raise slot.error.with_traceback(None)  # which would grow with everyone who is told
             if slot.backend is not None:
                 return slot.backend
             loading = slot.loading
             if loading is None:
                 loading = slot.loading = concurrent.futures.Future()
+                loading.set_running_or_notify_cancel()  # from now on who is cancelled while waiting cancels nobody else
                 threading.Thread(target=self._load, args=(slot, loading), name="astore-import", daemon=True).start()
         try:
             async with asyncio.timeout(self.import_timeout):
-                return await asyncio.shield(asyncio.wrap_future(loading))
+                return await asyncio.wrap_future(loading)
         except TimeoutError:
             raise BackendLoadError(
                 f"the backend of pool type {type!r} ({_origin(slot)}) did not load within {self.import_timeout:g} s",
@@ -249,7 +258,9 @@ class BackendRegistry:
 
     def _slot(self, type: str) -> _Slot:
         slot = self._slots.get(type)
-        if slot is None or slot.draining:
+        if slot is not None and slot.draining:
+            raise UnknownBackendError(f"the backend of pool type {type!r} is being unregistered", type=type)
+        if slot is None:
             known = ", ".join(sorted(self._slots)) or "none"
             raise UnknownBackendError(f"no backend for pool type {type!r} is installed (there are: {known})", type=type)
         return slot
@@ -266,8 +277,10 @@ class BackendRegistry:
         else:
             with self._lock:
                 slot.backend = backend
+                there = self._slots.get(slot.type) is slot  # not if it was unregistered or replaced meanwhile
             loading.set_result(backend)
-            self._tell(BackendRegistered, type=slot.type)
+            if there:
+                self._tell(BackendRegistered, type=slot.type)
 
     def _describe(self, slot: _Slot) -> BackendInfo:
         backend = slot.backend
@@ -286,6 +299,27 @@ class BackendRegistry:
     def _tell(self, kind: type[Event], **fields: Any) -> None:
         if self._publish is not None:
             self._publish(kind, **fields)
+
+
+def _installed(group: str) -> list[metadata.EntryPoint]:
+    """The entry points of a group, less those of distributions whose metadata cannot be read."""
+    try:
+        return list(metadata.entry_points(group=group))
+    except Exception:  # it gives up over one damaged file; so each distribution on its own, the first of a name counts
+        found: dict[str | None, list[metadata.EntryPoint]] = {}
+        for dist in metadata.distributions():
+            with contextlib.suppress(Exception):
+                found.setdefault(dist.name, list(dist.entry_points.select(group=group)))
+        return [entry_point for entry_points in found.values() for entry_point in entry_points]
+
+
+def _distribution(entry_point: metadata.EntryPoint) -> tuple[str | None, str | None]:
+    """Name and version of the distribution that an entry point is of, as far as its metadata tells."""
+    try:
+        dist = entry_point.dist
+        return (dist.name, dist.version) if dist is not None else (None, None)
+    except Exception:
+        return None, None
 
 
 def _checked(candidate: Any, slot: _Slot | None) -> Backend:

@@ -118,6 +118,7 @@ class DefinitionStore:
         self._autostart = self.folder / "autostart"
         self._run = self.folder / "run"
         self._thread_lock = threading.Lock()
+        self._damaged: tuple[Path, ...] = ()  # as of the last load: an editor repairs them where they are
         self._parsed: dict[
             str, tuple[tuple[int, int, int], PoolDef]
         ] = {}  # files that did not change are not read again
@@ -139,6 +140,7 @@ class DefinitionStore:
                 damaged.append(DamagedFile(name, str(path), reason(error)))
             else:
                 pools.append(StoredPool(definition, name in autostarted))
+        self._damaged = tuple(Path(file.path) for file in damaged)
         return Loaded(tuple(pools), tuple(damaged))
 
     def _definition(self, name: str, path: Path) -> PoolDef:
@@ -168,10 +170,11 @@ class DefinitionStore:
                 _sync_folder(folder)
 
     def set_autostart(self, name: str, autostart: bool) -> None:
-        """Make or remove the autostart link. :raises StoreError: that failed."""
+        """Make or remove the autostart link. :raises StoreError: that failed, or there is no such definition (any more)."""
         link = self._autostart / f"{name}.xml"
         with self.locked(), self._saying(link):
             if autostart:
+                os.stat(self._pools / f"{name}.xml")  # else the link would wait for the next pool of that name
                 with contextlib.suppress(FileExistsError):
                     link.symlink_to(f"../pools/{name}.xml")
             else:
@@ -258,7 +261,7 @@ class DefinitionStore:
     # ------------------------------------------------------------------------------------------------- together
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What changes whenever another process changed anything here: cheap to compare."""
+        """What changes whenever another process changed anything here, or a damaged file was repaired: cheap to compare."""
         found: list[object] = []
         for folder in (self._pools, self._autostart, self._run):
             with self._saying(folder):
@@ -268,6 +271,10 @@ class DefinitionStore:
                     found.append(None)
                 else:
                     found.append((st.st_ino, st.st_mtime_ns, st.st_nlink))
+        for path in self._damaged:
+            with contextlib.suppress(OSError):
+                st = os.stat(path)
+                found.append((st.st_ino, st.st_mtime_ns, st.st_size))
         return tuple(found)
 
     @contextlib.contextmanager

@@ -1,14 +1,19 @@
-"""A volume of a pool: a handle that looks into the pool's last snapshot."""
+"""A volume of a pool: a handle that looks into the pool's last snapshot, and what can be done with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 
 from astore.errors import VolumeNotFoundError
 from astore.model import VolumeInfo
 
 if TYPE_CHECKING:
+    from astore.backend import Progress, VolumeFile
     from astore.pool import Pool
+    from astore.volume_work.chain import ChainLink
+    from astore.volume_work.transfer import Download
+    from astore.volume_work.uploads import Source
 
 
 class Volume:
@@ -64,3 +69,119 @@ class Volume:
         from astore.xml import volume_info_to_xml
 
         return volume_info_to_xml(self.info)
+
+    # --------------------------------------------------------------------------------------------------- its bytes
+
+    async def upload(
+        self,
+        source: Source,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        sparse: bool = False,
+        on_progress: Progress | None = None,
+        force: bool = False,
+    ) -> int:
+        """Write bytes into the volume; returns how many there were, holes included.
+
+        :param source: an async iterable of bytes, one of anyio's byte streams, bytes, or the path of a file.
+        :param offset: where they go, in bytes. :param length: the most that there may be.
+        :param sparse: zeros, and the holes of a file, become holes.
+        :param on_progress: called with bytes done and in all (None: unknown); must not block.
+        :param force: also where other volumes are backed by this one.
+        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it.
+            TransferError: there are more bytes than ``length``. StorageError: ENOSPC …
+        """
+        return await self.pool._upload(
+            self.name, source, offset=offset, length=length, sparse=sparse, on_progress=on_progress, force=force
+        )
+
+    def download(
+        self,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        sparse: bool = False,
+        on_progress: Progress | None = None,
+    ) -> AbstractAsyncContextManager[Download]:
+        """The volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
+
+        :param offset: where to begin, in bytes. :param length: how many; None is all there are.
+        :param sparse: for what is a hole give an :class:`astore.Hole` instead of zeros.
+        :param on_progress: called with bytes done and in all; must not block.
+        """
+        return self.pool._download(self.name, offset=offset, length=length, sparse=sparse, on_progress=on_progress)
+
+    def open(self, *, write: bool = False, force: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
+        """Open it for random access: ``async with volume.open() as file: await file.pread(512, 0)``.
+
+        :param write: also for ``pwrite``, ``truncate``, ``punch``: locked against other writers meanwhile.
+        :param force: also where other volumes are backed by this one.
+        """
+        return self.pool._open_volume(self.name, write=write, force=force)
+
+    # ------------------------------------------------------------------------------------------------- its life
+
+    async def resize(
+        self, capacity: int, *, delta: bool = False, shrink: bool = False, allocate: bool = False, force: bool = False
+    ) -> VolumeInfo:
+        """Give it another capacity, in bytes; libvirt's flags.
+
+        :param delta: ``capacity`` is what it is to have more (with ``shrink``: less). :param shrink: it may become smaller.
+        :param allocate: take the space of what it gains now. :param force: also where others are backed by it.
+        :raises DefinitionError: it would become smaller. VolumeBusyError, VolumeInUseError, CommandError, StorageError.
+        """
+        return await self.pool._resize(self.name, capacity, delta=delta, shrink=shrink, allocate=allocate, force=force)
+
+    async def wipe(self, algorithm: str = "zero", *, on_progress: Progress | None = None, force: bool = False) -> None:
+        """Overwrite its data, the image's header included, by one of libvirt's algorithms (see
+        :data:`astore.volume_work.wiping.ALGORITHMS`); ``trim`` gives its space back instead.
+
+        :param on_progress: called with bytes done and in all, over all passes; must not block.
+        :raises DefinitionError: there is no such algorithm. VolumeBusyError, VolumeInUseError, TransferError.
+        """
+        await self.pool._wipe(self.name, algorithm, on_progress=on_progress, force=force)
+
+    async def delete(self, *, force: bool = False) -> None:
+        """Remove it; a directory only if it is empty.
+
+        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it. StorageError: ENOTEMPTY …
+        """
+        await self.pool._delete(self.name, force=force)
+
+    async def rename(self, name: str, *, force: bool = False) -> Volume:
+        """Give it another name in its pool; returns the volume of that name.
+
+        :raises VolumeExistsError: there is something of that name. VolumeInUseError: others are backed by it, by this name.
+        """
+        return await self.pool._rename(self.name, name, force=force)
+
+    # --------------------------------------------------------------------------------------------- to others' eyes
+
+    def backing_chain(self) -> tuple[ChainLink, ...]:
+        """The images it is made of, itself first, as the active pools know them.
+
+        :raises StorageError: ELOOP: the chain loops, or is deeper than libvirt's 200.
+        """
+        from astore.volume_work.chain import backing_chain
+
+        return backing_chain(self, self.pool._manager)
+
+    def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
+        """The ``<disk>`` element with which a libvirt domain uses it: ``type='network'`` on Gluster, with every host.
+
+        :param target: the device in the guest. :param bus: libvirt's word for how it is attached.
+        """
+        from astore.volume_work.disk import disk_xml
+
+        return disk_xml(self, target, bus, readonly=readonly)
+
+    def qemu_uri(self) -> str:
+        """What QEMU's programs call it: its path, or its ``gluster://`` URI."""
+        return self.info.path
+
+    def qemu_blockdev(self, node_name: str | None = None) -> dict[str, Any]:
+        """The argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``) that opens it, with every host."""
+        from astore.volume_work.disk import qemu_blockdev
+
+        return qemu_blockdev(self, node_name)

@@ -10,10 +10,10 @@ import msgspec
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
 from astore.errors import DefinitionError, StorageError
-from astore.files import FileTreeSession
-from astore.local_tree import LocalTree
 from astore.model import PoolDef, Source
 from astore.names import check_path
+from astore.volume_work.local import WritableLocalTree
+from astore.volume_work.session import WritableTreeSession
 
 
 class DirectoryBackend(Backend):
@@ -56,12 +56,12 @@ class DirectoryBackend(Backend):
         """Open the folder."""
         path = definition.target.path or ""
         try:
-            tree = await context.lane.run(LocalTree, path, discard=LocalTree.close)
+            tree = await context.lane.run(WritableLocalTree, path, discard=WritableLocalTree.close)
         except NotADirectoryError as error:
             raise StorageError(f"{path} is not a directory", errno=errno.ENOTDIR) from error
         except FileNotFoundError as error:
             raise StorageError(f"{path} does not exist: create it, or build the pool", errno=errno.ENOENT) from error
-        return FileTreeSession(tree, context)
+        return WritableTreeSession(tree, context)
 
     async def build(self, definition: PoolDef, context: Context) -> None:
         """Make the folder and those above it, with the definition's permissions or mode 0711."""

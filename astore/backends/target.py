@@ -6,14 +6,21 @@ mkdir(1) would; what is there already keeps whatever the definition does not spe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import stat
 
+import anyio
+
 from astore.backend import Context
 from astore.errors import DefinitionError, StorageError, from_os_error
 from astore.model import Permissions, PoolDef
+from astore.shield import shielded
+
+CLEANUP_SECONDS = 2.0
+"""How long a cancelled build waits for its thread, to remove what that made."""
 
 DEFAULT_MODE = 0o711
 """What a pool's folder gets where the definition names no mode (libvirt's VIR_STORAGE_DEFAULT_POOL_PERM_MODE)."""
@@ -27,10 +34,22 @@ async def build_target(definition: PoolDef, context: Context) -> None:
     """
     path = _path(definition)
     permissions = definition.target.permissions or Permissions()
+    building = asyncio.ensure_future(context.lane.run(_build, path, permissions, discard=_remove_made))
     try:
-        await context.lane.run(_build, path, permissions, discard=_remove_made)
+        await asyncio.shield(building)
+    except asyncio.CancelledError:
+        await shielded(_undo(building, context))
+        raise
     except OSError as error:
         raise _worded(error, f"cannot build {path}", context) from error
+
+
+async def _undo(building: asyncio.Future[list[str]], context: Context) -> None:
+    """Remove what a cancelled build made, before whoever builds next takes it for a folder that was there."""
+    with anyio.move_on_after(CLEANUP_SECONDS):
+        with contextlib.suppress(Exception):
+            await context.lane.run(_remove_made, await asyncio.shield(building))
+    building.cancel()  # storage that hangs: its thread removes it when it comes to it
 
 
 async def delete_target(definition: PoolDef, context: Context) -> None:

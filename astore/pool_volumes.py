@@ -1,0 +1,349 @@
+"""Work on a pool's volumes: what is checked, locked and told around what the backend does.
+
+A volume that is being written is locked against other writers of that volume, and nobody else: refreshes, lookups and
+work on other volumes go on beside it. What a job made is taken into the snapshot the moment it is there, and into a
+refresh that runs beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from errno import EOPNOTSUPP, EPERM
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import msgspec
+
+from astore.backend import (
+    ConvertsVolumes,
+    CopiesVolumes,
+    CreatesVolumes,
+    DeletesVolumes,
+    PoolSession,
+    Progress,
+    ReceivesVolumes,
+    RenamesVolumes,
+    ResizesVolumes,
+    VolumeFile,
+    WipesVolumes,
+)
+from astore.errors import (
+    DefinitionError,
+    StorageError,
+    TransferError,
+    UnsupportedOperationError,
+    VolumeExistsError,
+    VolumeNotFoundError,
+    printable,
+)
+from astore.images import ImageError
+from astore.images.backing import resolve_backing
+from astore.model import BackingStore, VolumeDef, VolumeInfo
+from astore.names import check_volume_name
+from astore.pool_work import PoolAtWork
+from astore.shield import shielded
+from astore.volume import Volume
+from astore.volume_work import wiping
+from astore.volume_work.calls import bounded
+from astore.volume_work.copying import Count
+from astore.volume_work.transfer import Download, downloading, upload
+from astore.volume_work.uploads import Source, chunks_of
+
+if TYPE_CHECKING:
+    from astore.pool import Pool
+
+T = TypeVar("T")
+
+MOST_BYTES = 2**63 - 1
+"""No file is larger (off_t)."""
+
+
+class WorkingPool(PoolAtWork):
+    """The part of :class:`~astore.pool.Pool` that changes volumes."""
+
+    async def create_volume(self, definition: VolumeDef | str | bytes, *, prealloc_metadata: bool = False) -> Volume:
+        """Make a volume: complete, or not at all.
+
+        :param definition: a record, or libvirt volume XML. Without a capacity it gets that of the volume it is backed by.
+        :param prealloc_metadata: qcow2: write all metadata now.
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
+            CommandError: qemu-img is missing, or what it said. StorageError: ENOSPC, EDQUOT …
+        """
+        self._require_workable("create a volume")
+        wanted = self._with_backing(_accepted(definition))
+        with self._claim(wanted.name, "created"):
+            session = await self._able("create-volume")
+            call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
+            async with self._making(session, wanted.name):
+                return self._made(session, await self._worked(call))
+
+    async def copy_volume(
+        self, source: Volume, definition: VolumeDef | str | bytes, *, on_progress: Progress | None = None
+    ) -> Volume:
+        """Make a volume out of another, of this pool or of any other: complete, or not at all.
+
+        Within a pool the storage copies; from pool to pool the data are streamed, holes kept; into another format, or
+        with another backing file, qemu-img converts.
+
+        :param definition: format and capacity are the source's where it does not say.
+        :param on_progress: called with bytes done and in all.
+        :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there.
+        """
+        self._require_workable("copy a volume")
+        wanted = _accepted(definition, copied=True)
+        old = source.info
+        if wanted.format is None:
+            wanted = msgspec.structs.replace(wanted, format=old.format)
+        if wanted.capacity is not None and wanted.capacity < old.capacity:
+            raise DefinitionError(
+                f"{wanted.capacity} bytes are less than the {old.capacity} of volume {old.name!r}", element="capacity"
+            )
+        if old.data_file is not None:
+            raise StorageError(
+                f"volume {old.name!r} has its data in another file, {printable(old.data_file)}: it cannot be copied",
+                errno=EOPNOTSUPP,
+                pool=source.pool.name,
+            )
+        giver = source.pool
+        with self._claim(wanted.name, "created"), self._reporting(wanted.name, "copy", on_progress) as tell:
+            taking = await self._able("copy-volume" if giver is self else "receive-volume")
+            giving = taking if giver is self else await giver._able("open-volume")
+            async with self._making(taking, wanted.name):
+                if _is_conversion(old, wanted, within=giver is self):
+                    info = await self._convert(giving, source, taking, wanted)
+                    tell(info.capacity, info.capacity)
+                elif giver is self:
+                    info = await self._worked(cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell))
+                else:
+                    info = await self._receive(giving, source, cast(ReceivesVolumes, taking), wanted, tell)
+                return self._made(taking, info)
+
+    async def _convert(self, giving: PoolSession, source: Volume, taking: PoolSession, wanted: VolumeDef) -> VolumeInfo:
+        old = source.info
+        for side, pool in ((giving, source.pool), (taking, self)):
+            if not isinstance(side, ConvertsVolumes):
+                raise UnsupportedOperationError(pool=pool.name, type=pool.type, operation="convert-volume")
+        giver, taker = cast(ConvertsVolumes, giving), cast(ConvertsVolumes, taking)
+        if wanted.capacity is None:
+            wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
+        wanted = self._with_backing(wanted)
+        _check_chain(source)
+        path = await source.pool._worked(giver.volume_for_qemu(old, f"converting from {old.format}"))
+        return await self._worked(taker.convert_volume(path, old.format or "raw", wanted))
+
+    async def _receive(
+        self, giving: PoolSession, source: Volume, taking: ReceivesVolumes, wanted: VolumeDef, tell: Progress
+    ) -> VolumeInfo:
+        info: VolumeInfo | None = None
+        try:
+            async with source.pool._opened(giving, source.info) as file:
+                size = (await file.stat()).size
+                info = await self._worked(taking.receive_volume(file, size, wanted, progress=tell))
+        except BaseException:
+            if info is not None and isinstance(taking, DeletesVolumes):  # it was cancelled in the very last moment
+                await shielded(bounded(taking.delete_volume(info)))
+            raise
+        return info
+
+    # ----------------------------------------------------------------------------- for Volume, whose methods these are
+
+    async def _upload(
+        self,
+        name: str,
+        source: Source,
+        *,
+        offset: int,
+        length: int | None,
+        sparse: bool,
+        on_progress: Progress | None,
+        force: bool,
+    ) -> int:
+        info = self._volume_to_change(name, "upload", force)
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError("offset and length must not be negative")
+        with self._claim(name, "uploaded to"), self._reporting(name, "upload", on_progress) as tell:
+            session = await self._able("open-volume")
+            try:
+                async with (
+                    chunks_of(source, self._lane, sparse=sparse) as (chunks, size),
+                    self._opened(session, info, write=True) as file,
+                ):
+                    count = Count(length if size is None else size, tell)
+                    end = await upload(file, chunks, offset, length, sparse, count)
+            except TransferError as error:
+                raise self._named(error) from error.__cause__
+            finally:
+                await self._look_again(name)
+            self._check_same(session, "upload")
+            return end - offset
+
+    @contextlib.asynccontextmanager
+    async def _download(
+        self, name: str, *, offset: int, length: int | None, sparse: bool, on_progress: Progress | None
+    ) -> AsyncIterator[Download]:
+        self._require_workable("download a volume")
+        info = Volume(cast("Pool", self), name).info
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError("offset and length must not be negative")
+        session = await self._able("open-volume")
+        async with self._opened(session, info) as file:
+            size = (await file.stat()).size
+            end = size if length is None else min(size, offset + length)
+            with self._reporting(name, "download", on_progress) as tell:
+                count = Count(max(end - offset, 0), tell)
+                async with downloading(file, min(offset, end), end, sparse, count) as blocks:
+                    yield blocks
+
+    @contextlib.asynccontextmanager
+    async def _open_volume(self, name: str, *, write: bool, force: bool) -> AsyncIterator[VolumeFile]:
+        self._require_workable("open a volume")
+        info = self._volume_to_change(name, "write", force) if write else Volume(cast("Pool", self), name).info
+        session = await self._able("open-volume")
+        with self._claim(name, "written") if write else contextlib.nullcontext():
+            try:
+                async with self._opened(session, info, write=write) as file:
+                    yield file
+            finally:
+                if write:
+                    await self._look_again(name)
+
+    async def _resize(
+        self, name: str, capacity: int, *, delta: bool, shrink: bool, allocate: bool, force: bool
+    ) -> VolumeInfo:
+        info = self._volume_to_change(name, "resize", force)
+        target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
+        if not 0 < target <= MOST_BYTES or capacity < 0:
+            raise DefinitionError(f"{target} bytes cannot be a volume's capacity", element="capacity")
+        if target < info.capacity and not shrink:
+            raise DefinitionError(
+                f"{target} bytes are less than the {info.capacity} that volume {name!r} has: shrinking must be asked for",
+                element="capacity",
+            )
+        with self._claim(name, "resized"):
+            session = await self._able("resize-volume")
+            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate)
+            try:
+                changed = await self._worked(call)
+            except BaseException:
+                await self._look_again(name)
+                raise
+            self._check_same(session, "resize")
+            self._apply({name: changed})
+            return changed
+
+    async def _wipe(self, name: str, algorithm: str, *, on_progress: Progress | None, force: bool) -> None:
+        wiping.check_algorithm(algorithm)
+        info = self._volume_to_change(name, "wipe", force)
+        with self._claim(name, "wiped"), self._reporting(name, "wipe", on_progress) as tell:
+            session = await self._able("wipe-volume")
+            try:
+                await self._worked(cast(WipesVolumes, session).wipe_volume(info, algorithm, progress=tell))
+            finally:
+                await self._look_again(name)
+            self._check_same(session, "wipe")
+
+    async def _delete(self, name: str, *, force: bool) -> None:
+        info = self._volume_to_change(name, "delete", force)
+        with self._claim(name, "deleted"):
+            session = await self._able("delete-volume")
+            try:
+                await self._worked(cast(DeletesVolumes, session).delete_volume(info))
+            except BaseException:
+                await self._look_again(name)
+                raise
+            self._check_same(session, "delete")
+            self._apply({name: None})
+
+    async def _rename(self, name: str, new: str, *, force: bool) -> Volume:
+        check_volume_name(new)
+        info = self._volume_to_change(name, "rename", force)
+        if new == name:
+            raise VolumeExistsError(f"volume {name!r} of pool {self.name!r} has this name already", pool=self.name)
+        with self._claim(name, "renamed"), self._claim(new, "created"):
+            session = await self._able("rename-volume")
+            try:
+                renamed = await self._worked(cast(RenamesVolumes, session).rename_volume(info, new))
+            except BaseException:
+                await self._look_again(name, new)
+                raise
+            self._check_same(session, "rename")
+            self._apply({name: None, new: renamed})
+            return Volume(cast("Pool", self), new)
+
+    def _with_backing(self, wanted: VolumeDef) -> VolumeDef:
+        """The definition with what is known of its backing file: format, and a capacity if it has none."""
+        backing = wanted.backing
+        if backing is None:
+            return wanted
+        info = self._backing_volume(backing)
+        if backing.format is None:
+            if info is None or info.format is None:
+                raise DefinitionError(f"say which format the backing file {backing.path!r} has", element="backingStore")
+            backing = BackingStore(backing.path, info.format, backing.permissions)
+        capacity = wanted.capacity
+        if capacity is None:
+            if info is None:
+                raise DefinitionError(
+                    f"no active pool has the backing file {backing.path!r}: say which capacity the volume is to have",
+                    element="capacity",
+                )
+            capacity = info.capacity
+        return msgspec.structs.replace(wanted, backing=backing, capacity=capacity)
+
+    def _backing_volume(self, backing: BackingStore) -> VolumeInfo | None:
+        sample = next(iter(self._snapshot.by_name.values()), None)
+        here = sample.key if sample is not None else None
+        if (found := self._snapshot.get(backing.path)) is not None:
+            return found
+        try:
+            path = resolve_backing(backing.path, here) if here is not None else backing.path
+            return None if path is None else self._manager.volume_by_path(path).info
+        except (ImageError, VolumeNotFoundError):
+            return None
+
+
+def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
+    """Whether a copy is more than a copy of the volume's bytes."""
+    if (wanted.format or "raw") != (old.format or "raw") or wanted.backing is not None:
+        return True
+    if wanted.compat is not None and wanted.compat != old.compat:
+        return True
+    if wanted.cluster_size is not None and wanted.cluster_size != old.cluster_size:
+        return True
+    if set(wanted.features) - set(old.features):
+        return True
+    if within or old.backing is None:
+        return False
+    try:  # a relative name means something else there, or nothing
+        return resolve_backing(old.backing, "/elsewhere/volume") != old.backing_path
+    except ImageError:
+        return True
+
+
+def _check_chain(source: Volume) -> None:
+    """qemu-img reads whatever an image's header names, and headers are written by who may write to the pool.
+
+    :raises StorageError: EPERM: it is backed by something that is not a volume of an active pool.
+    """
+    for link in source.backing_chain():
+        outside = link.volume is None or link.volume.info.data_file is not None
+        if outside:
+            raise StorageError(
+                f"volume {source.name!r} needs {printable(link.path)}, which is no volume of an active pool or has its "
+                "data elsewhere: it is not converted",
+                errno=EPERM,
+                pool=source.pool.name,
+            )
+
+
+def _accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> VolumeDef:
+    """The definition, checked, wherever it came from."""
+    wanted = definition if isinstance(definition, VolumeDef) else VolumeDef.from_xml(definition)
+    check_volume_name(wanted.name)
+    for what, value in (("capacity", wanted.capacity), ("allocation", wanted.allocation)):
+        if value is not None and not 0 <= value <= MOST_BYTES:
+            raise DefinitionError(f"{value} bytes cannot be a volume's {what}", element=what)
+    directory = wanted.format == "dir" or (wanted.type is not None and wanted.type.value in ("dir", "netdir"))
+    if wanted.capacity is None and wanted.backing is None and not copied and not directory:
+        raise DefinitionError(f"volume {wanted.name!r} needs a capacity", element="capacity")
+    return wanted

@@ -1,0 +1,180 @@
+"""What surrounds all work on a pool's volumes: what is checked, locked, opened, named and told."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from astore.backend import SESSION_ABILITIES, OpensVolumes, PoolSession, Progress, VolumeFile
+from astore.errors import (
+    AstoreError,
+    InvalidStateError,
+    StorageError,
+    UnsupportedOperationError,
+    VolumeBusyError,
+    VolumeInUseError,
+    reason,
+)
+from astore.events import VolumeProgress
+from astore.model import VolumeInfo
+from astore.pool_refresh import CLEANUP_SECONDS, RefreshedPool
+from astore.shield import shielded
+from astore.volume import Volume
+from astore.volume_work.named_file import NamedFile
+
+if TYPE_CHECKING:
+    from astore.pool import Pool
+
+T = TypeVar("T")
+
+PROGRESS_SECONDS = 0.25
+"""The least time between two progress events of one piece of work."""
+
+
+class PoolAtWork(RefreshedPool):
+    """The part of :class:`~astore.pool.Pool` that looks after work on its volumes, whatever that is."""
+
+    def _require_workable(self, operation: str) -> None:
+        self._manager._check_open()
+        self._require_active(operation)
+        if self._stopping:
+            raise InvalidStateError(
+                f"pool {self.name!r} is being stopped", pool=self.name, state=self._state, operation=operation
+            )
+
+    def _volume_to_change(self, name: str, operation: str, force: bool) -> VolumeInfo:
+        """The volume's record. :raises VolumeInUseError: others are backed by it."""
+        self._require_workable(f"{operation} a volume")
+        info = Volume(cast("Pool", self), name).info
+        if not force and (dependents := self._manager._dependents_of(info, self)):
+            names = ", ".join(repr(one.name) for one in dependents[:3]) + (" …" if len(dependents) > 3 else "")
+            raise VolumeInUseError(
+                f"{len(dependents)} other volumes are backed by volume {name!r} of pool {self.name!r} ({names}): "
+                "they would be damaged; force it if that is meant",
+                pool=self.name,
+                operation=operation,
+                dependents=[one.key for one in dependents],
+            )
+        return info
+
+    async def _able(self, operation: str) -> PoolSession:
+        """The session. :raises UnsupportedOperationError: it cannot do this."""
+        try:
+            session = await self._attached()
+        except Exception as error:
+            raise self._translate(error, operation) from error
+        if not isinstance(session, SESSION_ABILITIES[operation]):
+            raise UnsupportedOperationError(pool=self.name, type=self.type, operation=operation)
+        return session
+
+    @contextlib.contextmanager
+    def _claim(self, name: str, operation: str) -> Iterator[None]:
+        """The volume is this task's to write. :raises VolumeBusyError: it is somebody else's."""
+        if (other := self._written.get(name)) is not None:
+            raise VolumeBusyError(
+                f"volume {name!r} of pool {self.name!r} is being {other} at the moment",
+                pool=self.name,
+                state=self._state,
+                operation=operation,
+            )
+        self._written[name] = operation
+        try:
+            yield
+        finally:
+            del self._written[name]
+
+    @contextlib.contextmanager
+    def _reporting(self, name: str, operation: str, on_progress: Progress | None) -> Iterator[Progress]:
+        """Tells the caller of every step, and who listens to events now and then, and of the last if there were others."""
+        told = time.monotonic()
+        last: tuple[int, int | None] | None = None
+
+        def publish(done: int, total: int | None) -> None:
+            self._publish(VolumeProgress, name=name, operation=operation, done=done, total=total)
+
+        def tell(done: int, total: int | None) -> None:
+            nonlocal told, last
+            if on_progress is not None:
+                on_progress(done, total)
+            now = time.monotonic()
+            if now - told >= PROGRESS_SECONDS:
+                told = now
+                last = None
+                publish(done, total)
+                return
+            last = done, total
+
+        began = told
+        yield tell
+        if last is not None and told > began:
+            publish(*last)
+
+    @contextlib.asynccontextmanager
+    async def _opened(
+        self, session: PoolSession, info: VolumeInfo, *, write: bool = False
+    ) -> AsyncIterator[VolumeFile]:
+        """The volume's bytes. What happens inside is the caller's, and is raised as it is."""
+        stack = contextlib.AsyncExitStack()
+        opening = cast(OpensVolumes, session).open_volume(info, write=write)
+        file = await self._worked(stack.enter_async_context(opening))
+        try:
+            yield NamedFile(file, self.name, info.name)
+        except BaseException as error:
+            await stack.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await self._worked(stack.aclose())
+
+    async def _worked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except Exception as error:
+            raise self._named(error) from error.__cause__
+
+    def _named(self, error: Exception) -> Exception:
+        """The error with the pool's name in it."""
+        if isinstance(error, StorageError):
+            if error.pool is None:
+                error.pool = self.name
+                error.message = f"pool {self.name!r}: {error.message}"
+            return error
+        if isinstance(error, VolumeBusyError) and not error.pool:
+            return VolumeBusyError(
+                f"pool {self.name!r}: {error}", pool=self.name, state=self._state, operation=error.operation
+            )
+        if isinstance(error, (AstoreError, TimeoutError)) or not isinstance(error, OSError):
+            return error
+        return StorageError(f"pool {self.name!r}: {reason(error)}", errno=error.errno, pool=self.name)
+
+    @contextlib.asynccontextmanager
+    async def _making(self, session: PoolSession, name: str) -> AsyncIterator[None]:
+        """A volume is made inside. Where that fails, a refresh beside it may have seen it in its place for a moment."""
+        generation = self._generation
+        try:
+            yield
+        except BaseException:
+            if self._session is session and (self._refresh is not None or self._generation != generation):
+                await self._look_again(name)
+            raise
+
+    def _made(self, session: PoolSession, info: VolumeInfo) -> Volume:
+        self._check_same(session, "create")
+        self._apply({info.name: info})
+        return Volume(cast("Pool", self), info.name)
+
+    def _check_same(self, session: PoolSession, operation: str) -> None:
+        """:raises InvalidStateError: the pool was stopped meanwhile: there is nobody whom the work's result concerns."""
+        if self._session is not session:
+            raise InvalidStateError(
+                f"pool {self.name!r} was stopped meanwhile", pool=self.name, state=self._state, operation=operation
+            )
+
+    async def _look_again(self, *names: str) -> None:
+        """After work that may have changed volumes: see what they are now. Bounded; never raises."""
+        for name in names:
+            await shielded(self._refresh_quietly(name))
+
+    async def _refresh_quietly(self, name: str) -> None:
+        with contextlib.suppress(Exception):
+            await self._refresh_volume(name, CLEANUP_SECONDS)

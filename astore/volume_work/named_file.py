@@ -1,0 +1,78 @@
+"""NamedFile: an open volume as the core hands it out, whose errors name pool and volume."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from astore.backend import VolumeFile
+from astore.errors import StorageError, printable, reason
+from astore.files import FileStat
+
+T = TypeVar("T")
+
+
+class NamedFile:
+    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may be made side by side.
+
+    Every call raises StorageError, with the errno, where the storage says no, and LaneTimeoutError where it says nothing.
+    """
+
+    def __init__(self, file: VolumeFile, pool: str, volume: str) -> None:
+        self._file = file
+        self._pool = pool
+        self._volume = volume
+
+    def __repr__(self) -> str:
+        return f"<NamedFile of volume {self._volume!r} of pool {self._pool!r}>"
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls at once pay for bulk data."""
+        return self._file.in_flight
+
+    async def stat(self) -> FileStat:
+        """Its attributes."""
+        return await self._named(self._file.stat())
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
+        return await self._named(self._file.pread(length, offset))
+
+    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
+        await self._named(self._file.pwrite(data, offset))
+
+    async def truncate(self, length: int) -> None:
+        """Set the size of the file; what it gains is a hole."""
+        await self._named(self._file.truncate(length))
+
+    async def seek_data(self, offset: int) -> int | None:
+        """Where data begin at or after ``offset``; None where there are none up to the end."""
+        return await self._named(self._file.seek_data(offset))
+
+    async def seek_hole(self, offset: int) -> int:
+        """Where a hole begins at or after ``offset``; the end of the volume at the latest."""
+        return await self._named(self._file.seek_hole(offset))
+
+    async def punch(self, offset: int, length: int) -> None:
+        """Make a range a hole; the size stays."""
+        await self._named(self._file.punch(offset, length))
+
+    async def sync(self) -> None:
+        """Wait until what was written is safe."""
+        await self._named(self._file.sync())
+
+    async def _named(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except TimeoutError:
+            raise
+        except OSError as error:
+            if isinstance(error, StorageError) and error.pool is not None:
+                raise
+            raise StorageError(
+                f"pool {self._pool!r}: volume {printable(self._volume)!r}: {reason(error)}",
+                errno=error.errno,
+                pool=self._pool,
+            ) from error

@@ -1,0 +1,206 @@
+"""OpeningSession: what all work on the volumes of a writable tree begins with: opening those there are, and new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+
+from astore.backend import Context
+from astore.errors import (
+    AstoreError,
+    DefinitionError,
+    PoolInaccessibleError,
+    StorageError,
+    TransferError,
+    VolumeBusyError,
+    VolumeExistsError,
+    VolumeNotFoundError,
+    from_os_error,
+    printable,
+    reason,
+)
+from astore.files import TEMPORARY, FileTreeSession
+from astore.model import Permissions, Snapshot, VolumeInfo
+from astore.names import check_volume_name
+from astore.shield import shielded
+from astore.volume_work.calls import SYNC_SECONDS, bounded, to_the_end
+from astore.volume_work.contract import TreeFile, WritableTree
+from astore.volume_work.copying import Count
+from astore.volume_work.open_file import OpenFile
+from astore.volume_work.placing import HiddenFile, begin, remove_leftovers
+
+CLOSING_SECONDS = 1.0
+"""How long the end of a session waits for calls on its files."""
+
+
+class NewVolume(OpenFile):
+    """A volume in the making; ``info`` is its record once it is in its place.
+
+    Whoever closes it before that removes it: no sooner than the last call is out of it, and while it still is locked.
+    """
+
+    def __init__(self, session: OpeningSession, made: HiddenFile) -> None:
+        super().__init__(session.context.lane, made.file)
+        self.made = made
+        self.info: VolumeInfo | None = None
+
+    def _close(self) -> None:
+        if self.info is None:
+            self.made.remove()
+        super()._close()
+
+
+class OpeningSession(FileTreeSession):
+    """A session that can open what is there, and make new files. What it raises names the volume; the core adds the pool."""
+
+    tree: WritableTree
+
+    def __init__(self, tree: WritableTree, context: Context) -> None:
+        super().__init__(tree, context)
+        self._looked_for_leftovers = False
+        self._files: set[OpenFile] = set()
+        self._over = False
+
+    async def aclose(self) -> None:
+        """As for any tree. What is being done to volumes fails, and what was being made is removed."""
+        self._over = True
+        files = list(self._files)
+        if files:
+            with anyio.move_on_after(CLOSING_SECONDS):
+                await asyncio.gather(*(file.aclose() for file in files), return_exceptions=True)
+        await super().aclose()
+
+    async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
+        """As for any tree; the first one removes what killed processes left in the making."""
+        snapshot = await super().refresh(previous, full=full)
+        if not self._looked_for_leftovers:
+            if self.hidden:
+                with contextlib.suppress(
+                    OSError
+                ):  # LaneTimeoutError is one: they are looked for at the next start again
+                    removed = await self.context.lane.run(remove_leftovers, self.tree, self.hidden)
+                    if removed:
+                        self.context.log.info("removed volumes that were never finished", count=len(removed))
+            self._looked_for_leftovers = True
+        return snapshot
+
+    # ----------------------------------------------------------------------------------------------- new volumes
+
+    @contextlib.asynccontextmanager
+    async def new_volume(self, name: str, permissions: Permissions | None = None) -> AsyncIterator[NewVolume]:
+        """A new volume, hidden while it is written to inside, and in its place after; or not there at all.
+
+        :raises VolumeExistsError: there is something of this name. StorageError: the storage said no.
+        """
+        with worded(name, "create"):
+            checked_name(name)
+            made = await to_the_end(self.context.lane, begin, self.tree, name, permissions, undo=_discard)
+        new = NewVolume(self, made)
+        try:
+            with self._keeping(new):
+                yield new
+                with worded(name, "create"):
+                    new.info = await new.run(new.made.place, timeout=SYNC_SECONDS)
+                    await shielded(new.aclose())
+                self._check_not_over()  # or it was closed, and with that removed, in this very moment
+        except BaseException:
+            if new.info is not None:  # too late for closing it to remove it
+                await shielded(bounded(self.context.lane.run(new.made.remove)))
+            with contextlib.suppress(Exception):
+                await shielded(new.aclose())
+            raise
+
+    def _check_not_over(self) -> None:
+        if self._over:
+            raise StorageError("the pool was stopped meanwhile", errno=errno.EBADF)
+
+    @contextlib.contextmanager
+    def _keeping(self, file: OpenFile) -> Iterator[None]:
+        """The file is one of those that are closed with the session."""
+        self._files.add(file)
+        try:
+            self._check_not_over()
+            yield
+        finally:
+            self._files.discard(file)
+
+    @contextlib.asynccontextmanager
+    async def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AsyncIterator[OpenFile]:
+        """Open a volume's bytes; for writing, locked against all other writers of astore's.
+
+        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EISDIR …
+        """
+        lane = self.context.lane
+        with worded(volume.name, "open"):
+            file = await to_the_end(lane, open_locked, self.tree, volume.name, write, undo=TreeFile.close)
+        opened = OpenFile(lane, file)
+        try:
+            with self._keeping(opened):
+                yield opened
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await shielded(opened.aclose())
+            raise
+        with worded(volume.name, "close"):
+            await shielded(opened.aclose())
+
+
+def open_locked(tree: WritableTree, name: str, write: bool) -> TreeFile:
+    """Open an entry; for writing, locked. Blocks. :raises VolumeBusyError: somebody else is writing it."""
+    file = tree.open(name, write=write)
+    try:
+        if write and not file.lock():
+            raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _discard(made: HiddenFile) -> None:
+    made.remove()
+    made.file.close()
+
+
+def checked_name(name: str) -> str:
+    """:raises DefinitionError: no volume can have this name."""
+    check_volume_name(name)
+    if name.startswith(TEMPORARY):
+        raise DefinitionError(f"names that begin with {TEMPORARY!r} are those of volumes in the making", element="name")
+    return name
+
+
+_PASSED_ON = (TransferError, VolumeExistsError, PoolInaccessibleError)
+
+
+@contextlib.contextmanager
+def worded(name: str, operation: str, count: Count | None = None, other: str | None = None) -> Iterator[None]:
+    """What the storage says, in astore's errors, with the volume's name and how far it came."""
+    try:
+        yield
+    except StorageError as error:
+        if count is None or error.errno is None or isinstance(error, _PASSED_ON):
+            raise
+        raise TransferError(
+            f"{error.message}, after {count.done} bytes", errno=error.errno, pool=error.pool, done=count.done
+        ) from error
+    except (AstoreError, TimeoutError):
+        raise
+    except OSError as error:
+        plain = OSError(error.errno, error.strerror) if error.strerror else error
+        what = f"{operation} of volume {printable(name)!r}"
+        if error.errno == errno.EEXIST:
+            raise VolumeExistsError(
+                f"there is a volume {printable(other or name)!r} already", errno=errno.EEXIST
+            ) from error
+        if error.errno == errno.ENOENT:
+            raise VolumeNotFoundError(f"{what}: it is not there any more", what=name) from error
+        if count is not None:
+            raise TransferError(
+                f"{what}: {reason(plain)}, after {count.done} bytes", errno=error.errno, done=count.done
+            ) from error
+        raise from_os_error(plain, what) from error

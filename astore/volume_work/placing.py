@@ -1,0 +1,135 @@
+"""How a new file appears complete or not at all: under a hidden name first, then in its place, never over another.
+
+The hidden file is locked by whoever makes it for as long as that lasts, so that whoever finds one can tell what a
+killed process left behind from what is being made at this moment, by another process or on another machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+
+from astore.errors import printable
+from astore.files import TEMPORARY, read_entry
+from astore.model import EntryError, Permissions, VolumeInfo
+from astore.volume_work.contract import TreeFile, WritableTree
+
+DEFAULT_MODE = 0o600
+"""A new volume's, where its definition names none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
+
+SUFFIX = ".tmp"
+"""How the names of hidden files end."""
+
+ATTEMPTS = 16
+"""How many hidden files are tried: each may be taken for a leftover before it is locked, but not all of them."""
+
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOTSUP})
+
+
+class HiddenFile:
+    """A new file that is not in its place yet. Blocking; made by :func:`begin`."""
+
+    def __init__(self, tree: WritableTree, hidden: str, name: str, file: TreeFile) -> None:
+        self.tree = tree
+        self.hidden = hidden
+        self.name = name
+        self.file = file
+        self._inode = -1
+        self._named = False
+
+    def place(self) -> VolumeInfo:
+        """Make it safe and give it its name. :raises OSError: EEXIST: the name was taken meanwhile."""
+        self.file.sync()
+        self._inode = self.file.stat().inode
+        self._named = True
+        self._give_name()
+        with contextlib.suppress(FileNotFoundError):
+            self.tree.unlink(self.hidden)
+        self.tree.sync_folder()
+        return found(self.tree, self.name)
+
+    def _give_name(self) -> None:
+        try:
+            self.tree.link(self.hidden, self.name)
+        except FileExistsError:
+            # NFS asks again when an answer is lost, and is told then that there is what it made itself (link(2), BUGS)
+            if self.tree.stat(self.name, follow=False).inode != self._inode:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self.tree.rename(self.hidden, self.name)
+
+    def remove(self) -> None:
+        """Remove it, hidden as it is or in its place, if it is it that is there. Never raises."""
+        with contextlib.suppress(OSError):
+            self.tree.unlink(self.hidden)
+        if self._named:
+            with contextlib.suppress(OSError):
+                if self.tree.stat(self.name, follow=False).inode == self._inode:
+                    self.tree.unlink(self.name)
+
+
+def begin(tree: WritableTree, name: str, permissions: Permissions | None) -> HiddenFile:
+    """A new hidden file, locked, with the permissions it is to have. :raises OSError: EEXIST: the name is taken."""
+    try:
+        tree.stat(name, follow=False)
+    except FileNotFoundError:
+        pass
+    else:
+        raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
+    wanted = permissions or Permissions()
+    for _ in range(ATTEMPTS):
+        hidden = f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
+        file = tree.create(hidden, DEFAULT_MODE if wanted.mode is None else wanted.mode)
+        made = HiddenFile(tree, hidden, name, file)
+        try:
+            if file.lock() and _is_there(tree, hidden, file):
+                if wanted.owner is not None or wanted.group is not None:
+                    file.chown(
+                        -1 if wanted.owner is None else wanted.owner, -1 if wanted.group is None else wanted.group
+                    )
+                return made
+        except BaseException:
+            made.remove()
+            file.close()
+            raise
+        file.close()  # somebody who looks for leftovers was faster than the lock, and removes it
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+
+
+def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
+    try:
+        return tree.stat(hidden, follow=False).inode == file.stat().inode
+    except FileNotFoundError:
+        return False
+
+
+def found(tree: WritableTree, name: str, hidden: bool = False) -> VolumeInfo:
+    """The record of a volume that must be there. :raises OSError: it cannot be read."""
+    item = read_entry(tree, name, hidden=hidden)
+    if item is None:
+        raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
+    if isinstance(item, EntryError):
+        raise OSError(item.errno or errno.EIO, item.message, printable(name))
+    return item
+
+
+def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:
+    """Remove hidden files that nobody is making any more; returns their names. What cannot be told stays."""
+    removed = []
+    for name in names:
+        if not name.endswith(SUFFIX):
+            continue  # nothing of astore's, whatever it begins with
+        with contextlib.suppress(OSError):
+            file = tree.open(name, write=True)
+            try:
+                if file.lock():
+                    tree.unlink(name)
+                    removed.append(name)
+            finally:
+                file.close()
+    return removed

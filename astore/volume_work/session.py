@@ -1,0 +1,320 @@
+"""WritableTreeSession: a whole pool session, with all work on volumes, over any writable tree."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+
+from astore.backend import Progress, VolumeFile
+from astore.errors import DefinitionError, StorageError, printable
+from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
+from astore.shield import shielded
+from astore.volume_work import copying, qemu_img, wiping
+from astore.volume_work.calls import bounded, to_the_end
+from astore.volume_work.contract import TreeFile, WritableTree
+from astore.volume_work.local import LocalFile
+from astore.volume_work.open_file import OpenFile
+from astore.volume_work.opening import NewVolume, OpeningSession, checked_name, open_locked, worded
+from astore.volume_work.placing import found
+
+ALLOCATE_AT_ONCE = 1 << 30
+"""Bytes that one call takes space for."""
+
+DIRECTORY_MODE = 0o711
+
+
+class WritableTreeSession(OpeningSession):
+    """A session that can also change what is there. What it raises names the volume; the core adds the pool."""
+
+    async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
+        """Make a volume as its definition says; ``capacity`` must be given.
+
+        raw: a hole of that size, with space taken for ``allocation`` bytes; other formats: what ``qemu-img create`` makes;
+        ``dir``: a directory.
+
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
+            CommandError: qemu-img is missing, or what it said. StorageError: the storage said no.
+        """
+        kind = definition.format or "raw"
+        if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or kind == "dir":
+            return await self._make_directory(definition)
+        qemu_img.check_definition(definition)
+        capacity = definition.capacity
+        if capacity is None:
+            raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
+        async with self.new_volume(definition.name, definition.permissions) as new:
+            count = copying.Count(None, None)
+            with worded(definition.name, "create", count):
+                if definition.nocow:
+                    await new.run(_set_nocow, new.file)
+                if kind == "raw":
+                    await new.truncate(capacity)
+                    await _allocate(new, 0, min(definition.allocation or 0, capacity), count)
+                else:
+                    await self._create_image(new, definition, capacity, prealloc_metadata, count)
+        return _made(new)
+
+    async def _create_image(
+        self, new: NewVolume, definition: VolumeDef, capacity: int, prealloc_metadata: bool, count: copying.Count
+    ) -> None:
+        """Have qemu-img make an image in a private place, and put it on the pool."""
+        lane = self.context.lane
+        async with qemu_img.private_folder(self.context) as folder:
+            path = f"{folder}/image"
+            arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
+            operation = f"creating a {definition.format} volume"
+            await qemu_img.run(
+                self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
+            )
+            image = OpenFile(lane, await lane.run(_open_image, path, discard=TreeFile.close))
+            try:
+                size = (await image.stat()).size
+                await new.truncate(size)
+                await copying.copy_blocks(image, new, size, count)
+            finally:
+                await shielded(image.aclose())
+        if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
+            await _allocate(new, 0, size, count)
+
+    async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
+        name = checked_name(definition.name)
+        permissions = definition.permissions or Permissions()
+
+        def make() -> VolumeInfo:
+            self.tree.mkdir(name, DIRECTORY_MODE if permissions.mode is None else permissions.mode)
+            try:
+                if permissions.owner is not None or permissions.group is not None:
+                    owner = -1 if permissions.owner is None else permissions.owner
+                    self.tree.set_owner(name, owner, -1 if permissions.group is None else permissions.group)
+                self.tree.sync_folder()
+                return found(self.tree, name)
+            except BaseException:
+                take_back()
+                raise
+
+        def take_back() -> None:
+            with contextlib.suppress(OSError):
+                self.tree.rmdir(name)
+
+        with worded(name, "create"):
+            return await to_the_end(self.context.lane, make, undo=lambda _: take_back())
+
+    async def copy_volume(
+        self, source: VolumeInfo, definition: VolumeDef, *, progress: Progress | None = None
+    ) -> VolumeInfo:
+        """Make a new volume with the bytes of one of this pool's: shared blocks where the storage can, else its own copy.
+
+        It has the source's format, and at least its capacity.
+
+        :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source is not there.
+        """
+        async with self._making(definition, progress) as (new, count), self.open_volume(source) as old:
+            with worded(definition.name, "copy", count):
+                size = count.total = (await old.stat()).size
+                if not await copying.copy_within(old, new, size, count):
+                    await self._copy(old, size, new, count)
+                await self._grow(new, definition, size)
+        return _made(new)
+
+    async def receive_volume(
+        self, source: VolumeFile, size: int, definition: VolumeDef, *, progress: Progress | None = None
+    ) -> VolumeInfo:
+        """Make a new volume with the bytes of another pool's, read and written in blocks; holes are kept."""
+        async with self._making(definition, progress) as (new, count):
+            with worded(definition.name, "copy", count):
+                count.total = size
+                await self._copy(source, size, new, count)
+                await self._grow(new, definition, size)
+        return _made(new)
+
+    @contextlib.asynccontextmanager
+    async def _making(
+        self, definition: VolumeDef, progress: Progress | None
+    ) -> AsyncIterator[tuple[NewVolume, copying.Count]]:
+        async with self.new_volume(definition.name, definition.permissions) as new:
+            if definition.nocow:
+                await new.run(_set_nocow, new.file)
+            yield new, copying.Count(None, progress)
+
+    async def _copy(self, source: VolumeFile, size: int, new: NewVolume, count: copying.Count) -> None:
+        await new.truncate(size)
+        await copying.copy_blocks(source, new, size, count)
+
+    async def _grow(self, new: NewVolume, definition: VolumeDef, size: int) -> None:
+        """Give a copy the capacity that it is to have, and of a raw one the space."""
+        capacity = definition.capacity or 0
+        if qemu_img.is_raw(definition.format):
+            if capacity > size:
+                await new.truncate(capacity)
+            await _allocate(new, 0, min(definition.allocation or 0, max(capacity, size)))
+        elif capacity:
+            image = await new.run(found, self.tree, new.made.hidden, True)
+            if capacity > image.capacity:
+                await self._resize_image(image, capacity, False)
+
+    async def volume_for_qemu(self, volume: VolumeInfo, operation: str) -> str:
+        """What qemu-img calls a volume. :raises StorageError: EOPNOTSUPP: it cannot reach this storage."""
+        if volume.format == "vmdk":
+            # whose extents may be any files of this machine, named in a descriptor that the pool's users may write
+            async with self.open_volume(volume) as file:
+                if not qemu_img.is_whole_vmdk(await file.pread(qemu_img.VMDK_HEAD, 0)):
+                    raise StorageError(
+                        f"{operation}: volume {printable(volume.name)!r} has its data in other files", errno=errno.EPERM
+                    )
+        return await self._for_qemu(volume.name, operation)
+
+    async def convert_volume(self, path: str, format: str, definition: VolumeDef) -> VolumeInfo:
+        """Make a new volume, in the definition's format, of the image that qemu-img finds at ``path``."""
+        kind = definition.format or "raw"
+        qemu_img.check_definition(definition)
+        operation = f"converting from {format} to {kind}"
+        async with self.new_volume(definition.name, definition.permissions) as new:
+            target = await self._for_qemu(new.made.hidden, operation)
+            await qemu_img.run(
+                self.context,
+                *qemu_img.convert_arguments(format, definition),
+                path,
+                target,
+                timeout=qemu_img.CONVERT_SECONDS,
+                operation=operation,
+            )
+            with worded(definition.name, "convert"):
+                await self._grow(new, definition, (await new.stat()).size)
+        return _made(new)
+
+    # --------------------------------------------------------------------------------------------- what is there
+
+    async def resize_volume(self, volume: VolumeInfo, capacity: int, *, allocate: bool = False) -> VolumeInfo:
+        """Make a volume larger or smaller; raw by itself, other formats by qemu-img.
+
+        :raises StorageError: EOPNOTSUPP: qemu-img cannot reach this storage, in words. EAGAIN: it has another capacity
+            by now than ``volume`` says, so that nobody can have meant this.
+        """
+        async with self.open_volume(volume, write=True) as file:
+            with worded(volume.name, "resize"):
+                now = await file.run(found, self.tree, volume.name)
+                if (now.capacity, now.format) != (volume.capacity, volume.format):
+                    raise StorageError(
+                        f"resize of volume {printable(volume.name)!r}: it changed meanwhile, to {now.capacity} bytes "
+                        f"({now.format}); refresh it first",
+                        errno=errno.EAGAIN,
+                    )
+                if qemu_img.is_raw(volume.format):
+                    await self._resize_raw(file, capacity, allocate)
+                else:
+                    await self._resize_image(volume, capacity, allocate)
+                return await file.run(found, self.tree, volume.name)
+
+    async def _resize_raw(self, file: OpenFile, capacity: int, allocate: bool) -> None:
+        size = (await file.stat()).size
+        try:
+            await file.truncate(capacity)
+            if allocate:
+                await _allocate(file, size, capacity - size)
+            await file.sync()
+        except BaseException:
+            if capacity > size:  # there may be no space for all of it: it keeps nothing of it
+                await shielded(bounded(file.truncate(size)))
+            raise
+
+    async def _resize_image(self, volume: VolumeInfo, capacity: int, allocate: bool) -> None:
+        operation = f"resizing a {volume.format} volume"
+        path = await self._for_qemu(volume.name, operation)
+        arguments = ["resize", "-q", "-f", qemu_img.driver(volume.format)]
+        if capacity < volume.capacity:
+            arguments.append("--shrink")
+        if allocate:
+            arguments.append("--preallocation=falloc")
+        await qemu_img.run(
+            self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
+        )
+
+    async def _for_qemu(self, name: str, operation: str) -> str:
+        """What qemu-img calls an entry. :raises StorageError: EOPNOTSUPP: it cannot reach it."""
+        path = self.tree.program_path(name)
+        protocol, colon, _ = path.partition(":")
+        if colon and "/" not in protocol:
+            protocol = protocol.partition("+")[0]
+            if protocol not in await qemu_img.protocols(self.context, operation):
+                raise StorageError(
+                    f"{operation} here needs a qemu-img that knows {protocol}:// (Debian package qemu-block-extra)",
+                    errno=errno.EOPNOTSUPP,
+                )
+        return path
+
+    async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
+        """Overwrite a volume's data; see :mod:`astore.volume_work.wiping`."""
+        wiping.check_algorithm(algorithm)
+        async with self.open_volume(volume, write=True) as file:
+            count = copying.Count(None, progress)
+            with worded(volume.name, "wipe", count):
+                await wiping.wipe(file, algorithm, count)
+
+    async def delete_volume(self, volume: VolumeInfo) -> None:
+        """Remove a file, a link, or an empty directory.
+
+        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: ENOTEMPTY …
+        """
+        with worded(volume.name, "delete"):
+            await to_the_end(self.context.lane, _delete, self.tree, volume.name)
+
+    async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
+        """Give a volume another name that nobody has.
+
+        :raises VolumeExistsError: somebody has it. VolumeNotFoundError: it is not there.
+        """
+        checked_name(name)
+
+        def rename() -> VolumeInfo:
+            self.tree.rename(volume.name, name)
+            self.tree.sync_folder()
+            return found(self.tree, name)
+
+        with worded(volume.name, "rename", other=name):
+            return await to_the_end(self.context.lane, rename)
+
+
+# ------------------------------------------------------------------------------------------------- blocking calls
+
+
+def _delete(tree: WritableTree, name: str) -> None:
+    mode = tree.stat(name, follow=False).mode
+    if stat.S_ISDIR(mode):
+        tree.rmdir(name)
+    else:
+        if stat.S_ISREG(mode):
+            with contextlib.suppress(PermissionError):  # who may not write a file may remove it all the same
+                open_locked(tree, name, True).close()  # nobody else is writing it
+        tree.unlink(name)
+    tree.sync_folder()
+
+
+def _open_image(path: str) -> TreeFile:
+    return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+
+def _set_nocow(file: TreeFile) -> None:
+    # as for libvirt, a wish: on most file systems there is nothing to switch off
+    if isinstance(file, LocalFile):
+        with contextlib.suppress(OSError):
+            file.set_nocow()
+
+
+# --------------------------------------------------------------------------------------------------- small things
+
+
+async def _allocate(file: OpenFile, offset: int, length: int, count: copying.Count | None = None) -> None:
+    lane = file.lane
+    for at in range(offset, offset + length, ALLOCATE_AT_ONCE):
+        some = min(ALLOCATE_AT_ONCE, offset + length - at)
+        await to_the_end(lane, file.guarded, file.file.allocate, at, some)
+        if count is not None:
+            count.add(some)
+
+
+def _made(new: NewVolume) -> VolumeInfo:
+    assert new.info is not None
+    return new.info

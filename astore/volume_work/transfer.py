@@ -1,0 +1,292 @@
+"""Upload and download: streams of bytes into and out of an open volume, several blocks under way at once, holes kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from typing import Self
+
+import msgspec
+
+from astore.backend import VolumeFile
+from astore.errors import StorageError, TransferError, reason
+from astore.shield import shielded
+from astore.volume_work.copying import CANNOT, Count, next_data
+
+BLOCK = 2 << 20
+"""Bytes that are read at once, and the least that are written at once where more are to come."""
+
+MOST = 4 << 20
+"""The most bytes that are written at once."""
+
+GRAIN = 64 << 10
+"""Zeros are found in whole pieces of this many bytes, aligned to it."""
+
+_ZEROS = bytes(MOST)
+
+Data = bytes | bytearray | memoryview
+
+
+class Hole(msgspec.Struct, frozen=True):
+    """What a sparse download gives, and a sparse upload takes, for ``length`` bytes of nothing."""
+
+    length: int
+
+
+class _Written:
+    """How far an upload came without a gap, though its blocks end in any order."""
+
+    def __init__(self, count: Count) -> None:
+        self._count = count
+        self._blocks: deque[list[int]] = deque()  # length, and 1 when it is done
+
+    def begin(self, length: int) -> list[int]:
+        block = [length, 0]
+        self._blocks.append(block)
+        return block
+
+    def end(self, block: list[int]) -> None:
+        block[1] = 1
+        while self._blocks and self._blocks[0][1]:
+            self._count.add(self._blocks.popleft()[0])
+
+
+async def upload(
+    file: VolumeFile, source: AsyncIterable[Data | Hole], offset: int, length: int | None, sparse: bool, count: Count
+) -> int:
+    """Write what ``source`` gives from ``offset`` on; returns the offset after it.
+
+    :param length: the most bytes that it may give. :param sparse: zeros become holes.
+    :raises TransferError: the source gives more than ``length`` bytes, which are written; or the storage said no.
+        What ``source`` raises, as it is.
+    """
+    try:
+        writing = _Upload(file, (await file.stat()).size, sparse, count)
+        given = await writing.all_of(source, offset, length)
+        end = given if length is None else min(given, offset + length)
+        if end > max(writing.size, (await file.stat()).size):
+            await file.truncate(end)  # it ends in a hole
+        await file.sync()
+    except _StorageSaidNo as no:
+        raise _broken_off(no.error, count) from no.error
+    except StorageError as error:
+        raise _broken_off(error, count) from error
+    if given > end:
+        raise TransferError(f"there are more than the {length} bytes that were announced", done=count.done)
+    return end
+
+
+class _Upload:
+    """Blocks on their way into a volume."""
+
+    def __init__(self, file: VolumeFile, size: int, sparse: bool, count: Count) -> None:
+        self.file = file
+        self.size = size
+        """The volume's, before."""
+        self._sparse = sparse
+        self._written = _Written(count)
+        self._room = asyncio.Semaphore(file.in_flight)
+
+    async def all_of(self, source: AsyncIterable[Data | Hole], offset: int, length: int | None) -> int:
+        """Write all that there is, up to ``length``; returns the offset at which it ends, or would."""
+        at = offset
+        own: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group, contextlib.aclosing(_pieces(source)) as pieces:
+                try:
+                    async for piece in pieces:
+                        kept = piece if length is None else _first(piece, length - (at - offset))
+                        await self._room.acquire()
+                        group.create_task(self._put(at, kept, self._written.begin(_length(kept))))
+                        at += _length(piece)
+                        if kept is not piece:
+                            break
+                except Exception as error:
+                    own = error
+                    raise
+        except BaseExceptionGroup as several:
+            first = several.exceptions[0] if own is None else own
+            raise first from first.__cause__
+        return at
+
+    async def _put(self, start: int, piece: Data | Hole, block: list[int]) -> None:
+        file = self.file
+        try:
+            if isinstance(piece, Hole):
+                await _make_hole(file, start, min(piece.length, self.size - start))
+            elif self._sparse:
+                await _put_sparsely(file, start, piece, self.size)
+            else:
+                await file.pwrite(piece, start)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise _StorageSaidNo(error) from error
+        finally:
+            self._room.release()
+        self._written.end(block)
+
+
+class _StorageSaidNo(Exception):
+    """Tells an error of the volume from one of the source."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _broken_off(error: OSError, count: Count) -> TransferError:
+    return TransferError(
+        f"{reason(error)}, after {count.done} bytes",
+        errno=error.errno,
+        pool=getattr(error, "pool", None),
+        done=count.done,
+    )
+
+
+def _length(piece: Data | Hole) -> int:
+    return piece.length if isinstance(piece, Hole) else len(piece)
+
+
+def _first(piece: Data | Hole, length: int) -> Data | Hole:
+    """The first ``length`` bytes of a piece: the piece itself where it has no more."""
+    if _length(piece) <= length:
+        return piece
+    return Hole(length) if isinstance(piece, Hole) else memoryview(piece)[:length]
+
+
+async def _pieces(source: AsyncIterable[Data | Hole]) -> AsyncGenerator[Data | Hole, None]:
+    """What the source gives, in pieces that are worth a call each. They are no longer the source's own."""
+    small = bytearray()
+    async for item in source:
+        if isinstance(item, Hole):
+            if small:
+                yield small
+                small = bytearray()
+            if item.length > 0:
+                yield item
+            continue
+        if isinstance(item, memoryview):
+            item = item.tobytes()  # whatever it is a view of
+        if small or len(item) < BLOCK:
+            small += item
+            if len(small) >= BLOCK:
+                yield small
+                small = bytearray()
+            continue
+        whole = item if isinstance(item, bytes) else bytes(item)  # whoever gave it may go on using it
+        if len(whole) <= MOST:
+            yield whole
+            continue
+        view = memoryview(whole)
+        for begin in range(0, len(view), MOST):
+            yield view[begin : begin + MOST]
+    if small:
+        yield small
+
+
+async def _put_sparsely(file: VolumeFile, start: int, data: Data, size: int) -> None:
+    view = memoryview(data)
+    for begin, end, empty in _runs(view, start):
+        if not empty:
+            await file.pwrite(view[begin:end], start + begin)
+        else:
+            await _make_hole(file, start + begin, min(end, size - start) - begin)
+
+
+def _runs(view: memoryview, start: int) -> list[tuple[int, int, bool]]:
+    """The pieces of a block in turn: from, to, and whether there is nothing but zeros in it."""
+    runs: list[tuple[int, int, bool]] = []
+    begin = 0
+    while begin < len(view):
+        end = min(begin + GRAIN - (start + begin) % GRAIN, len(view))
+        empty = _ZEROS.startswith(view[begin:end])
+        if runs and runs[-1][2] == empty:
+            runs[-1] = (runs[-1][0], end, empty)
+        else:
+            runs.append((begin, end, empty))
+        begin = end
+    return runs
+
+
+async def _make_hole(file: VolumeFile, start: int, length: int) -> None:
+    """Have a range within the volume's size read as zeros."""
+    if length <= 0:
+        return
+    try:
+        await file.punch(start, length)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+        for at in range(start, start + length, MOST):
+            await file.pwrite(memoryview(_ZEROS)[: min(MOST, start + length - at)], at)
+
+
+class Download:
+    """The blocks of a volume in turn, read ahead: an async iterator, given by ``volume.download()``."""
+
+    def __init__(self, file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> None:
+        self._file = file
+        self._end = end
+        self._at = offset
+        self._count = count
+        self._until = end if not sparse else offset
+        self._ahead: deque[asyncio.Task[bytes] | Hole] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes | Hole:
+        while len(self._ahead) < self._file.in_flight and await self._read_on():
+            pass
+        if not self._ahead:
+            raise StopAsyncIteration
+        first = self._ahead[0]
+        # whoever is cancelled here (a deadline for one block) may ask again, and misses nothing
+        item = first if isinstance(first, Hole) else await asyncio.shield(first)
+        self._ahead.popleft()
+        if not item:  # it was cut meanwhile
+            self._at = self._end
+            await self.aclose()
+            raise StopAsyncIteration
+        self._count.add(_length(item))
+        return item
+
+    async def _read_on(self) -> bool:
+        """Begin with one more block, or find one more hole; False at the end."""
+        if self._at >= self._end:
+            return False
+        if self._at >= self._until:
+            begin, self._until = await next_data(self._file, self._at, self._end) or (self._end, self._end)
+            if begin > self._at:
+                self._ahead.append(Hole(begin - self._at))
+                self._at = begin
+                return True
+        length = min(BLOCK, self._until - self._at)
+        self._ahead.append(asyncio.ensure_future(self._file.pread(length, self._at)))
+        self._at += length
+        return True
+
+    async def aclose(self) -> None:
+        """Give up what is being read ahead."""
+        tasks = [one for one in self._ahead if not isinstance(one, Hole)]
+        self._ahead.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen
+
+
+@contextlib.asynccontextmanager
+async def downloading(file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> AsyncIterator[Download]:
+    """A :class:`Download` of the bytes from ``offset`` to ``end``; reads that are under way end with it."""
+    download = Download(file, offset, end, sparse, count)
+    try:
+        yield download
+    finally:
+        await shielded(download.aclose())

@@ -1,0 +1,138 @@
+"""What an upload may come from: chunks that somebody makes, a stream, bytes at hand, or a file of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
+
+import aiofiles.threadpool
+import anyio.abc
+
+from astore.backend import Lane
+from astore.shield import shielded
+from astore.volume_work.calls import bounded, in_a_thread, to_the_end
+from astore.volume_work.transfer import MOST, Data, Hole
+
+T = TypeVar("T")
+
+Source = str | os.PathLike[str] | Data | AsyncIterable[Data | Hole] | anyio.abc.ByteReceiveStream
+"""A path, bytes, any async iterable of bytes (and :class:`Hole`), or anyio's byte streams."""
+
+
+@contextlib.asynccontextmanager
+async def chunks_of(
+    source: Source, lane: Lane | None, *, sparse: bool = False
+) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], int | None]]:
+    """The source as an async iterable, and how many bytes it has, if that is known; what was opened for it is closed.
+
+    :param lane: whose threads read a file of this machine. :param sparse: tell the holes of such a file.
+    :raises TypeError: it is no source. OSError: the file cannot be opened.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if lane is None:
+            raise RuntimeError("there is no lane to read a file on")
+        raw, size = await to_the_end(lane, _open, os.fspath(source), undo=lambda opened: opened[0].close())
+        executor = LaneExecutor(lane)
+        file = aiofiles.threadpool.wrap(raw, loop=asyncio.get_running_loop(), executor=executor)
+        try:
+            async with contextlib.aclosing(_file_chunks(file, sparse)) as chunks:
+                yield chunks, size
+        finally:
+            # after the read that was given up, which goes on: no number is closed under a call
+            await shielded(_close(raw, executor))
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        yield _one(source), memoryview(source).nbytes
+    elif isinstance(source, AsyncIterable):
+        yield source, None
+    else:
+        raise TypeError(
+            f"bytes come from a path, from bytes, or from an async iterable, not from {type(source).__name__}"
+        )
+
+
+def _open(path: str) -> tuple[io.FileIO, int | None]:
+    """A file of this machine, and its size if it is a regular file."""
+    file = io.FileIO(path)
+    try:
+        st = os.fstat(file.fileno())
+    except BaseException:
+        file.close()
+        raise
+    return file, st.st_size if stat.S_ISREG(st.st_mode) else None
+
+
+async def _close(file: io.FileIO, executor: LaneExecutor) -> None:
+    closing = asyncio.wrap_future(executor.submit(file.close))
+    await bounded(asyncio.wait([closing]))
+    if closing.done() and closing.exception() is not None and not file.closed:
+        in_a_thread(file.close)
+
+
+async def _one(data: Data) -> AsyncIterator[Data | Hole]:
+    yield data
+
+
+async def _file_chunks(file: Any, sparse: bool) -> AsyncGenerator[Data | Hole, None]:
+    """The file's data, its holes told as such where that is wanted and can be."""
+    at = 0
+    while sparse:
+        try:
+            begin = await file.seek(at, os.SEEK_DATA)
+            until = await file.seek(begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a pipe, or a file system that does not know
+                break
+            end = await file.seek(0, os.SEEK_END)
+            if end > at:
+                yield Hole(end - at)
+            return
+        if begin > at:
+            yield Hole(begin - at)
+        at = await file.seek(begin, os.SEEK_SET)
+        while at < until:
+            data = await file.read(min(MOST, until - at))
+            if not data:
+                return
+            at += len(data)
+            yield data
+    while data := await file.read(MOST):
+        yield data
+
+
+class LaneExecutor(Executor):
+    """A lane, for libraries that want an executor. For calls from the event loop only, which are made one by one."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Have the lane call ``fn``; it is over when its call is."""
+        future: Future[T] = Future()
+        task = asyncio.get_running_loop().create_task(self._run(future, fn, args, kwargs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return future
+
+    async def _run(
+        self, future: Future[T], fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        async with self._turn:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = await self._lane.run(lambda: fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                future.set_result(result)

@@ -1,0 +1,132 @@
+"""The face of the package: what it exports, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+from pathlib import Path
+
+import pytest
+from core_fakes import run_python
+
+import astore
+import astore.errors
+import astore.events
+
+
+def test_all_is_what_there_is() -> None:
+    """Every public name of the package is in ``__all__``, in order, and nothing else is."""
+    exported = [name for name in astore.__all__ if name.isupper()] + [
+        name for name in astore.__all__ if not name.isupper()
+    ]
+    assert exported == sorted(astore.__all__, key=lambda name: (not name.isupper(), name))
+    assert len(set(astore.__all__)) == len(astore.__all__)
+    there = {name for name, value in vars(astore).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert set(astore.__all__) == there
+
+
+@pytest.mark.parametrize("module", [astore.errors, astore.events])
+def test_every_error_and_event_is_exported(module: object) -> None:
+    """Who catches an error or filters events needs no other module."""
+    for name, value in vars(module).items():
+        if (
+            inspect.isclass(value)
+            and value.__module__ == module.__name__  # type: ignore[attr-defined]
+            and issubclass(value, astore.AstoreError | astore.Event)
+        ):
+            assert getattr(astore, name) is value
+
+
+def test_names_that_users_rely_on() -> None:
+    """The methods of Manager, Pool and Volume that programs are written against."""
+    wanted = {
+        astore.Manager: "aclose capabilities create damaged define discover events pool pool_by_uuid pools refresh_all "
+        "registry reload start_all statistics volume_by_key volume_by_path",
+        astore.Pool: "active autostart build definition delete error info name persistent refresh set_autostart "
+        "snapshot start state stop to_xml type undefine uuid volume volumes wait_state",
+        astore.Volume: "info key name path pool refresh to_xml",
+        astore.BackendRegistry: "backends get load_all register types unregister",
+        astore.PoolDef: "from_xml to_xml",
+        astore.VolumeDef: "from_xml to_xml",
+    }
+    for owner, names in wanted.items():
+        assert [name for name in names.split() if not hasattr(owner, name)] == []
+
+
+def test_everything_public_is_documented() -> None:
+    """Modules, classes, methods and functions of the core have a docstring each."""
+    lacking = []
+    for found in pkgutil.walk_packages(astore.__path__, "astore."):
+        if found.name.startswith(("astore.cli", "astore.testing")):
+            continue
+        module = importlib.import_module(found.name)
+        if not module.__doc__ and not (module.__file__ or "").endswith("__main__.py"):
+            lacking.append(found.name)
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != found.name:
+                continue
+            if not inspect.isclass(value) and not inspect.isfunction(value):
+                continue
+            if not value.__doc__:
+                lacking.append(f"{found.name}.{name}")
+            if inspect.isclass(value):
+                lacking += [
+                    f"{found.name}.{name}.{method}"
+                    for method, function in vars(value).items()
+                    if inspect.isfunction(function)
+                    and not method.startswith("_")
+                    and not inspect.getdoc(getattr(value, method))
+                    and not getattr(value, "_is_protocol", False)
+                ]
+    assert lacking == []
+
+
+def test_importing_is_light() -> None:
+    """``import astore`` brings neither plugins nor the command's libraries, and configures nothing."""
+    code = (
+        "import json, logging, sys, astore\n"
+        "import structlog\n"
+        "assert not logging.root.handlers and not logging.getLogger('astore').handlers\n"
+        "assert not structlog.is_configured()\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout))
+    # (rich is not among them: structlog looks for it by importing it)
+    assert not loaded & {"astore_gluster", "astore_netfs", "gluster", "typer", "click", "libvirt", "pytest"}
+
+
+def test_listing_backends_imports_no_plugin(tmp_path: Path) -> None:
+    """Entering a Manager and listing backends imports none of them but those that are used."""
+    code = (
+        "import asyncio, sys, astore\n"
+        "async def main():\n"
+        "    async with astore.Manager(sys.argv[1]) as manager:\n"
+        "        print([info.type for info in manager.registry.backends() if info.status == 'ready'])\n"
+        "        assert not {'astore_gluster', 'astore_netfs', 'astore.backends.directory'} & set(sys.modules)\n"
+        "asyncio.run(main())"
+    )
+    done = run_python(code, str(tmp_path / "state"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_errors_are_one_tree() -> None:
+    """Each error is an AstoreError and, where one fits, a builtin as well; the tree of the docstring is the real one."""
+    drawn = astore.errors.__doc__ or ""
+    for name, value in vars(astore.errors).items():
+        if inspect.isclass(value) and value.__module__ == "astore.errors":
+            assert issubclass(value, astore.AstoreError)
+            assert name in drawn
+    for error, builtin in (
+        (astore.DefinitionError, ValueError),
+        (astore.NotFoundError, LookupError),
+        (astore.UnknownBackendError, LookupError),
+        (astore.StorageError, OSError),
+        (astore.LaneTimeoutError, TimeoutError),
+        (astore.LaneStuckError, TimeoutError),
+    ):
+        assert issubclass(error, builtin)
+    assert not issubclass(astore.AstoreError, OSError)

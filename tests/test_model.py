@@ -1,0 +1,163 @@
+"""The records: frozen, comparable, small, and snapshots that never change."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from core_fakes import run_python, snapshot, volume
+
+import astore
+from astore import model
+from astore.model import Changes, EntryError, PoolState, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
+from astore.testing.conformance.source import qcow2
+
+STRUCTS = [
+    value
+    for value in vars(astore).values()
+    if isinstance(value, type) and value.__module__ in ("astore.model", "astore.definitions")
+    if issubclass(value, msgspec.Struct)
+]
+
+
+@pytest.mark.parametrize("record", STRUCTS, ids=lambda record: record.__name__)
+def test_records_are_frozen(record: type[msgspec.Struct]) -> None:
+    """No field of any public record can be set, and no field is a list or a dictionary that could be changed."""
+    assert record.__struct_config__.frozen
+    assert record.__doc__
+    for field in msgspec.structs.fields(record):
+        assert getattr(field.type, "__origin__", field.type) not in (list, dict, set, bytearray), field.name
+
+
+def test_records_cannot_be_changed() -> None:
+    """Setting a field is an AttributeError; replacing gives another record."""
+    definition = astore.PoolDef(type="dir", name="a")
+    with pytest.raises(AttributeError):
+        definition.name = "b"  # type: ignore[misc]
+    other = msgspec.structs.replace(definition, name="b")
+    assert (definition.name, other.name) == ("a", "b")
+    assert len({definition, other, astore.PoolDef(type="dir", name="a")}) == 2
+
+
+def test_model_imports_nothing_of_astore() -> None:
+    """The records can be had without the rest."""
+    code = "import sys, astore.model as m, inspect; print([n for n in vars(m) if n == 'Manager'])"
+    assert run_python(code).stdout == "[]\n"
+    text = Path(model.__file__).read_text()
+    for line in text.splitlines():
+        if line.startswith(("import astore", "from astore")):
+            assert line.startswith("from astore.definitions import"), line
+
+
+def test_states() -> None:
+    """Running, degraded and inaccessible pools are active."""
+    assert {state for state in PoolState if state.active} == {"running", "degraded", "inaccessible"}
+
+
+def test_same_as() -> None:
+    """Nothing but the time of the last access may differ; all else counts."""
+    one = volume("a")
+    assert one.same_as(volume("a"))
+    assert one.same_as(volume("a", atime_ns=99))
+    for field in msgspec.structs.fields(VolumeInfo):
+        if field.name in ("atime_ns", "type", "features"):
+            continue
+        other: Any = 99 if isinstance(getattr(one, field.name), int) else "other"
+        assert not one.same_as(msgspec.structs.replace(one, **{field.name: other})), field.name
+
+
+def test_snapshots_cannot_be_changed() -> None:
+    """Neither fields nor mapping nor tuple of a snapshot can be changed; it is true though it is empty."""
+    held = snapshot("a", "b")
+    for field in ("generation", "volumes", "errors", "taken_at", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(held, field, ())
+    with pytest.raises(TypeError):
+        held.by_name["c"] = volume("c")  # type: ignore[index]
+    assert isinstance(held.volumes, tuple)
+    assert held.volumes is held.volumes
+    assert Snapshot.EMPTY
+    assert len(Snapshot.EMPTY) == 0
+    assert Snapshot.EMPTY.volumes == ()
+
+
+def test_patched() -> None:
+    """A patch adds, replaces and removes records and errors, in name order, and leaves the snapshot it was made from."""
+    before = snapshot("a", "c", errors=(EntryError("x", "bad"), EntryError("y", "bad")), capacity=5, allocation=3)
+    held = dict(before.by_name)
+    changed, new = volume("c", capacity=9), volume("b")
+    after = before.patched({"c": changed, "b": new, "a": None, "x": volume("x"), "z": EntryError("z", "worse")}, 7)
+    assert list(after.by_name) == ["b", "c", "x"]
+    assert after.by_name["c"] is changed
+    assert {error.name for error in after.errors} == {"y", "z"}
+    assert (after.generation, after.capacity, after.allocation, after.taken_at) == (7, 5, 3, before.taken_at)
+    assert after.unsettled == {"b", "c", "x"}
+    assert dict(before.by_name) == held
+    assert before.generation == 0
+    again = after.patched({"z": EntryError("z", "still"), "b": EntryError("b", "gone bad")}, 8)
+    assert {error.name: error.message for error in again.errors} == {"y": "bad", "z": "still", "b": "gone bad"}
+    assert list(again.by_name) == ["c", "x"]
+    assert before.numbered(3).by_name == before.by_name
+
+
+def test_changes() -> None:
+    """What was added, changed and removed, by names in order; records that are equal, or the same, are unchanged."""
+    before = snapshot("a", "b", "c", "d")
+    after = Snapshot(
+        {
+            "b": before.by_name["b"],
+            "c": copy.copy(before.by_name["c"]),
+            "d": volume("d", capacity=9),
+            "e": volume("e"),
+            "f": volume("f"),
+        }
+    )
+    assert after.changes_since(before) == Changes(("e", "f"), ("d",), ("a",), 2)
+    assert after.changes_since(Snapshot.EMPTY) == Changes(added=("b", "c", "d", "e", "f"))
+    assert Snapshot.EMPTY.changes_since(before) == Changes(removed=("a", "b", "c", "d"))
+    assert not before.changes_since(before)
+    assert after.changes_since(before)
+
+
+def test_reports() -> None:
+    """The pools that failed are those with an error."""
+    good, bad = RefreshOutcome(pool="a"), RefreshOutcome(pool="b", error=OSError(5, "broken"))
+    report = RefreshReport((good, bad), 1.0)
+    assert report.failed == (bad,)
+    assert RefreshReport().failed == ()
+
+
+def test_definitions_as_documents() -> None:
+    """Volume and pool definitions are read from libvirt's XML and written as it."""
+    wanted = astore.VolumeDef(name="a.qcow2", capacity=1 << 30, format="qcow2")
+    again = astore.VolumeDef.from_xml(wanted.to_xml())
+    assert (again.name, again.capacity, again.format) == ("a.qcow2", 1 << 30, "qcow2")
+
+
+async def test_memory_of_a_kept_volume(tmp_path: Path) -> None:
+    """What is kept of each of 3,000 qcow2 images, in the pool and in the bus, is 1 KiB at the most."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(3000):
+        (folder / f"vm-{n:05d}.qcow2").write_bytes(qcow2((n + 1) << 20, "base.qcow2", "qcow2"))
+    async with astore.Manager(tmp_path / "state") as manager:
+        pool = await manager.define(
+            f"<pool type='dir'><name>images</name><target><path>{folder}</path></target></pool>"
+        )
+        await pool.start(refresh=False)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            await pool.refresh()
+            assert len(pool.volumes) == 3000
+            gc.collect()
+            each = (tracemalloc.get_traced_memory()[0] - before) / 3000
+        finally:
+            tracemalloc.stop()
+    assert each <= 1024, f"{each:.0f} bytes"
