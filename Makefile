@@ -10,9 +10,10 @@ VENV ?= .venv
 GLUSTER ?= yes
 ARGS ?=
 
-export PYTHON VENV GLUSTER
+export VENV GLUSTER
 export PYTHONNOUSERSITE = 1
-unexport PYTHONPATH PYTHONHOME
+# Not PYTHON: glusterd runs what it names, also where it is empty, and does not start then.
+unexport PYTHON PYTHONPATH PYTHONHOME
 
 BIN := $(VENV)/bin
 
@@ -23,19 +24,19 @@ help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
 
 demo:  ## show it at work on real storage (GLUSTER=no: without Gluster)
-	@scripts/setup.sh demo
+	@PYTHON='$(PYTHON)' scripts/setup.sh demo
 	@$(BIN)/astore demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
 
 test:  ## check style and types, run all tests (ARGS='-k lanes': some)
-	@scripts/setup.sh test
+	@PYTHON='$(PYTHON)' scripts/setup.sh test
 	@scripts/test.sh $(ARGS)
 
 bench:  ## measure, beside libvirt where it is installed
-	@scripts/setup.sh bench
+	@PYTHON='$(PYTHON)' scripts/setup.sh bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint:  ## put style in order, and check style and types
-	@scripts/setup.sh lint
+	@PYTHON='$(PYTHON)' scripts/setup.sh lint
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict
 
 clean:  ## remove what the others made

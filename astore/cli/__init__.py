@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
 
     :param argv: the arguments; None takes the process's. :param leave: called with the exit code, everything written.
     """
+    hold_standard_streams()
     try:
         from astore.cli.app import run
     except ImportError as error:
@@ -31,3 +32,19 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
         with suppress(OSError, ValueError):  # a reader that is gone, or a stream that was closed
             stream.flush()
     leave(code)
+
+
+def hold_standard_streams() -> None:
+    """Put something behind standard input, output and error that were closed (`<&-`, `>&-`, `2>&-`).
+
+    Else the next file that is opened takes their numbers, and what a library writes to stderr goes into it. Input and
+    output fail when they are used, as closed ones should (gnulib's stdopen does the same); errors go nowhere.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # which takes the lowest number that is free
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115

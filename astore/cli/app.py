@@ -5,32 +5,42 @@ Start-up is part of what a command-line tool is judged by: what a command needs 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from astore.cli import backends, pool_sources, pool_views, pools, volumes
 from astore.cli import events as watching
 from astore.cli.demo_command import register as register_demo
 from astore.cli.exits import Exit
-from astore.cli.output import complain
+from astore.cli.output import complain, drop_stdout
 from astore.cli.session import JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
 
 __all__ = ["app", "pool_sources", "pool_views", "run"]  # two modules are imported for the commands they add
+
+
+class Ordered(TyperGroup):
+    """Lists the groups before the commands that stand alone: what is needed every day comes first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of the help."""
+        return sorted(super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
 
 app = typer.Typer(
     name="astore",
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 not in time, "
-        "130 interrupted. virsh's names work too (pool-list, vol-info, …)."
+        "130 interrupted. virsh's names work too (pool-list, vol-info, ...)."
     ),
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    cls=Ordered,
 )
 app.add_typer(pools.app, name="pool")
 app.add_typer(volumes.app, name="vol")
@@ -65,18 +75,23 @@ def _options(
 
 def run(argv: Sequence[str]) -> int:
     """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
+    stdout, stderr = sys.stdout, sys.stderr
     try:
         code = typer.main.get_command(app).main(list(argv), prog_name="astore", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except SystemExit as error:  # shell completion ends so
+    except SystemExit as error:  # shell completion ends so, and so does typer where the reader went away
+        if isinstance(error.__context__, BrokenPipeError):
+            sys.stdout, sys.stderr = stdout, stderr  # which it had wrapped
+            drop_stdout()
+            return Exit.BROKEN_PIPE
         return error.code if isinstance(error.code, int) else int(Exit.OK)
     except BrokenPipeError:
-        _close_stdout()
+        drop_stdout()
         return Exit.BROKEN_PIPE
     except OSError as error:
         complain(f"standard output: {error.strerror}")
-        _close_stdout()
+        drop_stdout()
         return Exit.FAILED
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
@@ -97,14 +112,3 @@ def _wrong_usage(error: Exception) -> int:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     complain(f"{' '.join(message.split()).rstrip('.')}: see `{path} --help`")
     return Exit.USAGE
-
-
-def _close_stdout() -> None:
-    """Nobody reads any more: let what is still buffered, and is flushed at exit, go nowhere."""
-    try:
-        target = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, target)
-    os.close(nowhere)

@@ -31,8 +31,8 @@ async def list_backends(session: Session) -> Answer:
     )
 
     def show(output: Output) -> None:
-        columns = [Column("Type"), Column("Status"), Column("Distribution"), Column("Version")]
-        columns += [Column("Active pools", right=True), Column("Abilities or error")]
+        columns = [Column("Type"), Column("Status"), Column("Distribution", folds=True), Column("Version")]
+        columns += [Column("Pools", right=True), Column("Abilities or error", folds=True)]
         rows: list[list[Cell | str]] = [
             [
                 item.type,

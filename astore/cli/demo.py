@@ -22,10 +22,12 @@ from astore.cli.demo_show import (
     show_pools,
     show_volumes,
 )
-from astore.cli.demo_storage import DemoStorage, change, settled
-from astore.cli.exits import explain
+from astore.cli.demo_storage import SETTLE_SECONDS, DemoStorage, change
+from astore.cli.exits import CliError, Exit, explain
 from astore.cli.output import Output, duration
 from astore.cli.progress import Ticker
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STOP_SECONDS = 10.0
 """How long a pool may take to stop before it is given up by force."""
@@ -38,14 +40,21 @@ def run_demo(*, gluster: bool, pools: int, images: int, output: Output | None = 
     :param images: how many images in each pool (3 at least).
     """
     output = output if output is not None else Output()
-    with terminations_interrupt(), contextlib.ExitStack() as stack:
-        heading(output, "Making storage")
-        with settled():
-            storage = stack.enter_context(DemoStorage(output, gluster=gluster, pools=pools, images=images))
-        stack.push(_undisturbed)
-        asyncio.run(tell(storage, output))
+    gone = "everything that was made for this is gone again"
+    try:
+        with (
+            terminations_interrupt(),
+            DemoStorage(output, gluster=gluster, pools=pools, images=images) as storage,
+            undisturbed_afterwards(),
+        ):
+            heading(output, "Making storage")
+            with interrupted_once():
+                storage.make()
+            asyncio.run(tell(storage, output))
+    except KeyboardInterrupt:
+        raise CliError(f"interrupted; {gone}", Exit.INTERRUPTED) from None
     output.line("")
-    output.line("Everything that was made for this is gone again.", "dim")
+    output.line(f"{gone.capitalize()}.", "dim")
 
 
 async def tell(storage: DemoStorage, output: Output) -> None:
@@ -54,6 +63,7 @@ async def tell(storage: DemoStorage, output: Output) -> None:
         try:
             async with manager.events(since=0) as events:
                 pools = await define_and_start(manager, storage.definitions, output)
+                await asyncio.sleep(storage.seconds_to_settle())
 
                 heading(output, "Refreshing all of them at once")
                 first = await refresh(manager, output)
@@ -69,6 +79,7 @@ async def tell(storage: DemoStorage, output: Output) -> None:
                 show_changes(output, again, first, changed)
                 show_events(output, received(events))
         finally:
+            ignore_interruptions()
             await stop_all(manager)
 
 
@@ -79,20 +90,26 @@ async def define_and_start(
     heading(output, "Defining and starting pools")
     output.xml(definitions[-1].to_xml())
     pools = [await manager.define(definition) for definition in definitions]
-    # refresh=False: else each start would look at its volumes, and there would be nothing left to show
-    outcomes = await asyncio.gather(
-        *(pool.start(build=pool.type == "netfs", refresh=False) for pool in pools), return_exceptions=True
-    )
+    async with Ticker() as ticker:
+        ticker.begin("starting", len(pools))
+
+        async def start(pool: astore.Pool) -> None:
+            # refresh=False: else each start would look at its volumes, and there would be nothing left to show
+            await pool.start(build=pool.type == "netfs", refresh=False)
+            ticker.step()
+
+        outcomes = await asyncio.gather(*(start(pool) for pool in pools), return_exceptions=True)
     started = [pool for pool, outcome in zip(pools, outcomes, strict=True) if outcome is None]
     failed = {pool.name: error for pool, error in zip(pools, outcomes, strict=True) if isinstance(error, Exception)}
-    output.line(f"{len(started)} of {len(pools)} pools started, over {len({pool.type for pool in started})} backends")
+    types = ", ".join(sorted({pool.type for pool in started}))
+    output.line(f"{len(started)} of {len(pools)} pools started, of the types {types}", "bold")
     show_failures(output, ((name, explain(error)) for name, error in failed.items()))
     return started
 
 
 async def refresh(manager: astore.Manager, output: Output) -> astore.RefreshReport:
     """Refresh all active pools at once. One that failed would cost only itself."""
-    with Ticker(delay=0) as ticker:
+    async with Ticker(delay=0, stays=True) as ticker:
         ticker.begin("refreshing", len(manager.pools(active=True)))
         report = await manager.refresh_all(timeout=60, on_progress=lambda done, _all, _outcome: ticker.step(done))
     volumes = sum(len(pool.volumes) for pool in manager.pools(active=True))
@@ -105,12 +122,12 @@ async def change_something(storage: DemoStorage, output: Output) -> list[str]:
     """Add, grow and remove an image in one folder of each kind; say which pools will see it."""
     noticing: list[str] = []
     by_kind = {len(names): (names, folder) for names, folder in reversed(storage.folders.items())}
-    for names, folder in by_kind.values():
+    for _, (names, folder) in sorted(by_kind.items()):
         done = await asyncio.to_thread(change, folder)
         show_change(output, names, done)
         noticing += names
     if len(by_kind) > 1:
-        await asyncio.sleep(1.1)  # another Gluster client trusts what it knows of a file for a second
+        await asyncio.sleep(SETTLE_SECONDS)  # another Gluster client trusts what it knows of a file for a second
     return noticing
 
 
@@ -132,8 +149,12 @@ async def stop_all(manager: astore.Manager) -> None:
         except (astore.AstoreError, OSError):
             with contextlib.suppress(astore.AstoreError, OSError):
                 await pool.stop(force=True)
+        ticker.step()
 
-    await asyncio.gather(*(stop(pool) for pool in manager.pools(active=True)))
+    active = manager.pools(active=True)
+    async with Ticker() as ticker:
+        ticker.begin("stopping", len(active))
+        await asyncio.gather(*(stop(pool) for pool in active))
 
 
 # --------------------------------------------------------------------------------------------------------- signals
@@ -141,22 +162,59 @@ async def stop_all(manager: astore.Manager) -> None:
 
 @contextlib.contextmanager
 def terminations_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demonstration as Ctrl-C does: what was made is taken away first."""
+    """SIGTERM and SIGHUP end the demonstration as Ctrl-C does: what was made is taken away first.
+
+    An interrupted process is about to end: there, whatever is ignored by then stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        if not interrupted:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Inside, the first Ctrl-C interrupts, and a second one does not cut short what is done about the first.
+
+    (asyncio.run has a handler of its own, which it takes only where there is none but Python's.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        ignore_interruptions()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield  # if it raises, whatever comes after goes on being ignored
+    signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def undisturbed_afterwards() -> Iterator[None]:
+    """Whatever happens inside, nothing interrupts what comes after it."""
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        ignore_interruptions()
 
 
-def _undisturbed(*_: object) -> None:
+def ignore_interruptions() -> None:
     """From here on everything is taken away again: a second Ctrl-C must not cut that short."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -21,10 +23,10 @@ def demo(
     images: Annotated[int, typer.Option("--images", min=3, max=100_000, metavar="N", help="How many in each.")] = 100,
     verbose: Annotated[bool, VERBOSE] = False,
 ) -> None:
-    """Show what astore does, on real images in a temporary folder, and leave nothing behind.
+    """Show astore at work on real images, and leave nothing behind.
 
-    Makes pools, refreshes them all at once, shows what was found and the events as they came, then changes something
-    and shows an incremental refresh pick up just that.
+    Makes pools in a temporary folder, refreshes them all at once, shows what was found and the events as they came, then
+    changes something and shows an incremental refresh pick up just that.
     """
     settings: Settings = context.obj or Settings()
     if settings.json:
@@ -33,4 +35,6 @@ def demo(
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # it is to be seen as it comes, also through `tee`
         run_demo(gluster=gluster, pools=pools, images=images)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from astore.pool import Pool
 
 POOLS_SHOWN = 16
-VOLUMES_SHOWN = 6
+VOLUMES_SHOWN = 5
 EVENTS_OF_A_KIND = 2
 
 
@@ -41,6 +41,7 @@ def show_pools(output: Output, pools: Sequence[Pool], report: RefreshReport) -> 
         ]
         for pool in _spread(pools)
     ]
+    output.line("")
     columns = [Column("Pool"), Column("Type"), Column("State"), Column("Volumes", right=True)]
     output.table([*columns, Column("Capacity", right=True), Column("Used"), Column("Refresh", right=True)], rows)
     if len(pools) > len(rows):
@@ -68,6 +69,7 @@ def show_volumes(output: Output, pools: Iterable[Pool]) -> None:
             [pool.name, info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
             for info in pool.volumes[:VOLUMES_SHOWN]
         ]
+    output.line("")
     columns = [Column("Pool"), Column("Volume"), Column("Format")]
     columns += [Column("Capacity", right=True), Column("Allocation", right=True), Column("Backing file")]
     output.table(columns, rows)
@@ -82,7 +84,8 @@ def show_events(output: Output, events: Sequence[Event]) -> None:
         if counts[kind] <= EVENTS_OF_A_KIND:
             output.line(f"{event.seq:>6}  {in_words(event)}")
     summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
-    output.line(f"{len(events):,} events in all: {summary}", "bold")
+    shown = f"shown: the first {EVENTS_OF_A_KIND} of each kind"
+    output.line(f"{len(events):,} events in all ({shown}): {summary}", "bold")
 
 
 def show_failures(output: Output, errors: Iterable[tuple[str, str]]) -> None:
@@ -93,9 +96,8 @@ def show_failures(output: Output, errors: Iterable[tuple[str, str]]) -> None:
 
 def show_change(output: Output, pools: Sequence[str], change: Change) -> None:
     """What was done, and who is to notice."""
-    output.line(
-        f"In {' = '.join(pools)}: {change.added} added, {change.grown} grown by 1 GiB, {change.removed} removed"
-    )
+    where = f"In {pools[0]}" if len(pools) == 1 else f"In {' and '.join(pools)}, the same volume"
+    output.line(f"{where}: {change.added} added, {change.grown} grown by 1 GiB, {change.removed} removed")
 
 
 def show_changes(output: Output, again: RefreshReport, first: RefreshReport, changed: Sequence[str]) -> None:
@@ -115,9 +117,16 @@ def show_changes(output: Output, again: RefreshReport, first: RefreshReport, cha
         if outcome.pool in changed
     ]
     rows.append(["all pools", *_totals(again.pools), duration(again.seconds), duration(first.seconds)])
-    columns = [Column("Pool"), Column("Added"), Column("Changed"), Column("Removed")]
-    columns += [Column(title, right=True) for title in ("Unchanged", "Time", "First time")]
+    output.line("")
+    columns = [
+        Column("Pool"),
+        Column("Added", folds=True),
+        Column("Changed", folds=True),
+        Column("Removed", folds=True),
+    ]
+    columns += [Column(title, right=True) for title in ("Unchanged", "Time", "Before")]
     output.table(columns, rows)
+    output.line("")
 
 
 def _names(sign: str, names: Sequence[str]) -> str:

@@ -11,13 +11,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from astore.cli.output import Output
 from astore.cli.progress import Ticker
+from astore.errors import reason
 from astore.model import Host, PoolDef, Source, Target
 from astore.testing.beds import BedUnavailable, namespace
 from astore.testing.beds.images import make_images, template
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 10 << 30
 GROWTH = 1 << 30
 GLUSTER_VOLUMES = 2
+SETTLE_SECONDS = 1.1
 
 
 class Change(NamedTuple):
@@ -55,35 +56,39 @@ class DemoStorage:
         self._stack = contextlib.ExitStack()
         self.definitions: list[PoolDef] = []
         self.folders: dict[tuple[str, ...], Path] = {}
+        self._made = 0.0
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            # before anything else: namespaces are for a process with one thread, and a progress display has its own
-            problem = _private_machine(stack) if self._gluster_wanted else "left out, as asked for"
-            self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
-            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            self._make_dir_pools()
-            if problem is None:
-                self._make_gluster_pools(stack)
-            else:
-                self._output.line(f"Gluster: {problem}.", "yellow" if self._gluster_wanted else "dim")
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        with Ticker() as ticker:
+            ticker.begin("taking everything away")
+            self._stack.close()
+
+    def make(self) -> None:
+        """Make it all. Whatever was made before this raised, or was interrupted, is taken away by ``__exit__``."""
+        # before anything else: namespaces are for a process with one thread, and a progress display has its own
+        problem = _private_machine(self._stack) if self._gluster_wanted else "left out, as asked for"
+        self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._make_dir_pools()
+        if problem is None:
+            problem = self._make_gluster_pools()
+        if problem is not None:
+            self._output.line(f"Gluster: {problem}.", "yellow" if self._gluster_wanted else "dim")
+        self._made = time.monotonic()
+
+    def seconds_to_settle(self) -> float:
+        """How long to wait yet: images younger than a second are not trusted, and would be read again."""
+        return max(0.0, self._made + SETTLE_SECONDS - time.monotonic())
 
     @property
     def state_dir(self) -> Path:
         """The demonstration's own state folder."""
         return self.folder / "state"
-
-    @property
-    def image_count(self) -> int:
-        """How many images there are in all."""
-        return self._images * len(self.folders)
 
     def _make_dir_pools(self) -> None:
         with Ticker() as ticker:
@@ -97,21 +102,34 @@ class DemoStorage:
                 ticker.step()
         self._output.line(f"{self._pools} folders with {self._images} images each, in {self.folder}")
 
-    def _make_gluster_pools(self, stack: contextlib.ExitStack) -> None:
-        """Volumes of a private Gluster, each as two pools: over gfapi without a mount, and mounted by FUSE."""
+    def _make_gluster_pools(self) -> str | None:
+        """Volumes of a private Gluster, each as two pools: over gfapi without a mount, and mounted by FUSE.
+
+        :returns: why there are none, if it does not work; nothing of it is left then.
+        """
         from astore.testing.beds.gluster import GlusterBed
 
-        with Ticker() as ticker:
+        made: list[tuple[Path, PoolDef, PoolDef]] = []
+        with Ticker() as ticker, contextlib.ExitStack() as own:
             ticker.begin("starting a private Gluster", GLUSTER_VOLUMES)
-            bed = stack.enter_context(GlusterBed(self.folder / "gluster"))
-            for number in range(1, GLUSTER_VOLUMES + 1):
-                self._make_volume(bed, f"vol{number}")
-                ticker.step()
+            try:
+                bed = own.enter_context(GlusterBed(self.folder / "gluster"))
+                own.callback(_release_mounts, self.folder)  # what was mounted from it must go before it does
+                for number in range(1, GLUSTER_VOLUMES + 1):
+                    made.append(self._make_volume(bed, f"vol{number}"))
+                    ticker.step()
+            except (RuntimeError, OSError) as error:
+                return f"{reason(error).rstrip('.')}; so dir pools alone"
+            self._stack.push(own.pop_all())
+        for mounted, *pools in made:
+            self.definitions += pools
+            self.folders[tuple(pool.name for pool in pools)] = mounted
         self._output.line(
             f"A private Gluster with {GLUSTER_VOLUMES} volumes, {self._images} images on each (put there through a FUSE mount)"
         )
+        return None
 
-    def _make_volume(self, bed: GlusterBed, volume: str) -> None:
+    def _make_volume(self, bed: GlusterBed, volume: str) -> tuple[Path, PoolDef, PoolDef]:
         bed.create_volume(volume)
         mounted = bed.mount(volume)
         _fill(mounted, self._images)
@@ -124,15 +142,14 @@ class DemoStorage:
             source=Source(hosts=(Host(bed.host),), directory=volume, format="glusterfs"),
             target=Target(path=str(self.folder / "mounts" / volume)),
         )
-        self.definitions += [over_gfapi, over_fuse]
-        self.folders[(over_gfapi.name, over_fuse.name)] = mounted
+        return mounted, over_gfapi, over_fuse
 
 
 def change(folder: Path) -> Change:
     """Add an image, grow one, remove one."""
     names = sorted(os.listdir(folder))
     grown = next(name for name in names if name.endswith(".raw"))
-    done = Change("added.qcow2", grown, names[-1])
+    done = Change("new.qcow2", grown, names[-1])
     template("qcow2", IMAGE_SIZE, names[0], "qcow2").write(folder / done.added)
     os.truncate(folder / done.grown, IMAGE_SIZE + GROWTH)
     (folder / done.removed).unlink()
@@ -163,11 +180,11 @@ def _private_machine(stack: contextlib.ExitStack) -> str | None:
     if not os.path.exists("/dev/fuse"):
         return "there is no /dev/fuse, so dir pools alone"
     new_folders = [folder for folder in namespace.PRIVATE_FOLDERS if not os.path.exists(folder)]
+    stack.callback(_remove_covers, new_folders)
     try:
         namespace.enter_private_namespaces()
-    except BedUnavailable as error:
-        return str(error)
-    stack.callback(_remove_covers, new_folders)
+    except (BedUnavailable, OSError) as error:
+        return f"{reason(error).rstrip('.')}; so dir pools alone"
     return None
 
 
@@ -180,9 +197,9 @@ def _remove_covers(folders: list[str]) -> None:
             os.rmdir(folder)
 
 
-@contextlib.contextmanager
-def settled() -> Iterator[None]:
-    """Whatever is done inside, a second passes before it is left: images younger than that are not trusted yet."""
-    began = time.monotonic()
-    yield
-    time.sleep(max(0.0, began + 1.1 - time.monotonic()))
+def _release_mounts(folder: Path) -> None:
+    """Unmount what is still mounted there: an interrupted demonstration may not have stopped its pools."""
+    from astore.testing.beds import fuse
+
+    for mounted in reversed(fuse.mounts(folder)):
+        fuse.release(mounted.target)

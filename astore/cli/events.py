@@ -21,7 +21,7 @@ from anyio import to_thread
 from astore import events as kinds
 from astore.cli import shapes
 from astore.cli.completion import complete_pool
-from astore.cli.output import Answer, Output, size
+from astore.cli.output import Answer, Output, size, writing
 from astore.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -57,28 +57,38 @@ async def watch(
         typer.Option("--for", min=0, metavar="SECONDS", help="End after so long.", show_default=False),
     ] = None,
 ) -> Answer:
-    """Print events as they come, until Ctrl-C: with --json, one document in a line.
+    """Print events as they come, until Ctrl-C.
 
-    Joins the state folder: what other processes define, start and stop is seen within a second. Volumes are looked at
-    every --refresh seconds. Numbers are this invocation's own and begin with 1.
+    With --json, one document in a line. Joins the state folder: what other processes define, start and stop is seen
+    within a second. Volumes are looked at every --refresh seconds. Numbers are this invocation's own and begin with 1.
     """
     session.ticker.stop()
     output = Output()
     written = 0
-    with anyio.move_on_after(duration):
-        async with anyio.create_task_group() as group, session.manager.events(0, pools=pools) as stream:
-            group.start_soon(_follow_folder, session.manager)
-            if refresh:
-                group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
-            async for event in _wanted(stream, since, quiet=not session.settings.json):
-                text = shapes.line(as_shape(event)) if session.settings.json else in_words(event)
-                # on a thread: a reader that is slow must not hold up the refreshes
-                await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
-                written += 1
-                if written == count:
-                    group.cancel_scope.cancel()
-                    break
+    try:
+        with anyio.move_on_after(duration):
+            async with anyio.create_task_group() as group, session.manager.events(0, pools=pools) as stream:
+                group.start_soon(_follow_folder, session.manager)
+                if refresh:
+                    group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
+                async for event in _wanted(stream, since, quiet=not session.settings.json):
+                    text = shapes.line(as_shape(event)) if session.settings.json else in_words(event)
+                    # on a thread: a reader that is slow must not hold up the refreshes
+                    await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
+                    written += 1
+                    if written == count:
+                        group.cancel_scope.cancel()
+                        break
+    except BaseExceptionGroup as several:
+        raise _first(several) from several
     return Answer(None, lambda _: None)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong, without the task group around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _wanted(stream: AsyncIterator[kinds.Event], since: int, *, quiet: bool) -> AsyncIterator[kinds.Event]:
@@ -103,11 +113,12 @@ async def _refresh_regularly(manager: Manager, every: float, timeout: float | No
 
 
 def _write(output: Output, text: str, is_safe: bool) -> None:
-    if is_safe:
-        output.raw(text)
-    else:
-        output.line(text)
-    sys.stdout.flush()
+    with writing():
+        if is_safe:
+            output.raw(text)
+        else:
+            output.line(text)
+        sys.stdout.flush()
 
 
 def as_shape(event: kinds.Event) -> dict[str, Any]:
@@ -135,6 +146,8 @@ def what_happened(event: kinds.Event) -> str:
             return f"volume {name} changed ({volume.format}, {size(volume.capacity)})"
         case kinds.VolumeRemoved(name=name):
             return f"volume {name} removed"
+        case kinds.VolumeProgress(name=name, operation=operation, done=done, total=total):
+            return f"volume {name}: {operation}: {size(done)}{f' of {size(total)}' if total is not None else ''}"
         case kinds.PoolRefreshed():
             wrong = f", {event.errors} errors" if event.errors else ""
             return (

@@ -118,6 +118,8 @@ def _hint(error: BaseException) -> str:
         return "give it more time with --timeout, or see whether its storage answers"
     if isinstance(error, PoolInaccessibleError) and error.pool:
         return _storage_hint(error)
+    if isinstance(error, UnicodeError):
+        return "a name beyond ASCII needs a UTF-8 locale, such as LC_ALL=C.UTF-8"
     if isinstance(error, AstoreError | CliError | DefinitionError | OSError):
         return ""
     return "this is a fault of astore; --verbose shows where it happened"

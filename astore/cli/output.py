@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 import msgspec
 
-from astore.cli.exits import Exit
+from astore.cli.exits import CliError, Exit
 from astore.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-BAR_WIDTH = 12
+BAR_WIDTH = 8
+FOLDED_WIDTH = 10
+"""Characters to which a column may be folded where the terminal is narrow."""
 
 STATE_STYLES = {
     "running": "green",
@@ -45,10 +47,11 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column's heading, and whether its cells stand at the right."""
+    """A column's heading, whether its cells stand at the right, and whether they may be folded into several lines."""
 
     title: str
     right: bool = False
+    folds: bool = False
 
 
 class Answer(NamedTuple):
@@ -106,7 +109,7 @@ def bar(used: int, total: int, *, full: str = "█", empty: str = "░") -> Cell
     share = min(max(used / total, 0.0), 1.0)
     filled = round(share * BAR_WIDTH)
     style = "red" if share >= 0.9 else "yellow" if share >= 0.75 else "green"
-    return Cell(f"{full * filled}{empty * (BAR_WIDTH - filled)} {share * 100:3.0f} %", style)
+    return Cell(f"{full * filled}{empty * (BAR_WIDTH - filled)} {share * 100:3.0f}%", style)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -134,7 +137,7 @@ class Output:
         if buffer is None:
             self.raw(text)
         else:
-            buffer.write(os.fsencode(text) + b"\n")
+            buffer.write(_bytes(text) + b"\n")
             buffer.flush()
 
     def line(self, text: str, style: str = "") -> None:
@@ -154,15 +157,22 @@ class Output:
         """How much of a capacity is used: drawn on a terminal (or as ``drawn`` says), in per cent elsewhere."""
         if self.terminal if drawn is None else drawn:
             return bar(used, total) if self._can("█░") else bar(used, total, full="#", empty=".")
-        return Cell("-" if total <= 0 else f"{used / total * 100:.0f} %")
+        return Cell("-" if total <= 0 else f"{used / total * 100:.0f}%")
 
-    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, title: str = "") -> None:
-        """Rows under headings; nothing is cut off where it is not read on a terminal."""
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, empty: str = "") -> None:
+        """Rows under headings. Nothing is cut off: a terminal too narrow for that gets a paragraph for each row.
+
+        :param empty: what to tell people in place of a table without rows; programs get its headings.
+        """
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-        if self.terminal:
-            self._rich_table(columns, cells, title)
+        if not self.terminal:
+            self._plain_table(columns, cells)
+        elif empty and not rows:
+            self.line(empty)
+        elif self._fits(columns, cells):
+            self._rich_table(columns, cells)
         else:
-            self._plain_table(columns, cells, title)
+            self._paragraphs(columns, cells)
 
     def fields(self, pairs: Sequence[tuple[str, Cell | str]]) -> None:
         """Names with values, one in a line."""
@@ -174,8 +184,7 @@ class Output:
                 continue
             from rich.text import Text
 
-            shown = Text(f"{name + ':':<{width}}", style="bold")
-            shown.append(printable(cell.text), style=cell.style)
+            shown = Text.assemble((f"{name + ':':<{width}}", "bold"), (printable(cell.text), cell.style))
             self.console.print(shown, soft_wrap=True)
 
     @property
@@ -187,21 +196,34 @@ class Output:
             self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
         return self._console
 
-    def _rich_table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], title: str) -> None:
+    def _fits(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> bool:
+        """Whether the terminal is wide enough, with the columns folded that may be."""
+        needed = 2 * (len(columns) - 1)
+        for index, column in enumerate(columns):
+            width = max(_width(column.title), *(_width(printable(row[index].text)) for row in rows), 0)
+            needed += min(width, FOLDED_WIDTH) if column.folds else width
+        return needed <= self.console.width
+
+    def _paragraphs(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+        for number, row in enumerate(rows):
+            if number:
+                self.line("")
+            self.fields([(column.title, cell) for column, cell in zip(columns, row, strict=True)])
+
+    def _rich_table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for column in columns:
-            table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(column.title, justify=justify, overflow="fold", no_wrap=not column.folds)
         for row in rows:
             table.add_row(*(Text(printable(cell.text), style=cell.style) for cell in row))
         self.console.print(table)
 
-    def _plain_table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], title: str) -> None:
-        if title:
-            self.line(title)
+    def _plain_table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         lines = [[column.title for column in columns], *([printable(cell.text) for cell in row] for row in rows)]
         widths = [max(_width(texts[index]) for texts in lines) for index in range(len(columns))]
         for texts in lines:
@@ -225,6 +247,37 @@ class Output:
             return text
         encoding = getattr(self._stream, "encoding", None) or "ascii"
         return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around what is written to standard output. :raises CliError: it cannot be written to (a reader that is gone aside)."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise CliError(f"standard output: {error.strerror}") from error
+
+
+def drop_stdout() -> None:
+    """Nobody takes it any more: let what is still buffered, and is flushed at exit, go nowhere."""
+    try:
+        target = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, target)
+    os.close(nowhere)
+
+
+def _bytes(name: str) -> bytes:
+    """A name as the file system has it; one from a process with another locale in UTF-8."""
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogateescape")
 
 
 def _width(text: str) -> int:

@@ -8,16 +8,18 @@ import typer
 
 from astore.cli import shapes
 from astore.cli.completion import complete_type
+from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
 from astore.cli.pools import app
 from astore.cli.session import VIRSH, Session, command, entry_point
+from astore.errors import DefinitionError
 
 if TYPE_CHECKING:
     from astore.model import DiscoveredSource
 
 Type = Annotated[str, typer.Argument(metavar="TYPE", help="A pool type.", autocompletion=complete_type)]
-Host = Annotated[str | None, typer.Argument(metavar="[HOST]", help="Whom to ask.", show_default=False)]
-Port = Annotated[int | None, typer.Argument(metavar="[PORT]", min=1, max=65535, help="Its port.", show_default=False)]
+Host = Annotated[str | None, typer.Argument(metavar="HOST", help="Whom to ask.", show_default=False)]
+Port = Annotated[int | None, typer.Argument(metavar="PORT", min=1, max=65535, help="Its port.", show_default=False)]
 
 
 @command(app, "discover")
@@ -30,7 +32,12 @@ async def discover(
 ) -> Answer:
     """Ask a host which sources it offers for pools of a type."""
     session.ticker.begin("asking")
-    found = await session.in_time(session.manager.discover(type, host, port=port))
+    try:
+        found = await session.in_time(session.manager.discover(type, host, port=port))
+    except DefinitionError as error:
+        if host is None and error.element == "host":
+            raise CliError(f"whom to ask must be said: `astore pool discover {type} HOST`", Exit.USAGE) from error
+        raise
     if xml:
         from astore.xml import sources_to_xml
 
@@ -59,7 +66,8 @@ def _show_sources(output: Output, document: shapes.Sources) -> None:
         ]
         for source in document.sources
     ]
-    output.table([Column("Host"), Column("Name"), Column("Directory"), Column("Format")], rows)
+    columns = [Column(title, folds=True) for title in ("Host", "Name", "Directory")]
+    output.table([*columns, Column("Format")], rows)
 
 
 @command(app, "capabilities")
@@ -67,7 +75,7 @@ async def capabilities(
     session: Session,
     xml: Annotated[bool, typer.Option("--xml", help="libvirt's <storagepoolCapabilities> document.")] = False,
 ) -> Answer:
-    """Show which pool types can be used here, and which formats they know."""
+    """Show which pool types can be used here, and their formats."""
     from astore.xml import POOL_TYPES, capabilities_to_xml
 
     registry = session.manager.registry
@@ -94,7 +102,8 @@ async def capabilities(
             ]
             for item in found
         ]
-        output.table([Column("Type"), Column("Supported"), Column("Source formats"), Column("Volume formats")], rows)
+        columns = [Column("Type"), Column("Supported"), Column("Source formats", folds=True)]
+        output.table([*columns, Column("Volume formats", folds=True)], rows)
 
     return Answer(shapes.Capabilities(tuple(found)), show)
 

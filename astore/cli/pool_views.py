@@ -38,7 +38,13 @@ async def list_pools(
     transient: Annotated[bool, typer.Option("--transient", help="Only those without.")] = False,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", help="Of these types (also T1,T2).", autocompletion=complete_type, show_default=False),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Of these types (also T1,T2).",
+            autocompletion=complete_type,
+            show_default=False,
+        ),
     ] = None,
     details: Annotated[bool, typer.Option("--details", help="With sizes, persistence and errors.")] = False,
     names_only: Annotated[bool, typer.Option("--name", help="Names alone, one in a line.")] = False,
@@ -56,14 +62,18 @@ async def list_pools(
     problems = [f"{file.path} is damaged: {file.error}: repair it or remove it" for file in damaged]
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
+    filtered = bool(types or autostart is not None or persistent or transient)
+    wanted = "such " if filtered or everything else "inactive " if inactive else "active "
+    empty = _nothing(wanted, len(manager.pools()))
+
     def show(output: Output) -> None:
         if names_only or uuids_only:
             for pool in pools:
                 output.value(" ".join(([pool.uuid] if uuids_only else []) + ([pool.name] if names_only else [])))
         elif details:
-            _detailed(output, pools, shown)
+            _detailed(output, pools, shown, empty)
         else:
-            _brief(output, pools, shown)
+            _brief(output, pools, shown, empty)
 
     return Answer(shapes.PoolList(tuple(_shape(pool) for pool in pools), damaged), show, problems)
 
@@ -92,9 +102,16 @@ def _shape(pool: Pool) -> shapes.Pool:
     )
 
 
-def _brief(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Damaged]) -> None:
-    columns = [Column("Name"), Column("Type"), Column("State"), Column("Autostart"), Column("Volumes", right=True)]
-    columns += [Column("Capacity", right=True), Column("Used")]
+def _nothing(wanted: str, others: int) -> str:
+    """What people are told in place of a list without pools."""
+    if others:
+        return f"no {wanted}pools: `astore pool list --all` shows all there are ({others})"
+    return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
+
+
+def _brief(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Damaged], empty: str) -> None:
+    columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True), Column("Autostart")]
+    columns += [Column("Volumes", right=True), Column("Capacity", right=True), Column("Used")]
     rows: list[list[Cell | str]] = []
     for pool in pools:
         info = pool.info
@@ -104,13 +121,14 @@ def _brief(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Damag
         state = state_cell(info.state, backend=info.backend)
         rows.append([info.name, info.type, state, yes_no(info.autostart), *sizes])
     rows += [[file.name, "-", state_cell("damaged"), *["-"] * 4] for file in damaged]
-    output.table(columns, rows)
+    output.table(columns, rows, empty=empty)
 
 
-def _detailed(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Damaged]) -> None:
-    columns = [Column("Name"), Column("Type"), Column("State"), Column("Autostart"), Column("Persistent")]
+def _detailed(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Damaged], empty: str) -> None:
+    columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True)]
+    columns += [Column("Autostart"), Column("Persistent")]
     columns += [Column(title, right=True) for title in ("Volumes", "Capacity", "Allocation", "Available")]
-    columns += [Column("Used"), Column("Refreshed"), Column("Error")]
+    columns += [Column("Used"), Column("Refreshed"), Column("Error", folds=True)]
     rows: list[list[Cell | str]] = []
     for pool in pools:
         info = pool.info
@@ -123,7 +141,7 @@ def _detailed(output: Output, pools: Sequence[Pool], damaged: Sequence[shapes.Da
             [info.name, info.type, state, yes_no(info.autostart), yes_no(info.persistent), *sizes, info.error or "-"]
         )
     rows += [[file.name, "-", state_cell("damaged"), "-", "yes", *["-"] * 6, file.error] for file in damaged]
-    output.table(columns, rows)
+    output.table(columns, rows, empty=empty)
 
 
 # ---------------------------------------------------------------------------------------------------- one pool: info
@@ -135,7 +153,7 @@ async def info(
     name: Name,
     in_bytes: Annotated[bool, typer.Option("--bytes", help="Sizes in bytes.")] = False,
 ) -> Answer:
-    """Show one pool: its state, sizes, and the entries that are no volumes."""
+    """Show one pool: state, sizes, entries that are no volumes."""
     pool = session.pool(name)
     shape = _shape(pool)
     entries = shapes.entries(pool.snapshot.errors)
@@ -259,7 +277,7 @@ async def refresh(
 def show_refresh(output: Output, outcomes: Sequence[RefreshOutcome], seconds: float) -> None:
     """What refreshes found, pool by pool, and the entries that could not be read."""
     if not outcomes:
-        output.line("no pool was refreshed")
+        output.line("no pool was refreshed: `astore pool list --all` shows those there are")
         return
     titles = ("Added", "Changed", "Removed", "Unchanged", "Errors", "Time")
     rows = [
@@ -274,7 +292,7 @@ def show_refresh(output: Output, outcomes: Sequence[RefreshOutcome], seconds: fl
         ]
         for outcome in outcomes
     ]
-    output.table([Column("Pool"), *(Column(title, right=True) for title in titles)], rows)
+    output.table([Column("Pool", folds=True), *(Column(title, right=True) for title in titles)], rows)
     for outcome in outcomes:
         bad = tuple(error for error in outcome.errors if not error.skipped)
         _show_entries(output, shapes.entries(bad), outcome.pool)

@@ -21,9 +21,9 @@ app = typer.Typer(help="Define, start, refresh and look at pools.", no_args_is_h
 Name = Annotated[str, typer.Argument(metavar="POOL", help="A pool's name or UUID.", autocompletion=complete_pool)]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[POOL]...", help="Names or UUIDs.", autocompletion=complete_pool, show_default=False),
+    typer.Argument(metavar="POOL", help="Names or UUIDs.", autocompletion=complete_pool, show_default=False),
 ]
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="libvirt pool XML; `-` is standard input.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="libvirt pool XML; `-` is standard input.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many pools at a time.")]
 
 _LARGEST = 1 << 20

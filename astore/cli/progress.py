@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from types import TracebackType
@@ -17,11 +18,13 @@ class Ticker:
     """Counts what is done, and shows it from a thread of its own: its methods never wait.
 
     :param shown: whether to display anything; None: if stderr is a terminal. :param delay: seconds before it appears.
+    :param stays: leave the last state on the terminal.
     """
 
-    def __init__(self, *, shown: bool | None = None, delay: float = DELAY) -> None:
+    def __init__(self, *, shown: bool | None = None, delay: float = DELAY, stays: bool = False) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
         self.delay = delay
+        self.stays = stays
         self._now = ("", 0, 0)  # label, done, total: replaced in one step, so that it needs no lock
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -39,6 +42,16 @@ class Ticker:
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
+    async def __aenter__(self) -> Self:
+        # a thread that starts is waited for, and so is its end: not by an event loop
+        await asyncio.to_thread(self.__enter__)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
     def begin(self, label: str, total: int = 0) -> None:
         """Say what is being done now, in how many steps (0: that is not known); nothing is shown before."""
         self._now = (label, 0, total)
@@ -53,10 +66,10 @@ class Ticker:
         self._over.set()
 
     def _display(self) -> None:
-        if self._over.wait(self.delay):
+        if self._over.wait(self.delay) and not self.stays:
             return
         while not self._now[0]:
-            if self._over.wait(_EVERY):
+            if self._over.wait(_EVERY) and not (self.stays and self._now[0]):
                 return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -68,13 +81,15 @@ class Ticker:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),
-            transient=True,
+            transient=not self.stays,
             auto_refresh=False,
         ) as progress:
             task = progress.add_task("", visible=False)
+            over = False
             while True:
                 label, done, total = self._now
                 progress.update(task, description=label, completed=done, total=total or None, visible=bool(label))
                 progress.refresh()
-                if self._over.wait(_EVERY):
+                if over:
                     return
+                over = self._over.wait(_EVERY)

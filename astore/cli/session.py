@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, Param
 
 import typer
 
-from astore.cli.exits import CliError, Exit, code_of, explain
-from astore.cli.output import Answer, Output, complain
+from astore.cli.exits import Exit, code_of, explain
+from astore.cli.output import Answer, Output, complain, writing
 from astore.cli.progress import Ticker
 
 if TYPE_CHECKING:
@@ -181,17 +181,13 @@ def present(answer: Answer, settings: Settings) -> None:
     """Write an answer. :raises typer.Exit: its code is not 0."""
     from astore.cli import shapes
 
-    try:
+    with writing():
         output = Output()
         if not settings.json:
             answer.show(output)
         elif answer.document is not None:
             output.raw(shapes.document(answer.document))
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise CliError(f"standard output: {error.strerror}") from error
     for problem in answer.problems:
         complain(problem)
     if answer.code:

@@ -54,18 +54,19 @@ async def list_volumes(
             for volume in volumes:
                 output.value(volume.name)
             return
-        columns = [Column("Name"), Column("Format"), Column("Capacity", right=True), Column("Allocation", right=True)]
-        columns += [Column("Backing file")]
+        columns = [Column("Name", folds=True), Column("Format"), Column("Capacity", right=True)]
+        columns += [Column("Allocation", right=True), Column("Backing file", folds=True)]
         rows: list[list[Cell | str]] = [
             [info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
             for info in volumes
         ]
         if details:
-            columns += [Column("Type"), Column("Changed"), Column("Path")]
+            columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)]
             rows = [
                 [*row, info.type, when(info.mtime_ns / 1e9), info.path] for row, info in zip(rows, volumes, strict=True)
             ]
-        output.table(columns, rows)
+        looks = f"`astore pool refresh {shell_word(pool.name)}` looks for new ones"
+        output.table(columns, rows, empty=f"pool {printable(pool.name)!r} has no volumes: {looks}")
 
     return Answer(document, show)
 

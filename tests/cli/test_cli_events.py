@@ -70,6 +70,11 @@ ABOUT: dict[str, Any] = {"pool": "p", "uuid": "u", "seq": 7, "time": 1.0}
         ),
         (kinds.VolumeChanged(name="a.qcow2", volume=VOLUME, **ABOUT), "volume a.qcow2 changed (qcow2, 1.00 GiB)"),
         (kinds.VolumeRemoved(name="a.qcow2", **ABOUT), "volume a.qcow2 removed"),
+        (
+            kinds.VolumeProgress(name="a", operation="upload", done=1024, total=2048, **ABOUT),
+            "volume a: upload: 1.00 KiB of 2.00 KiB",
+        ),
+        (kinds.VolumeProgress(name="a", operation="upload", done=1024, **ABOUT), "volume a: upload: 1.00 KiB"),
         (kinds.BackendRegistered(type="dir", seq=7), "backend for dir pools ready"),
         (kinds.BackendUnregistered(type="dir", seq=7), "backend for dir pools gone"),
         (kinds.Lagged(missed=5, seq=7), "5 events were lost: this reader is too slow"),

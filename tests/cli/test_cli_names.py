@@ -130,9 +130,15 @@ def test_completion_of_pools_and_volumes(
     assert complete("pool", "info", "--state-dir", str(astore.state_dir), "im") == ["images"]
 
 
-def test_completion_without_a_state_folder(complete: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_completion_without_a_state_folder(
+    complete: Callable[..., list[str]], make_pool: Make, astore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing there is nothing to offer; and the user's own folder is looked into by default."""
     assert complete("pool", "info", "--state-dir", str(tmp_path / "none"), "x") == []
+    make_pool("images")
+    monkeypatch.delenv("ASTORE_STATE_DIR")
+    monkeypatch.setattr("astore.cli.completion.default_state_dir", lambda: astore.state_dir)
+    assert complete("pool", "info", "im") == ["images"]
 
 
 def test_completion_is_installed_by_typer(astore: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 import sys
 import threading
 import time
@@ -65,10 +67,10 @@ def test_times() -> None:
     ("used", "total", "text", "style"),
     [
         (0, 0, "-", ""),
-        (0, 100, "░" * 12 + "   0 %", "green"),
-        (50, 100, "█" * 6 + "░" * 6 + "  50 %", "green"),
-        (80, 100, "█" * 10 + "░" * 2 + "  80 %", "yellow"),
-        (200, 100, "█" * 12 + " 100 %", "red"),
+        (0, 100, "░░░░░░░░   0%", "green"),
+        (50, 100, "████░░░░  50%", "green"),
+        (80, 100, "██████░░  80%", "yellow"),
+        (200, 100, "████████ 100%", "red"),
     ],
 )
 def test_bars(used: int, total: int, text: str, style: str) -> None:
@@ -78,8 +80,8 @@ def test_bars(used: int, total: int, text: str, style: str) -> None:
 
 def test_bars_without_unicode() -> None:
     """A terminal that has no blocks gets a bar of other characters; a pipe gets per cent."""
-    assert Output(Stream("ascii", terminal=True)).bar(50, 100).text == "######......  50 %"
-    assert Output(Stream()).bar(50, 100).text == "50 %"
+    assert Output(Stream("ascii", terminal=True)).bar(50, 100).text == "####....  50%"
+    assert Output(Stream()).bar(50, 100).text == "50%"
     assert Output(Stream()).bar(50, 0).text == "-"
     assert Output(Stream()).bar(50, 100, drawn=True).text.startswith("█")
 
@@ -92,7 +94,7 @@ def test_hostile_names_are_escaped(terminal: bool) -> None:
     """Escape sequences, bells, C1 controls, direction marks and markup come out as text."""
     stream = Stream(terminal=terminal)
     output = Output(stream)
-    output.table([Column("Name")], [[HOSTILE]], title="a title")
+    output.table([Column("Name")], [[HOSTILE]])
     output.fields([("Name", HOSTILE)])
     output.line(HOSTILE)
     written = stream.text
@@ -129,9 +131,9 @@ def test_an_encoding_that_lacks_characters() -> None:
     """What the stream cannot take is written as an escape; nothing fails."""
     stream = Stream("latin-1")
     output = Output(stream)
-    output.table([Column("Name"), Column("N", right=True)], [["ä→", "1"], ["名前", "22"]], title="→")
+    output.table([Column("Name"), Column("N", right=True)], [["ä→", "1"], ["名前", "22"]])
     lines = stream.text.splitlines()
-    assert lines == ["\\u2192", "Name   N", "ä\\u2192     1", "\\u540d\\u524d  22"]
+    assert lines == ["Name   N", "ä\\u2192     1", "\\u540d\\u524d  22"]
 
 
 def test_tables_on_a_terminal() -> None:
@@ -140,6 +142,47 @@ def test_tables_on_a_terminal() -> None:
     Output(stream).table([Column("State"), Column("N", right=True)], [[Cell("running", "green"), "1"]])
     assert "running" in stream.text
     assert "─" in stream.text
+
+
+WIDE = [Column("Name", folds=True), Column("N", right=True), Column("State")]
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (60, ["Name                             N  State", "─" * 43, "a-name-of-thirty-characters-123  1  running"]),
+        (28, ["Name              N  State", "a-name-of-thirty  1  running", "-characters-123"]),
+        (21, ["Name:  a-name-of-thirty-characters-123", "N:     1", "State: running"]),
+    ],
+)
+def test_narrow_terminals(width: int, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns that may be folded are; where that is not enough, each row is a paragraph. Nothing is lost."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Stream(terminal=True)
+    output = Output(stream)
+    row = ["a-name-of-thirty-characters-123", "1", Cell("running", "green")]
+    output.table(WIDE, [row])
+    written = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", stream.text).splitlines()]
+    assert set(lines) <= set(written)
+    assert all(len(line) <= width for line in written if not line.startswith("Name:"))
+    if width == 21:
+        output.table(WIDE, [row, row])
+        assert stream.text.count("\n\n") == 1, "an empty line between two paragraphs"
+
+
+def test_only_the_names_of_fields_are_bold() -> None:
+    """What they say has a colour of its own."""
+    stream = Stream(terminal=True)
+    Output(stream).fields([("State", Cell("running", "green")), ("Name", "images")])
+    assert stream.text == "\x1b[1mState: \x1b[0m\x1b[32mrunning\x1b[0m\n\x1b[1mName:  \x1b[0mimages\n"
+
+
+def test_an_empty_table() -> None:
+    """People are told what to do; programs get the headings that they count on."""
+    for terminal, text in ((True, "nothing: do this\n"), (False, "Name  N  State\n")):
+        stream = Stream(terminal=terminal)
+        Output(stream).table(WIDE, [], empty="nothing: do this")
+        assert stream.text == text
 
 
 def test_a_stderr_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +239,7 @@ WRONG_STATE = errors.InvalidStateError
         (errors.PoolInaccessibleError("create it, or build the pool", pool="x"), 1, "`astore pool build x`"),
         (errors.DefinitionError("bad", line=3, element="name"), 1, "line 3, <name>: bad"),
         (errors.CommandError("mount failed\x1b", argv=["mount"], returncode=1, stderr=""), 1, "mount failed\\x1b"),
+        (UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range(128)"), 1, "LC_ALL=C.UTF-8"),
         (KeyError("x"), 1, "--verbose shows where it happened"),
     ],
 )
@@ -257,6 +301,18 @@ def test_progress_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> No
         eventually(lambda: "2/3" in stderr.text)
     assert "[red]work" in stderr.text
     assert stderr.text.endswith("\x1b[2K")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_progress_that_stays(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon it is over, its last state stays to be seen; the event loop does not wait for the display."""
+    stderr = terminal(monkeypatch)
+    async with Ticker(delay=0, stays=True) as ticker:
+        await asyncio.sleep(0.3 if waits else 0)
+        ticker.begin("work", 3)
+        ticker.step(3)
+    assert "3/3" in stderr.text
+    assert stderr.text.endswith("\n\x1b[?25h")
 
 
 def test_nothing_is_shown_of_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:

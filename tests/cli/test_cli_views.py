@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -254,6 +255,8 @@ def test_discovery_that_cannot_be(astore: Any) -> None:
     ran = astore("pool", "discover", "dir")
     assert (ran.code, "do not support 'discover'" in ran.complaint) == (1, True)
     assert astore("pool", "discover", "nonsense").code == 1
+    ran = astore("pool", "discover", "gluster")
+    assert (ran.code, ran.complaint) == (2, "whom to ask must be said: `astore pool discover gluster HOST`")
     ran = astore("pool", "discover", "netfs", "-oevil")
     assert ran.code != 0
     assert astore("pool", "discover", "netfs", "--", "-oevil").code == 1
@@ -272,3 +275,35 @@ def test_discovery(astore: Any, gluster: Any, new_volume: str) -> None:
     assert f"<name>{new_volume}</name>" in xml
     ran = astore("pool", "discover", "gluster", gluster.host, "--timeout", "0.001")
     assert (ran.code, "not done within 0.001 s" in ran.complaint) == (124, True)
+
+
+def test_discovery_that_finds_nothing(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is no failure; a list without rows is empty in JSON and a sentence for people."""
+
+    async def nothing(*_: object, **__: object) -> list[Any]:
+        return []
+
+    monkeypatch.setattr("astore.manager.Manager.discover", nothing)
+    assert astore.good("pool", "discover", "gluster", "host").out == "nothing found for pools of type 'gluster'\n"
+    assert astore.good("pool", "discover", "gluster", "host", "--json").shape(shapes.Sources).sources == ()
+
+
+def test_lists_without_rows(astore: Any, make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, a sentence says what to do; programs get the headings."""
+    assert astore.good("pool", "list").out.split()[0] == "Name"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        assert astore.good("pool", "list").out.startswith("no pools yet: `astore pool define FILE`")
+        patch.setattr(sys.stdout, "isatty", lambda: False)
+        folder = make_pool()
+        for entry in folder.iterdir():
+            entry.unlink()
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        inactive = astore.good("pool", "list", "--inactive").out
+        assert inactive == "no inactive pools: `astore pool list --all` shows all there are (1)\n"
+        assert astore.good("pool", "list", "--type", "netfs").out.startswith("no such pools: ")
+        astore.good("pool", "refresh", "images")
+        empty = astore.good("vol", "list", "images").out
+        assert empty == "pool 'images' has no volumes: `astore pool refresh images` looks for new ones\n"
+        astore.good("pool", "stop", "images")
+        assert astore.good("pool", "list").out.startswith("no active pools: ")
