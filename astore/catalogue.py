@@ -62,7 +62,6 @@ class Catalogue:
         self.log = get_logger()
         self._bus = EventBus(event_capacity)
         self._registry = registry if registry is not None else BackendRegistry()
-        self._registry._publish = self._bus.publish
         self._call_timeout = call_timeout
         self._store = storage.DefinitionStore(self.state_dir)
         self._pools: dict[str, Pool] = {}

@@ -83,12 +83,14 @@ class Manager(Catalogue):
         if self._lanes is not None:
             raise InvalidStateError("this Manager is open already", operation="open")
         self._bus.open()
+        self._registry.listen(self._bus.publish)
         self._lanes = Lanes(self._max_threads)
         self._store_lane = self._lanes.lane(f"state folder {self.state_dir}", limit=4)
         try:
             await self._store_lane.run(self._registry.scan)
             await self.reload()
         except BaseException:
+            self._registry.unlisten(self._bus.publish)
             self._lanes.close()
             self._lanes = None
             raise
@@ -111,6 +113,7 @@ class Manager(Catalogue):
             if self._lanes is lanes:  # else it was closed beside this, and perhaps opened anew
                 self._lanes = None
                 self._closing = False
+                self._registry.unlisten(self._bus.publish)
                 lanes.close()
                 self._bus.close()
 

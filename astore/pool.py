@@ -147,7 +147,7 @@ class Pool(WorkingPool):
 
     async def _start(self, build: bool, refresh: bool, timeout: float | None) -> None:
         backend, checked = await self._backend_for_me()
-        if build:
+        if build and isinstance(backend, BuildsPools):  # as in libvirt, nothing to build is no error
             await self._build(backend, checked)
         self._manager.registry.acquire(backend)
         lane: PoolLane | None = None

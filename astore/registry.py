@@ -73,7 +73,7 @@ class BackendRegistry:
     ) -> None:
         self.import_timeout = import_timeout
         self._group = group
-        self._publish = publish
+        self._publishers: tuple[Callable[..., None], ...] = () if publish is None else (publish,)
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._released: set[Callable[[], None]] = set()
@@ -297,8 +297,18 @@ class BackendRegistry:
         )
 
     def _tell(self, kind: type[Event], **fields: Any) -> None:
-        if self._publish is not None:
-            self._publish(kind, **fields)
+        for publish in self._publishers:
+            publish(kind, **fields)
+
+    def listen(self, publish: Callable[..., None]) -> None:
+        """Give every change from now on to ``publish`` too, which is called with an event class and its fields."""
+        with self._lock:
+            self._publishers = (*self._publishers, publish)
+
+    def unlisten(self, publish: Callable[..., None]) -> None:
+        """Not any more."""
+        with self._lock:
+            self._publishers = tuple(one for one in self._publishers if one != publish)
 
 
 def _installed(group: str) -> list[metadata.EntryPoint]:

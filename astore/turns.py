@@ -106,7 +106,7 @@ class Turns:
         while not turn._granted.wait(LEASE * place):
             with self._lock:
                 self._revoke()
-                if turn.held:
+                if turn._granted.is_set():  # now, or before the lock was had (and perhaps revoked since: see step)
                     return
                 place = self._waiting.index(turn) + 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 from core_fakes import FakeBackend, counted, fake_registry
@@ -147,3 +148,21 @@ def test_from_many_threads() -> None:
         assert not thread.is_alive()
     assert not failures
     assert registry.types() == ()
+
+
+async def test_two_managers_of_one_registry(tmp_path: Path) -> None:
+    """Both hear of what is registered while they are open."""
+    registry = BackendRegistry(group=None)
+    async with astore.Manager(tmp_path / "one", registry=registry) as one:
+        async with (
+            astore.Manager(tmp_path / "two", registry=registry) as two,
+            one.events() as first,
+            two.events() as second,
+        ):
+            registry.register(FakeBackend)
+            assert isinstance(first.receive_nowait(), astore.BackendRegistered)
+            assert isinstance(second.receive_nowait(), astore.BackendRegistered)
+        async with one.events() as first:
+            await registry.unregister("fake")
+            assert isinstance(first.receive_nowait(), astore.BackendUnregistered)
+    assert registry._publishers == ()

@@ -154,10 +154,21 @@ class GlusterBed:
         argv = ["glusterd", "-N", "-p", str(node.folder / "run" / "glusterd.pid"), "-l", str(node.log)]
         for key, value in settings.items():
             argv += ["--xlator-option", f"management.{key}={value}"]
-        daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # PYTHON: glusterd runs what it names, and does not start where that is nothing
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+        quiet = subprocess.DEVNULL
+        daemon = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
         self._daemons[number] = daemon
         processes.wait_until(lambda: node.socket.is_socket() or daemon.poll() is not None, 30, "glusterd listens")
+        processes.wait_until(lambda: self._takes_commands(number) or daemon.poll() is not None, 30, "it takes commands")
         self.gluster("pool", "list", node=number)
+
+    def _takes_commands(self, number: int) -> bool:
+        try:
+            self.gluster("pool", "list", node=number)
+        except GlusterCommandError:
+            return False
+        return True
 
     def kill_node(self, number: int) -> None:
         """Kill a node as a power cut would: its glusterd, bricks and helpers at once."""
