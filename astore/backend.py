@@ -245,6 +245,15 @@ class DeletesPools(Protocol):
         ...
 
 
+@runtime_checkable
+class CutsPoolsLoose(Protocol):
+    """Can end a pool whose storage hangs so that no session can be opened, such as one that another process started."""
+
+    async def cut_loose(self, definition: PoolDef, context: Context) -> None:
+        """As :meth:`CutsLoose.cut_loose`, without a session."""
+        ...
+
+
 # ------------------------------------------------------------------------------------ abilities a session may have
 
 

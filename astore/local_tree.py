@@ -24,7 +24,7 @@ _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 """What calls on a FUSE mount say when its server is gone (ENOTCONN) or was cut off (ECONNABORTED)."""
 
 
-class _Folder:
+class Folder:
     """A descriptor of a directory, closed when the last call that uses it is done.
 
     Whoever uses ``fd`` holds a reference to this object meanwhile: closing on the last reference rather than on request
@@ -62,7 +62,7 @@ class LocalTree(FileTree):
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = False
-        self._folder: _Folder | None = _Folder(path)
+        self._folder: Folder | None = Folder(path)
 
     def __repr__(self) -> str:
         return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
@@ -81,13 +81,13 @@ class LocalTree(FileTree):
         with self._lock:
             self._folder = None
 
-    def _opened(self) -> _Folder:
+    def _opened(self) -> Folder:
         """The directory as it was last opened."""
         return self._folder or self._open()
 
-    def _open(self) -> _Folder:
+    def _open(self) -> Folder:
         self._check_open()
-        folder = _Folder(self.path)
+        folder = Folder(self.path)
         if self._verify is not None:
             self._verify(folder.fd)
         with self._lock:
@@ -99,7 +99,7 @@ class LocalTree(FileTree):
         if self._closed:
             raise OSError(errno.EBADF, "the tree is closed", self.path)
 
-    def _current(self) -> _Folder:
+    def _current(self) -> Folder:
         """The directory that has the path now, which need not be the one that had it before, verified."""
         folder = self._folder
         if folder is None:
@@ -128,7 +128,7 @@ class LocalTree(FileTree):
             os.close(fd)
 
     def _entries(
-        self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: _Folder
+        self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: Folder
     ) -> Iterator[Entry | tuple[str, OSError]]:
         # The hottest loop of a refresh: 10,000 entries in 20 ms, 15 of them in the kernel. os.stat(), not DirEntry.stat(),
         # which does not follow what became a link after it was listed; tuple.__new__, since the records' own is Python.

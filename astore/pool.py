@@ -23,6 +23,7 @@ from astore.backend import (
     Backend,
     BuildsPools,
     CutsLoose,
+    CutsPoolsLoose,
     DeletesPools,
     PoolSession,
 )
@@ -210,7 +211,16 @@ class Pool(WorkingPool):
             # The backend is gone, or what the pool needs of the machine. There is nothing to stop it with.
             if not force and self.type in self._manager.registry:
                 raise self._translate(error, "stop") from error
+            if force:
+                await self._cut_loose_unopened()
             return None
+
+    async def _cut_loose_unopened(self) -> None:
+        backend = self._manager.registry.loaded(self.type)
+        if isinstance(backend, CutsPoolsLoose) and self._active_definition is not None:
+            with anyio.move_on_after(2 * CLEANUP_SECONDS), contextlib.suppress(Exception):
+                async with self._lent_lane(backend) as context:
+                    await backend.cut_loose(self._active_definition, context)
 
     async def _stop_session(self, session: PoolSession, force: bool) -> None:
         if force:

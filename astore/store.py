@@ -363,10 +363,16 @@ def _record(fields: tuple[Any, ...]) -> VolumeInfo:
 
 def _read(path: Path, largest: int = LARGEST_DEFINITION) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
+        parts: list[bytes] = []
+        room = largest + 1
+        while room > 0 and (
+            part := file.read(min(room, 1 << 20))
+        ):  # in pieces: read(n) takes n bytes of memory at once
+            parts.append(part)
+            room -= len(part)
+    if room <= 0:
         raise StoreError(f"it is larger than {largest} bytes")
-    return data
+    return b"".join(parts)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory")
+    parser.add_argument("--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes")
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out (its Gluster rows take minutes)")
     parser.add_argument("--write", type=Path, help="write the table into this file as well")

@@ -16,6 +16,7 @@ from astore.testing.beds.gluster import GlusterBed
 from astore.testing.beds.images import make_images
 from benchmarks.__main__ import Row
 from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
+from benchmarks.volume_rows import volume_rows
 
 median = statistics.median
 
@@ -48,6 +49,7 @@ class Bench:
             "netfs": self.netfs_rows,
             "loop": self.loop_rows,
             "memory": self.memory_rows,
+            "volumes": lambda: volume_rows(self),
         }
         for name, measure in table.items():
             if wanted is None or name in wanted:

@@ -17,30 +17,33 @@ import astore
 from astore.testing.beds.libvirt import LibvirtBed, missing
 
 
+def compiled(source: str, folder: Path) -> Path | str:
+    """The program made of a C file beside this one, or why that was not possible."""
+    if shutil.which("cc") is None or shutil.which("pkg-config") is None:
+        return "no C compiler or pkg-config"
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "glusterfs-api"], capture_output=True, text=True, check=False
+    )
+    if flags.returncode:
+        return "no libglusterfs-dev"
+    path = Path(__file__).with_name(source)
+    program = folder / path.stem
+    done = subprocess.run(
+        ["cc", "-O2", str(path), "-o", str(program), *shlex.split(flags.stdout), "-lpthread"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr if done.returncode else program
+
+
 class Limit:
     """The C program beside this file, which lists and reads with nothing in the way."""
 
     def __init__(self, folder: Path) -> None:
-        self._program = folder / "gfapi_limit"
-        self.why = self._build()
-
-    def _build(self) -> str | None:
-        """Compile it; why that was not possible, or None."""
-        if shutil.which("cc") is None or shutil.which("pkg-config") is None:
-            return "no C compiler or pkg-config"
-        flags = subprocess.run(
-            ["pkg-config", "--cflags", "--libs", "glusterfs-api"], capture_output=True, text=True, check=False
-        )
-        if flags.returncode:
-            return "no libglusterfs-dev"
-        source = Path(__file__).with_name("gfapi_limit.c")
-        done = subprocess.run(
-            ["cc", "-O2", str(source), "-o", str(self._program), *shlex.split(flags.stdout), "-lpthread"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stderr if done.returncode else None
+        program = compiled("gfapi_limit.c", folder)
+        self._program = folder if isinstance(program, str) else program
+        self.why = program if isinstance(program, str) else None
 
     def run(self, host: str, volume: str, directory: str, mode: str, *, rounds: int = 1, threads: int = 8) -> float:
         """Seconds of the best-placed round: the median of ``rounds`` in one process, its first left out if there are more."""
@@ -83,6 +86,21 @@ class Libvirt:
         with ThreadPoolExecutor(len(names)) as threads:
             began = time.perf_counter()
             list(threads.map(self.refresh, names))
+            return time.perf_counter() - began
+
+    def create_volumes(self, pool: str, count: int) -> float:
+        """Seconds to create so many raw volumes of 10 GiB, 16 at a time; virsh's own start is not counted."""
+
+        def create(numbers: Sequence[int]) -> None:
+            # one virsh for each sixteenth: its commands come one after the other, as those of 16 users would
+            for first in range(0, len(numbers), 20):
+                words = [f"vol-create-as {pool} n{number}.raw 10G" for number in numbers[first : first + 20]]
+                self._bed.virsh(";".join(words))
+
+        shares = [range(start, count, 16) for start in range(16)]
+        with ThreadPoolExecutor(16) as threads:
+            began = time.perf_counter()
+            list(threads.map(create, shares))
             return time.perf_counter() - began
 
     def stop(self, name: str) -> None:

@@ -186,3 +186,24 @@ async def test_a_process_with_a_hung_mount_ends(gluster: GlusterBed, new_volume:
         async with astore.Manager(tmp_path / "state") as manager:
             await manager.pool("bad").stop()
     assert not fuse.is_mounted(target)
+
+
+@pytest.mark.fuse
+async def test_a_hung_mount_that_another_process_made(gluster: GlusterBed, new_volume: str, tmp_path: Path) -> None:
+    """A forced stop cuts it loose too, though no session can be opened on it any more."""
+    target = tmp_path / "mnt"
+    target.mkdir()
+    async with astore.Manager(tmp_path / "state") as manager:
+        pool = await manager.define(netfs_xml(gluster.host, new_volume, target))
+        await pool.start()
+    client = await asyncio.to_thread(fuse.freeze, target)
+    try:
+        async with astore.Manager(tmp_path / "state") as manager:
+            pool = manager.pool("bad")
+            assert pool.active
+            async with asyncio.timeout(30):
+                await pool.stop(force=True)
+            assert pool.state == "inactive"
+        assert not fuse.is_mounted(target)
+    finally:
+        os.kill(client, signal.SIGKILL)

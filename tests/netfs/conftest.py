@@ -1,19 +1,24 @@
-"""What the netfs tests share: lanes, contexts, definitions, and mounts to stand in for others."""
+"""What the netfs tests share: lanes, contexts, definitions, sessions, and mounts to stand in for others."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+from netfs.looking import Open
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Source, Target
 from astore.testing.beds import fuse, namespace
+from astore.testing.beds.gluster import GlusterBed
+from astore_netfs import NetfsBackend
+from astore_netfs.session import NetfsSession
 
 
 @pytest.fixture
@@ -26,10 +31,10 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture
 def make_context(lanes: Lanes) -> Callable[..., Context]:
-    """Makes contexts, each with a lane of its own: ``make_context(timeout=…)``."""
+    """Makes contexts, each with a lane of its own: ``make_context(timeout=…, threads=…)``."""
 
-    def make(timeout: float = 30.0) -> Context:
-        lane = lanes.lane("pool", limit=6, timeout=timeout)
+    def make(timeout: float = 30.0, threads: int = 6) -> Context:
+        lane = lanes.lane("pool", limit=threads, timeout=timeout)
         log = structlog.get_logger()
         return Context("pool", "", lane, LaneCommandRunner(lane, timeout), log, timeout)
 
@@ -80,3 +85,31 @@ def stand_in() -> Iterator[Callable[[str, Path], None]]:
             made.callback(fuse.release, target)
 
         yield mount
+
+
+@pytest.fixture
+async def definition(
+    gluster: GlusterBed, new_volume: str, tmp_path: Path, netfs_definition: Callable[..., PoolDef]
+) -> AsyncIterator[PoolDef]:
+    """A pool on a fresh Gluster volume, not mounted; whatever is mounted is taken away afterwards."""
+    target = tmp_path / "pool"
+    target.mkdir()
+    made = netfs_definition("glusterfs", gluster.host, new_volume, target=target)
+    yield NetfsBackend().check(made)
+    await asyncio.to_thread(fuse.release, target)
+
+
+@pytest.fixture
+async def start(definition: PoolDef, context: Context) -> AsyncIterator[Open]:
+    """Starts sessions of ``definition``, which are closed afterwards."""
+    opened: list[NetfsSession] = []
+
+    async def start(context: Context = context, definition: PoolDef = definition) -> NetfsSession:
+        session = await NetfsBackend().open(definition, context)
+        assert isinstance(session, NetfsSession)
+        opened.append(session)
+        return session
+
+    yield start
+    for session in opened:
+        await session.aclose()

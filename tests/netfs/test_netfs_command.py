@@ -39,6 +39,11 @@ def test_cifs_arguments(netfs_definition: Make) -> None:
     assert mount_argv(definition) == ["mount", "-o", f"{ALWAYS},guest", "-t", "cifs", "//server/share", "/mnt/pool"]
 
 
+def test_slash_before_a_share(netfs_definition: Make) -> None:
+    """mount.cifs takes ``//server//share`` for a share without a name: a slash before it is left out."""
+    assert mount_argv(netfs_definition("cifs", directory="/share/sub"))[-2] == "//server/share/sub"
+
+
 @pytest.mark.parametrize("kind", ["nfs", "auto"])
 def test_version_goes_before_options(netfs_definition: Make, kind: str) -> None:
     """The protocol version becomes nfsvers, and the definition's options follow in their order."""
@@ -109,6 +114,10 @@ def test_umount_is_plain(netfs_definition: Make) -> None:
         {"options": ("ro\nsuid",)},
         {"options": ("",)},
         {"options": ("-t",)},
+        {"options": ("bind",)},
+        {"options": ("remount",)},
+        {"options": ("move=x",)},
+        {"kind": "cifs", "directory": "share\\..\\other"},
         {"version": "4,suid"},
         {"version": "4\n"},
         {"version": ""},

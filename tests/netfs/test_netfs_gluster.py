@@ -7,81 +7,23 @@ import errno
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
+from netfs.looking import Open, clients, ids, table, target
 
 from astore.backend import Context
 from astore.errors import CommandError, LaneTimeoutError, StorageError
 from astore.model import Host, PoolDef, Snapshot, VolumeType
 from astore.testing.beds import fuse, namespace, processes
 from astore.testing.beds.gluster import GlusterBed
-from astore_netfs import Mount, NetfsBackend, find_mount
-from astore_netfs.mount import MARK, MountPoint
-from astore_netfs.mountinfo import parse
-from astore_netfs.session import NetfsSession
+from astore_netfs import NetfsBackend, find_mount
+from astore_netfs.mount import MountPoint
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
-
-Open = Callable[..., Awaitable[NetfsSession]]
-
-
-@pytest.fixture
-async def definition(
-    gluster: GlusterBed, new_volume: str, tmp_path: Path, netfs_definition: Callable[..., PoolDef]
-) -> AsyncIterator[PoolDef]:
-    """A pool on a fresh Gluster volume, not mounted; whatever is mounted is taken away afterwards."""
-    target = tmp_path / "pool"
-    target.mkdir()
-    made = netfs_definition("glusterfs", gluster.host, new_volume, target=target)
-    yield NetfsBackend().check(made)
-    await asyncio.to_thread(fuse.release, target)
-
-
-@pytest.fixture
-async def start(definition: PoolDef, context: Context) -> AsyncIterator[Open]:
-    """Starts sessions of ``definition``, which are closed afterwards."""
-    opened: list[NetfsSession] = []
-
-    async def start(context: Context = context, definition: PoolDef = definition) -> NetfsSession:
-        session = await NetfsBackend().open(definition, context)
-        assert isinstance(session, NetfsSession)
-        opened.append(session)
-        return session
-
-    yield start
-    for session in opened:
-        await session.aclose()
-
-
-def target(definition: PoolDef) -> Path:
-    assert definition.target.path is not None
-    return Path(definition.target.path)
-
-
-def table() -> list[Mount]:
-    """All mounts; read by the test, since astore may not read files in the event loop's thread."""
-    return parse(Path("/proc/self/mountinfo").read_bytes())
-
-
-def ids(definition: PoolDef) -> list[int]:
-    """The numbers of all mounts on the pool's target."""
-    return [mount.id for mount in table() if mount.target == definition.target.path]
-
-
-def clients() -> int:
-    """How many processes are left of mounts that this process made or tried to make."""
-    found = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                found += f"{MARK}=".encode() in Path("/proc", name, "environ").read_bytes()
-            except OSError:
-                continue
-    return found
 
 
 async def test_start_mounts_once(definition: PoolDef, start: Open) -> None:
@@ -200,11 +142,17 @@ async def test_dead_client_is_mounted_anew_by_refresh(definition: PoolDef, start
 async def test_dead_client_is_mounted_anew_by_start(definition: PoolDef, start: Open) -> None:
     """A start that finds a dead mount of the pool's takes it away, although someone has a file open on it."""
     session = await start()
-    with (target(definition) / "held").open("wb", buffering=0):
+    held = os.open(target(definition) / "held", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        before = ids(definition)
         await asyncio.to_thread(fuse.kill, target(definition))
         await start()
         assert len(ids(definition)) == 1
+        assert ids(definition) != before
         assert "held" in (await session.refresh(Snapshot.EMPTY)).by_name
+    finally:
+        with pytest.raises(OSError, match="not connected"):  # what was open on the dead mount is lost
+            os.close(held)
 
 
 async def test_dead_client_and_dead_server(
@@ -220,6 +168,31 @@ async def test_dead_client_and_dead_server(
     assert clients() == 0
     await asyncio.to_thread(gluster.start_volume, new_volume)
     assert len(await session.refresh(Snapshot.EMPTY)) == 0
+
+
+async def test_dead_bricks_keep_the_mount(
+    definition: PoolDef, start: Open, gluster: GlusterBed, new_volume: str, make_context: Callable[..., Context]
+) -> None:
+    """A client without its bricks is no dead client: its mount stays for those who wait with it, and works again."""
+    session = await start()
+    (target(definition) / "kept").write_bytes(b"")
+    before = ids(definition)
+    await asyncio.to_thread(gluster.kill_brick, new_volume)
+    for call in (lambda: session.refresh(Snapshot.EMPTY), lambda: start(make_context())):
+        with pytest.raises(StorageError, match=r"no server of .* answers") as caught:
+            await call()
+        assert caught.value.errno == errno.ENOTCONN
+    assert ids(definition) == before
+    await asyncio.to_thread(lambda: gluster.start_volume(new_volume, force=True))
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                snapshot = await session.refresh(Snapshot.EMPTY)
+                break
+            except StorageError:
+                await asyncio.sleep(0.05)
+    assert list(snapshot.by_name) == ["kept"]
+    assert ids(definition) == before
 
 
 async def test_unmounted_by_someone_is_mounted_anew(definition: PoolDef, start: Open) -> None:
@@ -272,7 +245,8 @@ async def test_frozen_client_meets_the_deadline(
     definition: PoolDef, start: Open, make_context: Callable[..., Context]
 ) -> None:
     """A frozen client costs a refresh its deadline and no more; thawed, the session goes on."""
-    session = await start(make_context(timeout=0.5))
+    await start()  # which may take its time, unlike what follows
+    session = await start(make_context(timeout=1.0))
     (target(definition) / "kept").write_bytes(b"")
     await asyncio.to_thread(fuse.freeze, target(definition))
     try:
@@ -308,11 +282,12 @@ async def test_cut_loose_frees_what_hangs(
     definition: PoolDef, start: Open, make_context: Callable[..., Context]
 ) -> None:
     """With every thread of the lane hung on a frozen mount, cutting loose returns them all and unmounts."""
-    context = make_context(timeout=0.2)
+    await start()  # which may take its time, unlike what follows
+    context = make_context(timeout=1.0, threads=2)
     session = await start(context)
     await session.refresh(Snapshot.EMPTY)
     pid = await asyncio.to_thread(fuse.freeze, target(definition))
-    for _ in range(8):
+    for _ in range(4):
         with pytest.raises(TimeoutError):
             await session.refresh(Snapshot.EMPTY)
     await session.cut_loose()

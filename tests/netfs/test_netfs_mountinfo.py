@@ -178,8 +178,30 @@ def test_expected(
         ("glusterfs", "vol", at("fuse", "server:/vol")),
         ("cifs", "share", at("cifs", "//server/share", "/other")),
         ("cifs", "share", at("cifs", "server:share")),
+        ("cifs", "share/a/b", at("cifs", "//server/share/a/b", "/b")),
     ],
 )
 def test_not_expected(netfs_definition: Callable[..., PoolDef], kind: str, directory: str, mount: Mount) -> None:
     """Another directory, host, file system or part of it is not the pool's mount."""
     assert not is_expected(mount, netfs_definition(kind, "server", directory))
+
+
+@pytest.mark.root
+def test_links_are_followed_up_to_a_mount(tmp_path: Path, stand_in: Callable[[str, Path], None]) -> None:
+    """Relative links, links to links and ``..`` lead to the mount; what is a mount is not looked at any more."""
+    folder = tmp_path / "a" / "pool"
+    folder.parent.mkdir()
+    stand_in("server:/dir", folder)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "up").symlink_to("../a/./pool")
+    (tmp_path / "again").symlink_to("b//up")
+    found = find_mount(str(folder))
+    assert found is not None
+    assert locate(str(tmp_path / "again")) == (str(folder), found)
+    assert locate(str(tmp_path / "again" / "below")) == (str(folder / "below"), None)
+
+
+def test_link_that_leads_to_itself(tmp_path: Path) -> None:
+    """Following links ends, and finds nothing."""
+    (tmp_path / "loop").symlink_to("loop")
+    assert locate(str(tmp_path / "loop")) == (str(tmp_path / "loop"), None)

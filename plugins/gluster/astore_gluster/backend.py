@@ -8,13 +8,17 @@ import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.errors import DefinitionError
-from astore.files import FileTreeSession
 from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore_gluster import libgfapi
-from astore_gluster.connection import CONNECTIONS, ConnectionCache, Key
+from astore_gluster.connection import CONNECTIONS, Connection, ConnectionCache, Key
 from astore_gluster.discovery import discover
-from astore_gluster.servers import check_server, servers_of, url_parts
+from astore_gluster.layout import NAME_ROOM
+from astore_gluster.servers import check_server, is_volume_name, servers_of, url_parts
+from astore_gluster.session import LOST, GlusterSession
 from astore_gluster.tree import GlusterTree
+
+LONGEST_DIRECTORY = 4096 - NAME_ROOM
+"""Bytes of the folder's path: with a file's name added, it is to fit in the bricks' PATH_MAX."""
 
 
 class GlusterBackend(Backend):
@@ -67,26 +71,17 @@ class GlusterBackend(Backend):
 
         :raises OSError: no host answers, or there is no such volume or folder, in words.
         """
-        tree = await context.lane.run(self._open, definition, context.timeout, discard=GlusterTree.close)
-        return FileTreeSession(tree, context)
-
-    def _open(self, definition: PoolDef, timeout: float) -> GlusterTree:
         source = definition.source
-        volume, directory = source.name or "", source.directory or "/"
-        # a little less than the lane gives this call: who waits for another's attempt should not count as stuck
-        connection = self._connections.acquire(Key(volume, servers_of(source.hosts)), timeout * 0.9)
-        tree = GlusterTree(connection, directory, url_parts(source.hosts[0], volume, directory))
-        try:
-            tree.statvfs()
-        except OSError as error:
-            tree.close()
-            raise OSError(
-                error.errno, f"Gluster volume {volume!r}, directory {directory!r}: {error.strerror}"
-            ) from error
-        except BaseException:
-            tree.close()
-            raise
-        return tree
+        key = Key(source.name or "", servers_of(source.hosts))
+        directory = source.directory or "/"
+        url = url_parts(source.hosts[0], key.volume, directory)
+
+        def make(timeout: float, instead_of: Connection | None = None) -> GlusterTree:
+            # a little less than the lane gives this call: who waits for another's attempt should not count as stuck
+            return make_tree(self._connections, key, directory, url, timeout * 0.9, instead_of)
+
+        tree = await context.lane.run(make, context.timeout, discard=GlusterTree.close)
+        return GlusterSession(tree, make, context)
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None
@@ -99,10 +94,46 @@ class GlusterBackend(Backend):
         return await discover(server, context)
 
 
+def make_tree(
+    connections: ConnectionCache,
+    key: Key,
+    directory: str,
+    url: tuple[str, str],
+    timeout: float,
+    instead_of: Connection | None = None,
+) -> GlusterTree:
+    """Connect to a volume, and see that it answers and that the folder is there. Blocks.
+
+    A connection that others hold already may be one that does not work any more (see :meth:`ConnectionCache.acquire`):
+    then there is one more attempt, with one made afresh.
+
+    :param instead_of: a connection that does not work.
+    """
+    while True:
+        connection = connections.acquire(key, timeout, instead_of=instead_of)
+        tree = GlusterTree(connection, directory, url)
+        try:
+            tree.statvfs()
+            tree.check_folder()
+        except OSError as error:
+            tree.close()
+            if error.errno in LOST and connection.answered and instead_of is None:
+                instead_of = connection
+                continue
+            raise OSError(
+                error.errno, f"Gluster volume {key.volume!r}, directory {directory!r}: {error.strerror}"
+            ) from error
+        except BaseException:
+            tree.close()
+            raise
+        connection.answered = True
+        return tree
+
+
 def _check_volume(name: str | None) -> None:
     if not name:
         raise DefinitionError("a gluster pool needs the name of a volume", element="name")
-    if "/" in name or not name.isprintable() or name.startswith("-"):
+    if not is_volume_name(name):
         raise DefinitionError(f"{name!r} cannot be the name of a Gluster volume", element="name")
 
 
@@ -117,4 +148,10 @@ def _checked_directory(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise DefinitionError(f"the directory {path!r} must not contain '..'", element="dir")
+    try:
+        lengths = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError as error:
+        raise DefinitionError(f"the directory {path!r} is not text", element="dir") from error
+    if max(lengths, default=0) >= NAME_ROOM or sum(lengths) + len(lengths) > LONGEST_DIRECTORY:
+        raise DefinitionError(f"the directory {path[:40]!r}… is too long", element="dir")
     return "/" + "/".join(parts)

@@ -14,12 +14,13 @@ import errno
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
 from astore_gluster import libgfapi
 from astore_gluster.libgfapi import Gfapi
-from astore_gluster.servers import Server, ask
+from astore_gluster.servers import LONGEST_NAME, Server, ask
 
 ANSWER_TIMEOUT = 5.0
 """Seconds that a host has to take a TCP connection."""
@@ -38,10 +39,10 @@ class Key(NamedTuple):
 class Connection:
     """A volume that is connected. Whoever uses ``fs`` must hold it, from before the first call until after the last.
 
-    :ivar gfapi: the library. :ivar fs: the ``glfs_t``.
+    :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether a call on it was ever answered.
     """
 
-    __slots__ = ("_cache", "_holds", "_lock", "fs", "gfapi", "idle_since", "key")
+    __slots__ = ("_cache", "_foreign", "_holds", "_lock", "answered", "fs", "gfapi", "idle_since", "key")
 
     def __init__(self, gfapi: Gfapi, fs: int, key: Key, cache: ConnectionCache) -> None:
         self.gfapi = gfapi
@@ -50,7 +51,9 @@ class Connection:
         self.idle_since = 0.0
         self._cache = cache
         self._lock = cache._lock
+        self.answered = False
         self._holds = 1
+        self._foreign = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.key} holds={self._holds}>"
@@ -61,17 +64,23 @@ class Connection:
         return self._holds
 
     def hold(self) -> None:
-        """Keep it open once more. Only whoever holds it already may ask."""
+        """Keep it open once more. Only whoever holds it already may ask. :raises OSError: EBADF, see :meth:`check`."""
+        if self._foreign:
+            self.check()
         with self._lock:
             self._holds += 1
+
+    def check(self) -> None:
+        """See that it is this process's. :raises OSError: EBADF: it was made before a fork."""
+        if self._foreign:
+            raise OSError(errno.EBADF, f"{self.key}: the connection belongs to the parent process")
 
     def drop(self) -> None:
         """Give a hold back. The last one makes the connection idle. Never slow."""
         with self._lock:
             self._holds -= 1
-            if self._holds:
-                return
-        self._cache._idle(self)
+            if not self._holds and not self._foreign:
+                self._cache._idle(self)
 
 
 class _Opening:
@@ -107,34 +116,49 @@ class ConnectionCache:
         self.idle_limit = idle_limit
         self.idle_seconds = idle_seconds
         self._library = library
-        self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        self._begin()
+        forked = weakref.WeakMethod(self._forked)
+        os.register_at_fork(after_in_child=lambda: (forked() or _nothing)())
 
-    def _forget(self) -> None:
-        # a child process has the memory of these connections but not their threads: it begins anew
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._open: dict[Key, Connection] = {}
+        self._replaced: set[Connection] = set()
         self._opening: dict[Key, _Opening] = {}
         self._closing = 0
         self._reaper: threading.Thread | None = None
 
+    def _forked(self) -> None:
+        # a child process has the memory of these connections but not their threads: it begins anew
+        inherited = [*self._open.values(), *self._replaced]
+        self._begin()
+        for connection in inherited:
+            connection._foreign = True
+            connection._lock = self._lock  # whoever may have held the other is not there
+
     def statistics(self) -> dict[str, int]:
         """How many connections are ``open``, how many of these ``idle``, and how many being made or closed."""
         with self._lock:
-            idle = sum(not connection._holds for connection in self._open.values())
-            return {"open": len(self._open), "idle": idle, "opening": len(self._opening), "closing": self._closing}
+            return {
+                "open": len(self._open) + len(self._replaced),
+                "idle": sum(not connection._holds for connection in self._open.values()),
+                "opening": len(self._opening),
+                "closing": self._closing,
+            }
 
-    def acquire(self, key: Key, timeout: float = 60.0) -> Connection:
+    def acquire(self, key: Key, timeout: float = 60.0, *, instead_of: Connection | None = None) -> Connection:
         """A connection, held once for the caller. Blocks; however many threads ask for one, it is made once.
 
         :param timeout: seconds to wait for another thread that is making it.
+        :param instead_of: a connection that does not work any more and is not wanted: a volume that was deleted and made
+            again under its name has other bricks, which a connection never learns of. Who holds it keeps it.
         :raises OSError: ENOENT: no such volume; ECONNREFUSED, ENOTCONN, ETIMEDOUT …: no server answers; EIO: the volume is not
             started; EMFILE: too many connections; ETIMEDOUT: another thread tries and hangs. In words, with host and volume.
         """
         with self._lock:
             connection = self._open.get(key)
-            if connection is not None:
+            if connection is not None and connection is not instead_of:
                 connection._holds += 1
                 return connection
             opening = self._opening.get(key)
@@ -147,14 +171,14 @@ class ConnectionCache:
 
     def _make_room(self) -> None:
         """See that one more connection is allowed, at the cost of an idle one if need be. The lock is held."""
-        if len(self._open) + len(self._opening) >= self.limit:
+        if self._closing >= self.limit:
+            raise OSError(errno.EMFILE, f"{self._closing} connections to Gluster volumes are still being closed")
+        if len(self._open) + len(self._replaced) + len(self._opening) >= self.limit:
             idle = [connection for connection in self._open.values() if not connection._holds]
             if idle:
                 self._close(min(idle, key=lambda connection: connection.idle_since))
             else:
                 raise OSError(errno.EMFILE, f"{self.limit} connections to Gluster volumes are in use already")
-        if self._closing >= self.limit:
-            raise OSError(errno.EMFILE, f"{self._closing} connections to Gluster volumes are still being closed")
 
     def _make(self, key: Key, opening: _Opening, timeout: float) -> Connection:
         try:
@@ -168,6 +192,11 @@ class ConnectionCache:
             with self._lock:
                 connection._holds += opening.waiting  # each of those who wait has a hold from now on
                 del self._opening[key]
+                replaced = self._open.get(key)
+                if replaced is not None and replaced._holds:
+                    self._replaced.add(replaced)
+                elif replaced is not None:
+                    self._close(replaced)
                 self._open[key] = connection
             return connection
         finally:
@@ -188,6 +217,9 @@ class ConnectionCache:
         raise OSError(errno.EIO, f"{key}: {error}") from error
 
     def _connect(self, key: Key, timeout: float) -> Connection:
+        volume = os.fsencode(key.volume)
+        if len(volume) > LONGEST_NAME:
+            raise OSError(errno.EINVAL, f"Gluster volume {key.volume[:40]!r}…: the name is too long")
         gfapi = self._library()
         answers = ask(key.servers, min(ANSWER_TIMEOUT, timeout))
         if not answers.servers:
@@ -196,35 +228,42 @@ class ConnectionCache:
             raise OSError(
                 errors[0].errno if errors else errno.EINVAL, f"Gluster volume {key.volume!r}: no host answers ({why})"
             )
-        fs = gfapi.new(os.fsencode(key.volume))
-        if not fs:
-            raise OSError(errno.ENOMEM, f"{key}: out of memory")
-        gfapi.set_logging(fs, b"/dev/null", libgfapi.LOG_NONE)
-        for server in answers.servers:
-            gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port)
         ctypes.set_errno(0)
-        if gfapi.init(fs) != 0:
+        fs = gfapi.new(volume)
+        if not fs:
+            number = ctypes.get_errno() or errno.ENOMEM
+            why = "that cannot be the name of a volume" if number == errno.EINVAL else os.strerror(number)
+            raise OSError(number, f"{key}: {why}")
+        gfapi.set_logging(fs, b"/dev/null", libgfapi.LOG_NONE)
+        failed = any(
+            gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port) != 0
+            for server in answers.servers
+        )
+        if not failed:
+            ctypes.set_errno(0)
+            failed = gfapi.init(fs) != 0
+        if failed:
             number = ctypes.get_errno() or errno.ENOTCONN
             with self._lock:
-                self._closing += 1
-            self._finish(gfapi, fs)
+                self._finish(gfapi, fs)
             raise OSError(number, f"{key}: {_why_not(number)}")
         return Connection(gfapi, fs, key, self)
 
     def _idle(self, connection: Connection) -> None:
-        """The last hold of a connection was given back."""
-        with self._lock:
-            if connection._holds or self._open.get(connection.key) is not connection:
-                return
-            connection.idle_since = time.monotonic()
-            idle = [other for other in self._open.values() if not other._holds]
-            if len(idle) > self.idle_limit:
-                self._close(min(idle, key=lambda other: other.idle_since))
-            if self._reaper is None:
-                with contextlib.suppress(RuntimeError):
-                    reaper = threading.Thread(target=self._reap, name="astore-gluster-reaper", daemon=True)
-                    reaper.start()
-                    self._reaper = reaper
+        """The last hold of a connection was given back. The lock is held."""
+        if connection in self._replaced:
+            self._replaced.remove(connection)
+            self._finish(connection.gfapi, connection.fs)
+            return
+        connection.idle_since = time.monotonic()
+        idle = [other for other in self._open.values() if not other._holds]
+        if len(idle) > self.idle_limit:
+            self._close(min(idle, key=lambda other: other.idle_since))
+        if self._reaper is None:
+            with contextlib.suppress(RuntimeError):
+                reaper = threading.Thread(target=self._reap, name="astore-gluster-reaper", daemon=True)
+                reaper.start()
+                self._reaper = reaper
 
     def _reap(self) -> None:
         """Close what has been idle for long enough; end when nothing is idle."""
@@ -252,10 +291,12 @@ class ConnectionCache:
     def _close(self, connection: Connection) -> None:
         """Take a connection that nobody holds out, and have it closed. The lock is held."""
         del self._open[connection.key]
-        self._closing += 1
         self._finish(connection.gfapi, connection.fs)
 
     def _finish(self, gfapi: Gfapi, fs: int) -> None:
+        """Have a ``glfs_t`` closed. The lock is held."""
+        self._closing += 1
+
         def finish() -> None:
             gfapi.fini(fs)  # its result only says that something was still referenced
             with self._lock:
@@ -272,7 +313,13 @@ def _why_not(number: int) -> str:
         return "there is no such volume"
     if number == errno.EIO:
         return "the volume does not come up (is it started?)"
+    if number == errno.EINVAL:
+        return "what the server sent of the volume is not understood (after that, libgfapi may need a new process)"
     return os.strerror(number)
+
+
+def _nothing() -> None:
+    """What a cache that is gone does in a child process."""
 
 
 CONNECTIONS = ConnectionCache()

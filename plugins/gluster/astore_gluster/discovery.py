@@ -9,7 +9,7 @@ from lxml import etree
 from astore.backend import CommandResult, Context
 from astore.errors import DefinitionError, StorageError, printable
 from astore.model import DiscoveredSource, Host, Source
-from astore_gluster.servers import DEFAULT_PORT
+from astore_gluster.servers import DEFAULT_PORT, is_volume_name
 
 MAX_OUTPUT = 16 << 20
 """Bytes of XML that are looked at: a volume takes about 2 KiB."""
@@ -29,13 +29,13 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
     result = await context.run_command(
         ("gluster", "--xml", "--mode=script", "--log-file=/dev/null", where, "volume", "info", "all"), check=False
     )
-    return tuple(
-        DiscoveredSource("gluster", Source(hosts=(host,), directory="/", name=name)) for name in parse(host, result)
-    )
+    # on the lane: megabytes of XML, as a hostile server may send, would keep the event loop
+    names = await context.lane.run(parse, host, result)
+    return tuple(DiscoveredSource("gluster", Source(hosts=(host,), directory="/", name=name)) for name in names)
 
 
 def parse(host: Host, result: CommandResult) -> list[str]:
-    """The names in what ``gluster --xml volume info all`` wrote, in its order. :raises StorageError: it failed."""
+    """The names in what ``gluster --xml volume info all`` wrote, each once, in its order. :raises StorageError: it failed."""
     said = result.stderr.decode(errors="replace") + result.stdout.decode(errors="replace")
     failed = f"the volumes of Gluster host {host.name} cannot be listed"
     if result.returncode != 0:
@@ -53,7 +53,8 @@ def parse(host: Host, result: CommandResult) -> list[str]:
         raise StorageError(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno=errno.EIO)
     names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
     # what a server says is not trusted more than what a user says
-    return [name for name in names if name and "/" not in name and name.isprintable() and not name.startswith("-")]
+    good = (name for name in names if is_volume_name(name))
+    return list(dict.fromkeys(good))
 
 
 def _line(text: str) -> str:

@@ -74,6 +74,9 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "unlink": ("3.4.0", _int, (_ptr, _text)),
     "mkdir": ("3.4.0", _int, (_ptr, _text, _uint)),
     "rmdir": ("3.4.0", _int, (_ptr, _text)),
+    "h_open": ("3.4.2", _ptr, (_ptr, _ptr, _int)),
+    "posix_lock": ("3.4.0", _int, (_ptr, _int, _ptr)),
+    "fd_set_lkowner": ("3.10.7", _int, (_ptr, _ptr, _int)),
     # In 6.0 these got their pointers to struct glfs_stat, under the old names. That a library has the new form is told by
     # copy_file_range, which came with the same version.
     "copy_file_range": ("6.0", _ssize, (_ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr)),
@@ -139,6 +142,9 @@ class Gfapi:
     unlink: Callable[[int, bytes], int]
     mkdir: Callable[[int, bytes, int], int]
     rmdir: Callable[[int, bytes], int]
+    h_open: Callable[[int, int, int], Pointer]
+    posix_lock: Callable[[int, int, int], int]
+    fd_set_lkowner: Callable[[int, int, int], int]
     copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int]
     pread: Callable[[int, int, int, int, int, None], int]
     pwrite: Callable[[int, int | bytes, int, int, int, None, None], int]
@@ -171,6 +177,14 @@ def _quick(library: ctypes.CDLL, symbol: str, result: Any, arguments: tuple[Any,
 
 _lock = threading.Lock()
 _loaded: Gfapi | None = None
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # in a child process: whoever may have held it is not there
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def load() -> Gfapi:
@@ -219,9 +233,13 @@ def failure(what: str | bytes | None = None) -> OSError:
 _local = threading.local()
 
 
-def scratch(size: int) -> int:
-    """The address of a buffer of ``size`` bytes at least, this thread's own until it asks again."""
+def scratch(size: int) -> ctypes.Array[ctypes.c_char]:
+    """A buffer of ``size`` bytes at least, this thread's own until it asks again.
+
+    Keep it in a variable while the library has its address: the interpreter, as it ends, takes what a thread's storage
+    holds, but not the variables of a thread that is still in a call.
+    """
     room: ctypes.Array[ctypes.c_char] | None = getattr(_local, "room", None)
     if room is None or len(room) < size:
         room = _local.room = ctypes.create_string_buffer(size)
-    return ctypes.addressof(room)
+    return room

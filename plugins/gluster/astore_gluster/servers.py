@@ -18,6 +18,10 @@ from astore.model import Host
 DEFAULT_PORT = 24007
 """Where glusterd listens (GF_DEFAULT_BASE_PORT in glusterfs's glusterfs.h)."""
 
+LONGEST_NAME = 254
+"""Bytes of a volume's name. For a longer one, glusterd 10.3 sends a volume file that cannot be parsed, and libgfapi's parser
+never recovers: every later connection of the process fails with EINVAL (seen)."""
+
 URL_SAFE = "/;@&=+$,-_.!~*'()"
 """What libxml2's xmlSaveUri, and so libvirt, leaves as it is in the path of a URL, beside letters and digits."""
 
@@ -140,6 +144,17 @@ def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:
     if not attempts and failed is not None:
         raise failed
     return attempts
+
+
+def is_volume_name(name: str) -> bool:
+    """Whether this may be the name of a volume: libvirt's rules, as many bytes as glusterd bears, and no option."""
+    return (
+        bool(name)
+        and "/" not in name
+        and name.isprintable()
+        and not name.startswith("-")
+        and len(os.fsencode(name)) <= LONGEST_NAME
+    )
 
 
 def check_server(host: Host) -> None:

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree
+from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat
 from astore.model import VolumeType
+from astore.volume_work.contract import WritableTree
 from astore_gluster import libgfapi
 from astore_gluster.connection import Connection
 from astore_gluster.file import GlusterFile
@@ -33,7 +34,7 @@ _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 """What a name, or the handle of a file that was removed, gives."""
 
 
-class GlusterTree(FileTree):
+class GlusterTree(WritableTree):
     """A folder of a volume.
 
     :param connection: to the volume; one hold on it is taken over, and given back by :meth:`close`.
@@ -64,7 +65,10 @@ class GlusterTree(FileTree):
 
     def path(self, name: str) -> bytes:
         """An entry's path in the volume. :raises OSError: EINVAL: not the name of an entry."""
-        raw = os.fsencode(name)
+        try:
+            raw = os.fsencode(name)
+        except UnicodeEncodeError:  # no name that os.fsdecode() makes
+            raw = b""
         if not raw or b"/" in raw or b"\0" in raw or raw in (b".", b".."):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
         if len(raw) >= NAME_ROOM:
@@ -93,7 +97,9 @@ class GlusterTree(FileTree):
         with self._using() as fs:
             listing = self._gfapi.opendir(fs, self._directory)
             if listing is None:
-                raise failure(self._directory)
+                error = failure(self._directory)
+                self.statvfs()  # of a volume whose bricks are all gone, opendir says such things as ENOTDIR
+                raise error
             try:
                 yield from self._entries(listing, want)
             finally:
@@ -173,14 +179,16 @@ class GlusterTree(FileTree):
     def lookup(self, name: str) -> Entry | None:
         """One entry, links followed; None where there is none, or a link that leads nowhere.
 
-        :raises OSError: ELOOP: a link that leads in circles; and whatever the volume says.
+        :raises OSError: ELOOP: a link that leads in circles; ENOENT: the folder is not there; and whatever the volume says.
         """
         try:
             return self._find(name)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINVAL):
-                return None
-            raise
+            if error.errno == errno.ENOENT:
+                self.check_folder()
+            elif error.errno != errno.EINVAL:
+                raise
+            return None
 
     def _find(self, name: str) -> Entry:
         path = self.path(name)
@@ -192,8 +200,10 @@ class GlusterTree(FileTree):
             self._gfapi.h_close(handle)
             return Entry(name, stat, None)
 
-    def _resolve(self, fs: int, path: bytes) -> tuple[int, FileStat]:
+    def _resolve(self, fs: int, path: bytes, within: bytes | None = None) -> tuple[int, FileStat]:
         """The handle and attributes of what is at the end of a path.
+
+        :param within: the folder, with a slash, that links must not lead out of; they may name entries of it only.
 
         libgfapi can follow links by itself, but goes around a loop 2,000 times, which takes it 0.3 s: a folder of such links
         would keep a refresh from ever ending.
@@ -211,7 +221,10 @@ class GlusterTree(FileTree):
                 return handle, stat
             gfapi.h_close(handle)
             target = self._readlink(fs, path)
+            target = target.rstrip(b"/") or b"/"
             path = target if target.startswith(b"/") else path[: path.rindex(b"/") + 1] + target
+            if within is not None and (not path.startswith(within) or b"/" in path[len(within) :]):
+                raise OSError(errno.EXDEV, "it is a link that leads out of the pool's directory", path)
             if path in seen or len(seen) > MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if len(path) > 4096:
@@ -219,11 +232,11 @@ class GlusterTree(FileTree):
             seen.add(path)
 
     def _readlink(self, fs: int, path: bytes) -> bytes:
-        address = scratch(4096)
-        length = self._gfapi.readlink(fs, path, address, 4096)
+        room = scratch(4096)
+        length = self._gfapi.readlink(fs, path, ctypes.addressof(room), 4096)
         if length < 0:
             raise failure(path)
-        return ctypes.string_at(address, length)
+        return ctypes.string_at(room, length)
 
     # ------------------------------------------------------------------------------------------------------- headers
 
@@ -255,7 +268,8 @@ class GlusterTree(FileTree):
 
     def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         size = entry.stat.size
-        address = scratch(HEADER_SIZE)
+        room = scratch(HEADER_SIZE)
+        address = ctypes.addressof(room)
         done = self._read(entry.handle, address, 0, FIRST_READ, size)
         if done == FIRST_READ < size and more(ctypes.string_at(address, done)):
             done = self._read(entry.handle, address, done, HEADER_SIZE, size)
@@ -287,10 +301,18 @@ class GlusterTree(FileTree):
 
     def statvfs(self) -> tuple[int, int]:
         """The volume's size and what is free of it, in bytes."""
-        address = scratch(STATVFS_ROOM)
+        room = scratch(STATVFS_ROOM)
         with self._using() as fs:
-            self._check(self._gfapi.statvfs(fs, self._directory, address), self._directory)
-            return decode_statvfs(ctypes.string_at(address, STATVFS_ROOM))
+            self._check(self._gfapi.statvfs(fs, self._directory, ctypes.addressof(room)), self._directory)
+            return decode_statvfs(ctypes.string_at(room, STATVFS_ROOM))
+
+    def check_folder(self) -> None:
+        """See that the folder is there. :raises OSError: ENOENT; ENOTDIR: it is something else; and so on."""
+        data = ctypes.create_string_buffer(self._gfapi.layout.size)
+        with self._using() as fs:
+            self._check(self._gfapi.stat(fs, self._directory, ctypes.addressof(data)), self._directory)
+        if not modes.S_ISDIR(decode_stat(self._gfapi.layout, data.raw).mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._directory)
 
     def close(self) -> None:
         """Let go of the connection; calls in progress, and handles that were kept, keep it open until they are done."""
@@ -299,6 +321,11 @@ class GlusterTree(FileTree):
                 return
             self._closed = True
         self._connection.drop()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the volume."""
+        return self._connection
 
     def _check(self, result: int, path: bytes) -> None:
         if result < 0:
@@ -319,15 +346,22 @@ class GlusterTree(FileTree):
             return decode_stat(self._gfapi.layout, data.raw)
 
     def open(self, name: str, *, write: bool = False) -> GlusterFile:
-        """Open a regular file. :raises OSError: EINVAL: it is something else (a FIFO is not even opened)."""
+        """Open a regular file; links are followed within the folder only.
+
+        :raises OSError: EISDIR, EINVAL: it is something else (a FIFO is not even opened). EXDEV: a link out of the folder.
+        """
         path = self.path(name)
         with self._using() as fs:
-            handle, stat = self._resolve(fs, path)
-            self._gfapi.h_close(handle)
-            if not modes.S_ISREG(stat.mode):
-                raise OSError(errno.EISDIR if modes.S_ISDIR(stat.mode) else errno.EINVAL, "not a regular file", name)
-            flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK
-            return self._opened(self._gfapi.open(fs, path, flags), path)
+            handle, stat = self._resolve(fs, path, within=self._prefix)
+            try:
+                if not modes.S_ISREG(stat.mode):
+                    kind = errno.EISDIR if modes.S_ISDIR(stat.mode) else errno.EINVAL
+                    raise OSError(kind, "it is not a regular file", name)
+                # by its handle: what has the path may be another by now
+                fd = self._gfapi.h_open(fs, handle, os.O_RDWR if write else os.O_RDONLY)
+                return self._opened(fd, path, write=write)
+            finally:
+                self._gfapi.h_close(handle)
 
     def create(self, name: str, mode: int = 0o600) -> GlusterFile:
         """Make a new regular file and open it for writing. :raises OSError: EEXIST: the name is taken."""
@@ -335,11 +369,11 @@ class GlusterTree(FileTree):
         with self._using() as fs:
             return self._opened(self._gfapi.creat(fs, path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), path)
 
-    def _opened(self, fd: int | None, path: bytes) -> GlusterFile:
+    def _opened(self, fd: int | None, path: bytes, *, write: bool = True) -> GlusterFile:
         if fd is None:
             raise failure(path)
         self._connection.hold()
-        return GlusterFile(self._connection, fd, os.fsdecode(path))
+        return GlusterFile(self._connection, fd, os.fsdecode(path), write=write)
 
     def _call(self, function: Callable[..., int], name: str, *arguments: Any) -> None:
         path = self.path(name)
@@ -347,8 +381,23 @@ class GlusterTree(FileTree):
             self._check(function(fs, path, *arguments), path)
 
     def rename(self, old: str, new: str) -> None:
-        """Give an entry another name; a file that has it already is replaced."""
-        self._call(self._gfapi.rename, old, self.path(new))
+        """Give an entry another name that nobody has. :raises OSError: EEXIST: the name is taken.
+
+        A file gets the second name first, which never replaces anything, and then loses the first. A directory cannot
+        have two: were the name taken by an empty one in this very moment, that would be replaced.
+        """
+        if modes.S_ISDIR(self.stat(old, follow=False).mode):
+            try:
+                self.stat(new, follow=False)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            else:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+            self._call(self._gfapi.rename, old, self.path(new))
+            return
+        self.link(old, new)
+        self.unlink(old)
 
     def link(self, old: str, new: str) -> None:
         """Give a file a second name. :raises OSError: EEXIST: the name is taken."""
@@ -370,9 +419,16 @@ class GlusterTree(FileTree):
         """Set an entry's permission bits."""
         self._call(self._gfapi.chmod, name, mode)
 
-    def chown(self, name: str, uid: int = -1, gid: int = -1) -> None:
+    def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
         """Set an entry's owner and group; -1 leaves one as it is."""
         self._call(self._gfapi.chown, name, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF)
+
+    def sync_folder(self) -> None:
+        """Nothing to wait for: libgfapi has no call for it, and the bricks' own for directories does nothing."""
+
+    def program_path(self, name: str) -> str:
+        """QEMU's URI of an entry, which is its key."""
+        return self.key(name)
 
 
 class _VanishedError(FileNotFoundError):

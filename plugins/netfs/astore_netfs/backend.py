@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import anyio
 import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
-from astore.local_tree import LocalTree
 from astore.model import DiscoveredSource, PoolDef
 from astore.names import check_path
+from astore.shield import shielded
 from astore_netfs.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.discovery import discover_sources
-from astore_netfs.mount import CLEANUP_SECONDS, MountPoint
+from astore_netfs.mount import MountPoint
 from astore_netfs.mountinfo import locate
-from astore_netfs.session import NetfsSession
-
-READERS = 8
-"""Threads that read headers at once: a server is waited for, and one FUSE client serves them in turn anyway."""
+from astore_netfs.session import READERS, MountedTree, NetfsSession
 
 
 class NetfsBackend(Backend):
@@ -76,13 +72,19 @@ class NetfsBackend(Backend):
         mount = MountPoint(definition, context)
         mounted = await mount.ensure()
         try:
-            tree = await context.lane.run(_open_tree, mount, discard=LocalTree.close)
+            tree = await context.lane.run(MountedTree, mount, discard=MountedTree.close)
         except BaseException:
             if mounted:
-                with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    await mount.cut()
+                await shielded(_cut(mount))
             raise
         return NetfsSession(tree, mount, context)
+
+    async def cut_loose(self, definition: PoolDef, context: Context) -> None:
+        """Cut the mount of a pool loose that hangs so that no session can be opened: see ``NetfsSession.cut_loose``.
+
+        :raises OSError: it cannot be taken out. TimeoutError: not in time.
+        """
+        await MountPoint(definition, context).cut()
 
     async def build(self, definition: PoolDef, context: Context) -> None:
         """Make the target folder and those above it; the server's own folder is left alone where it is mounted already."""
@@ -101,7 +103,8 @@ class NetfsBackend(Backend):
         return await discover_sources(host, context)
 
 
-def _open_tree(mount: MountPoint) -> LocalTree:
-    tree = LocalTree(target_path(mount.definition), readers=READERS, verify=mount.prove)
-    tree.detach()
-    return tree
+async def _cut(mount: MountPoint) -> None:
+    try:
+        await mount.cut()
+    except OSError as error:
+        mount.context.log.warning("a mount could not be taken back", error=str(error))

@@ -20,15 +20,24 @@ PROTOCOL_FORMATS = ("auto", "nfs")
 _ALWAYS = "nodev,nosuid,noexec"
 _OWN_OPTIONS = {"glusterfs": ("direct-io-mode=1",), "cifs": ("guest",)}
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]*")
+_OPERATIONS = frozenset(
+    {
+        *("bind", "rbind", "move", "remount", "loop"),
+        *("shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"),
+    }
+)
+"""Options by which mount(8) does something else than mounting what is named."""
+
 _SHELL = re.compile(r"[\s\\*?\[]")
 
 
 def mount_argv(definition: PoolDef) -> list[str]:
     """The command that mounts a netfs pool's source on its target.
 
-    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), with two additions: an IPv6 host
-    is in brackets for NFS, whose ``HOST:DIR`` would be ambiguous without (nfs(5)), and hosts after the first serve a
-    glusterfs mount as ``backup-volfile-servers``. The helpers of glusterfs and CIFS take an IPv6 host only as it is:
+    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), except in three places: an IPv6 host
+    is in brackets for NFS, whose ``HOST:DIR`` would be ambiguous without (nfs(5)); a slash before the name of a CIFS
+    share is left out, since mount.cifs does not take ``//HOST//SHARE``; and hosts after the first serve a glusterfs mount
+    as ``backup-volfile-servers``. The helpers of glusterfs and CIFS take an IPv6 host only as it is:
     with brackets, mount.glusterfs 10.3 asks a server ``[:`` and mount.cifs 7.0 cannot resolve the name.
 
     :raises DefinitionError: host, directory or target is missing or cannot be handed to a program safely.
@@ -95,8 +104,8 @@ def target_path(definition: PoolDef) -> str:
 
 def _source(kind: str, host: str, directory: str) -> str:
     bare = check_host(host)
-    if kind == "cifs":
-        return f"//{bare}/{directory}"
+    if kind == "cifs":  # libvirt's third slash is what mount.cifs takes for a share without a name
+        return f"//{bare}/{directory.lstrip('/')}"
     return f"{bare if kind == 'glusterfs' else _bracketed(bare)}:{directory}"
 
 
@@ -130,7 +139,10 @@ def check_source(definition: PoolDef) -> None:
     check_path(target_path(definition), what="target path", element="path")
     _check_protocol(source.protocol_version, kind)
     for option in definition.mount_options:
-        check_mount_option(option)
+        if check_mount_option(option).partition("=")[0] in _OPERATIONS:
+            raise DefinitionError(f"the option {option!r} would make mount do something else", element="option")
+    if kind == "cifs" and ".." in re.split(r"[\\/]", source.directory):
+        raise DefinitionError(f"the source directory {printable(source.directory)!r} has a '..'", element="dir")
     if kind == "glusterfs":
         _check_for_shell(definition)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import tempfile
+import time
+from collections.abc import Iterator
 
 from astore_netfs.mountinfo import Mount, find_mount, mounts
 
@@ -48,40 +51,72 @@ def fail_waiting(path: str) -> None:
 def abort_fuse(mount: Mount) -> None:
     """Cut a FUSE mount's connection to its server: calls that hang on it return at once with ECONNABORTED.
 
-    Through fusectl (fuse.rst of the kernel's documentation), where it is mounted or else mounted for the moment.
-
     :raises OSError: there is no such connection (any more), or not permitted.
     """
+    with _connection(mount) as folder:
+        fd = os.open(os.path.join(folder, "abort"), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"1")
+        finally:
+            os.close(fd)
+
+
+def fuse_hangs(mount: Mount, seconds: float) -> bool:
+    """Whether a FUSE mount's server had calls to answer all the time that it was looked at.
+
+    ``waiting`` that stays above zero is how the kernel's fuse.rst knows a server that hangs; the mount is not touched.
+
+    :raises OSError: as for :func:`abort_fuse`.
+    """
+    deadline = time.monotonic() + seconds
+    with _connection(mount) as folder:
+        while True:
+            with open(os.path.join(folder, "waiting"), "rb") as file:
+                if int(file.read()) == 0:
+                    return False
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _connection(mount: Mount) -> Iterator[str]:
+    """A connection's folder in fusectl (fuse.rst), where that is mounted or else mounted for the moment."""
     connection = str(mount.major << 20 | mount.minor)  # the kernel's dev_t
     table = mounts()
     for control in table:
         if control.fstype == "fusectl" and control.root == "/" and find_mount(control.target, table) is control:
-            _abort(control.target, connection)
+            yield os.path.join(control.target, connection)
             return
     folder = tempfile.mkdtemp(prefix="astore-fusectl-")
     try:
         _check(_libc.mount(b"fusectl", os.fsencode(folder), b"fusectl", 0, None), "mount fusectl", folder)
         try:
-            _abort(folder, connection)
+            yield os.path.join(folder, connection)
         finally:
             detach(folder)
     finally:
         os.rmdir(folder)
 
 
-def _abort(control: str, connection: str) -> None:
-    fd = os.open(os.path.join(control, connection, "abort"), os.O_WRONLY | os.O_CLOEXEC)
+def gluster_client_lives(path: str) -> bool:
+    """Whether a call on a glusterfs mount that fails was failed by its client process, and not for want of one.
+
+    With its bricks down a client answers ENOTCONN, as the kernel does for a client that is dead. The one question that
+    it answers without them is for this attribute, which by default it does not pass on (fuse-bridge.c).
+    """
     try:
-        os.write(fd, b"1")
-    finally:
-        os.close(fd)
+        os.getxattr(path, "security.capability")
+    except OSError as error:
+        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+    return True
 
 
 def kill_marked(mark: str) -> int:
     """Kill every process that was started with ``mark`` (``NAME=value``) in its environment; how many there were.
 
     A mount helper leaves a server of its own behind, in a session of its own; what it cannot leave behind is the
-    environment (/proc/PID/environ, proc(5)).
+    environment (/proc/PID/environ, proc(5)). rpc.statd is spared: started by one mount.nfs, it serves every NFS mount.
     """
     word = mark.encode()
     killed = 0
@@ -91,6 +126,8 @@ def kill_marked(mark: str) -> int:
         with contextlib.suppress(OSError):
             with open(f"/proc/{name}/environ", "rb") as file:
                 marked = word in file.read().split(b"\0")
+                with open(f"/proc/{name}/comm", "rb") as comm:
+                    marked = marked and comm.read() != b"rpc.statd\n"
             if marked:
                 os.kill(int(name), signal.SIGKILL)
                 killed += 1

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import threading
@@ -20,8 +21,9 @@ from typing import Any, TypeVar
 import anyio
 
 from astore.backend import Context
-from astore.errors import CommandError, StorageError
+from astore.errors import CommandError, StorageError, reason
 from astore.model import PoolDef
+from astore.shield import shielded
 from astore_netfs import kernel
 from astore_netfs.command import (
     mount_argv,
@@ -32,7 +34,7 @@ from astore_netfs.command import (
     target_path,
     umount_argv,
 )
-from astore_netfs.mountinfo import Mount, find_mount, locate, mount_id
+from astore_netfs.mountinfo import Mount, find_mount, locate, mount_id, mounts
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ MARK = "ASTORE_NETFS_MOUNT"
 """Environment variable of the mount command, by which the processes it leaves behind are known."""
 
 _BUSY_SECONDS = 1.0
+_HANG_SECONDS = 0.3
 _NFS = frozenset({"nfs", "nfs4"})
 _CIFS = frozenset({"cifs", "smb3"})
 _GLUSTER = frozenset({"fuse.glusterfs"})
@@ -59,8 +62,8 @@ def is_expected(mount: Mount, definition: PoolDef) -> bool:
         return False
     if mount.root == "/":
         return True
-    # a CIFS mount of a folder in a share may show the share's name and the folder apart; else it is a bind mount of a part
-    return mount.fstype in _CIFS and plain_source(mount.source).endswith(mount.root)
+    # a CIFS mount of a folder in a share may show that folder, too; else it is a bind mount of a part
+    return mount.fstype in _CIFS and mount.root == "/" + "/".join(plain_source(mount.source).split("/")[4:])
 
 
 class MountPoint:
@@ -93,11 +96,11 @@ class MountPoint:
 
     def _require_ours(self, mount: Mount) -> None:
         if not is_expected(mount, self.definition):
+            part = "" if mount.root == "/" else f", {mount.root} of it"
             raise StorageError(
-                f"{self._target}: {mount.source or 'something'} ({mount.fstype}) is mounted there, "
+                f"{self._target}: {mount.source or 'something'} ({mount.fstype}{part}) is mounted there, "
                 f"not {mount_source(self.definition)}",
                 errno=errno.EBUSY,
-                pool=self.context.name or None,
             )
 
     def _look(self) -> Mount | None:
@@ -109,11 +112,16 @@ class MountPoint:
                 return None
             self._require_ours(mount)
             try:
-                os.stat(self._path)
+                _ask(self._path)
                 return mount
             except OSError as error:
                 if error.errno not in STALE:
                     raise
+                if mount.fstype in _GLUSTER and kernel.gluster_client_lives(self._path):
+                    # mounted anew it would be no better, and nothing would be there for those who wait with it
+                    raise StorageError(
+                        f"{self._target}: no server of {mount.source} answers: {reason(error)}", errno=error.errno
+                    ) from error
             self.context.log.warning("stale mount taken away", target=self._target, source=mount.source)
             # detached, since whoever still uses it has lost nothing by that: it will never work again
             if find_mount(self._path) == mount:
@@ -124,7 +132,6 @@ class MountPoint:
             raise StorageError(
                 f"{self._target} is no directory to mount on: create it, or build the pool",
                 errno=errno.ENOTDIR if os.path.lexists(self._path) else errno.ENOENT,
-                pool=self.context.name or None,
             )
 
     # ------------------------------------------------------------------------------------------- mounting
@@ -164,12 +171,9 @@ class MountPoint:
         try:
             await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
             if await context.lane.run(self._look) is None:
-                raise StorageError(
-                    f"{self._target}: mount succeeded, but nothing is mounted there", pool=context.name or None
-                )
+                raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there")
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                undone = await self._undo(mark, finished=isinstance(error, CommandError))
+            undone = await shielded(self._undo(mark, finished=isinstance(error, CommandError)))
             if undone or not isinstance(error, CommandError):
                 raise
             return False  # it failed since somebody else had mounted the very same
@@ -193,7 +197,7 @@ class MountPoint:
             return True
         if finished and not killed:
             return False
-        kernel.detach(self._path, force=mount.fstype not in _GLUSTER)
+        _until_gone(mount, functools.partial(kernel.detach, force=mount.fstype not in _GLUSTER), self._path)
         return True
 
     # ------------------------------------------------------------------------------------------- unmounting
@@ -219,7 +223,7 @@ class MountPoint:
                         errno=errno.EBUSY,
                         pool=self.context.name or None,
                     ) from error
-                await anyio.sleep(0.05)  # a call of our own that was given up may be about to let go of it
+                await anyio.sleep(0.05)  # a call of our own that was given up may be in there still
 
     def _mounted(self) -> bool:
         self._path, mount = locate(self._target)
@@ -231,27 +235,36 @@ class MountPoint:
         return False
 
     async def cut(self) -> None:
-        """Make every call that hangs on the mount return, and take it out of the tree. Asks the server nothing."""
+        """Make every call that hangs on the mount return, and take it out of the tree. Never waits for the server.
+
+        Who uses a mount that does not hang keeps what he has open.
+
+        :raises OSError: it cannot be taken out. TimeoutError: not in time.
+        """
         self._given_up = True
         await aside(self._cut, timeout=CLEANUP_SECONDS)
 
     def _cut(self) -> None:
+        if find_mount(self._path) is None:  # by a link that was never followed, perhaps
+            self._path, _ = locate(self._target)
         for _ in range(16):
             mount = find_mount(self._path)
             if mount is None or not is_expected(mount, self.definition):
                 return
-            if mount.fstype.startswith("fuse"):
+            force = False
+            if mount.fstype in _GLUSTER:
                 try:
-                    kernel.abort_fuse(mount)
-                except OSError as error:  # its server is dead already, or root is not root: it can be detached at least
+                    if kernel.fuse_hangs(mount, _HANG_SECONDS):
+                        kernel.abort_fuse(mount)
+                except OSError as error:  # root is not root: it can be detached at least
                     self.context.log.warning("connection not aborted", target=self._target, error=str(error))
-            else:
+            elif force := _hangs(self._path, _HANG_SECONDS):
                 for _ in range(3):  # a call that was failed may be followed by the next one of the same thread
-                    kernel.fail_waiting(self._path)
+                    _until_gone(mount, kernel.fail_waiting, self._path)
                     time.sleep(0.05)
                 if find_mount(self._path) != mount:
                     continue
-            kernel.detach(self._path, force=not mount.fstype.startswith("fuse"))
+            _until_gone(mount, functools.partial(kernel.detach, force=force), self._path)
 
 
 # ------------------------------------------------------------------------------------------------------ small things
@@ -274,6 +287,55 @@ def _claim(path: str) -> int:
 def _close(fd: int) -> None:
     if fd >= 0:
         os.close(fd)
+
+
+def _ask(path: str) -> None:
+    """Have the server of the file system at a path answer: for attributes alone a cache may speak, long after its end.
+
+    :raises OSError: what the server says, or the kernel where there is none.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fstatvfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _hangs(path: str, seconds: float) -> bool:
+    """Whether the file system at a path does not answer. The thread that asks it is left behind where it does not."""
+
+    asking = _Call(_ask, path)
+    asking.join(seconds)
+    return asking.is_alive()
+
+
+def _until_gone(mount: Mount, unmount: Callable[[str], None], path: str) -> None:
+    """Unmount, and return when the mount is out of the tree; the kernel may need longer to take leave of its server.
+
+    :raises OSError: it cannot be unmounted.
+    """
+    call = _Call(unmount, path)
+    while call.is_alive() and mount in mounts():
+        call.join(0.02)
+    if call.error is not None and mount in mounts():  # else somebody was faster
+        raise call.error
+
+
+class _Call(threading.Thread):
+    """A call with a path that may never return, and what came of it."""
+
+    def __init__(self, func: Callable[[str], None], path: str) -> None:
+        super().__init__(name="astore-netfs", daemon=True)
+        self.error: OSError | None = None
+        self._call = functools.partial(func, path)
+        self.start()
+
+    def run(self) -> None:
+        """Call."""
+        try:
+            self._call()
+        except OSError as error:
+            self.error = error
 
 
 async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:

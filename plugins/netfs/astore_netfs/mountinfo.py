@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 MOUNTINFO = "/proc/self/mountinfo"
 
+_MAX_LINKS = 40
+"""As many as the kernel follows (path_resolution(7))."""
+
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -108,25 +111,48 @@ def _prefixes(path: str) -> list[str]:
 def locate(target: str) -> tuple[str, Mount | None]:
     """A path as mountinfo would have it, and what is mounted there.
 
-    The text is asked first, for the path as it is. Only if nothing is mounted there, which is when looking is harmless,
-    are symbolic links resolved.
+    The text is asked first, for the path as it is; only if nothing is mounted there are symbolic links resolved, and then
+    without touching what the text says is a mount: that is no link, and may hang.
     """
     table = mounts()
     mount = find_mount(target, table)
     if mount is not None:
         return mount.target, mount
-    beside = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
-    mount = find_mount(beside, table)
-    if mount is not None:
-        return mount.target, mount
-    resolved = os.path.realpath(beside)
-    return resolved, find_mount(resolved, table)
+    path = _without_links(target, table)
+    return path, find_mount(path, table)
+
+
+def _without_links(path: str, table: list[Mount]) -> str:
+    """As os.path.realpath(), which would ask the server of a mount for its root's attributes."""
+    seen = "/"
+    parts = path.split("/")[::-1]
+    links = _MAX_LINKS
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            seen = os.path.dirname(seen)
+        elif part not in ("", "."):
+            beyond = os.path.join(seen, part)
+            link = None if find_mount(beyond, table) is not None else _link(beyond)
+            if link is None or not links:
+                seen = beyond
+                continue
+            links -= 1
+            parts += link.split("/")[::-1]
+            if link.startswith("/"):
+                seen = "/"
+    return seen
+
+
+def _link(path: str) -> str | None:
+    """Where a symbolic link leads; None if it is none, or nothing."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
 
 
 def mount_id(fd: int) -> int:
     """The number of the mount that an open descriptor is on (``mnt_id`` in /proc/self/fdinfo, proc(5))."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"mnt_id:"):
-                return int(line[7:])
-    raise OSError(f"/proc/self/fdinfo/{fd} names no mount")
+        return next(int(line[7:]) for line in file if line.startswith(b"mnt_id:"))

@@ -1,4 +1,4 @@
-"""A started netfs pool: a :class:`~astore.files.FileTreeSession` that watches over its mount."""
+"""A started netfs pool: a :class:`~astore.volume_work.session.WritableTreeSession` that watches over its mount."""
 
 from __future__ import annotations
 
@@ -6,23 +6,48 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from astore.backend import Context
-from astore.files import FileTreeSession
-from astore.local_tree import LocalTree
+from astore.local_tree import Folder
 from astore.model import EntryError, Snapshot, VolumeInfo
+from astore.volume_work.local import WritableLocalTree
+from astore.volume_work.session import WritableTreeSession
+from astore_netfs.command import target_path
 from astore_netfs.mount import STALE, MountPoint
 
 T = TypeVar("T")
 
 
-class NetfsSession(FileTreeSession):
-    """Proves before every scan that it looks at the mount it expects, and mounts anew what is stale or gone.
+READERS = 8
+"""Threads that read headers at once: a server is waited for, and one FUSE client serves them in turn anyway."""
 
-    :param tree: over the mounted folder, with ``mount.prove`` as its ``verify``. :param mount: where it is mounted.
+
+class MountedTree(WritableLocalTree):
+    """The mounted folder, proved whenever it is opened, and open only as long as a call is in it.
+
+    So an idle pool keeps nobody from unmounting, another process of astore least of all; nor does a call that was given
+    up, and that came to open the folder only afterwards.
+
+    :raises OSError: the folder cannot be opened.
     """
 
-    tree: LocalTree
+    def __init__(self, mount: MountPoint) -> None:
+        super().__init__(target_path(mount.definition), readers=READERS, verify=mount.prove)
+        self.detach()
 
-    def __init__(self, tree: LocalTree, mount: MountPoint, context: Context) -> None:
+    def _open(self) -> Folder:
+        folder = super()._open()
+        self.detach()  # whoever has asked for it holds it
+        return folder
+
+
+class NetfsSession(WritableTreeSession):
+    """Proves before every scan that it looks at the mount it expects, and mounts anew what is stale or gone.
+
+    :param tree: over the mounted folder. :param mount: where it is mounted.
+    """
+
+    tree: MountedTree
+
+    def __init__(self, tree: MountedTree, mount: MountPoint, context: Context) -> None:
         super().__init__(tree, context)
         self.mount = mount
 
@@ -31,33 +56,28 @@ class NetfsSession(FileTreeSession):
 
         :raises OSError: the server does not answer, or something else is mounted there.
         """
-        return await self._renewing(lambda: FileTreeSession.refresh(self, previous, full=full))
+        return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
 
     async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
         """One entry, its header read anew; the mount as for :meth:`refresh`."""
-        return await self._renewing(lambda: FileTreeSession.refresh_volume(self, name))
+        return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
         # The mount is proved by the scan itself; asking beforehand would be a second way round for nothing.
         try:
-            try:
-                return await act()
-            except OSError as error:
-                if error.errno not in STALE:
-                    raise
-                self.context.log.info("mount is stale or gone", target=self.tree.path, error=str(error))
-            self.tree.detach()
-            await self.mount.ensure()
             return await act()
-        finally:
-            self.tree.detach()  # an idle pool keeps nobody from unmounting, another process of astore least of all
+        except OSError as error:
+            if error.errno not in STALE:
+                raise
+            self.context.log.info("mount is stale or gone", target=self.mount.definition.target.path, error=str(error))
+        await self.mount.ensure()
+        return await act()
 
     async def stop(self) -> None:
         """Unmount. Refused by the kernel while it is in use, the pool stays as it is.
 
         :raises StorageError: EBUSY, it is in use. CommandError, LaneTimeoutError: it cannot be unmounted.
         """
-        self.tree.detach()
         await self.mount.unmount()
 
     async def cut_loose(self) -> None:

@@ -1,0 +1,263 @@
+"""Reading headers by handle: of files that stay, change, vanish or are replaced; and every handle closed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from astore.backend import Context
+from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, FileTreeSession
+from astore.model import Snapshot
+from astore.testing.conformance.source import TRUNCATED, qcow2
+
+if TYPE_CHECKING:
+    from tests.gluster.conftest import CountedGfapi, Folder
+
+pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
+
+
+def listed(tree: FileTree) -> dict[str, Entry]:
+    """All entries, with their handles."""
+    found = {}
+    for item in tree.scan(lambda name, found: True):
+        assert isinstance(item, Entry)
+        found[item.name] = item
+    return found
+
+
+def never(head: bytes) -> bool:
+    return False
+
+
+def always(head: bytes) -> bool:
+    return True
+
+
+SIZES = (0, 1, 511, FIRST_READ - 1, FIRST_READ, FIRST_READ + 1, HEADER_SIZE - 1, HEADER_SIZE, HEADER_SIZE + 1, 200_000)
+
+
+def test_how_much_is_read(folder: Folder, counted: CountedGfapi) -> None:
+    """The first part, and the rest only where it is asked for and there is more; one call for a small file."""
+    data = os.urandom(max(SIZES))
+    for size in SIZES:
+        (folder.path / str(size)).write_bytes(data[:size])
+    for more, limit in ((never, FIRST_READ), (always, HEADER_SIZE)):
+        for name, entry in listed(folder.tree).items():
+            size = int(name)
+            before = counted.calls["h_anonymous_read"]
+            assert folder.tree.read_header(entry, more) == data[: min(size, limit)]
+            assert counted.calls["h_anonymous_read"] - before == (size > 0) + (more is always and size > FIRST_READ)
+    asked: list[bytes] = []
+    entry = folder.tree.lookup("200000")
+    assert entry is not None
+    folder.tree.read_header(entry, lambda head: bool(asked.append(head)))
+    assert asked == [data[:FIRST_READ]]
+
+
+def test_nothing_is_opened(folder: Folder, counted: CountedGfapi) -> None:
+    """A header costs one read by handle: no lookup, no open, and the access time stays."""
+    for n in range(30):
+        (folder.path / f"{n}.img").write_bytes(b"x" * 10_000)
+    before = counted.calls.copy()
+    for entry in listed(folder.tree).values():
+        folder.tree.read_header(entry, never)
+    done = counted.calls - before
+    assert (done["h_anonymous_read"], done["object_copy"], done["h_close"]) == (30, 30, 30)
+    assert done.keys().isdisjoint({"open", "h_lookupat", "stat", "lstat"})
+
+
+def test_removed_since_it_was_listed(folder: Folder) -> None:
+    """What is not there any more is ENOENT, whichever way it went; the handle is closed."""
+    (folder.path / "away").mkdir()
+    for name in ("removed", "moved", "now a folder"):
+        (folder.path / name).write_bytes(b"x" * 100)
+    entries = listed(folder.tree)
+    folder.tree.unlink("removed")
+    folder.tree.unlink("now a folder")
+    folder.tree.mkdir("now a folder")
+    with pytest.raises(FileNotFoundError):
+        folder.tree.read_header(entries["removed"], never)
+    with pytest.raises(OSError) as caught:
+        folder.tree.read_header(entries["now a folder"], never)
+    assert caught.value.errno == errno.EINVAL
+    os.rename(folder.path / "moved", folder.path / "away" / "moved")
+    assert folder.tree.read_header(entries["moved"], never) == b"x" * 100, "a handle does not care for names"
+
+
+def test_replaced_since_it_was_listed(folder: Folder) -> None:
+    """Another file under the name is read in the place of the one that is gone; a shorter one as far as it goes."""
+    for name in ("a", "b"):
+        (folder.path / name).write_bytes(b"old" * 1000)
+    entries = listed(folder.tree)
+    for name, data in (("a", b"new"), ("b", b"newer" * 1000)):
+        folder.tree.unlink(name)
+        made = folder.tree.create(name)
+        made.pwrite(data, 0)
+        made.close()
+    assert folder.tree.read_header(entries["a"], never) == b"new"
+    assert folder.tree.read_header(entries["b"], never) == (b"newer" * 1000)[:FIRST_READ]
+
+
+def test_changed_since_it_was_listed(folder: Folder) -> None:
+    """A file that shrank is read as far as it goes; one that grew, at least as far as it went."""
+    for name in ("shrunk", "grown"):
+        (folder.path / name).write_bytes(b"x" * 3000)
+    entries = listed(folder.tree)
+    os.truncate(folder.path / "shrunk", 10)
+    os.truncate(folder.path / "grown", 100_000)
+    assert folder.tree.read_header(entries["shrunk"], always) == b"x" * 10
+    assert folder.tree.read_header(entries["grown"], always)[:3000] == b"x" * 3000
+
+
+def test_gone_at_the_last_moment(folder: Folder, counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone again between being found by name and being read: it was not there."""
+    (folder.path / "file").write_bytes(b"x")
+    gfapi = folder.tree._gfapi
+    for number in (errno.ESTALE, errno.ENOENT):
+        entry = listed(folder.tree)["file"]
+
+        def read(*arguments: object, number: int = number) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+        monkeypatch.setattr(gfapi, "h_anonymous_read", read)
+        with pytest.raises(FileNotFoundError) as caught:
+            folder.tree.read_header(entry, never)
+        assert caught.value.errno == errno.ENOENT
+        monkeypatch.undo()
+
+
+def test_a_brick_that_fails(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other error is told as it is, and by the name where it was read by that; the handle is closed."""
+    (folder.path / "file").write_bytes(b"x")
+    entry = listed(folder.tree)["file"]
+    gfapi = folder.tree._gfapi
+
+    def read(*arguments: object) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr(gfapi, "h_anonymous_read", read)
+    for one in (entry, Entry("file", entry.stat, None)):
+        with pytest.raises(OSError) as caught:
+            folder.tree.read_header(one, never)
+        assert caught.value.errno == errno.EIO
+
+
+def test_short_reads(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A brick that gives less than was asked is asked again, from where it stopped."""
+    data = os.urandom(50_000)
+    (folder.path / "file").write_bytes(data)
+    gfapi = folder.tree._gfapi
+    real = gfapi.h_anonymous_read
+    monkeypatch.setattr(
+        gfapi, "h_anonymous_read", lambda fs, handle, at, n, offset: real(fs, handle, at, min(n, 1000), offset)
+    )
+    assert folder.tree.read_header(listed(folder.tree)["file"], always) == data[:HEADER_SIZE]
+
+
+def test_a_server_that_sends_no_attributes(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries without attributes are looked up one by one, those without a handle are read by name."""
+    (folder.path / "file").write_bytes(b"x" * 100)
+    (folder.path / "folder").mkdir()
+    (folder.path / "link").symlink_to("file")
+    gfapi = folder.tree._gfapi
+    before = {name: (entry.stat, entry.handle is None) for name, entry in released(folder.tree).items()}
+    monkeypatch.setattr(gfapi, "xreaddirplus_get_stat", lambda item: None)
+    assert {name: (entry.stat, entry.handle is None) for name, entry in released(folder.tree).items()} == before
+    monkeypatch.undo()
+    monkeypatch.setattr(gfapi, "xreaddirplus_get_object", lambda item: None)
+    entry = listed_only(folder.tree, "file")
+    assert entry.handle is None
+    assert folder.tree.read_header(entry, never) == b"x" * 100
+    monkeypatch.undo()
+    monkeypatch.setattr(gfapi, "xreaddirplus_get_stat", lambda item: None)
+    real = gfapi.h_lookupat
+
+    def vanish(fs: int, parent: None, path: bytes, *rest: object) -> int | None:
+        return real(fs, parent, path.replace(b"/file", b"/gone"), *rest)
+
+    monkeypatch.setattr(gfapi, "h_lookupat", vanish)
+    found = {item[0]: item[1] for item in folder.tree.scan(lambda name, found: False)}
+    assert "file" not in found, "what vanished is left out"
+    assert isinstance(found["link"], FileNotFoundError), "a link that is still there dangles"
+
+
+def released(tree: FileTree) -> dict[str, Entry]:
+    """All entries, their handles closed already."""
+    found = listed(tree)
+    for entry in found.values():
+        tree.release(entry)
+    return found
+
+
+def listed_only(tree: FileTree, wanted: str) -> Entry:
+    def want(name: str, found: FileStat) -> bool:
+        return name == wanted
+
+    (entry,) = tree.scan(want)
+    assert isinstance(entry, Entry)
+    return entry
+
+
+async def test_a_refresh_leaves_no_handle(folder: Folder, context: Context, counted: CountedGfapi) -> None:
+    """Whatever the entries are, and whichever thread reads them: as many handles are closed as were kept."""
+    for n in range(200):
+        (folder.path / f"{n:03}.qcow2").write_bytes(qcow2((n + 1) << 20))
+    for n in range(20):
+        (folder.path / f"cut{n}").write_bytes(TRUNCATED)
+        (folder.path / f"link{n}").symlink_to(f"{n:03}.qcow2")
+        (folder.path / f"dangling{n}").symlink_to("nothing")
+    os.mkfifo(folder.path / "fifo")
+    (folder.path / "sub").mkdir()
+    (folder.path / os.fsdecode(b"caf\xe9")).write_bytes(b"")
+    session = FileTreeSession(folder.tree, context)
+    snapshot = await session.refresh(Snapshot.EMPTY)
+    assert len(snapshot) == 221
+    assert sum(not error.skipped for error in snapshot.errors) == 21
+    assert counted.left == {}
+    for full in (False, True):
+        again = await session.refresh(snapshot, full=full)
+        assert (len(again), len(again.errors)) == (221, len(snapshot.errors))
+    assert counted.left == {}
+    for name in ("000.qcow2", "link0", "cut0", "dangling0", "sub", "fifo", "nothing", "a/b", "x" * 300):
+        await session.refresh_volume(name)
+    assert counted.left == {}
+
+
+async def test_a_refresh_that_fails_leaves_no_handle(
+    folder: Folder, make_context: Callable[..., Context], counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that breaks off, readers that fail, a key that cannot be made: nothing stays open."""
+    for n in range(200):
+        (folder.path / f"{n}.img").write_bytes(b"x" * 100)
+    session = FileTreeSession(folder.tree, make_context())
+    gfapi = folder.tree._gfapi
+    real = gfapi.xreaddirplus_r
+    for limit in (1, 50, 150):
+        left = [limit]
+
+        def read(*arguments: object, left: list[int] = left) -> int:
+            left[0] -= 1
+            if left[0] < 0:
+                ctypes.set_errno(errno.EIO)
+                return -1
+            return real(*arguments)
+
+        monkeypatch.setattr(gfapi, "xreaddirplus_r", read)
+        with pytest.raises(OSError) as caught:
+            await session.refresh(Snapshot.EMPTY)
+        assert caught.value.errno == errno.EIO
+        monkeypatch.undo()
+        assert counted.left == {}
+    monkeypatch.setattr(type(folder.tree), "key", lambda self, name: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        await session.refresh(Snapshot.EMPTY)
+    monkeypatch.undo()
+    assert counted.left == {}
+    assert len(await session.refresh(Snapshot.EMPTY)) == 200
