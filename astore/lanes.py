@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -247,6 +248,8 @@ class Lanes:
         job.func, job.args = _done, ()  # the timer of a call given up keeps the job until its deadline, but no more
         if isinstance(error, StopIteration):  # which a future cannot carry
             error = RuntimeError(f"StopIteration was raised in a worker thread: {error}")
+        if error is not None:
+            _let_go_of_locals(error)
         with self._lock:
             surplus = self._release(job)
             if surplus:
@@ -418,6 +421,18 @@ class PoolLane:
 
 def _done() -> None:
     """What a job calls that was called."""
+
+
+def _let_go_of_locals(error: BaseException) -> None:
+    """Whoever keeps an error keeps its frames, and what these have in hand: a descriptor that keeps a mount busy, say."""
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        one = rest.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            rest += [one.__cause__, one.__context__]
 
 
 def _discard(job: _Job, result: Any) -> None:

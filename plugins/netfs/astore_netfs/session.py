@@ -86,5 +86,6 @@ class NetfsSession(WritableTreeSession):
         await self.mount.cut()
 
     async def aclose(self) -> None:
-        """Let go of the folder; the mount stays."""
+        """Let go of the folder, after work on volumes was ended; the mount stays."""
+        await self.end_work()
         self.tree.close()  # not on the lane, which may be stuck: closing a directory asks no server (unlike a file)
