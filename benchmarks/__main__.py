@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes")
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
+    parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out (its Gluster rows take minutes)")
     parser.add_argument("--write", type=Path, help="write the table into this file as well")
     parser.add_argument("--folder", type=Path, help="where to put images and bricks (ext4 or XFS)")
@@ -48,6 +49,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="astore-bench-", dir=options.folder) as folder:
         bench = Bench(Path(folder), pairs=options.pairs, with_libvirt=not options.no_libvirt)
+        bench.mebibytes = options.mebibytes
         try:
             rows = asyncio.run(bench.run(None if options.rows == "all" else set(options.rows.split(","))))
         finally:

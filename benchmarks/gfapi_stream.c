@@ -1,8 +1,7 @@
-/* What moving bulk data of one Gluster volume costs with nothing in the way: the yardstick for uploads, downloads and copies.
+/* What moving bulk data of one Gluster volume costs with nothing in the way: the yardstick for uploads and downloads.
  *
  *   cc -O2 gfapi_stream.c -o gfapi_stream $(pkg-config --cflags --libs glusterfs-api)   (Debian: libglusterfs-dev)
  *   ./gfapi_stream HOST VOLUME write|read FILE MIB           one thread, blocks of 1 MiB; write ends with an fsync
- *   ./gfapi_stream HOST VOLUME copy FILE MIB TARGET          glfs_copy_file_range in pieces of 64 MiB, then an fsync
  *
  * Prints seconds. It leaves by _exit: glfs_fini alone takes about 10 s. */
 #define _GNU_SOURCE
@@ -14,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20, PIECE = 64 << 20 };
+enum { BLOCK = 1 << 20 };
 
 static double now(void)
 {
@@ -33,7 +32,7 @@ static int fail(const char *what)
 int main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(stderr, "usage: %s HOST VOLUME write|read|copy FILE MIB [TARGET]\n", argv[0]);
+        fprintf(stderr, "usage: %s HOST VOLUME write|read FILE MIB\n", argv[0]);
         return 2;
     }
     const char *mode = argv[3];
@@ -55,23 +54,10 @@ int main(int argc, char **argv)
                 fail("glfs_pwrite");
         if (glfs_fsync(fd, NULL, NULL))
             fail("glfs_fsync");
-    } else if (!strcmp(mode, "read")) {
+    } else {
         for (off_t at = 0; at < size; at += BLOCK)
             if (glfs_pread(fd, block, BLOCK, at, 0, NULL) != BLOCK)
                 fail("glfs_pread");
-    } else {
-        glfs_fd_t *target = argc > 6 ? glfs_creat(fs, argv[6], O_RDWR | O_TRUNC, 0600) : NULL;
-        if (!target)
-            fail("target");
-        for (off_t at = 0; at < size;) {
-            off64_t from = at, to = at;
-            ssize_t done = glfs_copy_file_range(fd, &from, target, &to, PIECE, 0, NULL, NULL, NULL);
-            if (done <= 0)
-                fail("glfs_copy_file_range");
-            at += done;
-        }
-        if (glfs_fsync(target, NULL, NULL))
-            fail("glfs_fsync");
     }
     printf("%.4f\n", now() - start);
     fflush(stdout);

@@ -29,6 +29,7 @@ class Bench:
         self.pairs = pairs
         self.with_libvirt = with_libvirt
         self.notes: list[str] = []
+        self.mebibytes = 4096
         self._gluster: GlusterBed | None = None
         self._libvirt: Libvirt | None = None
         self._limit: Limit | None = None
@@ -49,7 +50,7 @@ class Bench:
             "netfs": self.netfs_rows,
             "loop": self.loop_rows,
             "memory": self.memory_rows,
-            "volumes": lambda: volume_rows(self),
+            "volumes": lambda: volume_rows(self, self.mebibytes),
         }
         for name, measure in table.items():
             if wanted is None or name in wanted:

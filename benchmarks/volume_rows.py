@@ -120,12 +120,12 @@ async def _gluster_streams(bench: Bench, pool: astore.Pool, mebibytes: int) -> l
         bench.notes.append(f"the C limit of bulk data was not measured: {program}.")
         return []
 
-    def limit(mode: str, file: str, *more: str) -> float:
-        argv = [str(program), bed.host, "bulk", mode, f"/{file}", str(mebibytes), *more]
+    def limit(mode: str, file: str) -> float:
+        argv = [str(program), bed.host, "bulk", mode, f"/{file}", str(mebibytes)]
         return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
     volume = await pool.create_volume(astore.VolumeDef("bulk", capacity=mebibytes * MIB))
-    times: dict[str, list[float]] = {name: [] for name in ("c-up", "up", "c-down", "down", "dd", "c-copy", "copy")}
+    times: dict[str, list[float]] = {name: [] for name in ("c-up", "up", "c-down", "down", "dd", "cp", "copy")}
     mounted = await asyncio.to_thread(bed.mount, "bulk")
     for number in range(bench.pairs):
         times["c-up"].append(await asyncio.to_thread(limit, "write", "c"))
@@ -133,7 +133,9 @@ async def _gluster_streams(bench: Bench, pool: astore.Pool, mebibytes: int) -> l
         times["c-down"].append(await asyncio.to_thread(limit, "read", "c"))
         times["down"].append(await _download(volume))
         times["dd"].append(await asyncio.to_thread(_dd, f"if={mounted}/bulk", "of=/dev/null", "bs=1M"))
-        times["c-copy"].append(await asyncio.to_thread(limit, "copy", "c", "/c2"))
+        times["cp"].append(
+            await asyncio.to_thread(_dd, f"if={mounted}/bulk", f"of={mounted}/c2", "bs=1M", "conv=fsync")
+        )
         began = time.perf_counter()
         copy = await pool.copy_volume(volume, astore.VolumeDef(f"copy{number}"))
         times["copy"].append(time.perf_counter() - began)
@@ -151,10 +153,11 @@ async def _gluster_streams(bench: Bench, pool: astore.Pool, mebibytes: int) -> l
     rows.append(
         _rate(f"gluster, download of {size} (dd {FUSE_SIDE})", times["dd"], times["down"], "≥ 2 × dd", 2.0, "dd")
     )
-    rows.append(
-        _rate(
-            f"gluster, copy of {size} within a pool", times["c-copy"], times["copy"], "≥ 0.9 × the limit", 0.9, "limit"
-        )
+    work = f"gluster, copy of {size} within a pool (dd {FUSE_SIDE})"
+    rows.append(_rate(work, times["cp"], times["copy"], "≥ 1 × dd", 1.0, "dd"))
+    bench.notes.append(
+        "a copy within a Gluster pool goes through the client: glfs_copy_file_range of GlusterFS 10.3 copies a file's first "
+        "bytes whatever offset it is given."
     )
     return rows
 

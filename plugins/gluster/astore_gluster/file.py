@@ -14,7 +14,14 @@ from astore.volume_work.contract import TreeFile
 from astore.volume_work.local import FLOCK, LOCK_OFFSET, NO_LOCKS
 from astore_gluster.connection import Connection
 from astore_gluster.layout import decode_stat
-from astore_gluster.libgfapi import failure, scratch
+from astore_gluster.libgfapi import failure
+
+# Bytes to be filled before anybody else sees them: what is read goes straight to where it is wanted. (C API, bytes objects:
+# the content is uninitialized where the first argument is NULL.)
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+_address_of = ctypes.pythonapi.PyBytes_AsString
+_address_of.restype, _address_of.argtypes = ctypes.c_void_p, (ctypes.py_object,)
 
 _LAST = 2**63 - 1
 """The largest ``off_t``."""
@@ -75,8 +82,8 @@ class GlusterFile(TreeFile):
     def pread(self, length: int, offset: int) -> bytes:
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
         self._check_range(offset, length)
-        room = scratch(length)
-        address = ctypes.addressof(room)
+        data: bytes = _new_bytes(None, length)
+        address = _address_of(data)
         done = 0
         while done < length:
             count = self._checked(
@@ -85,7 +92,7 @@ class GlusterFile(TreeFile):
             if count == 0:
                 break
             done += count
-        return ctypes.string_at(address, done)
+        return data if done == length else data[:done]
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
