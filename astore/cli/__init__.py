@@ -21,6 +21,9 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
     hold_standard_streams()
     try:
         from astore.cli.app import run
+    except KeyboardInterrupt:
+        print("astore: interrupted", file=sys.stderr)
+        code = 130
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "click", "rich"}:
             raise

@@ -12,18 +12,37 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from astore.cli import backends, pool_sources, pool_views, pools, volumes
+from astore.cli import backends, pool_sources, pool_views, pools, volume_changes, volume_streams, volumes
 from astore.cli import events as watching
 from astore.cli.demo_command import register as register_demo
 from astore.cli.exits import Exit
+from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
+from astore.cli.session import CONTEXT_SETTINGS, JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
 
-__all__ = ["app", "pool_sources", "pool_views", "run"]  # two modules are imported for the commands they add
+# modules that are imported for the commands they add
+__all__ = ["app", "pool_sources", "pool_views", "run", "volume_changes", "volume_streams"]
 
 
-class Ordered(TyperGroup):
-    """Lists the groups before the commands that stand alone: what is needed every day comes first."""
+class Application(TyperGroup):
+    """Lists the groups before the commands that stand alone, and says so when it is interrupted.
+
+    What is needed every day comes first. And typer makes of a Ctrl-C that comes while it is at work a code without a word.
+    """
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Parse the arguments. :raises typer.Abort: interrupted."""
+        try:
+            return super().make_context(*arguments, **settings)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. :raises typer.Abort: interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names in the order of the help."""
@@ -35,12 +54,12 @@ app = typer.Typer(
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 not in time, "
-        "130 interrupted. virsh's names work too (pool-list, vol-info, ...)."
+        "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    cls=Ordered,
+    cls=Application,
 )
 app.add_typer(pools.app, name="pool")
 app.add_typer(volumes.app, name="vol")
@@ -48,7 +67,7 @@ app.add_typer(backends.app, name="backend")
 watching.register(app)
 register_demo(app)
 for _name, _entry in VIRSH.items():
-    app.command(_name, hidden=True)(_entry)
+    app.command(_name, hidden=True, context_settings=CONTEXT_SETTINGS.get(_entry))(_entry)
 
 
 def _version(wanted: bool) -> None:
@@ -94,6 +113,7 @@ def run(argv: Sequence[str]) -> int:
         drop_stdout()
         return Exit.FAILED
     except (KeyboardInterrupt, typer.Abort):
+        ignore_interruptions()
         complain("interrupted")
         return Exit.INTERRUPTED
     except Exception as error:

@@ -53,6 +53,20 @@ def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
     return sorted(name for name in names if printable(name) == name)
 
 
+def complete_format(incomplete: str) -> list[str]:
+    """Formats of volumes."""
+    from astore.xml.volume import VOLUME_FORMATS
+
+    return [name for name in VOLUME_FORMATS if name.startswith(incomplete)]
+
+
+def complete_algorithm(incomplete: str) -> list[str]:
+    """Ways to wipe."""
+    from astore.volume_work.wiping import ALGORITHMS
+
+    return [name for name in ALGORITHMS if name.startswith(incomplete)]
+
+
 def complete_type(incomplete: str) -> list[str]:
     """Pool types."""
     from astore.xml import POOL_TYPES

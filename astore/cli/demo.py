@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import astore
 from astore.cli.demo_show import (
@@ -24,10 +22,14 @@ from astore.cli.demo_show import (
 )
 from astore.cli.demo_storage import SETTLE_SECONDS, DemoStorage, change
 from astore.cli.exits import CliError, Exit, explain
+from astore.cli.interruptions import (
+    ignore_interruptions,
+    interrupted_once,
+    terminations_interrupt,
+    undisturbed_afterwards,
+)
 from astore.cli.output import Output, duration
 from astore.cli.progress import Ticker
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STOP_SECONDS = 10.0
 """How long a pool may take to stop before it is given up by force."""
@@ -155,66 +157,3 @@ async def stop_all(manager: astore.Manager) -> None:
     async with Ticker() as ticker:
         ticker.begin("stopping", len(active))
         await asyncio.gather(*(stop(pool) for pool in active))
-
-
-# --------------------------------------------------------------------------------------------------------- signals
-
-
-@contextlib.contextmanager
-def terminations_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demonstration as Ctrl-C does: what was made is taken away first.
-
-    An interrupted process is about to end: there, whatever is ignored by then stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    interrupted = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        if not interrupted:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Inside, the first Ctrl-C interrupts, and a second one does not cut short what is done about the first.
-
-    (asyncio.run has a handler of its own, which it takes only where there is none but Python's.)
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        ignore_interruptions()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    yield  # if it raises, whatever comes after goes on being ignored
-    signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def undisturbed_afterwards() -> Iterator[None]:
-    """Whatever happens inside, nothing interrupts what comes after it."""
-    try:
-        yield
-    finally:
-        ignore_interruptions()
-
-
-def ignore_interruptions() -> None:
-    """From here on everything is taken away again: a second Ctrl-C must not cut that short."""
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)

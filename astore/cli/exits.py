@@ -5,18 +5,24 @@ from __future__ import annotations
 import enum
 import shlex
 from collections.abc import Iterable
+from errno import EDQUOT, ENOSPC
 
 from astore.errors import (
     AstoreError,
     BackendLoadError,
+    CommandError,
     DefinitionError,
     InvalidStateError,
     NotFoundError,
     PoolInaccessibleError,
     PoolNotFoundError,
+    StorageError,
     StoreError,
     UnknownBackendError,
     UnsupportedOperationError,
+    VolumeBusyError,
+    VolumeExistsError,
+    VolumeInUseError,
     VolumeNotFoundError,
     printable,
     reason,
@@ -31,11 +37,11 @@ class Exit(enum.IntEnum):
     USAGE = 2
     NOT_FOUND = 3
     PARTIAL = 4
-    """Some of several pools (or files) failed, others did not."""
+    """Some of several pools, files or volumes failed, others did not."""
     TIMEOUT = 124
     """As timeout(1)."""
     INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT."""
+    """Ctrl-C: 128 + SIGINT. SIGTERM and SIGHUP end a command as that does."""
     BROKEN_PIPE = 141
     """Whoever read the output went away: 128 + SIGPIPE."""
 
@@ -76,9 +82,11 @@ def shell_word(text: str) -> str:
 
 def explain(error: BaseException) -> str:
     """One printable line: what is wrong, and what to do about it where that is known."""
-    if isinstance(error, InvalidStateError):
+    if isinstance(error, InvalidStateError) and not isinstance(error, VolumeBusyError | VolumeInUseError):
         return _wrong_state(error)
     text = reason(error).rstrip(".")
+    if isinstance(error, DefinitionError) and error.line is None:  # of no document: nobody wrote an element
+        text = text.removeprefix(f"<{error.element}>: ")
     hint = _hint(error)
     return f"{text}: {hint}" if hint else text
 
@@ -104,6 +112,16 @@ def _hint(error: BaseException) -> str:
         return "`astore pool list --all` shows those there are"
     if isinstance(error, VolumeNotFoundError):
         return "`astore vol list POOL` shows a pool's volumes, `astore pool refresh POOL` looks for new ones"
+    if isinstance(error, VolumeBusyError):
+        return "try again when that is done"
+    if isinstance(error, VolumeInUseError):
+        return "--force"
+    if isinstance(error, VolumeExistsError):
+        return "choose another name"
+    if isinstance(error, CommandError) and error.returncode is None:
+        return "install it"
+    if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
+        return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
         if error.type in {"gluster", "netfs"}:
             return f"pip install 'astore[{error.type}]'"

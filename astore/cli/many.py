@@ -1,4 +1,4 @@
-"""Doing something to several pools (or files) at once: one failure costs only itself, and each is said in its own line."""
+"""Doing something to several pools, files or volumes: one failure costs only itself, and each is said in its own line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ LIMIT = 16
 
 
 class Outcome(NamedTuple):
-    """What became of one: the word it was asked for by, the pool if there is one, and the error if there is one."""
+    """What became of one: the word it was asked for by, the pool if there is one, and the error if there is one.
+
+    :ivar file: the definition file that it was about. :ivar volume: the name of the volume, where it was about one.
+    """
 
     asked: str
     pool: Pool | None
     error: Exception | None
     file: str | None = None
+    volume: str | None = None
+
+    @property
+    def pool_name(self) -> str | None:
+        """The pool's, as far as it is known."""
+        if self.pool is not None:
+            return self.pool.name
+        return self.asked if self.file is None and self.volume is None else None
 
 
 async def each(
@@ -67,16 +78,17 @@ def chosen(session: Session, names: Sequence[str], all_of_them: bool, candidates
 def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str = "no pool to do that to") -> Answer:
     """What is said about what was done: a line for each success, a line on stderr for each failure.
 
-    :param done: the sentence for one, with ``{}`` for its name.
+    :param done: the sentence for one, with ``{name}`` and ``{file}``.
     """
     problems = [_problem(outcome) for outcome in outcomes if outcome.error is not None]
     results = tuple(
         shapes.Done(
             ok=outcome.error is None,
-            pool=outcome.pool.name if outcome.pool is not None else None if outcome.file else outcome.asked,
+            pool=outcome.pool_name,
             uuid=outcome.pool.uuid if outcome.pool is not None else None,
             state=outcome.pool.state if outcome.pool is not None else None,
             file=outcome.file,
+            volume=outcome.volume,
             error=shapes.failure(outcome.error, explain(outcome.error) if outcome.error is not None else None),
         )
         for outcome in outcomes
@@ -85,7 +97,8 @@ def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str 
     def show(output: Output) -> None:
         for outcome in outcomes:
             if outcome.error is None and outcome.pool is not None:
-                output.line(done.format(name=repr(outcome.pool.name), file=outcome.file))
+                name = outcome.pool.name if outcome.volume is None else outcome.volume
+                output.line(done.format(name=repr(name), file=outcome.file))
         if not outcomes:
             output.line(nothing)
 

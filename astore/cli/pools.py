@@ -27,7 +27,7 @@ Files = Annotated[list[str], typer.Argument(metavar="FILE", help="libvirt pool X
 Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many pools at a time.")]
 
 _LARGEST = 1 << 20
-"""As much of a file is read as a definition may be long, and one byte more."""
+"""Bytes that a definition may be long."""
 
 
 @command(app, "define", virsh="pool-define")
@@ -131,20 +131,28 @@ def _some(names: list[str] | None) -> list[str]:
 
 async def _from_files(session: Session, files: list[str], label: str, act: DefineCall) -> list[Outcome]:
     """Read each file and hand it on; in order, since one pool's definition may stand in another's way."""
-    from anyio import to_thread
-
     session.ticker.begin(label, len(files))
     outcomes = []
     for file in files:
         shown = "standard input" if file == "-" else file
         try:
-            pool = await act(await to_thread.run_sync(_read, file, abandon_on_cancel=True))
+            pool = await act(await read_definition(file))
         except Exception as error:
             outcomes.append(Outcome(file, None, error, shown))
         else:
             outcomes.append(Outcome(file, pool, None, shown))
         session.ticker.step()
     return outcomes
+
+
+async def read_definition(file: str) -> bytes:
+    """What a file holds, or standard input (`-`); as much as a definition may be long, and one byte more.
+
+    :raises CliError: it cannot be read.
+    """
+    from anyio import to_thread
+
+    return await to_thread.run_sync(_read, file, abandon_on_cancel=True)
 
 
 def _read(file: str) -> bytes:

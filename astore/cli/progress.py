@@ -6,12 +6,24 @@ import asyncio
 import sys
 import threading
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 DELAY = 0.5
 """Seconds that something may last without a display."""
 
 _EVERY = 0.1
+
+
+class _Now(NamedTuple):
+    """What is being done; ``total`` is None where it is not known."""
+
+    label: str = ""
+    done: int = 0
+    total: int | None = None
+    in_bytes: bool = False
 
 
 class Ticker:
@@ -25,7 +37,7 @@ class Ticker:
         self.shown = sys.stderr.isatty() if shown is None else shown
         self.delay = delay
         self.stays = stays
-        self._now = ("", 0, 0)  # label, done, total: replaced in one step, so that it needs no lock
+        self._now = _Now()  # replaced in one step, so that it needs no lock
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,12 +66,26 @@ class Ticker:
 
     def begin(self, label: str, total: int = 0) -> None:
         """Say what is being done now, in how many steps (0: that is not known); nothing is shown before."""
-        self._now = (label, 0, total)
+        self._now = _Now(label, 0, total or None)
 
     def step(self, done: int | None = None) -> None:
         """One more step is done, or ``done`` are in all."""
-        label, before, total = self._now
-        self._now = (label, before + 1 if done is None else done, total)
+        now = self._now
+        self._now = now._replace(done=now.done + 1 if done is None else done)
+
+    def begin_bytes(self, label: str, total: int | None = None) -> None:
+        """The same for what is counted in bytes: shown with its rate, and how long it will still take."""
+        self._now = _Now(label, 0, total, in_bytes=True)
+
+    def progress(self, done: int, total: int | None) -> None:
+        """So many bytes are done, of ``total`` if that is known."""
+        now = self._now
+        self._now = now._replace(done=done, total=now.total if total is None else total)
+
+    @property
+    def done(self) -> tuple[int, int | None]:
+        """How many steps or bytes are done, and of how many."""
+        return self._now.done, self._now.total
 
     def stop(self) -> None:
         """Show nothing any more."""
@@ -68,28 +94,36 @@ class Ticker:
     def _display(self) -> None:
         if self._over.wait(self.delay) and not self.stays:
             return
-        while not self._now[0]:
-            if self._over.wait(_EVERY) and not (self.stays and self._now[0]):
+        while not self._now.label:
+            if self._over.wait(_EVERY) and not (self.stays and self._now.label):
                 return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress
 
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=not self.stays,
-            auto_refresh=False,
-        ) as progress:
-            task = progress.add_task("", visible=False)
+        with Progress(console=Console(stderr=True), transient=not self.stays, auto_refresh=False) as progress:
+            shown = None
             over = False
             while True:
-                label, done, total = self._now
-                progress.update(task, description=label, completed=done, total=total or None, visible=bool(label))
+                now = self._now
+                if shown is None or (now.label, now.in_bytes) != (shown.label, shown.in_bytes):
+                    # another task, since the rate is that of its samples
+                    for old in progress.task_ids:
+                        progress.remove_task(old)
+                    progress.columns = _columns(now.in_bytes)
+                    task = progress.add_task(now.label, total=now.total, visible=bool(now.label))
+                shown = now
+                progress.update(task, completed=now.done, total=now.total)
                 progress.refresh()
                 if over:
                     return
                 over = self._over.wait(_EVERY)
+
+
+def _columns(in_bytes: bool) -> tuple[ProgressColumn, ...]:
+    from rich import progress as rich
+
+    first = rich.SpinnerColumn(), rich.TextColumn("{task.description}", markup=False), rich.BarColumn(bar_width=30)
+    if in_bytes:
+        size, rate = rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()
+        return (*first, size, rate, rich.TimeRemainingColumn(compact=True))
+    return (*first, rich.MofNCompleteColumn(), rich.TimeElapsedColumn())

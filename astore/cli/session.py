@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, Param
 import typer
 
 from astore.cli.exits import Exit, code_of, explain
+from astore.cli.interruptions import ignore_interruptions, interruptions_cancel
 from astore.cli.output import Answer, Output, complain, writing
 from astore.cli.progress import Ticker
 
@@ -101,17 +102,26 @@ VIRSH: dict[str, Callable[..., None]] = {}
 """Commands by virsh's names for them."""
 
 
-def command(app: typer.Typer, name: str, *, virsh: str = "", also: str = "") -> Callable[[Work[P]], Work[P]]:
+CONTEXT_SETTINGS: dict[Callable[..., None], dict[str, Any]] = {}
+"""What click is to be told about some of the commands."""
+
+
+def command(
+    app: typer.Typer, name: str, *, virsh: str = "", also: str = "", signed: bool = False
+) -> Callable[[Work[P]], Work[P]]:
     """Make a command of a coroutine that takes a :class:`Session` first; the options of every command are added.
 
     :param virsh: virsh's name, accepted in its place. :param also: another name in the same group, not shown in the help.
+    :param signed: an argument may be a number below 0.
     """
 
     def decorate(work: Work[P]) -> Work[P]:
         entry = entry_point(work)
-        app.command(name)(entry)
+        settings = {"ignore_unknown_options": True} if signed else {}
+        CONTEXT_SETTINGS[entry] = settings
+        app.command(name, context_settings=settings)(entry)
         if also:
-            app.command(also, hidden=True)(entry)
+            app.command(also, hidden=True, context_settings=settings)(entry)
         if virsh:
             VIRSH[virsh] = entry
         return work
@@ -172,9 +182,10 @@ async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settin
     from astore.manager import Manager
 
     ticker.begin("reading the state folder")
-    async with Manager(settings.state_dir) as manager:
-        ticker.begin("")
-        return await work(Session(manager, settings, ticker))
+    with interruptions_cancel():
+        async with Manager(settings.state_dir) as manager:
+            ticker.begin("")
+            return await work(Session(manager, settings, ticker))
 
 
 def present(answer: Answer, settings: Settings) -> None:
@@ -201,7 +212,8 @@ def reported(settings: Settings) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        ignore_interruptions()
         complain("interrupted")
         raise typer.Exit(Exit.INTERRUPTED) from None
     except Exception as error:

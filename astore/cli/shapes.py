@@ -77,7 +77,7 @@ class PoolList(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of one pool (or definition file)."""
+    """What became of one pool, definition file or volume."""
 
     ok: bool
     pool: str | None
@@ -85,10 +85,11 @@ class Done(msgspec.Struct, frozen=True):
     state: PoolState | None
     file: str | None
     error: Failure | None
+    volume: str | None
 
 
 class Results(msgspec.Struct, frozen=True):
-    """What a command did, pool by pool in the order given: define, create, start, stop, build, …"""
+    """What a command did, one by one in the order given: define, create, start, stop, build, …, and ``vol delete``."""
 
     action: str
     results: tuple[Done, ...]
@@ -212,6 +213,36 @@ class VolumePath(msgspec.Struct, frozen=True):
     name: str
     key: str
     path: str
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """``vol upload`` and ``vol download``: how many bytes went where, holes included."""
+
+    pool: str
+    name: str
+    bytes: int
+    seconds: float
+
+
+class ChainLink(msgspec.Struct, frozen=True):
+    """One image of a backing chain; ``pool`` and ``volume`` where an active pool has it."""
+
+    path: str
+    format: str | None
+    pool: str | None
+    volume: str | None
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """``vol chain``: the volume itself first."""
+
+    links: tuple[ChainLink, ...]
+
+
+class Dependents(msgspec.Struct, frozen=True):
+    """``vol dependents``: the volumes that are backed by this one."""
+
+    volumes: tuple[Volume, ...]
 
 
 class Backend(msgspec.Struct, frozen=True):

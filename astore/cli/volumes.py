@@ -1,4 +1,4 @@
-"""``astore vol``: what the last refresh found in the pools."""
+"""``astore vol``: the commands that show what the last refresh found in the pools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from astore.pool import Pool
     from astore.volume import Volume
 
-app = typer.Typer(help="Look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make, fill, change and look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None
+)
 
 VolumeName = Annotated[
     str, typer.Argument(metavar="VOLUME", help="A name, a key or a path.", autocompletion=complete_volume)
@@ -41,7 +43,7 @@ async def list_volumes(
     names_only: Annotated[bool, typer.Option("--name", help="Names alone, one in a line.")] = False,
 ) -> Answer:
     """List a pool's volumes, as the last refresh found them."""
-    pool = await _looked_at(session, name)
+    pool = await looked_at(session, name)
     volumes = pool.volumes
     document = None
     if session.settings.json:  # ten thousand records are not made for nothing
@@ -79,7 +81,7 @@ async def info(
     in_bytes: Annotated[bool, typer.Option("--bytes", help="Sizes in bytes.")] = False,
 ) -> Answer:
     """Show one volume: format, sizes, backing file."""
-    found = await _volume(session, volume, pool)
+    found = await find_volume(session, volume, pool)
     record = found.info
     write = str if in_bytes else size
 
@@ -112,20 +114,20 @@ async def info(
 @command(app, "dumpxml", virsh="vol-dumpxml")
 async def dumpxml(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Print a volume's libvirt XML."""
-    xml = (await _volume(session, volume, pool)).to_xml()
+    xml = (await find_volume(session, volume, pool)).to_xml()
     return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
 
 
 @command(app, "path", virsh="vol-path")
 async def path(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Print where a volume is: an absolute path, or a URL."""
-    found = await _volume(session, volume, pool)
+    found = await find_volume(session, volume, pool)
     record = found.info
     document = shapes.VolumePath(found.pool.name, record.name, record.key, record.path)
     return Answer(document, lambda output: output.value(record.path))
 
 
-async def _looked_at(session: Session, name: str) -> Pool:
+async def looked_at(session: Session, name: str) -> Pool:
     """An active pool that has been looked at. :raises InvalidStateError: it is inactive."""
     pool = session.pool(name)
     if not pool.active or not pool.snapshot.generation:
@@ -134,16 +136,16 @@ async def _looked_at(session: Session, name: str) -> Pool:
     return pool
 
 
-async def _volume(session: Session, text: str, pool: str | None) -> Volume:
+async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
     """A volume by its name in a pool, by its key or path, or by a name that only one pool has."""
     from astore.errors import VolumeNotFoundError
 
     if pool is not None:
-        looked_at = await _looked_at(session, pool)
-        for info in looked_at.volumes if "/" in text else ():
+        home = await looked_at(session, pool)
+        for info in home.volumes if "/" in text else ():
             if text in (info.key, info.path):
-                return looked_at.volume(info.name)
-        return looked_at.volume(text)
+                return home.volume(info.name)
+        return home.volume(text)
     try:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:

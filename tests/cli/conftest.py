@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -94,6 +95,15 @@ class Invocations:
         file = self.folder / f"{name}.xml"
         file.write_text(f"<pool type='{type_}'><name>{name}</name><target><path>{target}</path></target></pool>")
         return str(file)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """An interrupted command ignores further signals, as a process that is about to end; this one goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -40,6 +40,29 @@ def test_virsh_names_do_the_same(astore: Any, make_pool: Make, tmp_path: Path) -
     assert "created" in astore.good("pool-create", xml, "--build").out
 
 
+@pytest.mark.qemu
+def test_virsh_names_for_work_on_volumes(astore: Any, make_pool: Make, tmp_path: Path) -> None:
+    """With virsh's order of arguments, and its options."""
+    folder = make_pool("images")
+    pool = ("--pool", "images")
+    astore.good("vol-create-as", "images", "a.raw", "1M", "--allocation", "0", "--format", "raw")
+    backed = ("--backing-vol", "base.qcow2", "--backing-vol-format", "qcow2")
+    astore.good("vol-create-as", "images", "b.qcow2", "10G", "--format", "qcow2", *backed)
+    xml = astore.good("vol-create-as", "images", "c.raw", "1M", "--print-xml").out
+    (tmp_path / "c.xml").write_text(xml)
+    astore.good("vol-create", "images", str(tmp_path / "c.xml"))
+    (tmp_path / "file").write_bytes(b"data")
+    astore.good("vol-upload", "a.raw", str(tmp_path / "file"), *pool, "--offset", "10", "--length", "4", "--sparse")
+    astore.good("vol-download", "a.raw", str(tmp_path / "back"), *pool, "--offset", "10", "--length", "4", "--sparse")
+    assert (tmp_path / "back").read_bytes() == b"data"
+    astore.good("vol-clone", "a.raw", "d.raw", *pool)
+    astore.good("vol-resize", "d.raw", "1M", *pool, "--allocate", "--delta")
+    astore.good("vol-resize", *pool, "--shrink", "d.raw", "1M")
+    astore.good("vol-wipe", "d.raw", *pool, "--algorithm", "zero")
+    astore.good("vol-delete", "d.raw", *pool)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.raw", "b.qcow2", "base.qcow2", "c.raw", "web.qcow2"]
+
+
 def test_virsh_names_are_hidden_and_have_help(astore: Any) -> None:
     """The help shows one name for each thing, but knows them all."""
     shown = astore.good("--help").out
@@ -128,6 +151,18 @@ def test_completion_of_pools_and_volumes(
     monkeypatch.delenv("ASTORE_STATE_DIR")
     assert complete("--state-dir", str(astore.state_dir), "pool", "info", "im") == ["images"]
     assert complete("pool", "info", "--state-dir", str(astore.state_dir), "im") == ["images"]
+
+
+def test_completion_of_volume_work(complete: Callable[..., list[str]], make_pool: Make) -> None:
+    """Volumes, pools, formats and algorithms, each where it is asked for."""
+    make_pool("images")
+    make_pool("isos")
+    assert complete("vol", "delete", "web.qcow2", "b") == ["base.qcow2"]
+    assert complete("vol", "upload", "w") == ["web.qcow2"]
+    assert complete("vol", "create", "im") == ["images"]
+    assert complete("vol", "clone", "web.qcow2", "new", "--to", "i") == ["images", "isos"]
+    assert complete("vol", "create", "images", "new", "--format", "qc") == ["qcow", "qcow2"]
+    assert complete("vol", "wipe", "web.qcow2", "--algorithm", "pf") == ["pfitzner7", "pfitzner33"]
 
 
 def test_completion_without_a_state_folder(

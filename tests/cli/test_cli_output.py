@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import re
@@ -238,6 +239,12 @@ WRONG_STATE = errors.InvalidStateError
         (errors.PoolInaccessibleError("gone", pool="x"), 1, "gone"),
         (errors.PoolInaccessibleError("create it, or build the pool", pool="x"), 1, "`astore pool build x`"),
         (errors.DefinitionError("bad", line=3, element="name"), 1, "line 3, <name>: bad"),
+        (errors.VolumeBusyError("it is written", pool="x", state="inactive"), 1, "try again when that is done"),
+        (errors.VolumeInUseError("others are backed by it", pool="x"), 1, ": --force"),
+        (errors.VolumeExistsError("it is there"), 1, "choose another name"),
+        (errors.TransferError("full", errno=errno.ENOSPC), 1, "make room there, and try again"),
+        (errors.StorageError("full", errno=errno.EDQUOT), 1, "make room there, and try again"),
+        (errors.CommandError("no qemu-img", argv=["qemu-img"], returncode=None, stderr=""), 1, "install it"),
         (errors.CommandError("mount failed\x1b", argv=["mount"], returncode=1, stderr=""), 1, "mount failed\\x1b"),
         (UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range(128)"), 1, "LC_ALL=C.UTF-8"),
         (KeyError("x"), 1, "--verbose shows where it happened"),
@@ -301,6 +308,24 @@ def test_progress_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> No
         eventually(lambda: "2/3" in stderr.text)
     assert "[red]work" in stderr.text
     assert stderr.text.endswith("\x1b[2K")
+
+
+def test_progress_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what there is in all, the rate, and the time that is left; what comes after it is counted anew."""
+    stderr = terminal(monkeypatch)
+    with Ticker(delay=0) as ticker:
+        ticker.begin("looking")
+        eventually(lambda: "looking" in stderr.text)
+        ticker.begin_bytes("uploading", 4 << 30)
+        for done in range(8):
+            ticker.progress(done << 28, None)
+            time.sleep(0.12)
+        assert ticker.done == (7 << 28, 4 << 30)
+        eventually(lambda: "1.8/4.0 GiB" in stderr.text)
+        eventually(lambda: re.search(r"\d [kMG]?B/s.*\d\d:\d\d", stderr.text))
+        ticker.begin_bytes("wiping")
+        ticker.progress(1 << 20, 2 << 20)
+        eventually(lambda: "1.0/2.0 MiB" in stderr.text)
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -179,6 +179,32 @@ def test_main_takes_the_process_s_arguments(astore: Any, monkeypatch: pytest.Mon
     assert codes == [2]
 
 
+@pytest.mark.parametrize("step", ["make_context", "invoke"])
+def test_interrupted_inside_of_typer(astore: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while it parses, or before a command is at work, is not passed over in silence."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"typer.core.TyperGroup.{step}", interrupted)
+    ran = astore("pool", "list")
+    assert (ran.code, ran.complaint) == (130, "interrupted")
+
+
+def test_interrupted_before_it_begins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C while its own modules are imported."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    codes: list[int] = []
+    monkeypatch.delitem(sys.modules, "astore.cli.app")
+    monkeypatch.setattr("builtins.__import__", _failing("astore.cli.app", interrupted))
+    main(["pool", "list"], leave=codes.append)
+    assert codes == [130]
+    assert capsys.readouterr().err == "astore: interrupted\n"
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich.text"])
 def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without typer or rich, one line says what to install."""

@@ -1,0 +1,109 @@
+"""Ctrl-C and its like: what was begun is taken back, however impatient they are, and the process returns 130."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interruptions_cancel() -> Iterator[None]:
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP cancels the present task; more of them do not disturb what it does then.
+
+    (asyncio.run does that for the first Ctrl-C alone.) Those that are ignored stay so: nohup's, and a shell's for background
+    jobs. Where this is not the main thread, signals are not handled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    cancelled = False
+
+    def cancel() -> None:
+        nonlocal cancelled
+        if not cancelled:
+            cancelled = True
+            task.cancel()
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in taken:
+        loop.add_signal_handler(number, cancel)
+    broken_off = False
+    try:
+        yield
+    except BaseException:
+        broken_off = cancelled
+        raise
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+        if broken_off:
+            ignore_interruptions()
+
+
+@contextmanager
+def terminations_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does: what was made is taken away first.
+
+    An interrupted process is about to end: there, whatever is ignored by then stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        if not interrupted:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Inside, the first Ctrl-C interrupts, and a second one does not cut short what is done about the first.
+
+    (asyncio.run has a handler of its own, which it takes only where there is none but Python's.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        ignore_interruptions()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield  # if it raises, whatever comes after goes on being ignored
+    signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def undisturbed_afterwards() -> Iterator[None]:
+    """Whatever happens inside, nothing interrupts what comes after it."""
+    try:
+        yield
+    finally:
+        ignore_interruptions()
+
+
+def ignore_interruptions() -> None:
+    """From here on everything is taken away again: a second Ctrl-C must not cut that short."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,328 @@
+"""``astore vol``: the commands that make, change and remove volumes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from astore.cli import shapes
+from astore.cli.completion import complete_algorithm, complete_format, complete_pool, complete_volume
+from astore.cli.exits import CliError, Exit, explain
+from astore.cli.many import Outcome, answer
+from astore.cli.output import Answer, Column, Output, size
+from astore.cli.pools import Name, read_definition
+from astore.cli.session import Session, command
+from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
+from astore.errors import DefinitionError, printable, reason
+
+if TYPE_CHECKING:
+    from astore.model import VolumeDef
+    from astore.volume import Volume
+
+_MOST = 2**63 - 1
+"""off_t's largest."""
+
+Capacity = Annotated[str, typer.Argument(metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")]
+Force = Annotated[bool, typer.Option("--force", help="Even if other volumes are backed by it.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", autocompletion=complete_format, show_default=False
+    ),
+]
+PreallocMetadata = Annotated[bool, typer.Option("--prealloc-metadata", help="qcow2: write all metadata now.")]
+PrintXml = Annotated[bool, typer.Option("--print-xml", help="Only print the XML of what would be made.")]
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes, from a number with libvirt's units. :raises CliError: it is no size."""
+    from astore.xml.reading import parse_size as with_unit
+
+    number = text.strip()
+    digits = number.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    try:
+        found = with_unit(digits, number[len(digits) :].strip() or None)
+    except DefinitionError as error:
+        raise CliError(f"{what} {printable(text)!r}: {error}", Exit.USAGE) from error
+    if found > _MOST:
+        raise CliError(f"{what} {printable(text)!r}: no file is so large", Exit.USAGE)
+    return found
+
+
+def _optional_size(text: str | None, what: str) -> int | None:
+    return None if text is None else parse_size(text, what)
+
+
+@command(app, "create", virsh="vol-create-as")
+async def create(
+    session: Session,
+    pool: Name,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")],
+    capacity: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.", show_default=False
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Take so much space at once (raw).", show_default=False)
+    ] = None,
+    format: FormatOption = None,
+    backing: Annotated[
+        str | None,
+        typer.Option(
+            "--backing-vol", metavar="NAME", help="The volume, or file, that it is backed by.", show_default=False
+        ),
+    ] = None,
+    backing_format: Annotated[
+        str | None,
+        typer.Option("--backing-vol-format", metavar="FORMAT", help="If no pool knows it.", show_default=False),
+    ] = None,
+    prealloc_metadata: PreallocMetadata = False,
+    mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Permissions (default 0600).", show_default=False)
+    ] = None,
+    print_xml: PrintXml = False,
+) -> Answer:
+    """Make a volume: complete, or not at all."""
+    from astore.model import BackingStore, Permissions, VolumeDef
+
+    if mode is not None and not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
+        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
+    definition = VolumeDef(
+        name,
+        capacity=_optional_size(capacity, "the capacity"),
+        allocation=_optional_size(allocation, "--allocation"),
+        format=format or ("qcow2" if backing else "raw"),
+        permissions=None if mode is None else Permissions(int(mode, 8)),
+        backing=None if backing is None else BackingStore(backing, backing_format),
+    )
+    if definition.capacity is None and backing is None and definition.format != "dir":
+        raise CliError(f"say how large {name!r} is to be: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
+    if print_xml:
+        text = definition.to_xml()
+        return Answer(shapes.Xml(text), lambda output: output.xml(text))
+    try:
+        return await _create(session, pool, definition, prealloc_metadata)
+    except DefinitionError as error:
+        if error.element != "backingStore" or backing_format is not None:
+            raise
+        hint = "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
+        raise CliError(f"{explain(error)}: {hint}", Exit.USAGE) from error
+
+
+@command(app, "create-xml", virsh="vol-create")
+async def create_xml(
+    session: Session,
+    pool: Name,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="libvirt volume XML; `-` is standard input.")],
+    prealloc_metadata: PreallocMetadata = False,
+) -> Answer:
+    """Make a volume as libvirt's XML says."""
+    from astore.model import VolumeDef
+
+    try:
+        definition = VolumeDef.from_xml(await read_definition(file))
+    except (CliError, DefinitionError) as error:
+        raise CliError(f"{'standard input' if file == '-' else file}: {explain(error)}") from error
+    return await _create(session, pool, definition, prealloc_metadata)
+
+
+async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool) -> Answer:
+    session.ticker.begin("creating")
+    home = session.pool(pool)
+    volume = await session.in_time(home.create_volume(definition, prealloc_metadata=prealloc_metadata))
+    return _told(volume, "created")
+
+
+@command(app, "clone", virsh="vol-clone")
+async def clone(
+    session: Session,
+    volume: VolumeName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")],
+    pool: PoolOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="POOL",
+            help="The pool of the new one, if it is another.",
+            autocompletion=complete_pool,
+            show_default=False,
+        ),
+    ] = None,
+    format: FormatOption = None,
+    capacity: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="If it is to be larger.", show_default=False)
+    ] = None,
+) -> Answer:
+    """Make a volume out of another, in any pool and format."""
+    from astore.model import VolumeDef
+
+    source = await find_volume(session, volume, pool)
+    definition = VolumeDef(name, capacity=_optional_size(capacity, "--capacity"), format=format)
+    target = source.pool if to is None else session.pool(to)
+    session.ticker.begin_bytes(f"copying {source.name}")
+    made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
+    return _told(made, f"cloned from {source.name!r}")
+
+
+@command(app, "resize", virsh="vol-resize", signed=True)
+async def resize(
+    session: Session,
+    volume: VolumeName,
+    capacity: Capacity,
+    pool: PoolOption = None,
+    delta: Annotated[bool, typer.Option("--delta", help="CAPACITY is what it is to have more (or less).")] = False,
+    shrink: Annotated[bool, typer.Option("--shrink", help="It may become smaller: what is beyond is lost.")] = False,
+    allocate: Annotated[bool, typer.Option("--allocate", help="Take the space at once.")] = False,
+    force: Force = False,
+) -> Answer:
+    """Give a volume another capacity."""
+    if capacity.startswith("-"):  # which virsh takes too
+        if not (delta and shrink):
+            raise CliError(f"the capacity {printable(capacity)!r}: less is said by --delta --shrink", Exit.USAGE)
+        capacity = capacity[1:]
+    amount = parse_size(capacity, "the capacity")
+    found = await find_volume(session, volume, pool)
+    session.ticker.begin("resizing")
+    try:
+        await session.in_time(found.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))
+    except DefinitionError as error:
+        if shrink or delta or not 0 < amount < found.info.capacity:
+            raise
+        raise CliError(f"{explain(error)} with --shrink", Exit.USAGE) from error
+    return _told(found, f"resized to {size(found.info.capacity)}")
+
+
+@command(app, "wipe", virsh="vol-wipe")
+async def wipe(
+    session: Session,
+    volume: VolumeName,
+    pool: PoolOption = None,
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="zero, nnsa, dod, bsi, gutmann, schneier, pfitzner7, pfitzner33, random or trim.",
+            autocompletion=complete_algorithm,
+        ),
+    ] = "zero",
+    force: Force = False,
+) -> Answer:
+    """Overwrite a volume's data."""
+    found = await find_volume(session, volume, pool)
+    session.ticker.begin_bytes(f"wiping {found.name}")
+    with how_far(session, found):
+        await session.in_time(found.wipe(algorithm, on_progress=session.ticker.progress, force=force))
+    return _told(found, "wiped")
+
+
+@command(app, "delete", virsh="vol-delete")
+async def delete(
+    session: Session,
+    volumes: Annotated[
+        list[str], typer.Argument(metavar="VOLUME", help="Names, keys or paths.", autocompletion=complete_volume)
+    ],
+    pool: PoolOption = None,
+    force: Force = False,
+) -> Answer:
+    """Remove volumes; directories only if they are empty."""
+    from astore.errors import VolumeInUseError
+
+    outcomes: dict[str, Outcome] = {}
+    session.ticker.begin("deleting", len(set(volumes)))
+    waiting, refused = list(dict.fromkeys(volumes)), 0
+    while len(waiting) != refused:  # what is backed by one of them may be among the others
+        refused = len(waiting)
+        for text in waiting:
+            outcomes[text] = await _deleted(session, text, pool, force)
+            session.ticker.step(len(outcomes))
+        waiting = [text for text in waiting if isinstance(outcomes[text].error, VolumeInUseError)]
+    return answer("delete", list(outcomes.values()), "volume {name} deleted")
+
+
+async def _deleted(session: Session, text: str, pool: str | None, force: bool) -> Outcome:
+    try:
+        found = await find_volume(session, text, pool)
+    except Exception as error:
+        return Outcome(text, None, error, volume=text)
+    try:
+        await session.in_time(found.delete(force=force))
+    except Exception as error:
+        return Outcome(text, found.pool, error, volume=found.name)
+    return Outcome(text, found.pool, None, volume=found.name)
+
+
+@command(app, "rename")
+async def rename(
+    session: Session,
+    volume: VolumeName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its new name, which nobody has.")],
+    pool: PoolOption = None,
+    force: Force = False,
+) -> Answer:
+    """Give a volume another name in its pool."""
+    found = await find_volume(session, volume, pool)
+    renamed = await session.in_time(found.rename(name, force=force))
+    return _told(renamed, f"renamed from {found.name!r}")
+
+
+@command(app, "chain")
+async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Show what a volume is backed by, down to the bottom."""
+    links = (await find_volume(session, volume, pool)).backing_chain()
+    found = tuple(
+        shapes.ChainLink(link.path, link.format, link.volume.pool.name, link.volume.name)
+        if link.volume is not None
+        else shapes.ChainLink(link.path, link.format, None, None)
+        for link in links
+    )
+
+    def show(output: Output) -> None:
+        columns = [Column("Image", folds=True), Column("Format"), Column("Pool", folds=True)]
+        output.table(columns, [[link.path, link.format or "-", link.pool or "-"] for link in found])
+
+    return Answer(shapes.Chain(found), show)
+
+
+@command(app, "dependents")
+async def dependents(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Show which volumes are backed by this one."""
+    found = await find_volume(session, volume, pool)
+    others = session.manager.dependents(found)
+    document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))
+
+    def show(output: Output) -> None:
+        rows = [[one.name, one.pool, one.path] for one in document.volumes]
+        columns = [Column("Name", folds=True), Column("Pool", folds=True), Column("Path", folds=True)]
+        output.table(columns, rows, empty=f"no volume of an active pool is backed by {found.name!r}")
+
+    return Answer(document, show)
+
+
+def _told(volume: Volume, what: str) -> Answer:
+    record = volume.info
+    line = f"volume {record.name!r} {what}"
+    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line))
+
+
+@contextmanager
+def how_far(session: Session, volume: Volume) -> Iterator[None]:
+    """Who breaks off a work that cannot be taken back is told how far it came.
+
+    :raises CliError: instead of a cancellation: the command ends with it. TimeoutError: instead of another.
+    """
+    try:
+        yield
+    except (asyncio.CancelledError, TimeoutError) as error:
+        done, total = session.ticker.done
+        of_all = "" if total is None else f" of {size(total)}"
+        far = f"{size(done)}{of_all} were written to volume {volume.name!r}"
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"{reason(error)}, {far}") from error
+        raise CliError(f"interrupted, {far}", Exit.INTERRUPTED) from error

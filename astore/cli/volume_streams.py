@@ -1,0 +1,103 @@
+"""``astore vol upload`` and ``download``: volumes out of files and into them, standard input and output among them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from astore.cli import shapes
+from astore.cli.exits import CliError, Exit
+from astore.cli.output import Answer, size
+from astore.cli.session import Session, command
+from astore.cli.volume_changes import Force, how_far, parse_size
+from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
+
+if TYPE_CHECKING:
+    from astore.volume import Volume
+
+Offset = Annotated[str, typer.Option(metavar="SIZE", help="Where in the volume to begin.", show_default=False)]
+
+
+@command(app, "upload", virsh="vol-upload")
+async def upload(
+    session: Session,
+    volume: VolumeName,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What to write into it; `-` is standard input.")],
+    pool: PoolOption = None,
+    offset: Offset = "0",
+    length: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="How much it is: more is an error.", show_default=False)
+    ] = None,
+    sparse: Annotated[bool, typer.Option("--sparse", help="Make holes of zeros.")] = False,
+    force: Force = False,
+) -> Answer:
+    """Write a file into a volume."""
+    from astore.cli.local_files import pieces_of, size_to_read
+
+    _check(file)
+    start = parse_size(offset, "--offset")
+    limit = None if length is None else parse_size(length, "--length")
+    found = await find_volume(session, volume, pool)
+    total = await size_to_read(file)
+    began = time.monotonic()
+    session.ticker.begin_bytes(f"uploading to {found.name}", total if total is not None else limit)
+    call = found.upload(
+        # the library reads regular files itself, and sees their holes
+        pieces_of(file) if file == "-" or total is None else file,
+        offset=start,
+        length=limit,
+        sparse=sparse,
+        on_progress=session.ticker.progress,
+        force=force,
+    )
+    with how_far(session, found):
+        count = await session.in_time(call)
+    return _told(found, count, time.monotonic() - began, "uploaded to")
+
+
+@command(app, "download", virsh="vol-download")
+async def download(
+    session: Session,
+    volume: VolumeName,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it to; `-` is standard output.")],
+    pool: PoolOption = None,
+    offset: Offset = "0",
+    length: Annotated[str | None, typer.Option(metavar="SIZE", help="At most so much.", show_default=False)] = None,
+    sparse: Annotated[bool, typer.Option("--sparse", help="Keep holes holes.")] = False,
+) -> Answer:
+    """Read a volume into a file: complete, or not at all."""
+    _check(file)
+    start = parse_size(offset, "--offset")
+    limit = None if length is None else parse_size(length, "--length")
+    found = await find_volume(session, volume, pool)
+    began = time.monotonic()
+    session.ticker.begin_bytes(f"downloading {found.name}", limit)
+    count = await session.in_time(_download(session, found, file, start, limit, sparse))
+    if file == "-":  # where nothing else may be written to
+        return Answer(None, lambda output: None)
+    return _told(found, count, time.monotonic() - began, "downloaded from")
+
+
+async def _download(session: Session, volume: Volume, file: str, offset: int, length: int | None, sparse: bool) -> int:
+    from astore.cli.local_files import opened, save, target_for
+
+    target = await target_for(file)
+    call = volume.download(
+        offset=offset, length=length, sparse=sparse and target.keeps_holes, on_progress=session.ticker.progress
+    )
+    async with call as chunks, opened(target):
+        return await save(chunks, target)
+
+
+def _check(file: str) -> None:
+    if not file:  # of which the system makes the folder one is in, or none
+        raise CliError("the name of the file is empty: `-` is standard input or output", Exit.USAGE)
+
+
+def _told(volume: Volume, count: int, seconds: float, what: str) -> Answer:
+    rate = f" in {seconds:.1f} s, {size(int(count / seconds))}/s" if seconds >= 0.1 else ""
+    line = f"{size(count)} {what} volume {volume.name!r}{rate}"
+    document = shapes.Transfer(volume.pool.name, volume.name, count, seconds)
+    return Answer(document, lambda output: output.line(line))
