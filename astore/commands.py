@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,6 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from astore.backend import CommandResult, Lane
 from astore.errors import CommandError, LaneTimeoutError, printable
+from astore.shield import shielded
+
+DYING_SECONDS = 2.0
+"""How long a killed program may hold up a cancellation; one that hangs in the kernel dies when that lets it."""
 
 
 class LaneCommandRunner:
@@ -38,6 +43,7 @@ class LaneCommandRunner:
             result = await self._lane.run(child.run, timeout=limit + 2.0)
         except BaseException:
             child.kill()
+            await shielded(child.gone())
             raise
         if check and result.returncode != 0:
             raise _failed(result)
@@ -54,8 +60,23 @@ class _Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
+        self._over = True
+
+    async def gone(self) -> None:
+        """Wait until it is dead after :meth:`kill`, so that nothing is written behind the caller's back; not for long."""
+        for _ in range(int(DYING_SECONDS / 0.005)):
+            if self._over:
+                return
+            await asyncio.sleep(0.005)
 
     def run(self) -> CommandResult:
+        self._over = False
+        try:
+            return self._run()
+        finally:
+            self._over = True
+
+    def _run(self) -> CommandResult:
         if self._killed:
             raise CommandError(f"{self.argv[0]} was cancelled", argv=self.argv, returncode=None, stderr="")
         process = self._start()

@@ -229,10 +229,12 @@ class RefreshedPool(PoolView):
                 if not isinstance(session, RefreshesVolume):
                     return await self._shared_refresh(False)
                 for _ in range(3):
-                    generation = self._generation
+                    known = self._snapshot.get(name)
                     item = await session.refresh_volume(name)
-                    if generation == self._generation:  # else what was read may be older than the snapshot is now
+                    if self._snapshot.get(name) is known:  # else what was read may be older than the snapshot is now
                         break
+                else:
+                    return await self._shared_refresh(False)
         except TimeoutError as error:
             if isinstance(error, AstoreError):
                 raise self._translate(error, "refresh") from error

@@ -87,7 +87,8 @@ class WorkingPool(PoolAtWork):
 
         :param definition: format and capacity are the source's where it does not say.
         :param on_progress: called with bytes done and in all.
-        :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there.
+        :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there. StorageError: EPERM: it
+            would have to be converted, and needs a file that is no volume of an active pool.
         """
         self._require_workable("copy a volume")
         wanted = _accepted(definition, copied=True)
@@ -105,17 +106,18 @@ class WorkingPool(PoolAtWork):
                 pool=source.pool.name,
             )
         giver = source.pool
-        with self._claim(wanted.name, "created"), self._reporting(wanted.name, "copy", on_progress) as tell:
+        with self._claim(wanted.name, "created"):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
             giving = taking if giver is self else await giver._able("open-volume")
             async with self._making(taking, wanted.name):
-                if _is_conversion(old, wanted, within=giver is self):
-                    info = await self._convert(giving, source, taking, wanted)
-                    tell(info.capacity, info.capacity)
-                elif giver is self:
-                    info = await self._worked(cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell))
-                else:
-                    info = await self._receive(giving, source, cast(ReceivesVolumes, taking), wanted, tell)
+                with self._reporting(wanted.name, "copy", on_progress) as tell:
+                    if _is_conversion(old, wanted, within=giver is self):
+                        info = await self._convert(giving, source, taking, wanted)
+                        tell(info.capacity, info.capacity)
+                    elif giver is self:
+                        info = await self._worked(cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell))
+                    else:
+                        info = await self._receive(giving, source, cast(ReceivesVolumes, taking), wanted, tell)
                 return self._made(taking, info)
 
     async def _convert(self, giving: PoolSession, source: Volume, taking: PoolSession, wanted: VolumeDef) -> VolumeInfo:
@@ -159,17 +161,17 @@ class WorkingPool(PoolAtWork):
         force: bool,
     ) -> int:
         info = self._volume_to_change(name, "upload", force)
-        if offset < 0 or (length is not None and length < 0):
-            raise ValueError("offset and length must not be negative")
-        with self._claim(name, "uploaded to"), self._reporting(name, "upload", on_progress) as tell:
+        _check_range(offset, length)
+        with self._claim(name, "uploaded to"):
             session = await self._able("open-volume")
             try:
                 async with (
                     chunks_of(source, self._lane, sparse=sparse) as (chunks, size),
                     self._opened(session, info, write=True) as file,
                 ):
-                    count = Count(length if size is None else size, tell)
-                    end = await upload(file, chunks, offset, length, sparse, count)
+                    with self._reporting(name, "upload", on_progress) as tell:
+                        count = Count(length if size is None else size, tell)
+                        end = await upload(file, chunks, offset, length, sparse, count)
             except TransferError as error:
                 raise self._named(error) from error.__cause__
             finally:
@@ -183,8 +185,7 @@ class WorkingPool(PoolAtWork):
     ) -> AsyncIterator[Download]:
         self._require_workable("download a volume")
         info = Volume(cast("Pool", self), name).info
-        if offset < 0 or (length is not None and length < 0):
-            raise ValueError("offset and length must not be negative")
+        _check_range(offset, length)
         session = await self._able("open-volume")
         async with self._opened(session, info) as file:
             size = (await file.stat()).size
@@ -234,10 +235,11 @@ class WorkingPool(PoolAtWork):
     async def _wipe(self, name: str, algorithm: str, *, on_progress: Progress | None, force: bool) -> None:
         wiping.check_algorithm(algorithm)
         info = self._volume_to_change(name, "wipe", force)
-        with self._claim(name, "wiped"), self._reporting(name, "wipe", on_progress) as tell:
+        with self._claim(name, "wiped"):
             session = await self._able("wipe-volume")
             try:
-                await self._worked(cast(WipesVolumes, session).wipe_volume(info, algorithm, progress=tell))
+                with self._reporting(name, "wipe", on_progress) as tell:
+                    await self._worked(cast(WipesVolumes, session).wipe_volume(info, algorithm, progress=tell))
             finally:
                 await self._look_again(name)
             self._check_same(session, "wipe")
@@ -334,6 +336,11 @@ def _check_chain(source: Volume) -> None:
                 errno=EPERM,
                 pool=source.pool.name,
             )
+
+
+def _check_range(offset: int, length: int | None) -> None:
+    if not 0 <= offset <= MOST_BYTES or not 0 <= (length or 0) <= MOST_BYTES - offset:
+        raise ValueError(f"no volume has {'all' if length is None else length} bytes from byte {offset} on")
 
 
 def _accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> VolumeDef:

@@ -120,7 +120,7 @@ class PoolAtWork(RefreshedPool):
         opening = cast(OpensVolumes, session).open_volume(info, write=write)
         file = await self._worked(stack.enter_async_context(opening))
         try:
-            yield NamedFile(file, self.name, info.name)
+            yield NamedFile(file, self.name, info.name, write=write)
         except BaseException as error:
             await stack.__aexit__(type(error), error, error.__traceback__)
             raise

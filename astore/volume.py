@@ -90,7 +90,8 @@ class Volume:
         :param on_progress: called with bytes done and in all (None: unknown); must not block.
         :param force: also where other volumes are backed by this one.
         :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it.
-            TransferError: there are more bytes than ``length``. StorageError: ENOSPC …
+            TransferError: the storage said no (ENOSPC …), or there are more bytes than ``length``; ``done`` says how far it
+            came. What ``source`` raises is raised as it is.
         """
         return await self.pool._upload(
             self.name, source, offset=offset, length=length, sparse=sparse, on_progress=on_progress, force=force

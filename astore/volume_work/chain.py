@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import posixpath
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import msgspec
 
@@ -40,14 +43,12 @@ def backing_chain(volume: Volume, catalogue: Catalogue) -> tuple[ChainLink, ...]
 
     :raises VolumeNotFoundError: the volume is not there. StorageError: ELOOP: the chain loops, or is deeper than 200.
     """
-    import errno
-
     links = [ChainLink(volume.info.path, volume.info.format, volume)]
     seen = {volume.info.key}
     here = volume
     while (backing := here.info.backing) is not None:
         info = here.info
-        path = info.backing_path or backing
+        path = _plain(info.backing_path or backing)
         try:
             below: Volume | None = catalogue.volume_by_path(path)
         except VolumeNotFoundError:
@@ -72,12 +73,17 @@ def _by_location(path: str, catalogue: Catalogue) -> Volume | None:
         return None
     from astore.volume import Volume
 
-    name = path.partition("?")[0].rpartition("/")[2]
+    name = unquote(path.partition("?")[0].rpartition("/")[2])
     for pool in catalogue.pools(active=True):
-        for info in pool.volumes:
-            if info.key.rpartition("/")[2].partition("?")[0] == name and same_volume(info, pool)(path):
-                return Volume(pool, info.name)
+        info = pool.snapshot.get(name)
+        if info is not None and same_volume(info, pool)(path):
+            return Volume(pool, info.name)
     return None
+
+
+def _plain(path: str) -> str:
+    """An absolute path without detours by ``.`` and ``..``; URLs and other names as they are."""
+    return posixpath.normpath(path) if path.startswith("/") and not path.startswith("//") else path
 
 
 def same_volume(info: VolumeInfo, pool: PoolView) -> Callable[[str], bool]:
@@ -87,7 +93,7 @@ def same_volume(info: VolumeInfo, pool: PoolView) -> Callable[[str], bool]:
     """
     key, path = info.key, info.path
     if not key.startswith("gluster"):
-        return lambda other: other == path
+        return lambda other: other == path or _plain(other) == path
     mine = _location(key)
     hosts = {host.name.strip("[]") for host in pool.definition.source.hosts}
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from astore.files import FileStat
-from astore.local_tree import LocalTree
+from astore.local_tree import Folder, LocalTree
 from astore.volume_work.contract import TreeFile, WritableTree
 
 LOCK_OFFSET = 0x6173_746F_7265_0000
@@ -31,9 +31,9 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _RESOLVE_BENEATH, _RESOLVE_NO_MAGICLINKS = 0x08, 0x02  # linux/openat2.h
 _OPENAT2 = 437  # on all architectures
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines (bits/fcntl.h): type, whence, start, length, pid
+FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines (bits/fcntl.h): type, whence, start, length, pid
 _FLAGS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 class LocalFile(TreeFile):
@@ -153,11 +153,11 @@ class LocalFile(TreeFile):
     def lock(self) -> bool:
         """Take the lock of open file descriptions (fcntl(2), F_OFD_SETLK), which goes with the file."""
         try:
-            fcntl.fcntl(self.fileno(), fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCK_OFFSET, 1, 0))
+            fcntl.fcntl(self.fileno(), fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCK_OFFSET, 1, 0))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
         return True
 
@@ -168,14 +168,30 @@ class LocalFile(TreeFile):
             os.close(fd)
 
 
+class _Held:
+    """The folder, open for as long as a call is in it: not a moment longer, not even where an error keeps its frame."""
+
+    __slots__ = ("_folder",)
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder: Folder | None = folder
+
+    def __enter__(self) -> int:
+        assert self._folder is not None
+        return self._folder.fd
+
+    def __exit__(self, *error: object) -> None:
+        self._folder = None
+
+
 class WritableLocalTree(LocalTree, WritableTree):
     """The entries of one directory, to be made and changed too. Each call proves the directory first (see ``verify``)."""
 
     def open(self, name: str, *, write: bool = False) -> LocalFile:
         """Open a regular file or a block device; links are followed within the directory only (openat2(2), RESOLVE_BENEATH)."""
         self._check_name(name)
-        folder = self._current()
-        fd = _open_beneath(folder.fd, name, (os.O_RDWR if write else os.O_RDONLY) | _FLAGS)
+        with self._held() as folder:
+            fd = _open_beneath(folder, name, (os.O_RDWR if write else os.O_RDONLY) | _FLAGS)
         try:
             mode = os.fstat(fd).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -188,23 +204,24 @@ class WritableLocalTree(LocalTree, WritableTree):
     def create(self, name: str, mode: int = 0o600) -> LocalFile:
         """Make a new regular file and open it for writing; ``mode`` whatever the umask."""
         self._check_name(name)
-        folder = self._current()
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | _FLAGS, mode, dir_fd=folder.fd)
-        file = LocalFile(fd, self.key(name))
-        try:
-            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-                os.fchmod(fd, mode)
-        except BaseException:
-            file.close()
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=folder.fd)
-            raise
+        with self._held() as folder:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | _FLAGS, mode, dir_fd=folder)
+            file = LocalFile(fd, self.key(name))
+            try:
+                if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                    os.fchmod(fd, mode)
+            except BaseException:
+                file.close()
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=folder)
+                raise
         return file
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
         """An entry's attributes."""
         self._check_name(name)
-        st = os.stat(name, dir_fd=self._current().fd, follow_symlinks=follow)
+        with self._held() as folder:
+            st = os.stat(name, dir_fd=folder, follow_symlinks=follow)
         times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
         return FileStat(st.st_mode, st.st_ino, st.st_size, st.st_blocks, st.st_uid, st.st_gid, *times)
 
@@ -212,48 +229,35 @@ class WritableLocalTree(LocalTree, WritableTree):
         """Give a file a second name."""
         self._check_name(old)
         self._check_name(new)
-        folder = self._current()
-        os.link(old, new, src_dir_fd=folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+        with self._held() as folder:
+            os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
 
     def rename(self, old: str, new: str) -> None:
         """Give an entry another name that nobody has (renameat2(2), RENAME_NOREPLACE)."""
         self._check_name(old)
         self._check_name(new)
-        folder = self._current()
-        number = _RENAMEAT2.get(platform.machine())
-        if number is not None:
-            names = os.fsencode(old), os.fsencode(new)
-            if _syscall(number, folder.fd, names[0], folder.fd, names[1], _RENAME_NOREPLACE) == 0:
-                return
-            error = _failure(old)
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise error
-        # this file system cannot: a second name for a file, which is never replaced either, and then no first
-        if stat.S_ISDIR(os.stat(old, dir_fd=folder.fd, follow_symlinks=False).st_mode):
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(new, dir_fd=folder.fd, follow_symlinks=False)
-                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
-            os.rename(old, new, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)  # replaces an empty directory at the worst
-            return
-        os.link(old, new, src_dir_fd=folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
-        try:
-            os.unlink(old, dir_fd=folder.fd)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(new, dir_fd=folder.fd)
-            raise
+        with self._held() as folder:
+            number = _RENAMEAT2.get(platform.machine())
+            if number is not None:
+                if _syscall(number, folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+                    return
+                error = _failure(old)
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise error
+            _rename_without_kernel(folder, old, new)
 
     def unlink(self, name: str) -> None:
         """Remove a file, or a link."""
         self._check_name(name)
-        os.unlink(name, dir_fd=self._current().fd)
+        with self._held() as folder:
+            os.unlink(name, dir_fd=folder)
 
     def mkdir(self, name: str, mode: int = 0o711) -> None:
         """Make a directory; ``mode`` whatever the umask."""
         self._check_name(name)
-        folder = self._current()
-        os.mkdir(name, mode, dir_fd=folder.fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
+        with self._held() as folder:
+            os.mkdir(name, mode, dir_fd=folder)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             os.fchmod(fd, mode)
         finally:
@@ -262,17 +266,20 @@ class WritableLocalTree(LocalTree, WritableTree):
     def rmdir(self, name: str) -> None:
         """Remove an empty directory."""
         self._check_name(name)
-        os.rmdir(name, dir_fd=self._current().fd)
+        with self._held() as folder:
+            os.rmdir(name, dir_fd=folder)
 
     def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
         """Set the owner and group of an entry."""
         self._check_name(name)
-        os.chown(name, uid, gid, dir_fd=self._current().fd, follow_symlinks=False)
+        with self._held() as folder:
+            os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
 
     def sync_folder(self) -> None:
         """Wait until the names that were made and removed are safe."""
         try:
-            os.fsync(self._current().fd)
+            with self._held() as folder:
+                os.fsync(folder)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # CIFS cannot
                 raise
@@ -281,9 +288,29 @@ class WritableLocalTree(LocalTree, WritableTree):
         """The entry's path."""
         return self.key(name)
 
+    def _held(self) -> _Held:
+        return _Held(self._current())
+
     def _check_name(self, name: str) -> None:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise OSError(errno.EINVAL, "it is not the name of an entry", name)
+
+
+def _rename_without_kernel(folder: int, old: str, new: str) -> None:
+    """This file system cannot: a second name for a file, which is never replaced either, and then no first."""
+    if stat.S_ISDIR(os.stat(old, dir_fd=folder, follow_symlinks=False).st_mode):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new, dir_fd=folder, follow_symlinks=False)
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+        os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # replaces an empty directory at the worst
+        return
+    os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    try:
+        os.unlink(old, dir_fd=folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new, dir_fd=folder)
+        raise
 
 
 class _OpenHow(ctypes.Structure):

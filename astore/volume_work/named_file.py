@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -18,8 +19,9 @@ class NamedFile:
     Every call raises StorageError, with the errno, where the storage says no, and LaneTimeoutError where it says nothing.
     """
 
-    def __init__(self, file: VolumeFile, pool: str, volume: str) -> None:
+    def __init__(self, file: VolumeFile, pool: str, volume: str, *, write: bool = True) -> None:
         self._file = file
+        self._write = write
         self._pool = pool
         self._volume = volume
 
@@ -41,10 +43,12 @@ class NamedFile:
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
+        self._check_write()
         await self._named(self._file.pwrite(data, offset))
 
     async def truncate(self, length: int) -> None:
         """Set the size of the file; what it gains is a hole."""
+        self._check_write()
         await self._named(self._file.truncate(length))
 
     async def seek_data(self, offset: int) -> int | None:
@@ -57,11 +61,21 @@ class NamedFile:
 
     async def punch(self, offset: int, length: int) -> None:
         """Make a range a hole; the size stays."""
+        self._check_write()
         await self._named(self._file.punch(offset, length))
 
     async def sync(self) -> None:
         """Wait until what was written is safe."""
         await self._named(self._file.sync())
+
+    def _check_write(self) -> None:
+        # not all storage says so, or says so at once: a client that puts writes off may only fail later, and to nobody
+        if not self._write:
+            raise StorageError(
+                f"pool {self._pool!r}: volume {printable(self._volume)!r} was opened for reading",
+                errno=errno.EBADF,
+                pool=self._pool,
+            )
 
     async def _named(self, call: Awaitable[T]) -> T:
         try:

@@ -95,10 +95,6 @@ class OpenFile:
         """Set the size of the file; what it gains is a hole."""
         await self.run(self._file.truncate, length)
 
-    async def allocate(self, offset: int, length: int) -> None:
-        """Take space for a range now."""
-        await self.run(self._file.allocate, offset, length)
-
     async def punch(self, offset: int, length: int) -> None:
         """Make a range a hole."""
         await self.run(self._file.punch, offset, length)

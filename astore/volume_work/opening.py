@@ -66,13 +66,17 @@ class OpeningSession(FileTreeSession):
         self._over = False
 
     async def aclose(self) -> None:
-        """As for any tree. What is being done to volumes fails, and what was being made is removed."""
+        """As for any tree, after what is being done to volumes was ended."""
+        await self.end_work()
+        await super().aclose()
+
+    async def end_work(self) -> None:
+        """Have what is being done to volumes fail, and what was being made be removed. Bounded; nothing begins after it."""
         self._over = True
         files = list(self._files)
         if files:
             with anyio.move_on_after(CLOSING_SECONDS):
                 await asyncio.gather(*(file.aclose() for file in files), return_exceptions=True)
-        await super().aclose()
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """As for any tree; the first one removes what killed processes left in the making."""
@@ -136,7 +140,7 @@ class OpeningSession(FileTreeSession):
         """
         lane = self.context.lane
         with worded(volume.name, "open"):
-            file = await to_the_end(lane, open_locked, self.tree, volume.name, write, undo=TreeFile.close)
+            file = await to_the_end(lane, open_locked, self.tree, volume.name, write, undo=close_file)
         opened = OpenFile(lane, file)
         try:
             with self._keeping(opened):
@@ -156,9 +160,15 @@ def open_locked(tree: WritableTree, name: str, write: bool) -> TreeFile:
         if write and not file.lock():
             raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
     except BaseException:
-        file.close()
+        with contextlib.suppress(OSError):
+            file.close()
         raise
     return file
+
+
+def close_file(file: TreeFile) -> None:
+    """Close a file that nobody took. (``TreeFile.close`` is that of the base class, whatever file it is given.)"""
+    file.close()
 
 
 def _discard(made: HiddenFile) -> None:

@@ -97,7 +97,8 @@ def begin(tree: WritableTree, name: str, permissions: Permissions | None) -> Hid
             made.remove()
             file.close()
             raise
-        file.close()  # somebody who looks for leftovers was faster than the lock, and removes it
+        made.remove()  # somebody who looks for leftovers was faster than the lock, and removes it too
+        file.close()
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
 
 

@@ -95,15 +95,15 @@ def create_arguments(definition: VolumeDef, capacity: int, *, prealloc_metadata:
 
 
 def convert_arguments(format: str, definition: VolumeDef) -> list[str]:
-    """The arguments of ``qemu-img convert``, up to the two paths."""
-    created = create_arguments(definition, definition.capacity or 0)
-    argv = ["convert", "-q", "-f", driver(format), "-O", definition.format or "raw"]
-    if "-b" in created:
-        at = created.index("-b")
-        argv += ["-B", created[at + 1], "-F", created[at + 3]]
-    if "-o" in created:
-        argv += ["-o", created[created.index("-o") + 1]]
-    return argv
+    """The arguments of ``qemu-img convert``, up to the two paths.
+
+    -n: into an image that is there already, for a qemu-img that was killed while it started, and runs on for a moment,
+    would make it again after it was removed.
+    """
+    argv = ["convert", "-q", "-n", "-f", driver(format), "-O", driver(definition.format)]
+    if definition.backing is not None:
+        return [*argv, "-B", definition.backing.path, "-F", driver(definition.backing.format)]
+    return [*argv, "--target-is-zero"]
 
 
 @contextlib.asynccontextmanager

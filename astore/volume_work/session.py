@@ -17,8 +17,11 @@ from astore.volume_work.calls import bounded, to_the_end
 from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.local import LocalFile
 from astore.volume_work.open_file import OpenFile
-from astore.volume_work.opening import NewVolume, OpeningSession, checked_name, open_locked, worded
+from astore.volume_work.opening import NewVolume, OpeningSession, checked_name, close_file, open_locked, worded
 from astore.volume_work.placing import found
+
+SECTOR = 512
+"""Bytes that QEMU reads and writes at least."""
 
 ALLOCATE_AT_ONCE = 1 << 30
 """Bytes that one call takes space for."""
@@ -42,9 +45,7 @@ class WritableTreeSession(OpeningSession):
         if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or kind == "dir":
             return await self._make_directory(definition)
         qemu_img.check_definition(definition)
-        capacity = definition.capacity
-        if capacity is None:
-            raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
+        capacity = _capacity(definition)
         async with self.new_volume(definition.name, definition.permissions) as new:
             count = copying.Count(None, None)
             with worded(definition.name, "create", count):
@@ -52,7 +53,7 @@ class WritableTreeSession(OpeningSession):
                     await new.run(_set_nocow, new.file)
                 if kind == "raw":
                     await new.truncate(capacity)
-                    await _allocate(new, 0, min(definition.allocation or 0, capacity), count)
+                    await self._allocate(new, 0, min(definition.allocation or 0, capacity), count)
                 else:
                     await self._create_image(new, definition, capacity, prealloc_metadata, count)
         return _made(new)
@@ -69,15 +70,17 @@ class WritableTreeSession(OpeningSession):
             await qemu_img.run(
                 self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
             )
-            image = OpenFile(lane, await lane.run(_open_image, path, discard=TreeFile.close))
+            image = OpenFile(lane, await lane.run(_open_image, path, discard=close_file))
             try:
-                size = (await image.stat()).size
+                made = (await image.stat()).size
+                # QEMU's driver for Gluster cannot read a file to its end that ends within a sector
+                size = _whole_sectors(made)
                 await new.truncate(size)
-                await copying.copy_blocks(image, new, size, count)
+                await copying.copy_blocks(image, new, made, count)
             finally:
                 await shielded(image.aclose())
         if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
-            await _allocate(new, 0, size, count)
+            await self._allocate(new, 0, size, count)
 
     async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
         name = checked_name(definition.name)
@@ -149,7 +152,7 @@ class WritableTreeSession(OpeningSession):
         if qemu_img.is_raw(definition.format):
             if capacity > size:
                 await new.truncate(capacity)
-            await _allocate(new, 0, min(definition.allocation or 0, max(capacity, size)))
+            await self._allocate(new, 0, min(definition.allocation or 0, max(capacity, size)))
         elif capacity:
             image = await new.run(found, self.tree, new.made.hidden, True)
             if capacity > image.capacity:
@@ -167,22 +170,26 @@ class WritableTreeSession(OpeningSession):
         return await self._for_qemu(volume.name, operation)
 
     async def convert_volume(self, path: str, format: str, definition: VolumeDef) -> VolumeInfo:
-        """Make a new volume, in the definition's format, of the image that qemu-img finds at ``path``."""
+        """Make a new volume, in the definition's format, of the image that qemu-img finds at ``path``.
+
+        :raises: as for :meth:`create_volume`; ``capacity`` must be given, and be no less than that of the image.
+        """
         kind = definition.format or "raw"
         qemu_img.check_definition(definition)
+        capacity = _capacity(definition)
         operation = f"converting from {format} to {kind}"
         async with self.new_volume(definition.name, definition.permissions) as new:
             target = await self._for_qemu(new.made.hidden, operation)
-            await qemu_img.run(
-                self.context,
-                *qemu_img.convert_arguments(format, definition),
-                path,
-                target,
-                timeout=qemu_img.CONVERT_SECONDS,
-                operation=operation,
-            )
             with worded(definition.name, "convert"):
-                await self._grow(new, definition, (await new.stat()).size)
+                if kind == "raw":
+                    await new.truncate(_whole_sectors(capacity))
+                else:
+                    await self._create_image(new, definition, capacity, False, copying.Count(None, None))
+            arguments = (*qemu_img.convert_arguments(format, definition), path, target)
+            await qemu_img.run(self.context, *arguments, timeout=qemu_img.CONVERT_SECONDS, operation=operation)
+            if kind == "raw":
+                with worded(definition.name, "convert"):
+                    await self._allocate(new, 0, min(definition.allocation or 0, capacity))
         return _made(new)
 
     # --------------------------------------------------------------------------------------------- what is there
@@ -213,12 +220,26 @@ class WritableTreeSession(OpeningSession):
         try:
             await file.truncate(capacity)
             if allocate:
-                await _allocate(file, size, capacity - size)
+                await self._allocate(file, size, capacity - size)
             await file.sync()
         except BaseException:
             if capacity > size:  # there may be no space for all of it: it keeps nothing of it
                 await shielded(bounded(file.truncate(size)))
             raise
+
+    async def _allocate(self, file: OpenFile, offset: int, length: int, count: copying.Count | None = None) -> None:
+        """Take space for a range. :raises OSError: ENOSPC: there is not so much; then none was taken in vain."""
+        if length <= 0:
+            return
+        has = (await file.stat()).blocks * 512 if offset == 0 else 0
+        _, free = await self.context.lane.run(self.tree.statvfs)
+        if length - min(has, length) > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for at in range(offset, offset + length, ALLOCATE_AT_ONCE):
+            some = min(ALLOCATE_AT_ONCE, offset + length - at)
+            await to_the_end(file.lane, file.guarded, file.file.allocate, at, some)
+            if count is not None:
+                count.add(some)
 
     async def _resize_image(self, volume: VolumeInfo, capacity: int, allocate: bool) -> None:
         operation = f"resizing a {volume.format} volume"
@@ -306,13 +327,14 @@ def _set_nocow(file: TreeFile) -> None:
 # --------------------------------------------------------------------------------------------------- small things
 
 
-async def _allocate(file: OpenFile, offset: int, length: int, count: copying.Count | None = None) -> None:
-    lane = file.lane
-    for at in range(offset, offset + length, ALLOCATE_AT_ONCE):
-        some = min(ALLOCATE_AT_ONCE, offset + length - at)
-        await to_the_end(lane, file.guarded, file.file.allocate, at, some)
-        if count is not None:
-            count.add(some)
+def _capacity(definition: VolumeDef) -> int:
+    if definition.capacity is None:
+        raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
+    return definition.capacity
+
+
+def _whole_sectors(size: int) -> int:
+    return (size + SECTOR - 1) // SECTOR * SECTOR
 
 
 def _made(new: NewVolume) -> VolumeInfo:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Self
 
+import anyio
 import msgspec
 
 from astore.backend import VolumeFile
@@ -66,7 +67,7 @@ async def upload(
         writing = _Upload(file, (await file.stat()).size, sparse, count)
         given = await writing.all_of(source, offset, length)
         end = given if length is None else min(given, offset + length)
-        if end > max(writing.size, (await file.stat()).size):
+        if end > offset and end > max(writing.size, (await file.stat()).size):
             await file.truncate(end)  # it ends in a hole
         await file.sync()
     except _StorageSaidNo as no:
@@ -88,6 +89,8 @@ class _Upload:
         self._sparse = sparse
         self._written = _Written(count)
         self._room = asyncio.Semaphore(file.in_flight)
+        self._taking = anyio.CancelScope()
+        self._refused: OSError | None = None
 
     async def all_of(self, source: AsyncIterable[Data | Hole], offset: int, length: int | None) -> int:
         """Write all that there is, up to ``length``; returns the offset at which it ends, or would."""
@@ -96,19 +99,22 @@ class _Upload:
         try:
             async with asyncio.TaskGroup() as group, contextlib.aclosing(_pieces(source)) as pieces:
                 try:
-                    async for piece in pieces:
-                        kept = piece if length is None else _first(piece, length - (at - offset))
-                        await self._room.acquire()
-                        group.create_task(self._put(at, kept, self._written.begin(_length(kept))))
-                        at += _length(piece)
-                        if kept is not piece:
-                            break
+                    with self._taking:
+                        async for piece in pieces:
+                            kept = piece if length is None else _first(piece, length - (at - offset))
+                            await self._room.acquire()
+                            group.create_task(self._put(at, kept, self._written.begin(_length(kept))))
+                            at += _length(piece)
+                            if kept is not piece:
+                                break
                 except Exception as error:
                     own = error
                     raise
         except BaseExceptionGroup as several:
             first = several.exceptions[0] if own is None else own
             raise first from first.__cause__
+        if self._refused is not None:
+            raise _StorageSaidNo(self._refused) from self._refused
         return at
 
     async def _put(self, start: int, piece: Data | Hole, block: list[int]) -> None:
@@ -123,10 +129,13 @@ class _Upload:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise _StorageSaidNo(error) from error
+            # nothing more is taken, but what is under way comes to its end, so that it can be said how far that was
+            self._refused = self._refused or error
+            self._taking.cancel()
+        else:
+            self._written.end(block)
         finally:
             self._room.release()
-        self._written.end(block)
 
 
 class _StorageSaidNo(Exception):

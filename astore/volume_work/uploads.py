@@ -60,11 +60,7 @@ async def chunks_of(
 def _open(path: str) -> tuple[io.FileIO, int | None]:
     """A file of this machine, and its size if it is a regular file."""
     file = io.FileIO(path)
-    try:
-        st = os.fstat(file.fileno())
-    except BaseException:
-        file.close()
-        raise
+    st = os.fstat(file.fileno())
     return file, st.st_size if stat.S_ISREG(st.st_mode) else None
 
 

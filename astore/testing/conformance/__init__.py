@@ -25,7 +25,11 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
-        for part in ("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing")
+        for part in (
+            *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing"),
+            *("volumes", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
+            *("volumes_written_by_two", "volumes_cancelled"),
+        )
     )
 )
 
@@ -42,10 +46,18 @@ from astore.testing.conformance.source import (  # noqa: E402
     MovableFolder,
     SourceUnderTest,
 )
+from astore.testing.conformance.volumes import VolumeChecks  # noqa: E402
 
 
 class BackendConformance(
-    ContractChecks, LifecycleChecks, RecordChecks, RefreshChecks, CancellationChecks, SharingChecks, ConformanceBase
+    ContractChecks,
+    LifecycleChecks,
+    RecordChecks,
+    RefreshChecks,
+    CancellationChecks,
+    SharingChecks,
+    VolumeChecks,
+    ConformanceBase,
 ):
     """All tests. A subclass gives :attr:`source_class` and :meth:`make_source`."""
 

@@ -130,6 +130,14 @@ async def start_with(pool: Pool, source: SourceUnderTest, files: dict[str, bytes
     await pool.start()
 
 
+async def start_able(pool: Pool, *operations: str) -> None:
+    """Start the pool; the test is not for backends whose pools cannot do this."""
+    await pool.start()
+    lacking = sorted(set(operations) - set(pool.abilities()))
+    if lacking:
+        pytest.skip(f"pools of type {pool.type} have no {', '.join(lacking)}")
+
+
 async def refresh_settled(pool: Pool) -> None:
     """Refresh until nothing is taken for changing any more, and no time of access moves."""
     await asyncio.sleep(UNSETTLED)

@@ -61,6 +61,14 @@ class SourceUnderTest(abc.ABC):
         for name, data in files.items():
             await self.put(name, data)
 
+    async def names(self) -> set[str]:
+        """What is there, hidden files included. (Backends that can change volumes.)"""
+        raise NotImplementedError
+
+    async def content(self, name: str) -> bytes:
+        """What is in a file. (Backends that can change volumes.)"""
+        raise NotImplementedError
+
     async def mkdir(self, name: str) -> None:
         """Make a directory. (``directories``)"""
         raise NotImplementedError
@@ -115,6 +123,14 @@ class FolderSource(SourceUnderTest):
         """Remove a file or an empty folder."""
         await asyncio.to_thread(self._remove, name)
 
+    async def names(self) -> set[str]:
+        """What is in the folder."""
+        return set(await asyncio.to_thread(os.listdir, self.folder))
+
+    async def content(self, name: str) -> bytes:
+        """What is in a file."""
+        return await asyncio.to_thread(self._content, name)
+
     async def mkdir(self, name: str) -> None:
         """Make a folder."""
         await asyncio.to_thread(os.mkdir, self.folder / name)
@@ -136,6 +152,12 @@ class FolderSource(SourceUnderTest):
                 os.rename(beside / "file", self.folder / name)
         finally:
             beside.rmdir()
+
+    def _content(self, name: str) -> bytes:
+        with (self.folder / name).open("rb") as file:
+            # what this side's kernel has in its cache may be older than what the pool wrote; see posix_fadvise(2)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return file.read()
 
     def _remove(self, name: str) -> None:
         path = self.folder / name

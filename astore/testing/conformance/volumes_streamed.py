@@ -1,0 +1,420 @@
+"""Bytes into volumes and out of them: upload, download, random access; with holes, far offsets, and broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from astore.errors import AstoreError, StorageError, TransferError, VolumeNotFoundError
+from astore.events import VolumeProgress
+from astore.manager import Manager
+from astore.model import VolumeDef
+from astore.pool import Pool
+from astore.testing.conformance.base import ConformanceBase, start_able
+from astore.testing.conformance.source import SourceUnderTest
+from astore.testing.conformance.volumes_made import MIB
+from astore.volume import Volume
+from astore.volume_work.transfer import Hole
+
+FAR = (1 << 31) - 5, 1 << 31, (1 << 32) - 5, (1 << 33) + 12345
+"""Offsets about 2 and 4 GiB, and beyond 8."""
+
+DATA = hashlib.shake_128(b"astore").digest(9 * MIB + 4321)
+
+
+def chunks(data: bytes, *sizes: int) -> list[bytes]:
+    """Cut data into pieces of these sizes, over and over."""
+    pieces, at, turn = [], 0, 0
+    while at < len(data):
+        size = sizes[turn % len(sizes)]
+        pieces.append(data[at : at + size])
+        at, turn = at + size, turn + 1
+    return pieces
+
+
+async def given(pieces: Iterable[Any]) -> AsyncIterator[Any]:
+    """The pieces, one by one."""
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece
+
+
+async def taken(volume: Volume, **options: Any) -> bytes:
+    """All that a download gives, holes as zeros."""
+    async with volume.download(**options) as blocks:
+        return b"".join([bytes(one.length) if isinstance(one, Hole) else one async for one in blocks])
+
+
+def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
+    with path.open("wb") as file:
+        for offset, one in data.items():
+            file.seek(offset)
+            file.write(one)
+        file.truncate(size)
+
+
+class Watch:
+    """What ``on_progress`` told; it must grow, and say the same of the whole."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int | None]] = []
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if self.steps:
+            assert done > self.steps[-1][0]
+            assert total == self.steps[-1][1]
+        assert total is None or done <= total
+        self.steps.append((done, total))
+
+    def assert_complete(self, size: int, *, total: int | None) -> None:
+        """All was told of, and how much it would be."""
+        assert self.steps[-1] == (size, total)
+
+
+class StreamedVolumeChecks(ConformanceBase):
+    """Upload, download and open."""
+
+    async def test_round_trips(self, pool: Pool, source: SourceUnderTest) -> None:
+        """What is uploaded is there, and is what is downloaded, in whatever pieces it comes, at whatever offset."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=10 * MIB))
+        expected = bytearray(10 * MIB)
+        for offset, size, sizes in (
+            (0, len(DATA), (1, 65_537, 3 * MIB)),
+            (123_457, 2 * MIB, (997, 1)),
+            (MIB - 1, 3, (1,)),
+            (5 * MIB, 5 * MIB, (5 * MIB,)),
+            (77, 0, (1,)),
+        ):
+            data = DATA[-size:] if size else b""
+            watch = Watch()
+            assert await disk.upload(given(chunks(data, *sizes)), offset=offset, on_progress=watch) == size
+            if size:
+                watch.assert_complete(size, total=None)
+            expected[offset : offset + size] = data
+        await source.settle()
+        assert await source.content("a.img") == expected
+        assert disk.info.capacity == 10 * MIB
+        for offset, length in ((0, None), (1, 10 * MIB), (MIB + 3, MIB), (10 * MIB - 1, 1), (5, 0), (11 * MIB, None)):
+            end = None if length is None else offset + length
+            watch = Watch()
+            got = await taken(disk, offset=offset, length=length, on_progress=watch)
+            assert got == expected[offset:end]
+            if got:
+                watch.assert_complete(len(got), total=len(got))
+
+    async def test_kinds_of_sources(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
+        """Bytes come from bytes, a file, an async iterable of anything like bytes, or one of anyio's streams."""
+        await start_able(pool, "create-volume", "open-volume")
+        data = DATA[: 3 * MIB + 17]
+        file = tmp_path / "file"
+        await asyncio.to_thread(file.write_bytes, data)
+        giver, taker = anyio.create_memory_object_stream[bytes](100)
+        for piece in chunks(data, 100_000):
+            giver.send_nowait(piece)
+        giver.close()
+        mutable = bytearray(MIB)
+
+        async def reused() -> AsyncIterator[memoryview]:
+            for at in range(0, len(data), MIB):
+                size = min(MIB, len(data) - at)
+                mutable[:size] = data[at : at + size]
+                yield memoryview(mutable)[:size]
+
+        class Stream(anyio.abc.ByteReceiveStream):
+            async def receive(self, max_bytes: int = 65536) -> bytes:
+                try:
+                    return await taker.receive()
+                except anyio.EndOfStream:
+                    await taker.aclose()
+                    raise
+
+            async def aclose(self) -> None:
+                await taker.aclose()
+
+        sources: tuple[Any, ...] = (
+            data,
+            bytearray(data),
+            memoryview(data),
+            file,
+            str(file),
+            given(chunks(data, 7, MIB)),
+            reused(),
+            Stream(),
+        )
+        for number, one in enumerate(sources):
+            disk = await pool.create_volume(VolumeDef(f"{number}", capacity=0))
+            watch = Watch()
+            assert await disk.upload(one, on_progress=watch) == len(data)
+            watch.assert_complete(len(data), total=len(data) if number < 5 else None)
+            await source.settle()
+            assert await source.content(f"{number}") == data
+            assert disk.info.capacity == len(data)
+        nonsense: tuple[Any, ...] = (5, ["x"], given(["text"]), tmp_path)
+        for wrong in nonsense:
+            with pytest.raises(OSError if wrong is tmp_path else TypeError) as caught:
+                await disk.upload(wrong)
+            assert not isinstance(caught.value, AstoreError), "it is the source's error, not the storage's"
+        assert await source.content(disk.name) == data
+
+    async def test_sparse_upload(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
+        """Zeros, told holes, and the holes of a file become holes, also over data that were there before."""
+        await start_able(pool, "create-volume", "open-volume")
+        content = DATA[:MIB] + bytes(3 * MIB) + DATA[:MIB] + bytes(3 * MIB - 5)
+        file = tmp_path / "sparse"
+        await asyncio.to_thread(_write_sparsely, file, {0: DATA[:MIB], 4 * MIB: DATA[:MIB]}, len(content))
+        told = [DATA[:MIB], Hole(3 * MIB), DATA[:MIB], Hole(3 * MIB - 5)]
+        sources: tuple[Any, ...] = (content, file, given(told), given(chunks(content, 333_333)))
+        for number, one in enumerate(sources):
+            disk = await pool.create_volume(VolumeDef(f"{number}", capacity=len(content)))
+            await disk.upload(given([b"\xff" * MIB] * 5))
+            assert disk.info.allocation >= 5 * MIB
+            watch = Watch()
+            assert await disk.upload(one, sparse=True, on_progress=watch) == len(content)
+            assert watch.steps[-1][0] == len(content)
+            await source.settle()
+            assert await source.content(f"{number}") == content
+            await disk.refresh()
+            assert 2 * MIB <= disk.info.allocation < 4 * MIB
+        dense = await pool.create_volume(VolumeDef("dense", capacity=len(content)))
+        await dense.upload(file)
+        await source.settle()
+        assert await source.content("dense") == content
+        await dense.refresh()
+        assert dense.info.allocation >= len(content) - MIB, "nobody asked for holes"
+        short = await pool.create_volume(VolumeDef("short", capacity=MIB))
+        await short.upload(given([b"x", Hole(2 * MIB)]))
+        assert short.info.capacity == 2 * MIB + 1, "it may end in a hole"
+
+    async def test_sparse_download(self, pool: Pool) -> None:
+        """Holes come as holes, and together with the data they are the whole volume."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=64 * MIB))
+        await disk.upload(DATA[:MIB], offset=16 * MIB)
+        await disk.upload(DATA[: 3 * MIB], offset=40 * MIB)
+        for options in ({}, {"offset": 16 * MIB + 5, "length": 30 * MIB}, {"offset": 50 * MIB}):
+            watch = Watch()
+            holes = data = 0
+            async with disk.download(sparse=True, on_progress=watch, **options) as blocks:
+                async for one in blocks:
+                    if isinstance(one, Hole):
+                        holes += one.length
+                    else:
+                        data += len(one)
+            begin = options.get("offset", 0)
+            size = options.get("length", 64 * MIB - begin)
+            watch.assert_complete(size, total=size)
+            assert holes + data == size
+            assert data <= 5 * MIB
+            assert await taken(disk, sparse=True, **options) == await taken(disk, **options)
+        copy = await pool.create_volume(VolumeDef("b.img", capacity=64 * MIB))
+        async with disk.download(sparse=True) as blocks:
+            await copy.upload(blocks, sparse=True)
+        await copy.refresh()
+        assert copy.info.allocation < 6 * MIB
+        assert await taken(copy) == await taken(disk)
+
+    async def test_too_many_bytes(self, pool: Pool, source: SourceUnderTest) -> None:
+        """Where more come than were announced, those that were are written, and the error says how many."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
+        for length in (3 * MIB + 5, 1, 0):
+            await disk.upload(bytes(8 * MIB))
+            for pieces in (chunks(DATA[: 6 * MIB], 1 << 16), chunks(DATA[: 6 * MIB], 6 * MIB)):
+                watch = Watch()
+                with pytest.raises(TransferError) as caught:
+                    await disk.upload(given(pieces), offset=MIB, length=length, on_progress=watch)
+                assert (caught.value.done, caught.value.pool) == (length, pool.name)
+                assert not watch.steps or watch.steps[-1] == (length, length)
+                await source.settle()
+                expected = bytes(MIB) + DATA[:length] + bytes(7 * MIB - length)
+                assert await source.content("a.img") == expected
+        assert await disk.upload(DATA[:MIB], length=MIB) == MIB
+        assert await disk.upload(DATA[:5], length=MIB) == 5
+
+    async def test_broken_source(self, pool: Pool, source: SourceUnderTest) -> None:
+        """What the source raises is raised as it is, and the volume can be written again."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
+
+        async def broken(error: BaseException) -> AsyncIterator[bytes]:
+            for piece in chunks(DATA[: 5 * MIB], 700_000):
+                yield piece
+            raise error
+
+        for error in (ConnectionResetError(104, "reset"), ValueError("x"), ExceptionGroup("g", [KeyError("k")])):
+            with pytest.raises(type(error)) as caught:
+                await disk.upload(broken(error))
+            assert caught.value is error
+            assert disk.info.capacity == 8 * MIB
+        assert await disk.upload(DATA[: 2 * MIB]) == 2 * MIB
+        await source.settle()
+        assert (await source.content("a.img"))[: 2 * MIB] == DATA[: 2 * MIB]
+
+    async def test_far_offsets(self, pool: Pool) -> None:
+        """Beyond 2, 4 and 8 GiB, everything works as before."""
+        await start_able(pool, "create-volume", "open-volume")
+        size = (1 << 33) + 3 * MIB
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=size))
+        for offset in FAR:
+            before = await taken(disk, offset=offset - 2, length=2)
+            assert await disk.upload(DATA[:12_345], offset=offset) == 12_345
+            assert await taken(disk, offset=offset - 2, length=12_349) == before + DATA[:12_345] + b"\0\0"
+        assert disk.info.capacity == size
+        assert disk.info.allocation < 4 * MIB
+        holes = data = 0
+        async with disk.download(sparse=True) as blocks:
+            async for one in blocks:
+                if isinstance(one, Hole):
+                    holes += one.length
+                else:
+                    data += len(one)
+        assert holes + data == size
+        assert data < 4 * MIB
+        async with disk.open(write=True) as file:
+            for offset in FAR:
+                await file.pwrite(b"here", offset)
+                assert await file.pread(5, offset) == b"here" + DATA[4:5]
+                await file.punch(offset, 2)
+                assert await file.pread(4, offset) == b"\0\0re"
+        await disk.upload(b"end", offset=size + 5)
+        assert disk.info.capacity == size + 8
+
+    async def test_random_access(self, pool: Pool, source: SourceUnderTest) -> None:
+        """An open volume is read and written anywhere, side by side, and what changed is in the snapshot afterwards."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=MIB))
+        async with disk.open(write=True) as file:
+            await asyncio.gather(*(file.pwrite(bytes([n]) * 1000, n * 1000) for n in range(100)))
+            got = await asyncio.gather(*(file.pread(1000, n * 1000) for n in range(100)))
+            assert got == [bytes([n]) * 1000 for n in range(100)]
+            assert (await file.stat()).size == MIB
+            assert await file.pread(10, MIB - 4) == b"\0" * 4
+            assert await file.pread(10, 2 * MIB) == b""
+            await file.truncate(2 * MIB)
+            await file.sync()
+            assert await file.seek_data(MIB) in (None, MIB)
+            assert await file.seek_hole(0) <= 2 * MIB
+        assert disk.info.capacity == 2 * MIB
+        async with disk.open() as file:
+            assert await file.pread(1000, 99_000) == bytes([99]) * 1000
+            for change in (file.pwrite(b"x", 0), file.truncate(0), file.punch(0, 1)):
+                with pytest.raises(StorageError) as caught:
+                    await change
+                assert caught.value.pool == pool.name
+            with pytest.raises(FileNotFoundError) as own:
+                raise FileNotFoundError(2, "the caller's own")
+            assert not isinstance(own.value, AstoreError)
+        with pytest.raises(StorageError):
+            await file.pread(1, 0)
+
+        async def fail() -> None:
+            async with disk.open(write=True) as file:
+                await file.pwrite(b"!", 0)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await source.settle()
+        assert (await source.content("a.img"))[:2] == b"!\0"
+
+    async def test_callers_errors_inside(self, pool: Pool) -> None:
+        """What is raised while a volume is downloaded or open is the caller's, and stays as it is."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
+        cause = KeyError("cause")
+
+        async def fail_inside(context: Any, error: Exception) -> None:
+            async with context as opened:
+                if hasattr(opened, "__anext__"):
+                    await anext(opened)
+                raise error from cause
+
+        for error in (PermissionError(13, "not here"), ExceptionGroup("two", [ValueError(), TypeError()])):
+            for context in (disk.download(), disk.download(sparse=True), disk.open(), disk.open(write=True)):
+                with pytest.raises(type(error)) as caught:
+                    await fail_inside(context, error)
+                assert caught.value is error
+                assert caught.value.__cause__ is cause
+        async with disk.download() as blocks:
+            await anext(blocks)  # and no more
+        assert await taken(disk) == bytes(8 * MIB)
+
+    async def test_impatient_download(self, pool: Pool) -> None:
+        """Whoever gives up one block because it is late, and asks again, misses none."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
+        await disk.upload(DATA)
+        for sparse in (False, True):
+            parts: list[bytes] = []
+            async with disk.download(sparse=sparse) as blocks:
+                turn = 0
+                while True:
+                    turn += 1
+                    try:
+                        async with asyncio.timeout(0 if turn % 2 else None):
+                            part = await anext(blocks)
+                    except TimeoutError:
+                        continue
+                    except StopAsyncIteration:
+                        break
+                    assert isinstance(part, bytes)
+                    parts.append(part)
+            assert b"".join(parts) == DATA
+
+    async def test_progress_events(self, manager: Manager, pool: Pool) -> None:
+        """Who listens to events hears of what lasts, now and then, and of its end."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
+
+        async def slow() -> AsyncIterator[bytes]:
+            for _ in range(8):
+                await asyncio.sleep(0.1)
+                yield bytes(3 * MIB)
+
+        async with manager.events() as events:
+            await disk.upload(slow(), length=24 * MIB)
+            heard = []
+            async for event in events:
+                if not isinstance(event, VolumeProgress):
+                    break
+                heard.append(event)
+        assert 2 <= len(heard) <= 8
+        assert {(one.pool, one.name, one.operation, one.total) for one in heard} == {
+            (pool.name, "a.img", "upload", 24 * MIB)
+        }
+        assert sorted({one.done for one in heard}) == [one.done for one in heard]
+        assert heard[-1].done == 24 * MIB
+
+    async def test_what_is_not_there(self, pool: Pool, source: SourceUnderTest) -> None:
+        """A volume that is gone, known or not, is not found; and it is known to be gone then."""
+        await start_able(pool, "create-volume", "open-volume")
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=MIB))
+        await source.remove("a.img")
+        await source.settle()
+        with pytest.raises(VolumeNotFoundError):
+            await disk.upload(b"x")
+        with pytest.raises(VolumeNotFoundError):
+            _ = disk.info
+        with pytest.raises(VolumeNotFoundError):
+            await disk.upload(b"x")
+        with pytest.raises(VolumeNotFoundError):
+            async with disk.download():
+                raise AssertionError("there is nothing to download")
+        assert (pool.volumes, await source.names()) == ((), set())
+        folder = await pool.create_volume(VolumeDef("folder", format="dir"))
+        with pytest.raises(StorageError):
+            await folder.upload(b"x")
+        with pytest.raises(StorageError):
+            async with folder.download():
+                raise AssertionError("a directory has no bytes")
+        with pytest.raises(ValueError):
+            await folder.upload(b"x", offset=-1)
+        with pytest.raises(ValueError):
+            await folder.upload(b"x", length=-1)
