@@ -28,6 +28,28 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
+FILE_FORMATS = (
+    "raw",
+    "none",
+    "dir",
+    "bochs",
+    "cloop",
+    "dmg",
+    "iso",
+    "vpc",
+    "vdi",
+    "fat",
+    "vhd",
+    "ploop",
+    "cow",
+    "qcow",
+    "qcow2",
+    "qed",
+    "vmdk",
+)
+"""What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
+
+
 class Host(msgspec.Struct, frozen=True):
     """One ``<host name= port=>`` of a source; ``port`` is None when the definition names none."""
 

@@ -9,6 +9,7 @@ import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
+from astore.definitions import FILE_FORMATS
 from astore.errors import DefinitionError, StorageError
 from astore.model import PoolDef, Source
 from astore.names import check_path
@@ -20,25 +21,7 @@ class DirectoryBackend(Backend):
     """Pools that are a folder, ``<target><path>``."""
 
     type: ClassVar[str] = "dir"
-    volume_formats: ClassVar[tuple[str, ...]] = (
-        "raw",
-        "none",
-        "dir",
-        "bochs",
-        "cloop",
-        "dmg",
-        "iso",
-        "vpc",
-        "vdi",
-        "fat",
-        "vhd",
-        "ploop",
-        "cow",
-        "qcow",
-        "qcow2",
-        "qed",
-        "vmdk",
-    )
+    volume_formats: ClassVar[tuple[str, ...]] = FILE_FORMATS
 
     def check(self, definition: PoolDef) -> PoolDef:
         """A target path is required; a source means nothing here and is kept as it is."""

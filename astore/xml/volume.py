@@ -7,6 +7,7 @@ import stat
 
 from lxml import etree
 
+from astore.definitions import FILE_FORMATS
 from astore.model import BackingStore, Encryption, VolumeDef, VolumeInfo, VolumeType
 from astore.names import check_volume_name
 from astore.xml.reading import (
@@ -25,26 +26,7 @@ from astore.xml.reading import (
     wrong,
 )
 
-VOLUME_FORMATS = (
-    "none",
-    "raw",
-    "dir",
-    "bochs",
-    "cloop",
-    "dmg",
-    "iso",
-    "vpc",
-    "vdi",
-    "fat",
-    "vhd",
-    "ploop",
-    "cow",
-    "qcow",
-    "qcow2",
-    "qed",
-    "vmdk",
-    "luks",
-)
+VOLUME_FORMATS = (*FILE_FORMATS, "luks")
 _FEATURES = ("extended_l2", "lazy_refcounts")
 
 

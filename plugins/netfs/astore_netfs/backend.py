@@ -9,6 +9,7 @@ import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
+from astore.definitions import FILE_FORMATS
 from astore.model import DiscoveredSource, PoolDef
 from astore.names import check_path
 from astore.shield import shielded
@@ -24,25 +25,7 @@ class NetfsBackend(Backend):
 
     type: ClassVar[str] = "netfs"
     source_formats: ClassVar[tuple[str, ...]] = FORMATS
-    volume_formats: ClassVar[tuple[str, ...]] = (
-        "raw",
-        "none",
-        "dir",
-        "bochs",
-        "cloop",
-        "dmg",
-        "iso",
-        "vpc",
-        "vdi",
-        "fat",
-        "vhd",
-        "ploop",
-        "cow",
-        "qcow",
-        "qcow2",
-        "qed",
-        "vmdk",
-    )
+    volume_formats: ClassVar[tuple[str, ...]] = FILE_FORMATS
     lane_threads: ClassVar[int] = READERS + 2
 
     def check(self, definition: PoolDef) -> PoolDef:
