@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -423,6 +423,9 @@ def _done() -> None:
     """What a job calls that was called."""
 
 
+_MAY_BE_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 def _let_go_of_locals(error: BaseException) -> None:
     """Whoever keeps an error keeps its frames, and what these have in hand: a descriptor that keeps a mount busy, say."""
     seen: set[int] = set()
@@ -431,7 +434,13 @@ def _let_go_of_locals(error: BaseException) -> None:
         one = rest.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            at = one.__traceback__
+            while at is not None:
+                frame = at.tb_frame
+                if not frame.f_code.co_flags & _MAY_BE_SUSPENDED:  # to clear such a frame is to end what goes on in it
+                    with contextlib.suppress(RuntimeError):  # it is still being executed
+                        frame.clear()
+                at = at.tb_next
             rest += [one.__cause__, one.__context__]
 
 

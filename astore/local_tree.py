@@ -126,6 +126,7 @@ class LocalTree(FileTree):
                 yield from self._entries(listing, fd, want, folder)
         finally:
             os.close(fd)
+            del folder  # which an error would keep open with this frame
 
     def _entries(
         self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: Folder
@@ -139,6 +140,7 @@ class LocalTree(FileTree):
                 st = os_stat(name, dir_fd=fd)
             except OSError as error:
                 if self._closed or error.errno in _DEAD:
+                    del folder  # see scan()
                     raise  # it would be said of every entry, and on a hung mount each would take its time
                 if error.errno != errno.ENOENT or _is_there(name, fd):
                     yield name, error

@@ -23,6 +23,7 @@ import asyncio  # noqa: E402
 import importlib.util  # noqa: E402
 import itertools  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402
 from functools import cache  # noqa: E402
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 REQUIRE_ALL = "ASTORE_REQUIRE_ALL"
 """Set to 1, a test that would be skipped for want of a server or a program fails instead."""
+
+# Whoever started the tests in the background, or by nohup, has these ignored, by all programs that the tests start too.
+for _signal in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 settings.register_profile("astore", deadline=None, print_blob=True)
 settings.load_profile("astore")

@@ -288,11 +288,10 @@ async def test_an_assistants_fault_is_the_refreshs(context: Context) -> None:
     """A fault that only an assistant meets is raised by the refresh all the same."""
     tree = FakeTree(2)
     gate = Gate()
-    main: list[bool] = []
+    first = threading.Lock()
 
     def head() -> bytes:
-        if not main:
-            main.append(True)
+        if first.acquire(blocking=False):  # one thread, whichever comes first, waits until the other has met the fault
             gate()
         return b"x" * 512
 

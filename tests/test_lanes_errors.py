@@ -20,6 +20,19 @@ def lanes() -> Iterator[Lanes]:
     lanes.close()
 
 
+async def test_an_error_that_was_raised_before(lanes: Lanes) -> None:
+    """An error that is raised again has frames of others in its traceback, which go on: this test's, for one."""
+    error = OSError(5, "no")
+
+    def fail() -> None:
+        raise error
+
+    lane = lanes.lane("pool")
+    for _ in range(3):
+        with pytest.raises(OSError, match="no"):
+            await lane.run(fail)
+
+
 async def test_a_kept_error_keeps_nothing_else(lanes: Lanes) -> None:
     """Whoever keeps what a call raised does not keep what the call had in hand, such as an open directory."""
 
