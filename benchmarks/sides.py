@@ -94,7 +94,9 @@ class Libvirt:
         def create(numbers: Sequence[int]) -> None:
             # one virsh for each sixteenth: its commands come one after the other, as those of 16 users would
             for first in range(0, len(numbers), 20):
-                words = [f"vol-create-as {pool} n{number}.raw 10G --allocation 0" for number in numbers[first : first + 20]]
+                words = [
+                    f"vol-create-as {pool} n{number}.raw 10G --allocation 0" for number in numbers[first : first + 20]
+                ]
                 self._bed.virsh(";".join(words))
 
         shares = [range(start, count, 16) for start in range(16)]
