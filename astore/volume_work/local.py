@@ -256,7 +256,7 @@ class WritableLocalTree(LocalTree, WritableTree):
         """Make a directory; ``mode`` whatever the umask."""
         self._check_name(name)
         with self._held() as folder:
-            os.mkdir(name, mode, dir_fd=folder)
+            os.mkdir(name, 0o700, dir_fd=folder)  # so that it can be opened, whatever it is to be
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             os.fchmod(fd, mode)
