@@ -77,7 +77,7 @@ def table(rows: list[Row], notes: list[str]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"| {row.work} | {_seconds(row.libvirt)} | {_seconds(row.limit)} | {_seconds(row.astore)} "
+            f"| {row.work} | {_seconds(row.libvirt)} | {_seconds(row.limit)} | {_amount(row)} "
             f"| {row.bar} | {row.ratio:.3g} | {'met' if row.met else '**not met**'} |"
         )
     lines += ["", *[f"- {note}" for note in notes], ""]
@@ -96,6 +96,11 @@ def machine() -> str:
         f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {platform.release()}, "
         f"Python {platform.python_version()}, server and client on the same machine"
     )
+
+
+def _amount(row: Row) -> str:
+    """Of memory its number alone: the unit stands beside it."""
+    return f"{row.astore:.3g}" if row.work.startswith("memory") else _seconds(row.astore)
 
 
 def _seconds(value: float | None) -> str:

@@ -39,10 +39,11 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
 class LocalFile(TreeFile):
     """An open file by its descriptor."""
 
-    __slots__ = ("_fd", "path")
+    __slots__ = ("_fd", "_locked", "path")
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
+        self._locked = False
         self.path = path
 
     def __repr__(self) -> str:
@@ -159,12 +160,19 @@ class LocalFile(TreeFile):
                 return False
             if error.errno not in NO_LOCKS:
                 raise
+        else:
+            self._locked = True
         return True
 
     def close(self) -> None:
         """Close the file."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            if self._locked:
+                # by a call of its own: over FUSE, closing alone gives the lock back some time later, when others have been told
+                # already that the volume is being written (seen)
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, LOCK_OFFSET, 1, 0))
             os.close(fd)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -32,6 +33,9 @@ from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.copying import Count
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.placing import HiddenFile, begin, remove_leftovers
+
+LOCK_TRIES = 10
+"""How many times a volume that somebody is writing is asked for, 20 ms apart."""
 
 CLOSING_SECONDS = 1.0
 """How long the end of a session waits for calls on its files."""
@@ -157,13 +161,22 @@ def open_locked(tree: WritableTree, name: str, write: bool) -> TreeFile:
     """Open an entry; for writing, locked. Blocks. :raises VolumeBusyError: somebody else is writing it."""
     file = tree.open(name, write=write)
     try:
-        if write and not file.lock():
+        if write and not _lock(file):
             raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
     except BaseException:
         with contextlib.suppress(OSError):
             file.close()
         raise
     return file
+
+
+def _lock(file: TreeFile) -> bool:
+    """Lock it; for a moment again and again, since a network may be slow to tell that the last writer has gone."""
+    for _ in range(LOCK_TRIES):
+        if file.lock():
+            return True
+        time.sleep(0.02)
+    return file.lock()
 
 
 def close_file(file: TreeFile) -> None:
