@@ -10,12 +10,19 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from astore.errors import printable
 from astore.files import TEMPORARY, read_entry
 from astore.model import EntryError, Permissions, VolumeInfo
 from astore.volume_work.contract import TreeFile, WritableTree
+
+T = TypeVar("T")
+
+STALE_TRIES = 10
+"""How many times, 20 ms apart, a name is asked for again that several make at once (seen on Gluster)."""
 
 DEFAULT_MODE = 0o600
 """A new volume's, where its definition names none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
@@ -49,14 +56,14 @@ class HiddenFile:
         with contextlib.suppress(FileNotFoundError):
             self.tree.unlink(self.hidden)
         self.tree.sync_folder()
-        return found(self.tree, self.name)
+        return _anew(lambda: found(self.tree, self.name))
 
     def _give_name(self) -> None:
         try:
-            self.tree.link(self.hidden, self.name)
+            _anew(lambda: self.tree.link(self.hidden, self.name))
         except FileExistsError:
             # NFS asks again when an answer is lost, and is told then that there is what it made itself (link(2), BUGS)
-            if self.tree.stat(self.name, follow=False).inode != self._inode:
+            if _anew(lambda: self.tree.stat(self.name, follow=False)).inode != self._inode:
                 raise
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -73,10 +80,22 @@ class HiddenFile:
                     self.tree.unlink(self.name)
 
 
+def _anew(call: Callable[[], T]) -> T:
+    """Call, and again while a network file system finds that what it knew of a name was of another file (ESTALE)."""
+    for _ in range(STALE_TRIES):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        time.sleep(0.02)
+    return call()
+
+
 def begin(tree: WritableTree, name: str, permissions: Permissions | None) -> HiddenFile:
     """A new hidden file, locked, with the permissions it is to have. :raises OSError: EEXIST: the name is taken."""
     try:
-        tree.stat(name, follow=False)
+        _anew(lambda: tree.stat(name, follow=False))
     except FileNotFoundError:
         pass
     else:
