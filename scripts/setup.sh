@@ -19,7 +19,7 @@ TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster co
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
-libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-storage-gluster'
+libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-storage-gluster python3-libvirt'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 

@@ -78,6 +78,8 @@ def _lacks_fuse() -> str | None:
 def _lacks_libvirt() -> str | None:
     from astore.testing.beds import libvirt
 
+    if not os.path.exists("/usr/lib/python3/dist-packages/libvirt.py"):
+        return "there are no libvirt bindings for Debian's Python (Debian package python3-libvirt)"
     return libvirt.missing() or _namespace_problem
 
 
