@@ -83,6 +83,13 @@ class Lane(Protocol):
         """
         ...
 
+    def give_way(self, most: float) -> float:
+        """From a lane thread, in work that can wait: let those who have their turn at computing go first.
+
+        :param most: how many seconds to wait at most. :return: how many it were.
+        """
+        ...
+
 
 class Turn(Protocol):
     """A thread's turn at computing, among all threads of all lanes; a context manager that waits on entering."""

@@ -174,6 +174,11 @@ def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo
     return found[0][1] if found else None
 
 
+def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
+    """The record of a file that holds nothing, and so no header: a raw volume."""
+    return _record(name, tree.file_type, tree.key(name), st, None)
+
+
 class _Refresh:
     """One refresh of one tree: a callable for the lane."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import threading
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from astore.errors import LaneStuckError, LaneTimeoutError
+from astore.tracebacks import let_go_of_locals
 from astore.turns import Turn, Turns
 
 T = TypeVar("T")
@@ -249,7 +249,7 @@ class Lanes:
         if isinstance(error, StopIteration):  # which a future cannot carry
             error = RuntimeError(f"StopIteration was raised in a worker thread: {error}")
         if error is not None:
-            _let_go_of_locals(error)
+            let_go_of_locals(error)
         with self._lock:
             surplus = self._release(job)
             if surplus:
@@ -342,6 +342,10 @@ class PoolLane:
         """This thread's turn at computing; see :meth:`astore.backend.Lane.turn`."""
         return self._lanes._turns.turn()
 
+    def give_way(self, most: float) -> float:
+        """Let those who compute go first; see :meth:`astore.backend.Lane.give_way`."""
+        return self._lanes._turns.give_way(most)
+
     def write_off(self) -> None:
         """Count the threads of calls that nobody waits for any more as stuck now, not only at their deadline."""
         with self._lanes._lock:
@@ -421,27 +425,6 @@ class PoolLane:
 
 def _done() -> None:
     """What a job calls that was called."""
-
-
-_MAY_BE_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
-
-def _let_go_of_locals(error: BaseException) -> None:
-    """Whoever keeps an error keeps its frames, and what these have in hand: a descriptor that keeps a mount busy, say."""
-    seen: set[int] = set()
-    rest: list[BaseException | None] = [error]
-    while rest:
-        one = rest.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            at = one.__traceback__
-            while at is not None:
-                frame = at.tb_frame
-                if not frame.f_code.co_flags & _MAY_BE_SUSPENDED:  # to clear such a frame is to end what goes on in it
-                    with contextlib.suppress(RuntimeError):  # it is still being executed
-                        frame.clear()
-                at = at.tb_next
-            rest += [one.__cause__, one.__context__]
 
 
 def _discard(job: _Job, result: Any) -> None:

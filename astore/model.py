@@ -163,6 +163,12 @@ class Changes(msgspec.Struct, frozen=True):
         return bool(self.added or self.changed or self.removed)
 
 
+MOST_LATE = 64
+"""How many changes of single volumes are kept beside a snapshot before they are put in."""
+
+_NOTHING_LATE: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]] = ({}, frozenset(), {})
+
+
 class Snapshot:
     """All that a refresh found, at one moment. Immutable; swapped whole.
 
@@ -175,7 +181,9 @@ class Snapshot:
 
     __slots__ = (
         "_backed",
-        "_by_name",
+        "_late",
+        "_merged",
+        "_unsettled",
         "_volumes",
         "allocation",
         "available",
@@ -183,7 +191,6 @@ class Snapshot:
         "errors",
         "generation",
         "taken_at",
-        "unsettled",
     )
 
     generation: int
@@ -192,7 +199,6 @@ class Snapshot:
     allocation: int
     available: int
     errors: tuple[EntryError, ...]
-    unsettled: frozenset[str]
 
     def __init__(
         self,
@@ -207,7 +213,8 @@ class Snapshot:
         unsettled: frozenset[str] = frozenset(),
     ) -> None:
         put = object.__setattr__
-        put(self, "_by_name", {} if by_name is None else by_name)
+        put(self, "_merged", {} if by_name is None else by_name)
+        put(self, "_late", _NOTHING_LATE)
         put(self, "_volumes", None)
         put(self, "_backed", None)
         put(self, "generation", generation)
@@ -216,9 +223,13 @@ class Snapshot:
         put(self, "allocation", allocation)
         put(self, "available", available)
         put(self, "errors", errors)
-        put(self, "unsettled", unsettled)
+        put(self, "_unsettled", unsettled)
 
-    _by_name: dict[str, VolumeInfo]
+    # What single volumes were changed to since is put in when the whole is asked for first: a thousand volumes made one
+    # after the other would else cost a thousand copies of all records. (Any thread may ask; they find the same.)
+    _late: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]]
+    _merged: dict[str, VolumeInfo] | None
+    _unsettled: frozenset[str] | None
     _volumes: tuple[VolumeInfo, ...] | None
     _backed: tuple[VolumeInfo, ...] | None
     EMPTY: ClassVar[Snapshot]
@@ -228,6 +239,28 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
+
+    @property
+    def _by_name(self) -> dict[str, VolumeInfo]:
+        merged = self._merged
+        if merged is None:
+            merged, _, late = self._late
+            grown = not late.keys() <= merged.keys()
+            merged = {name: info for name, info in {**merged, **late}.items() if info is not None}
+            if grown:
+                merged = {name: merged[name] for name in sorted(merged)}
+            object.__setattr__(self, "_merged", merged)
+        return merged
+
+    @property
+    def unsettled(self) -> frozenset[str]:
+        """Names whose headers the next refresh reads again, whatever it finds."""
+        unsettled = self._unsettled
+        if unsettled is None:
+            # what was read on its own may have changed again without its times showing it, like what a refresh reads
+            unsettled = self._late[1] | {name for name, info in self._late[2].items() if info is not None}
+            object.__setattr__(self, "_unsettled", unsettled)
+        return unsettled
 
     @property
     def volumes(self) -> tuple[VolumeInfo, ...]:
@@ -254,7 +287,11 @@ class Snapshot:
 
     def get(self, name: str) -> VolumeInfo | None:
         """The record of the volume ``name``, or None."""
-        return self._by_name.get(name)
+        merged = self._merged
+        if merged is not None:
+            return merged.get(name)
+        before, _, late = self._late
+        return late[name] if name in late else before.get(name)
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -264,44 +301,38 @@ class Snapshot:
 
     def numbered(self, generation: int) -> Snapshot:
         """The same snapshot with another generation number."""
-        return self._replaced(self._by_name, self.errors, generation, self.unsettled)
+        twin = self._twin(self.errors, generation)
+        put = object.__setattr__
+        put(twin, "_merged", self._merged)
+        put(twin, "_unsettled", self._unsettled)
+        put(twin, "_late", self._late)
+        return twin
 
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
         """A snapshot in which each name of ``patch`` has the record given, is an error, or is gone (None)."""
-        by_name = dict(self._by_name)
-        errors = {error.name: error for error in self.errors}
-        grown = False
-        for name, item in patch.items():
-            errors.pop(name, None)
-            if isinstance(item, VolumeInfo):
-                grown = grown or name not in by_name
-                by_name[name] = item
-            else:
-                by_name.pop(name, None)
-                if item is not None:
-                    errors[name] = item
-        if grown:
-            by_name = dict(sorted(by_name.items()))
-        # what was read on its own may have changed again without its times showing it, like what a refresh reads
-        read = frozenset(name for name, item in patch.items() if isinstance(item, VolumeInfo))
-        return self._replaced(by_name, tuple(errors.values()), generation, self.unsettled | read)
+        errors = self.errors
+        if errors or any(isinstance(item, EntryError) for item in patch.values()):
+            others = [error for error in errors if error.name not in patch]
+            errors = (*others, *(item for item in patch.values() if isinstance(item, EntryError)))
+        before, unsettled, late = self._late
+        if self._merged is not None or len(late) >= MOST_LATE:
+            before, unsettled, late = self._by_name, self.unsettled, {}
+        late = {**late, **{name: item if isinstance(item, VolumeInfo) else None for name, item in patch.items()}}
+        twin = self._twin(errors, generation)
+        put = object.__setattr__
+        put(twin, "_merged", None)
+        put(twin, "_unsettled", None)
+        put(twin, "_late", (before, unsettled, late))
+        return twin
 
-    def _replaced(
-        self,
-        by_name: dict[str, VolumeInfo],
-        errors: tuple[EntryError, ...],
-        generation: int,
-        unsettled: frozenset[str],
-    ) -> Snapshot:
+    def _twin(self, errors: tuple[EntryError, ...], generation: int) -> Snapshot:
         return Snapshot(
-            by_name,
             generation=generation,
             taken_at=self.taken_at,
             capacity=self.capacity,
             allocation=self.allocation,
             available=self.available,
             errors=errors,
-            unsettled=unsettled,
         )
 
     def changes_since(self, previous: Snapshot) -> Changes:

@@ -23,8 +23,10 @@ from astore.errors import (
     DefinitionError,
     InvalidStateError,
     LaneTimeoutError,
+    LibvirtCode,
     ManagerClosedError,
     PoolInaccessibleError,
+    PoolNotFoundError,
     StorageError,
     StoreError,
     UnsupportedOperationError,
@@ -186,10 +188,14 @@ class PoolView:
     def volume(self, name: str) -> Volume:
         """A volume by its name.
 
-        :raises VolumeNotFoundError: the last snapshot has none of this name.
+        :raises VolumeNotFoundError: the last snapshot has none of this name (an inactive pool's is empty).
         """
         if self._snapshot.get(name) is None:
-            raise VolumeNotFoundError(f"pool {self.name!r} has no volume {name!r}", what=name)
+            raise VolumeNotFoundError(
+                f"pool {self.name!r} has no volume {name!r}",
+                what=name,
+                libvirt_code=None if self.active else LibvirtCode.OPERATION_INVALID,
+            )
         return Volume(cast("Pool", self), name)
 
     def to_xml(self, inactive: bool = False) -> str:
@@ -237,19 +243,26 @@ class PoolView:
         if isinstance(error, StorageError):
             if error.pool is not None:
                 return error
-            return PoolInaccessibleError(f"{what}: {reason(error)}", errno=error.errno, pool=self.name)
+            return PoolInaccessibleError(
+                f"{what}: {reason(error)}", errno=error.errno, pool=self.name, libvirt_code=error.libvirt_code
+            )
         if isinstance(error, TimeoutError):
             return LaneTimeoutError(f"{what}: {reason(error) if str(error) else 'not in time'}", lane=self.name)
         if isinstance(error, OSError):
             return from_os_error(error, what, pool=self.name, inaccessible=True)
         if isinstance(error, AstoreError):
-            return PoolInaccessibleError(f"{what}: {reason(error)}", pool=self.name)
+            return PoolInaccessibleError(f"{what}: {reason(error)}", pool=self.name, libvirt_code=error.libvirt_code)
         return PoolInaccessibleError(
             f"{what}: the backend failed with {type(error).__name__}: {reason(error)}", pool=self.name
         )
 
+    def _require_known(self) -> None:
+        if self._manager._pools.get(self.name) is not self:
+            raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
+
     def _require_active(self, operation: str) -> None:
         if not self._state.active:
+            self._require_known()
             raise InvalidStateError(
                 f"pool {self.name!r} is {self._state}: start it first",
                 pool=self.name,
@@ -276,9 +289,9 @@ class PoolView:
 
     def _publish_changes(self, snapshot: Snapshot, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
-        pool, uuid, by_name = self.name, self.uuid, snapshot.by_name
+        pool, uuid = self.name, self.uuid
         # the records alone: the bus keeps what is published, and is not to keep a whole snapshot for one change of it
-        records = tuple(by_name[name] for name in (*added, *changed))
+        records = tuple(info for name in (*added, *changed) if (info := snapshot.get(name)) is not None)
 
         def build(index: int) -> Event:
             if index < len(added):

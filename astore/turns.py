@@ -31,6 +31,9 @@ BREATH = 0.002
 STEP = 64
 """Small pieces of work (one entry of a folder) between two steps."""
 
+PAUSE = 0.0005
+"""Seconds between two looks of who gives way."""
+
 WAITS = 16
 """Voluntary context switches (getrusage(2)) between two steps that show a thread to be waiting more than computing."""
 
@@ -94,6 +97,18 @@ class Turns:
     def turn(self) -> Turn:
         """A turn, to be entered."""
         return Turn(self)
+
+    def give_way(self, most: float) -> float:
+        """Wait while anybody has a turn, ``most`` seconds at most; returns how many it were. For work without haste."""
+        began = now = time.monotonic()
+        while now - began < most and self._busy(now):
+            time.sleep(PAUSE)
+            now = time.monotonic()
+        return now - began
+
+    def _busy(self, now: float) -> bool:
+        with self._lock:
+            return any(turn._confirmed > now - LEASE for turn in self._holders)
 
     def _take(self, turn: Turn) -> None:
         with self._lock:

@@ -97,6 +97,9 @@ class TreeFile(abc.ABC):
 class WritableTree(FileTree):
     """A tree in which files can be made and changed. Names are those of entries of the folder, never paths."""
 
+    makers: ClassVar[int] = 4
+    """How many threads at once pay for making many volumes."""
+
     @abc.abstractmethod
     def open(self, name: str, *, write: bool = False) -> TreeFile:
         """Open a regular file of the folder. Never waits for what is something else, and never leaves the folder.

@@ -33,6 +33,7 @@ from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.copying import Count
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.placing import HiddenFile, begin, remove_leftovers
+from astore.volume_work.together import Makers
 
 LOCK_TRIES = 10
 """How many times a volume that somebody is writing is asked for, 20 ms apart."""
@@ -55,7 +56,7 @@ class NewVolume(OpenFile):
     def _close(self) -> None:
         if self.info is None:
             self.made.remove()
-        super()._close()
+        self.made.close()
 
 
 class OpeningSession(FileTreeSession):
@@ -68,6 +69,7 @@ class OpeningSession(FileTreeSession):
         self._looked_for_leftovers = False
         self._files: set[OpenFile] = set()
         self._over = False
+        self.makers = Makers(context.lane, lambda: self.tree)
 
     async def aclose(self) -> None:
         """As for any tree, after what is being done to volumes was ended."""
@@ -77,6 +79,7 @@ class OpeningSession(FileTreeSession):
     async def end_work(self) -> None:
         """Have what is being done to volumes fail, and what was being made be removed. Bounded; nothing begins after it."""
         self._over = True
+        await self.makers.aclose(CLOSING_SECONDS)
         files = list(self._files)
         if files:
             with anyio.move_on_after(CLOSING_SECONDS):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from astore.errors import printable
-from astore.files import TEMPORARY, read_entry
+from astore.files import TEMPORARY, blank_record, read_entry
 from astore.model import EntryError, Permissions, VolumeInfo
 from astore.volume_work.contract import TreeFile, WritableTree
 
@@ -50,20 +50,41 @@ class HiddenFile:
     def place(self) -> VolumeInfo:
         """Make it safe and give it its name. :raises OSError: EEXIST: the name was taken meanwhile."""
         self.file.sync()
-        self._inode = self.file.stat().inode
-        self._named = True
-        self._give_name()
-        with contextlib.suppress(FileNotFoundError):
-            self.tree.unlink(self.hidden)
+        self.give_name()
         self.tree.sync_folder()
         return _anew(lambda: found(self.tree, self.name))
 
-    def _give_name(self) -> None:
+    def give_name(self) -> None:
+        """Put it in its place. The folder is not synced yet. :raises OSError: EEXIST: the name is taken."""
+        self._named = True
+        self._link()
+        with contextlib.suppress(FileNotFoundError):
+            self.tree.unlink(self.hidden)
+
+    def record(self, hole: int) -> VolumeInfo:
+        """Its record, when it has its name: of a hole of so many bytes nothing is read."""
+        stat = _anew(lambda: self.tree.stat(self.name, follow=False))
+        if stat.size == hole and not stat.blocks:
+            return blank_record(self.tree, self.name, stat)
+        return _anew(lambda: found(self.tree, self.name))
+
+    def close(self) -> None:
+        """Close the file; whether it is what has the name can be told later too. :raises OSError: as of files."""
+        with contextlib.suppress(OSError):
+            self._own_inode()
+        self.file.close()
+
+    def _own_inode(self) -> int:
+        if self._inode < 0:
+            self._inode = self.file.stat().inode
+        return self._inode
+
+    def _link(self) -> None:
         try:
             _anew(lambda: self.tree.link(self.hidden, self.name))
         except FileExistsError:
             # NFS asks again when an answer is lost, and is told then that there is what it made itself (link(2), BUGS)
-            if _anew(lambda: self.tree.stat(self.name, follow=False)).inode != self._inode:
+            if _anew(lambda: self.tree.stat(self.name, follow=False)).inode != self._own_inode():
                 raise
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -76,7 +97,7 @@ class HiddenFile:
             self.tree.unlink(self.hidden)
         if self._named:
             with contextlib.suppress(OSError):
-                if self.tree.stat(self.name, follow=False).inode == self._inode:
+                if self.tree.stat(self.name, follow=False).inode == self._own_inode():
                     self.tree.unlink(self.name)
 
 
@@ -100,13 +121,21 @@ def begin(tree: WritableTree, name: str, permissions: Permissions | None) -> Hid
         pass
     else:
         raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
+    return start(tree, name, permissions, sure=True)
+
+
+def start(tree: WritableTree, name: str, permissions: Permissions | None, *, sure: bool = False) -> HiddenFile:
+    """A new hidden file, locked, with the permissions it is to have.
+
+    :param sure: see to it that nobody has removed it before it was locked. (Else linking it would say so, by ENOENT.)
+    """
     wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
         hidden = f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
         file = tree.create(hidden, DEFAULT_MODE if wanted.mode is None else wanted.mode)
         made = HiddenFile(tree, hidden, name, file)
         try:
-            if file.lock() and _is_there(tree, hidden, file):
+            if file.lock() and (not sure or _is_there(tree, hidden, file)):
                 if wanted.owner is not None or wanted.group is not None:
                     file.chown(
                         -1 if wanted.owner is None else wanted.owner, -1 if wanted.group is None else wanted.group

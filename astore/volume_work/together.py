@@ -1,0 +1,263 @@
+"""Making many small volumes at once: what was asked for meanwhile is made by one call of a thread.
+
+A raw volume without a byte in it costs a dozen calls of the storage and no time for data; made alone, it costs more on the
+way to a thread and back than there. So whoever asks while the makers are busy waits with the others, is made with them, and the
+folder is synced once for all of them. Each is complete or not there, and its error is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+from astore.backend import Lane
+from astore.errors import LaneStuckError, LaneTimeoutError, StorageError
+from astore.model import Permissions, VolumeInfo
+from astore.shield import shielded
+from astore.tracebacks import let_go_of_locals
+from astore.volume_work.calls import SYNC_SECONDS, bounded
+from astore.volume_work.contract import WritableTree
+from astore.volume_work.placing import ATTEMPTS, HiddenFile, start
+
+AT_ONCE = 16
+"""How many volumes one call makes at most."""
+
+BACKGROUND_SECONDS = 0.01
+"""How long a call lets refreshes go first, all in all."""
+
+
+class Wanted:
+    """A raw volume that is to be made. Its fields but ``abandoned`` are the thread's, until its call is over."""
+
+    __slots__ = ("abandoned", "capacity", "error", "future", "info", "made", "name", "permissions", "prepare", "task")
+
+    def __init__(
+        self,
+        name: str,
+        capacity: int,
+        permissions: Permissions | None,
+        prepare: Callable[[HiddenFile], object] | None,
+    ) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.permissions = permissions
+        self.prepare = prepare
+        self.made: HiddenFile | None = None
+        self.info: VolumeInfo | None = None
+        self.error: Exception | None = None
+        self.abandoned = False
+        self.future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Makers:
+    """Makes raw volumes that are all one hole, those of one pool.
+
+    :param current: gives the tree to make them in.
+    """
+
+    def __init__(self, lane: Lane, current: Callable[[], WritableTree]) -> None:
+        self._lane = lane
+        self._current = current
+        self._waiting: deque[Wanted] = deque()
+        self._making = 0  # calls that are on their way
+        self._asked = 0  # who waits for a volume
+        self._over = False
+        self._none_left = asyncio.Event()
+
+    async def make(
+        self,
+        name: str,
+        capacity: int,
+        permissions: Permissions | None = None,
+        prepare: Callable[[HiddenFile], object] | None = None,
+    ) -> VolumeInfo:
+        """Make one. Cancelled, it makes none: that is waited for, but not for long.
+
+        :param capacity: its size in bytes. :param prepare: called in the thread with the new file, while that is empty.
+        :raises OSError: EEXIST: there is something of this name; and whatever the storage says.
+        """
+        if self._over:
+            raise _stopped()
+        wanted = Wanted(name, capacity, permissions, prepare)
+        self._waiting.append(wanted)
+        self._asked += 1
+        self._send()
+        try:
+            info = await wanted.future
+            if self._over:
+                raise _stopped()
+            return info
+        except BaseException:
+            wanted.abandoned = True
+            await self._take_back(wanted)
+            raise
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self._none_left.set()
+
+    async def aclose(self, seconds: float) -> None:
+        """Make nothing any more, and wait for what is being made, but not for long."""
+        self._over = True
+        while self._waiting:
+            _fail(self._waiting.popleft(), _stopped())
+        with anyio.move_on_after(seconds):
+            while self._asked:
+                self._none_left.clear()
+                await self._none_left.wait()
+
+    def _send(self) -> None:
+        """Have a thread make what is waiting, if one is free for it."""
+        makers = self._current().makers
+        while self._waiting and self._making < makers:
+            share = -(-len(self._waiting) // (makers - self._making))
+            wanted = [self._waiting.popleft() for _ in range(min(share, AT_ONCE, len(self._waiting)))]
+            self._making += 1
+            task = asyncio.get_running_loop().create_task(self._make(wanted))
+            for one in wanted:
+                one.task = task
+
+    async def _make(self, wanted: list[Wanted]) -> None:
+        try:
+            # two calls: storage that hangs shows in the first; what the second waits for may last, as its caches may be full
+            await self._lane.run(self._begin_all, wanted, discard=_remove_all)
+            await self._lane.run(self._place_all, wanted, timeout=SYNC_SECONDS, discard=_remove_all)
+        except Exception as error:
+            for one in wanted:
+                _fail(one, _own(error))
+        else:
+            gone = [one for one in wanted if one.abandoned and one.info is not None]
+            if gone:  # it was in its place before its thread could see that nobody waits for it
+                await bounded(self._lane.run(_remove_all, gone))
+            for one in wanted:
+                if one.info is not None:
+                    if not one.future.done():
+                        one.future.set_result(one.info)
+                else:
+                    _fail(one, one.error or _stopped())
+        finally:
+            self._making -= 1
+            self._send()
+
+    async def _take_back(self, wanted: Wanted) -> None:
+        """Nobody takes it any more: see that it is not there."""
+        task = wanted.task
+        if task is None:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(wanted)
+            return
+        await shielded(bounded(asyncio.wait([task])))
+        if task.done() and wanted.info is not None:
+            await shielded(bounded(self._lane.run(_remove_all, [wanted])))
+        # if it is not done, its call hangs; and should that come to its end after all, it is removed then
+
+    # ------------------------------------------------------------------------------------------------ in the thread
+
+    def _begin_all(self, wanted: list[Wanted]) -> list[Wanted]:
+        """Make their files, side by side, and have what the storage knows of them put in order."""
+        tree = self._current()
+        self._each(wanted, lambda one: self._begin(one, tree))
+        return wanted
+
+    def _place_all(self, wanted: list[Wanted]) -> list[Wanted]:
+        """Make them safe, and give them their names."""
+        tree = self._current()
+        self._each(wanted, _sync)  # the first has the journal of a local file system written, with all of them
+        self._each(wanted, lambda one: self._place(one, tree))
+        try:
+            if any(one.error is None for one in wanted):
+                tree.sync_folder()
+        except OSError as error:
+            for one in wanted:
+                if one.error is None:
+                    _end(one, OSError(error.errno, error.strerror))
+        self._each(wanted, self._finish)
+        return wanted
+
+    def _each(self, wanted: list[Wanted], step: Callable[[Wanted], object]) -> None:
+        left = BACKGROUND_SECONDS
+        for one in wanted:
+            if one.error is not None:
+                continue
+            left -= self._lane.give_way(left)
+            try:
+                if self._over or one.abandoned:
+                    raise _stopped()
+                step(one)
+            except Exception as error:
+                _end(one, error)
+
+    def _begin(self, one: Wanted, tree: WritableTree) -> None:
+        made = one.made = start(tree, one.name, one.permissions)
+        if one.prepare is not None:
+            one.prepare(made)
+        if one.capacity:
+            made.file.truncate(one.capacity)
+
+    def _place(self, one: Wanted, tree: WritableTree) -> None:
+        for _ in range(ATTEMPTS):
+            assert one.made is not None
+            try:
+                return one.made.give_name()
+            except FileNotFoundError:
+                # it was taken for a leftover before it was locked, and removed
+                one.made.close()
+                self._begin(one, tree)
+                one.made.file.sync()
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
+
+    def _finish(self, one: Wanted) -> None:
+        assert one.made is not None
+        info = one.made.record(one.capacity)
+        one.made.close()
+        if self._over or one.abandoned:
+            raise _stopped()
+        one.info = info
+
+
+def _sync(one: Wanted) -> None:
+    assert one.made is not None
+    one.made.file.sync()
+
+
+def _end(one: Wanted, error: Exception) -> None:
+    """It failed: it is not to be there. Blocks."""
+    let_go_of_locals(error)
+    one.error = error
+    one.info = None
+    if one.made is not None:
+        one.made.remove()
+        with contextlib.suppress(OSError):
+            one.made.close()
+
+
+def _remove_all(wanted: list[Wanted]) -> None:
+    """Nobody waits for them any more. Blocks."""
+    for one in wanted:
+        if one.error is None:
+            _end(one, _stopped())
+
+
+def _fail(one: Wanted, error: Exception) -> None:
+    if not one.future.done():
+        one.future.set_exception(error)
+
+
+def _own(error: Exception) -> Exception:
+    """The error again, for one of several who are told of it: a traceback is one task's."""
+    if isinstance(error, LaneTimeoutError):
+        return LaneTimeoutError(str(error), lane=error.lane, timeout=error.timeout)
+    if isinstance(error, LaneStuckError):
+        return LaneStuckError(str(error), lane=error.lane)
+    return error
+
+
+def _stopped() -> StorageError:
+    return StorageError("the pool was stopped meanwhile", errno=errno.EBADF)
