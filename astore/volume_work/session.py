@@ -46,6 +46,8 @@ class WritableTreeSession(OpeningSession):
             return await self._make_directory(definition)
         qemu_img.check_definition(definition)
         capacity = _capacity(definition)
+        if kind == "raw" and not definition.allocation:
+            return await self._make_hole(definition, capacity)
         async with self.new_volume(definition.name, definition.permissions) as new:
             count = copying.Count(None, None)
             with worded(definition.name, "create", count):
@@ -57,6 +59,13 @@ class WritableTreeSession(OpeningSession):
                 else:
                     await self._create_image(new, definition, capacity, prealloc_metadata, count)
         return _made(new)
+
+    async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
+        """A raw volume without data: made with the others that are asked for at the same time."""
+        prepare = (lambda made: _set_nocow(made.file)) if definition.nocow else None
+        with worded(definition.name, "create"):
+            name = checked_name(definition.name)
+            return await self.makers.make(name, capacity, definition.permissions, prepare)
 
     async def _create_image(
         self, new: NewVolume, definition: VolumeDef, capacity: int, prealloc_metadata: bool, count: copying.Count
