@@ -18,6 +18,7 @@ from astore.errors import (
     InvalidStateError,
     LaneStuckError,
     LaneTimeoutError,
+    LibvirtCode,
     ManagerClosedError,
     NotFoundError,
     PoolInaccessibleError,
@@ -54,6 +55,7 @@ from astore.events import (
     VolumeProgress,
     VolumeRemoved,
 )
+from astore.importing import ImportAction, ImportedPool, ImportReport, import_pools
 from astore.manager import Manager, Statistics
 from astore.model import (
     Adapter,
@@ -119,10 +121,14 @@ __all__ = [
     "Hole",
     "Host",
     "ImageInfo",
+    "ImportAction",
+    "ImportReport",
+    "ImportedPool",
     "InvalidStateError",
     "Lagged",
     "LaneStuckError",
     "LaneTimeoutError",
+    "LibvirtCode",
     "Manager",
     "ManagerClosedError",
     "NotFoundError",
@@ -170,4 +176,5 @@ __all__ = [
     "VolumeProgress",
     "VolumeRemoved",
     "VolumeType",
+    "import_pools",
 ]

@@ -28,17 +28,57 @@
     └── ManagerClosedError                      used after its ``async with``
 
 Timeouts are ``TimeoutError`` as well; ``asyncio.CancelledError`` is never wrapped.
+
+Each has a ``libvirt_code``, what libvirt's ``get_error_code()`` gives in the same situation (:class:`LibvirtCode`)::
+
+    INTERNAL_ERROR (1)           AstoreError, CommandError, BackendError and those below it
+    NO_SUPPORT (3)               UnsupportedOperationError
+    INVALID_CONN (6)             ManagerClosedError
+    OPERATION_FAILED (9)         SourceConflictError
+    XML_ERROR (27)               DefinitionError; or one of INVALID_ARG (8), XML_DETAIL (35), OVERFLOW (82), …
+    SYSTEM_ERROR (38)            StorageError, PoolInaccessibleError, TransferError, StoreError
+    NO_STORAGE_POOL (49)         PoolNotFoundError
+    NO_STORAGE_VOL (50)          VolumeNotFoundError
+    OPERATION_INVALID (55)       InvalidStateError, VolumeBusyError, VolumeInUseError, BackendInUseError
+    OPERATION_TIMEOUT (68)       LaneTimeoutError, LaneStuckError
+    STORAGE_VOL_EXIST (90)       VolumeExistsError
+
+That is the class's; one error may have another, where libvirt itself tells what astore calls alike by several codes.
 """
 
 from __future__ import annotations
 
+import enum
 import errno as _errno
 import os
 from collections.abc import Sequence
 
 
+class LibvirtCode(enum.IntEnum):
+    """libvirt's numbers for errors, less ``VIR_ERR_`` (virErrorNumber in libvirt/virterror.h): those its storage driver has."""
+
+    INTERNAL_ERROR = 1
+    NO_SUPPORT = 3
+    INVALID_CONN = 6
+    INVALID_ARG = 8
+    OPERATION_FAILED = 9
+    XML_ERROR = 27
+    XML_DETAIL = 35
+    SYSTEM_ERROR = 38
+    NO_STORAGE_POOL = 49
+    NO_STORAGE_VOL = 50
+    OPERATION_INVALID = 55
+    CONFIG_UNSUPPORTED = 67
+    OPERATION_TIMEOUT = 68
+    OVERFLOW = 82
+    OPERATION_UNSUPPORTED = 84
+    STORAGE_VOL_EXIST = 90
+
+
 class AstoreError(Exception):
-    """The base of all of them."""
+    """The base of all of them. ``libvirt_code`` is what libvirt's ``get_error_code()`` gives in its place."""
+
+    libvirt_code: LibvirtCode = LibvirtCode.INTERNAL_ERROR
 
 
 class DefinitionError(AstoreError, ValueError):
@@ -47,9 +87,20 @@ class DefinitionError(AstoreError, ValueError):
     ``line`` and ``element`` say where, if it came from a document.
     """
 
-    def __init__(self, message: str, *, line: int | None = None, element: str | None = None) -> None:
+    libvirt_code = LibvirtCode.XML_ERROR
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        line: int | None = None,
+        element: str | None = None,
+        libvirt_code: LibvirtCode | None = None,
+    ) -> None:
         self.line = line
         self.element = element
+        if libvirt_code is not None:
+            self.libvirt_code = libvirt_code
         where = []
         if line is not None:
             where.append(f"line {line}")
@@ -61,8 +112,10 @@ class DefinitionError(AstoreError, ValueError):
 class SourceConflictError(DefinitionError):
     """Another pool (``other``) has the same ``field``: name, uuid, or a part of the source."""
 
-    def __init__(self, message: str, *, other: str, field: str) -> None:
-        super().__init__(message)
+    libvirt_code = LibvirtCode.OPERATION_FAILED
+
+    def __init__(self, message: str, *, other: str, field: str, libvirt_code: LibvirtCode | None = None) -> None:
+        super().__init__(message, libvirt_code=libvirt_code)
         self.other = other
         self.field = field
 
@@ -70,24 +123,42 @@ class SourceConflictError(DefinitionError):
 class NotFoundError(AstoreError, LookupError):
     """There is no such thing; ``what`` was looked for."""
 
-    def __init__(self, message: str, *, what: str = "") -> None:
+    def __init__(self, message: str, *, what: str = "", libvirt_code: LibvirtCode | None = None) -> None:
         super().__init__(message)
         self.what = what
+        if libvirt_code is not None:
+            self.libvirt_code = libvirt_code
 
 
 class PoolNotFoundError(NotFoundError):
     """There is no such pool."""
 
+    libvirt_code = LibvirtCode.NO_STORAGE_POOL
+
 
 class VolumeNotFoundError(NotFoundError):
     """There is no such volume."""
+
+    libvirt_code = LibvirtCode.NO_STORAGE_VOL
 
 
 class InvalidStateError(AstoreError):
     """What was asked cannot be done in this state."""
 
-    def __init__(self, message: str, *, pool: str = "", state: str = "", operation: str = "") -> None:
+    libvirt_code = LibvirtCode.OPERATION_INVALID
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pool: str = "",
+        state: str = "",
+        operation: str = "",
+        libvirt_code: LibvirtCode | None = None,
+    ) -> None:
         super().__init__(message)
+        if libvirt_code is not None:
+            self.libvirt_code = libvirt_code
         self.pool = pool
         self.state = state
         self.operation = operation
@@ -107,6 +178,8 @@ class VolumeInUseError(InvalidStateError):
 
 class UnsupportedOperationError(AstoreError):
     """The pool's backend does not have this ability."""
+
+    libvirt_code = LibvirtCode.NO_SUPPORT
 
     def __init__(self, *, pool: str | None, type: str, operation: str) -> None:
         who = f"pool {pool!r}: " if pool else ""
@@ -139,12 +212,25 @@ class BackendLoadError(BackendError):
 class BackendInUseError(BackendError):
     """Pools use the backend."""
 
+    libvirt_code = LibvirtCode.OPERATION_INVALID
+
 
 class StorageError(AstoreError, OSError):
     """The storage refused. ``errno`` is set where there is one (else EIO)."""
 
-    def __init__(self, message: str, *, errno: int | None = None, pool: str | None = None) -> None:
+    libvirt_code = LibvirtCode.SYSTEM_ERROR
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int | None = None,
+        pool: str | None = None,
+        libvirt_code: LibvirtCode | None = None,
+    ) -> None:
         super().__init__(errno if errno is not None else _errno.EIO, message)
+        if libvirt_code is not None:
+            self.libvirt_code = libvirt_code
         self.message = message
         self.pool = pool
 
@@ -158,6 +244,8 @@ class PoolInaccessibleError(StorageError):
 
 class VolumeExistsError(StorageError, FileExistsError):
     """There is a volume of this name already, or something else is in its place."""
+
+    libvirt_code = LibvirtCode.STORAGE_VOL_EXIST
 
 
 class TransferError(StorageError):
@@ -175,6 +263,8 @@ class StoreError(StorageError):
 class LaneTimeoutError(AstoreError, TimeoutError):
     """A blocking call passed its deadline of ``timeout`` seconds; its thread is left behind."""
 
+    libvirt_code = LibvirtCode.OPERATION_TIMEOUT
+
     def __init__(self, message: str, *, lane: str = "", timeout: float = 0.0) -> None:
         super().__init__(message)
         self.lane = lane
@@ -183,6 +273,8 @@ class LaneTimeoutError(AstoreError, TimeoutError):
 
 class LaneStuckError(AstoreError, TimeoutError):
     """Every thread of the lane is stuck in a call that passed its deadline, so this one was not tried."""
+
+    libvirt_code = LibvirtCode.OPERATION_TIMEOUT
 
     def __init__(self, message: str, *, lane: str = "") -> None:
         super().__init__(message)
@@ -201,6 +293,8 @@ class CommandError(AstoreError):
 
 class ManagerClosedError(AstoreError):
     """The Manager was left (or not yet entered)."""
+
+    libvirt_code = LibvirtCode.INVALID_CONN
 
     def __init__(self, message: str = "the Manager is not open: use it inside `async with`") -> None:
         super().__init__(message)
