@@ -36,6 +36,9 @@ PROGRESS_SECONDS = 0.25
 class PoolAtWork(RefreshedPool):
     """The part of :class:`~astore.pool.Pool` that looks after work on its volumes, whatever that is."""
 
+    _able_session: PoolSession | None = None  # and what it was seen to be able to
+    _able_to: set[str]
+
     def _require_workable(self, operation: str) -> None:
         self._manager._check_open()
         self._require_active(operation)
@@ -65,8 +68,12 @@ class PoolAtWork(RefreshedPool):
             session = await self._attached()
         except Exception as error:
             raise self._translate(error, operation) from error
-        if not isinstance(session, SESSION_ABILITIES[operation]):
-            raise UnsupportedOperationError(pool=self.name, type=self.type, operation=operation)
+        if self._able_session is not session:
+            self._able_session, self._able_to = session, set()
+        if operation not in self._able_to:  # to ask a protocol takes as long as to make a file
+            if not isinstance(session, SESSION_ABILITIES[operation]):
+                raise UnsupportedOperationError(pool=self.name, type=self.type, operation=operation)
+            self._able_to.add(operation)
         return session
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import platform
 import stat
 import struct
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from astore.files import FileStat
 from astore.local_tree import Folder, LocalTree
@@ -194,6 +194,8 @@ class _Held:
 
 class WritableLocalTree(LocalTree, WritableTree):
     """The entries of one directory, to be made and changed too. Each call proves the directory first (see ``verify``)."""
+
+    makers: ClassVar[int] = 2
 
     def open(self, name: str, *, write: bool = False) -> LocalFile:
         """Open a regular file or a block device; links are followed within the directory only (openat2(2), RESOLVE_BENEATH)."""

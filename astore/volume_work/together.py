@@ -68,6 +68,7 @@ class Makers:
         self._waiting: deque[Wanted] = deque()
         self._making = 0  # calls that are on their way
         self._asked = 0  # who waits for a volume
+        self._sending = False
         self._over = False
         self._none_left = asyncio.Event()
 
@@ -88,7 +89,7 @@ class Makers:
         wanted = Wanted(name, capacity, permissions, prepare)
         self._waiting.append(wanted)
         self._asked += 1
-        self._send()
+        self._send_soon()
         try:
             info = await wanted.future
             if self._over:
@@ -113,8 +114,14 @@ class Makers:
                 self._none_left.clear()
                 await self._none_left.wait()
 
+    def _send_soon(self) -> None:
+        """Have threads make what is waiting, with what others ask for before the loop comes to it."""
+        if not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+
     def _send(self) -> None:
-        """Have a thread make what is waiting, if one is free for it."""
+        self._sending = False
         makers = self._current().makers
         while self._waiting and self._making < makers:
             share = -(-len(self._waiting) // (makers - self._making))
@@ -144,7 +151,7 @@ class Makers:
                     _fail(one, one.error or _stopped())
         finally:
             self._making -= 1
-            self._send()
+            self._send_soon()
 
     async def _take_back(self, wanted: Wanted) -> None:
         """Nobody takes it any more: see that it is not there."""

@@ -428,7 +428,7 @@ def test_leftovers(tree: WritableLocalTree, folder: Path) -> None:
     assert remove_leftovers(tree, [*hidden, ".astore-gone.tmp"]) == [".astore-1.tmp"]
     assert made.place().name == "a"
     assert sorted(os.listdir(folder)) == [".astore-2", ".astore-3.tmp", ".astore-4.tmp", "a", "there"]
-    made.file.close()
+    made.close()
     made.remove()
     assert not (folder / "a").exists()
     with pytest.raises(FileNotFoundError):

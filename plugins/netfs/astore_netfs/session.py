@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from astore.backend import Context
 from astore.local_tree import Folder
@@ -28,6 +28,8 @@ class MountedTree(WritableLocalTree):
 
     :raises OSError: the folder cannot be opened.
     """
+
+    makers: ClassVar[int] = 4
 
     def __init__(self, mount: MountPoint) -> None:
         super().__init__(target_path(mount.definition), readers=READERS, verify=mount.prove)
