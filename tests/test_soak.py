@@ -131,16 +131,19 @@ async def test_two_hundred_pools(gluster: GlusterBed, tmp_path: Path, volumes: i
             assert listener.seen >= rounds * POOLS * 0.5
             statistics = manager.statistics()
             assert statistics.lanes.stuck == 0
+            assert statistics.lanes.threads <= statistics.lanes.max_threads
             for pool in pools:
                 await pool.stop()
     finally:
         await asyncio.to_thread(lambda: [gluster.delete_volume(name) for name in names])
     first, last = measured[: len(measured) // 3 or 1], measured[-(len(measured) // 3 or 1) :]
     print(f"{rounds} rounds of {POOLS} pools; threads, descriptors, bytes: {measured[0]} … {measured[-1]}")
+    # the lanes start more of theirs when the machine is busy with something else, up to their cap
+    own = max(2, statistics.lanes.max_threads - min(row[0] for row in measured) + 4)
     # libgfapi starts more of its own as it needs them, 16 for each connection at most (SYNCENV_PROC_MAX), and keeps them
-    native = 16 * volumes
+    native = 16 * volumes + own
     for what, index, slack in (
-        ("Python's threads", 0, 2),
+        ("Python's threads", 0, own),
         ("descriptors", 1, 2),
         ("bytes", 2, 8 << 20),
         ("threads", 3, native),
