@@ -34,7 +34,9 @@ class Row(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes")
+    parser.add_argument(
+        "--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating"
+    )
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")
     parser.add_argument("--no-libvirt", action="store_true", help="leave libvirt out (its Gluster rows take minutes)")
@@ -99,8 +101,8 @@ def machine() -> str:
 
 
 def _amount(row: Row) -> str:
-    """Of memory its number alone: the unit stands beside it."""
-    return f"{row.astore:.3g}" if row.work.startswith("memory") else _seconds(row.astore)
+    """Of what is no time its number alone: the unit stands beside it."""
+    return f"{row.astore:.3g}" if row.work.startswith(("memory", "another")) else _seconds(row.astore)
 
 
 def _seconds(value: float | None) -> str:

@@ -15,6 +15,7 @@ import astore
 from astore.testing.beds.gluster import GlusterBed
 from astore.testing.beds.images import make_images
 from benchmarks.__main__ import Row
+from benchmarks.creating_rows import creating_rows
 from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
 from benchmarks.volume_rows import volume_rows
 
@@ -51,6 +52,7 @@ class Bench:
             "loop": self.loop_rows,
             "memory": self.memory_rows,
             "volumes": lambda: volume_rows(self, self.mebibytes),
+            "creating": lambda: creating_rows(self),
         }
         for name, measure in table.items():
             if wanted is None or name in wanted:

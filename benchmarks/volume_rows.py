@@ -8,7 +8,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,6 @@ async def volume_rows(bench: Bench, mebibytes: int = 4096) -> list[Row]:
     rows += await _dir_streams(bench, local, folder, mebibytes)
     rows += await _gluster_streams(bench, remote, mebibytes)
     rows += await _sparse(bench, remote)
-    rows += await _creating(bench, local, remote)
     return rows
 
 
@@ -201,61 +200,3 @@ async def _sparse(bench: Bench, pool: astore.Pool, gibibytes: int = 64) -> list[
             met,
         )
     ]
-
-
-async def _creating(bench: Bench, local: astore.Pool, remote: astore.Pool, count: int = 1000) -> list[Row]:
-    libvirt = bench.libvirt()
-    theirs: float | None = None
-    if libvirt is not None:
-        folder = bench.folder / "lv-create"
-        folder.mkdir()
-        xml = f"<pool type='dir'><name>lv-create</name><target><path>{folder}</path></target></pool>"
-        libvirt.start(xml, "lv-create")
-        theirs = await asyncio.to_thread(libvirt.create_volumes, "lv-create", count)
-        libvirt.stop("lv-create")
-    other = bench.folder / "other"
-    other.mkdir()
-    bench.fill(other, 1000)
-    beside = await bench.manager.define(
-        f"<pool type='dir'><name>beside</name><target><path>{other}</path></target></pool>"
-    )
-    await beside.start()
-    rows = []
-    for pool in (local, remote):
-        alone = [await _seconds(beside.refresh) for _ in range(20)]
-        meanwhile: list[float] = []
-        done = asyncio.Event()
-
-        async def refresh(done: asyncio.Event = done, meanwhile: list[float] = meanwhile) -> None:
-            while not done.is_set():
-                meanwhile.append(await _seconds(beside.refresh))
-                await asyncio.sleep(0.01)
-
-        task = asyncio.create_task(refresh())
-        turn = asyncio.Semaphore(16)
-
-        async def one(number: int, pool: astore.Pool = pool, turn: asyncio.Semaphore = turn) -> None:
-            async with turn:
-                await pool.create_volume(astore.VolumeDef(f"n{number}.raw", capacity=10 << 30))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(one(number) for number in range(count)))
-        took = time.perf_counter() - began
-        done.set()
-        await task
-        slower = median(meanwhile) / median(alone)
-        bench.notes.append(
-            f"another pool's refresh beside {count} creations on {pool.type}: {slower:.2f} × its time alone."
-        )
-        for volume in pool.volumes:
-            await pool.volume(volume.name).delete()
-        ratio = theirs / took if theirs else float("nan")
-        work = f"{pool.type}, {count:,} raw volumes of 10 GiB created"
-        rows.append(Row(work, theirs, None, took, "≥ 5 × libvirt on dir", ratio, not theirs or ratio >= 5))
-    return rows
-
-
-async def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    await call()  # type: ignore[misc]
-    return time.perf_counter() - began

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from core_fakes import run_python, snapshot, volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import astore
 from astore import model
@@ -20,7 +22,7 @@ from astore.testing.conformance.source import qcow2
 STRUCTS = [
     value
     for value in vars(astore).values()
-    if isinstance(value, type) and value.__module__ in ("astore.model", "astore.definitions")
+    if isinstance(value, type) and value.__module__ in ("astore.model", "astore.contents", "astore.definitions")
     if issubclass(value, msgspec.Struct)
 ]
 
@@ -51,7 +53,7 @@ def test_model_imports_nothing_of_astore() -> None:
     text = Path(model.__file__).read_text()
     for line in text.splitlines():
         if line.startswith(("import astore", "from astore")):
-            assert line.startswith("from astore.definitions import"), line
+            assert line.startswith(("from astore.definitions import", "from astore.contents import")), line
 
 
 def test_states() -> None:
@@ -103,6 +105,52 @@ def test_patched() -> None:
     assert {error.name: error.message for error in again.errors} == {"y": "bad", "z": "still", "b": "gone bad"}
     assert list(again.by_name) == ["c", "x"]
     assert before.numbered(3).by_name == before.by_name
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([f"v{number}" for number in range(12)]),
+            st.sampled_from(["volume", "error", "gone"]),
+            min_size=1,
+            max_size=3,
+        ),
+        max_size=90,
+    ),
+    st.data(),
+)
+@settings(max_examples=60)
+def test_patched_many_times(steps: list[dict[str, str]], data: st.DataObject) -> None:
+    """However many changes come before somebody looks, each snapshot is what its changes make of the first."""
+    now = snapshot("v1", "v5")
+    volumes = dict(now.by_name)
+    unsettled: set[str] = set()
+    errors: dict[str, EntryError] = {}
+    looked_at: list[tuple[Snapshot, dict[str, VolumeInfo]]] = []
+    for number, step in enumerate(steps):
+        made = {"volume": lambda name, n=number: volume(name, capacity=n), "gone": lambda name: None}
+        made["error"] = lambda name, n=number: EntryError(name, str(n))
+        patch = {name: made[kind](name) for name, kind in step.items()}
+        now = now.patched(patch, number)
+        for name, item in patch.items():
+            errors.pop(name, None)
+            volumes.pop(name, None)
+            unsettled.discard(name) if not isinstance(item, VolumeInfo) else unsettled.add(name)
+            if isinstance(item, VolumeInfo):
+                volumes[name] = item
+            elif item is not None:
+                errors[name] = item
+        assert all(now.get(name) is volumes.get(name) for name in (*volumes, "v0", "v11"))
+        if data.draw(st.integers(0, 9)) == 0:
+            looked_at.append((now, dict(volumes)))
+            assert data.draw(st.booleans()) or now.volumes is not None
+    assert {name: now.by_name[name] for name in now.by_name} == volumes
+    assert list(now.by_name) == sorted(volumes)
+    assert now.unsettled >= unsettled
+    assert {error.name: error for error in now.errors} == errors
+    assert (now.numbered(7).volumes, now.numbered(7).generation) == (now.volumes, 7)
+    for before, records in looked_at:
+        assert dict(before.by_name) == records
 
 
 def test_changes() -> None:

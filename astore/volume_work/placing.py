@@ -64,9 +64,10 @@ class HiddenFile:
     def record(self, hole: int) -> VolumeInfo:
         """Its record, when it has its name: of a hole of so many bytes nothing is read."""
         stat = _anew(lambda: self.tree.stat(self.name, follow=False))
-        if stat.size == hole and not stat.blocks:
-            return blank_record(self.tree, self.name, stat)
-        return _anew(lambda: found(self.tree, self.name))
+        if stat.size != hole:  # somebody was very fast
+            return _anew(lambda: found(self.tree, self.name))
+        self._inode = stat.inode
+        return blank_record(self.tree, self.name, stat)
 
     def close(self) -> None:
         """Close the file; whether it is what has the name can be told later too. :raises OSError: as of files."""

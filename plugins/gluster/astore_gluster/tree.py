@@ -44,6 +44,7 @@ class GlusterTree(WritableTree):
 
     file_type = VolumeType.NETWORK
     directory_type = VolumeType.NETDIR
+    makers = 8
     readers = 8
 
     def __init__(self, connection: Connection, directory: str, url: tuple[str, str]) -> None:
