@@ -30,8 +30,8 @@ from astore.errors import (
 from astore.model import PoolDef
 
 if TYPE_CHECKING:
-    from astore.lanes import PoolLane
     from astore.manager import Manager
+    from astore.pool_lane import PoolLane
 
 LIBVIRT_FOLDER = "/etc/libvirt/storage"
 """Where the libvirtd of a machine keeps its pools."""

@@ -43,7 +43,7 @@ from astore.pool_view import PoolView
 from astore.shield import shielded
 
 if TYPE_CHECKING:
-    from astore.lanes import PoolLane
+    from astore.pool_lane import PoolLane
 
 CLEANUP_SECONDS = 2.0
 """How long a clean-up may hold up a cancellation."""

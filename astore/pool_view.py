@@ -53,8 +53,8 @@ from astore.volume import Volume
 
 if TYPE_CHECKING:
     from astore.catalogue import Catalogue
-    from astore.lanes import PoolLane
     from astore.pool import Pool
+    from astore.pool_lane import PoolLane
     from astore.pool_refresh import Refreshing
 
 _PASSED_ON = (

@@ -9,7 +9,10 @@ _MAY_BE_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASY
 
 
 def let_go_of_locals(error: BaseException) -> None:
-    """Empty the frames of an error, and of its causes: whoever keeps it would keep a descriptor, say, that keeps a mount busy."""
+    """Empty the frames of an error, and of its causes.
+
+    Whoever keeps the error would keep a descriptor in one of them, say, and that a mount busy.
+    """
     seen: set[int] = set()
     rest: list[BaseException | None] = [error]
     while rest:

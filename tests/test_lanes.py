@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from core_fakes import Gate, cancel_after, eventually, run_python
 
 from astore import lanes as lanes_module
 from astore.errors import LaneStuckError, LaneTimeoutError
-from astore.lanes import Lanes, PoolLane, monotonic_deadline
+from astore.lanes import Lanes
+from astore.pool_lane import PoolLane
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -196,8 +198,6 @@ async def test_a_queued_call_past_its_deadline(lanes: Lanes, gate: Gate) -> None
 async def test_no_deadline(lanes: Lanes) -> None:
     """An infinite deadline sets no timer."""
     assert await lanes.lane("a").run(int, "3", timeout=float("inf")) == 3
-    assert monotonic_deadline(None) == float("inf")
-    assert monotonic_deadline(-1.0) < monotonic_deadline(5.0)
 
 
 async def test_a_late_result_is_discarded(lanes: Lanes, gate: Gate) -> None:
@@ -391,8 +391,8 @@ async def test_cancelled_with_the_result_on_its_way(lanes: Lanes, rounds: int) -
 
 
 def _wait_until_delivered(lanes: Lanes) -> None:
-    deadline = monotonic_deadline(5)
-    while any(lane.running for lane in lanes.statistics().lanes) and monotonic_deadline(0) < deadline:
+    deadline = time.monotonic() + 5
+    while any(lane.running for lane in lanes.statistics().lanes) and time.monotonic() < deadline:
         pass
 
 
@@ -460,6 +460,22 @@ def test_a_result_after_the_loop_is_closed() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ threads come and go
+
+
+async def test_as_many_threads_as_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rush, calls that come one by one keep one thread, not all in turn."""
+    monkeypatch.setattr(lanes_module, "IDLE_SECONDS", 0.1)
+    lanes = Lanes(8)
+    try:
+        lane = lanes.lane("a", limit=8)
+        barrier = threading.Barrier(8)
+        await asyncio.gather(*(lane.run(barrier.wait, 10.0) for _ in range(8)))
+        assert lanes.statistics().threads == 8
+        async with asyncio.timeout(5):
+            while lanes.statistics().threads > 2:
+                await lane.run(int)
+    finally:
+        lanes.close()
 
 
 async def test_idle_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:

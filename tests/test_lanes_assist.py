@@ -11,7 +11,8 @@ import pytest
 from core_fakes import Gate, eventually
 
 from astore.errors import LaneStuckError, LaneTimeoutError
-from astore.lanes import Lanes, PoolLane
+from astore.lanes import Lanes
+from astore.pool_lane import PoolLane
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astore.errors import LaneStuckError, LaneTimeoutError
-from astore.lanes import Lanes, LanesStatistics, PoolLane
+from astore.lanes import Lanes, LanesStatistics
+from astore.pool_lane import PoolLane
 
 
 class Load:

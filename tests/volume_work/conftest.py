@@ -11,11 +11,12 @@ from volume_work.faults import Faults, FaultyBackend
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
-from astore.lanes import Lanes, PoolLane
+from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.manager import Manager
 from astore.model import PoolDef, Target
 from astore.pool import Pool
+from astore.pool_lane import PoolLane
 from astore.registry import BackendRegistry
 from astore.testing.beds import namespace
 
