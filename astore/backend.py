@@ -44,6 +44,9 @@ T_co = TypeVar("T_co", covariant=True)
 Progress = Callable[[int, int | None], None]
 """Called with bytes done and bytes in all (None: unknown); must not block."""
 
+QemuNode = dict[str, Any]
+"""A node of QEMU's block layer (BlockdevOptions in QEMU's QMP reference), as in ``json:{…}``."""
+
 
 # ------------------------------------------------------------------------------------------- what the core lends
 
@@ -303,8 +306,15 @@ class CopiesVolumes(Protocol):
     """Can make a new volume out of one of its own without moving the data through this process."""
 
     async def copy_volume(
-        self, source: VolumeInfo, definition: VolumeDef, *, progress: Progress | None = None
-    ) -> VolumeInfo: ...
+        self,
+        source: VolumeInfo,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backed: int | None = None,
+    ) -> VolumeInfo:
+        """:param backed: the capacity of what backs the source, said where it matters and is known."""
+        ...
 
 
 @runtime_checkable
@@ -312,9 +322,15 @@ class ReceivesVolumes(Protocol):
     """Can make a new volume out of the bytes of another pool's."""
 
     async def receive_volume(
-        self, source: VolumeFile, size: int, definition: VolumeDef, *, progress: Progress | None = None
+        self,
+        source: VolumeFile,
+        size: int,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backed: int | None = None,
     ) -> VolumeInfo:
-        """:param size: how many bytes there are."""
+        """:param size: how many bytes there are. :param backed: as for :class:`CopiesVolumes`."""
         ...
 
 
@@ -322,12 +338,35 @@ class ReceivesVolumes(Protocol):
 class ConvertsVolumes(Protocol):
     """Can have qemu-img read its volumes, and write new ones in another format."""
 
-    async def volume_for_qemu(self, volume: VolumeInfo, operation: str) -> str:
-        """What qemu-img calls a volume. :raises StorageError: it cannot reach this storage, in words."""
+    def qemu_node(
+        self,
+        volume: VolumeInfo,
+        operation: str,
+        backing: QemuNode | None = None,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> AbstractAsyncContextManager[QemuNode]:
+        """How QEMU is told of a volume that it is to read, for as long as this lasts.
+
+        :param backing: the node of what it is backed by; without one QEMU must not open any.
+        :param on_bytes: called with the count of bytes that were read, now and then, if that can be told.
+        :raises StorageError: EAGAIN: it is not any more as ``volume`` says. EPERM: it has its data in other files.
+        """
         ...
 
-    async def convert_volume(self, path: str, format: str, definition: VolumeDef) -> VolumeInfo:
-        """Make a new volume of what qemu-img finds at ``path``, an image of ``format``."""
+    async def convert_volume(
+        self,
+        source: QemuNode,
+        definition: VolumeDef,
+        *,
+        backing: QemuNode | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> VolumeInfo:
+        """Make a new volume of the image that QEMU knows as ``source``.
+
+        :param backing: the node of the definition's backing file, if what the source's own image has not is the same in it,
+            and so need not be copied. Else all is.
+        """
         ...
 
 
@@ -349,7 +388,11 @@ class RenamesVolumes(Protocol):
 class ResizesVolumes(Protocol):
     """Can make a volume larger or smaller: ``capacity`` in bytes; ``allocate`` takes the space now."""
 
-    async def resize_volume(self, volume: VolumeInfo, capacity: int, *, allocate: bool = False) -> VolumeInfo: ...
+    async def resize_volume(
+        self, volume: VolumeInfo, capacity: int, *, allocate: bool = False, backed: int | None = None
+    ) -> VolumeInfo:
+        """:param backed: as for :class:`CopiesVolumes`."""
+        ...
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ refresh that runs beside it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from errno import EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -21,6 +21,7 @@ from astore.backend import (
     DeletesVolumes,
     PoolSession,
     Progress,
+    QemuNode,
     ReceivesVolumes,
     RenamesVolumes,
     ResizesVolumes,
@@ -29,6 +30,7 @@ from astore.backend import (
 )
 from astore.errors import (
     DefinitionError,
+    LibvirtCode,
     StorageError,
     TransferError,
     UnsupportedOperationError,
@@ -46,6 +48,7 @@ from astore.volume import Volume
 from astore.volume_work import wiping
 from astore.volume_work.calls import bounded
 from astore.volume_work.copying import Count
+from astore.volume_work.image_session import is_served, whole_sectors
 from astore.volume_work.transfer import Download, downloading, upload
 from astore.volume_work.uploads import Source, chunks_of
 
@@ -83,7 +86,8 @@ class WorkingPool(PoolAtWork):
         """Make a volume out of another, of this pool or of any other: complete, or not at all.
 
         Within a pool the storage copies; from pool to pool the data are streamed, holes kept; into another format, or
-        with another backing file, qemu-img converts.
+        with another backing file, qemu-img converts. On a backing file that is the source itself, or what the source is
+        backed by, a copy is thin; on any other it holds all data.
 
         :param definition: format and capacity are the source's where it does not say.
         :param on_progress: called with bytes done and in all.
@@ -112,26 +116,63 @@ class WorkingPool(PoolAtWork):
             async with self._making(taking, wanted.name):
                 with self._reporting(wanted.name, "copy", on_progress) as tell:
                     if _is_conversion(old, wanted, within=giver is self):
-                        info = await self._convert(giving, source, taking, wanted)
-                        tell(info.capacity, info.capacity)
+                        info = await self._convert(giving, source, taking, wanted, tell)
                     elif giver is self:
-                        info = await self._worked(cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell))
+                        backed = _backed(source, wanted.capacity)
+                        copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, **backed)
+                        info = await self._worked(copying)
                     else:
                         info = await self._receive(giving, source, cast(ReceivesVolumes, taking), wanted, tell)
                 return self._made(taking, info)
 
-    async def _convert(self, giving: PoolSession, source: Volume, taking: PoolSession, wanted: VolumeDef) -> VolumeInfo:
+    async def _convert(
+        self, giving: PoolSession, source: Volume, taking: PoolSession, wanted: VolumeDef, tell: Progress
+    ) -> VolumeInfo:
         old = source.info
         for side, pool in ((giving, source.pool), (taking, self)):
             if not isinstance(side, ConvertsVolumes):
                 raise UnsupportedOperationError(pool=pool.name, type=pool.type, operation="convert-volume")
-        giver, taker = cast(ConvertsVolumes, giving), cast(ConvertsVolumes, taking)
+        taker = cast(ConvertsVolumes, taking)
         if wanted.capacity is None:
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
         wanted = self._with_backing(wanted)
-        _check_chain(source)
-        path = await source.pool._worked(giver.volume_for_qemu(old, f"converting from {old.format}"))
-        return await self._worked(taker.convert_volume(path, old.format or "raw", wanted))
+        chain = _checked_chain(source)
+        total = whole_sectors(wanted.capacity or 0)
+        count = Count(total, tell)
+
+        def on_bytes(done: int) -> None:  # tables are no part of the capacity
+            count.add(min(done, total - count.done))
+
+        info: VolumeInfo | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                operation = f"converting from {old.format}"
+                nodes: list[QemuNode] = []
+                for volume in reversed(chain):  # each needs the node of what it is backed by
+                    session = cast(ConvertsVolumes, await volume.pool._able("convert-volume"))
+                    below = nodes[0] if nodes else None
+                    opening = session.qemu_node(volume.info, operation, below, on_bytes=on_bytes)
+                    nodes.insert(0, await volume.pool._worked(stack.enter_async_context(opening)))
+                backing = self._shared(chain[:2], nodes, wanted)
+                told = is_served(nodes[0])  # what is read; else what is written, if that can be told
+                converting = taker.convert_volume(
+                    nodes[0], wanted, backing=backing, on_bytes=None if told else on_bytes
+                )
+                info = await self._worked(converting)
+            count.add(total - count.done)
+        except BaseException:
+            if info is not None and isinstance(taking, DeletesVolumes):  # it was cancelled in the very last moment
+                await shielded(bounded(taking.delete_volume(info)))
+            raise
+        return info
+
+    def _shared(self, chain: Sequence[Volume], nodes: Sequence[QemuNode], wanted: VolumeDef) -> QemuNode | None:
+        """The node of the new volume's backing file, if the source itself, or what it is backed by, is to be that."""
+        if wanted.backing is not None and (info := self._backing_volume(wanted.backing)) is not None:
+            for volume, node in zip(chain, nodes, strict=False):
+                if volume.info.key == info.key:
+                    return node
+        return None
 
     async def _receive(
         self, giving: PoolSession, source: Volume, taking: ReceivesVolumes, wanted: VolumeDef, tell: Progress
@@ -140,7 +181,8 @@ class WorkingPool(PoolAtWork):
         try:
             async with source.pool._opened(giving, source.info) as file:
                 size = (await file.stat()).size
-                info = await self._worked(taking.receive_volume(file, size, wanted, progress=tell))
+                backed = _backed(source, wanted.capacity)
+                info = await self._worked(taking.receive_volume(file, size, wanted, progress=tell, **backed))
         except BaseException:
             if info is not None and isinstance(taking, DeletesVolumes):  # it was cancelled in the very last moment
                 await shielded(bounded(taking.delete_volume(info)))
@@ -214,15 +256,21 @@ class WorkingPool(PoolAtWork):
         info = self._volume_to_change(name, "resize", force)
         target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
         if not 0 < target <= MOST_BYTES or capacity < 0:
-            raise DefinitionError(f"{target} bytes cannot be a volume's capacity", element="capacity")
+            raise DefinitionError(
+                f"{target} bytes cannot be a volume's capacity",
+                element="capacity",
+                libvirt_code=LibvirtCode.INVALID_ARG,
+            )
         if target < info.capacity and not shrink:
             raise DefinitionError(
                 f"{target} bytes are less than the {info.capacity} that volume {name!r} has: shrinking must be asked for",
                 element="capacity",
+                libvirt_code=LibvirtCode.INVALID_ARG,
             )
         with self._claim(name, "resized"):
             session = await self._able("resize-volume")
-            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate)
+            backed = _backed(Volume(cast("Pool", self), name), target)
+            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
             try:
                 changed = await self._worked(call)
             except BaseException:
@@ -322,20 +370,33 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
         return True
 
 
-def _check_chain(source: Volume) -> None:
-    """qemu-img reads whatever an image's header names, and headers are written by who may write to the pool.
+def _checked_chain(source: Volume) -> list[Volume]:
+    """The volume and what it is backed by: volumes, all of them, since headers are written by who may write to the pool.
 
     :raises StorageError: EPERM: it is backed by something that is not a volume of an active pool.
     """
+    chain = []
     for link in source.backing_chain():
-        outside = link.volume is None or link.volume.info.data_file is not None
-        if outside:
+        if link.volume is None or link.volume.info.data_file is not None:
             raise StorageError(
                 f"volume {source.name!r} needs {printable(link.path)}, which is no volume of an active pool or has its "
                 "data elsewhere: it is not converted",
                 errno=EPERM,
                 pool=source.pool.name,
             )
+        chain.append(link.volume)
+    return chain
+
+
+def _backed(volume: Volume, capacity: int | None) -> dict[str, int]:
+    """What is to be said of what backs a volume that grows: its capacity, where that is known."""
+    if volume.info.backing is None or capacity is None or capacity <= volume.info.capacity:
+        return {}
+    with contextlib.suppress(StorageError):
+        below = volume.backing_chain()[1].volume
+        if below is not None:
+            return {"backed": below.info.capacity}
+    return {}
 
 
 def _check_range(offset: int, length: int | None) -> None:
@@ -345,11 +406,13 @@ def _check_range(offset: int, length: int | None) -> None:
 
 def _accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> VolumeDef:
     """The definition, checked, wherever it came from."""
-    wanted = definition if isinstance(definition, VolumeDef) else VolumeDef.from_xml(definition)
+    wanted = definition if isinstance(definition, VolumeDef) else VolumeDef.from_xml(definition, copied=copied)
     check_volume_name(wanted.name)
     for what, value in (("capacity", wanted.capacity), ("allocation", wanted.allocation)):
         if value is not None and not 0 <= value <= MOST_BYTES:
-            raise DefinitionError(f"{value} bytes cannot be a volume's {what}", element=what)
+            raise DefinitionError(
+                f"{value} bytes cannot be a volume's {what}", element=what, libvirt_code=LibvirtCode.OVERFLOW
+            )
     directory = wanted.format == "dir" or (wanted.type is not None and wanted.type.value in ("dir", "netdir"))
     if wanted.capacity is None and wanted.backing is None and not copied and not directory:
         raise DefinitionError(f"volume {wanted.name!r} needs a capacity", element="capacity")

@@ -19,7 +19,8 @@ TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster co
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
-libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-storage-gluster python3-libvirt'
+libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-storage-gluster'
+oracle_packages='python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 
@@ -30,8 +31,8 @@ demo)
     if [ "$GLUSTER" != no ]; then packages="$packages $gluster_packages"; fi
     ;;
 test | bench)
-    packages="$image_packages qemu-block-extra iproute2 $gluster_packages $compiler_packages $libvirt_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages"; fi
+    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages"
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $oracle_packages"; fi
     ;;
 lint) ;;
 *)

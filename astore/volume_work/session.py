@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import stat
 from collections.abc import AsyncIterator
 
 from astore.backend import Progress, VolumeFile
-from astore.errors import DefinitionError, StorageError, printable
+from astore.errors import StorageError, printable
 from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.shield import shielded
 from astore.volume_work import copying, qemu_img, wiping
 from astore.volume_work.calls import bounded, to_the_end
 from astore.volume_work.contract import TreeFile, WritableTree
+from astore.volume_work.image_session import ImageSession, info_of, needed_capacity
 from astore.volume_work.local import LocalFile
 from astore.volume_work.open_file import OpenFile
-from astore.volume_work.opening import NewVolume, OpeningSession, checked_name, close_file, open_locked, worded
+from astore.volume_work.opening import NewVolume, checked_name, open_locked, worded
 from astore.volume_work.placing import found
-
-SECTOR = 512
-"""Bytes that QEMU reads and writes at least."""
-
-ALLOCATE_AT_ONCE = 1 << 30
-"""Bytes that one call takes space for."""
 
 DIRECTORY_MODE = 0o711
 
 
-class WritableTreeSession(OpeningSession):
+class WritableTreeSession(ImageSession):
     """A session that can also change what is there. What it raises names the volume; the core adds the pool."""
 
     async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
@@ -45,7 +39,7 @@ class WritableTreeSession(OpeningSession):
         if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or kind == "dir":
             return await self._make_directory(definition)
         qemu_img.check_definition(definition)
-        capacity = _capacity(definition)
+        capacity = needed_capacity(definition)
         if kind == "raw" and not definition.allocation:
             return await self._make_hole(definition, capacity)
         async with self.new_volume(definition.name, definition.permissions) as new:
@@ -58,7 +52,7 @@ class WritableTreeSession(OpeningSession):
                     await self._allocate(new, 0, min(definition.allocation or 0, capacity), count)
                 else:
                     await self._create_image(new, definition, capacity, prealloc_metadata, count)
-        return _made(new)
+        return info_of(new)
 
     async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
         """A raw volume without data: made with the others that are asked for at the same time."""
@@ -66,30 +60,6 @@ class WritableTreeSession(OpeningSession):
         with worded(definition.name, "create"):
             name = checked_name(definition.name)
             return await self.makers.make(name, capacity, definition.permissions, prepare)
-
-    async def _create_image(
-        self, new: NewVolume, definition: VolumeDef, capacity: int, prealloc_metadata: bool, count: copying.Count
-    ) -> None:
-        """Have qemu-img make an image in a private place, and put it on the pool."""
-        lane = self.context.lane
-        async with qemu_img.private_folder(self.context) as folder:
-            path = f"{folder}/image"
-            arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
-            operation = f"creating a {definition.format} volume"
-            await qemu_img.run(
-                self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
-            )
-            image = OpenFile(lane, await lane.run(_open_image, path, discard=close_file))
-            try:
-                made = (await image.stat()).size
-                # QEMU's driver for Gluster cannot read a file to its end that ends within a sector
-                size = _whole_sectors(made)
-                await new.truncate(size)
-                await copying.copy_blocks(image, new, made, count)
-            finally:
-                await shielded(image.aclose())
-        if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
-            await self._allocate(new, 0, size, count)
 
     async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
         name = checked_name(definition.name)
@@ -115,7 +85,12 @@ class WritableTreeSession(OpeningSession):
             return await to_the_end(self.context.lane, make, undo=lambda _: take_back())
 
     async def copy_volume(
-        self, source: VolumeInfo, definition: VolumeDef, *, progress: Progress | None = None
+        self,
+        source: VolumeInfo,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backed: int | None = None,
     ) -> VolumeInfo:
         """Make a new volume with the bytes of one of this pool's: shared blocks where the storage can, else its own copy.
 
@@ -128,19 +103,27 @@ class WritableTreeSession(OpeningSession):
                 size = count.total = (await old.stat()).size
                 if not await copying.copy_within(old, new, size, count):
                     await self._copy(old, size, new, count)
-                await self._grow(new, definition, size)
-        return _made(new)
+                await self._grow(new, definition, size, backed)
+                await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+        return info_of(new)
 
     async def receive_volume(
-        self, source: VolumeFile, size: int, definition: VolumeDef, *, progress: Progress | None = None
+        self,
+        source: VolumeFile,
+        size: int,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backed: int | None = None,
     ) -> VolumeInfo:
         """Make a new volume with the bytes of another pool's, read and written in blocks; holes are kept."""
         async with self._making(definition, progress) as (new, count):
             with worded(definition.name, "copy", count):
                 count.total = size
                 await self._copy(source, size, new, count)
-                await self._grow(new, definition, size)
-        return _made(new)
+                await self._grow(new, definition, size, backed)
+                await new.sync()
+        return info_of(new)
 
     @contextlib.asynccontextmanager
     async def _making(
@@ -155,7 +138,7 @@ class WritableTreeSession(OpeningSession):
         await new.truncate(size)
         await copying.copy_blocks(source, new, size, count)
 
-    async def _grow(self, new: NewVolume, definition: VolumeDef, size: int) -> None:
+    async def _grow(self, new: NewVolume, definition: VolumeDef, size: int, backed: int | None) -> None:
         """Give a copy the capacity that it is to have, and of a raw one the space."""
         capacity = definition.capacity or 0
         if qemu_img.is_raw(definition.format):
@@ -165,49 +148,17 @@ class WritableTreeSession(OpeningSession):
         elif capacity:
             image = await new.run(found, self.tree, new.made.hidden, True)
             if capacity > image.capacity:
-                await self._resize_image(image, capacity, False)
-
-    async def volume_for_qemu(self, volume: VolumeInfo, operation: str) -> str:
-        """What qemu-img calls a volume. :raises StorageError: EOPNOTSUPP: it cannot reach this storage."""
-        if volume.format == "vmdk":
-            # whose extents may be any files of this machine, named in a descriptor that the pool's users may write
-            async with self.open_volume(volume) as file:
-                if not qemu_img.is_whole_vmdk(await file.pread(qemu_img.VMDK_HEAD, 0)):
-                    raise StorageError(
-                        f"{operation}: volume {printable(volume.name)!r} has its data in other files", errno=errno.EPERM
-                    )
-        return await self._for_qemu(volume.name, operation)
-
-    async def convert_volume(self, path: str, format: str, definition: VolumeDef) -> VolumeInfo:
-        """Make a new volume, in the definition's format, of the image that qemu-img finds at ``path``.
-
-        :raises: as for :meth:`create_volume`; ``capacity`` must be given, and be no less than that of the image.
-        """
-        kind = definition.format or "raw"
-        qemu_img.check_definition(definition)
-        capacity = _capacity(definition)
-        operation = f"converting from {format} to {kind}"
-        async with self.new_volume(definition.name, definition.permissions) as new:
-            target = await self._for_qemu(new.made.hidden, operation)
-            with worded(definition.name, "convert"):
-                if kind == "raw":
-                    await new.truncate(_whole_sectors(capacity))
-                else:
-                    await self._create_image(new, definition, capacity, False, copying.Count(None, None))
-            arguments = (*qemu_img.convert_arguments(format, definition), path, target)
-            await qemu_img.run(self.context, *arguments, timeout=qemu_img.CONVERT_SECONDS, operation=operation)
-            if kind == "raw":
-                with worded(definition.name, "convert"):
-                    await self._allocate(new, 0, min(definition.allocation or 0, capacity))
-        return _made(new)
+                await self._resize_image(new, image, capacity, False, backed)
 
     # --------------------------------------------------------------------------------------------- what is there
 
-    async def resize_volume(self, volume: VolumeInfo, capacity: int, *, allocate: bool = False) -> VolumeInfo:
+    async def resize_volume(
+        self, volume: VolumeInfo, capacity: int, *, allocate: bool = False, backed: int | None = None
+    ) -> VolumeInfo:
         """Make a volume larger or smaller; raw by itself, other formats by qemu-img.
 
-        :raises StorageError: EOPNOTSUPP: qemu-img cannot reach this storage, in words. EAGAIN: it has another capacity
-            by now than ``volume`` says, so that nobody can have meant this.
+        :raises StorageError: EOPNOTSUPP: it would grow over what backs it, which cannot be done here. EAGAIN: it has another
+            capacity by now than ``volume`` says, so that nobody can have meant this.
         """
         async with self.open_volume(volume, write=True) as file:
             with worded(volume.name, "resize"):
@@ -221,7 +172,7 @@ class WritableTreeSession(OpeningSession):
                 if qemu_img.is_raw(volume.format):
                     await self._resize_raw(file, capacity, allocate)
                 else:
-                    await self._resize_image(volume, capacity, allocate)
+                    await self._resize_image(file, volume, capacity, allocate, backed)
                 return await file.run(found, self.tree, volume.name)
 
     async def _resize_raw(self, file: OpenFile, capacity: int, allocate: bool) -> None:
@@ -235,45 +186,6 @@ class WritableTreeSession(OpeningSession):
             if capacity > size:  # there may be no space for all of it: it keeps nothing of it
                 await shielded(bounded(file.truncate(size)))
             raise
-
-    async def _allocate(self, file: OpenFile, offset: int, length: int, count: copying.Count | None = None) -> None:
-        """Take space for a range. :raises OSError: ENOSPC: there is not so much; then none was taken in vain."""
-        if length <= 0:
-            return
-        has = (await file.stat()).blocks * 512 if offset == 0 else 0
-        _, free = await self.context.lane.run(self.tree.statvfs)
-        if length - min(has, length) > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for at in range(offset, offset + length, ALLOCATE_AT_ONCE):
-            some = min(ALLOCATE_AT_ONCE, offset + length - at)
-            await to_the_end(file.lane, file.guarded, file.file.allocate, at, some)
-            if count is not None:
-                count.add(some)
-
-    async def _resize_image(self, volume: VolumeInfo, capacity: int, allocate: bool) -> None:
-        operation = f"resizing a {volume.format} volume"
-        path = await self._for_qemu(volume.name, operation)
-        arguments = ["resize", "-q", "-f", qemu_img.driver(volume.format)]
-        if capacity < volume.capacity:
-            arguments.append("--shrink")
-        if allocate:
-            arguments.append("--preallocation=falloc")
-        await qemu_img.run(
-            self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
-        )
-
-    async def _for_qemu(self, name: str, operation: str) -> str:
-        """What qemu-img calls an entry. :raises StorageError: EOPNOTSUPP: it cannot reach it."""
-        path = self.tree.program_path(name)
-        protocol, colon, _ = path.partition(":")
-        if colon and "/" not in protocol:
-            protocol = protocol.partition("+")[0]
-            if protocol not in await qemu_img.protocols(self.context, operation):
-                raise StorageError(
-                    f"{operation} here needs a qemu-img that knows {protocol}:// (Debian package qemu-block-extra)",
-                    errno=errno.EOPNOTSUPP,
-                )
-        return path
 
     async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
         """Overwrite a volume's data; see :mod:`astore.volume_work.wiping`."""
@@ -322,30 +234,8 @@ def _delete(tree: WritableTree, name: str) -> None:
     tree.sync_folder()
 
 
-def _open_image(path: str) -> TreeFile:
-    return LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
-
-
 def _set_nocow(file: TreeFile) -> None:
-    # as for libvirt, a wish: on most file systems there is nothing to switch off
+    # a wish: on most file systems there is nothing to switch off
     if isinstance(file, LocalFile):
         with contextlib.suppress(OSError):
             file.set_nocow()
-
-
-# --------------------------------------------------------------------------------------------------- small things
-
-
-def _capacity(definition: VolumeDef) -> int:
-    if definition.capacity is None:
-        raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
-    return definition.capacity
-
-
-def _whole_sectors(size: int) -> int:
-    return (size + SECTOR - 1) // SECTOR * SECTOR
-
-
-def _made(new: NewVolume) -> VolumeInfo:
-    assert new.info is not None
-    return new.info

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Mapping
 
-from astore.errors import DefinitionError, StorageError
+from astore.errors import DefinitionError, LibvirtCode, StorageError
 from astore.volume_work.copying import BLOCK, Count, data_ranges, side_by_side
 from astore.volume_work.open_file import OpenFile
 
@@ -60,7 +60,10 @@ ALGORITHMS = (*PASSES, "trim")
 def check_algorithm(algorithm: str) -> None:
     """:raises DefinitionError: there is no such algorithm."""
     if algorithm not in ALGORITHMS:
-        raise DefinitionError(f"there is no algorithm {algorithm!r} to wipe by; there are {', '.join(ALGORITHMS)}")
+        raise DefinitionError(
+            f"there is no algorithm {algorithm!r} to wipe by; there are {', '.join(ALGORITHMS)}",
+            libvirt_code=LibvirtCode.INVALID_ARG,
+        )
 
 
 def passes_of(algorithm: str) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 from core_fakes import FakeBackend, fake, fake_registry, volume
 from lxml import etree
@@ -50,14 +48,65 @@ def test_create_arguments() -> None:
 
 
 def test_convert_arguments() -> None:
-    """Formats go by QEMU's names; nothing is created, since what is written to is there already."""
+    """Nothing is created, since what is written to is there already; a backing file is named where the copy is thin."""
     convert = qemu_img.convert_arguments
-    plain = ["convert", "-q", "-n", "-f", "raw", "-O", "raw", "--target-is-zero"]
-    assert convert("iso", VolumeDef("v")) == plain
-    wanted = VolumeDef("v", format="qcow2", cluster_size=512, backing=BackingStore("b", "qcow2"))
-    assert convert("vhd", wanted) == ["convert", "-q", "-n", "-f", "vpc", "-O", "qcow2", "-B", "b", "-F", "qcow2"]
+    source, target = {"driver": "raw"}, {"driver": "qcow2"}
+    names = ['json:{"driver": "raw"}', 'json:{"driver": "qcow2"}']
+    assert convert(VolumeDef("v"), source, target) == [
+        *("convert", "-q", "-n", "--target-is-zero", "-O", "raw"),
+        *names,
+    ]
+    wanted = VolumeDef("v", format="qcow2", cluster_size=512, backing=BackingStore("-b", "iso"))
+    full = ["convert", "-q", "-n", "-O", "qcow2", *names]
+    assert convert(wanted, source, target) == full
+    assert convert(wanted, source, target, thin=True) == [*full[:3], "-B", "-b", "-F", "raw", *full[3:]]
+    rebase = ["rebase", "-q", "-u", "-b", "-b", "-F", "raw", names[1]]
+    assert qemu_img.rebase_arguments(wanted, target) == rebase
     assert [qemu_img.driver(one) for one in (None, "raw", "ploop", "qcow2")] == ["raw", "raw", "parallels", "qcow2"]
     assert [qemu_img.is_raw(one) for one in (None, "raw", "iso", "qcow2")] == [True, True, True, False]
+
+
+def test_nodes() -> None:
+    """Formats go by QEMU's names; what can be backed is said to be backed by nothing, rather than left to its header."""
+    storage = qemu_img.file_node("/a,b=c")
+    assert storage == {"driver": "file", "filename": "/a,b=c"}
+    assert qemu_img.file_node("/dev/x", VolumeType.BLOCK) == {"driver": "host_device", "filename": "/dev/x"}
+    assert qemu_img.node("iso", storage) == {"driver": "raw", "file": storage}
+    assert qemu_img.node("vhd", storage) == {"driver": "vpc", "file": storage}
+    over = qemu_img.node("qcow2", storage)
+    assert over == {"driver": "qcow2", "file": storage, "backing": None}
+    assert qemu_img.node("qed", storage, over) == {"driver": "qed", "file": storage, "backing": over}
+
+
+def test_heads() -> None:
+    """Images that have their data elsewhere are refused by their first bytes, which lose the name of the backing file."""
+    plain = qcow2(MIB, "/secret", "raw")
+    qemu_img.check_head("qcow2", plain, "it")
+    assert qemu_img.without_backing("qcow2", plain)[8:20] == bytes(12)
+    split = bytearray(plain)
+    split[4:8] = (3).to_bytes(4, "big")
+    split[72:80] = (4).to_bytes(8, "big")
+    with pytest.raises(StorageError, match="it has its data in other files") as caught:
+        qemu_img.check_head("qcow2", bytes(split), "it")
+    assert caught.value.errno == errno.EPERM
+    split[4:8] = (2).to_bytes(4, "big")  # what version 2 has there means nothing
+    qemu_img.check_head("qcow2", bytes(split), "it")
+    with pytest.raises(StorageError):
+        qemu_img.check_head("vmdk", b"# Disk DescriptorFile", "it")
+    qed = b"QED\0".ljust(16, b"x") + b"\7" + bytes(47)
+    assert qemu_img.without_backing("qed", qed) == qed[:16] + b"\6" + qed[17:]
+    vmdk = b'KDMV...parentFileNameHint="/secret"'
+    assert b"parentFileNameHint" not in qemu_img.without_backing("vmdk", vmdk)
+    assert len(qemu_img.without_backing("vmdk", vmdk)) == len(vmdk)
+    assert qemu_img.without_backing("raw", plain) == plain
+
+
+def test_end_of_an_image() -> None:
+    """It is where qemu-img says, if it says so."""
+    assert qemu_img.image_end(CommandResult(("qemu-img",), 0, b'{"image-end-offset": 65536}', b"")) == 65536
+    for said in (b"", b"{}", b"[]", b'{"image-end-offset": null}'):
+        with pytest.raises(CommandError, match="does not say where the image ends"):
+            qemu_img.image_end(CommandResult(("qemu-img",), 0, said, b""))
 
 
 def test_whole_vmdk() -> None:
@@ -91,37 +140,6 @@ async def test_without_qemu_img(pool: Pool, folder: Path, tmp_path: Path, monkey
     assert not [name for name in os.listdir(tmp_path) if name.startswith("astore-")]
 
 
-class RemoteTree(WritableLocalTree):
-    """A tree that programs know by a URI."""
-
-    uri = "gluster+tcp://host/volume/{}"
-
-    def program_path(self, name: str) -> str:
-        return self.uri.format(name)
-
-
-@pytest.mark.parametrize("known", [True, False])
-async def test_storage_that_qemu_img_must_know(folder: Path, context: Context, known: bool) -> None:
-    """Where the pool is reached by a protocol, qemu-img must know it; if not, it is said what to install."""
-    said: list[tuple[str, ...]] = []
-
-    async def run(argv: Sequence[str], **options: Any) -> CommandResult:
-        said.append(tuple(argv))
-        words = "Supported formats: raw qcow2 gluster nbd\n" if known else "Supported formats: raw qcow2\n"
-        return CommandResult(tuple(argv), 0, b"qemu-img version 7\n" + words.encode() + b"\nmore", b"")
-
-    tree = await asyncio.to_thread(RemoteTree, str(folder))
-    session = WritableTreeSession(tree, msgspec.structs.replace(context, run_command=run))
-    info = volume("a", format="qcow2")
-    if known:
-        assert await session.volume_for_qemu(info, "converting") == "gluster+tcp://host/volume/a"
-    else:
-        with pytest.raises(StorageError, match="converting here needs a qemu-img that knows gluster://"):
-            await session.volume_for_qemu(info, "converting")
-    assert said == [("qemu-img", "--help")]
-    await session.aclose()
-
-
 async def test_formats_that_are_not_made(folder: Path, context: Context) -> None:
     """The session itself refuses what it cannot make, for whoever uses it without the core."""
     tree = await asyncio.to_thread(WritableLocalTree, str(folder))
@@ -129,9 +147,9 @@ async def test_formats_that_are_not_made(folder: Path, context: Context) -> None
     with pytest.raises(DefinitionError):
         await session.create_volume(VolumeDef("a"))
     with pytest.raises(DefinitionError):
-        await session.convert_volume("/x", "raw", VolumeDef("a", format="iso", capacity=1))
+        await session.convert_volume({"driver": "raw"}, VolumeDef("a", format="iso", capacity=1))
     with pytest.raises(DefinitionError):
-        await session.convert_volume("/x", "raw", VolumeDef("a", format="qcow2"))
+        await session.convert_volume({"driver": "raw"}, VolumeDef("a", format="qcow2"))
     with pytest.raises(DefinitionError):
         await session.create_volume(VolumeDef("a/b", capacity=1))
     with pytest.raises(DefinitionError):

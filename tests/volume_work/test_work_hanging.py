@@ -22,6 +22,7 @@ from astore.volume_work import calls, open_file, uploads
 from astore.volume_work.local import WritableLocalTree
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.opening import close_file
+from astore.volume_work.private_folder import private_folder
 from astore.volume_work.session import WritableTreeSession
 from astore.volume_work.uploads import LaneExecutor
 
@@ -223,10 +224,8 @@ async def test_closed_without_a_thread(tmp_path: Path) -> None:
 
 async def test_image_folder_without_a_thread(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """The private folder of an image goes, too, where the lane has no thread for that."""
-    from astore.volume_work import qemu_img
-
     gates = [Gate() for _ in range(4)]
-    async with qemu_img.private_folder(context) as made:
+    async with private_folder(context) as made:
         folder = Path(made)
         (folder / "image").write_bytes(b"x")
         assert folder.stat().st_mode & 0o777 == 0o700
