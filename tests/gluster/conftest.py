@@ -217,6 +217,9 @@ class Fake:
     def set_logging(self, fs: int, path: bytes, level: int) -> int:
         return 0
 
+    def set_xlator_option(self, fs: int, translator: bytes, key: bytes, value: bytes) -> int:
+        return 0
+
     def set_volfile_server(self, fs: int, transport: bytes, host: bytes, port: int) -> int:
         self.servers.append((transport, host, port))
         if self.server_fails:

@@ -140,7 +140,7 @@ async def test_what_is_run(context: Context) -> None:
     found = await backend.discover("h", context, port=24007)
     assert [source.source.name for source in found] == ["v", "w"]
     assert {source.source.directory for source in found} == {"/"}
-    assert found[0].source.hosts == (Host("h", 24007),)
+    assert found[0].source.hosts == (Host("h"),)  # as in libvirt, without the port
     await backend.discover("/run/glusterd.socket", context)
     start = ("gluster", "--xml", "--mode=script", "--log-file=/dev/null")
     assert ran == [

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from astore.backend import Backend, Context, PoolSession
-from astore.errors import DefinitionError
+from astore.definitions import FILE_FORMATS
+from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore_gluster import libgfapi
 from astore_gluster.connection import CONNECTIONS, Connection, ConnectionCache, Key
@@ -29,7 +30,7 @@ class GlusterBackend(Backend):
 
     type = "gluster"
     lane_threads = 10  # eight that read headers, and one for short calls beside them
-    volume_formats = ("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "iso", "luks")
+    volume_formats = FILE_FORMATS
 
     def __init__(self, connections: ConnectionCache = CONNECTIONS) -> None:
         self._connections = connections
@@ -88,7 +89,9 @@ class GlusterBackend(Backend):
     ) -> Sequence[DiscoveredSource]:
         """The volumes that a host knows, see :func:`astore_gluster.discovery.discover`."""
         if host is None:
-            raise DefinitionError("discovering gluster sources needs a host", element="host")
+            raise DefinitionError(
+                "discovering gluster sources needs a host", element="host", libvirt_code=LibvirtCode.INVALID_ARG
+            )
         server = Host(host, port)
         check_server(server)
         return await discover(server, context)

@@ -7,7 +7,7 @@ import errno
 from lxml import etree
 
 from astore.backend import CommandResult, Context
-from astore.errors import DefinitionError, StorageError, printable
+from astore.errors import DefinitionError, LibvirtCode, StorageError, printable
 from astore.model import DiscoveredSource, Host, Source
 from astore_gluster.servers import DEFAULT_PORT, is_volume_name
 
@@ -19,6 +19,8 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
     """Ask a host's glusterd for its volumes, started or not.
 
     :param host: checked already; a name that begins with ``/`` is the path of glusterd's socket.
+    A source that is found has no port, as in libvirt: it is the one that everybody knows.
+
     :raises DefinitionError: another port than 24007, which the program cannot reach.
     :raises StorageError: glusterd does not answer or says no.
     :raises CommandError: the program ``gluster`` is missing (Debian: glusterfs-cli).
@@ -31,7 +33,8 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
     )
     # on the lane: megabytes of XML, as a hostile server may send, would keep the event loop
     names = await context.lane.run(parse, host, result)
-    return tuple(DiscoveredSource("gluster", Source(hosts=(host,), directory="/", name=name)) for name in names)
+    found = Host(host.name)
+    return tuple(DiscoveredSource("gluster", Source(hosts=(found,), directory="/", name=name)) for name in names)
 
 
 def parse(host: Host, result: CommandResult) -> list[str]:
@@ -39,22 +42,26 @@ def parse(host: Host, result: CommandResult) -> list[str]:
     said = result.stderr.decode(errors="replace") + result.stdout.decode(errors="replace")
     failed = f"the volumes of Gluster host {host.name} cannot be listed"
     if result.returncode != 0:
-        raise StorageError(f"{failed}: {_line(said) or f'gluster returned {result.returncode}'}", errno=errno.ENOTCONN)
+        raise _failed(f"{failed}: {_line(said) or f'gluster returned {result.returncode}'}", errno.ENOTCONN)
     if len(result.stdout) > MAX_OUTPUT:
-        raise StorageError(f"{failed}: its answer has {len(result.stdout)} bytes", errno=errno.EMSGSIZE)
+        raise _failed(f"{failed}: its answer has {len(result.stdout)} bytes", errno.EMSGSIZE)
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
     )
     try:
         root = etree.fromstring(result.stdout, parser)
     except etree.XMLSyntaxError as error:
-        raise StorageError(f"{failed}: its answer is not XML ({_line(str(error))})", errno=errno.EPROTO) from error
+        raise _failed(f"{failed}: its answer is not XML ({_line(str(error))})", errno.EPROTO) from error
     if root.findtext("opRet") != "0":
-        raise StorageError(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno=errno.EIO)
+        raise _failed(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno.EIO)
     names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
     # what a server says is not trusted more than what a user says
     good = (name for name in names if is_volume_name(name))
     return list(dict.fromkeys(good))
+
+
+def _failed(message: str, number: int) -> StorageError:
+    return StorageError(message, errno=number, libvirt_code=LibvirtCode.OPERATION_FAILED)
 
 
 def _line(text: str) -> str:

@@ -45,6 +45,7 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "new": ("3.4.0", _ptr, (_text,)),
     "set_volfile_server": ("3.4.0", _int, (_ptr, _text, _text, _int)),
     "set_logging": ("3.4.0", _int, (_ptr, _text, _int)),
+    "set_xlator_option": ("3.4.0", _int, (_ptr, _text, _text, _text)),
     "init": ("3.4.0", _int, (_ptr,)),
     "fini": ("3.4.0", _int, (_ptr,)),
     "opendir": ("3.4.0", _ptr, (_ptr, _text)),
@@ -109,6 +110,7 @@ class Gfapi:
     new: Callable[[bytes], Pointer]
     set_volfile_server: Callable[[int, bytes, bytes, int], int]
     set_logging: Callable[[int, bytes, int], int]
+    set_xlator_option: Callable[[int, bytes, bytes, bytes], int]
     init: Callable[[int], int]
     fini: Callable[[int], int]
     opendir: Callable[[int, bytes], Pointer]

@@ -1,338 +1,30 @@
-"""A folder of a Gluster volume as a :class:`~astore.files.FileTree`, without a mount.
-
-A scan is one listing in which the server sends the attributes of each entry along with its name
-(``glfs_xreaddirplus_r``); a header is one anonymous read by the handle that the listing gave. Nothing else is a round
-trip, save for symbolic links, which are followed one by one.
-"""
+"""A folder of a Gluster volume in which files can be made and changed: a :class:`~astore.volume_work.contract.WritableTree`."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import stat as modes
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import Any
 
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat
-from astore.model import VolumeType
+from astore.files import FileStat
 from astore.volume_work.contract import WritableTree
-from astore_gluster import libgfapi
-from astore_gluster.connection import Connection
 from astore_gluster.file import GlusterFile
-from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
-from astore_gluster.libgfapi import failure, scratch
-from astore_gluster.servers import quote_path
+from astore_gluster.folder import GONE, GlusterFolder
+from astore_gluster.layout import decode_stat
+from astore_gluster.libgfapi import failure
 
-MAX_LINKS = 40
-"""Symbolic links followed one after the other before it is called a loop: the kernel's limit (path_resolution(7))."""
-
-_SECOND = 1_000_000_000
-_GONE = frozenset({errno.ENOENT, errno.ESTALE})
-"""What a name, or the handle of a file that was removed, gives."""
+STALE_WAITS = (0.0, 0.02, 0.1, 0.3, 0.7)
+"""Seconds between attempts to open what the client remembers and the bricks do not: md-cache remembers for one."""
 
 
-class GlusterTree(WritableTree):
-    """A folder of a volume.
+class GlusterTree(GlusterFolder, WritableTree):
+    """A folder of a volume, to be read and written; made as :class:`~astore_gluster.folder.GlusterFolder` is."""
 
-    :param connection: to the volume; one hold on it is taken over, and given back by :meth:`close`.
-    :param directory: the folder's path in the volume, from its root ``/``.
-    :param url: what stands before and after a quoted name in the URL of a file.
-    """
-
-    file_type = VolumeType.NETWORK
-    directory_type = VolumeType.NETDIR
     makers = 8
-    readers = 8
-
-    def __init__(self, connection: Connection, directory: str, url: tuple[str, str]) -> None:
-        self._connection = connection
-        self._gfapi = connection.gfapi
-        self._fs = connection.fs
-        self._directory = os.fsencode(directory)
-        self._prefix = self._directory.rstrip(b"/") + b"/"
-        self._before, self._after = url
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<GlusterTree {self._before}{self._after}>"
-
-    def key(self, name: str) -> str:
-        """The URL of an entry: ``gluster://host[:port]/volume/dir/name``, escaped as libvirt does."""
-        return f"{self._before}{quote_path(name)}{self._after}"
-
-    def path(self, name: str) -> bytes:
-        """An entry's path in the volume. :raises OSError: EINVAL: not the name of an entry."""
-        try:
-            raw = os.fsencode(name)
-        except UnicodeEncodeError:  # no name that os.fsdecode() makes
-            raw = b""
-        if not raw or b"/" in raw or b"\0" in raw or raw in (b".", b".."):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
-        if len(raw) >= NAME_ROOM:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
-        return self._prefix + raw
-
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[int]:
-        """The ``glfs_t``, which stays open meanwhile even if the tree is closed."""
-        self._hold()
-        try:
-            yield self._fs
-        finally:
-            self._connection.drop()
-
-    def _hold(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise OSError(errno.EBADF, "the pool was closed")
-            self._connection.hold()
-
-    # ------------------------------------------------------------------------------------------------------ scanning
-
-    def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
-        """List the folder, see :meth:`astore.files.FileTree.scan`. :raises OSError: the folder cannot be listed."""
-        with self._using() as fs:
-            listing = self._gfapi.opendir(fs, self._directory)
-            if listing is None:
-                error = failure(self._directory)
-                self.statvfs()  # of a volume whose bricks are all gone, opendir says such things as ENOTDIR
-                raise error
-            try:
-                yield from self._entries(listing, want)
-            finally:
-                self._gfapi.closedir(listing)
-
-    def _entries(self, listing: int, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
-        # The loop runs once for each entry of the folder, changed or not: hence the local names, and one unpacking.
-        gfapi = self._gfapi
-        read, get_stat, free, string_at = (
-            gfapi.xreaddirplus_r,
-            gfapi.xreaddirplus_get_stat,
-            gfapi.free,
-            ctypes.string_at,
-        )
-        unpack, size = gfapi.layout.members.unpack, gfapi.layout.members.size
-        make_stat, stat_type = tuple.__new__, FileStat
-        flags = libgfapi.XREADDIRP_STAT | libgfapi.XREADDIRP_HANDLE
-        room = ctypes.create_string_buffer(DIRENT_ROOM)
-        name_room = (ctypes.c_char * NAME_ROOM).from_buffer(room, DIRENT_NAME)
-        extra, cursor = ctypes.c_void_p(), ctypes.c_void_p()
-        at_extra, at_room, at_cursor = ctypes.addressof(extra), ctypes.addressof(room), ctypes.addressof(cursor)
-        while True:
-            if read(listing, flags, at_extra, at_room, at_cursor) < 0:
-                raise failure(self._directory)
-            if cursor.value is None:
-                return
-            item = extra.value
-            try:
-                raw: bytes = name_room.value
-                if raw[:1] == b"." and raw in (b".", b".."):
-                    continue
-                name = raw.decode("utf-8", "surrogateescape")
-                address = get_stat(item)
-                if address:
-                    inode, mode, uid, gid, length, blocks, a, a_ns, m, m_ns, c, c_ns = unpack(string_at(address, size))
-                else:
-                    mode = 0
-                kind = mode & 0o170000
-                if kind == 0 or kind == modes.S_IFLNK:
-                    # the server sent no attributes, as it may for entries of another brick; or a link, to be followed
-                    found = self._look(name, want)
-                else:
-                    times = (a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
-                    stat = make_stat(stat_type, (mode, inode, length, blocks, uid, gid, *times))
-                    if not want(name, stat):
-                        continue
-                    found = Entry(name, stat, self._keep(item) if kind == modes.S_IFREG else None)
-            finally:
-                free(item)
-            if found is not None:
-                yield found
-
-    def _keep(self, item: int | None) -> int | None:
-        """A handle of the entry that was just listed, to be read by; None where the server gave none."""
-        handle = self._gfapi.xreaddirplus_get_object(item)
-        kept = self._gfapi.object_copy(handle) if handle else None
-        if kept:
-            self._connection.hold()
-        return kept
-
-    def _look(self, name: str, want: Callable[[str, FileStat], bool]) -> Entry | tuple[str, OSError] | None:
-        """The entry ``name`` if it is there and wanted, looked up on its own."""
-        try:
-            entry = self._find(name)
-        except _VanishedError:
-            return None
-        except OSError as error:
-            return name, error
-        wanted = False
-        try:
-            wanted = want(name, entry.stat)
-        finally:
-            if not wanted:
-                self.release(entry)
-        return entry if wanted else None
-
-    def lookup(self, name: str) -> Entry | None:
-        """One entry, links followed; None where there is none, or a link that leads nowhere.
-
-        :raises OSError: ELOOP: a link that leads in circles; ENOENT: the folder is not there; and whatever the volume says.
-        """
-        try:
-            return self._find(name)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                self.check_folder()
-            elif error.errno != errno.EINVAL:
-                raise
-            return None
-
-    def _find(self, name: str) -> Entry:
-        path = self.path(name)
-        with self._using() as fs:
-            handle, stat = self._resolve(fs, path)
-            if modes.S_ISREG(stat.mode):
-                self._connection.hold()
-                return Entry(name, stat, handle)
-            self._gfapi.h_close(handle)
-            return Entry(name, stat, None)
-
-    def _resolve(self, fs: int, path: bytes, within: bytes | None = None) -> tuple[int, FileStat]:
-        """The handle and attributes of what is at the end of a path.
-
-        :param within: the folder, with a slash, that links must not lead out of; they may name entries of it only.
-
-        libgfapi can follow links by itself, but goes around a loop 2,000 times, which takes it 0.3 s: a folder of such links
-        would keep a refresh from ever ending.
-        """
-        gfapi = self._gfapi
-        data = ctypes.create_string_buffer(gfapi.layout.size)
-        seen = {path}
-        while True:
-            handle = gfapi.h_lookupat(fs, None, path, ctypes.addressof(data), 0)
-            if handle is None:
-                error = failure(path)
-                raise _VanishedError(*error.args) if error.errno in _GONE and len(seen) == 1 else error
-            stat = decode_stat(gfapi.layout, data.raw)
-            if not modes.S_ISLNK(stat.mode):
-                return handle, stat
-            gfapi.h_close(handle)
-            target = self._readlink(fs, path)
-            target = target.rstrip(b"/") or b"/"
-            path = target if target.startswith(b"/") else path[: path.rindex(b"/") + 1] + target
-            if within is not None and (not path.startswith(within) or b"/" in path[len(within) :]):
-                raise OSError(errno.EXDEV, "it is a link that leads out of the pool's directory", path)
-            if path in seen or len(seen) > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            if len(path) > 4096:
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-            seen.add(path)
-
-    def _readlink(self, fs: int, path: bytes) -> bytes:
-        room = scratch(4096)
-        length = self._gfapi.readlink(fs, path, ctypes.addressof(room), 4096)
-        if length < 0:
-            raise failure(path)
-        return ctypes.string_at(room, length)
-
-    # ------------------------------------------------------------------------------------------------------- headers
-
-    def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of a regular file, without opening it; see :meth:`astore.files.FileTree.read_header`.
-
-        :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
-        """
-        if entry.handle is not None:
-            try:
-                return self._read_head(entry, more)
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise
-            finally:
-                self.release(entry)
-        # no handle came with the listing, or what it led to was removed: perhaps there is another file of that name
-        found = self._find(entry.name)
-        if found.handle is None:
-            raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
-        try:
-            return self._read_head(found, more)
-        except OSError as error:
-            if error.errno in _GONE:
-                raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name) from error
-            raise
-        finally:
-            self.release(found)
-
-    def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        size = entry.stat.size
-        room = scratch(HEADER_SIZE)
-        address = ctypes.addressof(room)
-        done = self._read(entry.handle, address, 0, FIRST_READ, size)
-        if done == FIRST_READ < size and more(ctypes.string_at(address, done)):
-            done = self._read(entry.handle, address, done, HEADER_SIZE, size)
-        return ctypes.string_at(address, done)
-
-    def _read(self, handle: int, address: int, done: int, length: int, size: int) -> int:
-        """Fill the buffer at ``address`` from ``done`` up to ``length`` bytes; returns how far it is filled.
-
-        Asking again just to be told that a file of ``size`` bytes ends would be a round trip for each small file.
-        """
-        read = self._gfapi.h_anonymous_read
-        end = min(length, size)
-        while done < end:
-            count = read(self._fs, handle, address + done, length - done, done)
-            if count < 0:
-                raise failure()
-            if count == 0:
-                break
-            done += count
-        return done
-
-    def release(self, entry: Entry) -> None:
-        """Close an entry's handle, if it has one."""
-        if entry.handle is not None:
-            self._gfapi.h_close(entry.handle)
-            self._connection.drop()
-
-    # ------------------------------------------------------------------------------------------------ the whole tree
-
-    def statvfs(self) -> tuple[int, int]:
-        """The volume's size and what is free of it, in bytes."""
-        room = scratch(STATVFS_ROOM)
-        with self._using() as fs:
-            self._check(self._gfapi.statvfs(fs, self._directory, ctypes.addressof(room)), self._directory)
-            return decode_statvfs(ctypes.string_at(room, STATVFS_ROOM))
-
-    def check_folder(self) -> None:
-        """See that the folder is there. :raises OSError: ENOENT; ENOTDIR: it is something else; and so on."""
-        data = ctypes.create_string_buffer(self._gfapi.layout.size)
-        with self._using() as fs:
-            self._check(self._gfapi.stat(fs, self._directory, ctypes.addressof(data)), self._directory)
-        if not modes.S_ISDIR(decode_stat(self._gfapi.layout, data.raw).mode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._directory)
-
-    def close(self) -> None:
-        """Let go of the connection; calls in progress, and handles that were kept, keep it open until they are done."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._connection.drop()
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to the volume."""
-        return self._connection
-
-    def _check(self, result: int, path: bytes) -> None:
-        if result < 0:
-            raise failure(path)
-
-    # -------------------------------------------------------------------------------------------------- volume work
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
         """The attributes of an entry. :raises OSError: ENOENT, and so on."""
@@ -351,6 +43,14 @@ class GlusterTree(WritableTree):
 
         :raises OSError: EISDIR, EINVAL: it is something else (a FIFO is not even opened). EXDEV: a link out of the folder.
         """
+        for wait in STALE_WAITS:
+            try:
+                return self._open(name, write)
+            except _StaleError:
+                time.sleep(wait)
+        return self._open(name, write)
+
+    def _open(self, name: str, write: bool) -> GlusterFile:
         path = self.path(name)
         with self._using() as fs:
             handle, stat = self._resolve(fs, path, within=self._prefix)
@@ -360,6 +60,8 @@ class GlusterTree(WritableTree):
                     raise OSError(kind, "it is not a regular file", name)
                 # by its handle: what has the path may be another by now
                 fd = self._gfapi.h_open(fs, handle, os.O_RDWR if write else os.O_RDONLY)
+                if fd is None and ctypes.get_errno() in GONE:
+                    raise _StaleError(*failure(path).args)
                 return self._opened(fd, path, write=write)
             finally:
                 self._gfapi.h_close(handle)
@@ -432,5 +134,5 @@ class GlusterTree(WritableTree):
         return self.key(name)
 
 
-class _VanishedError(FileNotFoundError):
-    """The entry itself is not there, as opposed to what a link leads to."""
+class _StaleError(FileNotFoundError):
+    """What the client knows by the name is not there any more; by now there may be another of that name."""
