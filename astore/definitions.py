@@ -82,7 +82,7 @@ class PciAddress(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """``<adapter>``: a ``scsi_host`` (by name or parent address) or an ``fc_host`` (by wwnn and wwpn)."""
+    """``<adapter>``: a ``scsi_host`` (by name, or by parent address and unique id) or an ``fc_host`` (by wwnn and wwpn)."""
 
     type: str
     name: str | None = None
@@ -160,7 +160,7 @@ class PoolDef(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_xml(cls, text: str | bytes) -> PoolDef:
-        """Read libvirt pool XML.
+        """Read libvirt pool XML. What a pool of its type has no use for must be right, and is left out, as libvirt does.
 
         :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
         """
@@ -179,7 +179,8 @@ class PoolDef(msgspec.Struct, frozen=True):
 
 
 class Encryption(msgspec.Struct, frozen=True):
-    """``<encryption>`` of a volume: its format, its secrets and LUKS's cipher and iv generator."""
+    """``<encryption>`` of a volume: its format, the secret it points at, by ``uuid`` or ``usage``, LUKS's cipher and iv
+    generator, and the ``engine`` that is to encrypt."""
 
     format: str
     secret_uuid: str | None = None
@@ -190,18 +191,46 @@ class Encryption(msgspec.Struct, frozen=True):
     cipher_hash: str | None = None
     ivgen_name: str | None = None
     ivgen_hash: str | None = None
+    engine: str | None = None
+
+
+class Timestamps(msgspec.Struct, frozen=True):
+    """``<timestamps>`` of a document, in nanoseconds since the epoch; libvirt writes them and never reads them."""
+
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    btime_ns: int | None = None
 
 
 class BackingStore(msgspec.Struct, frozen=True):
-    """``<backingStore>``: the image that a volume is backed by."""
+    """``<backingStore>``: the image that a volume is backed by. Its timestamps mean nothing to who makes a volume."""
 
     path: str
     format: str | None = None
     permissions: Permissions | None = None
+    timestamps: Timestamps | None = None
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """``<extent start= end=>`` of the device that a volume lies on, in bytes."""
+
+    start: int
+    end: int
+
+
+class SourceDevice(msgspec.Struct, frozen=True):
+    """``<device path=>`` in a volume's ``<source>``: a device that the volume lies on."""
+
+    path: str
+    extents: tuple[Extent, ...] = ()
 
 
 class VolumeDef(msgspec.Struct, frozen=True):
-    """What a volume is to be: libvirt's ``<volume>`` as input. Sizes in bytes; None means not said."""
+    """What a volume is to be: libvirt's ``<volume>`` as input. Sizes in bytes; None means not said.
+
+    ``timestamps`` and ``source`` are kept of a document that describes a volume; they mean nothing to who makes one.
+    """
 
     name: str
     capacity: int | None = None
@@ -215,16 +244,19 @@ class VolumeDef(msgspec.Struct, frozen=True):
     nocow: bool | None = None
     encryption: Encryption | None = None
     backing: BackingStore | None = None
+    timestamps: Timestamps | None = None
+    source: tuple[SourceDevice, ...] = ()
 
     @classmethod
-    def from_xml(cls, text: str | bytes) -> VolumeDef:
+    def from_xml(cls, text: str | bytes, *, copied: bool = False) -> VolumeDef:
         """Read libvirt volume XML.
 
+        :param copied: it is to be made out of another volume, and needs no capacity.
         :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
         """
         from astore.xml import volume_from_xml
 
-        return volume_from_xml(text)
+        return volume_from_xml(text, copied=copied)
 
     def to_xml(self) -> str:
         """Write libvirt volume XML."""

@@ -270,8 +270,8 @@ class _Refresh:
             return True
         if isinstance(early, EntryError):
             self._errors.append(early)
-        else:
-            self._found[name] = early
+        else:  # a directory, whose record does not have its size
+            self._found[name] = old if old is not None and old == early else early
         return False
 
     def _read_chunks(self, turn: Turn | None = None) -> None:
@@ -374,7 +374,8 @@ def _without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Ent
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return None
     if stat.S_ISDIR(mode):
-        return _record(name, tree.directory_type, tree.key(name), st, None)
+        # whatever a directory has for a size and blocks, it is no volume's (libvirt says 0 as well)
+        return _record(name, tree.directory_type, tree.key(name), FileStat(*st[:2], 0, 0, *st[4:]), None)
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
     return EntryError(name, f"it is {kind}", skipped=True)
 

@@ -68,7 +68,19 @@ class Volume:
         """libvirt's ``<volume>`` document for it."""
         from astore.xml import volume_info_to_xml
 
-        return volume_info_to_xml(self.info)
+        info = self.info
+        return volume_info_to_xml(info, self._backing_volume(info.backing_path))
+
+    def _backing_volume(self, path: str | None) -> VolumeInfo | None:
+        """The record of the volume at ``path``, if an active pool has it under its last name."""
+        if path is None:
+            return None
+        name = path.rpartition("/")[2]
+        for pool in (self.pool, *self.pool._manager.pools(active=True)):
+            found = pool.snapshot.get(name)
+            if found is not None and found.path == path:
+                return found
+        return None
 
     # --------------------------------------------------------------------------------------------------- its bytes
 

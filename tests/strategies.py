@@ -19,7 +19,7 @@ from astore.model import (
     Source,
     Target,
 )
-from astore.xml.pool import _FORMATS, POOL_TYPES
+from astore.xml.pool_source import FORMATS, POOL_TYPES
 
 LETTERS = string.ascii_letters + string.digits
 words = st.text(LETTERS + "._-", min_size=1, max_size=12).filter(lambda text: text[0] not in "-.")
@@ -30,7 +30,9 @@ paths = st.lists(words, min_size=1, max_size=4).map(lambda parts: "/" + "/".join
 uuids = st.integers(0, (1 << 128) - 1).map(lambda number: str(uuid.UUID(int=number)))
 hosts = st.builds(Host, st.text(LETTERS, max_size=9).map("h{}.example".format), st.none() | st.integers(1, 65_535))
 ids = st.none() | st.integers(0, (1 << 32) - 2)
-permissions = st.builds(Permissions, st.none() | st.integers(0, 0o777), ids, ids, st.none() | words)
+permissions = st.builds(Permissions, st.none() | st.integers(0, 0o777), ids, ids, st.none() | words).filter(
+    lambda said: said != Permissions()
+)
 devices = st.builds(
     Device,
     paths,
@@ -61,7 +63,7 @@ def pool_definitions(draw: st.DrawFn, types: tuple[str, ...] = POOL_TYPES) -> Po
     """A definition that libvirt accepts, of any of its types."""
     type_ = draw(st.sampled_from(types))
     name = draw(names)
-    formats = _FORMATS.get(type_)
+    formats = FORMATS.get(type_)
     format_ = draw(st.sampled_from(formats)) if formats else None
     named = type_ in ("logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage")
     source_name = draw(words) if named else None

@@ -13,7 +13,7 @@ from lxml import etree
 from strategies import pool_definitions
 
 from astore import DefinitionError, PoolDef, PoolInfo, PoolState
-from astore.model import Adapter, DiscoveredSource, Host, PciAddress, Permissions, Source, Target
+from astore.model import Adapter, Auth, Device, DiscoveredSource, Host, PciAddress, Permissions, Source, Target
 from astore.xml import LARGEST_DOCUMENT, capabilities_to_xml, pool_from_xml, pool_to_xml, sources_to_xml
 
 DIR = "<pool type='dir'><name>d</name><target><path>/d</path></target></pool>"
@@ -29,23 +29,6 @@ def test_every_definition_survives_a_round_trip(definition: PoolDef) -> None:
 def schema() -> etree.RelaxNG:
     found = glob.glob("/usr/share/libvirt/schemas/storagepool.rng")
     return etree.RelaxNG(etree.parse(found[0]))
-
-
-@pytest.mark.libvirt
-def test_libvirts_schema_accepts_what_is_written() -> None:
-    """Every document that astore writes is valid by libvirt's own schema."""
-    validate = schema()
-
-    @given(pool_definitions(("dir", "netfs", "gluster")))
-    @settings(max_examples=200)
-    def check(definition: PoolDef) -> None:
-        # libvirt reads <refresh> of any pool, its schema knows it of rbd pools only
-        source = msgspec.structs.replace(definition.source, vendor=None, product=None)  # nor of vendors of Gluster
-        plain = msgspec.structs.replace(definition, refresh_allocation=None, source=source)
-        document = etree.fromstring(plain.to_xml())
-        assert validate.validate(document), (definition.to_xml(), validate.error_log.last_error)
-
-    check()
 
 
 def test_what_is_written() -> None:
@@ -111,7 +94,7 @@ def test_gluster_defaults() -> None:
 def test_targets_that_follow_from_the_source() -> None:
     """Logical and zfs pools have their targets below /dev."""
     logical = pool_from_xml("<pool type='logical'><name>vg</name><source><device path='/dev/sda'/></source></pool>")
-    assert (logical.target.path, logical.source.format) == ("/dev/vg", "unknown")
+    assert (logical.target.path, logical.source.format) == ("/dev/vg", "lvm2")
     assert (
         pool_from_xml("<pool type='zfs'><name>z</name><source><name>t</name></source></pool>").target.path
         == "/dev/zvol/t"
@@ -160,6 +143,7 @@ def pool(
 
 FS = "xmlns:fs='http://libvirt.org/schemas/storagepool/fs/1.0'"
 NETFS = "<host name='h'/><dir path='/e'/>"
+WWN = "0x50014380242b9751"
 REFUSED = [
     ("", "empty|syntax|Document"),
     ("<pool", "well-formed"),
@@ -192,14 +176,25 @@ REFUSED = [
     (pool("<host name='h'/><dir path='x'/>", type_="gluster"), "begin with"),
     (pool(type_="fs"), "device"),
     (pool(type_="disk"), "device"),
-    (pool("<host name='h'/>", type_="iscsi"), "device"),
+    (pool("<host name='h'/>", type_="rbd"), "source name"),
     (pool("<host name='h'/><device path='/d'/>", type_="iscsi-direct"), "initiator"),
     (pool(type_="scsi"), "adapter"),
     (pool("<adapter type='x' name='a'/>", type_="scsi"), "none of"),
     (pool("<adapter wwnn='x'/>", type_="scsi"), "fc_host"),
     (pool("<adapter type='fc_host' wwnn='x' wwpn='y'/>", type_="scsi"), "hexadecimal"),
     (pool("<adapter type='scsi_host'/>", type_="scsi"), "parentaddr"),
-    (pool("<adapter name='x'><parentaddr/></adapter>", type_="scsi"), "not both"),
+    (pool("<adapter name='x'><parentaddr/></adapter>", type_="scsi"), "must have the type"),
+    (pool("<adapter type='scsi_host'><parentaddr unique_id='1'/></adapter>", type_="scsi"), "no <address>"),
+    (pool("<adapter type='scsi_host'><parentaddr><address/></parentaddr></adapter>", type_="scsi"), "no number"),
+    (
+        pool(
+            "<adapter type='scsi_host' name='x'><parentaddr unique_id='1'><address/></parentaddr></adapter>",
+            type_="scsi",
+        ),
+        "not both",
+    ),
+    (pool(f"<adapter type='fc_host' wwnn='{WWN}'/>", type_="scsi"), "a wwnn and a wwpn"),
+    (pool(f"<adapter type='fc_host' wwnn='{WWN}' wwpn='{WWN}' parent_wwnn='{WWN}'/>", type_="scsi"), "belong together"),
     (pool("<device/>", type_="fs"), "'path'"),
     (pool("<device path='/d' part_separator='maybe'/>", type_="disk"), "none of"),
     (pool("<auth type='x' username='u'><secret usage='s'/></auth>"), "none of"),
@@ -282,10 +277,74 @@ def test_control_characters_are_not_written() -> None:
         PoolDef(type="dir", name="n", foreign=("<x",)).to_xml()
 
 
-def test_permissions_without_mode() -> None:
-    """An empty <permissions> is one that says nothing."""
-    text = DIR.replace("</target>", "<permissions/></target>")
-    assert pool_from_xml(text).target.permissions == Permissions()
+def test_permissions_that_say_nothing() -> None:
+    """They are none, and are not written."""
+    for empty in ("<permissions/>", "<permissions><owner>-1</owner><group>4294967295</group><label/></permissions>"):
+        assert pool_from_xml(DIR.replace("</target>", f"{empty}</target>")).target.permissions is None
+    assert "permissions" not in PoolDef("dir", "n", target=Target("/x", Permissions())).to_xml()
+
+
+def test_what_a_type_has_no_use_for() -> None:
+    """It must be right, and is left out, as libvirt does; what no type minds is kept of any."""
+    everything = (
+        "<host name='h'/><device path='/d'/><dir path='/e'/><adapter name='a'/><name>s</name><initiator><iqn name='i'/>"
+        "</initiator><format type='f'/><auth type='chap' username='u'><secret usage='s'/></auth><protocol ver='4'/>"
+        "<vendor name='v'/><product name='p'/>"
+    )
+    kept = pool_from_xml(pool(everything)).source
+    assert kept == Source(auth=Auth("chap", "u", secret_usage="s"), protocol_version="4", vendor="v", product="p")
+    assert pool_from_xml(pool(everything, type_="tape")).source.hosts == (Host("h"),)
+    with pytest.raises(DefinitionError, match="'path'"):
+        pool_from_xml(pool("<device/>"))
+
+
+def test_what_is_found_first_counts() -> None:
+    """Of several elements of one name the first that has what is looked for, as by XPath's string()."""
+    text = (
+        "<pool type='netfs'><name>n</name><target/><source><host name='h' port='0'/><dir/><dir path='/e'/><format/>"
+        "<format type='nfs'/></source><target><path>/x</path></target><target><permissions><mode>7</mode></permissions>"
+        "</target><refresh><volume/><volume allocation='capacity'/></refresh></pool>"
+    )
+    definition = pool_from_xml(text)
+    assert definition.source == Source(hosts=(Host("h"),), directory="/e", format="nfs")
+    assert definition.target == Target("/x", Permissions(mode=7))
+    assert definition.refresh_allocation == "capacity"
+
+
+def test_numbers_as_in_c() -> None:
+    """Blanks and signs before them; addresses of another base by how they begin."""
+    text = (
+        "<adapter type='scsi_host'><parentaddr unique_id=' +7'><address domain='0x1' bus='010' slot=' 9' function='7'/>"
+        "</parentaddr></adapter>"
+    )
+    adapter = pool_from_xml(pool(text, type_="scsi")).source.adapter
+    assert adapter == Adapter("scsi_host", parent_address=PciAddress(1, 8, 9, 7), unique_id=7)
+    uuid = pool_from_xml(DIR.replace("<target>", "<uuid> 01 23-456789abcdef0123456789abcdef\n</uuid><target>")).uuid
+    assert uuid == "01234567-89ab-cdef-0123-456789abcdef"
+
+
+@pytest.mark.libvirt
+def test_libvirts_schema_accepts_all_types() -> None:
+    """What is written of any type is valid, if it has nothing that libvirt reads and its schema does not know."""
+    validate = schema()
+
+    @given(pool_definitions())
+    @settings(max_examples=200)
+    def check(definition: PoolDef) -> None:
+        vendors = definition.type in ("dir", "fs", "netfs", "logical", "disk", "iscsi", "scsi")
+        source = definition.source
+        if not vendors:
+            source = msgspec.structs.replace(source, vendor=None, product=None)
+        devices = source.devices[:1] if definition.type == "zfs" else source.devices
+        if definition.type == "iscsi-direct":
+            devices = (Device("iqn.2013-06.com.example:disk"),)
+        source = msgspec.structs.replace(source, devices=devices)
+        refresh = definition.refresh_allocation if definition.type == "rbd" else None
+        plain = msgspec.structs.replace(definition, source=source, refresh_allocation=refresh)
+        document = etree.fromstring(plain.to_xml())
+        assert validate.validate(document), (plain.to_xml(), validate.error_log.last_error)
+
+    check()
 
 
 def test_other_documents() -> None:

@@ -5,7 +5,7 @@ namespace says that it is somebody's, and ignored elsewhere, as libvirt does. Do
 :mod:`astore.xml.reading`.
 """
 
-from astore.xml.documents import capabilities_to_xml, sources_to_xml
+from astore.xml.documents import DiscoveredSources, capabilities_to_xml, host_from_xml, sources_to_xml
 from astore.xml.pool import POOL_TYPES, pool_from_xml, pool_to_xml
 from astore.xml.reading import LARGEST_DOCUMENT, parse_size
 from astore.xml.volume import volume_def_to_xml, volume_from_xml, volume_info_to_xml
@@ -13,7 +13,9 @@ from astore.xml.volume import volume_def_to_xml, volume_from_xml, volume_info_to
 __all__ = [
     "LARGEST_DOCUMENT",
     "POOL_TYPES",
+    "DiscoveredSources",
     "capabilities_to_xml",
+    "host_from_xml",
     "parse_size",
     "pool_from_xml",
     "pool_to_xml",

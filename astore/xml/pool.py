@@ -5,291 +5,110 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 from lxml import etree
 
-from astore.errors import DefinitionError
-from astore.model import (
-    Adapter,
-    Auth,
-    Device,
-    FreeExtent,
-    Host,
-    PciAddress,
-    PoolDef,
-    PoolInfo,
-    Source,
-    Target,
-)
-from astore.names import check_mount_option, check_path, check_pool_name, check_uuid, normal_path
+from astore.errors import DefinitionError, LibvirtCode, printable
+from astore.model import Adapter, PoolDef, PoolInfo, Source, Target
+from astore.names import check_mount_option, check_path, check_pool_name, normal_path
+from astore.xml.pool_source import NAMED, POOL_TYPES, source_of
 from astore.xml.reading import (
+    FS_NAMESPACE,
+    RBD_NAMESPACE,
     Element,
     add,
     add_permissions,
+    all_of,
     attribute,
     child,
     choice,
-    integer,
     parse,
     permissions_of,
     render,
     safe,
-    text_of,
+    string_of,
+    uuid_of,
     wrong,
     yes_no,
 )
 
-POOL_TYPES = (
-    "dir",
-    "fs",
-    "netfs",
-    "logical",
-    "disk",
-    "iscsi",
-    "iscsi-direct",
-    "scsi",
-    "mpath",
-    "rbd",
-    "sheepdog",
-    "gluster",
-    "zfs",
-    "vstorage",
-)
-"""libvirt 9.0's."""
+__all__ = ["POOL_TYPES", "pool_from_xml", "pool_to_xml"]
 
-FS_NAMESPACE = "http://libvirt.org/schemas/storagepool/fs/1.0"
-RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
-
-# storage_conf.c, poolTypeInfo: what each type's source must have, and whether it has a target
-_NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
-_HOSTED = frozenset({"netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster"})
-_ONE_DEVICE = frozenset({"iscsi", "iscsi-direct"})
-_SOME_DEVICE = frozenset({"fs", "disk"})
 _NO_TARGET = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
-_FORMATS: dict[str, tuple[str, ...]] = {
-    "fs": (
-        "auto",
-        "ext2",
-        "ext3",
-        "ext4",
-        "ufs",
-        "iso9660",
-        "udf",
-        "gfs",
-        "gfs2",
-        "vfat",
-        "hfs+",
-        "xfs",
-        "ocfs2",
-        "vmfs",
-    ),
-    "netfs": ("auto", "nfs", "glusterfs", "cifs"),
-    "disk": ("unknown", "dos", "dvh", "gpt", "mac", "bsd", "pc98", "sun", "lvm2"),
-    "logical": ("unknown", "lvm2"),
-}
+_WITH_COW = frozenset({"fs", "dir"})
 _TYPE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 def pool_from_xml(text: str | bytes) -> PoolDef:
     """Read a ``<pool>`` document; see :meth:`astore.PoolDef.from_xml`."""
     root = parse(text, "pool")
-    type_ = attribute(root, "type", required=True) or ""
+    type_ = string_of(root, "./@type")
+    if type_ is None:
+        raise wrong(root, "it has no attribute 'type'")
     if not _TYPE.fullmatch(type_):
-        raise wrong(root, f"{type_!r} is no pool type")
-    known = type_ in POOL_TYPES
-    source_element = child(root, "source")
-    source = _source(source_element, type_)
-    name = text_of(root, "name")
-    if name is None and type_ in _NAMED:
+        raise wrong(root, f"{printable(type_)!r} is no pool type")
+    source = source_of(root, type_)
+    name = string_of(root, "./name")
+    if name is None and type_ in NAMED:
         name = source.name
     if name is None:
         raise wrong(root, "the pool has no name")
+    if "\n" in name:
+        raise wrong(root, f"the pool's name {printable(name)!r} has control characters", LibvirtCode.XML_DETAIL)
     _at(root.find("name"), check_pool_name, name)
-    if source.name is None and type_ in _NAMED:
-        source = _with(source, name=name)
-    uuid = text_of(root, "uuid")
-    if uuid is not None:
-        uuid = _at(root.find("uuid"), check_uuid, uuid)
-    if known:
-        source = _checked_source(source, source_element if source_element is not None else root, type_)
-    cow = child(root, "features", "cow")
-    if cow is not None and known and type_ not in ("fs", "dir"):
-        raise wrong(cow, f"a {type_} pool does not have the feature cow")
-    if cow is not None:
-        choice(cow, attribute(cow, "state", required=True), "state", ("yes", "no"))
-    volume = child(root, "refresh", "volume")
+    if source.name is None and type_ in NAMED:
+        source = msgspec.structs.replace(source, name=name)
+    uuid = string_of(root, "./uuid")
+    cow = _cow(root, type_)
     options, config, foreign = _namespaced(root, type_)
     return PoolDef(
         type=type_,
         name=name,
-        uuid=uuid,
+        uuid=None if uuid is None else uuid_of(all_of(root, "./uuid")[0], uuid),
         source=source,
         target=_target(root, type_, source),
-        features_cow=yes_no(cow, "state"),
-        refresh_allocation=None
-        if volume is None
-        else choice(volume, attribute(volume, "allocation"), "allocation", ("default", "capacity")),
+        features_cow=cow,
+        refresh_allocation=_choice(root, "./refresh/volume", "allocation", ("default", "capacity")),
         mount_options=options,
         config_options=config,
         foreign=foreign,
     )
 
 
-def _source(element: Element | None, type_: str) -> Source:
-    if element is None:
-        return Source()
-    hosts = []
-    for host in element.findall("host"):
-        name = attribute(host, "name", required=True) or ""
-        port = attribute(host, "port")
-        hosts.append(Host(safe(name), None if port is None else integer(host, port, "port", least=1, most=65_535)))
-    directory = attribute(child(element, "dir"), "path")
-    format_element = child(element, "format")
-    formats = _FORMATS.get(type_, ())
-    format_ = attribute(format_element, "type")
-    if formats:
-        if format_element is not None:
-            choice(format_element, format_, "format", formats)
-        format_ = format_ or formats[0]
-    protocol = child(element, "protocol")
-    initiator = child(element, "initiator", "iqn")
-    return Source(
-        hosts=tuple(hosts),
-        devices=tuple(_device(device) for device in element.findall("device")),
-        directory=None if directory is None else normal_path(directory),
-        adapter=_adapter(child(element, "adapter")),
-        name=text_of(element, "name"),
-        initiator=attribute(initiator, "name"),
-        format=format_,
-        auth=_auth(child(element, "auth")),
-        protocol_version=_protocol(protocol, type_, format_),
-        vendor=attribute(child(element, "vendor"), "name"),
-        product=attribute(child(element, "product"), "name"),
+def _choice(root: Element, path: str, name: str, choices: tuple[str, ...]) -> str | None:
+    """One of some words in an attribute of what is found by a path."""
+    value = string_of(root, f"{path}/@{name}")
+    return (
+        None if value is None else choice(all_of(root, path)[0], value, name, choices, LibvirtCode.CONFIG_UNSUPPORTED)
     )
 
 
-def _protocol(element: Element | None, type_: str, format_: str | None) -> str | None:
-    version = attribute(element, "ver")
-    if element is None or version is None:
-        return None
-    if type_ == "netfs" and format_ not in ("nfs", "auto"):
-        raise wrong(element, f"a protocol version belongs to the formats nfs and auto, not to {format_}")
-    if "," in version or any(ord(c) < 33 for c in version):
-        raise wrong(element, f"{version!r} is no protocol version")
-    return version
-
-
-def _device(element: Element) -> Device:
-    path = attribute(element, "path", required=True) or ""
-    extents = tuple(
-        FreeExtent(
-            integer(extent, attribute(extent, "start", required=True), "start"),
-            integer(extent, attribute(extent, "end", required=True), "end"),
-        )
-        for extent in element.findall("freeExtent")
-    )
-    return Device(normal_path(path), yes_no(element, "part_separator"), extents)
-
-
-def _adapter(element: Element | None) -> Adapter | None:
-    if element is None:
-        return None
-    type_ = attribute(element, "type")
-    name = attribute(element, "name")
-    if type_ is None:
-        # before there were types, the name alone meant a scsi_host, and nothing else was allowed beside it
-        if attribute(element, "wwnn") or attribute(element, "wwpn") or attribute(element, "parent"):
-            raise wrong(element, "an adapter with wwnn, wwpn or parent must have the type fc_host")
-        type_ = "scsi_host"
-    choice(element, type_, "adapter type", ("scsi_host", "fc_host"))
-    address = None
-    parent = child(element, "parentaddr")
-    pci = child(parent, "address")
-    if pci is not None:
-        part = {n: integer(pci, attribute(pci, n) or "0", n, base=0, most=0xFFFF) for n in PciAddress.__struct_fields__}
-        address = PciAddress(**part)
-    unique = attribute(parent, "unique_id")
-    if type_ == "fc_host":
-        for needed in ("wwnn", "wwpn"):
-            if not re.fullmatch("[0-9a-fA-F]{16}", attribute(element, needed) or ""):
-                raise wrong(element, f"an fc_host needs a {needed} of 16 hexadecimal digits")
-    elif name is None and address is None:
-        raise wrong(element, "a scsi_host needs a name or a parentaddr")
-    elif name is not None and parent is not None:
-        raise wrong(element, "a scsi_host has a name or a parentaddr, not both")
-    return Adapter(
-        type=type_,
-        name=name,
-        parent=attribute(element, "parent"),
-        parent_wwnn=attribute(element, "parent_wwnn"),
-        parent_wwpn=attribute(element, "parent_wwpn"),
-        parent_fabric_wwn=attribute(element, "parent_fabric_wwn"),
-        managed=yes_no(element, "managed"),
-        wwnn=attribute(element, "wwnn"),
-        wwpn=attribute(element, "wwpn"),
-        parent_address=address,
-        unique_id=None if unique is None or parent is None else integer(parent, unique, "unique_id", most=0xFFFFFFFF),
-    )
-
-
-def _auth(element: Element | None) -> Auth | None:
-    if element is None:
-        return None
-    type_ = choice(element, attribute(element, "type", required=True), "type", ("chap", "ceph"))
-    secret = child(element, "secret")
-    if secret is None:
-        raise wrong(element, "it has no <secret>")
-    uuid, usage = attribute(secret, "uuid"), attribute(secret, "usage")
-    if (uuid is None) == (usage is None):
-        raise wrong(secret, "a secret is named by its uuid or its usage, one of them")
-    return Auth(
-        type=type_ or "",
-        username=attribute(element, "username", required=True) or "",
-        secret_uuid=None if uuid is None else _at(secret, check_uuid, uuid),
-        secret_usage=usage,
-        secret_type=attribute(secret, "type"),
-    )
-
-
-def _checked_source(source: Source, element: Element, type_: str) -> Source:
-    if type_ in _HOSTED and not source.hosts:
-        raise wrong(element, f"a {type_} pool needs a source host")
-    if type_ in _SOME_DEVICE and not source.devices:
-        raise wrong(element, f"a {type_} pool needs a source device")
-    if type_ in _ONE_DEVICE and len(source.devices) != 1:
-        raise wrong(element, f"an {type_} pool needs one source device")
-    if type_ == "scsi" and source.adapter is None:
-        raise wrong(element, "a scsi pool needs a source adapter")
-    if type_ == "iscsi-direct" and source.initiator is None:
-        raise wrong(element, "an iscsi-direct pool needs an initiator")
-    if type_ == "netfs" and source.directory is None:
-        raise wrong(element, "a netfs pool needs a source dir")
-    if type_ == "gluster":
-        if source.name is not None and "/" in source.name:
-            raise wrong(element, f"a Gluster volume's name has no '/': {source.name!r}")
-        directory = source.directory or "/"
-        if not directory.startswith("/"):
-            raise wrong(element, f"the source dir {directory!r} must begin with '/'")
-        source = _with(source, directory=directory)
-    return source
+def _cow(root: Element, type_: str) -> bool | None:
+    cow = next(iter(all_of(root, "./features/cow")), None)
+    state = yes_no(cow, "state")
+    if cow is not None and state is not None and type_ in POOL_TYPES and type_ not in _WITH_COW:
+        raise wrong(cow, f"a {type_} pool does not have the feature cow", LibvirtCode.NO_SUPPORT)
+    return state
 
 
 def _target(root: Element, type_: str, source: Source) -> Target:
     if type_ in _NO_TARGET:
         return Target()
-    path = text_of(root, "target", "path")
+    path = string_of(root, "./target/path")
     if type_ == "logical":
-        path = f"/dev/{source.name}"
+        path = normal_path(f"/dev/{source.name}")
     elif type_ == "zfs":
-        path = f"/dev/zvol/{source.name}"
-    element = child(root, "target")
-    if path is None:
+        path = normal_path(f"/dev/zvol/{source.name}")
+    elif path is None:
         if type_ in POOL_TYPES:
+            element = child(root, "target")
             raise wrong(element if element is not None else root, f"a {type_} pool needs a target path")
     elif type_ in ("dir", "netfs"):
-        path = _at(child(element, "path"), check_path, path)
+        path = _at(all_of(root, "./target/path")[0], check_path, path)
     else:
         path = normal_path(path)
-    return Target(path, permissions_of(child(element, "permissions")))
+    permissions = next(iter(all_of(root, "./target/permissions")), None)
+    return Target(path, permissions_of(permissions))
 
 
 def _namespaced(root: Element, type_: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
@@ -326,10 +145,6 @@ def _at(element: Element | None, check: Any, value: str) -> str:
         if element is None or error.line is not None:
             raise
         raise wrong(element, str(error).removeprefix(f"<{error.element}>: ")) from None
-
-
-def _with(source: Source, **fields: Any) -> Source:
-    return Source(**{**{name: getattr(source, name) for name in Source.__struct_fields__}, **fields})
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -411,8 +226,6 @@ def _add_source(root: Element, source: Source) -> None:
         add(element, "vendor", name=source.vendor)
     if source.product is not None:
         add(element, "product", name=source.product)
-    if not len(element):
-        root.remove(element)
 
 
 def _add_adapter(parent: Element, adapter: Adapter) -> None:

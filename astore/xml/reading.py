@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TypeAlias, cast
 
 from lxml import etree
 
-from astore.errors import DefinitionError, printable
+from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import Permissions
+from astore.names import check_uuid
 
 Element: TypeAlias = etree._Element
 
@@ -18,7 +20,13 @@ LARGEST_DOCUMENT = 1 << 20
 DEEPEST = 64
 MOST_ELEMENTS = 20_000
 
+FS_NAMESPACE = "http://libvirt.org/schemas/storagepool/fs/1.0"
+RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
+NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
+
+_DETAIL = LibvirtCode.XML_DETAIL  # what libxml2 says, to libvirt
 _DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)")
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
@@ -51,11 +59,13 @@ def parse(text: str | bytes, root: str) -> Element:
     try:
         element = etree.fromstring(text, parser)
     except etree.XMLSyntaxError as error:
-        raise DefinitionError(f"not well-formed XML: {printable(error.msg or str(error))}", line=error.lineno) from None
+        raise DefinitionError(
+            f"not well-formed XML: {printable(error.msg or str(error))}", line=error.lineno, libvirt_code=_DETAIL
+        ) from None
     except (ValueError, LookupError) as error:
-        raise DefinitionError(f"not XML: {printable(str(error))}") from None
+        raise DefinitionError(f"not XML: {printable(str(error))}", libvirt_code=_DETAIL) from None
     if element is None:
-        raise DefinitionError("the document is empty")
+        raise DefinitionError("the document is empty", libvirt_code=_DETAIL)
     if element.getroottree().docinfo.doctype:  # type: ignore[union-attr]
         raise DefinitionError("a document type is not allowed", line=1)
     _bound(element)
@@ -84,9 +94,9 @@ def line_of(element: Element) -> int | None:
     return cast("int | None", element.sourceline)
 
 
-def wrong(element: Element, message: str) -> DefinitionError:
+def wrong(element: Element, message: str, libvirt_code: LibvirtCode | None = None) -> DefinitionError:
     """The error that says what is wrong with an element."""
-    return DefinitionError(message, line=line_of(element), element=_name(element))
+    return DefinitionError(message, line=line_of(element), element=_name(element), libvirt_code=libvirt_code)
 
 
 def child(element: Element | None, *path: str) -> Element | None:
@@ -106,6 +116,24 @@ def text_of(element: Element | None, *path: str) -> str | None:
     return "".join(str(part) for part in found.itertext()) or None
 
 
+@cache
+def _xpath(path: str) -> etree.XPath:
+    return etree.XPath(path, namespaces=NAMESPACES, smart_strings=False)
+
+
+def string_of(element: Element, path: str) -> str | None:
+    """What libvirt's virXPathString gives for ``string(path)``: the text of the first that there is; None if it is empty.
+
+    The path is one of this package's own, such as ``./source/format/@type``.
+    """
+    return cast(str, _xpath(f"string({path})")(element)) or None
+
+
+def all_of(element: Element, path: str) -> list[Element]:
+    """The elements that an XPath finds."""
+    return cast("list[Element]", _xpath(path)(element))
+
+
 def attribute(element: Element | None, name: str, *, required: bool = False) -> str | None:
     """An attribute; None if it is not there or empty."""
     if element is None:
@@ -119,53 +147,80 @@ def attribute(element: Element | None, name: str, *, required: bool = False) -> 
 def integer(
     element: Element, text: str | None, what: str, *, base: int = 10, least: int = 0, most: int = LARGEST_SIZE
 ) -> int:
-    """A whole number between ``least`` and ``most``."""
+    """A whole number between ``least`` and ``most``, as C's strtol() reads it: blanks before it, none after it.
+
+    :param base: 8, 10, 16, or 0: by what it begins with.
+    """
+    found = _INTEGER.fullmatch(text or "")
     try:
-        if text is None or not re.fullmatch(r"\s*[-+]?(0[xX])?[0-9a-fA-F]+", text):
+        if found is None or text is None:
             raise ValueError
-        number = int(text, base)
+        digits = found["digits"].lower()
+        if base == 0 and not digits.startswith("0x"):
+            base = 8 if digits.startswith("0") else 10  # unlike Python, for which "010" is none
+        number = int(digits, base)
     except ValueError:
         raise wrong(element, f"{what} {printable(text or '')!r} is no number") from None
+    if found["sign"] == "-":
+        number = -number
     if not least <= number <= most:
         raise wrong(element, f"{what} {text.strip() if text else ''} is not between {least} and {most}")
     return number
 
 
-def choice(element: Element, value: str | None, what: str, choices: tuple[str, ...]) -> str | None:
+def choice(
+    element: Element,
+    value: str | None,
+    what: str,
+    choices: tuple[str, ...],
+    libvirt_code: LibvirtCode | None = None,
+) -> str | None:
     """One of some words, or None."""
     if value is not None and value not in choices:
-        raise wrong(element, f"{what} {printable(value)!r} is none of {', '.join(choices)}")
+        raise wrong(element, f"{what} {printable(value)!r} is none of {', '.join(choices)}", libvirt_code)
     return value
 
 
+def uuid_of(element: Element, text: str) -> str:
+    """A UUID in its usual form; see :func:`astore.names.check_uuid`."""
+    try:
+        return check_uuid(text)
+    except DefinitionError as error:
+        raise wrong(element, str(error).removeprefix(f"<{error.element}>: ")) from None
+
+
 def yes_no(element: Element | None, name: str) -> bool | None:
-    """An attribute that is ``yes`` or ``no``."""
-    value = attribute(element, name)
+    """An attribute that is ``yes`` or ``no``; None if it is not there."""
+    value = None if element is None else element.get(name)
     if element is None or value is None:
         return None
     return choice(element, value, name, ("yes", "no")) == "yes"
 
 
-def parse_size(text: str, unit: str | None = None, *, element: Element | None = None) -> int:
-    """A size in bytes. Units as libvirt's virScaleInteger: B/bytes, K/KiB … E/EiB are powers of 1024, KB … EB of 1000.
+def parse_size(text: str, unit: str | None = None, *, element: Element | None = None, most: int = LARGEST_SIZE) -> int:
+    """A size in bytes, as libvirt reads it (virStrToLong_ullp, virScaleInteger): blanks before it, no sign but ``+``.
 
-    :raises DefinitionError: no number, an unknown unit, or 2⁶⁴ and more.
+    Units in any case: B, byte, bytes; K, KiB … E, EiB are powers of 1024, KB … EB of 1000.
+
+    :param most: the largest that it may be. :raises DefinitionError: no number, an unknown unit, or too large.
     """
-    bare = text.strip()
-    lower = (unit or "").strip().lower()
-    factor = _UNITS.get(lower)
-    if factor is None and lower and lower[0] in _PREFIXES:
-        power = _PREFIXES.index(lower[0]) + 1
-        factor = {"": 1024**power, "ib": 1024**power, "b": 1000**power}.get(lower[1:])
     name = None if element is None else _name(element)
     line = None if element is None else line_of(element)
-    if factor is None:
-        raise DefinitionError(f"unknown unit {printable(unit or '')!r}", line=line, element=name)
-    if not re.fullmatch(r"\+?[0-9]{1,20}", bare):
+    found = re.fullmatch(r"[ \t\n\r]*\+?0*([0-9]{1,20})", text)
+    if found is None or int(found[1]) > LARGEST_SIZE:
         raise DefinitionError(f"{printable(text[:64])!r} is no size", line=line, element=name)
-    size = int(bare) * factor
-    if size > LARGEST_SIZE:
-        raise DefinitionError(f"{bare} {unit or ''} is too large".strip(), line=line, element=name)
+    lower = unit.lower() if unit is not None and unit.isascii() else unit or ""
+    factor = _UNITS.get(lower)
+    if factor is None and lower[0] in _PREFIXES:
+        power = _PREFIXES.index(lower[0]) + 1
+        factor = {"": 1024**power, "ib": 1024**power, "b": 1000**power}.get(lower[1:])
+    if factor is None:
+        unknown = f"unknown unit {printable(unit or '')!r}"
+        raise DefinitionError(unknown, line=line, element=name, libvirt_code=LibvirtCode.INVALID_ARG)
+    size = int(found[1]) * factor
+    if size > most:
+        large = f"{found[1]} {unit or ''}".rstrip() + " is too large"
+        raise DefinitionError(large, line=line, element=name, libvirt_code=LibvirtCode.OVERFLOW)
     return size
 
 
@@ -177,17 +232,21 @@ def size_of(element: Element | None) -> int | None:
 
 
 def permissions_of(element: Element | None) -> Permissions | None:
-    """``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset."""
+    """``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it says nothing."""
     if element is None:
         return None
-    mode_text = text_of(element, "mode")
+    mode_text = string_of(element, "./mode")
     mode = None if mode_text is None else integer(element, mode_text, "mode", base=8, most=0o777)
-    ids: list[int | None] = []
-    for name in ("owner", "group"):
-        text = text_of(element, name)
-        number = None if text is None else integer(element, text, name, least=-1, most=(1 << 32) - 2)
-        ids.append(None if number == -1 else number)
-    return Permissions(mode=mode, owner=ids[0], group=ids[1], label=text_of(element, "label"))
+    owner, group = _id_of(element, "owner"), _id_of(element, "group")
+    permissions = Permissions(mode=mode, owner=owner, group=group, label=string_of(element, "./label"))
+    return None if permissions == Permissions() else permissions
+
+
+def _id_of(element: Element, name: str) -> int | None:
+    if child(element, name) is None:
+        return None
+    number = integer(element, string_of(element, f"./{name}"), name, least=-1, most=(1 << 32) - 1)
+    return None if number in (-1, (1 << 32) - 1) else number
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -214,8 +273,8 @@ def safe(text: str) -> str:
 
 
 def add_permissions(parent: Element, permissions: Permissions | None) -> None:
-    """Append ``<permissions>``."""
-    if permissions is None:
+    """Append ``<permissions>``, if they say anything."""
+    if permissions is None or permissions == Permissions():
         return
     element = add(parent, "permissions")
     if permissions.mode is not None:

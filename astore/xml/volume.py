@@ -7,106 +7,221 @@ import stat
 
 from lxml import etree
 
-from astore.definitions import FILE_FORMATS
-from astore.model import BackingStore, Encryption, VolumeDef, VolumeInfo, VolumeType
+from astore.definitions import FILE_FORMATS, Extent, SourceDevice, Timestamps
+from astore.errors import LibvirtCode, printable
+from astore.model import BackingStore, Encryption, Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.names import check_volume_name
 from astore.xml.reading import (
+    LARGEST_SIZE,
     Element,
     add,
     add_permissions,
-    attribute,
-    child,
+    all_of,
     choice,
     integer,
     parse,
+    parse_size,
     permissions_of,
     render,
-    size_of,
-    text_of,
+    string_of,
+    uuid_of,
     wrong,
 )
 
-VOLUME_FORMATS = (*FILE_FORMATS, "luks")
-_FEATURES = ("extended_l2", "lazy_refcounts")
+VOLUME_FORMATS = tuple(word for word in FILE_FORMATS if word != "none")
+"""What a volume of a pool of files may be asked to be; a LUKS volume is ``raw`` with an ``<encryption>``."""
+
+LARGEST_CAPACITY = (1 << 63) - 1
+"""No file is larger (off_t)."""
+
+_UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
+_TYPES = tuple(kind.value for kind in VolumeType)
+_DIRECTORIES = (VolumeType.DIR, VolumeType.NETDIR)
+_FEATURES = ("lazy_refcounts", "extended_l2")  # as libvirt writes them
+_ENCRYPTIONS = ("default", "qcow", "luks", "luks2")
+_ENGINES = ("qemu", "librbd")
+_MOST_32 = (1 << 32) - 1
+_COMPAT = re.compile(r"([0-9]+)\.([0-9]+)")
+_TIME = re.compile(r"([0-9]{1,20})(?:\.([0-9]{0,9}))?")
+_TIMES = ("atime", "mtime", "ctime", "btime")
+_DEVICE_PATH = re.compile(r"(/|[a-zA-Z]:\\)[^\n\r]+")
 
 
-def volume_from_xml(text: str | bytes) -> VolumeDef:
-    """Read a ``<volume>`` document; see :meth:`astore.VolumeDef.from_xml`."""
+def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
+    """Read a ``<volume>`` document; see :meth:`astore.VolumeDef.from_xml`.
+
+    In the order, and with the XPaths, of libvirt's virStorageVolDefParseXML: where something is there twice, it is the
+    first that counts.
+    """
     root = parse(text, "volume")
-    name = text_of(root, "name")
+    name = string_of(root, "./name")
     if name is None:
         raise wrong(root, "the volume has no name")
     check_volume_name(name)
-    type_ = attribute(root, "type")
-    choice(root, type_, "type", tuple(kind.value for kind in VolumeType))
-    target = child(root, "target")
-    backing = _backing(child(root, "backingStore"))
-    capacity = size_of(child(root, "capacity"))
-    if capacity is None and backing is None:
-        raise wrong(root, "a volume that is not backed by another needs a capacity")
-    allocation = size_of(child(root, "allocation"))
-    compat = text_of(target, "compat")
-    if compat is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", compat):
-        raise wrong(root, f"compat {compat!r} is no version")
+    type_ = choice(root, string_of(root, "./@type"), "type", _TYPES, _UNSUPPORTED)
+    backing = _backing(root)
+    capacity = _size(root, "capacity", LARGEST_CAPACITY)
+    if capacity is None and backing is None and not copied:
+        raise wrong(root, "a volume that is neither a copy nor backed by another needs a capacity")
+    allocation = _size(root, "allocation", LARGEST_CAPACITY)
+    format_ = _format(root, "target")
+    permissions = _permissions(root, "target")
+    encryption = _encryption(root)
+    compat = _compat(root)
+    cluster_size = _size(root, "target/clusterSize")
+    features = _features(root)
+    type_ = None if type_ in _DIRECTORIES and format_ != "dir" else type_  # it is the format that makes a directory
     return VolumeDef(
         name=name,
         capacity=capacity,
-        allocation=capacity if allocation is None else allocation,
-        format=_format(target) or "raw",
+        allocation=capacity if allocation is None and not copied else allocation,
+        format=format_ or "raw",
         type=None if type_ is None else VolumeType(type_),
-        permissions=permissions_of(child(target, "permissions")),
-        compat=compat,
-        features=_features(child(target, "features")),
-        cluster_size=size_of(child(target, "clusterSize")),
-        nocow=True if child(target, "nocow") is not None else None,
-        encryption=_encryption(child(target, "encryption")),
+        permissions=permissions,
+        compat="1.1" if compat is None and features is not None else compat,
+        features=features or (),
+        cluster_size=cluster_size,
+        nocow=True if all_of(root, "./target/nocow") else None,
+        encryption=encryption,
         backing=backing,
+        timestamps=_timestamps(root, "target"),
+        source=_source(root),
     )
 
 
-def _format(parent: Element | None) -> str | None:
-    element = child(parent, "format")
-    value = attribute(element, "type")
-    if element is not None:
-        choice(element, value, "format", VOLUME_FORMATS)
-    return value
+def _size(root: Element, path: str, most: int = LARGEST_SIZE) -> int | None:
+    text = string_of(root, f"./{path}")
+    if text is None:
+        return None
+    return parse_size(text, string_of(root, f"./{path}/@unit"), element=all_of(root, f"./{path}")[0], most=most)
 
 
-def _features(element: Element | None) -> tuple[str, ...]:
+def _format(root: Element, parent: str) -> str | None:
+    value = string_of(root, f"./{parent}/format/@type")
+    if value is None:
+        return None
+    return choice(all_of(root, f"./{parent}/format[@type]")[0], value, "format", VOLUME_FORMATS, _UNSUPPORTED)
+
+
+def _permissions(root: Element, parent: str) -> Permissions | None:
+    elements = all_of(root, f"./{parent}/permissions")
+    return permissions_of(elements[0]) if elements else None
+
+
+def _compat(root: Element) -> str | None:
+    compat = string_of(root, "./target/compat")
+    if compat is None:
+        return None
+    found = _COMPAT.fullmatch(compat)
+    if found is None or any(len(part.lstrip("0")) > 10 or int(part) > _MOST_32 for part in found.groups()):
+        raise wrong(all_of(root, "./target/compat")[0], f"compat {printable(compat)!r} is no version")
+    return compat
+
+
+def _features(root: Element) -> tuple[str, ...] | None:
+    """What is asked for in ``<features>``; None if there is no such element."""
+    if not all_of(root, "./target/features"):
+        return None
     found = set()
-    for feature in () if element is None else element:
-        name = str(feature.tag)
-        choice(feature, name, "feature", _FEATURES)
+    for element in all_of(root, "./target/features/*"):
+        name = etree.QName(element).localname
+        choice(element, name, "feature", _FEATURES, _UNSUPPORTED)
         found.add(name)
     return tuple(sorted(found))
 
 
-def _backing(element: Element | None) -> BackingStore | None:
-    path = text_of(element, "path")
-    if element is None or path is None:
+def _backing(root: Element) -> BackingStore | None:
+    path = string_of(root, "./backingStore/path")
+    if path is None:
         return None
-    return BackingStore(path, _format(element), permissions_of(child(element, "permissions")))
-
-
-def _encryption(element: Element | None) -> Encryption | None:
-    if element is None:
-        return None
-    format_ = choice(
-        element, attribute(element, "format", required=True), "format", ("default", "qcow", "luks", "luks2", "luks-any")
+    return BackingStore(
+        path, _format(root, "backingStore"), _permissions(root, "backingStore"), _timestamps(root, "backingStore")
     )
-    secret, cipher, ivgen = child(element, "secret"), child(element, "cipher"), child(element, "ivgen")
-    size = attribute(cipher, "size")
+
+
+def _timestamps(root: Element, parent: str) -> Timestamps | None:
+    """Times that can be read; since libvirt reads none, none is an error."""
+    times: list[int | None] = []
+    for name in _TIMES:
+        found = _TIME.fullmatch(string_of(root, f"./{parent}/timestamps/{name}") or "")
+        seconds = LARGEST_SIZE + 1 if found is None else int(found[1])
+        if found is None or seconds > LARGEST_SIZE:
+            times.append(None)
+            continue
+        if seconds >= 1 << 63:  # before 1970, as libvirt writes it
+            seconds -= 1 << 64
+        times.append(seconds * 10**9 + int((found[2] or "").ljust(9, "0")))
+    timestamps = Timestamps(*times)
+    return None if timestamps == Timestamps() else timestamps
+
+
+def _source(root: Element) -> tuple[SourceDevice, ...]:
+    """The devices it lies on, as far as they can be read; libvirt reads none."""
+    devices = []
+    for element in all_of(root, "./source/device"):
+        path = element.get("path") or ""
+        if not _DEVICE_PATH.fullmatch(path):
+            continue
+        extents = []
+        for extent in all_of(element, "./extent"):
+            start, end = (extent.get(name) or "" for name in ("start", "end"))
+            if all(re.fullmatch("[0-9]{1,20}", text) and int(text) <= LARGEST_SIZE for text in (start, end)):
+                extents.append(Extent(int(start), int(end)))
+        devices.append(SourceDevice(path, tuple(extents)))
+    return tuple(devices)
+
+
+def _encryption(root: Element) -> Encryption | None:
+    """As libvirt's virStorageEncryptionParseNode, which looks at cipher and ivgen for ``luks`` alone, not for ``luks2``."""
+    encryptions = all_of(root, "./target/encryption")
+    if not encryptions:
+        return None
+    element = encryptions[0]
+    format_ = element.get("format")
+    if not format_:
+        raise wrong(element, "it has no attribute 'format'")
+    choice(element, format_, "format", _ENCRYPTIONS, _UNSUPPORTED)
+    engine = choice(element, element.get("engine"), "engine", _ENGINES)
+    uuid, usage = _secret(element)
+    ciphers = all_of(element, "./cipher") if format_ == "luks" else []
+    ivgens = all_of(element, "./ivgen") if format_ == "luks" else []
+    cipher, ivgen = (dict(found[0].attrib) if found else {} for found in (ciphers, ivgens))
+    for part in (*ciphers[:1], *ivgens[:1]):
+        if part.get("name") is None:
+            raise wrong(part, "it has no attribute 'name'")
+    if ivgens and not ciphers:
+        raise wrong(ivgens[0], "an iv generator needs a cipher")
     return Encryption(
-        format=format_ or "",
-        secret_uuid=attribute(secret, "uuid"),
-        secret_usage=attribute(secret, "usage"),
-        cipher_name=attribute(cipher, "name", required=True),
-        cipher_size=None if size is None or cipher is None else integer(cipher, size, "size", most=65_536),
-        cipher_mode=attribute(cipher, "mode"),
-        cipher_hash=attribute(cipher, "hash"),
-        ivgen_name=attribute(ivgen, "name", required=True),
-        ivgen_hash=attribute(ivgen, "hash"),
+        format=format_,
+        secret_uuid=uuid,
+        secret_usage=usage,
+        cipher_name=cipher.get("name"),
+        cipher_size=integer(ciphers[0], cipher.get("size"), "size", most=_MOST_32) if ciphers else None,
+        cipher_mode=cipher.get("mode"),
+        cipher_hash=cipher.get("hash"),
+        ivgen_name=ivgen.get("name"),
+        ivgen_hash=ivgen.get("hash"),
+        engine=engine,
     )
+
+
+def _secret(encryption: Element) -> tuple[str | None, str | None]:
+    """The uuid or the usage of its secret. libvirt reads several, but makes no volume of such a document."""
+    secrets = all_of(encryption, "./secret")
+    if len(secrets) > 1:
+        raise wrong(secrets[1], "one secret is enough")
+    for element in secrets:
+        if not element.get("type"):
+            raise wrong(element, "it has no attribute 'type'")
+        choice(element, element.get("type"), "type", ("passphrase",), _UNSUPPORTED)
+        uuid, usage = element.get("uuid"), element.get("usage")
+        if (uuid is None) == (usage is None):
+            raise wrong(element, "a secret is named by its uuid or by its usage")
+        return None if uuid is None else uuid_of(element, uuid), usage
+    return None, None
+
+
+# ------------------------------------------------------------------------------------------------------ writing
 
 
 def volume_def_to_xml(definition: VolumeDef) -> str:
@@ -115,6 +230,8 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
     if definition.type is not None:
         root.set("type", definition.type)
     add(root, "name", definition.name)
+    if definition.source:
+        _add_source(root, definition.source)
     if definition.capacity is not None:
         add(root, "capacity", definition.capacity, unit="bytes")
     if definition.allocation is not None:
@@ -123,6 +240,7 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
     if definition.format is not None:
         add(target, "format", type=definition.format)
     add_permissions(target, definition.permissions)
+    _add_timestamps(target, definition.timestamps)
     if definition.encryption is not None:
         _add_encryption(target, definition.encryption)
     if definition.compat is not None:
@@ -131,25 +249,46 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
         add(target, "nocow")
     if definition.cluster_size is not None:
         add(target, "clusterSize", definition.cluster_size, unit="B")
-    _add_features(target, definition.features)
+    if definition.features:
+        _add_features(target, definition.features)
     if definition.backing is not None:
         backing = add(root, "backingStore")
         add(backing, "path", definition.backing.path)
         if definition.backing.format is not None:
             add(backing, "format", type=definition.backing.format)
         add_permissions(backing, definition.backing.permissions)
+        _add_timestamps(backing, definition.backing.timestamps)
     return render(root)
 
 
+def _add_source(parent: Element, devices: tuple[SourceDevice, ...]) -> None:
+    source = add(parent, "source")
+    for device in devices:
+        element = add(source, "device", path=device.path)
+        for extent in device.extents:
+            add(element, "extent", start=extent.start, end=extent.end)
+
+
+def _add_timestamps(parent: Element, times: Timestamps | None) -> None:
+    if times is None or times == Timestamps():
+        return
+    element = add(parent, "timestamps")
+    for name in _TIMES:
+        value = getattr(times, f"{name}_ns")
+        if value is not None:
+            seconds, fraction = divmod(value, 10**9)
+            seconds %= 1 << 64  # what is before 1970 as libvirt writes it; the schema knows no sign
+            add(element, name, f"{seconds}.{fraction:09d}" if fraction else seconds)
+
+
 def _add_features(parent: Element, features: tuple[str, ...]) -> None:
-    if features:
-        element = add(parent, "features")
-        for name in features:
-            add(element, name)
+    element = add(parent, "features")
+    for name in sorted(features, key=_FEATURES.index):
+        add(element, name)
 
 
 def _add_encryption(parent: Element, encryption: Encryption) -> None:
-    element = add(parent, "encryption", format=encryption.format)
+    element = add(parent, "encryption", format=encryption.format, engine=encryption.engine)
     if encryption.secret_uuid is not None or encryption.secret_usage is not None:
         add(element, "secret", type="passphrase", uuid=encryption.secret_uuid, usage=encryption.secret_usage)
     if encryption.cipher_name is not None:
@@ -165,36 +304,54 @@ def _add_encryption(parent: Element, encryption: Encryption) -> None:
         add(element, "ivgen", name=encryption.ivgen_name, hash=encryption.ivgen_hash)
 
 
-def volume_info_to_xml(info: VolumeInfo) -> str:
-    """The ``<volume>`` document that describes a volume that was found, as ``virsh vol-dumpxml`` shows it."""
+def volume_info_to_xml(info: VolumeInfo, backing: VolumeInfo | None = None) -> str:
+    """The ``<volume>`` document that describes a volume that was found, as ``virsh vol-dumpxml`` shows it.
+
+    :param backing: what is known of the image that it is backed by.
+    """
     root = etree.Element("volume")
     root.set("type", info.type)
     add(root, "name", info.name)
     add(root, "key", info.key)
-    add(root, "capacity", info.capacity, unit="bytes")
-    add(root, "allocation", info.allocation, unit="bytes")
-    add(root, "physical", info.physical, unit="bytes")
+    directory = info.type in _DIRECTORIES  # which has no size, to libvirt
+    add(root, "capacity", 0 if directory else info.capacity, unit="bytes")
+    add(root, "allocation", 0 if directory else info.allocation, unit="bytes")
+    if info.physical and not directory:
+        add(root, "physical", info.physical, unit="bytes")
     target = add(root, "target")
     add(target, "path", info.path)
     if info.format is not None:
-        add(target, "format", type=info.format)
-    permissions = add(target, "permissions")
-    add(permissions, "mode", f"0{stat.S_IMODE(info.mode):03o}")
-    add(permissions, "owner", info.uid)
-    add(permissions, "group", info.gid)
-    times = add(target, "timestamps")
-    for name, value in (("atime", info.atime_ns), ("mtime", info.mtime_ns), ("ctime", info.ctime_ns)):
-        add(times, name, f"{value // 10**9}.{value % 10**9:09d}" if value % 10**9 else f"{value // 10**9}")
+        add(target, "format", type=_word(info.format))
+    _add_what_was_found(target, info)
     if info.encryption is not None:
         add(target, "encryption", format="luks" if info.encryption == "luks" else "qcow")
-    if info.compat is not None:
+    later = info.compat is not None and info.compat != "0.10"  # libvirt has no word for the first, nor features of it
+    if later:
         add(target, "compat", info.compat)
-    if info.cluster_size is not None:
+    if info.cluster_size is not None and info.format == "qcow2":
         add(target, "clusterSize", info.cluster_size, unit="B")
-    _add_features(target, info.features)
+    if later:
+        _add_features(target, info.features)
     if info.backing is not None:
-        backing = add(root, "backingStore")
-        add(backing, "path", info.backing_path or info.backing)
-        if info.backing_format is not None:
-            add(backing, "format", type=info.backing_format)
+        element = add(root, "backingStore")
+        add(element, "path", info.backing_path or info.backing)
+        format_ = info.backing_format or (backing.format if backing is not None else None)
+        if format_ is not None:
+            add(element, "format", type=_word(format_))
+        if backing is not None:
+            _add_what_was_found(element, backing)
     return render(root)
+
+
+def _word(format_: str) -> str:
+    """What libvirt calls a format: LUKS is raw to it, with an ``<encryption>``."""
+    return "raw" if format_ == "luks" else format_
+
+
+def _add_what_was_found(parent: Element, info: VolumeInfo) -> None:
+    """The permissions, less set-uid and the like, and the times of a file."""
+    permissions = add(parent, "permissions")
+    add(permissions, "mode", f"0{stat.S_IMODE(info.mode) & 0o777:o}")
+    add(permissions, "owner", info.uid)
+    add(permissions, "group", info.gid)
+    _add_timestamps(parent, Timestamps(info.atime_ns, info.mtime_ns, info.ctime_ns))

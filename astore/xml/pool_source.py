@@ -1,0 +1,273 @@
+"""Reading the ``<source>`` of a ``<pool>``, by the rules of libvirt 9.0's storage_conf.c, storage_adapter_conf.c and
+storage_source_conf.c: everything is read and must be right, and what the pool's type has no use for is left out then."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from astore.errors import LibvirtCode
+from astore.model import Adapter, Auth, Device, FreeExtent, Host, PciAddress, Source
+from astore.names import normal_path
+from astore.xml.reading import (
+    Element,
+    all_of,
+    attribute,
+    child,
+    choice,
+    integer,
+    safe,
+    string_of,
+    uuid_of,
+    wrong,
+    yes_no,
+)
+
+POOL_TYPES = (
+    "dir",
+    "fs",
+    "netfs",
+    "logical",
+    "disk",
+    "iscsi",
+    "iscsi-direct",
+    "scsi",
+    "mpath",
+    "rbd",
+    "sheepdog",
+    "gluster",
+    "zfs",
+    "vstorage",
+)
+"""libvirt 9.0's."""
+
+# storage_conf.c, poolTypeInfo: what the source of each type has, and must have
+NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
+_HOSTED = frozenset({"netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster"})
+_WITH_DEVICES = frozenset({"logical", "fs", "iscsi", "iscsi-direct", "disk", "zfs"})
+_ONLY_DEVICES = frozenset({"fs", "disk"})
+_WITH_DIRECTORY = frozenset({"netfs", "gluster"})
+_WITH_INITIATOR = frozenset({"iscsi", "iscsi-direct"})
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "fs": (
+        "auto",
+        "ext2",
+        "ext3",
+        "ext4",
+        "ufs",
+        "iso9660",
+        "udf",
+        "gfs",
+        "gfs2",
+        "vfat",
+        "hfs+",
+        "xfs",
+        "ocfs2",
+        "vmfs",
+    ),
+    "netfs": ("auto", "nfs", "glusterfs", "cifs"),
+    "disk": ("unknown", "dos", "dvh", "gpt", "mac", "bsd", "pc98", "sun", "lvm2"),
+    "logical": ("unknown", "lvm2"),
+}
+"""The formats that a source may have, for the types that have any; in libvirt's order."""
+
+_DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
+_UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
+_WWN = re.compile("(0x)?[0-9a-fA-F]{16}")
+
+
+def source_of(root: Element, type_: str) -> Source:
+    """The source of a pool. A type that libvirt does not know keeps all that is there.
+
+    :raises DefinitionError: something is not as it must be, or missing.
+    """
+    element = child(root, "source")
+    if element is None:
+        source = Source(format=_DEFAULT_FORMATS.get(type_))
+    else:
+        format_ = _format(element, type_)
+        directory = string_of(element, "./dir/@path")
+        source = Source(
+            hosts=tuple(_host(host) for host in all_of(element, "./host")),
+            devices=tuple(_device(device) for device in all_of(element, "./device")),
+            directory=None if directory is None else normal_path(directory),
+            adapter=_adapter(child(element, "adapter")),
+            name=string_of(element, "./name"),
+            initiator=string_of(element, "./initiator/iqn/@name"),
+            format=format_,
+            auth=_auth(child(element, "auth")),
+            protocol_version=_protocol(element, type_, format_),
+            vendor=string_of(element, "./vendor/@name"),
+            product=string_of(element, "./product/@name"),
+        )
+    return _of_type(source, type_, root if element is None else element) if type_ in POOL_TYPES else source
+
+
+def _of_type(source: Source, type_: str, element: Element) -> Source:
+    """What a source of this type has of all that was read."""
+    if type_ in _HOSTED and not source.hosts:
+        raise wrong(element, f"a {type_} pool needs a source host")
+    if type_ in _ONLY_DEVICES and not source.devices:
+        raise wrong(element, f"a {type_} pool needs a source device")
+    if type_ == "netfs" and source.directory is None:
+        raise wrong(element, "a netfs pool needs a source dir")
+    if type_ == "rbd" and source.name is None:
+        raise wrong(element, "an rbd pool needs a source name")
+    if type_ == "iscsi-direct" and source.initiator is None:
+        raise wrong(element, "an iscsi-direct pool needs an initiator", _UNSUPPORTED)
+    directory = source.directory
+    if type_ == "gluster":
+        if source.name is not None and "/" in source.name:
+            raise wrong(element, f"a Gluster volume's name has no '/': {source.name!r}")
+        directory = directory or "/"
+        if not directory.startswith("/"):
+            raise wrong(element, f"the source dir {directory!r} must begin with '/'")
+    if type_ == "scsi":
+        _check_adapter(source.adapter, element)
+    return msgspec.structs.replace(
+        source,
+        hosts=source.hosts if type_ in _HOSTED else (),
+        devices=source.devices if type_ in _WITH_DEVICES else (),
+        directory=directory if type_ in _WITH_DIRECTORY else None,
+        adapter=source.adapter if type_ == "scsi" else None,
+        name=source.name if type_ in NAMED else None,
+        initiator=source.initiator if type_ in _WITH_INITIATOR else None,
+        format=source.format if type_ in FORMATS else None,
+    )
+
+
+def _format(element: Element, type_: str) -> str | None:
+    format_ = string_of(element, "./format/@type")
+    if type_ not in FORMATS:
+        return format_
+    place = child(element, "format")
+    place = element if place is None else place
+    return choice(place, format_, "format", FORMATS[type_], _UNSUPPORTED) or _DEFAULT_FORMATS[type_]
+
+
+def _host(element: Element) -> Host:
+    name, port = element.get("name"), element.get("port")
+    if name is None:
+        raise wrong(element, "it has no attribute 'name'")
+    number = None if port is None else integer(element, port, "port", most=65_535)
+    return Host(safe(name), number or None)
+
+
+def _protocol(source: Element, type_: str, format_: str | None) -> str | None:
+    version = string_of(source, "./protocol/@ver")
+    if version is None:
+        return None
+    element = child(source, "protocol")
+    assert element is not None
+    # libvirt compares numbers that mean nfs and auto for netfs, and whatever comes first and second for other types
+    if type_ in FORMATS and format_ not in FORMATS[type_][:2]:
+        raise wrong(element, f"a protocol version belongs to the formats nfs and auto, not to {format_}", _UNSUPPORTED)
+    if "," in version or any(ord(c) < 33 for c in version):
+        raise wrong(element, f"{version!r} is no protocol version", LibvirtCode.XML_DETAIL)
+    return version
+
+
+def _device(element: Element) -> Device:
+    path = element.get("path")
+    if path is None:
+        raise wrong(element, "it has no attribute 'path'")
+    extents = tuple(
+        FreeExtent(
+            integer(extent, attribute(extent, "start", required=True), "start"),
+            integer(extent, attribute(extent, "end", required=True), "end"),
+        )
+        for extent in element.findall("freeExtent")
+    )
+    return Device(path, yes_no(element, "part_separator"), extents)
+
+
+def _adapter(element: Element | None) -> Adapter | None:
+    if element is None:
+        return None
+    type_, name = element.get("type"), element.get("name")
+    if type_ is None:
+        # before there were types, the name alone meant a scsi_host, and nothing else was allowed beside it
+        if any(element.get(other) is not None for other in ("wwnn", "wwpn", "parent")):
+            raise wrong(element, "an adapter with wwnn, wwpn or parent must have the type fc_host")
+        if child(element, "parentaddr") is not None:
+            raise wrong(element, "an adapter with a parentaddr must have the type scsi_host")
+        return None if name is None else Adapter("scsi_host", name)
+    choice(element, type_, "adapter type", ("scsi_host", "fc_host"))
+    if type_ == "fc_host":
+        return Adapter(
+            type=type_,
+            parent=element.get("parent"),
+            parent_wwnn=element.get("parent_wwnn"),
+            parent_wwpn=element.get("parent_wwpn"),
+            parent_fabric_wwn=element.get("parent_fabric_wwn"),
+            managed=yes_no(element, "managed"),
+            wwnn=element.get("wwnn"),
+            wwpn=element.get("wwpn"),
+        )
+    parent = child(element, "parentaddr")
+    if parent is None:
+        return Adapter(type_, name)
+    found = all_of(element, "./parentaddr/address")
+    if not found:
+        raise wrong(parent, "it has no <address>")
+    unique_id = string_of(element, "./parentaddr/@unique_id")
+    return Adapter(
+        type_,
+        name,
+        parent_address=_pci_address(found[0]),
+        unique_id=integer(parent, unique_id, "unique_id", most=(1 << 31) - 1),
+    )
+
+
+def _pci_address(element: Element) -> PciAddress:
+    choice(element, element.get("multifunction"), "multifunction", ("on", "off"))
+    most = {"domain": 0xFFFFFFFF, "bus": 0xFF, "slot": 0x1F, "function": 7}
+    return PciAddress(**{n: integer(element, element.get(n, "0"), n, base=0, most=m) for n, m in most.items()})
+
+
+def _check_adapter(adapter: Adapter | None, element: Element) -> None:
+    if adapter is None:
+        raise wrong(element, "a scsi pool needs a source adapter")
+    element = next(element.iter("adapter"), element)
+    if adapter.type == "scsi_host":
+        if adapter.name is None and adapter.parent_address is None:
+            raise wrong(element, "a scsi_host needs a name or a parentaddr")
+        if adapter.name is not None and adapter.parent_address is not None:
+            raise wrong(element, "a scsi_host has a name or a parentaddr, not both")
+        return
+    parents = {"parent_wwnn": adapter.parent_wwnn, "parent_wwpn": adapter.parent_wwpn}
+    if list(parents.values()).count(None) == 1:
+        raise wrong(element, "parent_wwnn and parent_wwpn belong together")
+    parents["parent_fabric_wwn"] = adapter.parent_fabric_wwn
+    if adapter.wwnn is None or adapter.wwpn is None:
+        raise wrong(element, "an fc_host needs a wwnn and a wwpn")
+    for name, value in {"wwnn": adapter.wwnn, "wwpn": adapter.wwpn, **parents}.items():
+        if value is not None and not _WWN.fullmatch(value):
+            raise wrong(element, f"an fc_host's {name} has 16 hexadecimal digits", LibvirtCode.INTERNAL_ERROR)
+
+
+def _auth(element: Element | None) -> Auth | None:
+    if element is None:
+        return None
+    username = string_of(element, "./@username")
+    if username is None:
+        raise wrong(element, "it has no attribute 'username'")
+    type_ = element.get("type")
+    if type_ is None:
+        raise wrong(element, "it has no attribute 'type'", _UNSUPPORTED)
+    choice(element, type_, "type", ("chap", "ceph"), _UNSUPPORTED)
+    secret = child(element, "secret")
+    if secret is None:
+        raise wrong(element, "it has no <secret>")
+    uuid, usage = secret.get("uuid"), secret.get("usage")
+    if (uuid is None) == (usage is None):
+        raise wrong(secret, "a secret is named by its uuid or its usage, one of them")
+    return Auth(
+        type=type_,
+        username=username,
+        secret_uuid=None if uuid is None else uuid_of(secret, uuid),
+        secret_usage=usage,
+        secret_type=secret.get("type"),
+    )
