@@ -13,6 +13,9 @@ import libvirt
 
 POOL_EVENTS = ("defined", "undefined", "started", "stopped", "created", "deleted")
 
+LAST = "<pool type='dir'><name>the last</name><target><path>/nowhere/the last</path></target></pool>"
+"""A pool that nobody else has."""
+
 
 class Oracle:
     """A connection, and what may be asked of it."""
@@ -21,6 +24,7 @@ class Oracle:
         libvirt.virEventRegisterDefaultImpl()
         self.connection = libvirt.open(uri)
         self.happened: list[list[str]] = []
+        self.mock: Any = None
         lifecycle, refresh = libvirt.VIR_STORAGE_POOL_EVENT_ID_LIFECYCLE, libvirt.VIR_STORAGE_POOL_EVENT_ID_REFRESH
         self.connection.storagePoolEventRegisterAny(None, lifecycle, self._lifecycle, None)
         self.connection.storagePoolEventRegisterAny(None, refresh, self._refreshed, None)
@@ -48,6 +52,16 @@ class Oracle:
         pool = self.connection.storagePoolDefineXML(xml)
         try:
             return str(pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE if inactive else 0))
+        finally:
+            pool.undefine()
+
+    def parsed(self, xml: str) -> str:
+        """What libvirt's reader and writer alone make of a pool: by its test driver, which needs no type's backend."""
+        if self.mock is None:
+            self.mock = libvirt.open("test:///default")
+        pool = self.mock.storagePoolDefineXML(xml)
+        try:
+            return str(pool.XMLDesc())
         finally:
             pool.undefine()
 
@@ -93,21 +107,61 @@ class Oracle:
         """The name of the pool that has the volume at ``path``."""
         return str(self.connection.storageVolLookupByPath(path).storagePoolLookupByVolume().name())
 
+    def upload(self, pool: str, name: str, path: str, offset: int = 0, length: int = 0, flags: int = 0) -> None:
+        """Fill a volume from a file, and wait until the pool was refreshed for that, which libvirt does on its own."""
+        volume = self.pool(pool).storageVolLookupByName(name)
+        before = len(self.happened)
+        stream = self.connection.newStream()
+        volume.upload(stream, offset, length, flags)
+        with open(path, "rb") as file:
+            stream.sendAll(lambda _, count, __: file.read(count), None)
+        stream.finish()
+        while [pool, "refreshed"] not in self.happened[before:]:
+            libvirt.virEventRunDefaultImpl()
+
+    def download(self, pool: str, name: str, path: str, offset: int = 0, length: int = 0, flags: int = 0) -> None:
+        """Write what a volume holds to a file."""
+        stream = self.connection.newStream()
+        self.pool(pool).storageVolLookupByName(name).download(stream, offset, length, flags)
+        with open(path, "wb") as file:
+            stream.recvAll(lambda _, data, __: file.write(data), None)
+        stream.finish()
+
+    def world(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """All that is told of these pools and their volumes, of those that there are."""
+        found: dict[str, dict[str, Any]] = {}
+        for pool in self.connection.listAllStoragePools():
+            if pool.name() in names:
+                active = bool(pool.isActive())
+                found[pool.name()] = {
+                    "active": active,
+                    "persistent": bool(pool.isPersistent()),
+                    "autostart": bool(pool.autostart()),
+                    "xml": pool.XMLDesc(),
+                    "inactive xml": pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE),
+                    "volumes": {v.name(): self._described(v) for v in pool.listAllVolumes()} if active else {},
+                }
+        return found
+
+    @staticmethod
+    def _described(volume: Any) -> str:
+        try:
+            return str(volume.XMLDesc())
+        except libvirt.libvirtError as error:  # it has some that it cannot describe
+            return f"<refused code='{error.get_error_code()}'/>"
+
     def connection_call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the connection that returns plain values, such as ``findStoragePoolSources``."""
         return getattr(self.connection, method)(*arguments)
 
     def events(self) -> list[list[str]]:
         """``[pool, what]`` of all that happened since this was asked last, in order."""
-        seen = -1
-        while seen != len(self.happened):
-            seen = len(self.happened)
-            # an event of our own, so that this returns, after all that had come before it
-            timer = libvirt.virEventAddTimeout(20, lambda *_: None, None)
+        # an event of our own, which comes after all that had come before it
+        self.connection.storagePoolDefineXML(LAST).undefine()
+        while ["the last", "undefined"] not in self.happened:
             libvirt.virEventRunDefaultImpl()
-            libvirt.virEventRemoveTimeout(timer)
         happened, self.happened = self.happened, []
-        return happened
+        return [event for event in happened if event[0] != "the last"]
 
 
 def main(uri: str) -> None:

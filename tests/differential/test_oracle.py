@@ -10,6 +10,7 @@ pytestmark = pytest.mark.libvirt
 
 def test_answers_and_refusals(oracle: Oracle) -> None:
     """What libvirt takes comes back as it writes it, what it refuses as an error with its code."""
+    oracle.ask("events")
     written = oracle.ask("round_trip", "<pool type='dir'><name>one</name><target><path>/tmp//x/</path></target></pool>")
     assert "<path>/tmp/x</path>" in written
     with pytest.raises(LibvirtRefusedError) as refused:
