@@ -24,6 +24,7 @@ from astore.errors import (
     BackendError,
     DefinitionError,
     InvalidStateError,
+    LibvirtCode,
     ManagerClosedError,
     PoolNotFoundError,
     SourceConflictError,
@@ -31,10 +32,12 @@ from astore.errors import (
     reason,
 )
 from astore.events import EventBus, PoolAutostartChanged, PoolDefined, PoolUndefined
-from astore.lanes import Lanes, PoolLane
+from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.model import PoolDef, PoolState, Snapshot, VolumeInfo
+from astore.names import check_uuid, normal_path
 from astore.pool import Pool
+from astore.pool_lane import PoolLane
 from astore.pool_view import PoolView
 from astore.registry import BackendRegistry
 from astore.shield import shielded
@@ -94,18 +97,24 @@ class Catalogue:
 
     def pool_by_uuid(self, uuid: str) -> Pool:
         """The pool with this UUID, however it is written. :raises PoolNotFoundError: there is none."""
-        wanted = uuid.lower().replace("-", "")
+        try:
+            wanted = check_uuid(uuid)
+        except DefinitionError:
+            raise PoolNotFoundError(
+                f"there is no pool with uuid {uuid!r}: it is none", what=uuid, libvirt_code=LibvirtCode.INVALID_ARG
+            ) from None
         for pool in self._pools.values():
-            if pool.uuid.replace("-", "") == wanted:
+            if pool.uuid == wanted:
                 return pool
         raise PoolNotFoundError(f"there is no pool with uuid {uuid!r}", what=uuid)
 
     def pool_by_target(self, path: str) -> Pool:
-        """The pool whose target is this path. :raises PoolNotFoundError: there is none."""
+        """The active pool whose target is this path. :raises PoolNotFoundError: there is none."""
+        wanted = normal_path(path)
         for pool in self._sorted():
-            if pool.definition.target.path == path.rstrip("/"):
+            if pool.active and pool.definition.target.path == wanted:
                 return pool
-        raise PoolNotFoundError(f"no pool has the target {path!r}", what=path)
+        raise PoolNotFoundError(f"no active pool has the target {path!r}", what=path)
 
     def pools(
         self,
@@ -134,7 +143,7 @@ class Catalogue:
 
     def volume_by_path(self, path: str) -> Volume:
         """The volume with this path, over all active pools. :raises VolumeNotFoundError: there is none."""
-        return self._volume_by("path", path)
+        return self._volume_by("path", normal_path(path))
 
     def _volume_by(self, field: str, value: str) -> Volume:
         pools = self._sorted()

@@ -71,7 +71,6 @@ class LibvirtCode(enum.IntEnum):
     CONFIG_UNSUPPORTED = 67
     OPERATION_TIMEOUT = 68
     OVERFLOW = 82
-    OPERATION_UNSUPPORTED = 84
     STORAGE_VOL_EXIST = 90
 
 
@@ -249,7 +248,10 @@ class VolumeExistsError(StorageError, FileExistsError):
 
 
 class TransferError(StorageError):
-    """An upload, a copy or a wipe broke off; ``done`` bytes had been written when it did."""
+    """An upload, a copy or a wipe broke off; the storage had accepted ``done`` bytes when it did.
+
+    What a cache of the storage's accepts may be lost all the same: a FUSE client's or the kernel's, until it was synced.
+    """
 
     def __init__(self, message: str, *, errno: int | None = None, pool: str | None = None, done: int = 0) -> None:
         super().__init__(message, errno=errno, pool=pool)

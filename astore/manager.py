@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 import msgspec
@@ -17,7 +17,9 @@ from astore.catalogue import Catalogue, new_uuid
 from astore.commands import LaneCommandRunner
 from astore.errors import (
     AstoreError,
+    DefinitionError,
     InvalidStateError,
+    LibvirtCode,
     SourceConflictError,
     UnsupportedOperationError,
 )
@@ -29,12 +31,15 @@ from astore.events import (
     Subscription,
 )
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
-from astore.model import DiscoveredSource, PoolDef, RefreshOutcome, RefreshReport
+from astore.model import PoolDef, RefreshOutcome, RefreshReport
 from astore.names import check_host
 from astore.pool import Pool
 from astore.pool_refresh import CLEANUP_SECONDS
 from astore.registry import BackendRegistry
 from astore.shield import shielded
+
+if TYPE_CHECKING:
+    from astore.xml import DiscoveredSources
 
 T = TypeVar("T")
 
@@ -176,6 +181,7 @@ class Manager(Catalogue):
                     f"there is a pool {known.name!r} already: start it, or choose another name",
                     other=known.name,
                     field="name",
+                    libvirt_code=LibvirtCode.OPERATION_INVALID if wanted.uuid and known.active else None,
                 )
             wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or new_uuid())
             self._check_source(wanted, None)
@@ -262,15 +268,23 @@ class Manager(Catalogue):
         return self._bus.subscribe(since, pools=pools, kinds=kinds)
 
     async def discover(
-        self, type: str, host: str | None = None, *, port: int | None = None
-    ) -> Sequence[DiscoveredSource]:
-        """Which sources a host offers for pools of a type.
+        self, type: str, host: str | None = None, *, port: int | None = None, spec: str | bytes | None = None
+    ) -> DiscoveredSources:
+        """Which sources a host offers for pools of a type: records, and ``to_xml()`` gives libvirt's ``<sources>``.
 
+        :param spec: a libvirt ``<source>`` document that names host and port, instead of these.
         :raises BackendError: no such backend. UnsupportedOperationError: it cannot. DefinitionError: not a host.
             OSError, CommandError, TimeoutError: the host, or the program that asks it, did not answer.
         """
         self._check_open()
         assert self._lanes is not None
+        from astore.xml import DiscoveredSources, host_from_xml
+
+        if spec is not None:
+            if host is not None or port is not None:
+                raise DefinitionError("a source specification names the host: give no other", element="host")
+            named = host_from_xml(spec, type)
+            host, port = named.name, named.port
         if host is not None:
             host = check_host(host)
         backend = await self._registry.get(type)
@@ -279,7 +293,7 @@ class Manager(Catalogue):
         lane = self._lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self._call_timeout)
         try:
             context = Context("", "", lane, LaneCommandRunner(lane), self.log.bind(discover=type), self._call_timeout)
-            return await backend.discover(host, context, port=port)
+            return DiscoveredSources(await backend.discover(host, context, port=port))
         finally:
             lane.close()
 

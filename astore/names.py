@@ -10,17 +10,19 @@ import ipaddress
 import re
 import uuid
 
-from astore.errors import DefinitionError, printable
+from astore.errors import DefinitionError, LibvirtCode, printable
 
 NAME_BYTES = 250
 """A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_UUID = re.compile(r"[0-9a-f]{32}")
+_UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
 def _no_control(value: str, what: str, element: str | None) -> None:
+    if value.isascii() and value.isprintable():
+        return
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
         raise DefinitionError(f"the {what} {printable(value)!r} has control characters", element=element)
     try:
@@ -29,12 +31,12 @@ def _no_control(value: str, what: str, element: str | None) -> None:
         raise DefinitionError(f"the {what} {printable(value)!r} is not valid Unicode", element=element) from None
 
 
-def _check_name(name: str, what: str, longest: int) -> str:
+def _check_name(name: str, what: str, longest: int, slash: LibvirtCode | None = None) -> str:
     if not name:
         raise DefinitionError(f"the {what} is empty", element="name")
     _no_control(name, what, "name")
     if "/" in name:
-        raise DefinitionError(f"the {what} {name!r} has a '/'", element="name")
+        raise DefinitionError(f"the {what} {name!r} has a '/'", element="name", libvirt_code=slash)
     if name in (".", ".."):
         raise DefinitionError(f"{name!r} cannot be a {what}", element="name")
     if name.startswith("-"):
@@ -51,7 +53,7 @@ def check_pool_name(name: str) -> str:
 
 def check_volume_name(name: str) -> str:
     """A volume's name, as it is; at most 255 bytes. :raises DefinitionError: it cannot be one."""
-    return _check_name(name, "volume name", 255)
+    return _check_name(name, "volume name", 255, LibvirtCode.OPERATION_INVALID)
 
 
 def check_host(host: str) -> str:
@@ -127,11 +129,10 @@ def check_path(path: str, *, what: str = "path", element: str | None = "path", a
 
 
 def check_uuid(text: str) -> str:
-    """A UUID in lower case with hyphens. As libvirt's parser: hyphens anywhere, blanks around it.
+    """A UUID in lower case with hyphens. As virUUIDParse: hyphens and blanks anywhere between its bytes, and blanks around it.
 
     :raises DefinitionError: it is none.
     """
-    bare = text.strip().replace("-", "").lower()
-    if not _UUID.fullmatch(bare):
+    if not _UUID.fullmatch(text):
         raise DefinitionError(f"{printable(text)!r} is no UUID", element="uuid")
-    return str(uuid.UUID(bare))
+    return str(uuid.UUID(re.sub(r"[^0-9a-fA-F]", "", text)))

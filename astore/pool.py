@@ -29,7 +29,7 @@ from astore.backend import (
 )
 from astore.errors import (
     InvalidStateError,
-    PoolNotFoundError,
+    LibvirtCode,
     UnsupportedOperationError,
     VolumeBusyError,
 )
@@ -49,7 +49,7 @@ from astore.pool_volumes import WorkingPool
 from astore.shield import shielded
 
 if TYPE_CHECKING:
-    from astore.lanes import PoolLane
+    from astore.pool_lane import PoolLane
 
 
 class Pool(WorkingPool):
@@ -141,6 +141,7 @@ class Pool(WorkingPool):
                 pool=self.name,
                 state=self._state,
                 operation="autostart",
+                libvirt_code=LibvirtCode.INTERNAL_ERROR,
             )
         await self._manager._set_autostart(self, autostart)
 
@@ -280,10 +281,6 @@ class Pool(WorkingPool):
             await call
         except Exception as error:
             raise self._translate(error, operation) from error
-
-    def _require_known(self) -> None:
-        if self._manager._pools.get(self.name) is not self:
-            raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
 
     def _require_no_writers(self, force: bool) -> None:
         if self._written and not force:

@@ -194,7 +194,10 @@ async def test_pools_by_what_names_them(manager: astore.Manager) -> None:
     assert manager.pool("p") is pool
     for uuid in (pool.uuid, pool.uuid.upper(), pool.uuid.replace("-", "")):
         assert manager.pool_by_uuid(uuid) is pool
-    assert manager.pool_by_target("/target/of/p") is manager.pool_by_target("/target/of/p/") is pool
+    with pytest.raises(astore.PoolNotFoundError):
+        manager.pool_by_target("/target/of/p")  # as libvirt: of the active ones
+    await pool.start()
+    assert manager.pool_by_target("/target/of/p") is manager.pool_by_target("/target//of/p/") is pool
     for call in (manager.pool, manager.pool_by_uuid, manager.pool_by_target):
         with pytest.raises(LookupError, match="nosuch") as caught:
             call("nosuch")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from astore.cli import backends, pool_sources, pool_views, pools, volume_changes, volume_streams, volumes
+from astore.cli import backends, pool_import, pool_sources, pool_views, pools, volume_changes, volume_streams, volumes
 from astore.cli import events as watching
 from astore.cli.demo_command import register as register_demo
 from astore.cli.exits import Exit
@@ -21,7 +21,7 @@ from astore.cli.output import complain, drop_stdout
 from astore.cli.session import CONTEXT_SETTINGS, JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
 
 # modules that are imported for the commands they add
-__all__ = ["app", "pool_sources", "pool_views", "run", "volume_changes", "volume_streams"]
+__all__ = ["app", "pool_import", "pool_sources", "pool_views", "run", "volume_changes", "volume_streams"]
 
 
 class Application(TyperGroup):

@@ -10,7 +10,7 @@ from astore.cli import shapes
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
-from astore.cli.pools import app
+from astore.cli.pools import app, read_definition
 from astore.cli.session import VIRSH, Session, command, entry_point
 from astore.errors import DefinitionError
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Type = Annotated[str, typer.Argument(metavar="TYPE", help="A pool type.", autocompletion=complete_type)]
 Host = Annotated[str | None, typer.Argument(metavar="HOST", help="Whom to ask.", show_default=False)]
 Port = Annotated[int | None, typer.Argument(metavar="PORT", min=1, max=65535, help="Its port.", show_default=False)]
+_SPEC_HELP = "A file with libvirt's <source> document, which names host and port; - is standard input."
+Spec = Annotated[str | None, typer.Option("--spec", metavar="FILE", help=_SPEC_HELP, show_default=False)]
+SpecFile = Annotated[str | None, typer.Argument(metavar="FILE", help=_SPEC_HELP, show_default=False)]
 
 
 @command(app, "discover")
@@ -28,20 +31,20 @@ async def discover(
     type: Type,
     host: Host = None,
     port: Port = None,
+    spec: Spec = None,
     xml: Annotated[bool, typer.Option("--xml", help="libvirt's <sources> document.")] = False,
 ) -> Answer:
     """Ask a host which sources it offers for pools of a type."""
+    document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
     try:
-        found = await session.in_time(session.manager.discover(type, host, port=port))
+        found = await session.in_time(session.manager.discover(type, host, port=port, spec=document_))
     except DefinitionError as error:
-        if host is None and error.element == "host":
+        if host is None and spec is None and error.element == "host":
             raise CliError(f"whom to ask must be said: `astore pool discover {type} HOST`", Exit.USAGE) from error
         raise
     if xml:
-        from astore.xml import sources_to_xml
-
-        text = sources_to_xml(found)
+        text = found.to_xml()
         return Answer(shapes.Xml(text), lambda output: output.xml(text))
     document = shapes.Sources(type, tuple(_source(item) for item in found))
     return Answer(document, lambda output: _show_sources(output, document))
@@ -76,7 +79,7 @@ async def capabilities(
     xml: Annotated[bool, typer.Option("--xml", help="libvirt's <storagepoolCapabilities> document.")] = False,
 ) -> Answer:
     """Show which pool types can be used here, and their formats."""
-    from astore.xml import POOL_TYPES, capabilities_to_xml
+    from astore.xml import POOL_TYPES
 
     registry = session.manager.registry
     session.ticker.begin("loading backends")
@@ -87,9 +90,7 @@ async def capabilities(
         formats = (backend.source_formats, backend.volume_formats) if backend is not None else ((), ())
         found.append(shapes.Capability(type_, backend is not None, *formats))
     if xml:
-        text = capabilities_to_xml(
-            (item.type, item.supported, item.source_formats, item.volume_formats) for item in found
-        )
+        text = await session.manager.capabilities()
         return Answer(shapes.Xml(text), lambda output: output.xml(text))
 
     def show(output: Output) -> None:
@@ -108,6 +109,11 @@ async def capabilities(
     return Answer(shapes.Capabilities(tuple(found)), show)
 
 
+async def _find_sources_by_file(session: Session, type: Type, spec: SpecFile = None) -> Answer:
+    """Print the sources that a host, which a <source> document names, offers as libvirt's <sources> document."""
+    return await discover(session, type, spec=spec, xml=True)
+
+
 async def _find_sources(
     session: Session,
     type: Type,
@@ -123,5 +129,6 @@ async def _capabilities_xml(session: Session) -> Answer:
     return await capabilities(session, xml=True)
 
 
+VIRSH["find-storage-pool-sources"] = entry_point(_find_sources_by_file)
 VIRSH["find-storage-pool-sources-as"] = entry_point(_find_sources)
 VIRSH["pool-capabilities"] = entry_point(_capabilities_xml)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from astore.errors import reason
+from astore.importing import ImportAction
 from astore.model import EntryError, PoolState, RefreshOutcome, VolumeInfo, VolumeType
 
 
@@ -116,6 +117,28 @@ class Refresh(msgspec.Struct, frozen=True):
 
     seconds: float
     pools: tuple[Refreshed, ...]
+
+
+class ImportedPool(msgspec.Struct, frozen=True):
+    """What became of one entry of libvirt's folder; ``other`` is the pool that a conflict is with."""
+
+    ok: bool
+    file: str
+    action: ImportAction
+    pool: str | None
+    uuid: str | None
+    type: str | None
+    autostart: bool
+    has_backend: bool
+    other: str | None
+    error: Failure | None
+
+
+class Import(msgspec.Struct, frozen=True):
+    """``pool import``."""
+
+    folder: str
+    entries: tuple[ImportedPool, ...]
 
 
 class Xml(msgspec.Struct, frozen=True):

@@ -264,7 +264,7 @@ def test_discovery_that_cannot_be(astore: Any) -> None:
 
 
 @pytest.mark.gluster
-def test_discovery(astore: Any, gluster: Any, new_volume: str) -> None:
+def test_discovery(astore: Any, gluster: Any, new_volume: str, tmp_path: Path) -> None:
     """The volumes of a Gluster, as a table, as JSON and as libvirt's document."""
     found = astore.good("pool", "discover", "gluster", gluster.host, "--json").shape(shapes.Sources)
     assert new_volume in {source.name for source in found.sources}
@@ -273,6 +273,10 @@ def test_discovery(astore: Any, gluster: Any, new_volume: str) -> None:
     assert table.splitlines()[0].split() == ["Host", "Name", "Directory", "Format"]
     xml = astore.good("find-storage-pool-sources-as", "gluster", gluster.host).out
     assert f"<name>{new_volume}</name>" in xml
+    spec = tmp_path / "spec.xml"
+    spec.write_text(f"<source><host name='{gluster.host}'/></source>")
+    assert astore.good("pool", "discover", "gluster", "--spec", str(spec), "--json").shape(shapes.Sources) == found
+    assert astore.good("find-storage-pool-sources", "gluster", str(spec)).out == xml
     ran = astore("pool", "discover", "gluster", gluster.host, "--timeout", "0.001")
     assert (ran.code, "not done within 0.001 s" in ran.complaint) == (124, True)
 

@@ -128,7 +128,7 @@ class LifecycleChecks(ConformanceBase):
             await pool.set_autostart(True)
         await pool.stop()
         assert manager.pools() == []
-        with pytest.raises(InvalidStateError):
+        with pytest.raises(PoolNotFoundError):
             await pool.refresh()
 
     async def test_autostart(self, manager: Manager, pool: Pool, new_source: NewSource) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lxml import etree
 
 from astore.backend import CommandResult, Context
-from astore.errors import CommandError, DefinitionError, StorageError, reason
+from astore.errors import CommandError, DefinitionError, LibvirtCode, StorageError, reason
 from astore.model import DiscoveredSource, Host, Source
 from astore.names import check_host
 
@@ -29,7 +29,9 @@ async def discover_sources(host: str | None, context: Context) -> tuple[Discover
     :raises LaneTimeoutError: the host did not answer in time.
     """
     if not host:
-        raise DefinitionError("finding netfs sources needs a host", element="host")
+        raise DefinitionError(
+            "finding netfs sources needs a host", element="host", libvirt_code=LibvirtCode.INVALID_ARG
+        )
     name = check_host(host)
     commands = (
         ("nfs", ["showmount", "--no-headers", "--exports", name]),
@@ -70,7 +72,11 @@ def _worst(host: str, failures: list[Exception]) -> Exception:
     for error in said:
         if isinstance(error, TimeoutError):
             return error
-    error = StorageError(f"{host} offers nothing that could be found: {reason(said[0])}", errno=errno.EHOSTUNREACH)
+    error = StorageError(
+        f"{host} offers nothing that could be found: {reason(said[0])}",
+        errno=errno.EHOSTUNREACH,
+        libvirt_code=LibvirtCode.OPERATION_FAILED,
+    )
     error.__cause__ = said[0]
     return error
 

@@ -1,0 +1,77 @@
+"""``astore pool import``: libvirt's pools become astore's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from astore.cli import shapes
+from astore.cli.exits import code_of_all, explain
+from astore.cli.output import Answer, Cell, Column, Output, yes_no
+from astore.cli.pools import app
+from astore.cli.session import Session, command
+from astore.importing import LIBVIRT_FOLDER, ImportedPool, import_pools
+
+if TYPE_CHECKING:
+    from astore.importing import ImportReport
+
+_STYLES = {"imported": "green", "updated": "green", "conflict": "red", "unreadable": "red", "failed": "red"}
+
+Folder = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="libvirt's folder of definitions, with `autostart` in it; only read.")
+]
+
+
+@command(app, "import")
+async def import_command(session: Session, folder: Folder = LIBVIRT_FOLDER) -> Answer:
+    """Take over libvirt's own pools: their definitions and autostart marks. May be repeated; starts nothing."""
+    session.ticker.begin("importing")
+
+    def told(done: int, count: int, entry: ImportedPool) -> None:
+        if done == 1:
+            session.ticker.begin("importing", count)
+        session.ticker.step()
+
+    report = await import_pools(session.manager, folder, timeout=session.settings.timeout, on_progress=told)
+    failed = [(entry, entry.error) for entry in report.entries if entry.error is not None]
+    document = shapes.Import(report.folder, tuple(_shape(entry) for entry in report.entries))
+    return Answer(
+        document,
+        lambda output: _show(output, report),
+        [f"{entry.file}: {explain(error)}" for entry, error in failed],
+        code_of_all([error for _, error in failed], len(report.entries) - len(failed)),
+    )
+
+
+def _shape(entry: ImportedPool) -> shapes.ImportedPool:
+    return shapes.ImportedPool(
+        ok=entry.error is None,
+        file=entry.file,
+        action=entry.action,
+        pool=entry.pool,
+        uuid=entry.uuid,
+        type=entry.type,
+        autostart=entry.autostart,
+        has_backend=entry.backend,
+        other=entry.other,
+        error=shapes.failure(entry.error, None if entry.error is None else explain(entry.error)),
+    )
+
+
+def _show(output: Output, report: ImportReport) -> None:
+    if not report.entries:
+        output.line(f"there are no definitions in {report.folder}")
+        return
+    rows: list[list[Cell | str]] = []
+    for entry in report.entries:
+        lacking = entry.type is not None and not entry.backend
+        rows.append(
+            [
+                Cell(entry.action, _STYLES.get(entry.action, "")),
+                entry.pool or entry.file,
+                f"{entry.type} (no backend)" if lacking else entry.type or "-",
+                yes_no(entry.autostart),
+            ]
+        )
+    output.table([Column("Outcome"), Column("Pool", folds=True), Column("Type"), Column("Autostart")], rows)
