@@ -101,14 +101,17 @@ class Turns:
     def give_way(self, most: float) -> float:
         """Wait while anybody has a turn, ``most`` seconds at most; returns how many it were. For work without haste."""
         began = now = time.monotonic()
-        while now - began < most and self._busy(now):
+        while now - began < most and self.busy:
             time.sleep(PAUSE)
             now = time.monotonic()
         return now - began
 
-    def _busy(self, now: float) -> bool:
+    @property
+    def busy(self) -> bool:
+        """Whether anybody has a turn, and was heard of."""
+        limit = time.monotonic() - LEASE
         with self._lock:
-            return any(turn._confirmed > now - LEASE for turn in self._holders)
+            return any(turn._confirmed > limit for turn in self._holders)
 
     def _take(self, turn: Turn) -> None:
         with self._lock:

@@ -24,7 +24,8 @@ AT_ONCE = 16
 async def creating_rows(bench: Bench) -> list[Row]:
     """1,000 raw volumes of 10 GiB, 16 at a time, all sides in turn and each time in a new folder.
 
-    Nothing is deleted in between: ext4 looks for a free inode for long where many were freed within five seconds.
+    ext4 looks for a free inode for long where many were freed a while ago, which depends on what ran before: the folders lie
+    apart from each other, and from all that, and nothing is deleted in between.
     """
     bed = bench.gluster
     bed.create_volume("making")
@@ -45,7 +46,7 @@ async def creating_rows(bench: Bench) -> list[Row]:
     for number in range(bench.pairs):
         libvirt = bench.libvirt()
         if libvirt is not None:
-            folder = bench.folder / f"lv-create{number}"
+            folder = bench.apart() / f"lv-create{number}"
             folder.mkdir()
             xml = f"<pool type='dir'><name>lv-create</name><target><path>{folder}</path></target></pool>"
             libvirt.start(xml, "lv-create")
@@ -92,7 +93,7 @@ def _gluster(bench: Bench, name: str, folder: str) -> str:
 async def _pool(bench: Bench, root: astore.Pool, kind: str, name: str) -> astore.Pool:
     """A started pool on a new folder."""
     if kind == "dir":
-        folder = bench.folder / name
+        folder = bench.apart() / name
         folder.mkdir()
         text = f"<pool type='dir'><name>{name}</name><target><path>{folder}</path></target></pool>"
     else:
@@ -116,6 +117,7 @@ async def _create(pool: astore.Pool, prefix: str) -> float:
 async def _refresh_beside(beside: astore.Pool, pool: astore.Pool) -> float:
     """How many times as long another pool's refresh takes while volumes are created: medians."""
     alone = [await _seconds(beside.refresh) for _ in range(30)]
+    await asyncio.sleep(0.1)
     making = asyncio.ensure_future(_create(pool, "n"))
     meanwhile: list[float] = []
     while not making.done():

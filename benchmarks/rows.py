@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -88,6 +89,14 @@ class Bench:
             if self._libvirt.why:
                 self.notes.append(f"libvirt was not measured: {self._libvirt.why}.")
         return None if self._libvirt.why else self._libvirt
+
+    def apart(self) -> Path:
+        """A folder whose folders the file system puts far from each other (``T`` of chattr(1), if it knows it)."""
+        folder = self.folder / "apart"
+        if not folder.exists():
+            folder.mkdir()
+            subprocess.run(["chattr", "+T", str(folder)], check=False, capture_output=True)
+        return folder
 
     def limit(self) -> Limit | None:
         if self._limit is None:

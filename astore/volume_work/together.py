@@ -29,7 +29,10 @@ AT_ONCE = 16
 """How many volumes one call makes at most."""
 
 BACKGROUND_SECONDS = 0.01
-"""How long a call lets refreshes go first, all in all."""
+"""How long a call lets refreshes go first, all in all, and how long its results do."""
+
+PAUSE = 0.0005
+"""Seconds from one look to the next whether they go on."""
 
 
 class Wanted:
@@ -140,6 +143,7 @@ class Makers:
             for one in wanted:
                 _fail(one, _own(error))
         else:
+            await self._let_others_compute()
             gone = [one for one in wanted if one.abandoned and one.info is not None]
             if gone:  # it was in its place before its thread could see that nobody waits for it
                 await bounded(self._lane.run(_remove_all, gone))
@@ -152,6 +156,13 @@ class Makers:
         finally:
             self._making -= 1
             self._send_soon()
+
+    async def _let_others_compute(self) -> None:
+        """Tell of what was made a little later while a refresh computes, which would wait for those who are told."""
+        for _ in range(int(BACKGROUND_SECONDS / PAUSE)):
+            if not self._lane.busy:
+                return
+            await asyncio.sleep(PAUSE)
 
     async def _take_back(self, wanted: Wanted) -> None:
         """Nobody takes it any more: see that it is not there."""
