@@ -35,7 +35,7 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
 class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
     """A volume as the last refresh found it. ``key`` and ``path`` are the same object wherever they are equal.
 
-    ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 of a directory), ``mode`` the whole st_mode.
+    ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 of a ``dir``), ``mode`` the whole st_mode.
     ``backing`` is the name as the header has it, ``backing_path`` what it means beside this volume (None when it
     cannot be told).
     """

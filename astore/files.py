@@ -374,8 +374,9 @@ def _without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Ent
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return None
     if stat.S_ISDIR(mode):
-        # whatever a directory has for a size and blocks, it is no volume's (libvirt says 0 as well)
-        return _record(name, tree.directory_type, tree.key(name), FileStat(*st[:2], 0, 0, *st[4:]), None)
+        if tree.directory_type is VolumeType.DIR:  # has no size and no blocks, says libvirt; of a netdir it tells them
+            st = FileStat(*st[:2], 0, 0, *st[4:])
+        return _record(name, tree.directory_type, tree.key(name), st, None)
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
     return EntryError(name, f"it is {kind}", skipped=True)
 

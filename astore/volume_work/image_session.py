@@ -53,7 +53,7 @@ class ImageSession(OpeningSession):
     ) -> None:
         """Have qemu-img make an image in a private place, and put it on the pool."""
         async with private_folder(self.context) as folder:
-            path = f"{folder}/image"
+            path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
             await self._create_here(path, definition, capacity, prealloc_metadata)
             size = await self._put(path, new, count)
         if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
@@ -154,7 +154,7 @@ class ImageSession(OpeningSession):
         nobody = copying.Count(None, None)
         if kind in qemu_img.BY_LENGTH and self._path(hidden) is None:
             async with private_folder(self.context) as folder:
-                path = f"{folder}/image"
+                path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
                 await self._create_here(path, definition, capacity, False)
                 yield qemu_img.file_node(path), None
                 await self._put(path, new, nobody)

@@ -313,7 +313,7 @@ def volume_info_to_xml(info: VolumeInfo, backing: VolumeInfo | None = None) -> s
     root.set("type", info.type)
     add(root, "name", info.name)
     add(root, "key", info.key)
-    directory = info.type in _DIRECTORIES  # which has no size, to libvirt
+    directory = info.type is VolumeType.DIR  # which has no size, to libvirt
     add(root, "capacity", 0 if directory else info.capacity, unit="bytes")
     add(root, "allocation", 0 if directory else info.allocation, unit="bytes")
     if info.physical and not directory:

@@ -70,7 +70,10 @@ class Side:
         """With ``@`` for the side's folder, in documents in one form."""
         if isinstance(value, str):
             value = value.replace(str(self.root), "@")
-            return plain(value) if value.startswith("<") else value
+            try:
+                return plain(value) if value.startswith("<") else value
+            except etree.XMLSyntaxError:
+                return "<refused/>"
         if isinstance(value, list):
             return [self.masked(inner) for inner in value]
         if isinstance(value, dict):

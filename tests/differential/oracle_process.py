@@ -149,6 +149,8 @@ class Oracle:
             return str(volume.XMLDesc())
         except libvirt.libvirtError as error:  # it has some that it cannot describe
             return f"<refused code='{error.get_error_code()}'/>"
+        except UnicodeDecodeError:  # or describes with whatever bytes are in an image's header
+            return "<refused/>"
 
     def connection_call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the connection that returns plain values, such as ``findStoragePoolSources``."""

@@ -148,6 +148,8 @@ async def test_gluster(
             (mounted / "images" / "raw").write_bytes(b"longer" * 70_000)
             await to.look("gluster")
             assert len(to.known["gluster"]["volumes"]) == 10
+            told = (await mine.world(["gluster"]))["gluster"]["volumes"]["backed"]
+            assert f"<path>gluster://{gluster.host}/{volume}/images/a%20qcow2</path>" in told
             await to.both("by_key", f"gluster://{gluster.host}/{volume}/images/a%20qcow")
             await to.both("by_path", f"gluster://{gluster.host}/{volume}/images/backed")
             for side, name in ((to.libvirt, "a qed"), (to.astore, "empty")):  # each one of the volumes that they share
