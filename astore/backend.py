@@ -86,11 +86,6 @@ class Lane(Protocol):
         """
         ...
 
-    @property
-    def busy(self) -> bool:
-        """Whether anybody has a turn at computing at this moment."""
-        ...
-
     def give_way(self, most: float) -> float:
         """From a lane thread, in work that can wait: let those who have their turn at computing go first.
 

@@ -130,11 +130,6 @@ class PoolLane:
         """This thread's turn at computing; see :meth:`astore.backend.Lane.turn`."""
         return self._lanes._turns.turn()
 
-    @property
-    def busy(self) -> bool:
-        """Whether anybody has a turn; see :meth:`astore.backend.Lane.busy`."""
-        return self._lanes._turns.busy
-
     def give_way(self, most: float) -> float:
         """Let those who compute go first; see :meth:`astore.backend.Lane.give_way`."""
         return self._lanes._turns.give_way(most)

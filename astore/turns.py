@@ -31,9 +31,6 @@ BREATH = 0.002
 STEP = 64
 """Small pieces of work (one entry of a folder) between two steps."""
 
-PAUSE = 0.0005
-"""Seconds between two looks of who gives way."""
-
 WAITS = 16
 """Voluntary context switches (getrusage(2)) between two steps that show a thread to be waiting more than computing."""
 
@@ -93,6 +90,7 @@ class Turns:
         self._free = count
         self._holders: set[Turn] = set()
         self._waiting: deque[Turn] = deque()
+        self._calm = threading.Condition(self._lock)  # for those who give way
 
     def turn(self) -> Turn:
         """A turn, to be entered."""
@@ -101,17 +99,18 @@ class Turns:
     def give_way(self, most: float) -> float:
         """Wait while anybody has a turn, ``most`` seconds at most; returns how many it were. For work without haste."""
         began = now = time.monotonic()
-        while now - began < most and self.busy:
-            time.sleep(PAUSE)
-            now = time.monotonic()
+        with self._lock:
+            while now - began < most and self._heard_of(now):
+                # who hangs is found out after LEASE; to look more often would be in the way of who computes
+                self._calm.wait(min(LEASE, began + most - now))
+                now = time.monotonic()
         return now - began
 
     @property
     def busy(self) -> bool:
         """Whether anybody has a turn, and was heard of."""
-        limit = time.monotonic() - LEASE
         with self._lock:
-            return any(turn._confirmed > limit for turn in self._holders)
+            return self._heard_of(time.monotonic())
 
     def _take(self, turn: Turn) -> None:
         with self._lock:
@@ -135,8 +134,13 @@ class Turns:
                 self._holders.discard(turn)
                 self._free += 1
             self._pass_on()
+            if not self._holders:
+                self._calm.notify_all()
 
     # ------------------------------------------------------------------------------------- with the lock held
+
+    def _heard_of(self, now: float) -> bool:
+        return any(turn._confirmed > now - LEASE for turn in self._holders)
 
     def _grant(self, turn: Turn) -> None:
         self._free -= 1

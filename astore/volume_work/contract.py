@@ -100,6 +100,11 @@ class WritableTree(FileTree):
     makers: ClassVar[int] = 4
     """How many threads at once pay for making many volumes."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether what was done to names and sizes before :meth:`sync_folder` is safe with it, of all files. May block."""
+        return False
+
     @abc.abstractmethod
     def open(self, name: str, *, write: bool = False) -> TreeFile:
         """Open a regular file of the folder. Never waits for what is something else, and never leaves the folder.

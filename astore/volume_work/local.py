@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from astore.files import FileStat
 from astore.local_tree import Folder, LocalTree
 from astore.volume_work.contract import TreeFile, WritableTree
+from astore.volume_work.ordering import keeps_order
 
 LOCK_OFFSET = 0x6173_746F_7265_0000
 """Which byte of a file its writers lock: far from those that QEMU locks (100 to 203), and from any data."""
@@ -195,7 +196,8 @@ class _Held:
 class WritableLocalTree(LocalTree, WritableTree):
     """The entries of one directory, to be made and changed too. Each call proves the directory first (see ``verify``)."""
 
-    makers: ClassVar[int] = 2
+    makers: ClassVar[int] = 1  # each computes more than it waits
+    _order: tuple[int, bool] = (-1, False)  # of which device it was seen
 
     def open(self, name: str, *, write: bool = False) -> LocalFile:
         """Open a regular file or a block device; links are followed within the directory only (openat2(2), RESOLVE_BENEATH)."""
@@ -293,6 +295,16 @@ class WritableLocalTree(LocalTree, WritableTree):
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # CIFS cannot
                 raise
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the file system is known for it; see :mod:`astore.volume_work.ordering`."""
+        folder = self._current()
+        device, ordered = self._order
+        if device != folder.identity[0]:
+            ordered = keeps_order(folder.fd)
+            self._order = folder.identity[0], ordered
+        return ordered
 
     def program_path(self, name: str) -> str:
         """The entry's path."""

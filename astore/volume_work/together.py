@@ -29,10 +29,7 @@ AT_ONCE = 16
 """How many volumes one call makes at most."""
 
 BACKGROUND_SECONDS = 0.01
-"""How long a call lets refreshes go first, all in all, and how long its results do."""
-
-PAUSE = 0.0005
-"""Seconds from one look to the next whether they go on."""
+"""How long each step of a call lets refreshes go first, all in all."""
 
 
 class Wanted:
@@ -143,11 +140,13 @@ class Makers:
             for one in wanted:
                 _fail(one, _own(error))
         else:
-            await self._let_others_compute()
             gone = [one for one in wanted if one.abandoned and one.info is not None]
             if gone:  # it was in its place before its thread could see that nobody waits for it
                 await bounded(self._lane.run(_remove_all, gone))
             for one in wanted:
+                await asyncio.sleep(
+                    0
+                )  # those who are told go on, one after the other, and others have their turn between
                 if one.info is not None:
                     if not one.future.done():
                         one.future.set_result(one.info)
@@ -156,13 +155,6 @@ class Makers:
         finally:
             self._making -= 1
             self._send_soon()
-
-    async def _let_others_compute(self) -> None:
-        """Tell of what was made a little later while a refresh computes, which would wait for those who are told."""
-        for _ in range(int(BACKGROUND_SECONDS / PAUSE)):
-            if not self._lane.busy:
-                return
-            await asyncio.sleep(PAUSE)
 
     async def _take_back(self, wanted: Wanted) -> None:
         """Nobody takes it any more: see that it is not there."""
@@ -187,7 +179,7 @@ class Makers:
     def _place_all(self, wanted: list[Wanted]) -> list[Wanted]:
         """Make them safe, and give them their names."""
         tree = self._current()
-        self._each(wanted, _sync)  # the first has the journal of a local file system written, with all of them
+        self._each(wanted, lambda one: _sync(one, tree))
         self._each(wanted, lambda one: self._place(one, tree))
         try:
             if any(one.error is None for one in wanted):
@@ -197,6 +189,7 @@ class Makers:
                 if one.error is None:
                     _end(one, OSError(error.errno, error.strerror))
         self._each(wanted, self._finish)
+        self._lane.give_way(BACKGROUND_SECONDS)  # who is told computes as well
         return wanted
 
     def _each(self, wanted: list[Wanted], step: Callable[[Wanted], object]) -> None:
@@ -228,7 +221,7 @@ class Makers:
                 # it was taken for a leftover before it was locked, and removed
                 one.made.close()
                 self._begin(one, tree)
-                one.made.file.sync()
+                _sync(one, tree)
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
 
     def _finish(self, one: Wanted) -> None:
@@ -240,9 +233,10 @@ class Makers:
         one.info = info
 
 
-def _sync(one: Wanted) -> None:
+def _sync(one: Wanted, tree: WritableTree) -> None:
     assert one.made is not None
-    one.made.file.sync()
+    if not tree.ordered:
+        one.made.file.sync()
 
 
 def _end(one: Wanted, error: Exception) -> None:

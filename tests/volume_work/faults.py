@@ -76,7 +76,10 @@ class FaultyFile(LocalFile):
 
 
 class FaultyTree(WritableLocalTree):
-    """A tree whose calls, and whose files' calls, go through ``faults`` first."""
+    """A tree whose calls, and whose files' calls, go through ``faults`` first. Of no known file system."""
+
+    makers = 2
+    ordered = False  # type: ignore[assignment]
 
     faults: Faults
 
