@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from astore.definitions import VolumeType
+from astore.definitions import Permissions, VolumeType
 
 
 class ImageInfo(msgspec.Struct, frozen=True, gc=False):
@@ -108,6 +108,7 @@ class Snapshot:
     :param taken_at: when the scan began, in seconds since the epoch.
     :param unsettled: names whose identity cannot be trusted yet, since they changed while they were being read
         (git's "racily clean" entries): the next refresh reads their headers again.
+    :param permissions: those of the pool's folder, where it has a path on this machine.
     """
 
     __slots__ = (
@@ -121,6 +122,7 @@ class Snapshot:
         "capacity",
         "errors",
         "generation",
+        "permissions",
         "taken_at",
     )
 
@@ -130,6 +132,7 @@ class Snapshot:
     allocation: int
     available: int
     errors: tuple[EntryError, ...]
+    permissions: Permissions | None
 
     def __init__(
         self,
@@ -142,6 +145,7 @@ class Snapshot:
         available: int = 0,
         errors: tuple[EntryError, ...] = (),
         unsettled: frozenset[str] = frozenset(),
+        permissions: Permissions | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "_merged", {} if by_name is None else by_name)
@@ -155,6 +159,7 @@ class Snapshot:
         put(self, "available", available)
         put(self, "errors", errors)
         put(self, "_unsettled", unsettled)
+        put(self, "permissions", permissions)
 
     # What single volumes were changed to since is put in when the whole is asked for first: a thousand volumes made one
     # after the other would else cost a thousand copies of all records. (Any thread may ask; they find the same.)
@@ -264,6 +269,7 @@ class Snapshot:
             allocation=self.allocation,
             available=self.available,
             errors=errors,
+            permissions=self.permissions,
         )
 
     def changes_since(self, previous: Snapshot) -> Changes:

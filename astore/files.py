@@ -27,7 +27,7 @@ from astore.backend import Context, PoolSession, Turn
 from astore.errors import StorageError, printable, reason
 from astore.images import ImageError, needs_full_header, probe
 from astore.images.backing import resolve_backing
-from astore.model import EntryError, Snapshot, VolumeInfo, VolumeType
+from astore.model import EntryError, Permissions, Snapshot, VolumeInfo, VolumeType
 from astore.turns import STEP
 
 FIRST_READ = 4096
@@ -110,6 +110,10 @@ class FileTree(abc.ABC):
     @abc.abstractmethod
     def statvfs(self) -> tuple[int, int]:
         """Bytes in all (f_frsize × f_blocks) and bytes free (f_frsize × f_bfree)."""
+
+    def permissions(self) -> Permissions | None:
+        """The folder's own, where it has a path on this machine."""
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -216,13 +220,14 @@ class _Refresh:
             self._read_chunks()
             self._wait_for_assistants()
             total, free = self._tree.statvfs()
+            permissions = self._tree.permissions()
         finally:
             self._over = True
             self._release_rest()
             # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
             self._wait_for_assistants()
         with self._turn:
-            return self._snapshot(taken_at, total, free)
+            return self._snapshot(taken_at, total, free, permissions)
 
     def _list(self) -> None:
         """List the folder; queue what has to be read."""
@@ -327,7 +332,7 @@ class _Refresh:
                 with contextlib.suppress(Exception):
                     self._tree.release(entry)
 
-    def _snapshot(self, taken_at: float, total: int, free: int) -> Snapshot:
+    def _snapshot(self, taken_at: float, total: int, free: int, permissions: Permissions | None) -> Snapshot:
         found = self._found
         shared: dict[str | None, str | None] = {}  # one base and one format, in the words of a thousand headers
         for name, record in self._read:
@@ -355,6 +360,7 @@ class _Refresh:
             available=free,
             errors=tuple(sorted(self._errors, key=lambda wrong: wrong.name)),
             unsettled=unsettled,
+            permissions=permissions,
         )
 
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree
+from astore.model import Permissions
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening what became a FIFO must not wait for a writer; O_NOCTTY: nor make a terminal ours (open(2))
@@ -204,6 +205,12 @@ class LocalTree(FileTree):
         folder = self._opened()
         vfs = os.fstatvfs(folder.fd)
         return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
+
+    def permissions(self) -> Permissions:
+        """The directory's."""
+        folder = self._opened()
+        st = os.fstat(folder.fd)
+        return Permissions(stat.S_IMODE(st.st_mode) & 0o777, st.st_uid, st.st_gid)
 
     def close(self) -> None:
         """Let go of the directory. May be called twice, and while calls of other threads are still running."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import msgspec
 
 from astore.backend import (
     Backend,
@@ -203,8 +204,15 @@ class PoolView:
 
         :param inactive: the definition that the next start takes, instead of the one the pool runs by.
         """
-        definition = self._definition if inactive else self.definition
-        return definition.to_xml(None if inactive else self.info)
+        if inactive:
+            return self._definition.to_xml()
+        definition, found = self.definition, self._snapshot.permissions
+        if found is not None:  # the folder's are what an active pool has, whatever was asked for when it was made
+            said = definition.target.permissions
+            found = msgspec.structs.replace(found, label=None if said is None else said.label)
+            target = msgspec.structs.replace(definition.target, permissions=found)
+            definition = msgspec.structs.replace(definition, target=target)
+        return definition.to_xml(self.info)
 
     def abilities(self) -> tuple[str, ...]:
         """The operations this pool supports beyond those that all do, as far as is known before it is started."""

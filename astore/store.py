@@ -30,7 +30,7 @@ import msgspec
 import platformdirs
 
 from astore.errors import AstoreError, StoreError, reason
-from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
+from astore.model import EntryError, Permissions, PoolDef, Snapshot, VolumeInfo
 
 SNAPSHOT_FORMAT = 1
 LOCK_TIMEOUT = 10.0
@@ -84,6 +84,7 @@ class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
     unsettled: list[str]
     errors: list[EntryError]
     volumes: list[tuple[Any, ...]]
+    permissions: Permissions | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -229,6 +230,7 @@ class DefinitionStore:
             sorted(snapshot.unsettled),
             list(snapshot.errors),
             volumes,
+            snapshot.permissions,
         )
         with self._made():
             self._write(self._run, f"{name}.snapshot", _encode(stored), sync=False)
@@ -256,6 +258,7 @@ class DefinitionStore:
             available=stored.available,
             errors=tuple(stored.errors),
             unsettled=frozenset(stored.unsettled),
+            permissions=stored.permissions,
         )
 
     # ------------------------------------------------------------------------------------------------- together

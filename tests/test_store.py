@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from astore import EntryError, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType
+from astore import EntryError, Permissions, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType
 from astore import store as storage
 from astore.store import DefinitionStore, RunState, boot_id, default_state_dir
 
@@ -150,6 +150,7 @@ def snapshot(count: int) -> Snapshot:
         available=3,
         errors=errors,
         unsettled=frozenset({"v000000"}),
+        permissions=Permissions(0o750, 1, 2, "label"),
     )
 
 
@@ -160,7 +161,16 @@ def test_snapshots(store: DefinitionStore) -> None:
     found = store.load_snapshot("a")
     assert found is not None
     assert found.volumes == wanted.volumes
-    for field in ("generation", "taken_at", "capacity", "allocation", "available", "errors", "unsettled"):
+    for field in (
+        "generation",
+        "taken_at",
+        "capacity",
+        "allocation",
+        "available",
+        "errors",
+        "unsettled",
+        "permissions",
+    ):
         assert getattr(found, field) == getattr(wanted, field), field
     assert found.volumes[0].path == "other"
     assert found.volumes[1].path is found.volumes[1].key
@@ -179,7 +189,7 @@ def test_snapshots_that_cannot_be_understood(store: DefinitionStore) -> None:
         broken[rng.randrange(len(broken))] = rng.randrange(256)
         path.write_bytes(bytes(broken[: rng.choice((len(broken), rng.randrange(len(broken))))]))
         store.load_snapshot("a")
-    path.write_bytes(data.replace(b"\x99\x01", b"\x99\x02", 1))
+    path.write_bytes(data.replace(b"\x9a\x01", b"\x9a\x02", 1))
     assert store.load_snapshot("a") is None
 
 

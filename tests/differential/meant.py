@@ -24,7 +24,7 @@ def _without(pattern: str, by: str = "") -> Callable[[str], str]:
     return lambda text: compiled.sub(by, text)
 
 
-_POOLS: dict[str, Callable[[str], str]] = {
+_DEFINITIONS: dict[str, Callable[[str], str]] = {
     "the folder's permissions are not the definition's": _without("<permissions>.*?</permissions>"),
 }
 _VOLUMES: dict[str, Callable[[str], str]] = {
@@ -54,9 +54,7 @@ def level(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     """Take out of both sides' words on a pool what is meant to differ. :returns: the names of what was met."""
     met: set[str] = set()
     for key in ("inactive xml",) if ours["active"] else ("xml", "inactive xml"):
-        _leave_out(ours, theirs, key, {"a definition has no figures": figureless}, met)
-    for key in ("xml", "inactive xml"):
-        _leave_out(ours, theirs, key, _POOLS, met)
+        _leave_out(ours, theirs, key, {"a definition has no figures": figureless} | _DEFINITIONS, met)
     damaged = ours.pop("damaged")
     mine, other = ours["volumes"], theirs["volumes"]
     for name in other.keys() - mine.keys():
