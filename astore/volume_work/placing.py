@@ -51,13 +51,17 @@ class HiddenFile:
         """Make it safe and give it its name. :raises OSError: EEXIST: the name was taken meanwhile."""
         self.file.sync()
         self.give_name()
+        self.drop_hidden()
         self.tree.sync_folder()
         return _anew(lambda: found(self.tree, self.name))
 
     def give_name(self) -> None:
-        """Put it in its place. The folder is not synced yet. :raises OSError: EEXIST: the name is taken."""
+        """Put it in its place; the folder is not synced yet. :raises OSError: EEXIST: the name is taken."""
         self._named = True
         self._link()
+
+    def drop_hidden(self) -> None:
+        """Remove its hidden name, when it has the other."""
         with contextlib.suppress(FileNotFoundError):
             self.tree.unlink(self.hidden)
 

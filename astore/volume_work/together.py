@@ -29,13 +29,16 @@ AT_ONCE = 16
 """How many volumes one call makes at most."""
 
 BACKGROUND_SECONDS = 0.01
-"""How long each step of a call lets refreshes go first, all in all."""
+"""How long some steps of a call let refreshes go first, all in all."""
 
 
 class Wanted:
     """A raw volume that is to be made. Its fields but ``abandoned`` are the thread's, until its call is over."""
 
-    __slots__ = ("abandoned", "capacity", "error", "future", "info", "made", "name", "permissions", "prepare", "task")
+    __slots__ = (
+        *("abandoned", "capacity", "error", "found", "future"),
+        *("info", "made", "name", "permissions", "prepare", "task"),
+    )
 
     def __init__(
         self,
@@ -49,7 +52,8 @@ class Wanted:
         self.permissions = permissions
         self.prepare = prepare
         self.made: HiddenFile | None = None
-        self.info: VolumeInfo | None = None
+        self.found: VolumeInfo | None = None
+        self.info: VolumeInfo | None = None  # when it is done
         self.error: Exception | None = None
         self.abandoned = False
         self.future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
@@ -171,16 +175,15 @@ class Makers:
     # ------------------------------------------------------------------------------------------------ in the thread
 
     def _begin_all(self, wanted: list[Wanted]) -> list[Wanted]:
-        """Make their files, side by side, and have what the storage knows of them put in order."""
+        """Make their files, side by side."""
         tree = self._current()
-        self._each(wanted, lambda one: self._begin(one, tree))
+        self._in_steps(wanted, lambda one: _start(one, tree), _give_size)
         return wanted
 
     def _place_all(self, wanted: list[Wanted]) -> list[Wanted]:
         """Make them safe, and give them their names."""
         tree = self._current()
-        self._each(wanted, lambda one: _sync(one, tree))
-        self._each(wanted, lambda one: self._place(one, tree))
+        self._in_steps(wanted, lambda one: _sync(one, tree), lambda one: _give_name(one, tree), _drop_hidden)
         try:
             if any(one.error is None for one in wanted):
                 tree.sync_folder()
@@ -188,55 +191,77 @@ class Makers:
             for one in wanted:
                 if one.error is None:
                     _end(one, OSError(error.errno, error.strerror))
-        self._each(wanted, self._finish)
+        self._in_steps(wanted, _record, self._finish)
         self._lane.give_way(BACKGROUND_SECONDS)  # who is told computes as well
         return wanted
 
-    def _each(self, wanted: list[Wanted], step: Callable[[Wanted], object]) -> None:
+    def _in_steps(self, wanted: list[Wanted], *steps: Callable[[Wanted], object]) -> None:
+        """Take all of them through one step after the other. Who fails is out, and what there is of it removed.
+
+        Each step is about one call of the storage, so that what is under way when a refresh begins is soon over.
+        """
         left = BACKGROUND_SECONDS
-        for one in wanted:
-            if one.error is not None:
-                continue
-            left -= self._lane.give_way(left)
-            try:
-                if self._over or one.abandoned:
-                    raise _stopped()
-                step(one)
-            except Exception as error:
-                _end(one, error)
-
-    def _begin(self, one: Wanted, tree: WritableTree) -> None:
-        made = one.made = start(tree, one.name, one.permissions)
-        if one.prepare is not None:
-            one.prepare(made)
-        if one.capacity:
-            made.file.truncate(one.capacity)
-
-    def _place(self, one: Wanted, tree: WritableTree) -> None:
-        for _ in range(ATTEMPTS):
-            assert one.made is not None
-            try:
-                return one.made.give_name()
-            except FileNotFoundError:
-                # it was taken for a leftover before it was locked, and removed
-                one.made.close()
-                self._begin(one, tree)
-                _sync(one, tree)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
+        for step in steps:
+            for one in wanted:
+                if one.error is not None:
+                    continue
+                left -= self._lane.give_way(left)
+                try:
+                    if self._over or one.abandoned:
+                        raise _stopped()
+                    step(one)
+                except Exception as error:
+                    _end(one, error)
 
     def _finish(self, one: Wanted) -> None:
-        assert one.made is not None
-        info = one.made.record(one.capacity)
-        one.made.close()
+        made = _made(one)
+        made.close()
         if self._over or one.abandoned:
             raise _stopped()
-        one.info = info
+        one.info, one.found = one.found, None
+
+
+def _made(one: Wanted) -> HiddenFile:
+    assert one.made is not None
+    return one.made
+
+
+def _start(one: Wanted, tree: WritableTree) -> None:
+    made = one.made = start(tree, one.name, one.permissions)
+    if one.prepare is not None:
+        one.prepare(made)
+
+
+def _give_size(one: Wanted) -> None:
+    if one.capacity:
+        _made(one).file.truncate(one.capacity)
+
+
+def _give_name(one: Wanted, tree: WritableTree) -> None:
+    for _ in range(ATTEMPTS):
+        made = _made(one)
+        try:
+            return made.give_name()
+        except FileNotFoundError:
+            # it was taken for a leftover before it was locked, and removed
+            made.close()
+            _start(one, tree)
+            _give_size(one)
+            _sync(one, tree)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
+
+
+def _drop_hidden(one: Wanted) -> None:
+    _made(one).drop_hidden()
+
+
+def _record(one: Wanted) -> None:
+    one.found = _made(one).record(one.capacity)
 
 
 def _sync(one: Wanted, tree: WritableTree) -> None:
-    assert one.made is not None
     if not tree.ordered:
-        one.made.file.sync()
+        _made(one).file.sync()
 
 
 def _end(one: Wanted, error: Exception) -> None:
