@@ -119,11 +119,12 @@ class Lanes:
         if not lane._listed and lane._may_start():
             lane._listed = True
             self._ready.append(lane)
-        self._wake()
+        # a lane that is ready may have work for several threads: they are called together, not one by the other
+        self._wake(min(len(lane._queue), lane.limit - len(lane._running)) - 1)
 
-    def _wake(self) -> None:
-        """See that threads come for the lanes that are ready; each thread that comes wakes the next."""
-        wanted = len(self._ready) - self._coming
+    def _wake(self, more: int = 0) -> None:
+        """See that threads come: one for each lane that is ready, ``more`` beside, and each that comes wakes the next."""
+        wanted = len(self._ready) + max(more, 0) - self._coming
         while wanted > 0 and self._idle:
             self._call_idle()
             wanted -= 1
