@@ -106,12 +106,6 @@ class Turns:
                 now = time.monotonic()
         return now - began
 
-    @property
-    def busy(self) -> bool:
-        """Whether anybody has a turn, and was heard of."""
-        with self._lock:
-            return self._heard_of(time.monotonic())
-
     def _take(self, turn: Turn) -> None:
         with self._lock:
             if self._free and not self._waiting:

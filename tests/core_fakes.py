@@ -34,6 +34,11 @@ async def eventually(condition: Callable[[], object], what: str = "the condition
         await asyncio.sleep(0.002)
 
 
+def quiet(manager: Manager) -> bool:
+    """Whether no thread is in a call, or about to be."""
+    return not any(lane.running or lane.stuck or lane.queued for lane in manager.statistics().lanes.lanes)
+
+
 async def steps(count: int) -> None:
     """Let the loop go round ``count`` times."""
     for _ in range(count):

@@ -148,9 +148,8 @@ class Makers:
             if gone:  # it was in its place before its thread could see that nobody waits for it
                 await bounded(self._lane.run(_remove_all, gone))
             for one in wanted:
-                await asyncio.sleep(
-                    0
-                )  # those who are told go on, one after the other, and others have their turn between
+                # those who are told go on, one after the other, and others have their turn in between
+                await asyncio.sleep(0)
                 if one.info is not None:
                     if not one.future.done():
                         one.future.set_result(one.info)

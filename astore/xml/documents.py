@@ -11,7 +11,7 @@ from astore.definitions import FILE_FORMATS
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host
 from astore.xml.pool import _add_source
-from astore.xml.pool_source import FORMATS, _format, _host
+from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, _format, _host
 from astore.xml.reading import Element, add, all_of, parse, render
 
 
@@ -23,7 +23,7 @@ class _Formats(NamedTuple):
 _FILES = _Formats("raw", ("none", "raw", *FILE_FORMATS[2:]))
 _PARTITIONS = ("none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm", "linux-raid", "extended")
 # libvirt's own types have these formats in its order, whether it has a backend for them or not (storage_conf.c)
-_SOURCES = {type_: _Formats("lvm2" if type_ == "logical" else all_[0], all_) for type_, all_ in FORMATS.items()}
+_SOURCES = {type_: _Formats(DEFAULT_FORMATS[type_], all_) for type_, all_ in FORMATS.items()}
 _VOLUMES = {
     **dict.fromkeys(("dir", "fs", "netfs", "gluster", "vstorage"), _FILES),
     "disk": _Formats("none", _PARTITIONS),

@@ -73,7 +73,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """The formats that a source may have, for the types that have any; in libvirt's order."""
 
-_DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
+DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
 _UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
 _WWN = re.compile("(0x)?[0-9a-fA-F]{16}")
 
@@ -85,7 +85,7 @@ def source_of(root: Element, type_: str) -> Source:
     """
     element = child(root, "source")
     if element is None:
-        source = Source(format=_DEFAULT_FORMATS.get(type_))
+        source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
         format_ = _format(element, type_)
         directory = string_of(element, "./dir/@path")
@@ -144,7 +144,7 @@ def _format(element: Element, type_: str) -> str | None:
         return format_
     place = child(element, "format")
     place = element if place is None else place
-    return choice(place, format_, "format", FORMATS[type_], _UNSUPPORTED) or _DEFAULT_FORMATS[type_]
+    return choice(place, format_, "format", FORMATS[type_], _UNSUPPORTED) or DEFAULT_FORMATS[type_]
 
 
 def _host(element: Element) -> Host:

@@ -79,7 +79,7 @@ class FaultyTree(WritableLocalTree):
     """A tree whose calls, and whose files' calls, go through ``faults`` first. Of no known file system."""
 
     makers = 2
-    ordered = False  # type: ignore[assignment]
+    ordered = False
 
     faults: Faults
 

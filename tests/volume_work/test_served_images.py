@@ -173,7 +173,7 @@ async def test_chains(mixed: Manager, tmp_path: Path, names: str) -> None:
     """A chain across pools is one disk; what is copied onto a part of it stays thin, and onto anything else does not."""
     made = {name: await started(mixed, tmp_path, name) for name in sorted(set(names.split()))}
     pools = tuple(made[name] for name in names.split())
-    base, first, second, wanted = await chain(pools, tmp_path)  # type: ignore[arg-type]
+    base, first, second, wanted = await chain(pools, tmp_path)
     for taker in made.values():
         whole = await taker.copy_volume(second, VolumeDef("whole", format="qcow2", compat="0.10"))
         assert whole.info.backing is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually
+from core_fakes import Gate, eventually, quiet
 from leaks import open_files
 from volume_work.faults import Faults, FaultyFile
 
@@ -28,11 +28,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups wait for a quarter of a second."""
     monkeypatch.setattr(calls, "CLEANUP_SECONDS", 0.25)
     monkeypatch.setattr(opening, "CLOSING_SECONDS", 0.25)
-
-
-def idle(manager: Manager) -> bool:
-    """Whether no thread is in a call."""
-    return not any(lane.running or lane.stuck or lane.queued for lane in manager.statistics().lanes.lanes)
 
 
 def create(pool: Pool, *names: str) -> list[asyncio.Task[Any]]:
@@ -117,7 +112,7 @@ async def test_one_is_cancelled(manager: Manager, pool: Pool, folder: Path, faul
         isinstance(result, asyncio.CancelledError) == (task in gone)
         for task, result in zip(tasks, results, strict=True)
     )
-    await eventually(lambda: idle(manager) and not open_files() - before)
+    await eventually(lambda: quiet(manager) and not open_files() - before)
     assert sorted(os.listdir(folder)) == [f"v{n:02}" for n in range(2, COUNT - 2)]
     assert [volume.name for volume in pool.volumes] == sorted(os.listdir(folder))
 
@@ -133,7 +128,7 @@ async def test_all_are_cancelled(manager: Manager, pool: Pool, folder: Path, fau
         task.cancel()
     await asyncio.wait(tasks)
     gate.open()
-    await eventually(lambda: idle(manager) and not open_files() - before and not os.listdir(folder))
+    await eventually(lambda: quiet(manager) and not open_files() - before and not os.listdir(folder))
     faults.clear("link")
     await asyncio.gather(*create(pool, "v00", "v01"))
     assert sorted(os.listdir(folder)) == ["v00", "v01"]
@@ -156,7 +151,7 @@ class TestOverdue:
         assert all(isinstance(result, LaneTimeoutError) for result in results)
         assert len({id(result) for result in results}) == 8
         gate.open()
-        await eventually(lambda: idle(manager) and not open_files() - before and not os.listdir(folder))
+        await eventually(lambda: quiet(manager) and not open_files() - before and not os.listdir(folder))
 
 
 async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
@@ -171,7 +166,7 @@ async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults
     await stopping
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, AstoreError) for result in results)
-    await eventually(lambda: idle(manager))
+    await eventually(lambda: quiet(manager))
     faults.clear("sync")
     await pool.start()
     assert (os.listdir(folder), pool.volumes) == ([], ())

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from core_fakes import Gate, eventually
+from core_fakes import Gate, eventually, quiet
 from leaks import open_files
 from volume_work.faults import Faults
 
@@ -37,11 +37,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups wait for a quarter of a second."""
     monkeypatch.setattr(calls, "CLEANUP_SECONDS", 0.25)
     monkeypatch.setattr(open_file, "CLOSE_SECONDS", 0.25)
-
-
-def quiet(manager: Manager) -> bool:
-    """Whether no thread is in a call."""
-    return not any(lane.running or lane.stuck or lane.queued for lane in manager.statistics().lanes.lanes)
 
 
 async def inside(gate: Gate) -> None:
