@@ -14,7 +14,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import stat
 import threading
 import time
 from collections import deque
@@ -24,9 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 
 from astore.backend import Context, PoolSession, Turn
-from astore.errors import StorageError, printable, reason
-from astore.images import ImageError, needs_full_header, probe
-from astore.images.backing import resolve_backing
+from astore.entries import entry_error, read_one, record_of, without_header
 from astore.model import EntryError, Permissions, Snapshot, VolumeInfo, VolumeType
 from astore.turns import STEP
 
@@ -164,14 +161,14 @@ def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo
         if error.errno == errno.ENOENT:  # an entry that is not there is None: what is not there is the folder
             raise
         tree.statvfs()  # raises too where it is not about the entry alone
-        return _entry_error(name, error)
+        return entry_error(name, error)
     if entry is None:
         return None
-    early = _without_header(tree, name, entry.stat)
+    early = without_header(tree, name, entry.stat)
     if early is not None:
         tree.release(entry)
         return early
-    wrong = _read_one(tree, entry, found)
+    wrong = read_one(tree, entry, found)
     if wrong is not None:
         tree.statvfs()
         return wrong
@@ -180,7 +177,7 @@ def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo
 
 def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
     """The record of a file that holds nothing, and so no header: a raw volume."""
-    return _record(name, tree.file_type, tree.key(name), st, None)
+    return record_of(name, tree.file_type, tree.key(name), st, None)
 
 
 class _Refresh:
@@ -236,7 +233,7 @@ class _Refresh:
         try:
             for item in self._tree.scan(self._want):
                 if len(item) == 2:
-                    self._errors.append(_entry_error(item[0], item[1]))
+                    self._errors.append(entry_error(item[0], item[1]))
                     continue
                 chunk.append(item)
                 if len(chunk) >= self.CHUNK or first:
@@ -270,7 +267,7 @@ class _Refresh:
         if name.startswith(TEMPORARY):
             self.hidden.append(name)
             return False
-        early = _without_header(self._tree, name, st)
+        early = without_header(self._tree, name, st)
         if early is None:
             return True
         if isinstance(early, EntryError):
@@ -291,7 +288,7 @@ class _Refresh:
                     return
                 try:
                     while chunk and not self._over:
-                        wrong = _read_one(self._tree, chunk.pop(), self._read)
+                        wrong = read_one(self._tree, chunk.pop(), self._read)
                         if wrong is not None:
                             self._errors.append(wrong)
                     if turn is not None:
@@ -362,99 +359,3 @@ class _Refresh:
             unsettled=unsettled,
             permissions=permissions,
         )
-
-
-# ---------------------------------------------------------------------------------------------- entry by entry
-
-
-def _without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
-    """What an entry is if its header need not be read; None if it must be."""
-    mode = st[0]
-    if not (name.isascii() and name.isprintable()):
-        if any(ord(c) < 32 or c == "\x7f" for c in name):
-            return EntryError(printable(name), "its name has control characters", skipped=True)
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            return EntryError(printable(name), "its name is not UTF-8", errno.EILSEQ)
-    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        return None
-    if stat.S_ISDIR(mode):
-        if tree.directory_type is VolumeType.DIR:  # has no size and no blocks, says libvirt; of a netdir it tells them
-            st = FileStat(*st[:2], 0, 0, *st[4:])
-        return _record(name, tree.directory_type, tree.key(name), st, None)
-    kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
-    return EntryError(name, f"it is {kind}", skipped=True)
-
-
-def _read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
-    name = entry[0]
-    try:
-        head = tree.read_header(entry, needs_full_header)
-        image = probe(head)
-        key = tree.key(name)
-        record = _record(name, tree.file_type, key, entry[1], image)
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # it vanished between being listed and being read
-            return None
-        return _entry_error(name, error)
-    except ImageError as error:
-        return EntryError(name, str(error), errno.EINVAL)
-    found.append((name, record))
-    return None
-
-
-def _record(name: str, type: VolumeType, key: str, st: FileStat, image: Any) -> VolumeInfo:
-    mode, inode, size, blocks, uid, gid, atime, mtime, ctime = st
-    if image is None:
-        fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
-        return VolumeInfo(
-            name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime
-        )
-    capacity = size if image.capacity is None else image.capacity
-    backing = image.backing
-    return VolumeInfo(
-        name,
-        type,
-        key,
-        key,
-        capacity,
-        blocks * 512,
-        size,
-        image.format,
-        mode,
-        uid,
-        gid,
-        inode,
-        atime,
-        mtime,
-        ctime,
-        backing,
-        None if backing is None else _resolved(backing, key),
-        image.backing_format,
-        image.compat,
-        image.features,
-        image.encryption,
-        image.cluster_size,
-        image.data_file,
-    )
-
-
-def _resolved(backing: str, key: str) -> str | None:
-    try:
-        return resolve_backing(backing, key)
-    except ImageError:  # a name that means nothing here is no fault of the image's own header
-        return None
-
-
-_SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})
-
-
-def _entry_error(name: str, error: OSError) -> EntryError:
-    if error.errno == errno.ENOENT:
-        message = "it is a dangling link"
-    elif error.errno == errno.ELOOP:
-        message = "it is a link loop"
-    else:
-        message = reason(error if isinstance(error, StorageError) else OSError(error.errno, error.strerror))
-    return EntryError(printable(name), message, error.errno, error.errno in _SKIPPED)

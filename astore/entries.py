@@ -1,0 +1,111 @@
+"""Entries of a folder, one by one: what each is, and its record or its error."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING, Any
+
+from astore.errors import StorageError, printable, reason
+from astore.images import ImageError, needs_full_header, probe
+from astore.images.backing import resolve_backing
+from astore.model import EntryError, VolumeInfo, VolumeType
+
+if TYPE_CHECKING:
+    from astore.files import Entry, FileStat, FileTree
+
+
+def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
+    """What an entry is if its header need not be read; None if it must be."""
+    mode = st[0]
+    if not (name.isascii() and name.isprintable()):
+        if any(ord(c) < 32 or c == "\x7f" for c in name):
+            return EntryError(printable(name), "its name has control characters", skipped=True)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return EntryError(printable(name), "its name is not UTF-8", errno.EILSEQ)
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        if tree.directory_type is VolumeType.DIR:  # has no size and no blocks, says libvirt; of a netdir it tells them
+            st = st._replace(size=0, blocks=0)
+        return record_of(name, tree.directory_type, tree.key(name), st, None)
+    kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
+    return EntryError(name, f"it is {kind}", skipped=True)
+
+
+def read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
+    """Read an entry's header and add its record to ``found``; returns its error, if it has one."""
+    name = entry[0]
+    try:
+        head = tree.read_header(entry, needs_full_header)
+        image = probe(head)
+        key = tree.key(name)
+        record = record_of(name, tree.file_type, key, entry[1], image)
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # it vanished between being listed and being read
+            return None
+        return entry_error(name, error)
+    except ImageError as error:
+        return EntryError(name, str(error), errno.EINVAL)
+    found.append((name, record))
+    return None
+
+
+def record_of(name: str, type: VolumeType, key: str, st: FileStat, image: Any) -> VolumeInfo:
+    """The record of an entry, with what its header says, if that was read."""
+    mode, inode, size, blocks, uid, gid, atime, mtime, ctime = st
+    if image is None:
+        fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
+        return VolumeInfo(
+            name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime
+        )
+    capacity = size if image.capacity is None else image.capacity
+    backing = image.backing
+    return VolumeInfo(
+        name,
+        type,
+        key,
+        key,
+        capacity,
+        blocks * 512,
+        size,
+        image.format,
+        mode,
+        uid,
+        gid,
+        inode,
+        atime,
+        mtime,
+        ctime,
+        backing,
+        None if backing is None else _resolved(backing, key),
+        image.backing_format,
+        image.compat,
+        image.features,
+        image.encryption,
+        image.cluster_size,
+        image.data_file,
+    )
+
+
+def _resolved(backing: str, key: str) -> str | None:
+    try:
+        return resolve_backing(backing, key)
+    except ImageError:  # a name that means nothing here is no fault of the image's own header
+        return None
+
+
+_SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})
+
+
+def entry_error(name: str, error: OSError) -> EntryError:
+    """An entry that the storage says no to."""
+    if error.errno == errno.ENOENT:
+        message = "it is a dangling link"
+    elif error.errno == errno.ELOOP:
+        message = "it is a link loop"
+    else:
+        message = reason(error if isinstance(error, StorageError) else OSError(error.errno, error.strerror))
+    return EntryError(printable(name), message, error.errno, error.errno in _SKIPPED)
