@@ -168,7 +168,8 @@ class BackendRegistry:
         changed = asyncio.Event()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(changed.set)
 
         with self._lock:
             slot = self._slot(type)

@@ -34,6 +34,7 @@ import pytest  # noqa: E402
 from blockbuster import BlockBuster  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from leaks import LeakCheck, SessionCheck  # noqa: E402
+from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from astore.testing.beds.gluster import GlusterBed
@@ -184,7 +185,7 @@ async def no_leaks() -> AsyncIterator[LeakCheck]:
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
     scanned = ["astore", *(name for name in ("astore_gluster", "astore_netfs") if importlib.util.find_spec(name))]
-    return BlockBuster(scanned, excluded_modules=["astore.testing.beds"])
+    return loop_guard(*scanned)
 
 
 @pytest.fixture(autouse=True)

@@ -119,6 +119,24 @@ async def test_replaced_while_it_is_drained() -> None:
     assert counted(told) == {"BackendRegistered": 2}
 
 
+def test_released_when_the_loop_that_drains_has_gone() -> None:
+    """A drain whose loop was closed meanwhile is no error of the pool that lets go of the backend."""
+    registry = fake_registry()
+    loop = asyncio.new_event_loop()
+    try:
+        backend = loop.run_until_complete(registry.get("fake"))
+        registry.acquire(backend)
+        draining = loop.create_task(registry.unregister("fake", drain=True))
+        loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        loop.close()
+    registry.release(backend)
+    assert found(registry, "fake").pools == 0
+    assert not draining.done()
+    draining.get_coro().close()  # type: ignore[union-attr]
+    assert draining.get_name()
+
+
 def test_from_many_threads() -> None:
     """Registering, using and unregistering from many threads at once ends with what was asked for last."""
     registry = BackendRegistry(group=None)

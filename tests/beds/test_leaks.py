@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import BlockingError
@@ -22,7 +23,7 @@ _TESTS = Path(__file__).parent.parent
 
 def _session(folder: Path, code: str, **environment: str) -> str:
     """Run a session of its own with this suite's conftest and one module; returns what it printed."""
-    for name in ("conftest.py", "leaks.py"):
+    for name in ("conftest.py", "leaks.py", "loop_guard.py"):
         shutil.copy(_TESTS / name, folder)
     (folder / "pytest.ini").write_text(
         "[pytest]\naddopts = --import-mode=importlib -ra\npythonpath = .\nasyncio_mode = auto\n"
@@ -72,6 +73,26 @@ async def test_astore_may_not_block_the_loop() -> None:
         look()
     os.stat("/")
     assert await asyncio.to_thread(look)
+
+
+async def test_coverage_may_wait_for_its_own_lock() -> None:
+    """Threads that coverage follows into new files wait for each other; that is not astore's doing."""
+    lock = threading.Lock()
+    lock.acquire()
+    told = {
+        "coverage/collector.py": "def lock_data(call):\n    return call()",
+        "imagined.py": "def look(lock_data, call):\n    return lock_data(call)",
+    }
+    names: dict[str, Any] = {}
+    for name, text in told.items():
+        exec(compile(text, os.path.join(*astore.__path__, name), "exec"), names)
+
+    def wait() -> bool:
+        return lock.acquire(timeout=0.01)
+
+    assert names["look"](names["lock_data"], wait) is False
+    with pytest.raises(BlockingError):
+        names["look"](lambda call: call(), wait)
 
 
 def test_a_skip_says_why_and_can_be_forbidden(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from types import ModuleType
 
 import pytest
 from blockbuster import BlockBuster
+from loop_guard import loop_guard
 
 from astore.errors import DefinitionError
 from astore.manager import Manager
@@ -70,7 +71,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def _blockbuster(installed: Path) -> BlockBuster:
     """As for all tests; the sample must not block the loop either."""
-    return BlockBuster(["astore", "astore_zip"], excluded_modules=["astore.testing.beds"])
+    return loop_guard("astore", "astore_zip")
 
 
 class TestSample(_tests.TestZip):  # type: ignore[misc, name-defined]
