@@ -119,6 +119,9 @@ class Volume:
     ) -> AbstractAsyncContextManager[Download]:
         """The volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
 
+        The chunks are bytearrays, whoever gets one may keep it or change it. The memory of those that nobody keeps is used
+        for the next.
+
         :param offset: where to begin, in bytes. :param length: how many; None is all there are.
         :param sparse: for what is a hole give an :class:`astore.Hole` instead of zeros.
         :param on_progress: called with bytes done and in all; must not block.

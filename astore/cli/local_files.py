@@ -113,7 +113,7 @@ class Target(Protocol):
 
     def open(self) -> None: ...
 
-    def write(self, piece: bytes | Hole) -> None: ...
+    def write(self, piece: bytearray | Hole) -> None: ...
 
     def finish(self) -> None:
         """Everything was written."""
@@ -186,8 +186,8 @@ class Stream:
                 self._number = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             _widen(self._number)
 
-    def write(self, piece: bytes | Hole) -> None:
-        assert isinstance(piece, bytes)
+    def write(self, piece: bytearray | Hole) -> None:
+        assert isinstance(piece, bytearray)
         with _said_of(self.shown):
             _write_all(self._number, piece)
 
@@ -226,7 +226,7 @@ class NewFile:
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(self._number, stat.S_IMODE(os.stat(self._place).st_mode))
 
-    def write(self, piece: bytes | Hole) -> None:
+    def write(self, piece: bytearray | Hole) -> None:
         with self._turn, _said_of(self._path):
             if self._over:
                 return
@@ -258,7 +258,7 @@ class NewFile:
                 self._beside = None
 
 
-def _write_all(number: int, data: bytes) -> None:
+def _write_all(number: int, data: bytearray) -> None:
     view = memoryview(data)
     while view:
         try:

@@ -25,6 +25,15 @@ class TreeFile(abc.ABC):
     def pread(self, length: int, offset: int) -> bytes:
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
 
+    def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the file ends.
+
+        A tree that can read straight into memory overrides it.
+        """
+        data = self.pread(len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     @abc.abstractmethod
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; the file grows to hold it."""

@@ -96,11 +96,12 @@ async def copy_blocks(source: VolumeFile, target: VolumeFile, end: int, count: C
             return start, here
 
     async def work() -> None:
+        memory = memoryview(bytearray(min(BLOCK, end)))  # one for all: the kernel would clear new memory for each block
         while (block := await next_block()) is not None:
             start, stop = block
-            data = await source.pread(stop - start, start)
-            if data:
-                await target.pwrite(data, start)
+            length = await source.preadinto(memory[: stop - start], start)
+            if length:
+                await target.pwrite(memory[:length], start)
             count.add(stop - start)
 
     await side_by_side(work, max(source.in_flight, target.in_flight))

@@ -78,6 +78,16 @@ class LocalFile(TreeFile):
             done += len(more)
         return b"".join(parts)
 
+    def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; fewer bytes only where the file ends."""
+        fd = self.fileno()
+        done = os.preadv(fd, [buffer], offset)
+        if 0 < done < len(buffer):
+            with memoryview(buffer) as view:
+                while done < len(view) and (more := os.preadv(fd, [view[done:]], offset + done)):
+                    done += more
+        return done
+
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
         fd = self.fileno()

@@ -41,6 +41,13 @@ class NamedFile:
         """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
         return await self._named(self._file.pread(length, offset))
 
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the volume ends.
+
+        If this is cancelled the buffer may still be filled, until the thread lets go of it.
+        """
+        return await self._named(self._file.preadinto(buffer, offset))
+
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         self._check_write()

@@ -87,6 +87,13 @@ class OpenFile:
         """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
         return await self.run(self._file.pread, length, offset)
 
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the volume ends.
+
+        If this is cancelled the buffer may still be filled, until the thread lets go of it.
+        """
+        return await self.run(self._file.preadinto, buffer, offset)
+
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         await self.run(self._file.pwrite, data, offset)

@@ -14,6 +14,7 @@ import msgspec
 from astore.backend import VolumeFile
 from astore.errors import StorageError, TransferError, reason
 from astore.shield import shielded
+from astore.volume_work.blocks import Blocks
 from astore.volume_work.copying import CANNOT, Count, next_data
 
 BLOCK = 2 << 20
@@ -169,6 +170,7 @@ def _first(piece: Data | Hole, length: int) -> Data | Hole:
 async def _pieces(source: AsyncIterable[Data | Hole]) -> AsyncGenerator[Data | Hole, None]:
     """What the source gives, in pieces that are worth a call each. They are no longer the source's own."""
     small = bytearray()
+    own = isinstance(source, Download)
     async for item in source:
         if isinstance(item, Hole):
             if small:
@@ -185,7 +187,8 @@ async def _pieces(source: AsyncIterable[Data | Hole]) -> AsyncGenerator[Data | H
                 yield small
                 small = bytearray()
             continue
-        whole = item if isinstance(item, bytes) else bytes(item)  # whoever gave it may go on using it
+        # whoever gave it may go on using it, but for a download, which gives it to nobody else meanwhile
+        whole = item if own or isinstance(item, bytes) else bytes(item)
         if len(whole) <= MOST:
             yield whole
             continue
@@ -242,12 +245,13 @@ class Download:
         self._at = offset
         self._count = count
         self._until = end if not sparse else offset
-        self._ahead: deque[asyncio.Task[bytes] | Hole] = deque()
+        self._ahead: deque[asyncio.Task[bytearray] | Hole] = deque()
+        self._blocks = Blocks(BLOCK, file.in_flight + 2)  # one is with whoever asks, one perhaps still with a thread
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes | Hole:
+    async def __anext__(self) -> bytearray | Hole:
         while len(self._ahead) < self._file.in_flight and await self._read_on():
             pass
         if not self._ahead:
@@ -274,9 +278,13 @@ class Download:
                 self._at = begin
                 return True
         length = min(BLOCK, self._until - self._at)
-        self._ahead.append(asyncio.ensure_future(self._file.pread(length, self._at)))
+        self._ahead.append(asyncio.ensure_future(self._read(self._blocks.take(length), self._at)))
         self._at += length
         return True
+
+    async def _read(self, block: bytearray, offset: int) -> bytearray:
+        length = await self._file.preadinto(block, offset)
+        return block if length == len(block) else block[:length]
 
     async def aclose(self) -> None:
         """Give up what is being read ahead."""

@@ -46,6 +46,11 @@ class ModelFile:
         await self._later()
         return bytes(self.data[offset : offset + length])
 
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        data = await self.pread(len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     async def pwrite(self, data: Any, offset: int) -> None:
         await self._later()
         if len(data):
@@ -264,6 +269,34 @@ async def test_download_gives_what_comes_before_an_error() -> None:
             with pytest.raises(OSError, match="no"):
                 await anext(blocks)
     assert b"".join(got) == b"x" * 300  # type: ignore[arg-type]
+
+
+async def test_blocks_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that somebody keeps, or looks at, stay as they are; the memory of the others is used again."""
+    monkeypatch.setattr(transfer, "BLOCK", 1000)
+    data = random.Random(5).randbytes(99_500)
+    file = ModelFile(data)
+    used = set()
+    async with downloading(file, 0, len(data), False, Count(None, None)) as blocks:
+        async for block in blocks:
+            used.add(id(block))
+    assert len(used) <= 1 + 2 + file.in_flight
+    kept: list[Any] = []
+    async with downloading(file, 0, len(data), False, Count(None, None)) as blocks:
+        async for block in blocks:
+            assert isinstance(block, bytearray)
+            kept.append(memoryview(block)[:10] if len(kept) % 3 else block)
+    assert [bytes(one[:10]) for one in kept] == [data[at : at + 10] for at in range(0, len(data), 1000)]
+    assert kept[3] == data[3000:4000]
+
+
+async def test_upload_of_a_download() -> None:
+    """What one volume gives another takes, as it is."""
+    data = random.Random(6).randbytes(9_000_001)
+    target = ModelFile(seed=7)
+    async with downloading(ModelFile(data), 0, len(data), False, Count(None, None)) as blocks:
+        assert await upload(target, blocks, 0, None, False, Count(None, None)) == len(data)
+    assert target.data == data
 
 
 async def test_download_of_what_is_cut() -> None:

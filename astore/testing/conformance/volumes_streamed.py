@@ -297,6 +297,13 @@ class StreamedVolumeChecks(ConformanceBase):
             assert (await file.stat()).size == MIB
             assert await file.pread(10, MIB - 4) == b"\0" * 4
             assert await file.pread(10, 2 * MIB) == b""
+            memory = bytearray(b"?" * 3000)
+            assert await file.preadinto(memoryview(memory)[500:2500], 50_500) == 2000
+            assert memory == b"?" * 500 + bytes([50]) * 500 + bytes([51]) * 1000 + bytes([52]) * 500 + b"?" * 500
+            assert await file.preadinto(memory, MIB - 4) == 4
+            assert memory[:5] == b"\0\0\0\0?"
+            assert await file.preadinto(memory, 2 * MIB) == 0
+            assert await file.preadinto(bytearray(), 0) == 0
             await file.truncate(2 * MIB)
             await file.sync()
             assert await file.seek_data(MIB) in (None, MIB)
@@ -364,7 +371,7 @@ class StreamedVolumeChecks(ConformanceBase):
                         continue
                     except StopAsyncIteration:
                         break
-                    assert isinstance(part, bytes)
+                    assert isinstance(part, bytearray)
                     parts.append(part)
             assert b"".join(parts) == DATA
 

@@ -57,6 +57,11 @@ class Faucet:
             await self.open.wait()
         return b"\xee" * min(length, self.size - offset)
 
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        data = await self.pread(len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     async def seek_data(self, offset: int) -> int | None:
         return offset
 

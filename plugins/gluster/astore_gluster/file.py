@@ -83,7 +83,17 @@ class GlusterFile(TreeFile):
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
         self._check_range(offset, length)
         data: bytes = _new_bytes(None, length)
-        address = _address_of(data)
+        done = self._read_all(_address_of(data), length, offset)
+        return data if done == length else data[:done]
+
+    def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; fewer bytes only where the file ends."""
+        length = len(buffer)
+        self._check_range(offset, length)
+        memory = (ctypes.c_char * length).from_buffer(buffer)
+        return self._read_all(ctypes.addressof(memory), length, offset)
+
+    def _read_all(self, address: int, length: int, offset: int) -> int:
         done = 0
         while done < length:
             count = self._checked(
@@ -92,7 +102,7 @@ class GlusterFile(TreeFile):
             if count == 0:
                 break
             done += count
-        return data if done == length else data[:done]
+        return done
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
