@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from astore.errors import reason
+from astore.errors import AstoreError, reason
 from astore.importing import ImportAction
 from astore.model import EntryError, PoolState, RefreshOutcome, VolumeInfo, VolumeType
 
@@ -21,6 +21,7 @@ class Failure(msgspec.Struct, frozen=True):
     type: str
     message: str
     errno: int | None = None
+    libvirt_code: int | None = None
 
 
 class Damaged(msgspec.Struct, frozen=True):
@@ -295,7 +296,8 @@ def failure(error: BaseException | None, message: str | None = None) -> Failure 
     if error is None:
         return None
     number = error.errno if isinstance(error, OSError) else None
-    return Failure(type(error).__name__, message if message is not None else reason(error), number)
+    code = int(error.libvirt_code) if isinstance(error, AstoreError) else None
+    return Failure(type(error).__name__, message if message is not None else reason(error), number, code)
 
 
 def entries(errors: tuple[EntryError, ...]) -> tuple[Entry, ...]:

@@ -18,6 +18,7 @@ from astore.cli import backends, pools, shapes, volumes
 from astore.cli.app import app
 from astore.cli.exits import Exit
 from astore.cli.session import VIRSH
+from astore.errors import PoolNotFoundError
 from astore.model import PoolState, VolumeType
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli-json.md").read_text()
@@ -125,3 +126,12 @@ def test_every_event_is_documented() -> None:
 def test_every_exit_code_is_documented() -> None:
     """With its name."""
     assert {(int(code), name) for code, name, _ in rows("Exit codes", 3)} == {(code.value, code.name) for code in Exit}
+
+
+def test_failure_has_libvirts_code() -> None:
+    """Programs that knew libvirt's numbers find them; what is no error of astore has none."""
+    found = shapes.failure(PoolNotFoundError("no pool 'x'"))
+    assert found is not None
+    assert (found.type, found.message, found.errno, found.libvirt_code) == ("PoolNotFoundError", "no pool 'x'", None, 49)
+    other = shapes.failure(PermissionError(13, "no"), "said so")
+    assert other == shapes.Failure("PermissionError", "said so", 13, None)

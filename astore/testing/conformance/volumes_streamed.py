@@ -359,7 +359,7 @@ class StreamedVolumeChecks(ConformanceBase):
         disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
         await disk.upload(DATA)
         for sparse in (False, True):
-            parts: list[bytes] = []
+            parts: list[bytearray] = []
             async with disk.download(sparse=sparse) as blocks:
                 turn = 0
                 while True:
