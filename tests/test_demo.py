@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,20 @@ EVERYTHING_GONE = "everything that was made for this is gone again"
 
 
 class Demo:
-    """One run, in the folder of a test. :param ordinary: as an ordinary user. :param path: folders in front of PATH."""
+    """One run, in the folder of a test.
 
-    def __init__(self, folder: Path, *arguments: str, ordinary: bool = False, path: str = "") -> None:
+    :param ordinary: as an ordinary user. :param path: folders in front of PATH. :param interrupted: the test will do that to
+        it, and Python breaks off anywhere then, before it knows what it opened.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, ordinary: bool = False, path: str = "", interrupted: bool = False
+    ) -> None:
         self.home, self.temporary = folder / "home", folder / "temporary"
         for place in (self.home, self.temporary):
             place.mkdir()
-        argv = [sys.executable, "-W", "error", "-m", "astore.cli", "demo", *arguments]
+        warnings = ("-W", "error", *(("-W", "ignore::ResourceWarning") if interrupted else ()))
+        argv = [sys.executable, *warnings, "-m", "astore.cli", "demo", *arguments]
         if ordinary and os.geteuid() == 0:
             folder.chmod(0o755)
             for place in (self.home, self.temporary):
@@ -109,8 +117,8 @@ def demo() -> Iterator[Start]:
     # Not pytest's own folder: a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="astore-t-") as folder, contextlib.ExitStack() as ends:
 
-        def start(*arguments: str, ordinary: bool = False, path: str = "") -> Demo:
-            run = Demo(Path(folder), *arguments, ordinary=ordinary, path=path)
+        def start(*arguments: str, **settings: Any) -> Demo:
+            run = Demo(Path(folder), *arguments, **settings)
             ends.callback(run.end)
             return run
 
@@ -176,7 +184,7 @@ def test_as_root(demo: Start) -> None:
 @pytest.mark.parametrize(("moment", "number"), [("Making storage", signal.SIGINT), ("pools started", signal.SIGTERM)])
 def test_interrupted_as_an_ordinary_user(demo: Start, moment: str, number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM half-way: one line, exit code 130, and nothing is left."""
-    run = demo("--pools", "5", "--images", "1000", ordinary=True)
+    run = demo("--pools", "5", "--images", "1000", ordinary=True, interrupted=True)
     run.read_until(moment)
     os.killpg(run.process.pid, number)
     code, _, err = run.finish()
@@ -192,7 +200,7 @@ def test_interrupted_as_an_ordinary_user(demo: Start, moment: str, number: signa
 )
 def test_interrupted_as_root(demo: Start, moment: str) -> None:
     """Wherever Ctrl-C comes, and if the impatient press it twice: bricks, mounts and folders go."""
-    run = demo(*SMALL)
+    run = demo(*SMALL, interrupted=True)
     run.read_until(moment)
     time.sleep(0.1)
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: all of the group, the private glusterd too

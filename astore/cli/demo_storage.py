@@ -13,17 +13,15 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from astore.cli.output import Output
 from astore.cli.progress import Ticker
 from astore.errors import reason
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.beds import BedUnavailable, namespace
+from astore.testing.beds import BedUnavailable, fuse, gluster, namespace
+from astore.testing.beds.gluster import GlusterBed
 from astore.testing.beds.images import make_images, template
-
-if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
 
 IMAGE_SIZE = 10 << 30
 GROWTH = 1 << 30
@@ -107,8 +105,6 @@ class DemoStorage:
 
         :returns: why there are none, if it does not work; nothing of it is left then.
         """
-        from astore.testing.beds.gluster import GlusterBed
-
         made: list[tuple[Path, PoolDef, PoolDef]] = []
         with Ticker() as ticker, contextlib.ExitStack() as own:
             ticker.begin("starting a private Gluster", GLUSTER_VOLUMES)
@@ -163,8 +159,6 @@ def _fill(folder: Path, images: int) -> None:
 
 def _private_machine(stack: contextlib.ExitStack) -> str | None:
     """Enter private namespaces for a Gluster; else say in a sentence why there is none."""
-    from astore.testing.beds import gluster
-
     if os.geteuid() != 0:
         return (
             "as root this demonstration also starts a private Gluster and refreshes the same volumes over gfapi "
@@ -199,7 +193,5 @@ def _remove_covers(folders: list[str]) -> None:
 
 def _release_mounts(folder: Path) -> None:
     """Unmount what is still mounted there: an interrupted demonstration may not have stopped its pools."""
-    from astore.testing.beds import fuse
-
     for mounted in reversed(fuse.mounts(folder)):
         fuse.release(mounted.target)

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 WARNING_FREE = ("-W", "error")
 
+INTERRUPTED = ("-W", "ignore::ResourceWarning")
+"""For what is to be interrupted: Python breaks off anywhere then, before it knows what it opened (in an import, say)."""
+
 
 class Ran(NamedTuple):
     """What an invocation returned and wrote."""
@@ -73,9 +76,10 @@ class Invocations:
         known = {**os.environ, "ASTORE_STATE_DIR": str(self.state_dir), "COLUMNS": "200", **more}
         return {key: value for key, value in known.items() if not key.startswith("COV_")}
 
-    def argv(self, *arguments: str) -> list[str]:
-        """What starts the command as a process."""
-        return [sys.executable, *WARNING_FREE, "-m", "astore.cli", *arguments]
+    def argv(self, *arguments: str, interrupted: bool = False) -> list[str]:
+        """What starts the command as a process. :param interrupted: the test will do that to it."""
+        warnings = (*WARNING_FREE, *INTERRUPTED) if interrupted else WARNING_FREE
+        return [sys.executable, *warnings, "-m", "astore.cli", *arguments]
 
     def process(self, *arguments: str, stdin: bytes = b"", **environment: str) -> Ran:
         """As a process of its own, read through pipes."""

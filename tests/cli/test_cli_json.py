@@ -132,6 +132,11 @@ def test_failure_has_libvirts_code() -> None:
     """Programs that knew libvirt's numbers find them; what is no error of astore has none."""
     found = shapes.failure(PoolNotFoundError("no pool 'x'"))
     assert found is not None
-    assert (found.type, found.message, found.errno, found.libvirt_code) == ("PoolNotFoundError", "no pool 'x'", None, 49)
+    assert (found.type, found.message, found.errno, found.libvirt_code) == (
+        "PoolNotFoundError",
+        "no pool 'x'",
+        None,
+        49,
+    )
     other = shapes.failure(PermissionError(13, "no"), "said so")
     assert other == shapes.Failure("PermissionError", "said so", 13, None)

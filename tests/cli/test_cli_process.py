@@ -73,7 +73,7 @@ def test_interrupted(astore: Any, make_pool: Make, command: tuple[str, ...]) -> 
     """Ctrl-C, while it waits for what may never come: one line, and 130."""
     make_pool()
     process = subprocess.Popen(
-        astore.argv(*command),
+        astore.argv(*command, interrupted=True),
         env=astore.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

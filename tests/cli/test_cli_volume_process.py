@@ -32,7 +32,7 @@ def folder(astore: Any, make_pool: Make) -> Path:
 def running(astore: Any, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose standard streams are pipes, which nobody has to write to or read."""
     process = subprocess.Popen(
-        astore.argv(*command),
+        astore.argv(*command, interrupted=True),
         env=astore.environment(),
         cwd=astore.folder,
         stdin=subprocess.PIPE,
