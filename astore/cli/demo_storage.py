@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from astore.cli.interruptions import interruptions_wait
 from astore.cli.output import Output
 from astore.cli.progress import Ticker
 from astore.errors import reason
@@ -70,8 +71,9 @@ class DemoStorage:
         """Make it all. Whatever was made before this raised, or was interrupted, is taken away by ``__exit__``."""
         # before anything else: namespaces are for a process with one thread, and a progress display has its own
         problem = _private_machine(self._stack) if self._gluster_wanted else "left out, as asked for"
-        self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
-        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        with interruptions_wait():  # there is no moment at which it is there and nobody knows of it
+            self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
+            self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._make_dir_pools()
         if problem is None:
             problem = self._make_gluster_pools()

@@ -94,6 +94,26 @@ def interrupted_once() -> Iterator[None]:
 
 
 @contextmanager
+def interruptions_wait() -> Iterator[None]:
+    """An interruption that comes inside has its effect at the end. For what is short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, lambda which, _frame: came.append(which))
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def undisturbed_afterwards() -> Iterator[None]:
     """Whatever happens inside, nothing interrupts what comes after it."""
     try:

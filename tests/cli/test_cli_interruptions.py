@@ -1,0 +1,56 @@
+"""Ctrl-C and its like, put off for as long as something short must not be broken off."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from astore.cli.interruptions import interruptions_wait, terminations_interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interruption_comes_afterwards(number: signal.Signals) -> None:
+    """What is inside is done to its end, whatever comes and how often; then it is interrupted, once."""
+    done = []
+    with terminations_interrupt():
+        with pytest.raises(KeyboardInterrupt), interruptions_wait():
+            for step in range(3):
+                signal.raise_signal(number)
+                done.append(step)
+        assert done == [0, 1, 2]
+        handler = signal.getsignal(signal.SIGINT)
+        with interruptions_wait():
+            pass
+        assert signal.getsignal(signal.SIGINT) is handler is signal.default_int_handler
+
+
+def test_interrupted_while_it_failed() -> None:
+    """An error inside does not make one forget the interruption."""
+    with pytest.raises(KeyboardInterrupt) as caught, interruptions_wait():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("x")
+    assert isinstance(caught.value.__context__, ValueError)
+
+
+def test_elsewhere() -> None:
+    """Another thread hears of no signals, and those that are ignored stay so."""
+    done = []
+
+    def work() -> None:
+        with interruptions_wait():
+            done.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptions_wait():
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            done.append(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == [1, 2]
