@@ -21,7 +21,6 @@ from astore.cli.progress import Ticker
 from astore.errors import reason
 from astore.model import Host, PoolDef, Source, Target
 from astore.testing.beds import BedUnavailable, fuse, gluster, namespace
-from astore.testing.beds.gluster import GlusterBed
 from astore.testing.beds.images import make_images, template
 
 IMAGE_SIZE = 10 << 30
@@ -111,7 +110,7 @@ class DemoStorage:
         with Ticker() as ticker, contextlib.ExitStack() as own:
             ticker.begin("starting a private Gluster", GLUSTER_VOLUMES)
             try:
-                bed = own.enter_context(GlusterBed(self.folder / "gluster"))
+                bed = own.enter_context(gluster.GlusterBed(self.folder / "gluster"))
                 own.callback(_release_mounts, self.folder)  # what was mounted from it must go before it does
                 for number in range(1, GLUSTER_VOLUMES + 1):
                     made.append(self._make_volume(bed, f"vol{number}"))
@@ -127,7 +126,7 @@ class DemoStorage:
         )
         return None
 
-    def _make_volume(self, bed: GlusterBed, volume: str) -> tuple[Path, PoolDef, PoolDef]:
+    def _make_volume(self, bed: gluster.GlusterBed, volume: str) -> tuple[Path, PoolDef, PoolDef]:
         bed.create_volume(volume)
         mounted = bed.mount(volume)
         _fill(mounted, self._images)

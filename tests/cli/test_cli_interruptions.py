@@ -14,11 +14,16 @@ from astore.cli.interruptions import interruptions_wait, terminations_interrupt
 def test_interruption_comes_afterwards(number: signal.Signals) -> None:
     """What is inside is done to its end, whatever comes and how often; then it is interrupted, once."""
     done = []
-    with terminations_interrupt():
-        with pytest.raises(KeyboardInterrupt), interruptions_wait():
+
+    def work() -> None:
+        with interruptions_wait():
             for step in range(3):
                 signal.raise_signal(number)
                 done.append(step)
+
+    with terminations_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            work()
         assert done == [0, 1, 2]
         handler = signal.getsignal(signal.SIGINT)
         with interruptions_wait():
@@ -28,9 +33,14 @@ def test_interruption_comes_afterwards(number: signal.Signals) -> None:
 
 def test_interrupted_while_it_failed() -> None:
     """An error inside does not make one forget the interruption."""
-    with pytest.raises(KeyboardInterrupt) as caught, interruptions_wait():
-        signal.raise_signal(signal.SIGINT)
-        raise ValueError("x")
+
+    def work() -> None:
+        with interruptions_wait():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("x")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
     assert isinstance(caught.value.__context__, ValueError)
 
 
