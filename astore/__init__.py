@@ -90,8 +90,8 @@ from astore.model import (
 from astore.pool import Pool
 from astore.registry import BackendRegistry
 from astore.volume import Volume
+from astore.volume_work.blocks import Hole
 from astore.volume_work.chain import ChainLink
-from astore.volume_work.transfer import Hole
 
 __version__ = "0.1.0"
 

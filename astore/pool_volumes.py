@@ -48,8 +48,9 @@ from astore.volume import Volume
 from astore.volume_work import wiping
 from astore.volume_work.calls import bounded
 from astore.volume_work.copying import Count
+from astore.volume_work.downloads import Download, downloading
 from astore.volume_work.image_session import is_served, whole_sectors
-from astore.volume_work.transfer import Download, downloading, upload
+from astore.volume_work.transfer import upload
 from astore.volume_work.uploads import Source, chunks_of
 
 if TYPE_CHECKING:

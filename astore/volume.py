@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from astore.backend import Progress, VolumeFile
     from astore.pool import Pool
     from astore.volume_work.chain import ChainLink
-    from astore.volume_work.transfer import Download
+    from astore.volume_work.downloads import Download
     from astore.volume_work.uploads import Source
 
 

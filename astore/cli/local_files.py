@@ -21,7 +21,8 @@ from anyio import to_thread
 
 from astore.cli.exits import CliError
 from astore.shield import shielded
-from astore.volume_work.transfer import Download, Hole
+from astore.volume_work.blocks import Hole
+from astore.volume_work.downloads import Download
 
 T = TypeVar("T")
 

@@ -1,8 +1,16 @@
-"""Blocks: the memory that a download gives its bytes in, used again once nobody else has it."""
+"""What a download gives: bytes in memory that is used again once nobody else has it, and holes."""
 
 from __future__ import annotations
 
 import sys
+
+import msgspec
+
+
+class Hole(msgspec.Struct, frozen=True):
+    """What a sparse download gives, and a sparse upload takes, for ``length`` bytes of nothing."""
+
+    length: int
 
 
 class Blocks:
@@ -24,11 +32,9 @@ class Blocks:
         if length != self.size:
             return bytearray(length)
         blocks = self._blocks
-        for number in range(len(blocks)):
-            # the list has it, and the call has it: nobody else
+        for number in range(len(blocks)):  # always from the first, so that few are used, which stay in the caches
             if sys.getrefcount(blocks[number]) == _OURS and len(blocks[number]) == length:
-                blocks.append(blocks.pop(number))  # so that the one that was given last is looked at last
-                return blocks[-1]
+                return blocks[number]
         block = bytearray(length)
         if len(blocks) < self._kept:
             blocks.append(block)

@@ -9,6 +9,7 @@ from typing import TypeVar
 from astore.backend import VolumeFile
 from astore.errors import StorageError, printable, reason
 from astore.files import FileStat
+from astore.volume_work.downloads import Filled, Take, read_blocks
 
 T = TypeVar("T")
 
@@ -47,6 +48,10 @@ class NamedFile:
         If this is cancelled the buffer may still be filled, until the thread lets go of it.
         """
         return await self._named(self._file.preadinto(buffer, offset))
+
+    async def read_blocks(self, take: Take, filled: Filled) -> None:
+        """Fill buffers one after the other; see :func:`astore.volume_work.downloads.read_blocks`."""
+        await self._named(read_blocks(self._file, take, filled))
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""

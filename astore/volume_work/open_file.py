@@ -94,6 +94,12 @@ class OpenFile:
         """
         return await self.run(self._file.preadinto, buffer, offset)
 
+    async def read_blocks(
+        self, take: Callable[[], tuple[bytearray, int] | None], filled: Callable[[int], None]
+    ) -> None:
+        """Fill buffers one after the other, on one thread; see :func:`astore.volume_work.downloads.read_blocks`."""
+        await self.run(_read_blocks, self._file, take, filled)
+
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         await self.run(self._file.pwrite, data, offset)
@@ -149,3 +155,14 @@ class OpenFile:
     def _close(self) -> None:
         """Close the file; in a thread."""
         self._file.close()
+
+
+def _read_blocks(
+    file: TreeFile, take: Callable[[], tuple[bytearray, int] | None], filled: Callable[[int], None]
+) -> None:
+    while (job := take()) is not None:
+        block, offset = job
+        del job
+        length = file.preadinto(block, offset)
+        del block  # whoever is told may use it again
+        filled(length)

@@ -1,24 +1,22 @@
-"""Upload and download: streams of bytes into and out of an open volume, several blocks under way at once, holes kept."""
+"""Upload: streams of bytes into an open volume, several blocks under way at once, holes kept."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import Self
+from collections.abc import AsyncGenerator, AsyncIterable
 
 import anyio
-import msgspec
 
 from astore.backend import VolumeFile
 from astore.errors import StorageError, TransferError, reason
-from astore.shield import shielded
-from astore.volume_work.blocks import Blocks
-from astore.volume_work.copying import CANNOT, Count, next_data
+from astore.volume_work.blocks import Hole
+from astore.volume_work.copying import CANNOT, Count
+from astore.volume_work.downloads import Download
 
 BLOCK = 2 << 20
-"""Bytes that are read at once, and the least that are written at once where more are to come."""
+"""The least bytes that are written at once where more are to come."""
 
 MOST = 4 << 20
 """The most bytes that are written at once."""
@@ -29,12 +27,6 @@ GRAIN = 64 << 10
 _ZEROS = bytes(MOST)
 
 Data = bytes | bytearray | memoryview
-
-
-class Hole(msgspec.Struct, frozen=True):
-    """What a sparse download gives, and a sparse upload takes, for ``length`` bytes of nothing."""
-
-    length: int
 
 
 class _Written:
@@ -234,76 +226,3 @@ async def _make_hole(file: VolumeFile, start: int, length: int) -> None:
             raise
         for at in range(start, start + length, MOST):
             await file.pwrite(memoryview(_ZEROS)[: min(MOST, start + length - at)], at)
-
-
-class Download:
-    """The blocks of a volume in turn, read ahead: an async iterator, given by ``volume.download()``."""
-
-    def __init__(self, file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> None:
-        self._file = file
-        self._end = end
-        self._at = offset
-        self._count = count
-        self._until = end if not sparse else offset
-        self._ahead: deque[asyncio.Task[bytearray] | Hole] = deque()
-        self._blocks = Blocks(BLOCK, file.in_flight + 2)  # one is with whoever asks, one perhaps still with a thread
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytearray | Hole:
-        while len(self._ahead) < self._file.in_flight and await self._read_on():
-            pass
-        if not self._ahead:
-            raise StopAsyncIteration
-        first = self._ahead[0]
-        # whoever is cancelled here (a deadline for one block) may ask again, and misses nothing
-        item = first if isinstance(first, Hole) else await asyncio.shield(first)
-        self._ahead.popleft()
-        if not item:  # it was cut meanwhile
-            self._at = self._end
-            await self.aclose()
-            raise StopAsyncIteration
-        self._count.add(_length(item))
-        return item
-
-    async def _read_on(self) -> bool:
-        """Begin with one more block, or find one more hole; False at the end."""
-        if self._at >= self._end:
-            return False
-        if self._at >= self._until:
-            begin, self._until = await next_data(self._file, self._at, self._end) or (self._end, self._end)
-            if begin > self._at:
-                self._ahead.append(Hole(begin - self._at))
-                self._at = begin
-                return True
-        length = min(BLOCK, self._until - self._at)
-        self._ahead.append(asyncio.ensure_future(self._read(self._blocks.take(length), self._at)))
-        self._at += length
-        return True
-
-    async def _read(self, block: bytearray, offset: int) -> bytearray:
-        length = await self._file.preadinto(block, offset)
-        return block if length == len(block) else block[:length]
-
-    async def aclose(self) -> None:
-        """Give up what is being read ahead."""
-        tasks = [one for one in self._ahead if not isinstance(one, Hole)]
-        self._ahead.clear()
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()  # seen
-
-
-@contextlib.asynccontextmanager
-async def downloading(file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> AsyncIterator[Download]:
-    """A :class:`Download` of the bytes from ``offset`` to ``end``; reads that are under way end with it."""
-    download = Download(file, offset, end, sparse, count)
-    try:
-        yield download
-    finally:
-        await shielded(download.aclose())

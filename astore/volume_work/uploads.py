@@ -17,8 +17,9 @@ import anyio.abc
 
 from astore.backend import Lane
 from astore.shield import shielded
+from astore.volume_work.blocks import Hole
 from astore.volume_work.calls import bounded, in_a_thread, to_the_end
-from astore.volume_work.transfer import MOST, Data, Hole
+from astore.volume_work.transfer import MOST, Data
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from astore.errors import StorageError, TransferError, VolumeExistsError
 from astore.model import BackingStore, Permissions, VolumeDef
 from astore.pool import Pool
 from astore.volume_work import copying, placing
-from astore.volume_work.transfer import Hole
+from astore.volume_work.blocks import Hole
 
 MIB = 1 << 20
 DATA = os.urandom(3 * MIB)

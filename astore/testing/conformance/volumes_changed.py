@@ -25,7 +25,7 @@ from astore.testing.conformance.volumes_copied import SPARSE, compare, qcow2_vol
 from astore.testing.conformance.volumes_made import MIB, checked, require_qemu_img
 from astore.testing.conformance.volumes_streamed import DATA, Watch, given, taken
 from astore.volume import Volume
-from astore.volume_work.transfer import Hole
+from astore.volume_work.blocks import Hole
 from astore.volume_work.wiping import ALGORITHMS, PASSES, passes_of
 
 

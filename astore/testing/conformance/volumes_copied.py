@@ -18,7 +18,7 @@ from astore.testing.conformance.source import SourceUnderTest, qcow2
 from astore.testing.conformance.volumes_made import MIB, checked, fetched, qemu_img, require_qemu_img
 from astore.testing.conformance.volumes_streamed import DATA, Watch, given
 from astore.volume import Volume
-from astore.volume_work.transfer import Hole
+from astore.volume_work.blocks import Hole
 
 SPARSE = DATA[:MIB] + bytes(5 * MIB) + DATA[MIB : 3 * MIB + 7] + bytes(MIB)
 """Data, a hole, data that end at no boundary, and a hole."""

@@ -20,7 +20,7 @@ from astore.testing.conformance.base import ConformanceBase, start_able
 from astore.testing.conformance.source import SourceUnderTest
 from astore.testing.conformance.volumes_made import MIB
 from astore.volume import Volume
-from astore.volume_work.transfer import Hole
+from astore.volume_work.blocks import Hole
 
 FAR = (1 << 31) - 5, 1 << 31, (1 << 32) - 5, (1 << 33) + 12345
 """Offsets about 2 and 4 GiB, and beyond 8."""
