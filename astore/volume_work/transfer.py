@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 
 import anyio
 
 from astore.backend import VolumeFile
 from astore.errors import StorageError, TransferError, reason
-from astore.volume_work.blocks import Hole
+from astore.volume_work.blocks import Blocks, Hole
 from astore.volume_work.copying import CANNOT, Count
 from astore.volume_work.downloads import Download
 
@@ -89,8 +89,9 @@ class _Upload:
         """Write all that there is, up to ``length``; returns the offset at which it ends, or would."""
         at = offset
         own: BaseException | None = None
+        pieces_of = _pieces(source, self.file.in_flight + 2)
         try:
-            async with asyncio.TaskGroup() as group, contextlib.aclosing(_pieces(source)) as pieces:
+            async with asyncio.TaskGroup() as group, contextlib.aclosing(pieces_of) as pieces:
                 try:
                     with self._taking:
                         async for piece in pieces:
@@ -159,25 +160,59 @@ def _first(piece: Data | Hole, length: int) -> Data | Hole:
     return Hole(length) if isinstance(piece, Hole) else memoryview(piece)[:length]
 
 
-async def _pieces(source: AsyncIterable[Data | Hole]) -> AsyncGenerator[Data | Hole, None]:
-    """What the source gives, in pieces that are worth a call each. They are no longer the source's own."""
-    small = bytearray()
+class _Gathered:
+    """Small pieces, put together until they are worth a call."""
+
+    def __init__(self, kept: int) -> None:
+        self._blocks = Blocks(BLOCK, kept)
+        self._block: bytearray | None = None
+        self.length = 0
+
+    def add(self, data: Data) -> Iterator[bytearray]:
+        """Take a piece; gives the blocks that are full with it."""
+        view = memoryview(data)
+        while view:
+            if self._block is None:
+                self._block = self._blocks.take(BLOCK)
+            end = min(self.length + len(view), BLOCK)
+            self._block[self.length : end] = view[: end - self.length]
+            view = view[end - self.length :]
+            self.length = end
+            if end == BLOCK:
+                full, self._block, self.length = self._block, None, 0
+                yield full
+                del full  # whoever has it may let go of it now
+
+    def rest(self) -> memoryview:
+        """What is there, though it is little."""
+        assert self._block is not None
+        rest = memoryview(self._block)[: self.length]
+        self._block, self.length = None, 0
+        return rest
+
+
+async def _pieces(source: AsyncIterable[Data | Hole], kept: int) -> AsyncGenerator[Data | Hole, None]:
+    """What the source gives, in pieces that are worth a call each. They are no longer the source's own.
+
+    :param kept: how many of them may be in use at once.
+    """
+    small = _Gathered(kept)
     own = isinstance(source, Download)
     async for item in source:
         if isinstance(item, Hole):
-            if small:
-                yield small
-                small = bytearray()
+            if small.length:
+                yield small.rest()
             if item.length > 0:
                 yield item
             continue
-        if isinstance(item, memoryview):
+        if isinstance(item, memoryview) and (item.format != "B" or not item.c_contiguous):
             item = item.tobytes()  # whatever it is a view of
-        if small or len(item) < BLOCK:
-            small += item
-            if len(small) >= BLOCK:
-                yield small
-                small = bytearray()
+        if small.length or len(item) < BLOCK:
+            if small.length + len(item) > BLOCK and not isinstance(item, bytes):
+                item = bytes(item)  # what does not fit into one block is taken later, when it may be another
+            for block in small.add(item):
+                yield block
+                del block
             continue
         # whoever gave it may go on using it, but for a download, which gives it to nobody else meanwhile
         whole = item if own or isinstance(item, bytes) else bytes(item)
@@ -187,8 +222,8 @@ async def _pieces(source: AsyncIterable[Data | Hole]) -> AsyncGenerator[Data | H
         view = memoryview(whole)
         for begin in range(0, len(view), MOST):
             yield view[begin : begin + MOST]
-    if small:
-        yield small
+    if small.length:
+        yield small.rest()
 
 
 async def _put_sparsely(file: VolumeFile, start: int, data: Data, size: int) -> None:

@@ -97,6 +97,22 @@ async def test_pieces_that_are_views_of_anything() -> None:
     assert file.data == b"abcdefgh" * 50 + b"abc" * 30 + b"abcdefgh" * 50
 
 
+async def test_pieces_that_change_behind_its_back() -> None:
+    """Whoever gave a piece may change it at once, and make it longer, though it is not all written yet."""
+    file = ModelFile()
+    piece = bytearray(b"a" * 70)
+
+    async def source() -> AsyncIterator[bytearray]:
+        for letter in b"abcde":
+            piece[:] = bytes([letter]) * 70
+            changing = asyncio.get_running_loop().call_soon(piece.extend, b"?")
+            yield piece
+            changing.cancel()
+
+    assert await upload(file, source(), 0, None, False, Count(None, None)) == 350
+    assert file.data == b"".join(bytes([letter]) * 70 for letter in b"abcde")
+
+
 async def test_writes_under_way_come_to_their_end() -> None:
     """When the storage says no, what was on its way is written, and counted."""
     for error in (OSError(28, "No space left on device"), StorageError("no space", errno=28, pool="p")):
