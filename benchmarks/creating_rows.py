@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 median = statistics.median
 COUNT = 1000
 AT_ONCE = 16
+TURNS = 5
 
 
 async def creating_rows(bench: Bench) -> list[Row]:
@@ -103,28 +104,29 @@ async def _pool(bench: Bench, root: astore.Pool, kind: str, name: str) -> astore
     return pool
 
 
-async def _create(pool: astore.Pool, prefix: str) -> float:
+async def _create(pool: astore.Pool, prefix: str, count: int = COUNT) -> float:
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
         async with turn:
             await pool.create_volume(astore.VolumeDef(f"{prefix}{number}.raw", capacity=10 << 30))
 
-    return await _seconds(lambda: asyncio.gather(*(one(number) for number in range(COUNT))))
+    return await _seconds(lambda: asyncio.gather(*(one(number) for number in range(count))))
 
 
 async def _refresh_beside(beside: astore.Pool, pool: astore.Pool) -> float:
-    """How many times as long another pool's refresh takes while volumes are created: medians."""
+    """How many times as long another pool's refresh takes while volumes are created: medians, measured in turn."""
     alone: list[float] = []
-    for _ in range(40):
-        alone.append(await _seconds(beside.refresh))
-        await asyncio.sleep(0.01)
-    making = asyncio.ensure_future(_create(pool, "n"))
     meanwhile: list[float] = []
-    while not making.done():
-        meanwhile.append(await _seconds(beside.refresh))
-        await asyncio.sleep(0.01)
-    await making
+    for turn in range(TURNS):
+        for _ in range(10):
+            alone.append(await _seconds(beside.refresh))
+            await asyncio.sleep(0.01)
+        making = asyncio.ensure_future(_create(pool, f"n{turn}-", COUNT // TURNS))
+        while not making.done():
+            meanwhile.append(await _seconds(beside.refresh))
+            await asyncio.sleep(0.01)
+        await making
     say(f"    refresh alone {median(alone) * 1e3:.2f} ms, meanwhile {median(meanwhile) * 1e3:.2f} ms")
     return median(meanwhile) / median(alone)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -30,6 +31,14 @@ AT_ONCE = 16
 
 BACKGROUND_SECONDS = 0.01
 """How long some steps of a call let refreshes go first, all in all."""
+
+LET_GO_SECONDS = 0.0005
+"""Less than this is not about a refresh."""
+
+COMPANY_SECONDS = 0.1
+"""How long after a refresh was let go first others are expected, and there is one call at a time: what is under way with the
+storage when a refresh begins takes from it, be it of the same processors.
+"""
 
 
 class Wanted:
@@ -71,6 +80,7 @@ class Makers:
         self._current = current
         self._waiting: deque[Wanted] = deque()
         self._making = 0  # calls that are on their way
+        self._company = float("-inf")  # when a refresh was let go first
         self._asked = 0  # who waits for a volume
         self._sending = False
         self._over = False
@@ -127,6 +137,8 @@ class Makers:
     def _send(self) -> None:
         self._sending = False
         makers = self._current().makers
+        if time.monotonic() - self._company < COMPANY_SECONDS:
+            makers = 1
         while self._waiting and self._making < makers:
             share = -(-len(self._waiting) // (makers - self._making))
             wanted = [self._waiting.popleft() for _ in range(min(share, AT_ONCE, len(self._waiting)))]
@@ -191,8 +203,15 @@ class Makers:
                 if one.error is None:
                     _end(one, OSError(error.errno, error.strerror))
         self._in_steps(wanted, _record, self._finish)
-        self._lane.give_way(BACKGROUND_SECONDS)  # who is told computes as well
+        self._give_way(BACKGROUND_SECONDS)  # who is told computes as well
         return wanted
+
+    def _give_way(self, most: float) -> float:
+        """Let refreshes go first; returns how many seconds that took."""
+        waited = self._lane.give_way(most)
+        if waited > LET_GO_SECONDS:
+            self._company = time.monotonic()
+        return waited
 
     def _in_steps(self, wanted: list[Wanted], *steps: Callable[[Wanted], object]) -> None:
         """Take all of them through one step after the other. Who fails is out, and what there is of it removed.
@@ -204,7 +223,7 @@ class Makers:
             for one in wanted:
                 if one.error is not None:
                     continue
-                left -= self._lane.give_way(left)
+                left -= self._give_way(left)
                 try:
                     if self._over or one.abandoned:
                         raise _stopped()

@@ -24,7 +24,7 @@ STALE_WAITS = (0.0, 0.02, 0.1, 0.3, 0.7)
 class GlusterTree(GlusterFolder, WritableTree):
     """A folder of a volume, to be read and written; made as :class:`~astore_gluster.folder.GlusterFolder` is."""
 
-    makers = 8
+    makers = 4
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
         """The attributes of an entry. :raises OSError: ENOENT, and so on."""
