@@ -32,6 +32,9 @@ AT_ONCE = 16
 BACKGROUND_SECONDS = 0.01
 """How long some steps of a call let refreshes go first, all in all."""
 
+BREATH = 0.00005
+"""Seconds after which the interpreter's lock is let go of, while others refresh."""
+
 LET_GO_SECONDS = 0.0005
 """Less than this is not about a refresh."""
 
@@ -137,7 +140,7 @@ class Makers:
     def _send(self) -> None:
         self._sending = False
         makers = self._current().makers
-        if time.monotonic() - self._company < COMPANY_SECONDS:
+        if self._in_company:
             makers = 1
         while self._waiting and self._making < makers:
             share = -(-len(self._waiting) // (makers - self._making))
@@ -206,6 +209,10 @@ class Makers:
         self._give_way(BACKGROUND_SECONDS)  # who is told computes as well
         return wanted
 
+    @property
+    def _in_company(self) -> bool:
+        return time.monotonic() - self._company < COMPANY_SECONDS
+
     def _give_way(self, most: float) -> float:
         """Let refreshes go first; returns how many seconds that took."""
         waited = self._lane.give_way(most)
@@ -219,10 +226,15 @@ class Makers:
         Each step is about one call of the storage, so that what is under way when a refresh begins is soon over.
         """
         left = BACKGROUND_SECONDS
+        breathed = time.monotonic()
         for step in steps:
             for one in wanted:
                 if one.error is not None:
                     continue
+                if self._in_company and time.monotonic() - breathed > BREATH:
+                    # a refresh that is about to begin, or has ended, would wait for the interpreter's lock (astore/turns.py)
+                    time.sleep(1e-6)
+                    breathed = time.monotonic()
                 left -= self._give_way(left)
                 try:
                     if self._over or one.abandoned:
