@@ -58,7 +58,7 @@ class _Slot:
         self.wanted = wanted
         self.block = bytearray()
         self.length = -1
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     @property
     def there(self) -> bool:
@@ -101,7 +101,7 @@ class _Reader:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     download._loop.call_soon_threadsafe(download._look_again)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """The call failed, or hangs. What comes before is given yet, and nothing after it."""
         download = self._download
         with download._lock:
@@ -195,7 +195,9 @@ class Download:
         reader = _Reader(self)
         try:
             await read_blocks(self._file, reader.take, reader.filled)
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # plugin code: it may raise anything, and whoever waits is to hear of it
             reader.fail(error)
         finally:
             task = asyncio.current_task()

@@ -285,6 +285,21 @@ async def test_error_in_a_thread(lane: PoolLane, path: Path, at: int) -> None:
     assert got == DATA[: at * BLOCK]
 
 
+async def test_plugins_that_raise_anything(path: Path) -> None:
+    """Whoever waits for a block hears of it."""
+
+    class Odd(ModelFile):
+        async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+            if offset:
+                raise GeneratorExit
+            return await super().preadinto(buffer, offset)
+
+    async with downloading(Odd(DATA), 0, len(DATA), False, Count(None, None)) as blocks:
+        assert await anext(blocks) == DATA[:BLOCK]
+        with pytest.raises(GeneratorExit):
+            await anext(blocks)
+
+
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
     """Closed; opened after the test."""
