@@ -134,7 +134,7 @@ def test_released_when_the_loop_that_drains_has_gone() -> None:
     assert found(registry, "fake").pools == 0
     assert not draining.done()
     draining.get_coro().close()  # type: ignore[union-attr]
-    assert draining.get_name()
+    draining._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def test_from_many_threads() -> None:
