@@ -403,7 +403,11 @@ class WipesVolumes(Protocol):
 
 
 class VolumeFile(Protocol):
-    """A volume opened for random access; offsets and lengths in bytes. Calls may be made side by side."""
+    """A volume opened for random access; offsets and lengths in bytes. Calls may be made side by side.
+
+    ``preadinto`` fills memory of the caller's, and may go on doing so after it was cancelled. A file that can stay in a
+    thread for several blocks has ``read_blocks`` too (:func:`astore.volume_work.downloads.read_blocks`), for downloads.
+    """
 
     @property
     def in_flight(self) -> int:
