@@ -194,6 +194,7 @@ async def taken(blocks: Download, got: bytearray) -> Exception | None:
 async def test_threads_stay_at_it(lane: PoolLane, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not asked for each block, and there are no more of them than pay."""
     monkeypatch.setattr(downloads, "STAY", 10.0)
+    monkeypatch.setattr(downloads, "ROOM", 50)  # so that they find something to do however slow the loop is
     asked = 0
     run = lane.run
 
@@ -207,7 +208,7 @@ async def test_threads_stay_at_it(lane: PoolLane, path: Path, monkeypatch: pytes
     async with Opened(lane, file) as opened, opened.download() as blocks:
         assert b"".join([block async for block in blocks]) == DATA
     assert file.calls == 201
-    assert asked < 100
+    assert asked < 60
     assert 1 <= len(file.threads) <= file.in_flight
 
 
@@ -242,9 +243,9 @@ async def test_slow_consumers(lane: PoolLane, path: Path) -> None:
         for number in range(1, 50):
             got += await anext(blocks)
             if number % 10 == 0:
-                await asyncio.sleep(0.02)
+                while lane._running:
+                    await asyncio.sleep(0.005)
                 assert number <= file.calls <= number + file.in_flight + downloads.ROOM
-                assert not lane._running
         assert got == DATA[: len(got)]
 
 
@@ -310,7 +311,7 @@ def gate() -> Iterator[threading.Event]:
 
 async def test_storage_that_hangs(lanes: Lanes, path: Path, gate: threading.Event) -> None:
     """The deadline is an error at the block that hangs; a thread that comes back late changes nothing, and reads no more."""
-    lane = lanes.lane("slow", limit=4, timeout=0.3)
+    lane = lanes.lane("slow", limit=4, timeout=2.0)
 
     def hang(offset: int) -> None:
         if offset == 20 * BLOCK:
