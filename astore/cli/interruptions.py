@@ -107,7 +107,7 @@ def interruptions_wait() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in taken:
+        for number in reversed(taken):  # SIGINT last: it interrupts
             signal.signal(number, before[number])
         if came:
             signal.raise_signal(came[0])

@@ -33,7 +33,9 @@ class Blocks:
             return bytearray(length)
         blocks = self._blocks
         for number in range(len(blocks)):  # always from the first, so that few are used, which stay in the caches
-            if sys.getrefcount(blocks[number]) == _OURS and len(blocks[number]) == length:
+            if sys.getrefcount(blocks[number]) == _OURS:
+                if len(blocks[number]) != length:
+                    blocks[number] = bytearray(length)  # whoever had it made it longer or shorter
                 return blocks[number]
         block = bytearray(length)
         if len(blocks) < self._kept:

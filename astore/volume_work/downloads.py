@@ -96,14 +96,27 @@ class _Reader:
             slot, self._slot = self._slot, None
             if slot is None:
                 return  # it came too late
-            slot.length = length
+            if 0 <= length <= slot.wanted:
+                slot.length = length
+            else:
+                slot.error = ValueError(f"a file says that it has read {length} of {slot.wanted} bytes")
             if download._waiting is not None and download._ahead and download._ahead[0] is slot:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     download._loop.call_soon_threadsafe(download._look_again)
 
+    def end(self) -> None:
+        """The call returned. If it had taken a block, that is there."""
+        if self._slot is not None:
+            self.fail(RuntimeError("a file took a block to read, and did not say that it had"))
+
     def fail(self, error: BaseException) -> None:
         """The call failed, or hangs. What comes before is given yet, and nothing after it."""
         download = self._download
+        if isinstance(
+            error, (StopAsyncIteration, asyncio.CancelledError)
+        ):  # which would say something else to who waits
+            error, cause = RuntimeError(f"a file raised {type(error).__name__}"), error
+            error.__cause__ = cause
         with download._lock:
             self._over = True
             slot, self._slot = self._slot, None
@@ -127,6 +140,7 @@ class Download:
         self._end = end
         self._most = file.in_flight + ROOM
         self._readers: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._waiting: asyncio.Future[None] | None = None
         # used by threads too, with the lock held
         self._lock = threading.Lock()
@@ -171,10 +185,13 @@ class Download:
 
     async def _find_data(self) -> None:
         """Find out where the next data are, and the hole before them."""
-        begin, until = await next_data(self._file, self._at, self._end) or (self._end, self._end)
+        at = self._at
+        begin, until = await next_data(self._file, at, self._end) or (self._end, self._end)
         with self._lock:
-            if begin > self._at:
-                self._ahead.append(Hole(begin - self._at))
+            if self._at != at:
+                return  # it came to an end meanwhile
+            if begin > at:
+                self._ahead.append(Hole(begin - at))
             self._at, self._until = begin, until
 
     def _plan(self) -> None:
@@ -189,15 +206,17 @@ class Download:
         """Have threads read. :param soon: also if there is little for them to do."""
         if soon or self._at >= self._until or len(self._to_read) >= self._most // 2:
             for _ in range(min(self._file.in_flight - len(self._readers), len(self._to_read))):
-                self._readers.add(asyncio.ensure_future(self._read()))
+                # not by way of a task factory: an eager task would run at once, and the lock is held
+                self._readers.add(asyncio.Task(self._read(), loop=self._loop))
 
     async def _read(self) -> None:
         reader = _Reader(self)
         try:
             await read_blocks(self._file, reader.take, reader.filled)
-        except asyncio.CancelledError:
-            raise
+            reader.end()
         except BaseException as error:  # plugin code: it may raise anything, and whoever waits is to hear of it
+            if self._closed and isinstance(error, asyncio.CancelledError):
+                raise
             reader.fail(error)
         finally:
             task = asyncio.current_task()
@@ -215,15 +234,18 @@ class Download:
             self._at = self._until = self._end
             self._to_read.clear()
             self._ahead.clear()
+        self._look_again()
 
     async def aclose(self) -> None:
         """Give up what is being read ahead."""
+        self._closed = True
         self._give_up()
         readers = list(self._readers)
         for reader in readers:
             reader.cancel()
         if readers:
             await asyncio.wait(readers)
+        self._readers.clear()  # those that had not begun too
 
 
 @contextlib.asynccontextmanager

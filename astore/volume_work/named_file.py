@@ -47,6 +47,8 @@ class NamedFile:
 
         If this is cancelled the buffer may still be filled, until the thread lets go of it.
         """
+        if isinstance(buffer, memoryview) and (buffer.format != "B" or buffer.ndim != 1):
+            buffer = buffer.cast("B")
         return await self._named(self._file.preadinto(buffer, offset))
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:

@@ -84,6 +84,7 @@ class Makers:
         self._waiting: deque[Wanted] = deque()
         self._making = 0  # calls that are on their way
         self._company = float("-inf")  # when a refresh was let go first
+        self._later: asyncio.TimerHandle | None = None
         self._asked = 0  # who waits for a volume
         self._sending = False
         self._over = False
@@ -124,6 +125,8 @@ class Makers:
     async def aclose(self, seconds: float) -> None:
         """Make nothing any more, and wait for what is being made, but not for long."""
         self._over = True
+        if self._later is not None:
+            self._later.cancel()
         while self._waiting:
             _fail(self._waiting.popleft(), _stopped())
         with anyio.move_on_after(seconds):
@@ -137,10 +140,16 @@ class Makers:
             self._sending = True
             asyncio.get_running_loop().call_soon(self._send)
 
+    def _send_later(self) -> None:
+        self._later = None
+        if self._waiting:
+            self._send_soon()
+
     def _send(self) -> None:
         self._sending = False
         makers = self._current().makers
-        if self._in_company:
+        company = makers > 1 and self._in_company
+        if company:
             makers = 1
         while self._waiting and self._making < makers:
             share = -(-len(self._waiting) // (makers - self._making))
@@ -149,6 +158,8 @@ class Makers:
             task = asyncio.get_running_loop().create_task(self._make(wanted))
             for one in wanted:
                 one.task = task
+        if company and self._waiting and self._later is None:  # the one call may last longer than the company stays
+            self._later = asyncio.get_running_loop().call_later(COMPANY_SECONDS, self._send_later)
 
     async def _make(self, wanted: list[Wanted]) -> None:
         try:

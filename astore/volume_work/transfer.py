@@ -205,11 +205,13 @@ async def _pieces(source: AsyncIterable[Data | Hole], kept: int) -> AsyncGenerat
             if item.length > 0:
                 yield item
             continue
-        if isinstance(item, memoryview) and (item.format != "B" or not item.c_contiguous):
-            item = item.tobytes()  # whatever it is a view of
+        if not isinstance(item, (bytes, bytearray)):
+            view = memoryview(item)
+            if view.format != "B" or view.ndim != 1 or not view.c_contiguous:
+                item = view.tobytes()  # whatever it is a view of
         if small.length or len(item) < BLOCK:
-            if small.length + len(item) > BLOCK and not isinstance(item, bytes):
-                item = bytes(item)  # what does not fit into one block is taken later, when it may be another
+            if small.length + len(item) >= BLOCK and not isinstance(item, bytes):
+                item = bytes(item)  # it is not all taken before others have their turn, and may change
             for block in small.add(item):
                 yield block
                 del block

@@ -45,7 +45,9 @@ def test_what_was_resized_is_not() -> None:
     block = blocks.take(100)
     del block[50:]
     del block
+    known = id(blocks.take(100))
     assert len(blocks.take(100)) == 100
+    assert id(blocks.take(100)) == known, "it has its place, and is used again"
 
 
 def test_other_lengths() -> None:

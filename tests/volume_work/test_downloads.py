@@ -286,19 +286,98 @@ async def test_error_in_a_thread(lane: PoolLane, path: Path, at: int) -> None:
     assert got == DATA[: at * BLOCK]
 
 
-async def test_plugins_that_raise_anything(path: Path) -> None:
-    """Whoever waits for a block hears of it."""
+@pytest.mark.parametrize("error", [GeneratorExit(), asyncio.CancelledError(), StopAsyncIteration(), MemoryError()])
+async def test_plugins_that_raise_anything(error: BaseException) -> None:
+    """Whoever waits for a block hears of it, and takes it neither for the end nor for a cancellation of their own."""
 
     class Odd(ModelFile):
         async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
             if offset:
-                raise GeneratorExit
+                raise error
             return await super().preadinto(buffer, offset)
 
+    misleading = isinstance(error, (asyncio.CancelledError, StopAsyncIteration))
     async with downloading(Odd(DATA), 0, len(DATA), False, Count(None, None)) as blocks:
         assert await anext(blocks) == DATA[:BLOCK]
-        with pytest.raises(GeneratorExit):
+        with pytest.raises(RuntimeError if misleading else type(error)):
             await anext(blocks)
+
+
+@pytest.mark.parametrize("answer", [-1, BLOCK + 1, None])
+async def test_plugins_that_do_not_keep_to_it(answer: int | None) -> None:
+    """A file that says that it read what it cannot have read, or nothing at all, is an error and not a wait for ever."""
+
+    class Odd(ModelFile):
+        async def read_blocks(self, take: downloads.Take, filled: downloads.Filled) -> None:
+            while take() is not None:
+                if answer is None:
+                    return
+                filled(answer)
+
+    async with downloading(Odd(DATA), 0, len(DATA), False, Count(None, None)) as blocks:
+        with pytest.raises((ValueError, RuntimeError), match="a file"):
+            await anext(blocks)
+
+
+async def test_eager_tasks() -> None:
+    """Whatever makes tasks of the application's, and runs them at once (Python 3.12), does not make these."""
+    loop = asyncio.get_running_loop()
+
+    def factory(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a task of the application's kind")
+
+    file = ModelFile(DATA)
+    async with downloading(file, 0, len(DATA), False, Count(None, None)) as blocks:
+        before = loop.get_task_factory()
+        loop.set_task_factory(factory)
+        try:
+            got = b"".join([bytes(block) async for block in blocks])  # type: ignore[arg-type]
+        finally:
+            loop.set_task_factory(before)
+    assert got == DATA
+
+
+async def test_closed_by_somebody_else() -> None:
+    """Who waits for a block of a download that another closes is told that it has ended."""
+
+    class Hanging(ModelFile):
+        async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    for steps in (0, 1, 5):
+        async with downloading(Hanging(DATA), 0, len(DATA), False, Count(None, None)) as blocks:
+            waiting = asyncio.ensure_future(anext(blocks))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await blocks.aclose()
+            async with asyncio.timeout(10):
+                with pytest.raises(StopAsyncIteration):
+                    await waiting
+
+
+async def test_error_while_data_are_looked_for() -> None:
+    """Nothing is read behind an error, though more data are found meanwhile."""
+    data = b"".join(bytes(GRAIN) + b"x" * GRAIN for _ in range(200))
+    read: list[int] = []
+
+    class Odd(ModelFile):
+        async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+            read.append(offset)
+            if offset > 4 * GRAIN:
+                raise OSError(5, "no")
+            return await super().preadinto(buffer, offset)
+
+    file = Odd(data)
+    errors = 0
+    async with downloading(file, 0, len(data), True, Count(None, None)) as blocks:
+        for _ in range(50):
+            try:
+                await anext(blocks)
+            except OSError:
+                errors += 1
+    assert errors == 45
+    assert max(read) <= 4 * GRAIN + 2 * GRAIN * file.in_flight
 
 
 @pytest.fixture

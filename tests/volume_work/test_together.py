@@ -18,7 +18,7 @@ from astore.events import VolumeAdded
 from astore.manager import Manager
 from astore.model import Permissions, VolumeDef
 from astore.pool import Pool
-from astore.volume_work import calls, opening
+from astore.volume_work import calls, opening, together
 
 COUNT = 40
 
@@ -132,6 +132,23 @@ async def test_all_are_cancelled(manager: Manager, pool: Pool, folder: Path, fau
     faults.clear("link")
     await asyncio.gather(*create(pool, "v00", "v01"))
     assert sorted(os.listdir(folder)) == ["v00", "v01"]
+
+
+async def test_company_that_has_left(pool: Pool, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While others refresh one call at a time makes volumes; if that one lasts, more begin once the others have gone."""
+    company = True
+    monkeypatch.setattr(together.Makers, "_in_company", property(lambda _: company))
+    gate = Gate()
+    faults["truncate"] = gate
+    tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
+    await eventually(lambda: gate.inside)
+    await asyncio.sleep(together.COMPANY_SECONDS * 2)
+    assert gate.most == 1
+    company = False
+    await eventually(lambda: gate.inside == 2)
+    gate.open()
+    await asyncio.gather(*tasks)
+    assert len(pool.volumes) == COUNT
 
 
 class TestOverdue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -97,20 +98,38 @@ async def test_pieces_that_are_views_of_anything() -> None:
     assert file.data == b"abcdefgh" * 50 + b"abc" * 30 + b"abcdefgh" * 50
 
 
-async def test_pieces_that_change_behind_its_back() -> None:
+@pytest.mark.parametrize("rows", [1, 4, 40])
+async def test_pieces_of_several_dimensions(rows: int) -> None:
+    """Tables, numbers without dimension and arrays are the bytes that they are made of."""
+    file = ModelFile()
+    table = memoryview(bytes(range(250)) * rows).cast("B", (rows, 250))
+    one = memoryview(b"12345678").cast("Q", ())
+    numbers = array("d", range(30))
+    pieces = [b"-", table, one, table, numbers, bytearray(b"."), table]
+    expected = b"-" + bytes(table) + b"12345678" + bytes(table) + numbers.tobytes() + b"." + bytes(table)
+    assert await upload(file, given_one_by_one(pieces), 0, None, False, Count(None, None)) == len(expected)
+    assert file.data == expected
+    file = ModelFile()
+    async with chunks_of(table, None) as (chunks, size):
+        assert size == len(bytes(table)) == await upload(file, chunks, 0, None, False, Count(None, None))
+    assert file.data == bytes(table)
+
+
+@pytest.mark.parametrize("length", [70, 100, 99, 230])
+async def test_pieces_that_change_behind_its_back(length: int) -> None:
     """Whoever gave a piece may change it at once, and make it longer, though it is not all written yet."""
     file = ModelFile()
-    piece = bytearray(b"a" * 70)
+    piece = bytearray(b"a" * length)
 
     async def source() -> AsyncIterator[bytearray]:
         for letter in b"abcde":
-            piece[:] = bytes([letter]) * 70
+            piece[:] = bytes([letter]) * length
             changing = asyncio.get_running_loop().call_soon(piece.extend, b"?")
             yield piece
             changing.cancel()
 
-    assert await upload(file, source(), 0, None, False, Count(None, None)) == 350
-    assert file.data == b"".join(bytes([letter]) * 70 for letter in b"abcde")
+    assert await upload(file, source(), 0, None, False, Count(None, None)) == 5 * length
+    assert file.data == b"".join(bytes([letter]) * length for letter in b"abcde")
 
 
 async def test_writes_under_way_come_to_their_end() -> None:

@@ -304,6 +304,9 @@ class StreamedVolumeChecks(ConformanceBase):
             assert memory[:5] == b"\0\0\0\0?"
             assert await file.preadinto(memory, 2 * MIB) == 0
             assert await file.preadinto(bytearray(), 0) == 0
+            numbers = memoryview(bytearray(800)).cast("Q", (10, 10))
+            assert await file.preadinto(numbers, 60_000) == 800
+            assert bytes(numbers) == bytes([60]) * 800
             await file.truncate(2 * MIB)
             await file.sync()
             assert await file.seek_data(MIB) in (None, MIB)
