@@ -6,6 +6,7 @@ import asyncio
 import errno
 import functools
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -179,14 +180,30 @@ async def test_create_image(full: Pool, small_volume: Small) -> None:
         await small_volume.uses(5 * MIB)
 
 
+async def refused_copy(pool: Pool, small: Small, original: Volume) -> TransferError:
+    """The error of a copy for which there is no room.
+
+    A quota is counted a little later than it is used, and a copy writes several blocks at once: now and then one slips through.
+    """
+    before = used_of(small.brick)
+    for _ in range(20 if small.errno == errno.EDQUOT else 1):
+        try:
+            made = await pool.copy_volume(original, VolumeDef("copy"))
+        except TransferError as error:
+            return error
+        await made.delete()
+        await small.uses(before)
+    raise AssertionError(f"there was room for {original}")
+
+
 async def test_copy(full: Pool, small_volume: Small, far: Volume) -> None:
     """A copy says how much of it there was room for, in the pool and from another; the original stays."""
     near = await filled(full, small_volume, "near", 5)
     for original in (near, far):
-        with pytest.raises(TransferError, match=SAID[small_volume.errno]) as caught:
-            await full.copy_volume(original, VolumeDef("copy"))
-        assert (caught.value.errno, caught.value.pool) == (small_volume.errno, "p")
-        assert 0 <= caught.value.done < original.info.capacity
+        error = await refused_copy(full, small_volume, original)
+        assert re.search(SAID[small_volume.errno], str(error))
+        assert (error.errno, error.pool) == (small_volume.errno, "p")
+        assert 0 <= error.done < original.info.capacity
         assert names_on(small_volume.brick) == ["near"]
         await small_volume.uses(5 * MIB)
     assert (small_volume.brick / "near").read_bytes() == b"n" * 5 * MIB
