@@ -332,6 +332,7 @@ async def test_cancelled(far: Pool, tmp_path: Path, temporary: Path) -> None:
         assert (await disk_of(copy, tmp_path))[:SIZE] == WANTED
 
 
+@pytest.mark.root
 async def test_no_space(mixed: Manager, near: Pool, small: Path, temporary: Path) -> None:
     """Where the storage is full, its own error is told, and nothing is left."""
     full = await mixed.create(PoolDef(type="dir", name="far full", target=Target(path=str(small))))
