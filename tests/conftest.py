@@ -37,6 +37,7 @@ from leaks import LeakCheck, SessionCheck  # noqa: E402
 from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
+    from astore.lanes import Lanes
     from astore.testing.beds.gluster import GlusterBed
     from astore.testing.beds.libvirt import LibvirtBed
 
@@ -177,6 +178,16 @@ async def no_leaks() -> AsyncIterator[LeakCheck]:
     while (problems := check.problems()) and loop.time() < deadline:
         await asyncio.sleep(0.02)
     assert not problems, "left behind: " + "; ".join(problems)
+
+
+@pytest.fixture
+def lanes() -> Iterator[Lanes]:
+    """The threads of a test; closed after it."""
+    from astore.lanes import Lanes
+
+    lanes = Lanes()
+    yield lanes
+    lanes.close()
 
 
 # ------------------------------------------------------------------------------------------------- the loop must not block

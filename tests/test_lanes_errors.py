@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
 from astore.lanes import Lanes
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture
-def lanes() -> Iterator[Lanes]:
-    """Lanes; closed afterwards."""
-    lanes = Lanes()
-    yield lanes
-    lanes.close()
 
 
 async def test_an_error_that_was_raised_before(lanes: Lanes) -> None:

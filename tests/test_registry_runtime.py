@@ -119,22 +119,22 @@ async def test_replaced_while_it_is_drained() -> None:
     assert counted(told) == {"BackendRegistered": 2}
 
 
-def test_released_when_the_loop_that_drains_has_gone() -> None:
+async def test_released_when_the_loop_that_drains_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain whose loop was closed meanwhile is no error of the pool that lets go of the backend."""
     registry = fake_registry()
-    loop = asyncio.new_event_loop()
-    try:
-        backend = loop.run_until_complete(registry.get("fake"))
-        registry.acquire(backend)
-        draining = loop.create_task(registry.unregister("fake", drain=True))
-        loop.run_until_complete(asyncio.sleep(0))
-    finally:
-        loop.close()
-    registry.release(backend)
+    backend = await registry.get("fake")
+    registry.acquire(backend)
+    draining = asyncio.ensure_future(registry.unregister("fake", drain=True))
+    await asyncio.sleep(0)
+    closed = asyncio.new_event_loop()
+    closed.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", closed.call_soon_threadsafe)
+        registry.release(backend)
     assert found(registry, "fake").pools == 0
     assert not draining.done()
-    draining.get_coro().close()  # type: ignore[union-attr]
-    draining._log_destroy_pending = False  # type: ignore[attr-defined]
+    draining.cancel()
+    await asyncio.wait([draining])
 
 
 def test_from_many_threads() -> None:

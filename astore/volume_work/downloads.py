@@ -11,12 +11,12 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Self
 
 from astore.backend import VolumeFile
 from astore.shield import shielded
-from astore.volume_work.blocks import Blocks, Hole
+from astore.volume_work.blocks import Blocks, Filled, Hole, Take
 from astore.volume_work.copying import Count, next_data
 
 BLOCK = 2 << 20
@@ -27,12 +27,6 @@ ROOM = 2
 
 STAY = 0.01
 """Seconds after which a thread that reads is given back, and has to be asked for again."""
-
-Take = Callable[[], "tuple[bytearray, int] | None"]
-"""Gives a buffer to fill, and the offset to fill it from; None: there is no more to do now."""
-
-Filled = Callable[[int], None]
-"""Is told how many bytes there were for the buffer that was taken last."""
 
 
 async def read_blocks(file: VolumeFile, take: Take, filled: Filled) -> None:

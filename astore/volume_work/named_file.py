@@ -9,7 +9,8 @@ from typing import TypeVar
 from astore.backend import VolumeFile
 from astore.errors import StorageError, printable, reason
 from astore.files import FileStat
-from astore.volume_work.downloads import Filled, Take, read_blocks
+from astore.volume_work.blocks import Filled, Take
+from astore.volume_work.downloads import read_blocks
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ import anyio
 
 from astore.backend import Lane
 from astore.files import FileStat
+from astore.volume_work.blocks import Filled, Take
 from astore.volume_work.calls import SYNC_SECONDS, in_a_thread
 from astore.volume_work.contract import TreeFile
 
@@ -94,9 +95,7 @@ class OpenFile:
         """
         return await self.run(self._file.preadinto, buffer, offset)
 
-    async def read_blocks(
-        self, take: Callable[[], tuple[bytearray, int] | None], filled: Callable[[int], None]
-    ) -> None:
+    async def read_blocks(self, take: Take, filled: Filled) -> None:
         """Fill buffers one after the other, on one thread; see :func:`astore.volume_work.downloads.read_blocks`."""
         await self.run(_read_blocks, self._file, take, filled)
 
@@ -157,9 +156,7 @@ class OpenFile:
         self._file.close()
 
 
-def _read_blocks(
-    file: TreeFile, take: Callable[[], tuple[bytearray, int] | None], filled: Callable[[int], None]
-) -> None:
+def _read_blocks(file: TreeFile, take: Take, filled: Filled) -> None:
     while (job := take()) is not None:
         block, offset = job
         del job

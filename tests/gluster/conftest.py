@@ -160,14 +160,6 @@ def folder(gluster: GlusterBed, volume: str, connection: Connection, counted: Co
 
 
 @pytest.fixture
-def lanes() -> Iterator[Lanes]:
-    """The threads of a test."""
-    lanes = Lanes()
-    yield lanes
-    lanes.close()
-
-
-@pytest.fixture
 def make_context(lanes: Lanes) -> Callable[..., Context]:
     """Makes contexts, each with a lane of its own: ``make_context(timeout=…)``."""
 

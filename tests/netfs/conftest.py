@@ -22,14 +22,6 @@ from astore_netfs.session import NetfsSession
 
 
 @pytest.fixture
-def lanes() -> Iterator[Lanes]:
-    """The threads of a test."""
-    lanes = Lanes()
-    yield lanes
-    lanes.close()
-
-
-@pytest.fixture
 def make_context(lanes: Lanes) -> Callable[..., Context]:
     """Makes contexts, each with a lane of its own: ``make_context(timeout=…, threads=…)``."""
 

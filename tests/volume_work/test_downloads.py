@@ -20,7 +20,7 @@ from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.pool_lane import PoolLane
 from astore.volume_work import downloads
-from astore.volume_work.blocks import Hole
+from astore.volume_work.blocks import Filled, Hole, Take
 from astore.volume_work.copying import Count
 from astore.volume_work.downloads import Download, downloading
 from astore.volume_work.local import LocalFile
@@ -71,7 +71,7 @@ async def test_download_gives_what_comes_before_an_error() -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="no"):
                 await anext(blocks)
-    assert b"".join(got) == b"x" * 300  # type: ignore[arg-type]
+    assert plain(got) == b"x" * 300
 
 
 async def test_blocks_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,24 +149,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lanes() -> Iterator[Lanes]:
-    """Lanes; closed afterwards."""
-    lanes = Lanes()
-    yield lanes
-    lanes.close()
-
-
-@pytest.fixture
 def lane(lanes: Lanes) -> PoolLane:
     """A lane with four threads, whose calls may take half a minute."""
     return lanes.lane("pool", limit=4)
 
 
 class Opened:
-    """A threaded file as the core opens it, and a count of the calls that were made for threads."""
+    """A threaded file as the core opens it, and by its name."""
 
     def __init__(self, lane: PoolLane, file: ThreadedFile) -> None:
-        self.lane = lane
         self.open_file = OpenFile(lane, file)
         self.named = NamedFile(self.open_file, "p", "v")
 
@@ -308,7 +299,7 @@ async def test_plugins_that_do_not_keep_to_it(answer: int | None) -> None:
     """A file that says that it read what it cannot have read, or nothing at all, is an error and not a wait for ever."""
 
     class Odd(ModelFile):
-        async def read_blocks(self, take: downloads.Take, filled: downloads.Filled) -> None:
+        async def read_blocks(self, take: Take, filled: Filled) -> None:
             while take() is not None:
                 if answer is None:
                     return
@@ -331,7 +322,7 @@ async def test_eager_tasks() -> None:
         before = loop.get_task_factory()
         loop.set_task_factory(factory)
         try:
-            got = b"".join([bytes(block) async for block in blocks])  # type: ignore[arg-type]
+            got = plain([block async for block in blocks])
         finally:
             loop.set_task_factory(before)
     assert got == DATA
