@@ -21,7 +21,6 @@ from __future__ import annotations
 import abc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -30,6 +29,7 @@ from structlog.stdlib import BoundLogger
 if TYPE_CHECKING:
     from astore.files import FileStat
     from astore.model import DiscoveredSource, EntryError, PoolDef, Snapshot, VolumeDef, VolumeInfo
+    from astore.turns import Aside, Turn
 
 API_VERSION = 1
 """The version of this page. A backend says which one it was written for; the registry takes these: (1,)."""
@@ -81,30 +81,22 @@ class Lane(Protocol):
     def turn(self) -> Turn:
         """From a lane thread: a turn at what is more computing than waiting, such as listing a folder.
 
-        Threads that compute at the same time are no faster in Python, and keep the event loop from its work. Who waits
-        for storage all the same loses nothing: see :mod:`astore.turns`.
+        To be entered, and its ``step()`` to be called after every 64 or so small pieces of work. Threads that compute at
+        the same time are no faster in Python, and keep the event loop from its work. Who waits for storage all the same
+        loses nothing: see :mod:`astore.turns`.
         """
         ...
 
-    def give_way(self, most: float) -> float:
-        """From a lane thread, in work that can wait: let those who have their turn at computing go first.
+    def aside(self, most: float) -> Aside:
+        """From a lane thread: work that can wait, and lets those who take turns go first: by ``step()``, before each piece.
 
-        :param most: how many seconds to wait at most. :return: how many it were.
+        :param most: how many seconds it waits for them at most, all in all.
         """
         ...
 
-
-class Turn(Protocol):
-    """A thread's turn at computing, among all threads of all lanes; a context manager that waits on entering."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def step(self) -> None:
-        """To be called after every 64 or so small pieces of work: shows that it goes on, and lets others have their turn."""
+    @property
+    def in_company(self) -> bool:
+        """Whether threads take turns now, or are expected to: work that can wait had better do little at once."""
         ...
 
 

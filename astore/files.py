@@ -22,10 +22,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from astore.backend import Context, PoolSession, Turn
+from astore.backend import Context, PoolSession
 from astore.entries import entry_error, read_one, record_of, without_header
 from astore.model import EntryError, Permissions, Snapshot, VolumeInfo, VolumeType
-from astore.turns import STEP
+from astore.turns import STEP, Turn
 
 FIRST_READ = 4096
 """Bytes that tell most images; reading the rest for all would cost more than reading twice for some."""

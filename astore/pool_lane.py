@@ -13,7 +13,7 @@ from astore.errors import LaneStuckError, LaneTimeoutError
 
 if TYPE_CHECKING:
     from astore.lanes import Lanes
-    from astore.turns import Turn
+    from astore.turns import Aside, Turn
 
 T = TypeVar("T")
 
@@ -130,9 +130,14 @@ class PoolLane:
         """This thread's turn at computing; see :meth:`astore.backend.Lane.turn`."""
         return self._lanes._turns.turn()
 
-    def give_way(self, most: float) -> float:
-        """Let those who compute go first; see :meth:`astore.backend.Lane.give_way`."""
-        return self._lanes._turns.give_way(most)
+    def aside(self, most: float) -> Aside:
+        """This thread's work without haste; see :meth:`astore.backend.Lane.aside`."""
+        return self._lanes._turns.aside(most)
+
+    @property
+    def in_company(self) -> bool:
+        """Whether threads take turns; see :attr:`astore.backend.Lane.in_company`."""
+        return self._lanes._turns.in_company
 
     def write_off(self) -> None:
         """Count the threads of calls that nobody waits for any more as stuck now, not only at their deadline."""

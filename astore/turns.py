@@ -34,6 +34,17 @@ STEP = 64
 WAITS = 16
 """Voluntary context switches (getrusage(2)) between two steps that show a thread to be waiting more than computing."""
 
+COMPANY = 0.1
+"""Seconds after a turn in which more are expected: refreshes come in many calls, and often one after the other."""
+
+SHORT = 0.0005
+"""Seconds; a shorter turn was a look at little, and gives no reason to expect more."""
+
+ASIDE = 0.00005
+"""Seconds after which work without haste lets go of the interpreter's lock, in company: who is about to take a turn, or tells
+the loop of its end, waits for the lock and has no turn yet, or none any more.
+"""
+
 
 class Turn:
     """One thread's turn: a context manager that waits on entering. For the thread that made it only, but for what is said."""
@@ -74,9 +85,30 @@ class Turn:
             turns._release(self)
             turns._take(self)
         elif now - self._breathed > BREATH:
-            time.sleep(1e-6)
-            self._breathed = time.monotonic()
+            self._breathed = _breathe()
         self._switches = _switches()
+
+
+class Aside:
+    """One thread's work without haste: it lets go first whoever takes turns. For the thread that made it only.
+
+    :param most: seconds that it waits for them at most, all in all.
+    """
+
+    __slots__ = ("_breathed", "_left", "_turns")
+
+    def __init__(self, turns: Turns, most: float) -> None:
+        self._turns = turns
+        self._left = most
+        self._breathed = time.monotonic()
+
+    def step(self) -> None:
+        """Let others go first. To be called before each small piece of work."""
+        turns = self._turns
+        if time.monotonic() - self._breathed > ASIDE and turns.in_company:
+            self._breathed = _breathe()
+        if self._left > 0:
+            self._left -= turns.give_way(self._left)
 
 
 class Turns:
@@ -91,10 +123,24 @@ class Turns:
         self._holders: set[Turn] = set()
         self._waiting: deque[Turn] = deque()
         self._calm = threading.Condition(self._lock)  # for those who give way
+        self._company = float("-inf")  # until when more turns are expected
 
     def turn(self) -> Turn:
         """A turn, to be entered."""
         return Turn(self)
+
+    def aside(self, most: float) -> Aside:
+        """Work beside those who take turns, that gives way for ``most`` seconds at most."""
+        return Aside(self, most)
+
+    @property
+    def in_company(self) -> bool:
+        """Whether anybody has a turn, or had one that was not short within the last COMPANY seconds."""
+        now = time.monotonic()
+        if now < self._company:
+            return True
+        with self._lock:
+            return self._heard_of(now)
 
     def give_way(self, most: float) -> float:
         """Wait while anybody has a turn, ``most`` seconds at most; returns how many it were. For work without haste."""
@@ -125,6 +171,9 @@ class Turns:
         with self._lock:
             if turn.held:
                 turn.held = False
+                now = time.monotonic()
+                if now - turn._began > SHORT:
+                    self._company = now + COMPANY
                 self._holders.discard(turn)
                 self._free += 1
             self._pass_on()
@@ -156,6 +205,12 @@ class Turns:
             self._holders.discard(turn)
             self._free += 1
         self._pass_on()
+
+
+def _breathe() -> float:
+    """Let go of the interpreter's lock for as long as it takes another thread to wake; returns the time after it."""
+    time.sleep(1e-6)
+    return time.monotonic()
 
 
 def _switches() -> int:

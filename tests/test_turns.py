@@ -199,3 +199,49 @@ def test_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert turns.give_way(10.0) < 5.0
     monkeypatch.setattr(module, "LEASE", 60.0)
     assert turns.give_way(10.0) < 5.0
+
+
+def test_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns are expected while there is one, and for a while after one; a short one tells nothing."""
+    monkeypatch.setattr(module, "LEASE", 60.0)
+    monkeypatch.setattr(module, "SHORT", 60.0)
+    turns = Turns()
+    assert not turns.in_company
+    with turns.turn():
+        assert turns.in_company
+    assert not turns.in_company
+    monkeypatch.setattr(module, "SHORT", -1.0)
+    monkeypatch.setattr(module, "COMPANY", 60.0)
+    with turns.turn():
+        pass
+    assert turns.in_company
+    hung = Turns()
+    monkeypatch.setattr(module, "LEASE", 0.0)
+    with hung.turn():
+        assert not hung.in_company  # it was not heard of
+
+
+def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work without haste waits for others no longer than it may, all in all; and lets go of the lock in company only."""
+    breaths = 0
+
+    def breathe() -> float:
+        nonlocal breaths
+        breaths += 1
+        return 0.0
+
+    monkeypatch.setattr(module, "LEASE", 60.0)
+    monkeypatch.setattr(module, "ASIDE", -1.0)
+    monkeypatch.setattr(module, "_breathe", breathe)
+    turns = Turns()
+    aside = turns.aside(0.02)
+    aside.step()
+    assert breaths == 0
+    with turns.turn():
+        began = time.monotonic()
+        aside.step()
+        assert time.monotonic() - began >= 0.02
+        assert breaths == 1
+        monkeypatch.setattr(turns, "give_way", lambda most: pytest.fail("it has waited for as long as it may"))
+        aside.step()
+        assert breaths == 2

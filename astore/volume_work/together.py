@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from astore.errors import LaneStuckError, LaneTimeoutError, StorageError
 from astore.model import Permissions, VolumeInfo
 from astore.shield import shielded
 from astore.tracebacks import let_go_of_locals
+from astore.turns import COMPANY
 from astore.volume_work.calls import SYNC_SECONDS, bounded
 from astore.volume_work.contract import WritableTree
 from astore.volume_work.placing import ATTEMPTS, HiddenFile, start
@@ -31,17 +31,6 @@ AT_ONCE = 16
 
 BACKGROUND_SECONDS = 0.01
 """How long some steps of a call let refreshes go first, all in all."""
-
-BREATH = 0.00005
-"""Seconds after which the interpreter's lock is let go of, while others refresh."""
-
-LET_GO_SECONDS = 0.0005
-"""Less than this is not about a refresh."""
-
-COMPANY_SECONDS = 0.1
-"""How long after a refresh was let go first others are expected, and there is one call at a time: what is under way with the
-storage when a refresh begins takes from it, be it of the same processors.
-"""
 
 
 class Wanted:
@@ -83,7 +72,6 @@ class Makers:
         self._current = current
         self._waiting: deque[Wanted] = deque()
         self._making = 0  # calls that are on their way
-        self._company = float("-inf")  # when a refresh was let go first
         self._later: asyncio.TimerHandle | None = None
         self._asked = 0  # who waits for a volume
         self._sending = False
@@ -148,7 +136,8 @@ class Makers:
     def _send(self) -> None:
         self._sending = False
         makers = self._current().makers
-        company = makers > 1 and self._in_company
+        # what is under way with the storage when a refresh begins takes from it, be it of the same processors
+        company = makers > 1 and self._lane.in_company
         if company:
             makers = 1
         while self._waiting and self._making < makers:
@@ -159,7 +148,7 @@ class Makers:
             for one in wanted:
                 one.task = task
         if company and self._waiting and self._later is None:  # the one call may last longer than the company stays
-            self._later = asyncio.get_running_loop().call_later(COMPANY_SECONDS, self._send_later)
+            self._later = asyncio.get_running_loop().call_later(COMPANY, self._send_later)
 
     async def _make(self, wanted: list[Wanted]) -> None:
         try:
@@ -217,36 +206,20 @@ class Makers:
                 if one.error is None:
                     _end(one, OSError(error.errno, error.strerror))
         self._in_steps(wanted, _record, self._finish)
-        self._give_way(BACKGROUND_SECONDS)  # who is told computes as well
+        self._lane.aside(BACKGROUND_SECONDS).step()  # who is told computes as well
         return wanted
-
-    @property
-    def _in_company(self) -> bool:
-        return time.monotonic() - self._company < COMPANY_SECONDS
-
-    def _give_way(self, most: float) -> float:
-        """Let refreshes go first; returns how many seconds that took."""
-        waited = self._lane.give_way(most)
-        if waited > LET_GO_SECONDS:
-            self._company = time.monotonic()
-        return waited
 
     def _in_steps(self, wanted: list[Wanted], *steps: Callable[[Wanted], object]) -> None:
         """Take all of them through one step after the other. Who fails is out, and what there is of it removed.
 
         Each step is about one call of the storage, so that what is under way when a refresh begins is soon over.
         """
-        left = BACKGROUND_SECONDS
-        breathed = time.monotonic()
+        aside = self._lane.aside(BACKGROUND_SECONDS)
         for step in steps:
             for one in wanted:
                 if one.error is not None:
                     continue
-                if self._in_company and time.monotonic() - breathed > BREATH:
-                    # a refresh that is about to begin, or has ended, would wait for the interpreter's lock (astore/turns.py)
-                    time.sleep(1e-6)
-                    breathed = time.monotonic()
-                left -= self._give_way(left)
+                aside.step()
                 try:
                     if self._over or one.abandoned:
                         raise _stopped()

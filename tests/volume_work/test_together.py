@@ -18,7 +18,9 @@ from astore.events import VolumeAdded
 from astore.manager import Manager
 from astore.model import Permissions, VolumeDef
 from astore.pool import Pool
-from astore.volume_work import calls, opening, together
+from astore.pool_lane import PoolLane
+from astore.turns import COMPANY
+from astore.volume_work import calls, opening
 
 COUNT = 40
 
@@ -137,12 +139,12 @@ async def test_all_are_cancelled(manager: Manager, pool: Pool, folder: Path, fau
 async def test_company_that_has_left(pool: Pool, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others refresh one call at a time makes volumes; if that one lasts, more begin once the others have gone."""
     company = True
-    monkeypatch.setattr(together.Makers, "_in_company", property(lambda _: company))
+    monkeypatch.setattr(PoolLane, "in_company", property(lambda _: company))
     gate = Gate()
     faults["truncate"] = gate
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
-    await asyncio.sleep(together.COMPANY_SECONDS * 2)
+    await asyncio.sleep(COMPANY * 2)
     assert gate.most == 1
     company = False
     await eventually(lambda: gate.inside == 2)
