@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -18,17 +18,9 @@ STEPS = range(40)
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    backend = FakeBackend()
-    backend.show("a", "b", "c")
+def backend(no_leaks: LeakCheck, backend: FakeBackend) -> FakeBackend:
+    """Gone when the leaks are looked for."""
     return backend
-
-
-@pytest.fixture
-async def manager(no_leaks: LeakCheck, tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
-        backend.unhold()
 
 
 @pytest.fixture

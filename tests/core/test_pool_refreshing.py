@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import anyio
 import pytest
-from core_fakes import FakeBackend, FakeSession, fake, fake_registry, names, steps, volume
+from core_fakes import FakeBackend, FakeSession, fake, names, steps, volume
 
 import astore
 from astore.backend import PoolSession
 from astore.model import EntryError, PoolState
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    backend = FakeBackend()
-    backend.show("a", "b", "c")
-    return backend
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
-        backend.unhold()
 
 
 @pytest.fixture

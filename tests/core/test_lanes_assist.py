@@ -25,14 +25,6 @@ def lanes() -> Iterator[Lanes]:
     lanes.close()
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    """A gate that is opened afterwards, whatever happened."""
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def share(lane: PoolLane, items: int, helpers: int) -> set[str]:
     """Take items off a queue, with helpers; say which threads took one. For a lane thread."""
     queue = deque(range(items))

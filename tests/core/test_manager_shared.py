@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from astore.model import PoolState
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend()
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
 
 
 async def test_what_others_define(manager: astore.Manager, tmp_path: Path) -> None:

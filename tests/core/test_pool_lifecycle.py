@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,6 @@ import astore.pool
 import astore.pool_refresh
 from astore.events import PoolBuilt, PoolDeleted, PoolEvent, PoolStateChanged
 from astore.model import PoolState
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    backend = FakeBackend()
-    backend.show("a", "b", "c")
-    return backend
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
-        backend.unhold()
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ def lanes() -> Iterator[Lanes]:
     lanes.close()
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    """A gate that is opened afterwards, whatever happened."""
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def numbers(lane: PoolLane) -> tuple[int, int, int]:
     """The lane's calls that run in time, are stuck, and wait."""
     for found in lane._lanes.statistics().lanes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -13,20 +12,6 @@ from core_fakes import FakeBackend, counted, eventually, fake, fake_registry, st
 import astore
 from astore.events import BackendRegistered, BackendUnregistered, PoolAutostartChanged, PoolDefined, PoolStarted
 from astore.model import PoolState
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    backend = FakeBackend()
-    backend.show("a", "b", "c")
-    return backend
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
-        backend.unhold()
 
 
 async def started(manager: astore.Manager, *names: str) -> list[astore.Pool]:

@@ -5,30 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from core_fakes import FakeBackend, eventually, fake, fake_registry, steps, volume
+from core_fakes import FakeBackend, eventually, fake, steps, volume
 
 import astore
 from astore.events import PoolRefreshed, PoolStateChanged, VolumeAdded, VolumeChanged, VolumeRemoved
 from astore.model import PoolState
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    backend = FakeBackend()
-    backend.show("a", "b", "c")
-    return backend
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        yield manager
-        backend.unhold()
 
 
 @pytest.fixture

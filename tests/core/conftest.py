@@ -1,0 +1,35 @@
+"""What tests of pools, managers and lanes share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from core_fakes import FakeBackend, Gate, fake_registry
+
+import astore
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """A backend whose pools have the volumes a, b and c."""
+    backend = FakeBackend()
+    backend.show("a", "b", "c")
+    return backend
+
+
+@pytest.fixture
+async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.Manager]:
+    """A Manager with the backend alone. Whatever is held in the backend goes on when it closes."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        yield manager
+        backend.unhold()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that is opened afterwards, whatever happened."""
+    gate = Gate()
+    yield gate
+    gate.open()
