@@ -113,6 +113,28 @@ def test_foreign_namespaces_are_kept() -> None:
     assert pool_from_xml(again.to_xml()) == definition
 
 
+def test_foreign_elements_have_the_namespaces_they_use() -> None:
+    """However many are in scope; and a relative one, which canonical XML does not know, is as good as any."""
+    declared = " ".join(f"xmlns:n{number}='urn:{number}'" for number in range(200))
+    text = DIR.replace("<pool ", f"<pool {declared} ").replace(
+        "</pool>", "<n7:a n9:b='c'/><r:a xmlns:r='relative'/></pool>"
+    )
+    definition = pool_from_xml(text)
+    assert definition.foreign == (
+        '<n7:a xmlns:n7="urn:7" xmlns:n9="urn:9" n9:b="c"/>',
+        '<r:a xmlns:r="relative"/>',
+    )
+    assert pool_from_xml(definition.to_xml()) == definition
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_more_namespaces_than_anybody_needs(encoding: str) -> None:
+    """Each name would be looked up among all of them."""
+    declared = " ".join(f"xmlns:n{number}='urn:{number}'" for number in range(300))
+    with pytest.raises(DefinitionError, match="more than 256 declarations of namespaces"):
+        pool_from_xml(DIR.replace("<pool ", f"<pool {declared} ").encode(encoding))
+
+
 def test_unknown_types_are_kept() -> None:
     """A type that libvirt does not have is taken as it is, with what it brings."""
     text = "<pool type='tape'><name>t</name><source><host name='h'/><name>n</name></source></pool>"

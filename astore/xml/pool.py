@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -127,14 +128,20 @@ def _namespaced(root: Element, type_: str) -> tuple[tuple[str, ...], tuple[tuple
                 key = attribute(option, "name", required=True) or ""
                 config.append((key, attribute(option, "value", required=True) or ""))
         else:
-            element.tail = None
-            for inner in element.iter():
-                if inner.text is not None and not inner.text.strip() and len(inner):
-                    inner.text = None
-                if inner is not element and inner.tail is not None and not inner.tail.strip():
-                    inner.tail = None
-            foreign.append(etree.tostring(element, method="c14n", exclusive=True).decode())
+            foreign.append(_alone(element))
     return tuple(options), tuple(config), tuple(foreign)
+
+
+def _alone(element: Element) -> str:
+    """An element as a document of its own, with the namespaces that it uses and without indentation."""
+    alone = copy.deepcopy(element)
+    alone.tail = None
+    for inner in alone.iter():
+        if inner.text is not None and not inner.text.strip() and len(inner):
+            inner.text = None
+        if inner is not alone and inner.tail is not None and not inner.tail.strip():
+            inner.tail = None
+    return str(etree.tostring(alone, encoding="unicode"))
 
 
 def _at(element: Element | None, check: Any, value: str) -> str:

@@ -19,6 +19,8 @@ LARGEST_DOCUMENT = 1 << 20
 
 DEEPEST = 64
 MOST_ELEMENTS = 20_000
+MOST_NAMESPACES = 256
+"""How often namespaces may be declared: each name with a prefix is looked up among all that are in scope."""
 
 FS_NAMESPACE = "http://libvirt.org/schemas/storagepool/fs/1.0"
 RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
@@ -26,6 +28,7 @@ NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
 _DETAIL = LibvirtCode.XML_DETAIL  # what libxml2 says, to libvirt
 _DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
+_PLACE = re.compile(r", line \d+, column \d+( \(.*\))?$")
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)")
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
@@ -47,6 +50,8 @@ def parse(text: str | bytes, root: str) -> Element:
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         line = text[: text.index(b"<!")].count(b"\n") + 1
         raise DefinitionError("a document type or an entity is not allowed", line=line)
+    if text.replace(b"\0", b"").count(b"xmlns") > MOST_NAMESPACES:  # without NUL: so that UTF-16 counts too
+        raise DefinitionError(f"more than {MOST_NAMESPACES} declarations of namespaces")
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -59,9 +64,8 @@ def parse(text: str | bytes, root: str) -> Element:
     try:
         element = etree.fromstring(text, parser)
     except etree.XMLSyntaxError as error:
-        raise DefinitionError(
-            f"not well-formed XML: {printable(error.msg or str(error))}", line=error.lineno, libvirt_code=_DETAIL
-        ) from None
+        why = _PLACE.sub("", printable(error.msg or str(error)))  # the place is told already
+        raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
     except (ValueError, LookupError) as error:
         raise DefinitionError(f"not XML: {printable(str(error))}", libvirt_code=_DETAIL) from None
     if element is None:
