@@ -284,11 +284,13 @@ class Subscription:
                 if not self._entered:
                     raise RuntimeError("enter the subscription first: async with manager.events() as events")
                 raise StopAsyncIteration
+            if self._run >= self.CHECKPOINT_EVERY:
+                self._run = 0
+                await asyncio.sleep(0)  # before one is taken: cancelled here, it loses none
+                continue
             event = self.receive_nowait()
             if event is not None:
                 self._run += 1
-                if self._run % self.CHECKPOINT_EVERY == 0:
-                    await asyncio.sleep(0)
                 return event
             if self._bus._closed:
                 raise StopAsyncIteration

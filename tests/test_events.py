@@ -459,3 +459,18 @@ async def test_reopening() -> None:
         publish(bus, 1)
         await eventually(lambda: bus.last_seq == 3)
         assert (await anext(events)).seq == 3
+
+
+async def test_cancelled_where_others_have_their_turn() -> None:
+    """A reader that is cancelled loses no event, however many it had read without waiting."""
+    bus = EventBus()
+    async with bus.subscribe() as events:
+        publish(bus, 3 * Subscription.CHECKPOINT_EVERY)
+        read: list[int] = []
+        while len(read) < 3 * Subscription.CHECKPOINT_EVERY:
+            try:
+                async with asyncio.timeout(0):
+                    read.append((await anext(events)).seq)
+            except TimeoutError:
+                pass
+        assert read == list(range(1, 3 * Subscription.CHECKPOINT_EVERY + 1))
