@@ -211,7 +211,14 @@ class BackendRegistry:
             if loading is None:
                 loading = slot.loading = concurrent.futures.Future()
                 loading.set_running_or_notify_cancel()  # from now on who is cancelled while waiting cancels nobody else
-                threading.Thread(target=self._load, args=(slot, loading), name="astore-import", daemon=True).start()
+                thread = threading.Thread(target=self._load, args=(slot, loading), name="astore-import", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # there is none to be had now; there may be later
+                    slot.loading = None
+                    raise BackendLoadError(
+                        f"the backend of pool type {type!r} ({_origin(slot)}) was not loaded: {error}", type=type
+                    ) from error
         try:
             async with asyncio.timeout(self.import_timeout):
                 return await asyncio.wrap_future(loading)

@@ -304,3 +304,19 @@ async def test_unregistered_while_it_is_imported(install: Install) -> None:
     with pytest.raises(astore.UnknownBackendError):
         registry.acquire(backend)
     assert counted(told) == {"BackendUnregistered": 1}
+
+
+async def test_no_thread_to_import_on(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told as an error of the backend; when there are threads again it is imported."""
+    install("one-plugin", "one")
+    registry = BackendRegistry()
+    await asyncio.to_thread(registry.scan)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(astore.BackendLoadError, match="can't start new thread"):
+            await registry.get("one")
+    assert (await registry.get("one")).type == "one"
