@@ -209,10 +209,12 @@ class Snapshot:
 
     @property
     def backed(self) -> tuple[VolumeInfo, ...]:
-        """The records of those that have a backing file, as far as its name can be told."""
+        """The records of those that need another file: a backing file, as far as its name can be told, or a data file."""
         backed = self._backed
         if backed is None:
-            backed = tuple(one for one in self._by_name.values() if one.backing_path is not None)
+            backed = tuple(
+                one for one in self._by_name.values() if one.backing_path is not None or one.data_file is not None
+            )
             object.__setattr__(self, "_backed", backed)
         return backed
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ import msgspec
 
 from astore.errors import StorageError, VolumeNotFoundError
 from astore.images import ImageError
-from astore.images.backing import parse_gluster_uri
+from astore.images.backing import parse_gluster_uri, resolve_backing
 from astore.model import VolumeInfo
 
 if TYPE_CHECKING:
@@ -84,6 +85,17 @@ def _by_location(path: str, catalogue: Catalogue) -> Volume | None:
 def _plain(path: str) -> str:
     """An absolute path without detours by ``.`` and ``..``; URLs and other names as they are."""
     return posixpath.normpath(path) if path.startswith("/") and not path.startswith("//") else path
+
+
+def files_of(info: VolumeInfo) -> Iterator[str]:
+    """What a volume needs beside itself, resolved: its backing file, and the file that has its data."""
+    if info.backing_path is not None:
+        yield info.backing_path
+    if info.data_file is not None:
+        with contextlib.suppress(ImageError):
+            found = resolve_backing(info.data_file, info.key)
+            if found is not None:
+                yield found
 
 
 def same_volume(info: VolumeInfo, pool: PoolView) -> Callable[[str], bool]:

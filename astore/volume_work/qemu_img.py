@@ -106,7 +106,10 @@ def check_definition(definition: VolumeDef) -> None:
     """:raises DefinitionError: qemu-img cannot make this volume."""
     kind = definition.format or "raw"
     if kind != "raw" and kind not in WRITTEN:
-        raise DefinitionError(f"volumes of format {kind!r} can be kept but not made", element="format")
+        able = ", ".join(("raw", "dir", *(one for one in WRITTEN if one != "luks")))
+        raise DefinitionError(
+            f"volumes of format {kind!r} can be kept but not made; those that can: {able}", element="format"
+        )
     if definition.encryption is not None or kind == "luks":
         raise DefinitionError("an encrypted volume needs its secret, and astore keeps no secrets", element="encryption")
     if definition.compat is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", definition.compat):

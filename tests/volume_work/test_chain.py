@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from core_fakes import FakeBackend, fake, fake_registry, volume
 
@@ -50,6 +51,16 @@ async def test_detours(manager: Manager, backend: FakeBackend) -> None:
     assert [one.name for one in manager.dependents(base)] == ["over0", "over1", "over2", "over3"]
     for number in range(4):
         assert [link.volume for link in pool.volume(f"over{number}").backing_chain()][1] == base
+
+
+async def test_data_files(manager: Manager, backend: FakeBackend) -> None:
+    """A file that has the data of an image is needed like a backing file, named in whatever way."""
+    for number, path in enumerate(("data", "/pool/data", "/elsewhere/data", "json:{")):
+        image = local(f"image{number}")
+        backend.put(f"image{number}", msgspec.structs.replace(image, data_file=path))
+    backend.put("data", local("data"))
+    pool = await manager.create(fake("p"))
+    assert [one.name for one in manager.dependents(pool.volume("data"))] == ["image0", "image1"]
 
 
 async def test_depth(manager: Manager, backend: FakeBackend) -> None:
