@@ -76,6 +76,8 @@ def _worded(error: OSError, what: str, context: Context) -> OSError:
     if isinstance(error, TimeoutError | StorageError):  # the lane's own deadline is no word of the storage's
         return error
     plain = OSError(error.errno, error.strerror)  # without the path, which the message names already
+    if context.name:
+        what = f"pool {context.name!r}: {what}"
     return from_os_error(plain, what, pool=context.name or None)
 
 

@@ -47,9 +47,9 @@ def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
     store = DefinitionStore(folder)
     names: set[str] = set()
     for name in {pool} if pool and "/" not in pool else set(_pool_names(folder)):
-        snapshot = store.load_snapshot(name)
-        if snapshot is not None:
-            names.update(volume for volume in snapshot.by_name if volume.startswith(incomplete))
+        seen = store.load_snapshot(name)
+        if seen is not None:
+            names.update(volume for volume in seen.snapshot.by_name if volume.startswith(incomplete))
     return sorted(name for name in names if printable(name) == name)
 
 

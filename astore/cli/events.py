@@ -8,6 +8,7 @@ volumes are noticed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from anyio import to_thread
 from astore import events as kinds
 from astore.cli import shapes
 from astore.cli.completion import complete_pool
-from astore.cli.output import Answer, Output, size, writing
+from astore.cli.output import Answer, Output, complain, size, writing
 from astore.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ async def watch(
     within a second. Volumes are looked at every --refresh seconds. Numbers are this invocation's own and begin with 1.
     """
     session.ticker.stop()
+    for name in pools or ():
+        if not any(pool.name == name for pool in session.manager.pools()):
+            complain(f"there is no pool {name!r} yet: waiting for it")
     output = Output()
     written = 0
     try:
@@ -100,10 +104,14 @@ async def _wanted(stream: AsyncIterator[kinds.Event], since: int, *, quiet: bool
         yield event
 
 
+THOROUGHLY_EVERY = 10
+"""Each so many looks at the state folder see also what an editor did."""
+
+
 async def _follow_folder(manager: Manager) -> None:
-    while True:
+    for number in itertools.count(1):
         await asyncio.sleep(POLL_SECONDS)
-        await manager.reload()
+        await manager.reload(thoroughly=not number % THOROUGHLY_EVERY)
 
 
 async def _refresh_regularly(manager: Manager, every: float, timeout: float | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import shlex
 from collections.abc import Iterable
-from errno import EDQUOT, ENOSPC
+from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
 
 from astore.errors import (
     AstoreError,
@@ -131,7 +131,8 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, BackendLoadError):
         return "`astore backend list` shows the state of all backends"
     if isinstance(error, StoreError):
-        return "choose another state folder with --state-dir" if isinstance(error.__cause__, PermissionError) else ""
+        closed = error.errno in (EACCES, EPERM, EROFS, ENOTDIR)
+        return "choose another state folder with --state-dir" if closed else ""
     if isinstance(error, TimeoutError):
         return "give it more time with --timeout, or see whether its storage answers"
     if isinstance(error, PoolInaccessibleError) and error.pool:
@@ -146,5 +147,6 @@ def _hint(error: BaseException) -> str:
 def _storage_hint(error: PoolInaccessibleError) -> str:
     pool = shell_word(error.pool or "")
     if "build the pool" in error.message:
-        return f"`astore pool build {pool}`"
+        first = f"`astore pool stop {pool}`, then " if ": refresh: " in error.message else ""
+        return f"{first}`astore pool build {pool}`"
     return ""

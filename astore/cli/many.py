@@ -65,13 +65,15 @@ async def each(
     return await asyncio.gather(*(one(name) for name in dict.fromkeys(names)))
 
 
-def chosen(session: Session, names: Sequence[str], all_of_them: bool, candidates: Sequence[Pool]) -> list[str]:
+def chosen(
+    session: Session, names: Sequence[str], all_of_them: bool, candidates: Sequence[Pool], options: str = "--all"
+) -> list[str]:
     """The pools that a command is about: those named, or all candidates.
 
-    :raises CliError: both, or neither.
+    :param options: those that mean all candidates. :raises CliError: both, or neither.
     """
     if bool(names) == all_of_them:
-        raise CliError("name the pools, or say --all (not both)", Exit.USAGE)
+        raise CliError(f"name the pools, or say {options} (not both)", Exit.USAGE)
     return [pool.name for pool in candidates] if all_of_them else list(names)
 
 

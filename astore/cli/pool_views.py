@@ -97,7 +97,7 @@ def _shape(pool: Pool) -> shapes.Pool:
         errors=info.errors,
         generation=info.generation,
         refreshed_at=info.taken_at or None,
-        since=info.since,
+        since=info.since or None,
         error=info.error,
     )
 
@@ -165,7 +165,7 @@ async def info(
             ("UUID", shape.uuid),
             ("Type", shape.type),
             ("State", state_cell(shape.state, backend=shape.has_backend)),
-            ("Since", when(shape.since)),
+            *([("Since", when(shape.since))] if shape.since else []),
             ("Persistent", yes_no(shape.persistent)),
             ("Autostart", yes_no(shape.autostart)),
         ]
@@ -268,7 +268,7 @@ async def refresh(
     )
     return Answer(
         document,
-        lambda output: show_refresh(output, good, report.seconds),
+        lambda output: show_refresh(output, good, report.seconds) if good or not problems else None,
         problems,
         code_of_all(errors, len(good)),
     )

@@ -64,7 +64,7 @@ async def start(
     if everything and autostart:
         raise CliError("--all and --autostart: say one of them", Exit.USAGE)
     candidates = session.manager.pools(active=False, persistent=True, autostart=True if autostart else None)
-    wanted = chosen(session, names or (), everything or autostart, candidates)
+    wanted = chosen(session, names or (), everything or autostart, candidates, "--all or --autostart")
     timeout = session.settings.timeout
     outcomes = await each(
         session, wanted, lambda pool: pool.start(build, timeout=timeout), label="starting", limit=limit

@@ -8,6 +8,8 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from astore.cli.output import size
+
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
@@ -121,9 +123,22 @@ class Ticker:
 
 def _columns(in_bytes: bool) -> tuple[ProgressColumn, ...]:
     from rich import progress as rich
+    from rich.text import Text
+
+    class Rate(rich.ProgressColumn):
+        """In the units of the sizes beside it."""
+
+        def render(self, task: rich.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{size(int(speed))}/s", style="progress.data.speed")
+
+    class Count(rich.MofNCompleteColumn):
+        """Nothing where there is nothing to count."""
+
+        def render(self, task: rich.Task) -> Text:
+            return Text("") if task.total is None else super().render(task)
 
     first = rich.SpinnerColumn(), rich.TextColumn("{task.description}", markup=False), rich.BarColumn(bar_width=30)
     if in_bytes:
-        size, rate = rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn()
-        return (*first, size, rate, rich.TimeRemainingColumn(compact=True))
-    return (*first, rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
+        return (*first, rich.DownloadColumn(binary_units=True), Rate(), rich.TimeRemainingColumn(compact=True))
+    return (*first, Count(), rich.TimeElapsedColumn())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, Param
 
 import typer
 
-from astore.cli.exits import Exit, code_of, explain
+from astore.cli.exits import CliError, Exit, code_of, explain
 from astore.cli.interruptions import ignore_interruptions, interruptions_cancel
 from astore.cli.output import Answer, Output, complain, writing
 from astore.cli.progress import Ticker
@@ -33,7 +33,7 @@ def _state_dir(envvar: str | None) -> Any:
         "--state-dir",
         envvar=envvar,
         metavar="FOLDER",
-        help="The folder of definitions (root's: /var/lib/astore, others': the user's own).",
+        help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
         rich_help_panel=_PANEL,
         show_default=False,
     )
@@ -181,6 +181,8 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
 async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker) -> Answer:
     from astore.manager import Manager
 
+    if settings.state_dir == "":  # as of an unset variable
+        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
     ticker.begin("reading the state folder")
     with interruptions_cancel():
         async with Manager(settings.state_dir) as manager:

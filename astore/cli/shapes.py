@@ -51,7 +51,7 @@ class Pool(msgspec.Struct, frozen=True):
     errors: int
     generation: int
     refreshed_at: float | None
-    since: float
+    since: float | None
     error: str | None
 
 

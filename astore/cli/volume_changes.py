@@ -44,6 +44,8 @@ def parse_size(text: str, what: str) -> int:
 
     number = text.strip()
     digits = number.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    if not digits.isdigit():
+        raise CliError(f"{what} {printable(text)!r} is no size: a whole number, with a unit or without", Exit.USAGE)
     try:
         found = with_unit(digits, number[len(digits) :].strip() or None)
     except DefinitionError as error:
@@ -109,9 +111,16 @@ async def create(
     try:
         return await _create(session, pool, definition, prealloc_metadata)
     except DefinitionError as error:
-        if error.element != "backingStore" or backing_format is not None:
+        if error.element != "backingStore" or backing is None or backing_format is not None:
             raise
-        hint = "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
+        if session.pool(pool).snapshot.get(backing) is not None:
+            raise
+        elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
+        if elsewhere:
+            there = printable(elsewhere[0].volume(backing).info.path)
+            hint = f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
+        else:
+            hint = "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
         raise CliError(f"{explain(error)}: {hint}", Exit.USAGE) from error
 
 

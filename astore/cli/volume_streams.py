@@ -97,7 +97,7 @@ def _check(file: str) -> None:
 
 
 def _told(volume: Volume, count: int, seconds: float, what: str) -> Answer:
-    rate = f" in {seconds:.1f} s, {size(int(count / seconds))}/s" if seconds >= 0.1 else ""
+    rate = f" in {seconds:.1f} s, {size(int(count / seconds))}/s" if count and seconds >= 0.1 else ""
     line = f"{size(count)} {what} volume {volume.name!r}{rate}"
     document = shapes.Transfer(volume.pool.name, volume.name, count, seconds)
     return Answer(document, lambda output: output.line(line))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from stat import filemode
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,10 @@ import typer
 
 from astore.cli import shapes
 from astore.cli.completion import complete_pool, complete_volume
-from astore.cli.exits import CliError, shell_word
+from astore.cli.exits import CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.pools import Name
-from astore.cli.session import Session, command
+from astore.cli.session import VIRSH, Session, command, entry_point
 from astore.errors import printable
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make, fill, change and look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None
 )
+
+ANSWER_SECONDS = 5.0
+"""How long storage may take to tell what a volume is like now."""
 
 VolumeName = Annotated[
     str, typer.Argument(metavar="VOLUME", help="A name, a key or a path.", autocompletion=complete_volume)
@@ -80,8 +84,8 @@ async def info(
     pool: PoolOption = None,
     in_bytes: Annotated[bool, typer.Option("--bytes", help="Sizes in bytes.")] = False,
 ) -> Answer:
-    """Show one volume: format, sizes, backing file."""
-    found = await find_volume(session, volume, pool)
+    """Show one volume as it is now: format, sizes, backing file."""
+    found = await _looked_at_anew(session, await find_volume(session, volume, pool))
     record = found.info
     write = str if in_bytes else size
 
@@ -113,18 +117,43 @@ async def info(
 
 @command(app, "dumpxml", virsh="vol-dumpxml")
 async def dumpxml(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
-    """Print a volume's libvirt XML."""
-    xml = (await find_volume(session, volume, pool)).to_xml()
+    """Print a volume's libvirt XML, as it is now."""
+    xml = (await _looked_at_anew(session, await find_volume(session, volume, pool))).to_xml()
     return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
 
 
 @command(app, "path", virsh="vol-path")
 async def path(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Print where a volume is: an absolute path, or a URL."""
+    return await _identity(session, volume, pool, lambda found: found.path)
+
+
+async def vol_key(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Print a volume's key."""
+    return await _identity(session, volume, pool, lambda found: found.key)
+
+
+async def vol_name(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Print the name of the volume with a key or a path."""
+    return await _identity(session, volume, pool, lambda found: found.name)
+
+
+async def vol_pool(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+    """Print the name of the pool that a volume is in."""
+    return await _identity(session, volume, pool, lambda found: found.pool)
+
+
+VIRSH["vol-key"] = entry_point(vol_key)
+VIRSH["vol-name"] = entry_point(vol_name)
+VIRSH["vol-pool"] = entry_point(vol_pool)
+
+
+async def _identity(
+    session: Session, volume: str, pool: str | None, shown: Callable[[shapes.VolumePath], str]
+) -> Answer:
     found = await find_volume(session, volume, pool)
-    record = found.info
-    document = shapes.VolumePath(found.pool.name, record.name, record.key, record.path)
-    return Answer(document, lambda output: output.value(record.path))
+    document = shapes.VolumePath(found.pool.name, found.name, found.key, found.path)
+    return Answer(document, lambda output: output.value(shown(document)))
 
 
 async def looked_at(session: Session, name: str) -> Pool:
@@ -140,6 +169,7 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
     """A volume by its name in a pool, by its key or path, or by a name that only one pool has."""
     from astore.errors import VolumeNotFoundError
 
+    text = await _whole_path(text)
     if pool is not None:
         home = await looked_at(session, pool)
         for info in home.volumes if "/" in text else ():
@@ -153,6 +183,25 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
     return _only_home(homes, text).volume(text)
 
 
+async def _whole_path(text: str) -> str:
+    """A path as people type it, from here or with detours, as it is in records; anything else as it is."""
+    if not text.startswith(("/", "./", "../")):
+        return text
+    from anyio import to_thread
+
+    return await to_thread.run_sync(os.path.abspath, text)
+
+
+async def _looked_at_anew(session: Session, volume: Volume) -> Volume:
+    """The volume as its storage has it now; where that does not answer, as the last refresh found it."""
+    try:
+        await volume.refresh(timeout=session.settings.timeout or ANSWER_SECONDS)
+    except Exception:
+        if volume.pool.snapshot.get(volume.name) is None:
+            raise
+    return volume
+
+
 def _only_home(homes: Sequence[Pool], name: str) -> Pool:
     from astore.errors import VolumeNotFoundError
 
@@ -160,5 +209,7 @@ def _only_home(homes: Sequence[Pool], name: str) -> Pool:
         raise VolumeNotFoundError(f"no active pool has a volume {name!r}", what=name)
     if len(homes) > 1:
         names = ", ".join(printable(pool.name) for pool in homes)
-        raise CliError(f"several pools have a volume {name!r} ({names}): say --pool {shell_word(homes[0].name)}")
+        raise CliError(
+            f"several pools have a volume {name!r} ({names}): say --pool {shell_word(homes[0].name)}", Exit.USAGE
+        )
     return homes[0]

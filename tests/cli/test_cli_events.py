@@ -150,3 +150,9 @@ def test_a_pool_that_fails_is_an_event(astore: Any, make_pool: Make) -> None:
     folder.rmdir()
     found = lines(astore.good("events", "--json", "--pool", "images", "--for", "20", "--count", "1").out)
     assert (found[0]["event"], found[0]["new"]) == ("PoolStateChanged", "inaccessible")
+
+
+def test_a_pool_that_is_not_there_yet(astore: Any) -> None:
+    """It may come; that there is none now is told on stderr."""
+    ran = astore("events", "--pool", "typo", "--for", "0.1")
+    assert (ran.code, ran.out, ran.err) == (0, "", "astore: there is no pool 'typo' yet: waiting for it\n")

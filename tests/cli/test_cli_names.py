@@ -32,6 +32,8 @@ def test_virsh_names_do_the_same(astore: Any, make_pool: Make, tmp_path: Path) -
     assert astore.good("vol-list", "images", "--details").out == astore.good("vol", "list", "images", "--details").out
     assert "qcow2" in astore.good("vol-info", "web.qcow2", "--pool", "images").out
     assert astore.good("vol-path", "web.qcow2", "--pool", "images").out == f"{folder}/web.qcow2\n"
+    for name, printed in (("vol-key", f"{folder}/web.qcow2"), ("vol-name", "web.qcow2"), ("vol-pool", "images")):
+        assert astore.good(name, f"{folder}/web.qcow2").out == f"{printed}\n"
     assert astore.good("vol-dumpxml", "--pool", "images", "web.qcow2").out.startswith("<volume")
     assert "stopped" in astore.good("pool-destroy", "other").out
     assert "stopped" in astore.good("pool", "destroy", "images").out

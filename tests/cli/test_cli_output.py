@@ -259,8 +259,7 @@ def test_errors_are_one_line_and_say_what_to_do(error: Exception, code: int, lin
 
 def test_a_state_folder_that_may_not_be_read() -> None:
     """The hint names the option that chooses another."""
-    error = errors.StoreError("/var/lib/astore: Permission denied")
-    error.__cause__ = PermissionError(13, "Permission denied")
+    error = errors.StoreError("/var/lib/astore: Permission denied", errno=13)
     assert "--state-dir" in explain(error)
 
 
@@ -322,7 +321,7 @@ def test_progress_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.12)
         assert ticker.done == (7 << 28, 4 << 30)
         eventually(lambda: "1.8/4.0 GiB" in stderr.text)
-        eventually(lambda: re.search(r"\d [kMG]?B/s.*\d\d:\d\d", stderr.text))
+        eventually(lambda: re.search(r"\d [KMG]iB/s.*\d\d:\d\d", stderr.text))
         ticker.begin_bytes("wiping")
         ticker.progress(1 << 20, 2 << 20)
         eventually(lambda: "1.0/2.0 MiB" in stderr.text)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from astore.testing.beds import fuse
+from astore.testing.beds import fuse, namespace
 
 Make = Callable[..., Path]
 
@@ -208,3 +208,46 @@ def test_pools_stay_active_and_no_process_waits_for_gluster(astore: Any, defined
     assert not fuse.is_mounted(target)
     assert run("pool", "list", "--name").out == ""
     assert max(took) < 9, "as if it had waited for libgfapi's shutdown"
+
+
+def test_a_state_folder_without_a_name(astore: Any, tmp_path: Path) -> None:
+    """As of a variable that is not set: not the folder that one happens to be in."""
+    done = subprocess.run(
+        [*astore.argv(), "--state-dir", "", "pool", "list"],
+        env=astore.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "astore: --state-dir: the folder has no name\n"
+
+
+@pytest.mark.root
+def test_unbuffered_output_is_whole(astore: Any, tmp_path: Path) -> None:
+    """With PYTHONUNBUFFERED too: what the file system does not take is an error, and no document that ends half-way."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"volume{number}").touch()
+    astore.good("pool", "define", astore.definition("many", folder))
+    astore.good("pool", "start", "many")
+    small = tmp_path / "small"
+    small.mkdir()
+    namespace.mount("tmpfs", small, "tmpfs", data="size=64k")
+    try:
+        with (small / "out").open("wb") as out:
+            done = subprocess.run(
+                [*astore.argv(), "vol", "list", "many", "--json"],
+                env=astore.environment() | {"PYTHONUNBUFFERED": "1"},
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, "astore: standard output: No space left on device\n")
+    finally:
+        namespace.unmount(small)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -192,7 +194,7 @@ def test_a_name_that_several_pools_have(astore: Any, make_pool: Make) -> None:
     make_pool("a")
     make_pool("b")
     ran = astore("vol", "path", "web.qcow2")
-    assert ran.code == 1
+    assert ran.code == 2
     assert ran.complaint == "several pools have a volume 'web.qcow2' (a, b): say --pool a"
 
 
@@ -311,3 +313,24 @@ def test_lists_without_rows(astore: Any, make_pool: Make, monkeypatch: pytest.Mo
         assert empty == "pool 'images' has no volumes: `astore pool refresh images` looks for new ones\n"
         astore.good("pool", "stop", "images")
         assert astore.good("pool", "list").out.startswith("no active pools: ")
+
+
+def test_volumes_as_they_are_now(astore: Any, make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """info and dumpxml look at the volume itself, found by a path in whatever way that is typed."""
+    folder = make_pool()
+    monkeypatch.chdir(folder)
+    path = folder / "a.raw"
+    path.write_bytes(b"")
+    astore.good("pool", "refresh", "images")
+    os.truncate(path, 3 << 20)
+    for name in ("a.raw", "./a.raw", f"../{folder.name}/a.raw", f"{folder}/../{folder.name}/a.raw"):
+        assert json.loads(astore.good("vol", "info", name, "--json").out)["capacity"] == 3 << 20
+    os.truncate(path, 5 << 20)
+    assert "<capacity unit='bytes'>5242880<" in astore.good("vol", "dumpxml", "a.raw").out.replace('"', "'")
+    path.write_bytes(b"QFI\xfb\0\0\0\3")
+    ran = astore("vol", "info", "a.raw")
+    assert (ran.code, ran.out) == (1, "")
+    assert "volume 'a.raw' of pool 'images': " in ran.err
+    path.unlink()
+    assert astore("vol", "info", "web.qcow2").code == 0
+    assert astore("vol", "info", "a.raw").code == 3
