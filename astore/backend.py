@@ -206,7 +206,11 @@ class PoolSession(abc.ABC):
         """
 
     async def stop(self) -> None:
-        """Stop the pool for good (unmount …), beyond what :meth:`aclose` does. Called before ``aclose``."""
+        """Stop the pool for good (unmount …), beyond what :meth:`aclose` does. Called before ``aclose``.
+
+        Not called where no session can be opened, since the storage does not answer: a backend whose pools leave something
+        outside of processes, such as a mount, is :class:`CutsPoolsLoose` too, and then such a stop is refused, or forced.
+        """
 
     @abc.abstractmethod
     async def aclose(self) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import msgspec
 
+from astore.answers import answer
 from astore.backend import Context, DiscoversSources
 from astore.catalogue import Catalogue, new_uuid
 from astore.commands import LaneCommandRunner
 from astore.errors import (
-    AstoreError,
     DefinitionError,
     InvalidStateError,
     LibvirtCode,
@@ -36,7 +36,9 @@ from astore.names import check_host
 from astore.pool import Pool
 from astore.pool_refresh import CLEANUP_SECONDS
 from astore.registry import BackendRegistry
+from astore.run_files import OUTDATED_PAUSE, OutdatedError
 from astore.shield import shielded
+from astore.state_files import LOCK_TIMEOUT, Version
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
@@ -64,6 +66,7 @@ class Manager(Catalogue):
     next Manager on the same folder, in this process or another.
 
     :param state_dir: the folder of definitions; None is the machine's (root: /var/lib/astore) or the user's own.
+        ValueError: it is the empty string.
     :param registry: None makes one with the backends of all installed distributions.
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
@@ -98,6 +101,7 @@ class Manager(Catalogue):
             self._registry.unlisten(self._bus.publish)
             self._lanes.close()
             self._lanes = None
+            self._bus.close()
             raise
         return self
 
@@ -107,7 +111,7 @@ class Manager(Catalogue):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Detach from all pools, which stay as they are. May be called twice; takes two seconds at most."""
+        """Detach from all pools, which stay as they are. May be called twice; takes about two seconds at most."""
         lanes = self._lanes
         if lanes is None:
             return
@@ -123,19 +127,24 @@ class Manager(Catalogue):
                 self._bus.close()
 
     async def _detach(self, pools: Sequence[Pool]) -> None:
-        async def leave(pool: Pool) -> None:
-            await pool._cancel_refresh("the Manager was closed")
-            await pool._detach()
+        until = time.monotonic() + CLEANUP_SECONDS
 
-        with anyio.move_on_after(CLEANUP_SECONDS):
+        async def leave(pool: Pool) -> None:
+            await pool._cancel_refresh("the Manager was closed", until=until)
+            await pool._detach(until=until)
+
+        with anyio.move_on_after(CLEANUP_SECONDS / 2):
             await self._save_snapshots(pools)
         await asyncio.gather(*(leave(pool) for pool in pools), return_exceptions=True)
 
-    async def reload(self) -> None:
-        """Take over what other processes did to the state folder since it was last read."""
+    async def reload(self, *, thoroughly: bool = True) -> None:
+        """Take over what other processes did to the state folder since it was last read.
+
+        :param thoroughly: also what an editor did to a definition in its place; False is cheaper where nothing has changed.
+        """
         self._check_open()
         async with self._catalogue:
-            await self._reload()
+            await self._reload(thoroughly=thoroughly)
 
     # ------------------------------------------------------------------------------------------------ definitions
 
@@ -146,23 +155,35 @@ class Manager(Catalogue):
         :raises DefinitionError: it is not acceptable. SourceConflictError: another pool has its name, uuid or source.
             StoreError: it could not be written.
         """
-        wanted = await self._accepted(definition)
+        accepted = await self._accepted(definition)
         async with self._catalogue:
-            await self._reload()
-            known = self._same_pool(wanted)
-            wanted = msgspec.structs.replace(wanted, uuid=known.uuid if known else wanted.uuid or new_uuid())
-            self._check_source(wanted, known)
-            await self._in_store(self._store.save, wanted)
-            pool = known
-            if pool is None:
-                pool = self._pools[wanted.name] = Pool(self, wanted, persistent=True)
+            until = time.monotonic() + LOCK_TIMEOUT
+            while True:
+                await self._reload()
+                try:
+                    return await self._define(accepted)
+                except OutdatedError:  # another process was faster; what it did is to be looked at first
+                    if time.monotonic() > until:
+                        raise
+                    await asyncio.sleep(OUTDATED_PAUSE)
+
+    async def _define(self, accepted: PoolDef) -> Pool:
+        """With the catalogue lock held, and all read."""
+        known = self._same_pool(accepted)
+        wanted = msgspec.structs.replace(accepted, uuid=known.uuid if known else accepted.uuid or new_uuid())
+        self._check_source(wanted, known)
+
+        def then(version: Version) -> Pool:
+            self._loaded.versions[wanted.name] = version
+            pool = self._pools.get(wanted.name)
+            if pool is None:  # new; or one that was transient, and has been stopped meanwhile
+                pool = self._pools[wanted.name] = self._new_pool(wanted, persistent=True)
             else:
-                was_transient = not pool.persistent
                 pool._redefine(wanted, autostart=pool.autostart)
-                if was_transient and pool.active:
-                    await self._save_run(pool, pool.definition)
             pool._publish(PoolDefined)
             return pool
+
+        return await self._change_store(then, self._store.save, wanted, loaded=self._loaded)
 
     async def create(
         self, definition: str | bytes | PoolDef, *, build: bool = False, timeout: float | None = None
@@ -178,16 +199,17 @@ class Manager(Catalogue):
             known = self._same_pool(wanted)
             if known is not None:
                 raise SourceConflictError(
-                    f"there is a pool {known.name!r} already: start it, or choose another name",
+                    f"there is a pool {known.name!r} already: "
+                    + ("it is active" if known.active else "start it, or choose another name"),
                     other=known.name,
                     field="name",
                     libvirt_code=LibvirtCode.OPERATION_INVALID if wanted.uuid and known.active else None,
                 )
             wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or new_uuid())
             self._check_source(wanted, None)
-            pool = self._pools[wanted.name] = Pool(self, wanted, persistent=False)
+            pool = self._pools[wanted.name] = self._new_pool(wanted, persistent=False)
         try:
-            await pool.start(build, timeout=timeout)
+            await pool._begin(build, timeout=timeout)
         except BaseException:
             if self._pools.get(pool.name) is pool and not pool.active and not pool.persistent:
                 del self._pools[pool.name]
@@ -209,7 +231,8 @@ class Manager(Catalogue):
 
         :param names: which; None means all active pools. :param limit: how many at a time.
         :param timeout: seconds for each pool. :param full: trust nothing known.
-        :raises PoolNotFoundError: a name is not a pool's. Nothing else is raised for a pool: see the report.
+        :raises PoolNotFoundError: a name is not a pool's. Nothing else is raised for a pool: see the report. What
+            ``on_progress`` raises ends it, in an ``ExceptionGroup``.
         """
         self._check_open()
         pools = self.pools(active=True) if names is None else [self.pool(name) for name in dict.fromkeys(names)]
@@ -219,7 +242,7 @@ class Manager(Catalogue):
             began = time.monotonic()
             try:
                 outcome = await pool.refresh(full=full, timeout=timeout)
-            except (AstoreError, OSError) as error:
+            except Exception as error:  # a backend may raise anything
                 outcome = RefreshOutcome(pool=pool.name, uuid=pool.uuid, seconds=time.monotonic() - began, error=error)
             outcomes[pool.name] = outcome
             if on_progress is not None:
@@ -245,7 +268,7 @@ class Manager(Catalogue):
         async def one(pool: Pool) -> None:
             try:
                 await pool.start(timeout=timeout)
-            except (AstoreError, OSError) as error:
+            except Exception as error:  # a backend may raise anything
                 outcomes[pool.name] = error
             else:
                 outcomes[pool.name] = None
@@ -293,7 +316,7 @@ class Manager(Catalogue):
         lane = self._lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self._call_timeout)
         try:
             context = Context("", "", lane, LaneCommandRunner(lane), self.log.bind(discover=type), self._call_timeout)
-            return DiscoveredSources(await backend.discover(host, context, port=port))
+            return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
         finally:
             lane.close()
 

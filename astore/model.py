@@ -88,7 +88,7 @@ _ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIB
 class PoolInfo(msgspec.Struct, frozen=True):
     """A pool at a glance. Sizes in bytes; ``since`` and ``taken_at`` in seconds since the epoch (0: never).
 
-    ``since`` tells when the pool entered its state, ``error`` why it is degraded, inaccessible or unusable.
+    ``since`` tells when the pool entered its state (0: not known), ``error`` why it is degraded, inaccessible or unusable.
     ``backend`` is False where no backend is registered for the pool's type.
     """
 

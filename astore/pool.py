@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from astore.answers import answer, asked, checked, opened
 from astore.backend import (
     Backend,
     BuildsPools,
@@ -30,6 +32,8 @@ from astore.backend import (
 from astore.errors import (
     InvalidStateError,
     LibvirtCode,
+    ManagerClosedError,
+    PoolInaccessibleError,
     UnsupportedOperationError,
     VolumeBusyError,
 )
@@ -46,7 +50,10 @@ from astore.model import (
 )
 from astore.pool_refresh import CLEANUP_SECONDS
 from astore.pool_volumes import WorkingPool
+from astore.run_files import OUTDATED_PAUSE, LastSeen, OutdatedError
 from astore.shield import shielded
+from astore.state_files import LOCK_TIMEOUT
+from astore.volume_work.calls import bounded
 
 if TYPE_CHECKING:
     from astore.pool_lane import PoolLane
@@ -63,6 +70,11 @@ class Pool(WorkingPool):
         :raises InvalidStateError: it is active. BackendError: its backend is missing or unusable.
             OSError: the source does not answer. TimeoutError: not in time.
         """
+        await self._manager._catch_up(self)
+        await self._begin(build, refresh=refresh, timeout=timeout)
+
+    async def _begin(self, build: bool, *, refresh: bool = True, timeout: float | None = None) -> None:
+        """As :meth:`start`. It is locked at once, so that nobody takes a new transient pool for one that has ended."""
         self._manager._check_open()
         async with self._lifecycle:
             self._require_known()
@@ -82,7 +94,11 @@ class Pool(WorkingPool):
             stays active; never with ``force``).
         """
         self._manager._check_open()
+        if not force or not self.active:
+            await self._manager._catch_up(self)
         async with self._lifecycle:
+            if not force:
+                await self._manager._check_forgettable(self)
             self._require_active("stop")
             self._require_no_writers(force)
             self._stopping = True  # no refresh begins from here on: it would mount again what is being unmounted
@@ -100,36 +116,42 @@ class Pool(WorkingPool):
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
-        self._manager._check_open()
+        await self._manager._catch_up(self)
         async with self._lifecycle:
             self._require_known()
             self._require_inactive("build")
-            backend, checked = await self._backend_for_me()
-            await self._build(backend, checked)
+            await self._build(*await self._backend_for_me())
 
     async def delete(self) -> None:
         """Destroy the pool's storage (an empty target directory); the definition stays.
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
-        self._manager._check_open()
+        await self._manager._catch_up(self)
         async with self._lifecycle:
             self._require_known()
             self._require_inactive("delete")
-            backend, checked = await self._backend_for_me()
+            backend, definition = await self._backend_for_me()
             if not isinstance(backend, DeletesPools):
                 raise UnsupportedOperationError(pool=self.name, type=self.type, operation="delete")
             async with self._lent_lane(backend) as context:
-                await self._translated("delete", backend.delete(checked, context))
+                await self._translated("delete", backend.delete(definition, context))
             self._publish(PoolDeleted)
 
     async def undefine(self) -> None:
         """Remove the pool's definition. :raises InvalidStateError: it is active, or transient."""
-        self._manager._check_open()
-        async with self._lifecycle:
-            self._require_known()
-            self._require_inactive("undefine")
-            await self._manager._undefine(self)
+        until = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            await self._manager._catch_up(self)
+            async with self._lifecycle:
+                self._require_known()
+                self._require_inactive("undefine")
+                try:
+                    return await self._manager._undefine(self)
+                except OutdatedError:  # another process was faster; what it did is to be looked at first
+                    if time.monotonic() > until:
+                        raise
+            await asyncio.sleep(OUTDATED_PAUSE)
 
     async def set_autostart(self, autostart: bool) -> None:
         """Say whether ``start_all`` starts it. :raises InvalidStateError: it is transient."""
@@ -148,26 +170,34 @@ class Pool(WorkingPool):
     # ---------------------------------------------------------------------------------------------- inner works
 
     async def _start(self, build: bool, refresh: bool, timeout: float | None) -> None:
-        backend, checked = await self._backend_for_me()
+        backend, definition = await self._backend_for_me()
         if build and isinstance(backend, BuildsPools):  # as in libvirt, nothing to build is no error
-            await self._build(backend, checked)
+            await self._build(backend, definition)
         self._manager.registry.acquire(backend)
         lane: PoolLane | None = None
         session: PoolSession | None = None
+        lanes = self._manager._lanes
         try:
             try:
                 lane = self._manager._pool_lane(self.name, backend)
                 async with asyncio.timeout(timeout):
-                    session = await backend.open(checked, self._context(lane))
-                # to its end: a thread that is not waited for would write the file after it was removed again
-                await shielded(self._manager._save_run(self, checked))
+                    session = await opened(backend, definition, self._context(lane))
+                await self._manager._save_run(self, definition)
+                self._manager._check_open(lanes)
+            except OutdatedError as error:
+                raise InvalidStateError(
+                    f"pool {self.name!r} was started or undefined by another process meanwhile",
+                    pool=self.name,
+                    state=PoolState.RUNNING,
+                    operation="start",
+                ) from error
             except Exception as error:
                 raise self._translate(error, "start") from error
         except BaseException:
             await shielded(self._undo_start(session, lane, backend))
             raise
         self._session, self._backend, self._lane = session, backend, lane
-        self._active_definition = checked
+        self._active_definition = definition
         self._set_state(PoolState.RUNNING, None)
         self._publish(PoolStarted)
         self._log.debug("pool started")
@@ -182,12 +212,9 @@ class Pool(WorkingPool):
     async def _undo_start(self, session: PoolSession | None, lane: PoolLane | None, backend: Backend) -> None:
         """Leave nothing of a start that did not come to its end. Bounded."""
         if session is not None:
-            with anyio.move_on_after(CLEANUP_SECONDS):
-                with contextlib.suppress(Exception):
-                    await session.stop()
-            with anyio.move_on_after(CLEANUP_SECONDS):
-                with contextlib.suppress(Exception):
-                    await session.aclose()
+            if not await self._manager._runs_elsewhere(self):  # else it is their storage, too
+                await bounded(asked(session.stop))
+            await bounded(asked(session.aclose))
             await self._manager._forget_run(self)
         if lane is not None:
             lane.close()
@@ -209,8 +236,12 @@ class Pool(WorkingPool):
             async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
                 return await self._attached()
         except Exception as error:
-            # The backend is gone, or what the pool needs of the machine. There is nothing to stop it with.
-            if not force and self.type in self._manager.registry:
+            # The backend is gone, or what the pool needs of the machine, or its storage. Where nothing of the pool is left
+            # outside of processes (such as a mount), there is nothing to stop.
+            registry = self._manager.registry
+            backend = registry.loaded(self.type)
+            outside = self.type in registry and (backend is None or isinstance(backend, CutsPoolsLoose))
+            if (outside and not force) or isinstance(error, ManagerClosedError):
                 raise self._translate(error, "stop") from error
             if force:
                 await self._cut_loose_unopened()
@@ -225,16 +256,11 @@ class Pool(WorkingPool):
 
     async def _stop_session(self, session: PoolSession, force: bool) -> None:
         if force:
-            with anyio.move_on_after(2 * CLEANUP_SECONDS):
-                if isinstance(session, CutsLoose):
-                    with contextlib.suppress(Exception):
-                        await session.cut_loose()
-                else:
-                    with contextlib.suppress(Exception):
-                        await session.stop()
+            end = session.cut_loose if isinstance(session, CutsLoose) else session.stop
+            await bounded(asked(end), 2 * CLEANUP_SECONDS)
             return
         try:
-            await session.stop()
+            await answer(session.stop())
         except Exception as error:
             raise self._translate(error, "stop") from error
 
@@ -250,13 +276,13 @@ class Pool(WorkingPool):
             await self._manager._forget_run(self)
         self._publish(PoolStopped)
 
-    async def _build(self, backend: Backend, checked: PoolDef) -> None:
+    async def _build(self, backend: Backend, definition: PoolDef) -> None:
         if not isinstance(backend, BuildsPools):
             raise UnsupportedOperationError(pool=self.name, type=self.type, operation="build")
         self._set_state(PoolState.BUILDING, None)
         try:
             async with self._lent_lane(backend) as context:
-                await self._translated("build", backend.build(checked, context))
+                await self._translated("build", backend.build(definition, context))
         finally:
             self._set_state(PoolState.INACTIVE, None)
         self._publish(PoolBuilt)
@@ -264,7 +290,7 @@ class Pool(WorkingPool):
     async def _backend_for_me(self) -> tuple[Backend, PoolDef]:
         backend = await self._manager.registry.get(self.type)
         try:
-            return backend, backend.check(self._definition)
+            return backend, checked(backend, self._definition)
         except Exception as error:  # plugin code: it may raise anything
             raise self._translate(error, "check") from error
 
@@ -278,13 +304,14 @@ class Pool(WorkingPool):
 
     async def _translated(self, operation: str, call: Any) -> None:
         try:
-            await call
+            await answer(call)
         except Exception as error:
             raise self._translate(error, operation) from error
 
     def _require_no_writers(self, force: bool) -> None:
-        if self._written and not force:
-            told = ", ".join(f"{name!r} ({what})" for name, what in list(self._written.items())[:3])
+        busy = self._written | dict.fromkeys(self._relied_on, "made the backing file of another")
+        if busy and not force:
+            told = ", ".join(f"{name!r} ({what})" for name, what in list(busy.items())[:3])
             raise VolumeBusyError(
                 f"volumes of pool {self.name!r} are being worked on: {told}; wait, or force the stop",
                 pool=self.name,
@@ -310,16 +337,20 @@ class Pool(WorkingPool):
         self._definition, self._autostart, self._persistent = definition, autostart, True
         return not same
 
-    def _restore(self, definition: PoolDef, snapshot: Snapshot | None, started_at: float, *, tell: bool) -> None:
+    def _restore(self, definition: PoolDef, seen: LastSeen | None, started_at: float, *, tell: bool) -> None:
         """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
         self._active_definition = definition
-        state = PoolState.RUNNING
-        if snapshot is not None:
-            self._snapshot = self._saved = snapshot
-            self._generation = max(self._generation, snapshot.generation)
-            if any(not error.skipped for error in snapshot.errors):
+        state, since, error = PoolState.RUNNING, started_at, None
+        if seen is not None:
+            since = seen.since
+            self._snapshot = seen.snapshot
+            self._generation = max(self._generation, seen.snapshot.generation)
+            if seen.error is not None:
+                state, error = PoolState.INACCESSIBLE, PoolInaccessibleError(seen.error, pool=self.name)
+            elif any(not error.skipped for error in seen.snapshot.errors):
                 state = PoolState.DEGRADED
         if tell:
-            self._set_state(state, None)
+            self._set_state(state, error)
             self._publish(PoolStarted)
-        self._state, self._since = state, started_at
+        self._state, self._error, self._since, self._started_at = state, error, since, started_at
+        self._saved = self._last_seen

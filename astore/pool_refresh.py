@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from astore.answers import answer, asked, checked, entry, is_cancelled, opened, refreshed
 from astore.backend import (
     Context,
     PoolSession,
@@ -41,6 +42,7 @@ from astore.model import (
 )
 from astore.pool_view import PoolView
 from astore.shield import shielded
+from astore.volume_work.calls import bounded
 
 if TYPE_CHECKING:
     from astore.pool_lane import PoolLane
@@ -52,14 +54,27 @@ CLEANUP_SECONDS = 2.0
 class Refreshing:
     """A refresh under way and who waits for it."""
 
-    __slots__ = ("full", "journal", "overdue", "task", "waiters")
+    __slots__ = ("full", "journal", "outcome", "task", "waiters")
 
     def __init__(self, full: bool) -> None:
         self.full = full
         self.waiters = 0
-        self.overdue = False
         self.journal: dict[str, VolumeInfo | EntryError | None] = {}  # what is known better than this refresh knows it
         self.task: asyncio.Task[RefreshOutcome] | None = None
+        self.outcome: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
+
+    def tell(self, task: asyncio.Task[RefreshOutcome]) -> None:
+        """The task is done: pass on what came of it."""
+        error = None if task.cancelled() else task.exception()
+        if self.outcome.done():
+            return
+        if task.cancelled():
+            self.outcome.cancel()
+        elif error is not None:
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # seen, if nobody waits
+        else:
+            self.outcome.set_result(task.result())
 
 
 class RefreshedPool(PoolView):
@@ -79,7 +94,7 @@ class RefreshedPool(PoolView):
         self._require_refreshable()
         if name is not None:
             return await self._refresh_volume(name, timeout)
-        generation = self._generation
+        life, generation = self._life, self._generation
         try:
             async with asyncio.timeout(timeout):
                 return await self._shared_refresh(full)
@@ -91,7 +106,7 @@ class RefreshedPool(PoolView):
                 lane=self.name,
                 timeout=timeout or 0,
             )
-            if self._refresh is None and self._state.active and generation == self._generation:
+            if self._refresh is None and self._state.active and (life, generation) == (self._life, self._generation):
                 # nobody waits for it any more, and it did not end in the very moment of the timeout
                 if self._lane is not None:
                     self._lane.write_off()
@@ -109,6 +124,7 @@ class RefreshedPool(PoolView):
             run.task = asyncio.get_running_loop().create_task(
                 self._run_refresh(run), name=f"astore refresh of {self.name}"
             )
+            run.task.add_done_callback(run.tell)
         return await self._join(run)
 
     async def _join(self, run: Refreshing) -> RefreshOutcome:
@@ -117,9 +133,9 @@ class RefreshedPool(PoolView):
         assert task is not None
         run.waiters += 1
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(run.outcome)
         except asyncio.CancelledError:
-            if task.cancelled() and not _cancelling():
+            if run.outcome.cancelled() and not is_cancelled():
                 raise InvalidStateError(
                     f"pool {self.name!r}: the refresh was given up, since the pool was stopped",
                     pool=self.name,
@@ -129,40 +145,37 @@ class RefreshedPool(PoolView):
             raise
         finally:
             run.waiters -= 1
-            if not run.waiters and not task.done():
+            if not run.waiters and not task.done() and not run.outcome.done():
                 await self._end_refresh(run)
 
-    async def _end_refresh(self, run: Refreshing) -> None:
+    async def _end_refresh(self, run: Refreshing, until: float | None = None) -> None:
         task = run.task
         if self._refresh is run:
             self._refresh = None
-        if task is not None:
-            task.add_done_callback(_seen)
         if task is not None and not task.done():
             task.cancel()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await asyncio.wait([task])
+            try:
+                with anyio.move_on_after(_seconds(until), shield=True):
+                    await asyncio.wait([task])
+            finally:
+                run.outcome.cancel()  # nobody waits for a backend that does not let itself be cancelled
 
-    async def _cancel_refresh(self, why: str) -> None:
+    async def _cancel_refresh(self, why: str, until: float | None = None) -> None:
         run = self._refresh
         if run is not None:
             self._log.debug("refresh given up", why=why)
-            await self._end_refresh(run)
+            await self._end_refresh(run, until)
 
     async def _run_refresh(self, run: Refreshing) -> RefreshOutcome:
         began = time.monotonic()
         try:
             try:
                 session = await self._attached()
-                snapshot = await session.refresh(self._snapshot, full=run.full)
-                if not isinstance(snapshot, Snapshot):  # plugin code: it may return anything
-                    raise TypeError(f"refresh() returned {snapshot!r}")
+                snapshot = await refreshed(session, self._snapshot, full=run.full)
             except Exception as error:
                 raise self._failed_refresh(error, run) from error
             if self._session is not session or self._refresh is not run:
-                raise InvalidStateError(
-                    f"pool {self.name!r} was stopped", pool=self.name, state=self._state, operation="refresh"
-                )
+                raise self._stopped_meanwhile("refresh")
             changes = await self._changes(snapshot)
             while run.journal:  # what was learned beside the refresh, also while it was compared
                 journal, run.journal = run.journal, {}
@@ -230,7 +243,7 @@ class RefreshedPool(PoolView):
                     return await self._shared_refresh(False)
                 for _ in range(3):
                     known = self._snapshot.get(name)
-                    item = await session.refresh_volume(name)
+                    item = entry(await answer(session.refresh_volume(name)), name)
                     if self._snapshot.get(name) is known:  # else what was read may be older than the snapshot is now
                         break
                 else:
@@ -251,7 +264,7 @@ class RefreshedPool(PoolView):
                 self._set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
         if self._session is not session:
-            self._require_active("refresh")
+            raise self._stopped_meanwhile("refresh")
         patch: dict[str, VolumeInfo | EntryError | None] = {name: item}
         if (shown := printable(name)) != name and self._snapshot.get(shown) is None:
             # its error, if it had one, is known by the name that can be printed
@@ -304,41 +317,37 @@ class RefreshedPool(PoolView):
                 self._require_active("use")
                 life = self._life
                 backend = await self._manager.registry.get(self.type)
-                definition = self._active_definition or backend.check(self._definition)
+                definition = self._active_definition or checked(backend, self._definition)
                 self._manager.registry.acquire(backend)
                 session: PoolSession | None = None
+                lanes = self._manager._lanes
                 try:
                     lane = self._lane
                     if lane is None:
                         lane = self._lane = self._manager._pool_lane(self.name, backend)
-                    session = await backend.open(definition, self._context(lane))
-                    self._manager._check_open()
+                    session = await opened(backend, definition, self._context(lane))
+                    self._manager._check_open(lanes)
                     self._require_active("use")
                     if life != self._life:
-                        raise InvalidStateError(
-                            f"pool {self.name!r} was stopped meanwhile",
-                            pool=self.name,
-                            state=self._state,
-                            operation="use",
-                        )
+                        raise self._stopped_meanwhile("use")
                 except BaseException:
-                    if session is not None:  # the pool was stopped, or the Manager closed, meanwhile
-                        await shielded(session.aclose())
-                    self._manager.registry.release(backend)
+                    try:
+                        if session is not None:  # the pool was stopped, or the Manager closed, meanwhile
+                            await shielded(bounded(asked(session.aclose)))
+                    finally:
+                        self._manager.registry.release(backend)
                     raise
                 self._session, self._backend = session, backend
             return self._session
 
-    async def _detach(self) -> None:
+    async def _detach(self, until: float | None = None) -> None:
         """Let go of what belongs to this process. Never slow, never raises."""
         session, self._session = self._session, None
         backend, self._backend = self._backend, None
         lane, self._lane = self._lane, None
         try:
             if session is not None:
-                with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    with contextlib.suppress(Exception):
-                        await session.aclose()
+                await bounded(asked(session.aclose), _seconds(until))
         finally:
             if lane is not None:
                 lane.close()
@@ -371,11 +380,6 @@ def _may_be_a_name(name: str) -> bool:
     return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
 
 
-def _seen(task: asyncio.Task[RefreshOutcome]) -> None:
-    if not task.cancelled():
-        task.exception()
-
-
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _seconds(until: float | None) -> float:
+    """How long a clean-up may last that is to be over at a moment (of the monotonic clock)."""
+    return CLEANUP_SECONDS if until is None else max(until - time.monotonic(), 0.05)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,7 @@ from astore.model import (
     Snapshot,
     VolumeInfo,
 )
+from astore.run_files import LastSeen
 from astore.volume import Volume
 
 if TYPE_CHECKING:
@@ -81,10 +83,11 @@ class PoolView:
         self._persistent = persistent
         self._autostart = autostart
         self._state = PoolState.INACTIVE
-        self._since = time.time()
+        self._since = 0.0  # not known of a pool that was found inactive
+        self._started_at = 0.0  # by whichever process
         self._error: Exception | None = None
         self._snapshot = Snapshot.EMPTY
-        self._saved: Snapshot | None = None
+        self._saved: LastSeen | None = None
         self._generation = 0
         self._session: PoolSession | None = None
         self._backend: Backend | None = None
@@ -94,6 +97,7 @@ class PoolView:
         self._stopping = False
         self._life = 0  # grows when it turns inactive: what was begun in an earlier life must not end in this one
         self._written: dict[str, str] = {}  # the volumes that are being written, and what is done to them
+        self._relied_on: Counter[str] = Counter()  # the volumes on which others are being made
         self._refresh: Refreshing | None = None
         self._state_waiters: set[asyncio.Event] = set()
         self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
@@ -166,7 +170,12 @@ class PoolView:
         wrong = [error for error in snapshot.errors if not error.skipped]
         why = reason(self._error) if self._error is not None else None
         if why is None and self._state is PoolState.DEGRADED and wrong:
-            why = f"{len(wrong)} entries cannot be read; the first: {wrong[0].name}: {wrong[0].message}"
+            first = f"{wrong[0].name}: {wrong[0].message}"
+            why = (
+                f"cannot be read: {first}"
+                if len(wrong) == 1
+                else f"{len(wrong)} entries cannot be read; the first: {first}"
+            )
         return PoolInfo(
             name=self.name,
             uuid=self.uuid,
@@ -264,6 +273,12 @@ class PoolView:
             f"{what}: the backend failed with {type(error).__name__}: {reason(error)}", pool=self.name
         )
 
+    @property
+    def _last_seen(self) -> LastSeen:
+        """What the next process is to know of an active pool."""
+        error = self._error if self._state is PoolState.INACCESSIBLE else None
+        return LastSeen(self._snapshot, self._since, None if error is None else reason(error))
+
     def _require_known(self) -> None:
         if self._manager._pools.get(self.name) is not self:
             raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
@@ -277,6 +292,11 @@ class PoolView:
                 state=self._state,
                 operation=operation,
             )
+
+    def _stopped_meanwhile(self, operation: str) -> InvalidStateError:
+        return InvalidStateError(
+            f"pool {self.name!r} was stopped meanwhile", pool=self.name, state=self._state, operation=operation
+        )
 
     def _set_state(self, new: PoolState, error: Exception | None) -> None:
         old = self._state

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
+from astore.answers import record
 from astore.backend import (
     ConvertsVolumes,
     CopiesVolumes,
@@ -75,7 +76,7 @@ class WorkingPool(PoolAtWork):
         """
         self._require_workable("create a volume")
         wanted = self._with_backing(_accepted(definition))
-        with self._claim(wanted.name, "created"):
+        with self._claim(wanted.name, "created"), self._relying_on(self._backing_volume(wanted.backing)):
             session = await self._able("create-volume")
             call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
             async with self._making(session, wanted.name):
@@ -111,7 +112,7 @@ class WorkingPool(PoolAtWork):
                 pool=source.pool.name,
             )
         giver = source.pool
-        with self._claim(wanted.name, "created"):
+        with self._claim(wanted.name, "created"), self._relying_on(self._backing_volume(wanted.backing)):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
             giving = taking if giver is self else await giver._able("open-volume")
             async with self._making(taking, wanted.name):
@@ -242,8 +243,8 @@ class WorkingPool(PoolAtWork):
     async def _open_volume(self, name: str, *, write: bool, force: bool) -> AsyncIterator[VolumeFile]:
         self._require_workable("open a volume")
         info = self._volume_to_change(name, "write", force) if write else Volume(cast("Pool", self), name).info
-        session = await self._able("open-volume")
         with self._claim(name, "written") if write else contextlib.nullcontext():
+            session = await self._able("open-volume")
             try:
                 async with self._opened(session, info, write=write) as file:
                     yield file
@@ -273,7 +274,7 @@ class WorkingPool(PoolAtWork):
             backed = _backed(Volume(cast("Pool", self), name), target)
             call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
             try:
-                changed = await self._worked(call)
+                changed = record(await self._worked(call))
             except BaseException:
                 await self._look_again(name)
                 raise
@@ -313,7 +314,7 @@ class WorkingPool(PoolAtWork):
         with self._claim(name, "renamed"), self._claim(new, "created"):
             session = await self._able("rename-volume")
             try:
-                renamed = await self._worked(cast(RenamesVolumes, session).rename_volume(info, new))
+                renamed = record(await self._worked(cast(RenamesVolumes, session).rename_volume(info, new)))
             except BaseException:
                 await self._look_again(name, new)
                 raise
@@ -326,7 +327,8 @@ class WorkingPool(PoolAtWork):
         backing = wanted.backing
         if backing is None:
             return wanted
-        info = self._backing_volume(backing)
+        volume = self._backing_volume(backing)
+        info = None if volume is None else volume.info
         if backing.format is None:
             if info is None or info.format is None:
                 raise DefinitionError(f"say which format the backing file {backing.path!r} has", element="backingStore")
@@ -341,14 +343,17 @@ class WorkingPool(PoolAtWork):
             capacity = info.capacity
         return msgspec.structs.replace(wanted, backing=backing, capacity=capacity)
 
-    def _backing_volume(self, backing: BackingStore) -> VolumeInfo | None:
+    def _backing_volume(self, backing: BackingStore | None) -> Volume | None:
+        """The volume of an active pool that a backing file's name means."""
+        if backing is None:
+            return None
         sample = next(iter(self._snapshot.by_name.values()), None)
         here = sample.key if sample is not None else None
-        if (found := self._snapshot.get(backing.path)) is not None:
-            return found
+        if self._snapshot.get(backing.path) is not None:
+            return Volume(cast("Pool", self), backing.path)
         try:
             path = resolve_backing(backing.path, here) if here is not None else backing.path
-            return None if path is None else self._manager.volume_by_path(path).info
+            return None if path is None else self._manager.volume_by_path(path)
         except (ImageError, VolumeNotFoundError):
             return None
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from astore.answers import answer, record
 from astore.backend import SESSION_ABILITIES, OpensVolumes, PoolSession, Progress, VolumeFile
 from astore.errors import (
     AstoreError,
@@ -51,10 +52,12 @@ class PoolAtWork(RefreshedPool):
         """The volume's record. :raises VolumeInUseError: others are backed by it."""
         self._require_workable(f"{operation} a volume")
         info = Volume(cast("Pool", self), name).info
+        if not force and self._relied_on[name]:
+            raise self._busy(name, "made the backing file of another", operation)
         if not force and (dependents := self._manager._dependents_of(info, self)):
             names = ", ".join(repr(one.name) for one in dependents[:3]) + (" …" if len(dependents) > 3 else "")
             raise VolumeInUseError(
-                f"{len(dependents)} other volumes are backed by volume {name!r} of pool {self.name!r} ({names}): "
+                f"volume {name!r} of pool {self.name!r} is what others are backed by ({names}): "
                 "they would be damaged; force it if that is meant",
                 pool=self.name,
                 operation=operation,
@@ -80,17 +83,40 @@ class PoolAtWork(RefreshedPool):
     def _claim(self, name: str, operation: str) -> Iterator[None]:
         """The volume is this task's to write. :raises VolumeBusyError: it is somebody else's."""
         if (other := self._written.get(name)) is not None:
-            raise VolumeBusyError(
-                f"volume {name!r} of pool {self.name!r} is being {other} at the moment",
-                pool=self.name,
-                state=self._state,
-                operation=operation,
-            )
+            raise self._busy(name, other, operation)
         self._written[name] = operation
         try:
             yield
         finally:
             del self._written[name]
+
+    @contextlib.contextmanager
+    def _relying_on(self, backing: Volume | None) -> Iterator[None]:
+        """Something is being made inside that is backed by this volume of any pool: it must stay as it is.
+
+        :raises VolumeBusyError: it is being changed.
+        """
+        if backing is None:
+            yield
+            return
+        home = backing.pool
+        if (other := home._written.get(backing.name)) is not None:
+            raise home._busy(backing.name, other, "create")
+        home._relied_on[backing.name] += 1
+        try:
+            yield
+        finally:
+            home._relied_on[backing.name] -= 1
+            if not home._relied_on[backing.name]:
+                del home._relied_on[backing.name]
+
+    def _busy(self, name: str, what: str, operation: str) -> VolumeBusyError:
+        return VolumeBusyError(
+            f"volume {name!r} of pool {self.name!r} is being {what} at the moment",
+            pool=self.name,
+            state=self._state,
+            operation=operation,
+        )
 
     @contextlib.contextmanager
     def _reporting(self, name: str, operation: str, on_progress: Progress | None) -> Iterator[Progress]:
@@ -135,7 +161,7 @@ class PoolAtWork(RefreshedPool):
 
     async def _worked(self, call: Awaitable[T]) -> T:
         try:
-            return await call
+            return await answer(call)
         except Exception as error:
             raise self._named(error) from error.__cause__
 
@@ -167,15 +193,13 @@ class PoolAtWork(RefreshedPool):
 
     def _made(self, session: PoolSession, info: VolumeInfo) -> Volume:
         self._check_same(session, "create")
-        self._apply({info.name: info})
+        self._apply({record(info).name: info})
         return Volume(cast("Pool", self), info.name)
 
     def _check_same(self, session: PoolSession, operation: str) -> None:
         """:raises InvalidStateError: the pool was stopped meanwhile: there is nobody whom the work's result concerns."""
         if self._session is not session:
-            raise InvalidStateError(
-                f"pool {self.name!r} was stopped meanwhile", pool=self.name, state=self._state, operation=operation
-            )
+            raise self._stopped_meanwhile(operation)
 
     async def _look_again(self, *names: str) -> None:
         """After work that may have changed volumes: see what they are now. Bounded; never raises."""

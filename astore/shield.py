@@ -28,7 +28,12 @@ async def shielded(call: Coroutine[Any, Any, T]) -> T:
             except asyncio.CancelledError as error:
                 cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # seen
+        retrieved(task)
         raise cancelled
     return task.result()
+
+
+def retrieved(task: asyncio.Task[Any]) -> None:
+    """A done callback for a task that nobody waits for any more: what it raises is no news."""
+    if not task.cancelled():
+        task.exception()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from astore.errors import VolumeNotFoundError
+from astore.errors import StorageError, VolumeNotFoundError, printable
 from astore.model import VolumeInfo
 
 if TYPE_CHECKING:
@@ -61,7 +62,14 @@ class Volume:
         :param timeout: seconds.
         :raises VolumeNotFoundError: it is not there any more. OSError: it cannot be read. TimeoutError: not in time.
         """
-        await self.pool.refresh(self.name, timeout=timeout)
+        outcome = await self.pool.refresh(self.name, timeout=timeout)
+        for error in outcome.errors:
+            if self.pool.snapshot.get(self.name) is None and error.name == printable(self.name):
+                raise StorageError(
+                    f"volume {self.name!r} of pool {self.pool.name!r}: {error.message}",
+                    errno=error.errno or errno.EIO,
+                    pool=self.pool.name,
+                )
         return self.info
 
     def to_xml(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import stat
@@ -11,11 +13,13 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from astore import EntryError, Permissions, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType
+from astore import EntryError, Permissions, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType, run_files
 from astore import store as storage
-from astore.store import DefinitionStore, RunState, boot_id, default_state_dir
+from astore.run_files import SNAPSHOT_FORMAT, LastSeen, OutdatedError, Runs, RunState, boot_id
+from astore.store import DefinitionStore, default_state_dir
 
 UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
 
@@ -25,7 +29,7 @@ def pool(name: str = "a", path: str = "/x") -> PoolDef:
 
 
 def run_state(name: str = "a", boot: str | None = None) -> RunState:
-    return RunState(pool(name), UUID, True, 1.5, boot_id() if boot is None else boot)
+    return RunState(pool(name), UUID, 1.5, boot_id() if boot is None else boot)
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def store(tmp_path: Path) -> DefinitionStore:
 def test_nothing_is_there_at_first(store: DefinitionStore) -> None:
     """A folder that does not exist has no pools, and reading does not make it."""
     assert store.load() == storage.Loaded((), ())
-    assert store.load_runs() == {}
+    assert store.load_runs().active == {}
     assert store.load_snapshot("a") is None
     assert not store.folder.exists()
 
@@ -97,7 +101,11 @@ def test_odd_things_in_the_folder(store: DefinitionStore) -> None:
     os.mkfifo(folder / "fifo.xml")
     loaded = store.load()
     assert [item.definition.name for item in loaded.pools] == ["a"]
-    assert {file.name for file in loaded.damaged} == {"dir", "fifo"}
+    assert {file.name for file in loaded.damaged} == {"dir", "fifo", "link"}
+    (folder / "loop.xml").symlink_to("loop.xml")
+    loaded = store.load()
+    store.save(pool("b"), loaded=loaded)
+    assert {file.name for file in loaded.damaged} == {"dir", "fifo", "link", "loop"}
 
 
 def test_leftovers_of_the_killed_are_removed(store: DefinitionStore) -> None:
@@ -115,10 +123,10 @@ def test_leftovers_of_the_killed_are_removed(store: DefinitionStore) -> None:
 def test_run_state(store: DefinitionStore) -> None:
     """What is active is known to the next process, until it is forgotten."""
     store.save_run("a", run_state())
-    assert DefinitionStore(store.folder).load_runs() == {"a": run_state()}
-    store.forget_run("a")
-    store.forget_run("a")
-    assert store.load_runs() == {}
+    assert DefinitionStore(store.folder).load_runs().active == {"a": run_state()}
+    store.forget_run("a", 1.5)
+    store.forget_run("a", 1.5)
+    assert store.load_runs().active == {}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xc1", b"\x93\x01\x02\x03"])
@@ -128,7 +136,7 @@ def test_stale_run_state(store: DefinitionStore, content: bytes | None) -> None:
     path = store.folder / "run" / "a.run"
     if content is not None:
         path.write_bytes(content)
-    assert store.load_runs() == {}
+    assert store.load_runs().active == {}
     assert not path.exists()
 
 
@@ -157,8 +165,12 @@ def snapshot(count: int) -> Snapshot:
 def test_snapshots(store: DefinitionStore) -> None:
     """A snapshot comes back equal, its paths the same objects as its keys."""
     wanted = snapshot(3)
-    store.save_snapshot("a", wanted)
-    found = store.load_snapshot("a")
+    store.save_run("a", run_state())
+    store.save_snapshot("a", LastSeen(wanted, 5.0, "why"), 1.5)
+    seen = store.load_snapshot("a")
+    assert seen is not None
+    assert (seen.since, seen.error) == (5.0, "why")
+    found = seen.snapshot
     assert found is not None
     assert found.volumes == wanted.volumes
     for field in (
@@ -174,13 +186,14 @@ def test_snapshots(store: DefinitionStore) -> None:
         assert getattr(found, field) == getattr(wanted, field), field
     assert found.volumes[0].path == "other"
     assert found.volumes[1].path is found.volumes[1].key
-    store.forget_run("a")
+    store.forget_run("a", 1.5)
     assert store.load_snapshot("a") is None
 
 
 def test_snapshots_that_cannot_be_understood(store: DefinitionStore) -> None:
     """Any byte changed, or any length: a snapshot or None, never an exception."""
-    store.save_snapshot("a", snapshot(3))
+    store.save_run("a", run_state())
+    store.save_snapshot("a", LastSeen(snapshot(3), 5.0, None), 1.5)
     path = store.folder / "run" / "a.snapshot"
     data = path.read_bytes()
     rng = random.Random(1)
@@ -189,7 +202,8 @@ def test_snapshots_that_cannot_be_understood(store: DefinitionStore) -> None:
         broken[rng.randrange(len(broken))] = rng.randrange(256)
         path.write_bytes(bytes(broken[: rng.choice((len(broken), rng.randrange(len(broken))))]))
         store.load_snapshot("a")
-    path.write_bytes(data.replace(b"\x9a\x01", b"\x9a\x02", 1))
+    assert data[1] == SNAPSHOT_FORMAT
+    path.write_bytes(data[:1] + bytes([SNAPSHOT_FORMAT - 1]) + data[2:])
     assert store.load_snapshot("a") is None
 
 
@@ -200,7 +214,7 @@ def test_the_fingerprint_tells(store: DefinitionStore) -> None:
         lambda: store.save(pool()),
         lambda: store.set_autostart("a", True),
         lambda: store.save_run("a", run_state()),
-        lambda: store.forget_run("a"),
+        lambda: store.forget_run("a", 1.5),
         lambda: store.remove("a"),
     ):
         time.sleep(0.02)  # coarser than any file system's clock
@@ -322,3 +336,114 @@ def test_without_a_boot_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     boot_id.cache_clear()
     assert boot_id()
+
+
+def test_damaged_run_state(store: DefinitionStore) -> None:
+    """Any byte changed: the pool is not active, and nobody is kept from reading the others."""
+    store.save_run("a", run_state())
+    path = store.folder / "run" / "a.run"
+    data = path.read_bytes()
+    rng = random.Random(2)
+    for _ in range(2000):
+        broken = bytearray(data)
+        broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(bytes(broken))
+        store.load_runs()
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    store.save_run("b", run_state("b"))
+    assert store.load_runs().active.keys() == {"b"}
+
+
+def test_a_run_that_begins_while_runs_are_read(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of an earlier boot is removed, but not what another process has put into its place meanwhile."""
+    store.save_run("a", run_state(boot="another boot"))
+    find = DefinitionStore._run_of
+
+    def found_late(name: str) -> RunState | None:
+        state = find(store, name)
+        DefinitionStore(store.folder).save_run(name, run_state())
+        return state
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(store, "_run_of", found_late)
+        assert store.load_runs().active == {}
+    assert store.load_runs().active.keys() == {"a"}
+
+
+def test_snapshots_belong_to_a_run(store: DefinitionStore) -> None:
+    """What is known of an earlier run is neither written over what is known of the present one, nor read for it."""
+    seen = LastSeen(snapshot(1), 5.0, None)
+    store.save_snapshot("a", seen, 1.5)
+    store.save_run("a", run_state())
+    store.save_snapshot("a", seen, 1.0)
+    assert store.load_snapshot("a") is None
+    store.save_snapshot("a", seen, 1.5)
+    assert store.load_snapshot("a", 1.5) is not None
+    assert store.load_snapshot("a", 2.0) is None
+
+
+def test_runs_are_one_processes(store: DefinitionStore) -> None:
+    """A pool that is active is not started by another, and its end is told by whoever knows of this run alone."""
+    store.save_run("a", run_state())
+    with pytest.raises(OutdatedError):
+        store.save_run("a", msgspec.structs.replace(run_state(), started_at=7.0))
+    store.forget_run("a", 7.0)
+    assert store.load_runs().active.keys() == {"a"}
+    store.forget_run("a", 1.5)
+    assert store.load_runs().active == {}
+
+
+def test_run_state_that_cannot_be_read_now(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told, and not taken for the end of the pool."""
+    store.save_run("a", run_state())
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(run_files, "read_whole", fail)
+        assert store.load_runs() == Runs({}, frozenset({"a"}))
+    assert store.load_runs().active.keys() == {"a"}
+
+
+def test_news(store: DefinitionStore) -> None:
+    """Whether a pool is as somebody knows it."""
+    version = store.save(pool())
+    assert not store.is_news("a", version=version, started_at=None)
+    store.save_run("a", run_state())
+    assert store.is_news("a", version=version, started_at=None)
+    assert not store.is_news("a", version=version, started_at=1.5)
+    assert store.is_news("a", version=version, started_at=1.0)
+    with pytest.raises(OutdatedError):
+        store.remove("a", version=version)
+    store.forget_run("a", 1.5)
+    other = store.save(pool(path="/y"))
+    assert store.is_news("a", version=version, started_at=None)
+    with pytest.raises(OutdatedError):
+        store.remove("a", version=version)
+    store.remove("a", version=other)
+    assert store.is_news("a", version=version, started_at=None)
+    assert not store.is_news("a", version=None, started_at=None)
+
+
+def test_what_others_write_meanwhile(tmp_path: Path) -> None:
+    """Who has decided by what it read is told if that has changed since; its own changes are no news once they are read."""
+    one, other = DefinitionStore(tmp_path), DefinitionStore(tmp_path)
+    loaded = one.load()
+    other.save(pool("b"))
+    with pytest.raises(OutdatedError):
+        one.save(pool("a"), loaded=loaded)
+    one.save(pool("a"), loaded=one.load())
+    assert [item.definition.name for item in other.load().pools] == ["a", "b"]
+
+
+def test_a_lock_that_is_not_wanted_any_more(store: DefinitionStore, tmp_path: Path) -> None:
+    """Nothing is written for whoever has given up, be it before or while it waited."""
+    given_up = threading.Event()
+    given_up.set()
+    for locked in (True, False):
+        with store.locked() if locked else contextlib.nullcontext(), pytest.raises(StoreError) as caught:
+            DefinitionStore(store.folder).save(pool(), given_up)
+        assert caught.value.errno == errno.ECANCELED
+    assert store.load().pools == ()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-import anyio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from astore.backend import Lane
-from astore.shield import shielded
+from astore.shield import retrieved, shielded
 
 T = TypeVar("T")
 
@@ -22,11 +20,24 @@ SYNC_SECONDS = 600.0
 """How long storage may take until all that was written is safe: gigabytes may wait in its caches."""
 
 
-async def bounded(call: Awaitable[object]) -> None:
-    """Wait for a clean-up, but not for long, and whatever it says."""
-    with anyio.move_on_after(CLEANUP_SECONDS):
-        with contextlib.suppress(Exception):
-            await call
+GRACE_SECONDS = 0.5
+"""How long what was cancelled may take to give up."""
+
+
+async def bounded(call: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
+    """Wait for a clean-up, but not for long, whatever it says, and even where it does not let itself be cancelled.
+
+    :param seconds: how long; None means CLEANUP_SECONDS.
+    """
+    task = asyncio.get_running_loop().create_task(call)
+    task.add_done_callback(retrieved)
+    try:
+        await asyncio.wait([task], timeout=CLEANUP_SECONDS if seconds is None else seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+    if not task.done():
+        await asyncio.wait([task], timeout=GRACE_SECONDS)
 
 
 async def to_the_end(lane: Lane, func: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:
@@ -40,6 +51,7 @@ async def to_the_end(lane: Lane, func: Callable[..., T], *args: object, undo: Ca
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        task.add_done_callback(retrieved)
         await shielded(bounded(asyncio.wait([task])))
         if not task.done():
             task.cancel()  # and where it comes to its end after all, its thread undoes it

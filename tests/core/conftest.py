@@ -9,6 +9,9 @@ import pytest
 from core_fakes import FakeBackend, Gate, fake_registry
 
 import astore
+import astore.pool
+import astore.pool_refresh
+import astore.volume_work.calls
 
 
 @pytest.fixture
@@ -33,3 +36,10 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean-ups that hang are given up soon."""
+    for module in (astore.pool, astore.pool_refresh, astore.volume_work.calls):
+        monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)

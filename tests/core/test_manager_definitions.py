@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
-from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names, steps
+from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names
 
 import astore
 from astore.model import PoolState
@@ -284,10 +286,10 @@ async def test_cancelled_definitions(manager: astore.Manager, tmp_path: Path) ->
 async def test_autostart_of_what_is_undefined(manager: astore.Manager, tmp_path: Path) -> None:
     """No autostart mark is left for the next pool of the name, whoever comes first."""
     refused = 0
-    for head_start in range(8):
+    for head_start in range(40):
         pool = await manager.define(fake("a", "/one"))
         undefining = asyncio.ensure_future(pool.undefine())
-        await steps(head_start)
+        await asyncio.sleep(head_start * 0.0005)
         try:
             await pool.set_autostart(True)
         except astore.PoolNotFoundError:
@@ -297,3 +299,21 @@ async def test_autostart_of_what_is_undefined(manager: astore.Manager, tmp_path:
     assert refused
     await manager.reload()
     assert not (await manager.define(fake("a", "/one"))).autostart
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": None},
+        {"target": None},
+        {"source": None},
+        {"config_options": (("a",),)},
+        {"target": astore.Target("/x", astore.Permissions(mode="7"))},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+async def test_records_of_other_types(manager: astore.Manager, fields: dict[str, Any]) -> None:
+    """A record whose fields are not what they are to be is no definition; nothing is kept of it."""
+    with pytest.raises(astore.DefinitionError):
+        await manager.define(msgspec.structs.replace(fake("a"), **fields))
+    assert manager.pools() == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,131 @@ async def test_two_processes(tmp_path: Path) -> None:
         assert not (await manager.refresh_all()).failed
         for pool in manager.pools():
             await pool.stop()
+
+
+async def test_defined_by_two_at_once(manager: astore.Manager, tmp_path: Path) -> None:
+    """Two processes at the same moment: of one name, the later defines the earlier's pool anew; of one source, it is told."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(FakeBackend())) as other:
+        for number in range(10):
+            one, two = await asyncio.gather(
+                manager.define(fake(f"a{number}", f"/a{number}")), other.define(fake(f"a{number}", f"/b{number}"))
+            )
+            assert one.uuid == two.uuid
+            found = await asyncio.gather(
+                manager.define(fake(f"c{number}", f"/c{number}")),
+                other.define(fake(f"d{number}", f"/c{number}")),
+                return_exceptions=True,
+            )
+            (pool,) = (one for one in found if isinstance(one, astore.Pool))
+            (error,) = (one for one in found if isinstance(one, Exception))
+            assert isinstance(error, astore.SourceConflictError)
+            assert error.other == pool.name
+        await manager.reload()
+        await other.reload()
+        assert len(manager.pools()) == 20
+        assert [pool.definition for pool in manager.pools()] == [pool.definition for pool in other.pools()]
+
+
+@pytest.mark.parametrize("change", ["define", "redefine", "undefine", "autostart"])
+async def test_given_up_while_the_folder_is_locked(manager: astore.Manager, tmp_path: Path, change: str) -> None:
+    """Cancelled while another process holds the folder: it is not done later, when nobody expects it."""
+    old = await manager.define(fake("old", "/old"))
+    before = {path: path.read_bytes() for path in (tmp_path / "state" / "pools").iterdir()}
+    lock = os.open(tmp_path / "state" / "lock", os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        calls = {
+            "define": lambda: manager.define(fake("new", "/x")),
+            "redefine": lambda: manager.define(fake("old", "/x")),
+            "undefine": old.undefine,
+            "autostart": lambda: old.set_autostart(True),
+        }
+        changing = asyncio.ensure_future(calls[change]())
+        await asyncio.sleep(0.1)
+        changing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+    finally:
+        os.close(lock)
+    await manager.define(fake("other", "/x"))
+    await manager.reload()
+    assert [(pool.name, pool.definition.target.path) for pool in manager.pools()] == [("old", "/old"), ("other", "/x")]
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    assert not old.autostart
+
+
+async def test_what_others_run(manager: astore.Manager, backend: FakeBackend, tmp_path: Path) -> None:
+    """A pool that another process has started since is not started, deleted, undefined or built; stopping it is all right."""
+    pool = await manager.define(fake("pool"))
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(FakeBackend())) as other:
+        theirs = other.pool("pool")
+        await theirs.start()
+        for call in (pool.start, pool.delete, pool.undefine, pool.build):
+            with pytest.raises(astore.InvalidStateError):
+                await call()
+            assert pool.active
+        await pool.stop()
+        await other.reload()
+        assert not theirs.active
+        await theirs.undefine()
+        for call in (pool.start, pool.delete, pool.undefine, pool.build):
+            with pytest.raises(astore.PoolNotFoundError):
+                await call()
+
+
+async def test_inaccessible_for_the_next_process_too(tmp_path: Path) -> None:
+    """Why and since when a pool is inaccessible outlives the process that found it out."""
+    backend = FakeBackend()
+    backend.show("a")
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await manager.define(fake("pool"))
+        await pool.start()
+        backend.fail("refresh", OSError(113, "No route to host"))
+        with pytest.raises(astore.PoolInaccessibleError):
+            await pool.refresh()
+        before = pool.info
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = manager.pool("pool")
+        assert (pool.info.state, pool.info.since, pool.info.error) == (before.state, before.since, before.error)
+        assert names(pool) == ["a"]
+        backend.fail("refresh", None)
+        await pool.refresh()
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        assert (manager.pool("pool").state, manager.pool("pool").error) == (astore.PoolState.RUNNING, None)
+
+
+async def test_an_editor_at_work(manager: astore.Manager, tmp_path: Path) -> None:
+    """A definition that is changed in its place shows at the next reload."""
+    pool = await manager.define(fake("pool", "/a/b"))
+    path = tmp_path / "state" / "pools" / "pool.xml"
+    path.write_text(path.read_text().replace("/a/b", "/c/d"))
+    await manager.reload()
+    assert pool.definition.target.path == "/c/d"
+
+
+async def test_hung_pools_that_others_stopped(manager: astore.Manager, backend: FakeBackend, tmp_path: Path) -> None:
+    """However many sessions do not close when others have stopped their pools: they are waited for at the same time."""
+    pools = [await manager.define(fake(f"p{number}", f"/p{number}")) for number in range(6)]
+    for pool in pools:
+        await pool.start()
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(FakeBackend())) as other:
+        for pool in other.pools():
+            await pool.stop()
+    held = backend.hold("aclose")
+    async with asyncio.timeout(6):
+        await manager.reload()
+    assert held.arrived == 6
+    assert manager.pools(active=True) == []
+
+
+async def test_a_state_folder_that_cannot_be_written(manager: astore.Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that could not be noted is refused before anything is let go."""
+    pool = await manager.define(fake("pool"))
+    await pool.start()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(astore.StoreError, match=r"pool\.run: Permission denied"):
+        await pool.stop()
+    assert pool.active
+    monkeypatch.undo()
+    await pool.stop()

@@ -12,21 +12,15 @@ from core_fakes import FakeBackend, FakeSession, eventually, fake, fake_registry
 import astore
 import astore.pool
 import astore.pool_refresh
+from astore.backend import Context
 from astore.events import PoolBuilt, PoolDeleted, PoolEvent, PoolStateChanged
-from astore.model import PoolState
+from astore.model import PoolDef, PoolState
 
 
 @pytest.fixture
 async def pool(manager: astore.Manager) -> astore.Pool:
     """A defined pool, not started."""
     return await manager.define(fake("pool"))
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clean-ups that hang are given up soon."""
-    for module in (astore.pool, astore.pool_refresh):
-        monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)
 
 
 def assert_nothing_left(manager: astore.Manager, backend: FakeBackend) -> None:
@@ -148,7 +142,7 @@ async def test_a_start_whose_note_cannot_be_written(
 ) -> None:
     """A pool is not started if it cannot be noted that it is: stopped again, as if nothing had been."""
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise astore.StoreError("no space left", errno=28)
 
     monkeypatch.setattr(manager._store, "save_run", full)
@@ -296,17 +290,40 @@ async def test_a_session_whose_close_fails(manager: astore.Manager, pool: astore
 
 
 async def test_stopping_what_cannot_be_attached(tmp_path: Path, backend: FakeBackend, impatient: None) -> None:
-    """A pool that an earlier Manager started, and whose source does not answer now, is stopped by force only."""
+    """A pool that an earlier Manager started, and whose source does not answer now, stops: nothing of it is left to be let
+    go of. Where something is outside of processes, such as a mount, it is stopped by force only.
+    """
+
+    class Mounts(FakeBackend):
+        async def cut_loose(self, definition: PoolDef, context: Context) -> None:
+            await self.at("cut_loose", context.name)
+
+    backend.fail("open", OSError(113, "No route to host"))
+    mounts = Mounts()
+    for one in (backend, mounts):
+        one.fail("open", None)
+        async with astore.Manager(tmp_path / "state", registry=fake_registry(one)) as manager:
+            await (await manager.define(fake("pool"))).start()
+        one.fail("open", OSError(113, "No route to host"))
+        async with astore.Manager(tmp_path / "state", registry=fake_registry(one)) as manager:
+            pool = manager.pool("pool")
+            assert pool.active
+            if one is mounts:
+                with pytest.raises(astore.PoolInaccessibleError, match="pool 'pool': stop: No route to host"):
+                    await pool.stop()
+                assert pool.active
+                await pool.stop(force=True)
+                assert one.count("cut_loose") == 1
+            else:
+                await pool.stop()
+            assert pool.state is PoolState.INACTIVE
+            assert_nothing_left(manager, one)
+    backend.fail("open", None)
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        await (await manager.define(fake("pool"))).start()
+        await manager.pool("pool").start()
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
         pool = manager.pool("pool")
         assert (pool.active, names(pool)) == (True, ["a", "b", "c"])
-        backend.fail("open", OSError(113, "No route to host"))
-        with pytest.raises(astore.PoolInaccessibleError, match="pool 'pool': stop: No route to host"):
-            await pool.stop()
-        assert pool.active
-        backend.fail("open", None)
         backend.hold("open")
         await asyncio.wait_for(pool.stop(force=True), 10)
         assert pool.state is PoolState.INACTIVE

@@ -233,7 +233,7 @@ async def test_degraded(pool: astore.Pool, backend: FakeBackend) -> None:
     backend.put("bad", EntryError("bad", "it is truncated", 22))
     outcome = await pool.refresh()
     assert (pool.state, pool.error) == (PoolState.DEGRADED, None)
-    assert pool.info.error == "1 entries cannot be read; the first: bad: it is truncated"
+    assert pool.info.error == "cannot be read: bad: it is truncated"
     assert {error.name for error in outcome.errors} == {"bad", "fifo"}
     assert names(pool) == ["a", "b", "c"]
     backend.put("bad", volume("bad"))
@@ -354,3 +354,15 @@ async def test_a_single_look_that_ends_after_a_stop(pool: astore.Pool, backend: 
     with pytest.raises(astore.InvalidStateError):
         await late
     assert (pool.state, pool.volumes) == (PoolState.INACTIVE, ())
+
+
+async def test_a_volume_that_cannot_be_read(pool: astore.Pool, backend: FakeBackend) -> None:
+    """Refreshing it says why, and not that there is none."""
+    disk = pool.volume("b")
+    backend.put("b", EntryError("b", "its header is truncated", errno=5))
+    with pytest.raises(astore.StorageError, match="volume 'b' of pool 'pool': its header is truncated") as caught:
+        await disk.refresh()
+    assert caught.value.errno == 5
+    backend.show("a", "c")
+    with pytest.raises(astore.VolumeNotFoundError):
+        await disk.refresh()

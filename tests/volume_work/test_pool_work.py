@@ -205,6 +205,23 @@ async def test_many_dependents(manager: Manager, pool: Pool, folder: Path) -> No
     assert len(caught.value.dependents) == 5
 
 
+async def test_what_is_being_backed_by(pool: Pool, folder: Path, faults: Faults) -> None:
+    """While an image is made on a volume nobody changes that; while that is being changed none is made on it."""
+    (folder / "base").write_bytes(bytes(MIB))
+    await pool.refresh()
+    base = pool.volume("base")
+    wanted = VolumeDef("over", format="qcow2", backing=BackingStore("base", "raw"))
+    with pool._relying_on(base):
+        for call in (base.delete, lambda: base.upload(b"x"), lambda: base.resize(2 * MIB), lambda: base.rename("x")):
+            with pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being made the backing file of another"):
+                await call()
+        with pool._relying_on(base):
+            pass
+    with pool._claim("base", "deleted"), pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being deleted"):
+        await pool.create_volume(wanted)
+    await base.delete()
+
+
 async def test_backing_without_a_name(pool: Pool, folder: Path) -> None:
     """A backing file whose name means nothing is no volume of any pool's."""
     (folder / "there").write_bytes(b"x")

@@ -1,0 +1,191 @@
+"""Small files of a state folder: read bounded, written whole or not at all. Everything here blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from astore.errors import AstoreError, StoreError
+
+LARGEST_FILE = 4 << 20
+"""Bytes that a file may have."""
+
+STALE_AFTER = 600.0
+"""Seconds after which a half-written file is taken for a killed process's."""
+
+
+Version: TypeAlias = tuple[int, int, int]
+"""What tells a file, as it is now, from what it was or is later."""
+
+LOCK_TIMEOUT = 10.0
+"""Seconds that the lock of a state folder is waited for."""
+
+PAUSE = 0.05
+"""Seconds between two tries for the lock."""
+
+
+@contextlib.contextmanager
+def saying(path: Path) -> Iterator[None]:
+    """What goes wrong inside is about this file. :raises StoreError: an OSError was raised."""
+    try:
+        yield
+    except AstoreError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {error.strerror or error}", errno=error.errno if error.errno is not None else errno.EIO
+        ) from error
+
+
+def names_in(folder: Path, suffix: str) -> list[str]:
+    """The names that have this suffix, without it, in order; what killed processes left is removed.
+
+    :raises StoreError: the folder cannot be read.
+    """
+    with saying(folder):
+        try:
+            found = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+    for name in found:
+        if name.endswith(".tmp"):
+            _remove_stale(folder / name)
+    return [name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name)]
+
+
+def version_of(path: Path) -> Version:
+    """What changes when the file is written anew. :raises OSError: it cannot be looked at."""
+    st = os.stat(path)
+    return st.st_ino, st.st_mtime_ns, st.st_size
+
+
+def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
+    """All that is in a file. :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        parts: list[bytes] = []
+        room = largest + 1
+        # in pieces: read(n) takes n bytes of memory at once
+        while room > 0 and (part := file.read(min(room, 1 << 20))):
+            parts.append(part)
+            room -= len(part)
+    if room <= 0:
+        raise StoreError(f"it is larger than {largest} bytes", errno=errno.EFBIG)
+    return b"".join(parts)
+
+
+def write_whole(path: Path, data: bytes, *, sync: bool) -> None:
+    """Write a file beside its place, and rename it over what is there.
+
+    :param sync: see to it that it is on disk, and its name too.
+    :raises StoreError: that failed; what was there stays.
+    """
+    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
+    with saying(path):
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(fd)
+            os.rename(beside, path)
+            if sync:
+                sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """See to it that the names in a folder are on disk. :raises OSError: as of files."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - path.lstat().st_mtime > STALE_AFTER:
+            path.unlink()
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class LockedFolder:
+    """A state folder, which is made on first use with mode 0700, and its lock."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._pools = self.folder / "pools"
+        self._autostart = self.folder / "autostart"
+        self._run = self.folder / "run"
+        self._thread_lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = LOCK_TIMEOUT, given_up: threading.Event | None = None) -> Iterator[None]:
+        """Hold the folder against other processes and threads.
+
+        :param given_up: set by whoever does not want it any more: nothing is done then.
+        :raises StoreError: not to be had in ``timeout`` seconds, or given up before it was had.
+        """
+        deadline = time.monotonic() + timeout
+        late = StoreError(f"{self.folder} is locked by another process", errno=errno.EWOULDBLOCK)
+
+        def go_on(have: bool = False) -> None:
+            if given_up is not None and given_up.is_set():
+                raise StoreError(f"{self.folder}: given up", errno=errno.ECANCELED)
+            if not have and time.monotonic() >= deadline:
+                raise late
+
+        with self._made():
+            while not self._thread_lock.acquire(timeout=PAUSE):
+                go_on()
+            try:
+                with saying(self.folder / "lock"):
+                    fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    pause = 0.001
+                    while not _flocked(fd, self.folder / "lock"):
+                        go_on()
+                        time.sleep(pause)
+                        pause = min(pause * 2, PAUSE)
+                    go_on(have=True)
+                    yield
+                finally:
+                    os.close(fd)
+            finally:
+                self._thread_lock.release()
+
+    @contextlib.contextmanager
+    def _made(self) -> Iterator[None]:
+        with saying(self.folder):
+            for folder in (self.folder, self._pools, self._autostart, self._run):
+                if not folder.is_dir():
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+
+
+def _flocked(fd: int, path: Path) -> bool:
+    with saying(path):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
