@@ -105,8 +105,9 @@ class Aside:
     def step(self) -> None:
         """Let others go first. To be called before each small piece of work."""
         turns = self._turns
-        if time.monotonic() - self._breathed > ASIDE and turns.in_company:
-            self._breathed = _breathe()
+        now = time.monotonic()
+        if now - self._breathed > ASIDE:
+            self._breathed = _breathe() if turns.in_company else now
         if self._left > 0:
             self._left -= turns.give_way(self._left)
 
