@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, fake, fake_registry, names
+from core_fakes import FakeBackend, fake, fake_registry, folder_locked, names
 
 import astore
 from astore.events import PoolUndefined
@@ -152,14 +150,10 @@ async def test_a_short_visit(manager: astore.Manager, tmp_path: Path) -> None:
 async def test_defined_while_it_is_stopped(manager: astore.Manager, tmp_path: Path) -> None:
     """A transient pool that ends while its definition waits to be written: a pool that is defined, and can be started."""
     transient = await manager.create(fake("pool"))
-    lock = os.open(tmp_path / "state" / "lock", os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with folder_locked(tmp_path / "state"):
         defining = asyncio.ensure_future(manager.define(fake("pool")))
         await asyncio.sleep(0.1)
         await transient.stop(force=True)
-    finally:
-        os.close(lock)
     pool = await defining
     assert manager.pools() == [pool]
     assert pool.persistent
@@ -326,16 +320,12 @@ async def test_a_start_cancelled_beside_another(
     starting = asyncio.ensure_future(mine.start())
     await hold.reached()
     await other.pool("pool").start()
-    lock = os.open(tmp_path / "state" / "lock", os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with folder_locked(tmp_path / "state"):
         hold.release()
         await asyncio.sleep(0.1)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-    finally:
-        os.close(lock)
     assert (backend.count("stop"), backend.open_sessions, runs(tmp_path)) == (0, [], ["pool"])
 
 

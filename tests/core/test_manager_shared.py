@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, counted, eventually, fake, fake_registry, names, run_python
+from core_fakes import FakeBackend, counted, eventually, fake, fake_registry, folder_locked, names, run_python
 
 import astore
 from astore.events import PoolDefined, PoolStarted, PoolUndefined
@@ -154,9 +153,7 @@ async def test_given_up_while_the_folder_is_locked(manager: astore.Manager, tmp_
     """Cancelled while another process holds the folder: it is not done later, when nobody expects it."""
     old = await manager.define(fake("old", "/old"))
     before = {path: path.read_bytes() for path in (tmp_path / "state" / "pools").iterdir()}
-    lock = os.open(tmp_path / "state" / "lock", os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with folder_locked(tmp_path / "state"):
         calls = {
             "define": lambda: manager.define(fake("new", "/x")),
             "redefine": lambda: manager.define(fake("old", "/x")),
@@ -168,8 +165,6 @@ async def test_given_up_while_the_folder_is_locked(manager: astore.Manager, tmp_
         changing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await changing
-    finally:
-        os.close(lock)
     await manager.define(fake("other", "/x"))
     await manager.reload()
     assert [(pool.name, pool.definition.target.path) for pool in manager.pools()] == [("old", "/old"), ("other", "/x")]

@@ -16,6 +16,14 @@ from astore.backend import PoolSession
 from astore.model import PoolState, Snapshot
 
 
+@pytest.fixture
+async def pool(manager: astore.Manager) -> astore.Pool:
+    """A started pool with the volumes a, b and c."""
+    pool = await manager.define(fake("pool"))
+    await pool.start()
+    return pool
+
+
 async def cancelled(*_: Any, **__: Any) -> Any:
     """As by a plugin that awaits a task of its own which was cancelled."""
     raise asyncio.CancelledError
@@ -80,13 +88,8 @@ async def test_sessions(
     assert in_use(manager) == {"fake": 3}
 
 
-async def test_cancelled_refresh(
-    manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelled_refresh(pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh that is cancelled inside fails, and is no stop."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    assert pool._session is not None
     monkeypatch.setattr(pool._session, "refresh", cancelled)
     with pytest.raises(astore.PoolInaccessibleError, match="something of its own was cancelled"):
         await pool.refresh()
@@ -123,12 +126,9 @@ async def test_an_old_answer_is_not_the_new_lifes(manager: astore.Manager, backe
 
 
 async def test_a_timeout_of_an_earlier_life(
-    manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refresh that timed out before the pool was stopped says nothing of the pool that was started since."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    assert pool._session is not None
 
     async def slow_to_give_up(*_: Any, **__: Any) -> Any:
         try:
@@ -147,12 +147,9 @@ async def test_a_timeout_of_an_earlier_life(
 
 
 async def test_a_refresh_that_cannot_be_cancelled(
-    manager: astore.Manager, backend: FakeBackend, impatient: None, monkeypatch: pytest.MonkeyPatch
+    pool: astore.Pool, backend: FakeBackend, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever waits for it is told of the stop; that the backend goes on is its own affair."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    assert pool._session is not None
     going_on = asyncio.Event()
 
     async def stubborn(*_: Any, **__: Any) -> Snapshot:
@@ -255,24 +252,16 @@ async def test_a_start_that_cannot_be_undone(
 
 
 @pytest.mark.parametrize("answer", ["text", volume("another")], ids=["no record", "another's"])
-async def test_records(
-    manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, answer: Any
-) -> None:
+async def test_records(pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     """What is no record of the volume that was asked for is an error, and the volume stays as it was."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    assert pool._session is not None
     monkeypatch.setattr(pool._session, "refresh_volume", answers(answer))
     with pytest.raises(astore.PoolInaccessibleError, match="TypeError: it returned"):
         await pool.refresh("a")
     assert names(pool) == ["a", "b", "c"]
 
 
-async def test_a_stop_that_is_given_up(manager: astore.Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_that_is_given_up(pool: astore.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for a refresh is told of the stop, also if that was cancelled while it waited for the backend."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    assert pool._session is not None
     going_on = asyncio.Event()
 
     async def stubborn(*_: Any, **__: Any) -> Snapshot:
