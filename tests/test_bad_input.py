@@ -161,7 +161,7 @@ async def test_a_state_folder_full_of_rubbish(tmp_path: Path) -> None:
         assert [pool.name for pool in manager.pools()] == ["good"]
         assert manager.pools()[0].state is PoolState.INACTIVE
         damaged = {file.name: file.error for file in manager.damaged}
-        assert set(damaged) == {"other", "empty", "binary", "bomb", "deep", "huge", "folder", "fifo"}
+        assert set(damaged) == {"other", "empty", "binary", "bomb", "deep", "huge", "folder", "dangling", "fifo"}
         assert all(damaged.values())
         assert "it defines a pool 'wrong'" in damaged["other"]
         await manager.pool("good").start()
