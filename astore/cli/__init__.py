@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, TextIO, cast
 
 _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 
@@ -51,7 +52,7 @@ def hold_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, flags), True)  # which takes the lowest number that is free
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+            setattr(sys, name, _stream(number, mode))
     _write_all()
 
 
@@ -59,6 +60,8 @@ def _write_all() -> None:
     """Where Python writes unbuffered (``PYTHONUNBUFFERED``), what write(2) does not take at once would be lost."""
     stream = sys.stdout
     if type(stream) is io.TextIOWrapper and isinstance(stream.buffer, io.RawIOBase):
-        sys.stdout = open(  # noqa: SIM115
-            stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
-        )
+        sys.stdout = _stream(stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
+
+
+def _stream(fd: int, mode: str, **options: Any) -> TextIO:
+    return cast(TextIO, open(fd, mode, closefd=False, **options))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, fake, fake_registry, folder_locked, names
+from core_fakes import FakeBackend, Hold, fake, fake_registry, folder_locked, names
 
 import astore
 from astore.events import PoolUndefined
@@ -29,6 +29,14 @@ async def other(manager: astore.Manager, tmp_path: Path) -> AsyncIterator[astore
 def runs(tmp_path: Path) -> list[str]:
     """The pools that are active according to the state folder."""
     return sorted(path.stem for path in (tmp_path / "state" / "run").glob("*.run"))
+
+
+async def started_halfway(pool: astore.Pool, backend: FakeBackend) -> tuple[asyncio.Future[None], Hold]:
+    """A start that waits for its session until the hold is released."""
+    hold = backend.hold("open")
+    starting = asyncio.ensure_future(pool.start())
+    await hold.reached()
+    return starting, hold
 
 
 async def test_a_look_that_was_given_up(manager: astore.Manager, other: astore.Manager) -> None:
@@ -121,9 +129,7 @@ async def test_both_start_it(
     mine = await manager.define(fake("pool"))
     await other.reload()
     theirs = other.pool("pool")
-    hold = backend.hold("open")
-    starting = asyncio.ensure_future(mine.start())
-    await hold.reached()
+    starting, hold = await started_halfway(mine, backend)
     await theirs.start()
     hold.release()
     with pytest.raises(astore.InvalidStateError, match="was started or undefined by another process meanwhile"):
@@ -291,9 +297,7 @@ async def test_undefined_while_it_is_started(
     """A pool that others undefine while its session opens is not started; one that is active goes on as a transient one."""
     mine = await manager.define(fake("pool"))
     await other.reload()
-    hold = backend.hold("open")
-    starting = asyncio.ensure_future(mine.start())
-    await hold.reached()
+    starting, hold = await started_halfway(mine, backend)
     await other.pool("pool").undefine()
     hold.release()
     with pytest.raises(astore.InvalidStateError, match="started or undefined by another process"):
@@ -316,9 +320,7 @@ async def test_a_start_cancelled_beside_another(
     """What another process has started meanwhile is not stopped by the cancelled start."""
     mine = await manager.define(fake("pool"))
     await other.reload()
-    hold = backend.hold("open")
-    starting = asyncio.ensure_future(mine.start())
-    await hold.reached()
+    starting, hold = await started_halfway(mine, backend)
     await other.pool("pool").start()
     with folder_locked(tmp_path / "state"):
         hold.release()
