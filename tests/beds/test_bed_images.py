@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from astore.testing.beds import BedUnavailable
-from astore.testing.beds.images import Template, make_images, qcow2_by_hand, template
+from astore.testing.beds.images import Template, _without_chance, make_images, qcow2_by_hand, template
 
 
 def _info(path: Path) -> dict[str, object]:
@@ -83,6 +83,18 @@ def test_the_same_arguments_give_the_same_bytes(kind: str) -> None:
     first = template(kind, 1 << 30)
     template.cache_clear()
     assert template(kind, 1 << 30) == first
+
+
+def test_a_number_with_few_digits() -> None:
+    """qemu-img writes the number that it draws for a VMDK image with as many digits as it has."""
+    headers = {
+        _without_chance(
+            "vmdk", b"KDMV\nversion=1\nCID=%s\nparentCID=ffffffff\n".replace(b"%s", drawn).ljust(512, b"\0")
+        )
+        for drawn in (b"12345678", b"1234567", b"f")
+    }
+    assert {len(header) for header in headers} == {512}
+    assert len(headers) == 1
 
 
 @pytest.mark.qemu

@@ -108,8 +108,12 @@ def _by_qemu_img(kind: str, size: int, backing: str | None, backing_format: str 
 def _without_chance(kind: str, data: bytes) -> bytes:
     """Overwrite what qemu-img draws by lot."""
     if kind == "vmdk":
-        # VMDK 1.1 descriptor: a text within the first 64 KiB, whose CID is eight hexadecimal digits at most.
-        return re.sub(rb"\nCID=[0-9a-f]+", lambda match: b"\nCID=" + b"1" * (len(match[0]) - 5), data, count=1)
+        # VMDK 1.1 descriptor: a text within the first 64 KiB, NUL behind it; its CID has eight hexadecimal digits, or fewer.
+        told = re.search(rb"\nCID=([0-9a-f]+)[^\0]*", data)
+        if told is None:
+            return data
+        text = told[0].replace(told[1], b"1" * 8, 1)
+        return data[: told.start()] + text + data[told.start() + len(text) :]
     if kind == "vdi":
         # VdiHeader in QEMU's block/vdi.c: uuid_image and uuid_last_snap at 392, 16 bytes each.
         return data[:392] + bytes(range(32)) + data[424:]
