@@ -76,7 +76,7 @@ class WorkingPool(PoolAtWork):
         """
         self._require_workable("create a volume")
         wanted = self._with_backing(_accepted(definition))
-        with self._claim(wanted.name, "created"), self._relying_on(self._backing_volume(wanted.backing)):
+        with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
             session = await self._able("create-volume")
             call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
             async with self._making(session, wanted.name):
@@ -112,7 +112,7 @@ class WorkingPool(PoolAtWork):
                 pool=source.pool.name,
             )
         giver = source.pool
-        with self._claim(wanted.name, "created"), self._relying_on(self._backing_volume(wanted.backing)):
+        with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
             giving = taking if giver is self else await giver._able("open-volume")
             async with self._making(taking, wanted.name):

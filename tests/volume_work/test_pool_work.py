@@ -19,6 +19,7 @@ from astore.errors import (
     StorageError,
     UnsupportedOperationError,
     VolumeBusyError,
+    VolumeExistsError,
     VolumeInUseError,
 )
 from astore.manager import Manager
@@ -217,6 +218,8 @@ async def test_what_is_being_backed_by(pool: Pool, folder: Path, faults: Faults)
                 await call()
         with pool._relying_on(base):
             pass
+    with pytest.raises(VolumeExistsError):
+        await pool.create_volume(VolumeDef("base", format="qcow2", backing=BackingStore("base", "raw")))
     with pool._claim("base", "deleted"), pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being deleted"):
         await pool.create_volume(wanted)
     await base.delete()
