@@ -111,7 +111,7 @@ class StateFolder:
         except BaseException:
             given_up.set()
             try:
-                await shielded(bounded(_ended(task)))
+                await shielded(bounded(asyncio.wait([task])))
             finally:
                 left = not task.done()  # what is written later than that is found like what another process writes
             raise
@@ -319,7 +319,3 @@ class StateFolder:
                 with contextlib.suppress(Exception):  # a plugin's snapshot may have anything in it
                     await self._store_lane.run(self._store.save_snapshot, pool.name, seen, pool._started_at)
                     pool._saved = seen
-
-
-async def _ended(task: asyncio.Task[Any]) -> None:
-    await asyncio.wait([task])
