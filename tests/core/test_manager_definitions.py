@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names
+from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names, run_python
 
 import astore
 from astore.model import PoolState
@@ -317,3 +317,26 @@ async def test_records_of_other_types(manager: astore.Manager, fields: dict[str,
     with pytest.raises(astore.DefinitionError):
         await manager.define(msgspec.structs.replace(fake("a"), **fields))
     assert manager.pools() == []
+
+
+FIRST_DEFINITIONS = """
+import asyncio, sys
+import astore
+from loop_guard import loop_guard
+
+async def main():
+    async with astore.Manager(sys.argv[1]) as manager:
+        assert "astore.xml" not in sys.modules
+        text = "<pool type='tape'><name>p{}</name><target><path>/p{}</path></target></pool>"
+        await asyncio.gather(*(manager.define(text.format(number, number)) for number in range(50)))
+
+guard = loop_guard("astore")
+guard.activate()
+asyncio.run(main())
+"""
+
+
+def test_the_first_definitions_of_a_process(tmp_path: Path) -> None:
+    """What reads documents is imported on a thread, and nobody waits for that on the loop."""
+    done = run_python(FIRST_DEFINITIONS, str(tmp_path / "state"))
+    assert (done.returncode, done.stderr) == (0, "")
