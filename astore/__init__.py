@@ -91,7 +91,7 @@ from astore.pool import Pool
 from astore.registry import BackendRegistry
 from astore.volume import Volume
 from astore.volume_work.blocks import Hole
-from astore.volume_work.chain import ChainLink
+from astore.volume_work.graph import ChainLink
 
 __version__ = "0.1.0"
 

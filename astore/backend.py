@@ -109,6 +109,13 @@ class CommandResult(msgspec.Struct, frozen=True):
     stderr: bytes
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What a program may use at most: ``memory`` in bytes of address space, ``cpu`` in seconds of processor time."""
+
+    memory: int
+    cpu: float
+
+
 class CommandRunner(Protocol):
     """Runs programs without a shell, with a deadline, with LC_ALL=C and nothing on stdin."""
 
@@ -119,8 +126,12 @@ class CommandRunner(Protocol):
         timeout: float | None = None,
         check: bool = True,
         env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        descriptors: Sequence[int] = (),
     ) -> CommandResult:
-        """:raises CommandError: it is missing, or (with ``check``) returned non-zero.
+        """:param limits: what it may use; it is ended by the kernel where it uses more.
+        :param descriptors: open files that it inherits, by the same numbers; they stay open until this returns.
+        :raises CommandError: it is missing, or (with ``check``) returned non-zero.
         :raises LaneTimeoutError: it did not end in ``timeout`` seconds, and was killed.
         """
         ...
@@ -267,8 +278,11 @@ class CutsPoolsLoose(Protocol):
 class RefreshesVolume(Protocol):
     """Can look at one entry alone."""
 
-    async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
-        """The entry's record read anew, its error, or None where there is no such volume (any more)."""
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
+        """The entry's record read anew, its error, or None where there is no such volume (any more).
+
+        :param before: its record until now, given where that says what the volume was made as.
+        """
         ...
 
 
@@ -308,8 +322,13 @@ class CopiesVolumes(Protocol):
         *,
         progress: Progress | None = None,
         backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """:param backed: the capacity of what backs the source, said where it matters and is known."""
+        """The new volume has no other references than the source had when it was seen last.
+
+        :param backed: the capacity of what backs the source, said where it matters and is known.
+        :param backing: the node of what backs it, where the new volume grows over that.
+        """
         ...
 
 
@@ -324,9 +343,12 @@ class ReceivesVolumes(Protocol):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
+        like: VolumeInfo | None = None,
         backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """:param size: how many bytes there are. :param backed: as for :class:`CopiesVolumes`."""
+        """:param size: how many bytes there are. :param like: the record of the volume whose bytes they are.
+        :param backed: with ``backing`` as for :class:`CopiesVolumes`."""
         ...
 
 
@@ -340,11 +362,15 @@ class ConvertsVolumes(Protocol):
         operation: str,
         backing: QemuNode | None = None,
         *,
+        format: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> AbstractAsyncContextManager[QemuNode]:
         """How QEMU is told of a volume that it is to read, for as long as this lasts.
 
+        QEMU must open nothing because a name in a header or a path says so: it is given open files, or what is served to it.
+
         :param backing: the node of what it is backed by; without one QEMU must not open any.
+        :param format: the format in which it is read, where that is not the volume's own.
         :param on_bytes: called with the count of bytes that were read, now and then, if that can be told.
         :raises StorageError: EAGAIN: it is not any more as ``volume`` says. EPERM: it has its data in other files.
         """
@@ -356,10 +382,12 @@ class ConvertsVolumes(Protocol):
         definition: VolumeDef,
         *,
         backing: QemuNode | None = None,
+        stored: int = 0,
         on_bytes: Callable[[int], None] | None = None,
     ) -> VolumeInfo:
         """Make a new volume of the image that QEMU knows as ``source``.
 
+        :param stored: how many bytes the image and what it is backed by take in their files, for the program's limits.
         :param backing: the node of the definition's backing file, if what the source's own image has not is the same in it,
             and so need not be copied. Else all is.
         """
@@ -385,9 +413,15 @@ class ResizesVolumes(Protocol):
     """Can make a volume larger or smaller: ``capacity`` in bytes; ``allocate`` takes the space now."""
 
     async def resize_volume(
-        self, volume: VolumeInfo, capacity: int, *, allocate: bool = False, backed: int | None = None
+        self,
+        volume: VolumeInfo,
+        capacity: int,
+        *,
+        allocate: bool = False,
+        backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """:param backed: as for :class:`CopiesVolumes`."""
+        """:param backed: with ``backing`` as for :class:`CopiesVolumes`."""
         ...
 
 

@@ -19,14 +19,13 @@ from astore.errors import (
     VolumeNotFoundError,
     reason,
 )
-from astore.model import PoolDef, PoolState, VolumeInfo
+from astore.model import PoolDef, PoolState
 from astore.names import check_uuid, normal_path
 from astore.pool import Pool
-from astore.pool_view import PoolView
 from astore.registry import BackendRegistry
 from astore.state_folder import StateFolder
 from astore.volume import Volume
-from astore.volume_work.chain import files_of, same_volume
+from astore.volume_work import graph
 
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
@@ -117,21 +116,13 @@ class Catalogue(StateFolder):
         raise VolumeNotFoundError(f"no active pool has a volume with the {field} {value!r}", what=value)
 
     def dependents(self, volume: Volume) -> list[Volume]:
-        """The volumes, over all active pools, that are backed by this one or have their data in it, in the order of pools and
-        names.
+        """The volumes, over all active pools, that need this one, in the order of pools and names.
+
+        They are backed by it, or have data in it; if it is a directory, they need a file that lies behind it.
 
         :raises VolumeNotFoundError: it is not there.
         """
-        return self._dependents_of(volume.info, volume.pool)
-
-    def _dependents_of(self, info: VolumeInfo, pool: Pool | PoolView) -> list[Volume]:
-        same = same_volume(info, pool)
-        return [
-            Volume(other, one.name)
-            for other in self._sorted()
-            for one in other.snapshot.backed
-            if any(same(path) for path in files_of(one))
-        ]
+        return graph.dependents(volume.info, volume.pool, self._sorted())
 
     def _sorted(self) -> list[Pool]:
         return [pool for _, pool in sorted(self._pools.items())]

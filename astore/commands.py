@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
+import resource as resource_limits
 import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 
-from astore.backend import CommandResult, Lane
+from astore.backend import CommandResult, Lane, Limits
 from astore.errors import CommandError, LaneTimeoutError, printable
 from astore.shield import shielded
 
@@ -35,9 +37,11 @@ class LaneCommandRunner:
         timeout: float | None = None,
         check: bool = True,
         env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        descriptors: Sequence[int] = (),
     ) -> CommandResult:
         limit = self._timeout if timeout is None else timeout
-        child = _Child(tuple(argv), limit, env)
+        child = _Child(tuple(argv), limit, env, limits, descriptors)
         try:
             # the thread ends by itself at the limit; the lane's deadline is for a program that cannot even be killed
             result = await self._lane.run(child.run, timeout=limit + 2.0)
@@ -53,8 +57,17 @@ class LaneCommandRunner:
 class _Child:
     """One program. ``run`` blocks; ``kill`` may be called from any thread, before, during and after."""
 
-    def __init__(self, argv: tuple[str, ...], timeout: float, env: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        timeout: float,
+        env: Mapping[str, str] | None,
+        limits: Limits | None,
+        descriptors: Sequence[int],
+    ) -> None:
         self.argv = argv
+        self.limits = limits
+        self.descriptors = tuple(descriptors)
         self.timeout = timeout
         self.env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
         self._lock = threading.Lock()
@@ -106,13 +119,14 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         # without the lock: where the program's storage hangs this lasts, and kill() is called from the event loop
         try:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self.env,
                 start_new_session=True,
+                pass_fds=self.descriptors,
             )
         except FileNotFoundError as error:
             raise CommandError(
@@ -122,6 +136,10 @@ class _Child:
             raise CommandError(
                 f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
             ) from error
+        if self.limits is not None:
+            with contextlib.suppress(ProcessLookupError):  # it is over already
+                _limit(process.pid, self.limits)
+        return process
 
     def kill(self) -> None:
         with self._lock:
@@ -131,6 +149,18 @@ class _Child:
                 # its whole session: mount(8) leaves the work to a helper program
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def _limit(pid: int, limits: Limits) -> None:
+    """Bound what a process that has just started may use (prlimit(2)); no limit that it has is raised."""
+    for resource, value in (
+        (resource_limits.RLIMIT_AS, limits.memory),
+        (resource_limits.RLIMIT_CPU, math.ceil(limits.cpu)),
+        (resource_limits.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource_limits.prlimit(pid, resource)
+        value = value if hard == resource_limits.RLIM_INFINITY else min(value, hard)
+        resource_limits.prlimit(pid, resource, (value, value))
 
 
 def _failed(result: CommandResult) -> CommandError:

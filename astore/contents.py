@@ -6,6 +6,7 @@ A part of :mod:`astore.model`, which has all names that are defined here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,30 +15,116 @@ import msgspec
 from astore.definitions import Permissions, VolumeType
 
 
+class ReferenceKind(StrEnum):
+    """How an image uses a file that its header names."""
+
+    BACKING = "backing"
+    """What the image itself does not hold is read from it (qcow2, qcow, QED and cow; the parent of a VMDK)."""
+
+    DATA = "data"
+    """qcow2's external data file: it holds all of the image's data."""
+
+    EXTENT = "extent"
+    """A part of a VMDK whose descriptor is another file: it holds data of the image."""
+
+    PARENT = "parent"
+    """The parent of a differencing VHD or VHDX, which QEMU does not read."""
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """Where a location leads, as the kernel or the storage resolves it.
+
+    :ivar path: the canonical path: without links, ``.`` and ``..``. What begins with no slash is in no local file system.
+    :ivar device: with ``inode`` the identity of the file; None where there is no such file, or it was not looked at.
+    :ivar through: the identities of the folders on the way, also of those that ``..`` leaves again.
+    """
+
+    path: str
+    device: int | str | None = None
+    inode: int | None = None
+    through: tuple[tuple[int | str, int], ...] = ()
+
+    @property
+    def identity(self) -> tuple[int | str, int] | None:
+        """Device and inode of the file, or None."""
+        return None if self.device is None or self.inode is None else (self.device, self.inode)
+
+
+class Reference(msgspec.Struct, frozen=True, gc=False):
+    """A file that an image's header names.
+
+    :ivar name: as the header has it. :ivar format: the format that the header gives the file, in libvirt's words; None where
+        it gives none, so that QEMU would guess.
+    :ivar location: what QEMU would open: an absolute path or a URL. None where that cannot be told.
+    :ivar doubt: why nothing is read through it, in words that follow "its backing file …": the header says more than a
+        location and a format, or something that cannot be told.
+    :ivar place: where the location leads; None where that is not known (another machine's storage).
+    """
+
+    kind: ReferenceKind
+    name: str
+    format: str | None = None
+    location: str | None = None
+    doubt: str | None = None
+    place: Place | None = None
+
+
 class ImageInfo(msgspec.Struct, frozen=True, gc=False):
     """What an image's header says. ``capacity`` is None where the file's own size is the capacity.
 
-    ``features`` are libvirt's names in sorted order; ``encryption`` is ``aes``, ``luks`` or None;
-    ``data_file`` is qcow2's external data file.
+    ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
+    ``aes``, ``luks`` or None. ``before`` is how many bytes of the file come before the disk's, where the file's size tells the
+    capacity (LUKS).
     """
 
     format: str
     capacity: int | None = None
-    backing: str | None = None
-    backing_format: str | None = None
+    references: tuple[Reference, ...] = ()
     compat: str | None = None
     features: tuple[str, ...] = ()
     encryption: str | None = None
     cluster_size: int | None = None
-    data_file: str | None = None
+    before: int = 0
+
+    @property
+    def backing(self) -> str | None:
+        """The name of the backing file, as the header has it."""
+        return name_of(self.references, ReferenceKind.BACKING)
+
+    @property
+    def backing_format(self) -> str | None:
+        """The format that the header gives the backing file."""
+        found = first_of(self.references, ReferenceKind.BACKING)
+        return None if found is None else found.format
+
+    @property
+    def data_file(self) -> str | None:
+        """The name of the external data file, as the header has it."""
+        return name_of(self.references, ReferenceKind.DATA)
+
+
+def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Reference | None:
+    """The first reference of a kind, or None."""
+    for reference in references:
+        if reference.kind is kind:
+            return reference
+    return None
+
+
+def name_of(references: tuple[Reference, ...], kind: ReferenceKind) -> str | None:
+    """The name in the first reference of a kind, or None."""
+    found = first_of(references, kind)
+    return None if found is None else found.name
 
 
 class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
     """A volume as the last refresh found it. ``key`` and ``path`` are the same object wherever they are equal.
 
     ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 of a ``dir``), ``mode`` the whole st_mode.
-    ``backing`` is the name as the header has it, ``backing_path`` what it means beside this volume (None when it
-    cannot be told).
+    ``references`` are the files that its header names. ``device`` and ``inode`` identify its file, behind a link if it is one.
+
+    ``made`` is ``raw`` where it is known that the volume was made raw. Such a volume is raw for all work, whatever its content
+    says, for its guest may have written that; ``header_format`` is then what its content says.
     """
 
     name: str
@@ -55,18 +142,49 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
-    backing: str | None = None
-    backing_path: str | None = None
-    backing_format: str | None = None
+    references: tuple[Reference, ...] = ()
     compat: str | None = None
     features: tuple[str, ...] = ()
     encryption: str | None = None
     cluster_size: int | None = None
-    data_file: str | None = None
+    device: int | str = 0
+    made: str | None = None
+    header_format: str | None = None
+
+    @property
+    def backing(self) -> str | None:
+        """The name of its backing file, as the header has it."""
+        return name_of(self.references, ReferenceKind.BACKING) if self.references else None
+
+    @property
+    def backing_path(self) -> str | None:
+        """Where its backing file is, an absolute path or a URL; None where that cannot be told."""
+        found = first_of(self.references, ReferenceKind.BACKING)
+        return None if found is None else found.location
+
+    @property
+    def backing_format(self) -> str | None:
+        """The format that its header gives the backing file."""
+        found = first_of(self.references, ReferenceKind.BACKING)
+        return None if found is None else found.format
+
+    @property
+    def data_file(self) -> str | None:
+        """The name of the external data file, as its header has it (qcow2)."""
+        return name_of(self.references, ReferenceKind.DATA) if self.references else None
+
+    @property
+    def identity(self) -> tuple[int | str, int] | None:
+        """Device and inode of its file; None where the storage does not tell them."""
+        return (self.device, self.inode) if self.device else None
 
     def same_as(self, other: VolumeInfo) -> bool:
-        """Whether nothing but the time of last access differs."""
-        return self == other or msgspec.structs.replace(self, atime_ns=other.atime_ns) == other
+        """Whether nothing differs but the time of last access, and how files are identified (mounting anew changes that)."""
+        return self == other or self._lasting() == other._lasting()
+
+    def _lasting(self) -> VolumeInfo:
+        references = tuple(msgspec.structs.replace(one, place=None) for one in self.references)
+        return msgspec.structs.replace(self, atime_ns=0, device=0, references=references)
 
 
 class EntryError(msgspec.Struct, frozen=True, gc=False):
@@ -109,18 +227,20 @@ class Snapshot:
     :param unsettled: names whose identity cannot be trusted yet, since they changed while they were being read
         (git's "racily clean" entries): the next refresh reads their headers again.
     :param permissions: those of the pool's folder, where it has a path on this machine.
+    :param folder: where the pool's folder is, for what is known by its place.
     """
 
     __slots__ = (
-        "_backed",
         "_late",
         "_merged",
+        "_referring",
         "_unsettled",
         "_volumes",
         "allocation",
         "available",
         "capacity",
         "errors",
+        "folder",
         "generation",
         "permissions",
         "taken_at",
@@ -133,6 +253,7 @@ class Snapshot:
     available: int
     errors: tuple[EntryError, ...]
     permissions: Permissions | None
+    folder: Place | None
 
     def __init__(
         self,
@@ -146,12 +267,13 @@ class Snapshot:
         errors: tuple[EntryError, ...] = (),
         unsettled: frozenset[str] = frozenset(),
         permissions: Permissions | None = None,
+        folder: Place | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "_merged", {} if by_name is None else by_name)
         put(self, "_late", _NOTHING_LATE)
         put(self, "_volumes", None)
-        put(self, "_backed", None)
+        put(self, "_referring", None)
         put(self, "generation", generation)
         put(self, "taken_at", taken_at)
         put(self, "capacity", capacity)
@@ -160,6 +282,7 @@ class Snapshot:
         put(self, "errors", errors)
         put(self, "_unsettled", unsettled)
         put(self, "permissions", permissions)
+        put(self, "folder", folder)
 
     # What single volumes were changed to since is put in when the whole is asked for first: a thousand volumes made one
     # after the other would else cost a thousand copies of all records. (Any thread may ask; they find the same.)
@@ -167,7 +290,7 @@ class Snapshot:
     _merged: dict[str, VolumeInfo] | None
     _unsettled: frozenset[str] | None
     _volumes: tuple[VolumeInfo, ...] | None
-    _backed: tuple[VolumeInfo, ...] | None
+    _referring: tuple[VolumeInfo, ...] | None
     EMPTY: ClassVar[Snapshot]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,15 +331,13 @@ class Snapshot:
         return volumes
 
     @property
-    def backed(self) -> tuple[VolumeInfo, ...]:
-        """The records of those that need another file: a backing file, as far as its name can be told, or a data file."""
-        backed = self._backed
-        if backed is None:
-            backed = tuple(
-                one for one in self._by_name.values() if one.backing_path is not None or one.data_file is not None
-            )
-            object.__setattr__(self, "_backed", backed)
-        return backed
+    def referring(self) -> tuple[VolumeInfo, ...]:
+        """The records of those whose headers name other files."""
+        referring = self._referring
+        if referring is None:
+            referring = tuple(one for one in self._by_name.values() if one.references)
+            object.__setattr__(self, "_referring", referring)
+        return referring
 
     @property
     def by_name(self) -> Mapping[str, VolumeInfo]:
@@ -272,6 +393,7 @@ class Snapshot:
             available=self.available,
             errors=errors,
             permissions=self.permissions,
+            folder=self.folder,
         )
 
     def changes_since(self, previous: Snapshot) -> Changes:

@@ -132,6 +132,10 @@ class Permissions(msgspec.Struct, frozen=True):
     label: str | None = None
 
 
+class KeptPermissions(Permissions, frozen=True):
+    """Those that a copy has from what it is made of: kept where the storage lets us, and no error where it does not."""
+
+
 class Target(msgspec.Struct, frozen=True):
     """``<target>``: where the pool is seen in this machine's file system."""
 

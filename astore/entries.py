@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from astore.errors import StorageError, printable, reason
 from astore.images import ImageError, needs_full_header, probe
-from astore.images.backing import resolve_backing
-from astore.model import EntryError, VolumeInfo, VolumeType
+from astore.images.references import located
+from astore.model import EntryError, ImageInfo, VolumeInfo, VolumeType
 
 if TYPE_CHECKING:
     from astore.files import Entry, FileStat, FileTree
@@ -35,14 +35,36 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
     return EntryError(name, f"it is {kind}", skipped=True)
 
 
-def read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
-    """Read an entry's header and add its record to ``found``; returns its error, if it has one."""
+def read_one(
+    tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]], before: VolumeInfo | None = None
+) -> EntryError | None:
+    """Read an entry's header and add its record to ``found``; returns its error, if it has one.
+
+    :param before: the record that the entry had until now.
+    """
     name = entry[0]
     try:
-        head = tree.read_header(entry, needs_full_header)
-        image = probe(head)
-        key = tree.key(name)
-        record = record_of(name, tree.file_type, key, entry[1], image)
+        reading = tree.reading(entry)
+        try:
+            head = reading.header(needs_full_header)
+            image, wrong = None, None
+            try:
+                image = probe(head, reading.read)
+            except ImageError as error:
+                image, wrong = ImageInfo(error.format), error
+            st = reading.stat
+            if before is not None and (before.inode != st[1] or before.device != st[9]):
+                before = None  # of another file
+            made = None if before is None else before.made
+            turned = before is not None and before.format == "raw"
+            if image is not None and (reading.cheap or image.references or wrong is not None or turned):
+                noted = reading.made()
+                made = made if noted is None else noted or None
+            if wrong is not None and made != "raw":
+                raise wrong
+        finally:
+            reading.close()
+        record = record_of(name, tree.file_type, tree.key(name), st, image, made)
     except OSError as error:
         if error.errno == errno.ENOENT:  # it vanished between being listed and being read
             return None
@@ -53,48 +75,35 @@ def read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) 
     return None
 
 
-def record_of(name: str, type: VolumeType, key: str, st: FileStat, image: Any) -> VolumeInfo:
-    """The record of an entry, with what its header says, if that was read."""
-    mode, inode, size, blocks, uid, gid, atime, mtime, ctime = st
-    if image is None:
+def record_of(
+    name: str, type: VolumeType, key: str, st: FileStat, image: ImageInfo | None, made: str | None = None
+) -> VolumeInfo:
+    """The record of an entry, with what its header says, if that was read.
+
+    :param made: the format that it is known to have been made in.
+    """
+    mode, inode, size, blocks, uid, gid, atime, mtime, ctime, device = st
+    if image is None or made == "raw":
         fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
+        said = None if image is None else image.format
         return VolumeInfo(
-            name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime
+            *(name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime),
+            device=device,
+            made=made,
+            header_format=said,
         )
-    capacity = size if image.capacity is None else image.capacity
-    backing = image.backing
+    capacity = max(size - image.before, 0) if image.capacity is None else image.capacity
     return VolumeInfo(
-        name,
-        type,
-        key,
-        key,
-        capacity,
-        blocks * 512,
-        size,
-        image.format,
-        mode,
-        uid,
-        gid,
-        inode,
-        atime,
-        mtime,
-        ctime,
-        backing,
-        None if backing is None else _resolved(backing, key),
-        image.backing_format,
+        *(name, type, key, key, capacity, blocks * 512, size, image.format),
+        *(mode, uid, gid, inode, atime, mtime, ctime),
+        located(image.references, key) if image.references else (),
         image.compat,
         image.features,
         image.encryption,
         image.cluster_size,
-        image.data_file,
+        device,
+        made,
     )
-
-
-def _resolved(backing: str, key: str) -> str | None:
-    try:
-        return resolve_backing(backing, key)
-    except ImageError:  # a name that means nothing here is no fault of the image's own header
-        return None
 
 
 _SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})

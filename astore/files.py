@@ -24,7 +24,8 @@ import msgspec
 
 from astore.backend import Context, PoolSession
 from astore.entries import entry_error, read_one, record_of, without_header
-from astore.model import EntryError, Permissions, Snapshot, VolumeInfo, VolumeType
+from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo, VolumeType
+from astore.places import Resolver
 from astore.turns import STEP, Turn
 
 FIRST_READ = 4096
@@ -41,7 +42,10 @@ SETTLING_NS = 1_000_000_000
 
 
 class FileStat(NamedTuple):
-    """What a scan knows of an entry; symlinks are followed. Sizes in bytes, times in ns, ``blocks`` of 512 bytes."""
+    """What a scan knows of an entry; symlinks are followed. Sizes in bytes, times in ns, ``blocks`` of 512 bytes.
+
+    ``device`` and ``inode`` together identify a file among all files of all pools; a device of 0 is not known.
+    """
 
     mode: int
     inode: int
@@ -52,6 +56,7 @@ class FileStat(NamedTuple):
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
+    device: int | str = 0
 
 
 class Entry(NamedTuple):
@@ -60,6 +65,42 @@ class Entry(NamedTuple):
     name: str
     stat: FileStat
     handle: Any
+
+
+class Reading:
+    """An entry's file, for as long as its header is read. This one knows no more than :meth:`FileTree.read_header`."""
+
+    __slots__ = ("entry", "tree")
+
+    @property
+    def cheap(self) -> bool:
+        """Whether :meth:`made` costs so little that all images are asked."""
+        return False
+
+    def __init__(self, tree: FileTree, entry: Entry) -> None:
+        self.tree = tree
+        self.entry = entry
+
+    @property
+    def stat(self) -> FileStat:
+        """The attributes of the file that is read."""
+        return self.entry.stat
+
+    def header(self, more: Callable[[bytes], bool]) -> bytes:
+        """The beginning of the file; see :meth:`FileTree.read_header`."""
+        return self.tree.read_header(self.entry, more)
+
+    @property
+    def read(self) -> Callable[[int, int], bytes] | None:
+        """``read(offset, length)`` gives more of the file, if it can be read further: fewer bytes only where it ends."""
+        return None
+
+    def made(self) -> str | None:
+        """The format that astore made the file in, ``""`` if that is not noted at it; None: this storage keeps no notes."""
+        return None
+
+    def close(self) -> None:
+        """Let go of the file. Called once, whatever happened."""
 
 
 class FileTree(abc.ABC):
@@ -97,8 +138,25 @@ class FileTree(abc.ABC):
         alone where that can be helped.
         """
 
+    def reading(self, entry: Entry) -> Reading:
+        """The entry's file, for its header to be read. A tree that can say more of the file it reads overrides it."""
+        return Reading(self, entry)
+
     def release(self, entry: Entry) -> None:
         """Let go of an entry that will not be read."""
+
+    def name_of(self, location: str) -> str | None:
+        """The name of an entry of the folder that a path or URL means by its text alone, or None."""
+        name = location.rpartition("/")[2]
+        return name if name and self.key(name) == location else None
+
+    def place_of(self, location: str) -> Place | None:
+        """Where a location of this storage leads that is no path of this machine; None: that cannot be told here."""
+        return None
+
+    def folder_place(self) -> Place | None:
+        """Where the folder itself is; None where that cannot be told."""
+        return None
 
     @abc.abstractmethod
     def lookup(self, name: str) -> Entry | None:
@@ -136,9 +194,9 @@ class FileTreeSession(PoolSession):
         self.hidden = tuple(refresh.hidden)
         return snapshot
 
-    async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
-        """One entry, its header read anew."""
-        return await self.context.lane.run(read_entry, self.tree, name)
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
+        """One entry, its header read anew. :param before: its record until now."""
+        return await self.context.lane.run(read_entry, self.tree, name, before)
 
     async def aclose(self) -> None:
         """Close the tree; a tree that hangs is left behind after two seconds."""
@@ -146,10 +204,12 @@ class FileTreeSession(PoolSession):
             await self.context.lane.run(self.tree.close, timeout=2.0)
 
 
-def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo | EntryError | None:
+def read_entry(
+    tree: FileTree, name: str, before: VolumeInfo | None = None, *, hidden: bool = False
+) -> VolumeInfo | EntryError | None:
     """One entry's record, its error, or None if there is no such entry. Blocks.
 
-    :param hidden: also of a volume in the making.
+    :param before: its record until now. :param hidden: also of a volume in the making.
     :raises OSError: it is not the entry that cannot be read, but the tree.
     """
     found: list[tuple[str, VolumeInfo]] = []
@@ -168,11 +228,29 @@ def read_entry(tree: FileTree, name: str, *, hidden: bool = False) -> VolumeInfo
     if early is not None:
         tree.release(entry)
         return early
-    wrong = read_one(tree, entry, found)
+    wrong = read_one(tree, entry, found, before)
     if wrong is not None:
         tree.statvfs()
         return wrong
-    return found[0][1] if found else None
+    if not found:
+        return None
+    record = found[0][1]
+    if record.references:
+        references = Resolver(tree, lambda other: plain_record(tree, other)).placed(record.references)
+        record = msgspec.structs.replace(record, references=references)
+    return record
+
+
+def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
+    """As much of an entry's record as tells which file it is."""
+    try:
+        entry = tree.lookup(name)
+    except OSError:
+        return None
+    if entry is None:
+        return None
+    tree.release(entry)
+    return blank_record(tree, name, entry.stat)
 
 
 def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
@@ -198,6 +276,7 @@ class _Refresh:
         self._read: list[tuple[str, VolumeInfo]] = []
         self._errors: list[EntryError] = []
         self._chunks: deque[list[Entry]] = deque()
+        self._referring: list[str] = []  # of those whose headers are not read again
         self._lock = threading.Condition()
         self._reading = 0
         self._assistants = 0
@@ -218,13 +297,35 @@ class _Refresh:
             self._wait_for_assistants()
             total, free = self._tree.statvfs()
             permissions = self._tree.permissions()
+            folder = self._resolve()
         finally:
             self._over = True
             self._release_rest()
             # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
             self._wait_for_assistants()
         with self._turn:
-            return self._snapshot(taken_at, total, free, permissions)
+            return self._snapshot(taken_at, total, free, permissions, folder)
+
+    def _resolve(self) -> Place | None:
+        """Put the records that were read beside the others, and have all references lead where they lead now.
+
+        :return: where the folder is.
+        """
+        found = self._found
+        found.update(self._read)
+        resolver = Resolver(self._tree, found.get)
+        for name in self._referring:
+            now = resolver.placed(found[name].references)
+            if now is not found[name].references:
+                found[name] = msgspec.structs.replace(found[name], references=now)
+        shared: dict[tuple[Reference, ...], tuple[Reference, ...]] = {}  # one base, in the words of a thousand headers
+        for name, record in self._read:
+            if record.references:
+                now = resolver.placed(shared.setdefault(record.references, record.references))
+                record = found[name] = msgspec.structs.replace(record, references=now)
+            if self._previous.get(name) == record:
+                found[name] = self._previous[name]
+        return resolver.folder
 
     def _list(self) -> None:
         """List the folder; queue what has to be read."""
@@ -260,8 +361,10 @@ class _Refresh:
             and old.physical == st[2]
             and old.inode == st[1]
         ):
-            if old.atime_ns != st[6] or old.allocation != st[3] * 512:
-                old = msgspec.structs.replace(old, atime_ns=st[6], allocation=st[3] * 512)
+            if old.atime_ns != st[6] or old.allocation != st[3] * 512 or old.device != st[9]:
+                old = msgspec.structs.replace(old, atime_ns=st[6], allocation=st[3] * 512, device=st[9])
+            if old.references:
+                self._referring.append(name)
             self._found[name] = old
             return False
         if name.startswith(TEMPORARY):
@@ -288,7 +391,8 @@ class _Refresh:
                     return
                 try:
                     while chunk and not self._over:
-                        wrong = read_one(self._tree, chunk.pop(), self._read)
+                        entry = chunk.pop()
+                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]))
                         if wrong is not None:
                             self._errors.append(wrong)
                     if turn is not None:
@@ -329,22 +433,10 @@ class _Refresh:
                 with contextlib.suppress(Exception):
                     self._tree.release(entry)
 
-    def _snapshot(self, taken_at: float, total: int, free: int, permissions: Permissions | None) -> Snapshot:
+    def _snapshot(
+        self, taken_at: float, total: int, free: int, permissions: Permissions | None, folder: Place | None
+    ) -> Snapshot:
         found = self._found
-        shared: dict[str | None, str | None] = {}  # one base and one format, in the words of a thousand headers
-        for name, record in self._read:
-            old = self._previous.get(name)
-            if old is not None and old == record:
-                found[name] = old
-            elif record.backing is None:
-                found[name] = record
-            else:
-                found[name] = msgspec.structs.replace(
-                    record,
-                    backing=shared.setdefault(record.backing, record.backing),
-                    backing_path=shared.setdefault(record.backing_path, record.backing_path),
-                    backing_format=shared.setdefault(record.backing_format, record.backing_format),
-                )
         if list(found) != (names := sorted(found)):
             found = {name: found[name] for name in names}
         limit = int(taken_at * 1e9) - SETTLING_NS
@@ -358,4 +450,5 @@ class _Refresh:
             errors=tuple(sorted(self._errors, key=lambda wrong: wrong.name)),
             unsettled=unsettled,
             permissions=permissions,
+            folder=folder,
         )

@@ -14,8 +14,9 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree
-from astore.model import Permissions
+from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, Reading
+from astore.model import Permissions, Place
+from astore.places import place_of
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening what became a FIFO must not wait for a writer; O_NOCTTY: nor make a terminal ours (open(2))
@@ -63,6 +64,7 @@ class LocalTree(FileTree):
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = False
+        self._place: Place | None = None
         self._folder: Folder | None = Folder(path)
 
     def __repr__(self) -> str:
@@ -158,6 +160,7 @@ class LocalTree(FileTree):
                     st.st_atime_ns,
                     st.st_mtime_ns,
                     st.st_ctime_ns,
+                    st.st_dev,
                 ),
             )
             if stat.S_ISBLK(found[0]):
@@ -185,20 +188,25 @@ class LocalTree(FileTree):
 
         :raises OSError: it cannot be read; ESPIPE if it is no regular file or block device any more.
         """
+        reading = self.reading(entry)
+        try:
+            return reading.header(more)
+        finally:
+            reading.close()
+
+    def reading(self, entry: Entry) -> LocalReading:
+        """The entry's file, opened for its header to be read."""
         if self._closed:
             self._check_open()
-        fd = _open_quietly(entry[0], entry[2].fd)
-        try:
-            # What became a FIFO or a socket since it was listed has no offset: ESPIPE. Asking fstat() what was opened
-            # would come too late for anything else, and over FUSE cost a round trip.
-            head = os.pread(fd, FIRST_READ, 0)
-            if len(head) < FIRST_READ:
-                head = _fill(fd, head, FIRST_READ)
-                if len(head) < FIRST_READ:
-                    return head
-            return _fill(fd, head, HEADER_SIZE) if more(head) else head
-        finally:
-            os.close(fd)
+        return LocalReading(self, entry, _open_quietly(entry[0], entry[2].fd), cheap=self.readers == 1)
+
+    def folder_place(self) -> Place | None:
+        """Where the folder is."""
+        folder = self._opened()
+        known = self._place
+        if known is None or known.identity != folder.identity:
+            known = self._place = place_of(self.path, {})  # a mount on its way may be touched: whoever asks is in it
+        return known
 
     def statvfs(self) -> tuple[int, int]:
         """Bytes in all and bytes free of the file system that the directory is on."""
@@ -219,20 +227,113 @@ class LocalTree(FileTree):
             self._folder = None
 
 
+class LocalReading(Reading):
+    """An entry's file, open for its header to be read."""
+
+    __slots__ = ("_cheap", "_fd", "_stat")
+
+    def __init__(self, tree: LocalTree, entry: Entry, fd: int, *, cheap: bool) -> None:
+        super().__init__(tree, entry)
+        self._fd = fd
+        self._stat: FileStat | None = None
+        self._cheap = cheap
+
+    @property
+    def cheap(self) -> bool:
+        """Whether the folder is a local one."""
+        return self._cheap
+
+    @property
+    def stat(self) -> FileStat:
+        """The attributes of the file that is open, which may be another than was listed."""
+        found = self._stat
+        if found is None:
+            st = os.fstat(self._fd)
+            listed = self.entry[1]
+            same = st.st_ino == listed[1] and st.st_dev == listed[9]
+            found = self._stat = listed if same else _stat_of(st)
+        return found
+
+    def header(self, more: Callable[[bytes], bool]) -> bytes:
+        """The beginning of the file."""
+        # What became a FIFO or a socket since it was listed has no offset: ESPIPE.
+        fd = self._fd
+        head = os.pread(fd, FIRST_READ, 0)
+        if len(head) < FIRST_READ:
+            head = _fill(fd, head, FIRST_READ)
+            if len(head) < FIRST_READ:
+                return head
+        return _fill(fd, head, HEADER_SIZE) if more(head) else head
+
+    @property
+    def read(self) -> Callable[[int, int], bytes] | None:
+        """Gives bytes from anywhere in the file."""
+        return lambda offset, length: os.pread(self._fd, length, offset)
+
+    def made(self) -> str | None:
+        """The format that astore noted at the file."""
+        return noted_format(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+NOTE = "user.astore.format"
+"""The extended attribute in which the format of a volume is noted that was made raw (xattr(7))."""
+
+_NO_NOTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
+_NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
+
+
+def noted_format(fd: int) -> str | None:
+    """The format that is noted at an open file, ``""`` if none is; None where the file system keeps no notes."""
+    try:
+        return os.getxattr(fd, NOTE).decode("ascii", "replace")
+    except OSError as error:
+        if error.errno in _NOT_NOTED:
+            return ""
+        if error.errno in _NO_NOTES:
+            return None
+        raise
+
+
+def note_format(fd: int, format: str | None) -> bool:
+    """Note at an open file which format it was made in, or (None) take that back; False where no notes are kept."""
+    try:
+        if format is not None:
+            os.setxattr(fd, NOTE, format.encode())
+        else:
+            os.removexattr(fd, NOTE)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return True
+        if error.errno in _NO_NOTES or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        raise
+    return True
+
+
 # ------------------------------------------------------------------------------------------------------ single calls
 
 
 def _file_stat(st: os.stat_result, name: str, fd: int) -> FileStat:
+    found = _stat_of(st)
+    return found._replace(size=_device_size(name, fd)) if stat.S_ISBLK(st.st_mode) else found
+
+
+def _stat_of(st: os.stat_result) -> FileStat:
     return FileStat(
         st.st_mode,
         st.st_ino,
-        _device_size(name, fd) if stat.S_ISBLK(st.st_mode) else st.st_size,
+        st.st_size,
         st.st_blocks,
         st.st_uid,
         st.st_gid,
         st.st_atime_ns,
         st.st_mtime_ns,
         st.st_ctime_ns,
+        st.st_dev,
     )
 
 

@@ -14,7 +14,7 @@ import enum
 
 import msgspec
 
-from astore.contents import Changes, EntryError, ImageInfo, Snapshot, VolumeInfo
+from astore.contents import Changes, EntryError, ImageInfo, Place, Reference, ReferenceKind, Snapshot, VolumeInfo
 from astore.definitions import (
     Adapter,
     Auth,
@@ -24,6 +24,7 @@ from astore.definitions import (
     Extent,
     FreeExtent,
     Host,
+    KeptPermissions,
     PciAddress,
     Permissions,
     PoolDef,
@@ -49,11 +50,15 @@ __all__ = [
     "FreeExtent",
     "Host",
     "ImageInfo",
+    "KeptPermissions",
     "PciAddress",
     "Permissions",
+    "Place",
     "PoolDef",
     "PoolInfo",
     "PoolState",
+    "Reference",
+    "ReferenceKind",
     "RefreshOutcome",
     "RefreshReport",
     "Snapshot",

@@ -243,7 +243,9 @@ class RefreshedPool(PoolView):
                     return await self._shared_refresh(False)
                 for _ in range(3):
                     known = self._snapshot.get(name)
-                    item = entry(await answer(session.refresh_volume(name)), name)
+                    # only of a volume that is known to have been made raw it matters what it was
+                    before = () if known is None or known.made is None else (known,)
+                    item = entry(await answer(session.refresh_volume(name, *before)), name)
                     if self._snapshot.get(name) is known:  # else what was read may be older than the snapshot is now
                         break
                 else:

@@ -8,9 +8,11 @@ refresh that runs beside it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Sequence
 from errno import EOPNOTSUPP, EPERM
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -36,23 +38,33 @@ from astore.errors import (
     TransferError,
     UnsupportedOperationError,
     VolumeExistsError,
-    VolumeNotFoundError,
     printable,
 )
-from astore.images import ImageError
-from astore.images.backing import resolve_backing
-from astore.model import BackingStore, VolumeDef, VolumeInfo
+from astore.images import ImageError, formats, probe
+from astore.images.paths import without_protocol
+from astore.images.references import located
+from astore.model import (
+    BackingStore,
+    KeptPermissions,
+    Permissions,
+    Reference,
+    ReferenceKind,
+    VolumeDef,
+    VolumeInfo,
+)
 from astore.names import check_volume_name
 from astore.pool_work import PoolAtWork
 from astore.shield import shielded
 from astore.volume import Volume
-from astore.volume_work import wiping
+from astore.volume_work import graph, wiping
 from astore.volume_work.calls import bounded
 from astore.volume_work.copying import Count
 from astore.volume_work.downloads import Download, downloading
+from astore.volume_work.graph import Layer
+from astore.volume_work.headers import elsewhere
 from astore.volume_work.image_session import is_served, whole_sectors
 from astore.volume_work.transfer import upload
-from astore.volume_work.uploads import Source, chunks_of
+from astore.volume_work.uploads import Source, beginning, chunks_of
 
 if TYPE_CHECKING:
     from astore.pool import Pool
@@ -105,12 +117,15 @@ class WorkingPool(PoolAtWork):
             raise DefinitionError(
                 f"{wanted.capacity} bytes are less than the {old.capacity} of volume {old.name!r}", element="capacity"
             )
-        if old.data_file is not None:
+        if (other := elsewhere(old)) is not None:
             raise StorageError(
-                f"volume {old.name!r} has its data in another file, {printable(old.data_file)}: it cannot be copied",
+                f"volume {old.name!r} has its data in another file, {printable(other.location or other.name)}: "
+                "it cannot be copied",
                 errno=EOPNOTSUPP,
                 pool=source.pool.name,
             )
+        if wanted.permissions is None:
+            wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old))
         giver = source.pool
         with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
@@ -120,9 +135,9 @@ class WorkingPool(PoolAtWork):
                     if _is_conversion(old, wanted, within=giver is self):
                         info = await self._convert(giving, source, taking, wanted, tell)
                     elif giver is self:
-                        backed = _backed(source, wanted.capacity)
-                        copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, **backed)
-                        info = await self._worked(copying)
+                        async with self._backing_for(source, wanted.capacity, "copying") as backed:
+                            copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, **backed)
+                            info = await self._worked(copying)
                     else:
                         info = await self._receive(giving, source, cast(ReceivesVolumes, taking), wanted, tell)
                 return self._made(taking, info)
@@ -138,7 +153,7 @@ class WorkingPool(PoolAtWork):
         if wanted.capacity is None:
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
         wanted = self._with_backing(wanted)
-        chain = _checked_chain(source)
+        chain = graph.layers(source, self._manager.pools())
         total = whole_sectors(wanted.capacity or 0)
         count = Count(total, tell)
 
@@ -148,17 +163,15 @@ class WorkingPool(PoolAtWork):
         info: VolumeInfo | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
-                operation = f"converting from {old.format}"
-                nodes: list[QemuNode] = []
-                for volume in reversed(chain):  # each needs the node of what it is backed by
-                    session = cast(ConvertsVolumes, await volume.pool._able("convert-volume"))
-                    below = nodes[0] if nodes else None
-                    opening = session.qemu_node(volume.info, operation, below, on_bytes=on_bytes)
-                    nodes.insert(0, await volume.pool._worked(stack.enter_async_context(opening)))
+                nodes = await _nodes(stack, chain, f"converting from {old.format}", on_bytes)
                 backing = self._shared(chain[:2], nodes, wanted)
                 told = is_served(nodes[0])  # what is read; else what is written, if that can be told
                 converting = taker.convert_volume(
-                    nodes[0], wanted, backing=backing, on_bytes=None if told else on_bytes
+                    nodes[0],
+                    wanted,
+                    backing=backing,
+                    stored=sum(layer.volume.info.physical for layer in chain),
+                    on_bytes=None if told else on_bytes,
                 )
                 info = await self._worked(converting)
             count.add(total - count.done)
@@ -168,23 +181,51 @@ class WorkingPool(PoolAtWork):
             raise
         return info
 
-    def _shared(self, chain: Sequence[Volume], nodes: Sequence[QemuNode], wanted: VolumeDef) -> QemuNode | None:
+    def _shared(self, chain: Sequence[Layer], nodes: Sequence[QemuNode], wanted: VolumeDef) -> QemuNode | None:
         """The node of the new volume's backing file, if the source itself, or what it is backed by, is to be that."""
-        if wanted.backing is not None and (info := self._backing_volume(wanted.backing)) is not None:
-            for volume, node in zip(chain, nodes, strict=False):
-                if volume.info.key == info.key:
+        if wanted.backing is not None and (backing := self._backing_volume(wanted.backing)) is not None:
+            for layer, node in zip(chain, nodes, strict=False):
+                same = layer.volume == backing
+                if same and formats.driver_of(layer.format) == formats.driver_of(wanted.backing.format):
                     return node
         return None
+
+    @contextlib.asynccontextmanager
+    async def _backing_for(self, volume: Volume, capacity: int | None, operation: str) -> AsyncIterator[dict[str, Any]]:
+        """What is to be said of what backs a volume that grows: its capacity, and its node if it has more of that.
+
+        Where it is not known, nothing is said.
+        """
+        info = volume.info
+        if info.backing is None or capacity is None or capacity <= info.capacity:
+            yield {}
+            return
+        try:
+            below = graph.layers(volume, self._manager.pools())[1:]
+        except StorageError:
+            below = []
+        if not below:
+            yield {}
+            return
+        backed = below[0].volume.info.capacity
+        if backed <= info.capacity:
+            yield {"backed": backed}
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            nodes = await _nodes(stack, below, operation, None)
+            yield {"backed": backed, "backing": nodes[0]}
 
     async def _receive(
         self, giving: PoolSession, source: Volume, taking: ReceivesVolumes, wanted: VolumeDef, tell: Progress
     ) -> VolumeInfo:
         info: VolumeInfo | None = None
+        like: dict[str, Any] = {} if formats.is_raw(source.info.format) else {"like": source.info}
         try:
             async with source.pool._opened(giving, source.info) as file:
                 size = (await file.stat()).size
-                backed = _backed(source, wanted.capacity)
-                info = await self._worked(taking.receive_volume(file, size, wanted, progress=tell, **backed))
+                async with self._backing_for(source, wanted.capacity, "copying") as backed:
+                    receiving = taking.receive_volume(file, size, wanted, progress=tell, **like, **backed)
+                    info = await self._worked(receiving)
         except BaseException:
             if info is not None and isinstance(taking, DeletesVolumes):  # it was cancelled in the very last moment
                 await shielded(bounded(taking.delete_volume(info)))
@@ -203,6 +244,7 @@ class WorkingPool(PoolAtWork):
         sparse: bool,
         on_progress: Progress | None,
         force: bool,
+        allow_references: bool,
     ) -> int:
         info = self._volume_to_change(name, "upload", force)
         _check_range(offset, length)
@@ -212,10 +254,14 @@ class WorkingPool(PoolAtWork):
                 async with (
                     chunks_of(source, self._lane, sparse=sparse) as (chunks, size),
                     self._opened(session, info, write=True) as file,
+                    beginning(file, chunks, offset, length) as (given, head),
                 ):
+                    made = _new_format(info, head, allow_references)
                     with self._reporting(name, "upload", on_progress) as tell:
                         count = Count(length if size is None else size, tell)
-                        end = await upload(file, chunks, offset, length, sparse, count)
+                        end = await upload(file, given, offset, length, sparse, count)
+                    if head is not None:
+                        await file.note_format(made)
             except TransferError as error:
                 raise self._named(error) from error.__cause__
             finally:
@@ -271,10 +317,11 @@ class WorkingPool(PoolAtWork):
             )
         with self._claim(name, "resized"):
             session = await self._able("resize-volume")
-            backed = _backed(Volume(cast("Pool", self), name), target)
-            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
+            volume = Volume(cast("Pool", self), name)
             try:
-                changed = record(await self._worked(call))
+                async with self._backing_for(volume, target, "resizing") as backed:
+                    call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
+                    changed = record(await self._worked(call))
             except BaseException:
                 await self._look_again(name)
                 raise
@@ -306,11 +353,29 @@ class WorkingPool(PoolAtWork):
             self._check_same(session, "delete")
             self._apply({name: None})
 
+    async def _set_format(self, name: str, format: str) -> VolumeInfo:
+        info = self._volume_to_change(name, "set the format of", True)
+        said = info.header_format or info.format or "raw"
+        if format not in ("raw", said):
+            raise DefinitionError(
+                f"volume {name!r} can be raw or {said}, by its header, and not {format}", element="format"
+            )
+        with self._claim(name, "given a format"):
+            session = await self._able("open-volume")
+            try:
+                async with self._opened(session, info, write=True) as file:
+                    if not await file.note_format("raw" if format == "raw" else None):
+                        raise UnsupportedOperationError(pool=self.name, type=self.type, operation="set-format")
+            finally:
+                await self._look_again(name)
+        return Volume(cast("Pool", self), name).info
+
     async def _rename(self, name: str, new: str, *, force: bool) -> Volume:
         check_volume_name(new)
         info = self._volume_to_change(name, "rename", force)
         if new == name:
             raise VolumeExistsError(f"volume {name!r} of pool {self.name!r} has this name already", pool=self.name)
+        others = graph.dependents(info, cast("Pool", self), self._manager.pools())
         with self._claim(name, "renamed"), self._claim(new, "created"):
             session = await self._able("rename-volume")
             try:
@@ -320,42 +385,52 @@ class WorkingPool(PoolAtWork):
                 raise
             self._check_same(session, "rename")
             self._apply({name: None, new: renamed})
+            for other in others:  # what they name leads elsewhere now, or nowhere
+                await other.pool._look_again(other.name)
             return Volume(cast("Pool", self), new)
 
     def _with_backing(self, wanted: VolumeDef) -> VolumeDef:
-        """The definition with what is known of its backing file: format, and a capacity if it has none."""
+        """The definition with what is known of its backing file: name for QEMU, format, and a capacity if it has none."""
         backing = wanted.backing
         if backing is None:
             return wanted
         volume = self._backing_volume(backing)
         info = None if volume is None else volume.info
-        if backing.format is None:
+        path, format = backing.path, backing.format
+        if volume is not None and volume.pool is self and volume.name == path:
+            path = without_protocol(path)
+        if format is None:
             if info is None or info.format is None:
-                raise DefinitionError(f"say which format the backing file {backing.path!r} has", element="backingStore")
-            backing = BackingStore(backing.path, info.format, backing.permissions)
+                raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")
+            format = info.format
+        says_raw = formats.is_raw(format) and wanted.format in ("qcow2", "qed")
+        if info is not None and info.header_format is not None and not says_raw:
+            raise DefinitionError(
+                f"volume {info.name!r} was made raw and looks like {info.header_format} now: it can back qcow2 and qed "
+                "volumes, which say that it is raw; if it is meant to be what it looks like, set its format first",
+                element="backingStore",
+            )
         capacity = wanted.capacity
         if capacity is None:
             if info is None:
                 raise DefinitionError(
-                    f"no active pool has the backing file {backing.path!r}: say which capacity the volume is to have",
+                    f"no active pool has the backing file {path!r}: say which capacity the volume is to have",
                     element="capacity",
                 )
             capacity = info.capacity
+        backing = BackingStore(path, format, backing.permissions)
         return msgspec.structs.replace(wanted, backing=backing, capacity=capacity)
 
     def _backing_volume(self, backing: BackingStore | None) -> Volume | None:
         """The volume of an active pool that a backing file's name means."""
         if backing is None:
             return None
-        sample = next(iter(self._snapshot.by_name.values()), None)
-        here = sample.key if sample is not None else None
         if self._snapshot.get(backing.path) is not None:
             return Volume(cast("Pool", self), backing.path)
-        try:
-            path = resolve_backing(backing.path, here) if here is not None else backing.path
-            return None if path is None else self._manager.volume_by_path(path)
-        except (ImageError, VolumeNotFoundError):
-            return None
+        sample = next(iter(self._snapshot.by_name.values()), None)
+        reference = Reference(ReferenceKind.BACKING, backing.path)
+        (reference, *_) = located((reference,), "/" if sample is None else sample.key)
+        return graph.volume_at(reference, self._manager.pools())
 
 
 def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
@@ -368,41 +443,57 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
         return True
     if set(wanted.features) - set(old.features):
         return True
-    if within or old.backing is None:
+    if within or not old.references:
         return False
-    try:  # a relative name means something else there, or nothing
-        return resolve_backing(old.backing, "/elsewhere/volume") != old.backing_path
-    except ImageError:
-        return True
+    # a relative name means something else there, or nothing
+    there = located(old.references, "/elsewhere/volume")
+    return [one.location for one in there] != [one.location for one in old.references]
 
 
-def _checked_chain(source: Volume) -> list[Volume]:
-    """The volume and what it is backed by: volumes, all of them, since headers are written by who may write to the pool.
+async def _nodes(
+    stack: contextlib.AsyncExitStack, chain: Sequence[Layer], operation: str, on_bytes: Callable[[int], None] | None
+) -> list[QemuNode]:
+    """How QEMU is told of the images of a chain, from the top down, for as long as the stack lasts."""
+    nodes: list[QemuNode] = []
+    for volume, format in reversed(chain):  # each needs the node of what it is backed by
+        session = cast(ConvertsVolumes, await volume.pool._able("convert-volume"))
+        read_as: dict[str, Any] = {}
+        if formats.driver_of(format) != formats.driver_of(volume.info.format):
+            read_as = {"format": format}
+        below = nodes[0] if nodes else None
+        opening = session.qemu_node(volume.info, operation, below, on_bytes=on_bytes, **read_as)
+        nodes.insert(0, await volume.pool._worked(stack.enter_async_context(opening)))
+    return nodes
 
-    :raises StorageError: EPERM: it is backed by something that is not a volume of an active pool.
+
+def _permissions_of(info: VolumeInfo) -> Permissions:
+    """Those that a copy of a volume gets. Only root may give files away."""
+    owner, group = (info.uid, info.gid) if os.geteuid() == 0 else (None, None)
+    return KeptPermissions(stat.S_IMODE(info.mode) & 0o777, owner, group)
+
+
+def _new_format(info: VolumeInfo, head: bytes | None, allow_references: bool) -> str | None:
+    """What is noted at a volume that is to begin with ``head``: ``raw``, or None if it is an image.
+
+    :raises StorageError: EPERM: it would name other files than now, and that is not allowed.
     """
-    chain = []
-    for link in source.backing_chain():
-        if link.volume is None or link.volume.info.data_file is not None:
+    if head is None:
+        return None
+    try:
+        image = probe(head)
+    except ImageError:  # whatever that is, it is nothing to be believed
+        return "raw"
+    if image is None:
+        return "raw"
+    known = {(one.kind, one.name) for one in info.references}
+    for one in image.references:
+        if not allow_references and (one.kind, one.name) not in known:
             raise StorageError(
-                f"volume {source.name!r} needs {printable(link.path)}, which is no volume of an active pool or has its "
-                "data elsewhere: it is not converted",
+                f"what is to be uploaded to volume {info.name!r} is a {image.format} image whose header names another file, "
+                f"{printable(one.name)}: nothing was written; say that this is allowed if it is meant",
                 errno=EPERM,
-                pool=source.pool.name,
             )
-        chain.append(link.volume)
-    return chain
-
-
-def _backed(volume: Volume, capacity: int | None) -> dict[str, int]:
-    """What is to be said of what backs a volume that grows: its capacity, where that is known."""
-    if volume.info.backing is None or capacity is None or capacity <= volume.info.capacity:
-        return {}
-    with contextlib.suppress(StorageError):
-        below = volume.backing_chain()[1].volume
-        if below is not None:
-            return {"backed": below.info.capacity}
-    return {}
+    return None
 
 
 def _check_range(offset: int, length: int | None) -> None:

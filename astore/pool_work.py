@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from astore.answers import answer, record
-from astore.backend import SESSION_ABILITIES, OpensVolumes, PoolSession, Progress, VolumeFile
+from astore.backend import SESSION_ABILITIES, OpensVolumes, PoolSession, Progress
 from astore.errors import (
     AstoreError,
     InvalidStateError,
@@ -23,6 +23,7 @@ from astore.model import VolumeInfo
 from astore.pool_refresh import CLEANUP_SECONDS, RefreshedPool
 from astore.shield import shielded
 from astore.volume import Volume
+from astore.volume_work import graph
 from astore.volume_work.named_file import NamedFile
 
 if TYPE_CHECKING:
@@ -54,15 +55,25 @@ class PoolAtWork(RefreshedPool):
         info = Volume(cast("Pool", self), name).info
         if not force and self._relied_on[name]:
             raise self._busy(name, "made the backing file of another", operation)
-        if not force and (dependents := self._manager._dependents_of(info, self)):
-            names = ", ".join(repr(one.name) for one in dependents[:3]) + (" …" if len(dependents) > 3 else "")
-            raise VolumeInUseError(
-                f"volume {name!r} of pool {self.name!r} is what others are backed by ({names}): "
-                "they would be damaged; force it if that is meant",
-                pool=self.name,
-                operation=operation,
-                dependents=[one.key for one in dependents],
-            )
+        if not force:
+            pools = self._manager.pools()
+            if others := graph.dependents(info, cast("Pool", self), pools):
+                names = ", ".join(repr(one.name) for one in others[:3]) + (" …" if len(others) > 3 else "")
+                raise VolumeInUseError(
+                    f"volume {name!r} of pool {self.name!r} is what others are backed by or have data in ({names}): "
+                    "they would be damaged; force it if that is meant",
+                    pool=self.name,
+                    operation=operation,
+                    dependents=[one.key for one in others],
+                )
+            if behind := [pool.name for pool in graph.pools_behind(info, cast("Pool", self), pools)]:
+                raise VolumeInUseError(
+                    f"volume {name!r} of pool {self.name!r} is a directory with the folder of an active pool in it "
+                    f"({', '.join(map(repr, behind[:3]))}); force it if that is meant",
+                    pool=self.name,
+                    operation=operation,
+                    dependents=[],
+                )
         return info
 
     async def _able(self, operation: str) -> PoolSession:
@@ -145,9 +156,7 @@ class PoolAtWork(RefreshedPool):
             publish(*last)
 
     @contextlib.asynccontextmanager
-    async def _opened(
-        self, session: PoolSession, info: VolumeInfo, *, write: bool = False
-    ) -> AsyncIterator[VolumeFile]:
+    async def _opened(self, session: PoolSession, info: VolumeInfo, *, write: bool = False) -> AsyncIterator[NamedFile]:
         """The volume's bytes. What happens inside is the caller's, and is raised as it is."""
         stack = contextlib.AsyncExitStack()
         opening = cast(OpensVolumes, session).open_volume(info, write=write)

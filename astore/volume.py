@@ -12,8 +12,8 @@ from astore.model import VolumeInfo
 if TYPE_CHECKING:
     from astore.backend import Progress, VolumeFile
     from astore.pool import Pool
-    from astore.volume_work.chain import ChainLink
     from astore.volume_work.downloads import Download
+    from astore.volume_work.graph import ChainLink
     from astore.volume_work.uploads import Source
 
 
@@ -101,20 +101,30 @@ class Volume:
         sparse: bool = False,
         on_progress: Progress | None = None,
         force: bool = False,
+        allow_references: bool = False,
     ) -> int:
         """Write bytes into the volume; returns how many there were, holes included.
+
+        What its beginning says the volume is from then on: an image of that format, or raw, whatever its guest writes later.
 
         :param source: an async iterable of bytes, one of anyio's byte streams, bytes, or the path of a file.
         :param offset: where they go, in bytes. :param length: the most that there may be.
         :param sparse: zeros, and the holes of a file, become holes.
         :param on_progress: called with bytes done and in all (None: unknown); must not block.
         :param force: also where other volumes are backed by this one.
-        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it.
-            TransferError: the storage said no (ENOSPC …), or there are more bytes than ``length``; ``done`` says how far it
-            came. What ``source`` raises is raised as it is.
+        :param allow_references: also bytes that begin as an image whose header names other files.
+        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it. StorageError: EPERM: the
+            header names other files; nothing was written then. TransferError: the storage said no (ENOSPC …), or there are
+            more bytes than ``length``; ``done`` says how far it came. What ``source`` raises is raised as it is.
         """
         return await self.pool._upload(
-            self.name, source, offset=offset, length=length, sparse=sparse, on_progress=on_progress, force=force
+            *(self.name, source),
+            offset=offset,
+            length=length,
+            sparse=sparse,
+            on_progress=on_progress,
+            force=force,
+            allow_references=allow_references,
         )
 
     def download(
@@ -180,16 +190,25 @@ class Volume:
         """
         return await self.pool._rename(self.name, name, force=force)
 
+    async def set_format(self, format: str) -> VolumeInfo:
+        """Say what it is where its content and what it was made as say different things.
+
+        :param format: ``raw``: it stays raw, whatever its content says now or later. Else what its header says: from then on
+            that is believed, with the files that it names.
+        :raises DefinitionError: its header says something else. UnsupportedOperationError, StorageError.
+        """
+        return await self.pool._set_format(self.name, format)
+
     # --------------------------------------------------------------------------------------------- to others' eyes
 
     def backing_chain(self) -> tuple[ChainLink, ...]:
-        """The images it is made of, itself first, as the active pools know them.
+        """The files it is made of, itself first, as the active pools know them: what backs it, and what has data of it.
 
         :raises StorageError: ELOOP: the chain loops, or is deeper than libvirt's 200.
         """
-        from astore.volume_work.chain import backing_chain
+        from astore.volume_work import graph
 
-        return backing_chain(self, self.pool._manager)
+        return graph.chain(self, self.pool._manager.pools())
 
     def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
         """The ``<disk>`` element with which a libvirt domain uses it: ``type='network'`` on Gluster, with every host.

@@ -62,6 +62,7 @@ def test_what_is_told_of_an_entry(tmp_path: Path) -> None:
             st.st_atime_ns,
             st.st_mtime_ns,
             st.st_ctime_ns,
+            st.st_dev,
         )
         looked_up = tree.lookup(name)
         assert looked_up is not None

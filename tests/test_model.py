@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 import astore
 from astore import model
-from astore.model import Changes, EntryError, PoolState, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
+from astore.model import (
+    Changes,
+    EntryError,
+    Place,
+    PoolState,
+    Reference,
+    ReferenceKind,
+    RefreshOutcome,
+    RefreshReport,
+    Snapshot,
+    VolumeInfo,
+)
 from astore.testing.conformance.source import qcow2
 
 STRUCTS = [
@@ -62,15 +73,19 @@ def test_states() -> None:
 
 
 def test_same_as() -> None:
-    """Nothing but the time of the last access may differ; all else counts."""
+    """Nothing but the time of the last access, and how files are identified, may differ; all else counts."""
     one = volume("a")
     assert one.same_as(volume("a"))
     assert one.same_as(volume("a", atime_ns=99))
     for field in msgspec.structs.fields(VolumeInfo):
-        if field.name in ("atime_ns", "type", "features"):
+        if field.name in ("atime_ns", "type", "features", "references", "device"):
             continue
         other: Any = 99 if isinstance(getattr(one, field.name), int) else "other"
         assert not one.same_as(msgspec.structs.replace(one, **{field.name: other})), field.name
+    there, elsewhere = (Reference(ReferenceKind.BACKING, "b", place=Place("/b", 1, inode)) for inode in (2, 3))
+    assert volume("a", references=(there,), device=1).same_as(volume("a", references=(elsewhere,), device=2))
+    assert not volume("a", references=(there,)).same_as(one)
+    assert not volume("a", references=(there,)).same_as(volume("a", references=(Reference(there.kind, "c"),)))
 
 
 def test_snapshots_cannot_be_changed() -> None:

@@ -15,7 +15,7 @@ from lxml import etree
 from astore import DefinitionError, Manager, Permissions, PoolDef, Target, VolumeDef, VolumeInfo, VolumeType
 from astore.definitions import Extent, SourceDevice, Timestamps
 from astore.errors import LibvirtCode
-from astore.model import BackingStore, Encryption
+from astore.model import BackingStore, Encryption, Reference, ReferenceKind
 from astore.xml import parse_size, volume_from_xml, volume_info_to_xml
 from astore.xml.volume import LARGEST_CAPACITY
 
@@ -225,10 +225,13 @@ def test_the_largest_capacity() -> None:
     assert volume_from_xml(_volume("<clusterSize unit='E'>15</clusterSize>")).cluster_size == 15 << 60
 
 
+_BACKED = (Reference(ReferenceKind.BACKING, "b", "raw", "/p/b"),)
+
+
 def _found(**changes: object) -> VolumeInfo:
     info = VolumeInfo(
         "v", VolumeType.FILE, "/p/v", "/p/v", 4, 3, 2, "qcow2", stat.S_IFREG | 0o4640, 1, 2, 9, 5 * 10**9, 1_500_000_000,
-        -1, "b", "/p/b", "raw", "1.1", ("extended_l2", "lazy_refcounts"), "luks", 65_536,
+        -1, _BACKED, "1.1", ("extended_l2", "lazy_refcounts"), "luks", 65_536,
     )  # fmt: skip
     return msgspec.structs.replace(info, **changes)
 
@@ -248,7 +251,7 @@ def test_what_was_found_is_described() -> None:
     assert [e.text for e in root.find("target/timestamps")] == ["5", "1.500000000", "18446744073709551615.999999999"]
     assert (root.findtext("backingStore/path"), root.find("target/encryption").get("format")) == ("/p/b", "luks")
     assert [e.tag for e in root.find("backingStore")] == ["path", "format"]
-    unknown = etree.fromstring(volume_info_to_xml(_found(backing="x:y", backing_path=None)))
+    unknown = etree.fromstring(volume_info_to_xml(_found(references=(Reference(ReferenceKind.BACKING, "x:y"),))))
     assert unknown.findtext("backingStore/path") == "x:y"
 
 
@@ -274,7 +277,11 @@ def test_a_backing_file_is_described_where_it_is_known() -> None:
     backing = etree.fromstring(text).find("backingStore")
     assert [e.tag for e in backing] == ["path", "format", "permissions", "timestamps"]
     assert (backing.findtext("permissions/mode"), backing.findtext("permissions/owner")) == ("0604", "7")
-    unsaid = etree.fromstring(volume_info_to_xml(_found(backing_format=None), _found(format="luks")))
+    unsaid = etree.fromstring(
+        volume_info_to_xml(
+            _found(references=(Reference(ReferenceKind.BACKING, "b", None, "/p/b"),)), _found(format="luks")
+        )
+    )
     assert unsaid.find("backingStore/format").get("type") == "raw"
 
 

@@ -193,6 +193,20 @@ class Capabilities(msgspec.Struct, frozen=True):
     types: tuple[Capability, ...]
 
 
+class Reference(msgspec.Struct, frozen=True):
+    """A file that a volume's header names; ``kind`` is ``backing``, ``data``, ``extent`` or ``parent``.
+
+    ``location`` is the path or URL that QEMU would open, null where that cannot be told; ``doubt`` says why astore does not
+    read through it, null where it does.
+    """
+
+    kind: str
+    name: str
+    format: str | None
+    location: str | None
+    doubt: str | None
+
+
 class Volume(msgspec.Struct, frozen=True):
     """A volume as the last refresh found it; ``atime``, ``mtime`` and ``ctime`` in seconds since the epoch."""
 
@@ -220,6 +234,9 @@ class Volume(msgspec.Struct, frozen=True):
     encryption: str | None
     cluster_size: int | None
     data_file: str | None
+    references: tuple[Reference, ...]
+    made: str | None
+    header_format: str | None
 
 
 class VolumeList(msgspec.Struct, frozen=True):
@@ -249,12 +266,18 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class ChainLink(msgspec.Struct, frozen=True):
-    """One image of a backing chain; ``pool`` and ``volume`` where an active pool has it."""
+    """A file that a volume is made of; ``pool`` and ``volume`` where an active pool has it.
+
+    ``kind`` is null of the volume itself, else what the image above uses the file for, as in a :class:`Reference`; ``doubt``
+    says why astore does not read through it, null where it does.
+    """
 
     path: str
     format: str | None
     pool: str | None
     volume: str | None
+    kind: str | None = None
+    doubt: str | None = None
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -305,12 +328,14 @@ def entries(errors: tuple[EntryError, ...]) -> tuple[Entry, ...]:
     return tuple(Entry(error.name, error.message, error.errno, error.skipped) for error in errors)
 
 
-_VOLUME_FIELDS = tuple(name for name in Volume.__struct_fields__ if name in VolumeInfo.__struct_fields__)
+_VOLUME_FIELDS = tuple(name for name in Volume.__struct_fields__ if name != "references" and hasattr(VolumeInfo, name))
 
 
 def volume(pool: str, info: VolumeInfo) -> Volume:
     """The shape of a volume's record."""
     fields: dict[str, Any] = {name: getattr(info, name) for name in _VOLUME_FIELDS}
+    references = tuple(Reference(one.kind, one.name, one.format, one.location, one.doubt) for one in info.references)
+    fields["references"] = references
     return Volume(pool=pool, atime=info.atime_ns / 1e9, mtime=info.mtime_ns / 1e9, ctime=info.ctime_ns / 1e9, **fields)
 
 

@@ -281,20 +281,42 @@ async def rename(
     return _told(renamed, f"renamed from {found.name!r}")
 
 
+@command(app, "set-format")
+async def set_format(
+    session: Session,
+    volume: VolumeName,
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="`raw`, or what its header says.")],
+    pool: PoolOption = None,
+) -> Answer:
+    """Say what a volume is that was made raw, and whose content says that it is something else."""
+    found = await find_volume(session, volume, pool)
+    await session.in_time(found.set_format(format))
+    return _told(found, f"is {format}")
+
+
 @command(app, "chain")
 async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Show what a volume is backed by, down to the bottom."""
     links = (await find_volume(session, volume, pool)).backing_chain()
     found = tuple(
-        shapes.ChainLink(link.path, link.format, link.volume.pool.name, link.volume.name)
-        if link.volume is not None
-        else shapes.ChainLink(link.path, link.format, None, None)
+        shapes.ChainLink(
+            link.path,
+            link.format,
+            None if link.volume is None else link.volume.pool.name,
+            None if link.volume is None else link.volume.name,
+            link.kind,
+            link.doubt,
+        )
         for link in links
     )
 
     def show(output: Output) -> None:
-        columns = [Column("Image", folds=True), Column("Format"), Column("Pool", folds=True)]
-        output.table(columns, [[link.path, link.format or "-", link.pool or "-"] for link in found])
+        columns = [Column("Image", folds=True), Column("Use"), Column("Format"), Column("Pool", folds=True)]
+        rows = [[link.path, link.kind or "-", link.format or "-", link.pool or "-"] for link in found]
+        output.table(columns, rows)
+        for link in found:
+            if link.doubt is not None:
+                output.line(f"{link.path} {link.doubt}: nothing is read through it")
 
     return Answer(shapes.Chain(found), show)
 

@@ -32,6 +32,9 @@ async def upload(
     ] = None,
     sparse: Annotated[bool, typer.Option("--sparse", help="Make holes of zeros.")] = False,
     force: Force = False,
+    allow_references: Annotated[
+        bool, typer.Option("--allow-references", help="Also an image whose header names other files.")
+    ] = False,
 ) -> Answer:
     """Write a file into a volume."""
     from astore.cli.local_files import pieces_of, size_to_read
@@ -51,6 +54,7 @@ async def upload(
         sparse=sparse,
         on_progress=session.ticker.progress,
         force=force,
+        allow_references=allow_references,
     )
     with how_far(session, found):
         count = await session.in_time(call)

@@ -16,6 +16,7 @@ from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.pools import Name
 from astore.cli.session import VIRSH, Session, command, entry_point
 from astore.errors import printable
+from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
     from astore.pool import Pool
@@ -37,6 +38,11 @@ PoolOption = Annotated[
         "--pool", metavar="POOL", help="Where to look for a name.", autocompletion=complete_pool, show_default=False
     ),
 ]
+
+
+def shown_format(info: VolumeInfo) -> str:
+    """A volume's format, and what it looks like where that is something else."""
+    return info.format or "-" if info.header_format is None else f"{info.format} (looks like {info.header_format})"
 
 
 @command(app, "list", virsh="vol-list")
@@ -63,7 +69,7 @@ async def list_volumes(
         columns = [Column("Name", folds=True), Column("Format"), Column("Capacity", right=True)]
         columns += [Column("Allocation", right=True), Column("Backing file", folds=True)]
         rows: list[list[Cell | str]] = [
-            [info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
+            [info.name, shown_format(info), size(info.capacity), size(info.allocation), info.backing or "-"]
             for info in volumes
         ]
         if details:
@@ -94,7 +100,7 @@ async def info(
             ("Name", record.name),
             ("Pool", found.pool.name),
             ("Type", record.type),
-            ("Format", record.format),
+            ("Format", shown_format(record)),
             ("Capacity", write(record.capacity)),
             ("Allocation", write(record.allocation)),
             ("Physical", write(record.physical)),
@@ -105,7 +111,11 @@ async def info(
             ("Features", ", ".join(record.features)),
             ("Encryption", record.encryption),
             ("Cluster size", write(record.cluster_size) if record.cluster_size else None),
-            ("Data file", record.data_file),
+            *(
+                (str(one.kind).capitalize(), f"{one.location or one.name}: {one.doubt}" if one.doubt else one.location)
+                for one in record.references
+                if one.kind is not ReferenceKind.BACKING or one.doubt
+            ),
             ("Permissions", f"{filemode(record.mode)} {record.uid}:{record.gid}"),
             ("Changed", when(record.mtime_ns / 1e9)),
             ("Path", record.path),

@@ -1,11 +1,13 @@
-"""What an image's first bytes say: its format, virtual size, backing file and what belongs to them.
+"""What an image's first bytes say: its format, virtual size, the files that it names and what belongs to them.
 
 :func:`probe` looks at no more than the first 33,280 bytes, and nothing but :class:`ImageError` comes out of it. Every
-format has a module of its own, written from the format's own document, named there.
+format has a module of its own, written from the format's own document, named there. Only VHDX has its size further back,
+for which there is a reader. Where the named files are, :func:`astore.images.references.located` says.
 
 A format is recognised by its magic *and* a known version, as in libvirt: what has neither, or ends before its version,
-is raw. What is recognised must then be sound. libvirt 9 lists an image with a malformed header as if it had no backing
-file; here that is an error, since a backing file that nobody sees is one that nobody protects.
+is raw. VMDK, Bochs and cloop, which libvirt 9 takes for raw, wholly or in part, are recognised as in QEMU; dmg is not, which
+QEMU tells by the file's name. What is recognised must then be sound. libvirt 9 lists an image with a malformed header as if it
+had no backing file; here that is an error, since a backing file that nobody sees is one that nobody protects.
 
 A magic at the beginning decides before VDI's at 64 and ISO 9660's at 32,769, so that most images are told by their first
 page. (libvirt asks for those two first; only a file made to be two things at once shows the difference.)
@@ -16,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from astore.images import cow, iso, luks, ploop, qcow, qcow2, qed, vdi, vmdk, vpc
+from astore.images import bochs, cloop, cow, iso, luks, ploop, qcow, qcow2, qed, vdi, vhdx, vmdk, vpc
 from astore.images.errors import ImageError
 from astore.images.fields import HEADER_SIZE
+from astore.images.vhdx import Reader
 from astore.model import ImageInfo
 
 FIRST_PAGE = 4096
@@ -30,44 +33,53 @@ class _Format(NamedTuple):
 
     ``read`` returns None, and raises nothing, for what it does not recognise. ``reaches_beyond`` says whether a header's
     first page leaves out what ``read`` would look at, and None where ``read`` would return None; a format has none if its
-    header fits in a page.
+    header fits in a page. ``read_on`` tells by a reader what ``read`` cannot.
     """
 
     read: Callable[[bytes], ImageInfo | None]
     reaches_beyond: Callable[[bytes], bool | None] | None = None
+    read_on: Callable[[Reader], ImageInfo] | None = None
 
 
+_DESCRIPTOR = _Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond)
 _BY_MAGIC: dict[bytes, tuple[_Format, ...]] = {
     b"QFI\xfb": (_Format(qcow2.read, qcow2.reaches_beyond), _Format(qcow.read, qcow.reaches_beyond)),
     b"QED\0": (_Format(qed.read, qed.reaches_beyond),),
     b"KDMV": (_Format(vmdk.read, vmdk.reaches_beyond),),
-    b"COWD": (_Format(vmdk.read_cowd),),
-    b"# Di": (_Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond),),
-    b"cone": (_Format(vpc.read),),
+    b"COWD": (_Format(vmdk.read_cowd, vmdk.cowd_reaches_beyond),),
+    b"cone": (_Format(vpc.read, vpc.reaches_beyond),),
+    b"vhdx": (_Format(vhdx.read, read_on=vhdx.read_on),),
     b"With": (_Format(ploop.read),),
     b"OOOM": (_Format(cow.read),),
-    b"LUKS": (_Format(luks.read),),
+    b"LUKS": (_Format(luks.read, luks.reaches_beyond),),
+    b"Boch": (_Format(bochs.read),),
+    b"#!/b": (_DESCRIPTOR, _Format(cloop.read)),
 }
 """Formats with a magic at offset 0, by its first four bytes."""
+_BY_CHARACTER = dict.fromkeys((b"#", b" ", b"v"), (_DESCRIPTOR,))
+"""A descriptor of VMDK begins with comments, or blank lines, or its version."""
 
 _VDI = _Format(vdi.read)
 
 
-def probe(head: bytes) -> ImageInfo | None:
+def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
     """What the beginning of a file says.
 
     :param head: the first HEADER_SIZE bytes of the file, or all of it if it is shorter; more are ignored.
+    :param read: returns what a file has at an offset, up to a length, both in bytes; it is asked only for VHDX, some six times
+        and for 64 KiB at most, and what it raises is passed on. Without it the capacity of a VHDX image is not known, and
+        None, though it is not the file's size.
     :return: None for what has no known magic, or an unknown version: raw.
     :raises ImageError: it has a format's magic and version, but the header is malformed or cut off.
     """
-    formats = _BY_MAGIC.get(head[:4])
+    formats = _BY_MAGIC.get(head[:4]) or _BY_CHARACTER.get(head[:1])
     if formats is not None:
         if len(head) > HEADER_SIZE:
             head = head[:HEADER_SIZE]
         for format in formats:
             info = format.read(head)
             if info is not None:
-                return info
+                return info if read is None or format.read_on is None else format.read_on(read)
     if head[0x40:0x44] == vdi.MAGIC:
         info = vdi.read(head)
         if info is not None:
@@ -86,7 +98,7 @@ def needs_full_header(head: bytes) -> bool:
     """
     if len(head) < FIRST_PAGE:
         return True
-    for format in _BY_MAGIC.get(head[:4], ()):
+    for format in _BY_MAGIC.get(head[:4]) or _BY_CHARACTER.get(head[:1]) or ():
         beyond = _reaches_beyond(format, head)
         if beyond is not None:
             return beyond

@@ -1,91 +1,25 @@
-"""What a backing file's name means: relative names, protocols, QEMU's ``json:`` and ``gluster://``.
-
-The rules are QEMU's (its manual, "Disk images", and block.c), since QEMU is what will open the file.
-"""
+"""Where one backing file is, by its name alone; see :mod:`astore.images.references` for all that a header says."""
 
 from __future__ import annotations
 
-import re
-from urllib.parse import unquote
-
-import msgspec
-
 from astore.images.errors import ImageError
 from astore.images.fields import speakable
-from astore.images.nodes import location_of
-from astore.images.paths import beside, has_protocol
+from astore.images.gluster import GlusterLocation, parse_gluster_uri
+from astore.images.paths import has_protocol
+from astore.images.references import LONGEST_NAME, located
+from astore.model import Reference, ReferenceKind
 
-LONGEST_NAME = 65_536
-"""In characters."""
-
-_GLUSTER = re.compile(
-    r"gluster(?:\+(?P<transport>tcp|unix|rdma))?://"
-    r"(?P<host>\[[^\[\]/?#@]*\]|[^\[\]:/?#@]*)(?::(?P<port>[0-9]{1,5}))?"
-    r"/+(?P<volume>[^/?#]+)/+(?P<path>[^/?#][^?#]*)(?:\?socket=(?P<socket>[^&#]+))?"
-)
-
-
-class GlusterLocation(msgspec.Struct, frozen=True):
-    """``gluster[+transport]://host[:port]/volume/path[?socket=…]``.
-
-    ``path`` is inside the volume, without a leading slash; ``host`` has no brackets; ``socket`` (a path) belongs to the
-    transport ``unix``.
-    """
-
-    volume: str
-    path: str
-    transport: str = "tcp"
-    host: str | None = None
-    port: int | None = None
-    socket: str | None = None
+__all__ = ["GlusterLocation", "has_protocol", "parse_gluster_uri", "resolve_backing"]
 
 
 def resolve_backing(name: str, volume_path: str) -> str | None:
-    """Where a backing file is: an absolute path, or a URL.
+    """Say where a backing file is: an absolute path, or a URL; None if that cannot be told.
 
     :param name: as the image's header has it.
     :param volume_path: the image's own absolute path, or its ``gluster://host/volume/…`` URL.
-    :return: None if it cannot be told: a ``json:`` that says too little, or that has a relative file name (which QEMU looks
-        up in whatever directory it was started).
-    :raises ImageError: the name is malformed, too long, nested too deep, or has control characters.
+    :raises ImageError: the name is too long, or has control characters.
     """
     if len(name) > LONGEST_NAME:
         raise ImageError(f"a backing name of {len(name)} characters is too long")
     speakable(name, "backing name")
-    if not has_protocol(name):
-        return beside(name, volume_path)
-    if name.startswith("json:"):
-        return location_of(name[5:])
-    if name.startswith("file:"):
-        # QEMU knows no file://host/: what follows "file:" is the path, whatever it begins with
-        return beside(name[5:], volume_path)
-    return name
-
-
-def parse_gluster_uri(uri: str) -> GlusterLocation:
-    """Take a Gluster URI apart, as QEMU does (block/gluster.c). :raises ImageError: it is none."""
-    found = _GLUSTER.fullmatch(uri) if len(uri) <= LONGEST_NAME and uri.isprintable() else None
-    if found is None:
-        raise ImageError(f"{uri[:200]!r} is no Gluster URI with a volume and a file")
-    transport, host, socket = found["transport"] or "tcp", found["host"].strip("[]"), found["socket"]
-    port = int(found["port"]) if found["port"] else None
-    if port is not None and port > 65_535:
-        raise ImageError(f"{uri[:200]!r}: there is no port {port}")
-    if (transport == "unix") != (socket is not None):
-        raise ImageError(f"{uri[:200]!r}: a socket belongs to the transport unix, and to no other")
-    return GlusterLocation(
-        _unescaped(found["volume"]),
-        _unescaped(found["path"]),
-        transport,
-        _unescaped(host) or None,
-        port,
-        None if socket is None else _unescaped(socket),
-    )
-
-
-def _unescaped(text: str) -> str:
-    try:
-        plain = unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise ImageError(f"{text[:200]!r}, in a Gluster URI, is not UTF-8") from None
-    return speakable(plain, "Gluster URI")
+    return located((Reference(ReferenceKind.BACKING, name),), volume_path)[0].location

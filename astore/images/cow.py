@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from astore.images.fields import checked_size, cut_off, text_of
+from astore.images.fields import backing, checked_size, cut_off, text_of
 from astore.model import ImageInfo
 
 # version, backing_file[1024], mtime, size, sectorsize
@@ -20,5 +20,5 @@ def read(head: bytes) -> ImageInfo | None:
     if head[4:8] != b"\0\0\0\2":
         return None
     cut_off(head, _HEAD.size, _FORMAT)
-    _, backing, _, size, _ = _HEAD.unpack_from(head)
-    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), text_of(backing, _FORMAT, "backing file name") or None)
+    _, name, _, size, _ = _HEAD.unpack_from(head)
+    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), backing(text_of(name, _FORMAT, "backing file name")))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 from astore.images.errors import ImageError
+from astore.images.formats import name_of_driver
+from astore.model import Reference, ReferenceKind
 
 HEADER_SIZE = 33_280
 """Bytes that tell every format; no more are looked at."""
@@ -44,6 +46,22 @@ def speakable(text: str, what: str, format: str = "") -> str:
     if not text.isprintable() and _UNSPEAKABLE.search(text) is not None:
         raise ImageError(f"the {what} has control characters", format=format)
     return text
+
+
+def backing(name: str, format: str | None = None) -> tuple[Reference, ...]:
+    """The reference to a backing file, or none if it has no name.
+
+    :param format: QEMU's word for its format, as the header has it.
+    """
+    if not name:
+        return ()
+    if not format:
+        return (Reference(ReferenceKind.BACKING, name),)
+    known = name_of_driver(format)
+    if known is None:
+        doubt = f"is said to be of the format {format!r}, which QEMU does not have"
+        return (Reference(ReferenceKind.BACKING, name, format, doubt=doubt),)
+    return (Reference(ReferenceKind.BACKING, name, known),)
 
 
 def checked_size(size: int, format: str) -> int:

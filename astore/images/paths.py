@@ -12,7 +12,7 @@ from urllib.parse import quote
 URL_SAFE = "/;@&=+$,-_.!~*'()"
 """What stays as it is in the path of a volume's URL, beside letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
 
-_PROTOCOL = re.compile(r"[^/]*:")
+_PROTOCOL = re.compile(r"[^/:]*+:")
 
 
 def has_protocol(name: str) -> bool:
@@ -20,9 +20,14 @@ def has_protocol(name: str) -> bool:
     return _PROTOCOL.match(name) is not None
 
 
+def without_protocol(name: str) -> str:
+    """Spell a volume's plain name so that QEMU takes no part of it for a protocol."""
+    return f"./{name}" if has_protocol(name) else name
+
+
 def absolute(name: str) -> str | None:
     """An absolute file name, tidied up; None for a relative one."""
-    return beside(name, "") if name.startswith("/") else None
+    return beside(name, "/") if name.startswith("/") else None
 
 
 def beside(name: str, volume_path: str) -> str | None:
@@ -39,7 +44,12 @@ def beside(name: str, volume_path: str) -> str | None:
     if name.startswith("/"):
         return "/" + tidy
     query = ""
-    if "://" in volume_path:
+    if is_url(volume_path):
         volume_path, mark, query = volume_path.partition("?")
         tidy, query = quote(tidy, safe=URL_SAFE), mark + query
     return f"{volume_path.rpartition('/')[0]}/{tidy}{query}"
+
+
+def is_url(volume_path: str) -> bool:
+    """Whether a volume's path is a URL, and no path of this machine."""
+    return "://" in volume_path and not volume_path.startswith("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import LONGEST_BACKING_NAME, checked_name_length, checked_size, cut_off, name_at
+from astore.images.fields import LONGEST_BACKING_NAME, backing, checked_name_length, checked_size, cut_off, name_at
 from astore.model import ImageInfo
 
 # version, backing_file_offset, backing_file_size, mtime, size, cluster_bits, l2_bits, padding, crypt_method,
@@ -25,13 +25,13 @@ def read(head: bytes) -> ImageInfo | None:
         raise ImageError(f"its cluster_bits {cluster_bits} are not between 9 and 16", format=_FORMAT)
     if crypt > 1:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
-    backing = None
+    name = ""
     if offset and length:
-        backing = name_at(head, offset, checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT), _FORMAT) or None
+        name = name_at(head, offset, checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT), _FORMAT)
     return ImageInfo(
         _FORMAT,
         checked_size(size, _FORMAT),
-        backing,
+        backing(name),
         encryption="aes" if crypt else None,
         cluster_size=1 << cluster_bits,
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, checked_name_length, cut_off, name_at, text_of
-from astore.model import ImageInfo
+from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, backing, checked_name_length, cut_off, name_at, text_of
+from astore.model import ImageInfo, Reference, ReferenceKind
 
 # version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method
 _HEAD = struct.Struct(">4xIQIIQI").unpack_from
@@ -67,26 +67,36 @@ def read(head: bytes) -> ImageInfo | None:
         raise ImageError(f"its size of {size} bytes is more than any file's", format=_FORMAT)
     if crypt > 2:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
-    backing = backing_format = data_file = None
+    name = None
+    references: tuple[Reference, ...] = ()
     if offset and length:
         checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT)
         if offset + length > cluster:
             raise ImageError(f"the backing file name at {offset} lies beyond the first cluster", format=_FORMAT)
-        backing = name_at(head, offset, length, _FORMAT) or None
+        name = name_at(head, offset, length, _FORMAT)
     has_data_file = incompatible & INCOMPATIBLE_DATA_FILE
-    if backing or has_data_file:
+    if name or has_data_file:
         backing_format, data_file = _extensions(head, header_length, min(offset or cluster, cluster))
+        if name:
+            references = backing(name, backing_format)
+        if has_data_file:
+            references += _data(data_file)
     return ImageInfo(
         _FORMAT,
         size,
-        backing,
-        backing_format if backing else None,
+        references,
         "1.1" if version == 3 else "0.10",
         _FEATURES[compatible & COMPATIBLE_LAZY_REFCOUNTS, incompatible & INCOMPATIBLE_EXTENDED_L2],
         _ENCRYPTION[crypt],
         cluster,
-        data_file if has_data_file else None,
     )
+
+
+def _data(name: str | None) -> tuple[Reference, ...]:
+    """The reference to an external data file, whose bytes are the disk's."""
+    if name is None:
+        return (Reference(ReferenceKind.DATA, "", "raw", doubt="has no name in the header"),)
+    return (Reference(ReferenceKind.DATA, name, "raw"),)
 
 
 def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | None]:

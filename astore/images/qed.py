@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import checked_name_length, checked_size, cut_off, name_at
+from astore.images.fields import backing, checked_name_length, checked_size, cut_off, name_at
 from astore.model import ImageInfo
 
 # cluster_size, table_size, header_size (clusters), features, compat_features, autoclear_features, l1_table_offset,
@@ -24,17 +24,16 @@ def read(head: bytes) -> ImageInfo | None:
     cluster, _, clusters, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
     if cluster & (cluster - 1) or not 1 << 12 <= cluster <= 1 << 26:
         raise ImageError(f"its cluster_size {cluster} is no power of two from 2^12 to 2^26", format=_FORMAT)
-    backing = None
+    name = ""
     if features & _HAS_BACKING and length:
         checked_name_length(length, _LONGEST_BACKING_NAME, _FORMAT)
         if offset + length > cluster * clusters:
             raise ImageError(f"its header of {clusters} clusters ends before the backing file name", format=_FORMAT)
-        backing = name_at(head, offset, length, _FORMAT) or None
+        name = name_at(head, offset, length, _FORMAT)
     return ImageInfo(
         _FORMAT,
         checked_size(size, _FORMAT),
-        backing,
-        "raw" if backing and features & _BACKING_IS_RAW else None,
+        backing(name, "raw" if features & _BACKING_IS_RAW else None),
         cluster_size=cluster,
     )
 

@@ -1,7 +1,12 @@
-"""VMDK: VMware's Virtual Disk Format 1.1, and VMware 3's COWD as in QEMU's block/vmdk.c.
+"""VMDK: VMware's Virtual Disk Format 1.1, and VMware 3's COWD, as QEMU's block/vmdk.c reads them.
 
-A parent is what a descriptor's parentFileNameHint names. QEMU and libvirt open it whatever the parentCID is, so that is
-what counts here. libvirt 9 takes descriptor files and COWD for raw.
+QEMU looks for the parent in a fixed place: in the 10,240 bytes behind the first sector of a sparse file, or at the beginning
+of a descriptor file. It goes by no other field of the header, and opens the parent whatever the parentCID says. The name
+begins two bytes behind the word ``parentFileNameHint``, which may stand anywhere, also in a comment, and ends at the next
+quotation mark.
+
+Extents are those of a descriptor file, and of a sparse file with a capacity of 0. What an extent line says of the size is
+taken for the extent's size, where QEMU goes by the header of a sparse extent.
 """
 
 from __future__ import annotations
@@ -10,8 +15,8 @@ import re
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import HEADER_SIZE, LARGEST, LONGEST_BACKING_NAME, checked_name_length, cut_off, text_of
-from astore.model import ImageInfo
+from astore.images.fields import HEADER_SIZE, LARGEST, checked_name_length, cut_off, text_of
+from astore.model import ImageInfo, Reference, ReferenceKind
 
 # version, flags, capacity, grainSize (sectors), descriptorOffset, descriptorSize (sectors)
 _SPARSE = struct.Struct("<4xIIQQQQ")
@@ -19,97 +24,189 @@ _SPARSE_SIZE = 512
 # version, flags, disk_sectors, granularity
 _COWD = struct.Struct("<4xIIII")
 _FORMAT = "vmdk"
-_VERSIONS = frozenset({b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0"})
+_NEWEST = 3
 _LARGEST_GRAIN = 1 << 21
 """In sectors: QEMU's limit, 1 GiB."""
-_SIGNATURE = b"# Disk DescriptorFile"
-# No pattern may match a newline by its way: \s* at the beginning of every line is quadratic in a file of newlines
-_PARENT = re.compile(rb'parentFileNameHint(?:[ \t]*=[ \t]*"([^"\r\n]*)")?')
-_EXTENT = re.compile(rb"^[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+([0-9]{1,19})[ \t]+[A-Z0-9]", re.MULTILINE)
+
+PARENT_WORD = b"parentFileNameHint"
+SPARSE_TEXT = 512
+"""Where QEMU looks for the parent in a sparse file."""
+TEXT_SIZE = 10_240
+"""How many bytes QEMU looks at for the parent."""
+LONGEST_PARENT_NAME = 4095
+"""QEMU's: PATH_MAX with the NUL."""
+
+_DESCRIPTOR = re.compile(rb"(?:#[^\n]*+\n| ++\r?\n)*+version=[123]\r?\n")
+"""What QEMU takes for a descriptor file, if it is in the first 512 bytes."""
+_PROBED = 512
+_BLANK = re.compile(rb"\s*+")
+# as sscanf reads "%10s %lld %10s \"%511[^\n\r\"]\" %lld"; nothing in it gives back what it took
+_EXTENT = re.compile(
+    rb'([^\s]{1,10}+)\s*+([+-]?[0-9]++)\s*+([^\s]{1,10}+)\s*+"([^\n\r"]{1,511}+)(?:"\s*+([+-]?[0-9]++))?'
+)
+_FLAT = {b"FLAT": True, b"VMFS": False}
+"""Types of extents that are the bytes of the disk, and whether an offset in the file has to follow the name."""
+_SPARSE_TYPES = frozenset({b"SPARSE", b"VMFSSPARSE", b"SESPARSE"})
+_MOST_DIGITS = 19
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A sparse extent (magic ``KDMV``), with the descriptor that may be embedded; None if its version is not 1, 2 or 3."""
-    if head[4:8] not in _VERSIONS:
+    """Read a sparse file (magic ``KDMV``); None if its version is more than 3."""
+    if len(head) < 8:
         return None
-    cut_off(head, _SPARSE_SIZE, _FORMAT)
-    _, _, capacity, grain, offset, length = _SPARSE.unpack_from(head)
+    version = int.from_bytes(head[4:8], "little")
+    if len(head) < _SPARSE_SIZE:
+        if version > _NEWEST:
+            return None
+        cut_off(head, _SPARSE_SIZE, _FORMAT)
+    _, _, capacity, grain, offset, _ = _SPARSE.unpack_from(head)
+    split = not capacity and offset
+    if version > _NEWEST and not split:
+        return None
     if capacity > LARGEST // 512:
         raise ImageError(f"its capacity of {capacity} sectors is more than any file's", format=_FORMAT)
     if grain > _LARGEST_GRAIN:
         raise ImageError(f"its grain of {grain} sectors is too large", format=_FORMAT)
-    backing = None
-    if offset and length:
-        descriptor = _embedded(head, offset * 512, length * 512)
-        backing = _parent(descriptor)
-        # with a capacity of 0 the descriptor has it (QEMU's vmdk_open_vmdk4)
-        capacity = capacity or _sectors(descriptor)
-    return ImageInfo(_FORMAT, capacity * 512, backing, _FORMAT if backing else None, cluster_size=grain * 512 or None)
+    references = _parent(head, SPARSE_TEXT)
+    if split:
+        sectors, extents = _extents(_embedded(head, offset * 512))
+        return ImageInfo(_FORMAT, sectors * 512, references + extents)
+    return ImageInfo(_FORMAT, capacity * 512, references, cluster_size=grain * 512 or None)
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the embedded descriptor does; None if :func:`read` would return None."""
-    if head[4:8] not in _VERSIONS:
+    """Whether the descriptor does; None if :func:`read` would return None."""
+    version, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
+    split = not capacity and offset
+    if version > _NEWEST and not split:
         return None
-    _, _, _, _, offset, length = _SPARSE.unpack_from(head)
-    start, end = offset * 512, (offset + length) * 512
-    if not (offset and length) or end <= len(head):
-        return False
-    return start >= len(head) or head.find(b"\0", start) < 0
+    if _text_reaches_beyond(head, SPARSE_TEXT):
+        return True
+    return bool(split) and (offset * 512 >= len(head) or head.find(b"\0", offset * 512) < 0)
 
 
 def read_cowd(head: bytes) -> ImageInfo | None:
-    """A VMware 3 sparse disk (magic ``COWD``); None if its version is not 1."""
-    if head[4:8] != b"\1\0\0\0":
+    """Read a VMware 3 sparse disk (magic ``COWD``); QEMU knows no versions of it."""
+    if len(head) < 8:
         return None
     cut_off(head, _COWD.size, _FORMAT)
     _, _, sectors, grain = _COWD.unpack_from(head)
-    return ImageInfo(_FORMAT, sectors * 512, cluster_size=grain * 512 or None)
+    return ImageInfo(_FORMAT, sectors * 512, _parent(head, SPARSE_TEXT), cluster_size=grain * 512 or None)
+
+
+def cowd_reaches_beyond(head: bytes) -> bool:
+    """Whether the descriptor does."""
+    return _text_reaches_beyond(head, SPARSE_TEXT)
 
 
 def read_descriptor(head: bytes) -> ImageInfo | None:
-    """A descriptor file, whose extents are other files; None if it only begins like one.
+    """Read a descriptor file, whose extents are other files; None if QEMU would not take it for one.
 
     :raises ImageError: (also) it is longer than HEADER_SIZE: extents that were not read would be missing in the sum.
     """
-    if not head.startswith(_SIGNATURE):
+    if not is_descriptor(head):
         return None
-    descriptor = head.partition(b"\0")[0]
-    if len(descriptor) >= HEADER_SIZE:
+    text = head.partition(b"\0")[0]
+    if len(text) >= HEADER_SIZE:
         raise ImageError(f"its descriptor has {HEADER_SIZE:,} bytes or more", format=_FORMAT)
-    backing = _parent(descriptor)
-    sectors = _sectors(descriptor)
-    if not sectors:
-        raise ImageError("its descriptor names no extents", format=_FORMAT)
-    return ImageInfo(_FORMAT, sectors * 512, backing, _FORMAT if backing else None)
+    references = _parent(head, 0)
+    sectors, extents = _extents(text)
+    return ImageInfo(_FORMAT, sectors * 512, references + extents)
+
+
+def is_descriptor(head: bytes) -> bool:
+    """Whether QEMU would take a file that begins so for a descriptor file."""
+    return _DESCRIPTOR.match(head[:_PROBED]) is not None
 
 
 def descriptor_reaches_beyond(head: bytes) -> bool | None:
     """Whether a descriptor file does; None if :func:`read_descriptor` would return None."""
-    return b"\0" not in head if head.startswith(_SIGNATURE) else None
+    if not is_descriptor(head):
+        return None
+    return b"\0" not in head or _text_reaches_beyond(head, 0)
 
 
-def _embedded(head: bytes, offset: int, length: int) -> bytes:
-    raw = head[offset : offset + length]
-    text, end, _ = raw.partition(b"\0")
-    if len(raw) < length and not end:
-        raise ImageError(f"its descriptor at {offset}, {length} bytes, lies beyond the header", format=_FORMAT)
+def without_parent(head: bytes) -> bytes:
+    """Take the word that QEMU looks for out of an image's first bytes. It leaves the name, which means nothing then."""
+    start = SPARSE_TEXT if head[:4] in (b"KDMV", b"COWD") else 0
+    end = start + TEXT_SIZE
+    return head[:start] + head[start:end].replace(PARENT_WORD, b"parentFileNameGone") + head[end:]
+
+
+def _text_reaches_beyond(head: bytes, start: int) -> bool:
+    if len(head) >= start + TEXT_SIZE:
+        return False
+    end = head.find(b"\0", start)
+    if end < 0:
+        return True
+    at = head.find(PARENT_WORD, start, end)
+    return at >= 0 and at + len(PARENT_WORD) + 2 > end  # QEMU would step over the NUL
+
+
+def _parent(head: bytes, start: int) -> tuple[Reference, ...]:
+    text = head[start : start + TEXT_SIZE]
+    at = text.find(PARENT_WORD)
+    if at < 0 or text.find(b"\0", 0, at) >= 0:
+        return ()
+    begin = at + len(PARENT_WORD) + 2
+    end = text.find(b'"', begin)
+    if end < 0 or text.find(b"\0", begin, end) >= 0:
+        raise ImageError("the name of its parent has no end", format=_FORMAT)
+    checked_name_length(end - begin, LONGEST_PARENT_NAME, _FORMAT)
+    name = text_of(text[begin:end], _FORMAT, "parent's name")
+    return (Reference(ReferenceKind.BACKING, name, _FORMAT),) if name else ()
+
+
+def _embedded(head: bytes, offset: int) -> bytes:
+    text, end, _ = head[offset:].partition(b"\0")
+    if offset >= len(head) or (not end and len(head) >= HEADER_SIZE):
+        raise ImageError(f"its descriptor at {offset} lies beyond the header", format=_FORMAT)
     return text
 
 
-def _sectors(descriptor: bytes) -> int:
-    sectors = sum(int(found) for found in _EXTENT.findall(descriptor))
+def _extents(text: bytes) -> tuple[int, tuple[Reference, ...]]:
+    """The sum of the extents' sectors, and the extents.
+
+    QEMU tries every line, and its sscanf goes from one line to the next: an extent that follows a blank line counts twice.
+    """
+    sectors = 0
+    found: dict[tuple[bytes, str], None] = {}
+    line, began = 0, -1
+    extent: tuple[int, bytes, str] | None = None
+    while 0 <= line < len(text):
+        if line > began:
+            blank = _BLANK.match(text, line)
+            began = line if blank is None else blank.end()
+            extent = _extent(text, began)
+        if extent is not None:
+            sectors += extent[0]
+            found[extent[1:]] = None
+        line = text.find(b"\n", line) + 1 or len(text)
+    if not found:
+        raise ImageError("its descriptor names no extents", format=_FORMAT)
     if sectors > LARGEST // 512:
         raise ImageError("its extents are larger than any file", format=_FORMAT)
-    return sectors
+    return sectors, tuple(
+        Reference(ReferenceKind.EXTENT, text_of(name, _FORMAT, "extent's name"), format) for name, format in found
+    )
 
 
-def _parent(descriptor: bytes) -> str | None:
-    found = _PARENT.search(descriptor)
-    if found is None:
+def _extent(text: bytes, at: int) -> tuple[int, bytes, str] | None:
+    """Size in sectors, name and format of the extent that a line describes; None if QEMU passes it over."""
+    line = _EXTENT.match(text, at)
+    if line is None or line[1] != b"RW":
         return None
-    name = found[1]
-    if name is None:
-        raise ImageError("its parentFileNameHint is malformed or cut off", format=_FORMAT)
-    checked_name_length(len(name), LONGEST_BACKING_NAME, _FORMAT)
-    return text_of(name, _FORMAT, "parent's name") or None
+    kind, offset = line[3], line[5]
+    with_offset = _FLAT.get(kind, False)
+    if (offset is not None) != with_offset or (offset is not None and offset.startswith(b"-") and _number(offset)):
+        raise ImageError(f"its extent line {line[0][:80]!r} is malformed", format=_FORMAT)
+    size = _number(line[2])
+    if size <= 0 or not (kind in _FLAT or kind in _SPARSE_TYPES):
+        return None
+    return size, line[4], "raw" if kind in _FLAT else _FORMAT
+
+
+def _number(digits: bytes) -> int:
+    if len(digits.lstrip(b"+-0")) > _MOST_DIGITS:
+        return -LARGEST if digits.startswith(b"-") else LARGEST
+    return int(digits)

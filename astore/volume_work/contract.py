@@ -76,6 +76,28 @@ class TreeFile(abc.ABC):
 
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
+    in_kernel: ClassVar[bool] = False
+    """Whether :meth:`open_again` works."""
+
+    def open_again(self) -> int:
+        """A descriptor of the very same file for a program to inherit, without the locks of this one; the caller closes it."""
+        raise NotImplementedError
+
+    def noted_format(self) -> str | None:
+        """The format that astore noted at the file, ``""`` if none is; None: this storage keeps no notes."""
+        return None
+
+    def note_format(self, format: str | None) -> bool:
+        """Note at the file which format it was made in, or (None) take that back; False: this storage keeps no notes."""
+        return False
+
+    def begin_as_qemu(self, *, write: bool) -> bool:
+        """Take the locks that QEMU takes on an image that it reads (or writes), until the file is closed.
+
+        :return: False if a QEMU uses the image in a way that excludes this. True also where this storage has no such locks.
+        """
+        return True
+
     @abc.abstractmethod
     def chmod(self, mode: int) -> None:
         """Set the permission bits."""
@@ -130,8 +152,12 @@ class WritableTree(FileTree):
         """An entry's attributes. :raises OSError: ENOENT …"""
 
     @abc.abstractmethod
-    def link(self, old: str, new: str) -> None:
-        """Give a file a second name. :raises OSError: EEXIST: the name is taken; EPERM, EOPNOTSUPP: there are no links here."""
+    def link(self, file: Any, name: str) -> None:
+        """Give an open file a second name: that very file, whatever its first name leads to by now.
+
+        :param file: a TreeFile of this tree.
+        :raises OSError: EEXIST: the name is taken; EPERM, EOPNOTSUPP: there are no links here; ENOENT: it has no name any more.
+        """
 
     @abc.abstractmethod
     def rename(self, old: str, new: str) -> None:
@@ -156,7 +182,3 @@ class WritableTree(FileTree):
     @abc.abstractmethod
     def sync_folder(self) -> None:
         """Wait until the names that were made and removed are safe."""
-
-    @abc.abstractmethod
-    def program_path(self, name: str) -> str:
-        """What a program such as qemu-img calls an entry: an absolute path or a URI."""

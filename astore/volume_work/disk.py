@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
 from astore.definitions import Host
-from astore.errors import DefinitionError
-from astore.images.backing import parse_gluster_uri
-from astore.model import VolumeInfo, VolumeType
+from astore.errors import DefinitionError, StorageError, printable
+from astore.images import formats
+from astore.images.gluster import parse_gluster_uri
+from astore.model import ReferenceKind, VolumeInfo, VolumeType
+from astore.volume_work.graph import ChainLink
 from astore.xml.reading import Element, add, render
 
 if TYPE_CHECKING:
@@ -17,77 +20,123 @@ if TYPE_CHECKING:
 
 GLUSTER_PORT = 24007
 
-DRIVERS = {"vpc": "vpc", "vhd": "vpc"}
-"""QEMU's names of formats, where they are not libvirt's."""
-
 
 def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
-    """See :meth:`astore.Volume.disk_xml`. :raises DefinitionError: a directory is no disk."""
-    info = _image(volume)
+    """See :meth:`astore.Volume.disk_xml`. :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`."""
+    images = _images(volume)
+    info = volume.info
     disk = etree.Element("disk")
     device = "cdrom" if info.format == "iso" else "disk"
-    if info.type is VolumeType.NETWORK:
-        disk.set("type", "network")
-    elif info.type is VolumeType.BLOCK:
-        disk.set("type", "block")
-    else:
-        disk.set("type", "file")
+    disk.set("type", _disk_type(info))
     disk.set("device", device)
-    add(disk, "driver", name="qemu", type="raw" if info.format == "iso" else info.format)
-    _add_source(disk, volume, info)
+    add(disk, "driver", name="qemu", type=_libvirt_format(info.format))
+    _add_source(disk, volume)
+    above = disk
+    for link in images[1:]:
+        if link.volume is None:
+            break  # libvirt looks for itself, by the header of the image above
+        above = add(above, "backingStore", type=_disk_type(link.volume.info))
+        add(above, "format", type=_libvirt_format(link.format))
+        _add_source(above, link.volume)
+    else:
+        if formats.can_be_backed(info.format):
+            add(above, "backingStore")  # there is nothing below: libvirt is not to look
     add(disk, "target", dev=target, bus=bus)
     if readonly or device == "cdrom":
         add(disk, "readonly")
     return render(disk)
 
 
-def _add_source(disk: Element, volume: Volume, info: VolumeInfo) -> None:
+def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
+    """See :meth:`astore.Volume.qemu_blockdev`.
+
+    :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`;
+    EPERM: it is backed by what no active pool has.
+    """
+    node: dict[str, Any] | None = None
+    for link in reversed(_images(volume)):
+        if link.volume is None:
+            raise StorageError(
+                f"volume {volume.name!r} needs {printable(link.path)}, which is no volume of an active pool",
+                errno=errno.EPERM,
+                pool=volume.pool.name,
+            )
+        made: dict[str, Any] = {"driver": formats.driver_of(link.format), "file": _storage(link.volume)}
+        if formats.can_be_backed(link.format):
+            made["backing"] = node
+        node = made
+    assert node is not None
+    if node_name is not None:
+        node["node-name"] = node_name
+    return node
+
+
+def _images(volume: Volume) -> list[ChainLink]:
+    """The images that a disk is read of, from the top down, as the graph knows them.
+
+    :raises StorageError: EPERM: there is a doubt about one of them, or one has its data in other files.
+    """
+    info = volume.info
+    if info.type in (VolumeType.DIR, VolumeType.NETDIR):
+        raise DefinitionError(f"volume {info.name!r} is a directory, which is no disk")
+    links = list(volume.backing_chain())
+    for link in links:
+        why = link.doubt
+        if why is None and link.kind in (ReferenceKind.DATA, ReferenceKind.EXTENT):
+            why = "has data of it: such images are not described"
+        if why is not None:
+            raise StorageError(
+                f"volume {info.name!r} needs {printable(link.path)}, which {why}",
+                errno=errno.EPERM,
+                pool=volume.pool.name,
+            )
+    return links
+
+
+def _libvirt_format(format: str | None) -> str:
+    return "raw" if formats.is_raw(format) else format or "raw"
+
+
+def _disk_type(info: VolumeInfo) -> str:
+    if info.type is VolumeType.NETWORK:
+        return "network"
+    return "block" if info.type is VolumeType.BLOCK else "file"
+
+
+def _add_source(parent: Element, volume: Volume) -> None:
+    info = volume.info
     if info.type is VolumeType.NETWORK:
         name, hosts = _gluster(volume, info)
-        source = add(disk, "source", protocol="gluster", name=name)
+        source = add(parent, "source", protocol="gluster", name=name)
         for host in hosts:
             if host.name.startswith("/"):
                 add(source, "host", transport="unix", socket=host.name)
             else:
                 add(source, "host", name=host.name, port=str(host.port or GLUSTER_PORT))
     elif info.type is VolumeType.BLOCK:
-        add(disk, "source", dev=info.path)
+        add(parent, "source", dev=info.path)
     else:
-        add(disk, "source", file=info.path)
+        add(parent, "source", file=info.path)
 
 
-def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
-    """See :meth:`astore.Volume.qemu_blockdev`. :raises DefinitionError: a directory is no disk."""
-    info = _image(volume)
-    storage: dict[str, Any]
-    if info.type is VolumeType.NETWORK:
-        name, hosts = _gluster(volume, info)
-        gluster_volume, _, path = name.partition("/")
-        storage = {
-            "driver": "gluster",
-            "volume": gluster_volume,
-            "path": path,
-            "server": [
-                {"type": "unix", "path": host.name}
-                if host.name.startswith("/")
-                else {"type": "inet", "host": host.name, "port": str(host.port or GLUSTER_PORT)}
-                for host in hosts
-            ],
-        }
-    else:
-        storage = {"driver": "host_device" if info.type is VolumeType.BLOCK else "file", "filename": info.path}
-    kind = "raw" if info.format in (None, "iso") else DRIVERS.get(info.format or "", info.format)
-    node: dict[str, Any] = {"driver": kind, "file": storage}
-    if node_name is not None:
-        node["node-name"] = node_name
-    return node
-
-
-def _image(volume: Volume) -> VolumeInfo:
+def _storage(volume: Volume) -> dict[str, Any]:
+    """The node of a volume's bytes."""
     info = volume.info
-    if info.type in (VolumeType.DIR, VolumeType.NETDIR):
-        raise DefinitionError(f"volume {info.name!r} is a directory, which is no disk")
-    return info
+    if info.type is not VolumeType.NETWORK:
+        return {"driver": "host_device" if info.type is VolumeType.BLOCK else "file", "filename": info.path}
+    name, hosts = _gluster(volume, info)
+    gluster_volume, _, path = name.partition("/")
+    return {
+        "driver": "gluster",
+        "volume": gluster_volume,
+        "path": path,
+        "server": [
+            {"type": "unix", "path": host.name}
+            if host.name.startswith("/")
+            else {"type": "inet", "host": host.name, "port": str(host.port or GLUSTER_PORT)}
+            for host in hosts
+        ],
+    }
 
 
 def _gluster(volume: Volume, info: VolumeInfo) -> tuple[str, tuple[Host, ...]]:

@@ -28,7 +28,7 @@ class Export:
     :param size: bytes that the disk has, however many the file has: what lies behind its end is zeros, and it grows when it is
         written there.
     :param head: the first bytes, whatever the file has there: those that were looked at, so that nobody can change them
-        afterwards.
+        afterwards. What is written through this changes them.
     :param on_bytes: called with the count of bytes of each read or write.
     :ivar end: where what was written or zeroed ends, or the file ended at first.
     :ivar error: the first error of the storage.
@@ -46,7 +46,7 @@ class Export:
     ) -> None:
         self._file = file
         self._stored = stored  # the file's own size
-        self._head = head
+        self._head = bytearray(head)
         self._on_bytes = on_bytes
         self.size = size
         self.write = write
@@ -68,7 +68,7 @@ class Export:
         self._check(offset, length, most=LARGEST)
         data = await self._asked(self._file.pread(length, offset))
         if offset < len(self._head):
-            head = self._head[offset : offset + length]
+            head = bytes(self._head[offset : offset + length])
             data = head + data[len(head) :]
         self._tell(length)
         return data if len(data) == length else data.ljust(length, b"\0")
@@ -79,6 +79,7 @@ class Export:
         self._check(offset, length, most=LARGEST, write=True)
         self._stored = max(self._stored, offset + length)
         self._reach(offset + length)
+        self._note_head(data, offset)
         await self._asked(self._file.pwrite(data, offset))
         self._tell(length)
 
@@ -86,6 +87,7 @@ class Export:
         """Make a range zeros: a hole if it may be one."""
         self._check(offset, length, write=True)
         self._reach(offset + length)
+        self._note_head(bytes(max(0, min(length, len(self._head) - offset))), offset)
         until = offset + length if not hole else min(offset + length, self._stored)
         if until <= offset:
             return
@@ -140,6 +142,12 @@ class Export:
         except OSError as error:
             self._note(error)
             raise
+
+    def _note_head(self, data: bytes | bytearray, offset: int) -> None:
+        """Have the first bytes be what is written there."""
+        room = len(self._head) - offset
+        if room > 0:
+            self._head[offset : offset + len(data)] = data[:room]
 
     def _note(self, error: OSError) -> None:
         if self.error is None:

@@ -1,8 +1,8 @@
 """ImageSession: what takes qemu-img: images made, converted and resized, wherever the pool's storage is.
 
-Storage that has paths here is given to qemu-img by them; any other is served to it (:mod:`astore.volume_work.nbd`), over the
-files that the pool has open and locked already. Either way QEMU is told of each image and of what backs it, and so opens
-nothing because its name stands in a header.
+qemu-img opens nothing by a name that somebody else could have written. It inherits raw volumes and files in the making as open
+files, where the storage has such. Everything else is served to it (:mod:`astore.volume_work.nbd`), over the file that the pool
+has open already, with the header that was checked. It is told of each image which files belong to it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from astore.backend import CommandResult, QemuNode
-from astore.errors import CommandError, DefinitionError, StorageError, printable
+from astore.backend import CommandResult, Lane, QemuNode
+from astore.errors import CommandError, DefinitionError, StorageError, VolumeBusyError, printable
+from astore.images import formats
+from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.shield import shielded
 from astore.volume_work import copying, nbd, qemu_img
-from astore.volume_work.calls import bounded, to_the_end
+from astore.volume_work.calls import bounded, in_a_thread, to_the_end
 from astore.volume_work.contract import TreeFile
 from astore.volume_work.export import SECTOR, Export
+from astore.volume_work.headers import check_whole, is_raw, unchanged_head
 from astore.volume_work.local import LocalFile
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.opening import NewVolume, OpeningSession, close_file, worded
-from astore.volume_work.placing import found
 from astore.volume_work.private_folder import private_folder
 
 ALLOCATE_AT_ONCE = 1 << 30
@@ -62,9 +65,7 @@ class ImageSession(OpeningSession):
     async def _create_here(self, path: str, definition: VolumeDef, capacity: int, prealloc_metadata: bool) -> None:
         arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
         operation = f"creating a {definition.format} volume"
-        await qemu_img.run(
-            self.context, *arguments, path, str(capacity), timeout=qemu_img.CREATE_SECONDS, operation=operation
-        )
+        await self._run([*arguments, path, str(capacity)], operation, timeout=qemu_img.CREATE_SECONDS)
 
     async def _put(self, path: str, new: NewVolume, count: copying.Count) -> int:
         """Copy a file of this machine into a new volume; the volume's size."""
@@ -83,30 +84,49 @@ class ImageSession(OpeningSession):
 
     @contextlib.asynccontextmanager
     async def qemu_node(
-        self, volume: VolumeInfo, operation: str, backing: QemuNode | None = None, *, on_bytes: OnBytes = None
+        self,
+        volume: VolumeInfo,
+        operation: str,
+        backing: QemuNode | None = None,
+        *,
+        format: str | None = None,
+        on_bytes: OnBytes = None,
     ) -> AsyncIterator[QemuNode]:
         """See :class:`astore.backend.ConvertsVolumes`."""
+        kind = volume.format if format is None else format
         what = f"{operation}: volume {printable(volume.name)!r}"
+        if not formats.can_be_read(kind):
+            raise StorageError(f"{what}: images of format {kind!r} are not read", errno=errno.EOPNOTSUPP)
         async with self.open_volume(volume) as file:
             with worded(volume.name, operation):
-                head = await file.pread(qemu_img.HEAD, 0)
-                qemu_img.check_head(volume.format, head, what)
-                now = await file.run(found, self.tree, volume.name)
-                if (now.format, now.backing) != (volume.format, volume.backing):
-                    raise StorageError(f"{what} changed meanwhile; refresh it first", errno=errno.EAGAIN)
+                head = await file.run(unchanged_head, file.file, volume, what)
+                if not is_raw(kind):
+                    check_whole(volume, what)
+                await self._join_qemu(file, volume, write=False)
                 size = (await file.stat()).size
-            path = self._path(volume.name)
-            if path is not None and not is_served(backing):
-                yield qemu_img.node(volume.format, qemu_img.file_node(path, volume.type), backing)
-                return
-            if backing is not None:
-                head = qemu_img.without_backing(volume.format, head)
-            export = Export(file, size, size, head=head, on_bytes=on_bytes)
-            async with self._serving(export) as storage:
-                yield qemu_img.node(volume.format, storage, backing)
+            if is_raw(kind):
+                head = b""
+            elif formats.can_be_backed(kind):  # QEMU takes a node together with the name in the header, which is wrong
+                head = without_references(kind, head)
+            async with self._storage(file, size, head=head, type=volume.type, on_bytes=on_bytes) as storage:
+                yield qemu_img.node(kind, storage, backing)
+
+    @staticmethod
+    async def _join_qemu(file: OpenFile, volume: VolumeInfo, *, write: bool) -> None:
+        """:raises VolumeBusyError: a QEMU has the volume open in a way that does not go with this."""
+        if not await file.run(lambda: file.file.begin_as_qemu(write=write)):
+            raise VolumeBusyError(
+                f"volume {printable(volume.name)!r} is in use by a running QEMU", operation="write" if write else "read"
+            )
 
     async def convert_volume(
-        self, source: QemuNode, definition: VolumeDef, *, backing: QemuNode | None = None, on_bytes: OnBytes = None
+        self,
+        source: QemuNode,
+        definition: VolumeDef,
+        *,
+        backing: QemuNode | None = None,
+        stored: int = 0,
+        on_bytes: OnBytes = None,
     ) -> VolumeInfo:
         """See :class:`astore.backend.ConvertsVolumes`.
 
@@ -121,14 +141,18 @@ class ImageSession(OpeningSession):
             )
         capacity = needed_capacity(definition)
         operation = f"converting from {source['driver']} to {kind}"
-        async with self.new_volume(definition.name, definition.permissions) as new:
+        async with self.new_volume(definition.name, definition.permissions, kind) as new:
             with worded(definition.name, "convert"):
                 async with self._target(new, definition, capacity, on_bytes) as (storage, export):
-                    beside = export is not None or is_served(source)
 
                     async def run(arguments: list[str]) -> None:
                         await self._run(
-                            arguments, operation, beside=beside, export=export, timeout=qemu_img.CONVERT_SECONDS
+                            arguments,
+                            operation,
+                            nodes=(source, storage, backing or {}),
+                            stored=stored,
+                            export=export,
+                            timeout=qemu_img.CONVERT_SECONDS,
                         )
 
                     thin = backing is not None
@@ -150,9 +174,8 @@ class ImageSession(OpeningSession):
         """The storage of an image that is to be written, empty for the present, and backed by nothing yet."""
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
-        hidden = new.made.hidden
         nobody = copying.Count(None, None)
-        if kind in qemu_img.BY_LENGTH and self._path(hidden) is None:
+        if kind in qemu_img.BY_LENGTH and not new.file.in_kernel:
             async with private_folder(self.context) as folder:
                 path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
                 await self._create_here(path, definition, capacity, False)
@@ -165,80 +188,116 @@ class ImageSession(OpeningSession):
         else:
             room = whole_sectors(capacity + capacity // 16) + ROOM  # tables take a 64th and a 256th at most
             await self._create_image(new, definition, capacity, False, nobody)
-        async with self._written(new, hidden, room, on_bytes) as (storage, export):
-            yield storage, export
-            if export is not None and kind != "raw":
-                await new.truncate(whole_sectors(export.end))
+        if new.file.in_kernel:  # nobody else can have written to it
+            async with self._inherited(new, VolumeType.FILE) as storage:
+                yield storage, None
+            return
+        export = Export(new, room, (await new.stat()).size, write=True, on_bytes=on_bytes)
+        async with self._serving(export) as storage:
+            yield {**storage, "discard": "unmap"}, export
+        if kind != "raw":
+            await new.truncate(whole_sectors(export.end))
 
     # ---------------------------------------------------------------------------------------------------- resizing
 
     async def _resize_image(
-        self, file: OpenFile, volume: VolumeInfo, capacity: int, allocate: bool, backed: int | None
+        self,
+        file: OpenFile,
+        volume: VolumeInfo,
+        capacity: int,
+        allocate: bool,
+        backed: int | None,
+        backing: QemuNode | None,
     ) -> None:
-        """Have qemu-img resize an image that is open for writing. :param backed: the capacity of what backs it, if known."""
+        """Have qemu-img resize an image that is open for writing.
+
+        :param backed: the capacity of what backs it, if known. :param backing: the node of that.
+        """
         operation = f"resizing a {volume.format} volume"
+        what = f"{operation}: volume {printable(volume.name)!r}"
+        if not formats.can_be_read(volume.format):
+            raise StorageError(f"{what}: images of format {volume.format!r} are not resized", errno=errno.EOPNOTSUPP)
+        head = await file.run(unchanged_head, file.file, volume, what)
+        check_whole(volume, what)
         # an image that grows over what backs it must get zeros there, and for that QEMU must see what is there
         alone = volume.backing is None or capacity <= volume.capacity
         alone = alone or (backed is not None and backed <= volume.capacity)
-        if not alone and self._path(volume.name) is None:
-            known = "has less capacity than what backs it"
+        if not alone and backing is None:
             raise StorageError(
-                f"{operation}: volume {printable(volume.name)!r} "
-                + (known if backed is not None else f"is backed by {volume.backing!r}, which no active pool has"),
+                f"{what} is backed by {printable(volume.backing or '')!r}, which cannot be read here: "
+                "what it gains would show what is there",
                 errno=errno.EOPNOTSUPP,
             )
+        await self._join_qemu(file, volume, write=True)
         more = max(capacity - volume.capacity, 0) if allocate else 0
         stored = (await file.stat()).size
-        if self._path(volume.name) is None:
-            await self._take_space(file, stored, whole_sectors(more))  # before the header says that it has it
-        else:
-            await self._check_space(more)
+        await self._take_space(file, stored, whole_sectors(more))  # before the header says that it has it
         room = whole_sectors(stored + more + more // 16)
         if volume.format == "qcow2":  # on shrinking QEMU writes all tables for what goes
             room += ROOM + whole_sectors(max(capacity, volume.capacity) // (volume.cluster_size or 512) * 16)
-        async with self._written(file, volume.name, room, None, volume.type) as (storage, export):
-            node = qemu_img.node(volume.format, storage)
-            if not alone:
-                del node["backing"]
+        export = Export(file, room, stored, write=True, head=head)
+        async with self._serving(export) as served, self._shim(None if alone else backing, backed or 0) as below:
+            node = qemu_img.node(volume.format, {**served, "discard": "unmap"}, below)
             arguments = ["resize", "-q"]
             if capacity < volume.capacity:
                 arguments.append("--shrink")
             if allocate:
                 arguments.append("--preallocation=falloc")
             arguments += [qemu_img.filename(node), str(capacity)]
-            beside = export is not None
-            await self._run(arguments, operation, beside=beside, export=export, timeout=qemu_img.CREATE_SECONDS)
-            if export is None:
-                return
+
+            async def run(arguments: list[str]) -> CommandResult:
+                nodes = (backing or {},)
+                return await self._run(arguments, operation, nodes=nodes, stored=stored, export=export)
+
+            await run(arguments)
             # what QEMU does to a file's size it cannot do here: to take space for it, and to cut it
             end = export.end
             if allocate or capacity < volume.capacity:
-                said = await self._run(
-                    ["check", "--output=json", qemu_img.filename(node)],
-                    operation,
-                    beside=beside,
-                    export=export,
-                    timeout=qemu_img.CREATE_SECONDS,
-                )
-                end = qemu_img.image_end(said)
+                end = qemu_img.image_end(await run(["check", "--output=json", qemu_img.filename(node)]))
         await file.truncate(whole_sectors(end))
         if allocate:
             await self._allocate(file, stored, whole_sectors(end) - stored)
 
+    @contextlib.asynccontextmanager
+    async def _shim(self, backing: QemuNode | None, capacity: int) -> AsyncIterator[QemuNode | None]:
+        """The node of what backs an image whose header keeps its own name for that.
+
+        QEMU mixes a node with that name, unless the node has a file name of its own. So QEMU gets an empty image of ours,
+        which is backed by the node.
+        """
+        if backing is None:
+            yield None
+            return
+        name = qemu_img.filename(backing)
+        if len(name.encode()) > qemu_img.LONGEST_NAME:
+            raise StorageError("it is backed by a chain that is too long to be resized", errno=errno.EOPNOTSUPP)
+        async with private_folder(self.context) as folder:
+            path = f"{folder}/backing.qcow2"
+            create = ["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", backing["driver"], path, str(capacity)]
+            await self._run(create, "resizing a backed volume")
+            yield {"driver": "qcow2", "file": qemu_img.file_node(path)}
+
     # ----------------------------------------------------------------------------------------------- small things
 
     @contextlib.asynccontextmanager
-    async def _written(
-        self, file: OpenFile, name: str, size: int, on_bytes: OnBytes, type: VolumeType = VolumeType.FILE
-    ) -> AsyncIterator[tuple[QemuNode, Export | None]]:
-        """The storage of an image, to be written: by its path, or served with room for ``size`` bytes."""
-        path = self._path(name)
-        if path is not None:
-            yield qemu_img.file_node(path, type), None
-            return
-        export = Export(file, size, (await file.stat()).size, write=True, on_bytes=on_bytes)
-        async with self._serving(export) as storage:
-            yield {**storage, "discard": "unmap"}, export
+    async def _storage(
+        self, file: OpenFile, size: int, *, head: bytes, type: VolumeType, on_bytes: OnBytes
+    ) -> AsyncIterator[QemuNode]:
+        """The storage of an image that is read: inherited, where its header (``head``) does not matter, or served."""
+        inherited = not head and file.file.in_kernel
+        export = Export(file, size, size, head=head, on_bytes=on_bytes)
+        async with self._inherited(file, type) if inherited else self._serving(export) as storage:
+            yield storage
+
+    @contextlib.asynccontextmanager
+    async def _inherited(self, file: OpenFile, type: VolumeType) -> AsyncIterator[QemuNode]:
+        """An open file that qemu-img inherits."""
+        lane = self.context.lane
+        descriptor = await to_the_end(lane, file.guarded, file.file.open_again, undo=os.close)
+        try:
+            yield qemu_img.descriptor_node(descriptor, type)
+        finally:
+            await shielded(bounded(_closed(lane, descriptor)))
 
     @contextlib.asynccontextmanager
     async def _serving(self, export: Export) -> AsyncIterator[QemuNode]:
@@ -249,23 +308,35 @@ class ImageSession(OpeningSession):
             yield storage
 
     async def _run(
-        self, arguments: list[str], operation: str, *, beside: bool, export: Export | None, timeout: float
+        self,
+        arguments: list[str],
+        operation: str,
+        *,
+        nodes: Sequence[QemuNode] = (),
+        stored: int = 0,
+        export: Export | None = None,
+        timeout: float = qemu_img.CREATE_SECONDS,
     ) -> CommandResult:
-        """Run qemu-img. :raises OSError: what the storage said of what is written there. CommandError: else."""
+        """Run qemu-img.
+
+        :param nodes: what it is told of, whose open files it inherits. :param stored: bytes that it may have to read.
+        :raises OSError: what the storage said of what is written there. CommandError: else.
+        """
         if self._programs is None:
             self._programs = asyncio.Semaphore(PROGRAMS)
         async with self._programs:
             try:
-                return await qemu_img.run(self.context, *arguments, timeout=timeout, operation=operation, beside=beside)
+                return await qemu_img.run(
+                    *arguments,
+                    timeout=timeout,
+                    operation=operation,
+                    limits=qemu_img.limits(stored),
+                    descriptors=qemu_img.descriptors(*nodes),
+                )
             except CommandError as error:
                 if export is not None and export.error is not None:
                     raise export.error from error
                 raise
-
-    def _path(self, name: str) -> str | None:
-        """What qemu-img calls an entry, if it has a path here."""
-        path = self.tree.program_path(name)
-        return path if path.startswith("/") else None
 
     async def _allocate(self, file: OpenFile, offset: int, length: int, count: copying.Count | None = None) -> None:
         """Take space for a range. :raises OSError: ENOSPC: there is not so much; then none was taken in vain."""
@@ -292,6 +363,21 @@ class ImageSession(OpeningSession):
             _, free = await self.context.lane.run(self.tree.statvfs)
             if length > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def _closed(lane: Lane, descriptor: int) -> None:
+    """Close a descriptor on a thread: over a network that may take its time."""
+    begun = threading.Event()
+
+    def close() -> None:
+        begun.set()
+        os.close(descriptor)
+
+    try:
+        await lane.run(close)
+    finally:
+        if not begun.is_set():  # the lane has no thread for it
+            in_a_thread(close)
 
 
 def _open_image(path: str) -> TreeFile:

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from astore.files import FileStat
-from astore.local_tree import Folder, LocalTree
+from astore.local_tree import Folder, LocalTree, note_format, noted_format
 from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.ordering import keeps_order
 
@@ -34,6 +34,9 @@ _OPENAT2 = 437  # on all architectures
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
 FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines (bits/fcntl.h): type, whence, start, length, pid
 _FLAGS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_QEMU_READ, _QEMU_WRITE, _QEMU_RESIZE = 0, 1, 3
+"""Rights on an image, as QEMU numbers them (BLK_PERM_CONSISTENT_READ … in its include/block/block-common.h)."""
+
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -63,7 +66,7 @@ class LocalFile(TreeFile):
         size = st.st_size
         if stat.S_ISBLK(st.st_mode):
             size = os.lseek(self.fileno(), 0, os.SEEK_END)
-        return FileStat(st.st_mode, st.st_ino, size, st.st_blocks, st.st_uid, st.st_gid, *times)
+        return FileStat(st.st_mode, st.st_ino, size, st.st_blocks, st.st_uid, st.st_gid, *times, st.st_dev)
 
     def pread(self, length: int, offset: int) -> bytes:
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
@@ -149,6 +152,44 @@ class LocalFile(TreeFile):
         fd = self.fileno()
         flags = struct.unpack("l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, struct.pack("l", 0)))[0]
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", flags | FS_NOCOW_FL))
+
+    in_kernel = True
+
+    def open_again(self) -> int:
+        """A descriptor of the very same file, whatever its name leads to by now (proc(5), /proc/self/fd)."""
+        fd = self.fileno()
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
+
+    def noted_format(self) -> str | None:
+        """The format that is noted at the file."""
+        return noted_format(self.fileno())
+
+    def note_format(self, format: str | None) -> bool:
+        """Note which format the file was made in, or (None) take that back."""
+        return note_format(self.fileno(), format)
+
+    def begin_as_qemu(self, *, write: bool) -> bool:
+        """Take the locks that QEMU's file driver would (block/file-posix.c): which rights it uses, and which it shares not.
+
+        Locked bytes say so: from 100 on the rights in use, from 200 on those that nobody else may use.
+        """
+        fd = self.fileno()
+        used = (_QEMU_READ, _QEMU_WRITE, _QEMU_RESIZE) if write else (_QEMU_READ,)
+        kept = (_QEMU_WRITE, _QEMU_RESIZE)
+        try:
+            for byte in (*(100 + right for right in used), *(200 + right for right in kept)):
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+            for byte in (*(200 + right for right in used), *(100 + right for right in kept)):
+                asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+                if FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK:
+                    return False
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            if error.errno not in NO_LOCKS:
+                raise
+        return True
 
     def chmod(self, mode: int) -> None:
         """Set the permission bits."""
@@ -245,14 +286,13 @@ class WritableLocalTree(LocalTree, WritableTree):
         with self._held() as folder:
             st = os.stat(name, dir_fd=folder, follow_symlinks=follow)
         times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
-        return FileStat(st.st_mode, st.st_ino, st.st_size, st.st_blocks, st.st_uid, st.st_gid, *times)
+        return FileStat(st.st_mode, st.st_ino, st.st_size, st.st_blocks, st.st_uid, st.st_gid, *times, st.st_dev)
 
-    def link(self, old: str, new: str) -> None:
-        """Give a file a second name."""
-        self._check_name(old)
-        self._check_name(new)
+    def link(self, file: Any, name: str) -> None:
+        """Give an open file a second name: by its descriptor (proc(5), /proc/self/fd), so that it is this very file."""
+        self._check_name(name)
         with self._held() as folder:
-            os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=folder, follow_symlinks=True)
 
     def rename(self, old: str, new: str) -> None:
         """Give an entry another name that nobody has (renameat2(2), RENAME_NOREPLACE)."""
@@ -315,10 +355,6 @@ class WritableLocalTree(LocalTree, WritableTree):
             ordered = keeps_order(folder.fd)
             self._order = folder.identity[0], ordered
         return ordered
-
-    def program_path(self, name: str) -> str:
-        """The entry's path."""
-        return self.key(name)
 
     def _held(self) -> _Held:
         return _Held(self._current())

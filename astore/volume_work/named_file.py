@@ -79,6 +79,12 @@ class NamedFile:
         self._check_write()
         await self._named(self._file.punch(offset, length))
 
+    async def note_format(self, format: str | None) -> bool:
+        """Note which format the volume was made in, or (None) take that back; False: its storage keeps no notes."""
+        self._check_write()
+        note = getattr(self._file, "note_format", None)
+        return False if note is None else await self._named(note(format))
+
     async def sync(self) -> None:
         """Wait until what was written is safe."""
         await self._named(self._file.sync())

@@ -119,6 +119,10 @@ class OpenFile:
         """Where a hole begins at or after ``offset``; the end of the file at the latest."""
         return await self.run(self._file.seek_hole, offset)
 
+    async def note_format(self, format: str | None) -> bool:
+        """Note which format it was made in, or (None) take that back; False: this storage keeps no notes."""
+        return await self.run(self._file.note_format, format)
+
     async def sync(self) -> None:
         """Wait until what was written is safe."""
         await self.run(self._file.sync, timeout=SYNC_SECONDS)

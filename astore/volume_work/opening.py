@@ -31,6 +31,7 @@ from astore.shield import shielded
 from astore.volume_work.calls import SYNC_SECONDS, bounded, to_the_end
 from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.copying import Count
+from astore.volume_work.headers import is_raw
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.placing import HiddenFile, begin, remove_leftovers
 from astore.volume_work.together import Makers
@@ -102,14 +103,20 @@ class OpeningSession(FileTreeSession):
     # ----------------------------------------------------------------------------------------------- new volumes
 
     @contextlib.asynccontextmanager
-    async def new_volume(self, name: str, permissions: Permissions | None = None) -> AsyncIterator[NewVolume]:
+    async def new_volume(
+        self, name: str, permissions: Permissions | None = None, format: str | None = None
+    ) -> AsyncIterator[NewVolume]:
         """A new volume, hidden while it is written to inside, and in its place after; or not there at all.
 
+        :param format: the format it is made in. That of a raw one is noted at it.
         :raises VolumeExistsError: there is something of this name. StorageError: the storage said no.
         """
         with worded(name, "create"):
             checked_name(name)
-            made = await to_the_end(self.context.lane, begin, self.tree, name, permissions, undo=_discard)
+            made = await to_the_end(
+                *(self.context.lane, begin, self.tree, name, permissions, "raw" if is_raw(format) else None),
+                undo=_discard,
+            )
         new = NewVolume(self, made)
         try:
             with self._keeping(new):
@@ -143,11 +150,12 @@ class OpeningSession(FileTreeSession):
     async def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AsyncIterator[OpenFile]:
         """Open a volume's bytes; for writing, locked against all other writers of astore's.
 
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EISDIR …
+        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EISDIR …;
+            EAGAIN: for writing: another file has its name than the one that was protected, or asked about.
         """
         lane = self.context.lane
         with worded(volume.name, "open"):
-            file = await to_the_end(lane, open_locked, self.tree, volume.name, write, undo=close_file)
+            file = await to_the_end(lane, open_locked, self.tree, volume.name, write, volume.inode, undo=close_file)
         opened = OpenFile(lane, file)
         try:
             with self._keeping(opened):
@@ -160,10 +168,18 @@ class OpeningSession(FileTreeSession):
             await shielded(opened.aclose())
 
 
-def open_locked(tree: WritableTree, name: str, write: bool) -> TreeFile:
-    """Open an entry; for writing, locked. Blocks. :raises VolumeBusyError: somebody else is writing it."""
+def open_locked(tree: WritableTree, name: str, write: bool, inode: int = 0) -> TreeFile:
+    """Open an entry; for writing, locked. Blocks.
+
+    :param inode: which file it must be, to be written to; 0: whichever.
+    :raises VolumeBusyError: somebody else is writing it. StorageError: EAGAIN: it is another file.
+    """
     file = tree.open(name, write=write)
     try:
+        if write and inode and file.stat().inode != inode:
+            raise StorageError(
+                f"volume {printable(name)!r} is another file by now; refresh it first", errno=errno.EAGAIN
+            )
         if write and not _lock(file):
             raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
     except BaseException:

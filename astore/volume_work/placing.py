@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import msgspec
+
 from astore.errors import printable
 from astore.files import TEMPORARY, blank_record, read_entry
-from astore.model import EntryError, Permissions, VolumeInfo
+from astore.model import EntryError, KeptPermissions, Permissions, VolumeInfo
 from astore.volume_work.contract import TreeFile, WritableTree
 
 T = TypeVar("T")
@@ -39,11 +41,15 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 class HiddenFile:
     """A new file that is not in its place yet. Blocking; made by :func:`begin`."""
 
-    def __init__(self, tree: WritableTree, hidden: str, name: str, file: TreeFile) -> None:
+    def __init__(
+        self, tree: WritableTree, hidden: str, name: str, file: TreeFile, permissions: Permissions, made: str | None
+    ) -> None:
         self.tree = tree
         self.hidden = hidden
         self.name = name
         self.file = file
+        self.permissions = permissions
+        self.made = made
         self._inode = -1
         self._named = False
 
@@ -53,10 +59,22 @@ class HiddenFile:
         self.give_name()
         self.drop_hidden()
         self.tree.sync_folder()
-        return _anew(lambda: found(self.tree, self.name))
+        return self._checked(_anew(lambda: found(self.tree, self.name)))
 
     def give_name(self) -> None:
-        """Put it in its place; the folder is not synced yet. :raises OSError: EEXIST: the name is taken."""
+        """Put it in its place, with its permissions; the folder is not synced yet.
+
+        Until then it is nobody else's to write, whoever it is made for. :raises OSError: EEXIST: the name is taken.
+        """
+        owner, group, mode = self.permissions.owner, self.permissions.group, self.permissions.mode
+        if owner is not None or group is not None:
+            try:
+                self.file.chown(-1 if owner is None else owner, -1 if group is None else group)
+            except PermissionError:
+                if not isinstance(self.permissions, KeptPermissions):
+                    raise
+        if mode is not None and mode != DEFAULT_MODE:
+            self.file.chmod(mode)
         self._named = True
         self._link()
 
@@ -69,9 +87,16 @@ class HiddenFile:
         """Its record, when it has its name: of a hole of so many bytes nothing is read."""
         stat = _anew(lambda: self.tree.stat(self.name, follow=False))
         if stat.size != hole:  # somebody was very fast
-            return _anew(lambda: found(self.tree, self.name))
-        self._inode = stat.inode
-        return blank_record(self.tree, self.name, stat)
+            return self._checked(_anew(lambda: found(self.tree, self.name)))
+        return self._checked(blank_record(self.tree, self.name, stat))
+
+    def _checked(self, record: VolumeInfo) -> VolumeInfo:
+        """The record, if it is of this file. :raises OSError: EEXIST: another file has its name by now."""
+        if record.inode != self._own_inode():
+            raise FileExistsError(errno.EEXIST, "another file took its name in the moment when it was made", self.name)
+        if self.made is not None and record.made is None:
+            record = msgspec.structs.replace(record, made=self.made)
+        return record
 
     def close(self) -> None:
         """Close the file; whether it is what has the name can be told later too. :raises OSError: as of files."""
@@ -86,7 +111,7 @@ class HiddenFile:
 
     def _link(self) -> None:
         try:
-            _anew(lambda: self.tree.link(self.hidden, self.name))
+            _anew(lambda: self.tree.link(self.file, self.name))
         except FileExistsError:
             # NFS asks again when an answer is lost, and is told then that there is what it made itself (link(2), BUGS)
             if _anew(lambda: self.tree.stat(self.name, follow=False)).inode != self._own_inode():
@@ -118,39 +143,40 @@ def _anew(call: Callable[[], T]) -> T:
     return call()
 
 
-def begin(tree: WritableTree, name: str, permissions: Permissions | None) -> HiddenFile:
-    """A new hidden file, locked, with the permissions it is to have. :raises OSError: EEXIST: the name is taken."""
+def begin(tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None) -> HiddenFile:
+    """A new hidden file, locked; see :func:`start`. :raises OSError: EEXIST: the name is taken."""
     try:
         _anew(lambda: tree.stat(name, follow=False))
     except FileNotFoundError:
         pass
     else:
         raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
-    return start(tree, name, permissions, sure=True)
+    return start(tree, name, permissions, made, sure=True)
 
 
-def start(tree: WritableTree, name: str, permissions: Permissions | None, *, sure: bool = False) -> HiddenFile:
-    """A new hidden file, locked, with the permissions it is to have.
+def start(
+    tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None, *, sure: bool = False
+) -> HiddenFile:
+    """A new hidden file, locked, which is to have these permissions.
 
+    :param made: the format that is noted at it: ``raw``, so that it stays that whatever its guest writes.
     :param sure: see to it that nobody has removed it before it was locked. (Else linking it would say so, by ENOENT.)
     """
     wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
         hidden = f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
-        file = tree.create(hidden, DEFAULT_MODE if wanted.mode is None else wanted.mode)
-        made = HiddenFile(tree, hidden, name, file)
+        file = tree.create(hidden, DEFAULT_MODE)
+        new = HiddenFile(tree, hidden, name, file, wanted, made)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
-                if wanted.owner is not None or wanted.group is not None:
-                    file.chown(
-                        -1 if wanted.owner is None else wanted.owner, -1 if wanted.group is None else wanted.group
-                    )
-                return made
+                if made is not None:
+                    file.note_format(made)
+                return new
         except BaseException:
-            made.remove()
+            new.remove()
             file.close()
             raise
-        made.remove()  # somebody who looks for leftovers was faster than the lock, and removes it too
+        new.remove()  # somebody who looks for leftovers was faster than the lock, and removes it too
         file.close()
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
 

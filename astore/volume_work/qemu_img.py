@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
-from astore.backend import CommandResult, Context, Lane, QemuNode
+from astore.backend import CommandResult, Lane, Limits, QemuNode
 from astore.commands import LaneCommandRunner
-from astore.errors import CommandError, DefinitionError, StorageError
+from astore.errors import CommandError, DefinitionError
+from astore.images import formats
 from astore.model import VolumeDef, VolumeType
 
 T = TypeVar("T")
 
-WRITTEN = ("qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "luks")
-"""Formats whose images qemu-img makes, in libvirt's words, raw apart."""
-
 CREATE_SECONDS = 120.0
 CONVERT_SECONDS = 24 * 3600.0
-
-HEAD = 16 << 10
-"""Bytes of an image that :func:`check_head` and :func:`without_backing` look at."""
 
 BY_LENGTH = ("qcow", "qed", "vmdk")
 """Formats that QEMU writes at the file's end, for which the file must have its true size, and be able to grow."""
@@ -34,50 +28,24 @@ BACKED_LATER = ("qcow2", "qed")
 """Formats whose images can be given a backing file by name after they were made."""
 
 _PROGRAM = "qemu-img"
-_BACKED = ("qcow2", "qcow", "qed", "vmdk")
-_DRIVERS = {"iso": "raw", "vhd": "vpc", "ploop": "parallels"}
 _FEATURES = ("lazy_refcounts", "extended_l2")
 
+MEMORY = 2 << 30
+"""Bytes of address space that qemu-img may take: its own threads take a quarter of it, an image's tables tens of MiB."""
 
-def driver(format: str | None) -> str:
-    """QEMU's name of a format that libvirt calls ``format``."""
-    return "raw" if format is None else _DRIVERS.get(format, format)
+PROCESSOR_SECONDS = 60.0
+"""Seconds of processor time that it may take for what is in an image beside data."""
 
+BYTES_A_SECOND = 2 << 20
+"""Stored bytes for each further second: an image that unfolds to more work than that is not a disk, but an attack."""
 
-def is_raw(format: str | None) -> bool:
-    """Whether the bytes of such a volume are those of the disk."""
-    return driver(format) == "raw"
-
-
-def is_whole_vmdk(head: bytes) -> bool:
-    """Whether a VMDK image has its data in itself, rather than in files that a descriptor names (see QEMU's block/vmdk.c)."""
-    if head.startswith(b"KDMV"):
-        return head[12:20] != bytes(8)  # with a capacity of 0 QEMU goes by the embedded descriptor
-    return head.startswith(b"COWD")
+LONGEST_NAME = 1023
+"""Bytes of the name of a backing file in a qcow2 header."""
 
 
-def check_head(format: str | None, head: bytes, what: str) -> None:
-    """Look at an image's first bytes. :raises StorageError: EPERM: it has its data in files that it names."""
-    split = format == "vmdk" and not is_whole_vmdk(head)
-    if format == "qcow2" and head[4:8] != b"\0\0\0\2":
-        split = bool(
-            head[79:80] and head[79] & 4
-        )  # incompatible feature 2: external data file (QEMU's docs/interop/qcow2)
-    if split:
-        raise StorageError(f"{what} has its data in other files", errno=errno.EPERM)
-
-
-def without_backing(format: str | None, head: bytes) -> bytes:
-    """An image's first bytes without the name of its backing file.
-
-    QEMU takes what it is told of a backing file together with the name in the header, where there is one, which is wrong.
-    (See QEMU's docs/interop/qcow2 and qed_spec, and block/vmdk.c, which looks for the word in the descriptor.)
-    """
-    if format in ("qcow2", "qcow"):
-        return head[:8] + bytes(12) + head[20:]
-    if format == "qed":
-        return head[:16] + bytes([head[16] & ~1]) + head[17:]
-    return head.replace(b"parentFileNameHint", b"parentFileNameGone") if format == "vmdk" else head
+def limits(stored: int = 0) -> Limits:
+    """What qemu-img may use for images of so many stored bytes in all."""
+    return Limits(MEMORY, PROCESSOR_SECONDS + stored / BYTES_A_SECOND)
 
 
 def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None) -> QemuNode:
@@ -85,9 +53,8 @@ def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None)
 
     Without one there is none, whatever its header says.
     """
-    kind = driver(format)
-    made: QemuNode = {"driver": kind, "file": storage}
-    if kind in _BACKED:
+    made: QemuNode = {"driver": formats.driver_of(format), "file": storage}
+    if formats.can_be_backed(format):
         made["backing"] = backing
     return made
 
@@ -95,6 +62,22 @@ def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None)
 def file_node(path: str, type: VolumeType = VolumeType.FILE) -> QemuNode:
     """A file or device of this machine as a node of QEMU's block layer."""
     return {"driver": "host_device" if type is VolumeType.BLOCK else "file", "filename": path}
+
+
+def descriptor_node(descriptor: int, type: VolumeType = VolumeType.FILE) -> QemuNode:
+    """An open file that qemu-img inherits, as a node of QEMU's block layer: the very file, whatever its name leads to."""
+    return file_node(f"/proc/self/fd/{descriptor}", type)
+
+
+def descriptors(*nodes: QemuNode) -> list[int]:
+    """The numbers of the open files that are in these nodes."""
+    found: list[int] = []
+    for one in nodes:
+        path = one.get("filename", "")
+        if isinstance(path, str) and path.startswith("/proc/self/fd/"):
+            found.append(int(path.rpartition("/")[2]))
+        found += descriptors(*(child for child in one.values() if isinstance(child, dict)))
+    return found
 
 
 def filename(node: QemuNode) -> str:
@@ -105,8 +88,8 @@ def filename(node: QemuNode) -> str:
 def check_definition(definition: VolumeDef) -> None:
     """:raises DefinitionError: qemu-img cannot make this volume."""
     kind = definition.format or "raw"
-    if kind != "raw" and kind not in WRITTEN:
-        able = ", ".join(("raw", "dir", *(one for one in WRITTEN if one != "luks")))
+    if kind != "raw" and not formats.can_be_made(kind):
+        able = ", ".join(("raw", "dir", *(one for one in formats.WRITTEN if one != "luks")))
         raise DefinitionError(
             f"volumes of format {kind!r} can be kept but not made; those that can: {able}", element="format"
         )
@@ -125,7 +108,7 @@ def check_definition(definition: VolumeDef) -> None:
         ):
             if value:
                 raise DefinitionError(f"volumes of format {kind!r} have no {what}", element=what)
-    if definition.backing is not None and kind not in ("qcow2", "qcow", "qed", "vmdk"):
+    if definition.backing is not None and not formats.can_be_backed(kind):
         raise DefinitionError(f"volumes of format {kind!r} cannot be backed by others", element="backingStore")
 
 
@@ -146,7 +129,7 @@ def create_arguments(definition: VolumeDef, capacity: int, *, prealloc_metadata:
     argv = ["create", "-q", "-f", kind]
     if definition.backing is not None:
         # -u: the image that backs it need not be opened here, and its name may mean nothing in the private folder
-        argv += ["-u", "-b", definition.backing.path, "-F", driver(definition.backing.format)]
+        argv += ["-u", "-b", definition.backing.path, "-F", formats.driver_of(definition.backing.format)]
     if options:
         argv += ["-o", ",".join(options)]
     return argv
@@ -164,26 +147,28 @@ def convert_arguments(definition: VolumeDef, source: QemuNode, target: QemuNode,
     if definition.backing is None:
         argv.append("--target-is-zero")
     elif thin:
-        argv += ["-B", definition.backing.path, "-F", driver(definition.backing.format)]
-    return [*argv, "-O", driver(definition.format), filename(source), filename(target)]
+        argv += ["-B", definition.backing.path, "-F", formats.driver_of(definition.backing.format)]
+    return [*argv, "-O", formats.driver_of(definition.format), filename(source), filename(target)]
 
 
 def rebase_arguments(definition: VolumeDef, target: QemuNode) -> list[str]:
     """The arguments of ``qemu-img rebase`` that write the backing file's name into the header, and nothing else."""
     assert definition.backing is not None
     backing = definition.backing
-    return ["rebase", "-q", "-u", "-b", backing.path, "-F", driver(backing.format), filename(target)]
+    return ["rebase", "-q", "-u", "-b", backing.path, "-F", formats.driver_of(backing.format), filename(target)]
 
 
-async def run(context: Context, *arguments: str, timeout: float, operation: str, beside: bool = False) -> CommandResult:
-    """Run qemu-img.
+async def run(
+    *arguments: str, timeout: float, operation: str, limits: Limits, descriptors: Sequence[int] = ()
+) -> CommandResult:
+    """Run qemu-img, on a thread beside those of the pool's lane, which it may need to get on.
 
-    :param beside: on a thread beside those of the lane, which it may need to get on.
+    :param descriptors: open files that it is given.
     :raises CommandError: it is not installed, or what it said.
     """
-    runner = LaneCommandRunner(cast(Lane, _OwnThread())) if beside else context.run_command
+    runner = LaneCommandRunner(cast(Lane, _OwnThread()))
     try:
-        return await runner([_PROGRAM, *arguments], timeout=timeout)
+        return await runner([_PROGRAM, *arguments], timeout=timeout, limits=limits, descriptors=descriptors)
     except CommandError as error:
         if error.returncode is not None:
             raise

@@ -7,18 +7,24 @@ import errno
 import stat
 from collections.abc import AsyncIterator
 
-from astore.backend import Progress, VolumeFile
+import msgspec
+
+from astore.backend import Progress, QemuNode, VolumeFile
 from astore.errors import StorageError, printable
+from astore.files import plain_record
+from astore.images import ImageError
 from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
+from astore.places import Resolver
 from astore.shield import shielded
 from astore.volume_work import copying, qemu_img, wiping
 from astore.volume_work.calls import bounded, to_the_end
 from astore.volume_work.contract import TreeFile, WritableTree
+from astore.volume_work.headers import check_whole, examined, head_and_record, is_raw, unchanged_head
 from astore.volume_work.image_session import ImageSession, info_of, needed_capacity
 from astore.volume_work.local import LocalFile
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.opening import NewVolume, checked_name, open_locked, worded
-from astore.volume_work.placing import found
+from astore.volume_work.placing import HiddenFile, found
 
 DIRECTORY_MODE = 0o711
 
@@ -42,7 +48,7 @@ class WritableTreeSession(ImageSession):
         capacity = needed_capacity(definition)
         if kind == "raw" and not definition.allocation:
             return await self._make_hole(definition, capacity)
-        async with self.new_volume(definition.name, definition.permissions) as new:
+        async with self.new_volume(definition.name, definition.permissions, kind) as new:
             count = copying.Count(None, None)
             with worded(definition.name, "create", count):
                 if definition.nocow:
@@ -91,6 +97,7 @@ class WritableTreeSession(ImageSession):
         *,
         progress: Progress | None = None,
         backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
         """Make a new volume with the bytes of one of this pool's: shared blocks where the storage can, else its own copy.
 
@@ -98,13 +105,14 @@ class WritableTreeSession(ImageSession):
 
         :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source is not there.
         """
+        what = f"copy: volume {printable(source.name)!r}"
         async with self._making(definition, progress) as (new, count), self.open_volume(source) as old:
             with worded(definition.name, "copy", count):
+                await old.run(unchanged_head, old.file, source, what)
                 size = count.total = (await old.stat()).size
                 if not await copying.copy_within(old, new, size, count):
                     await self._copy(old, size, new, count)
-                await self._grow(new, definition, size, backed)
-                await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+                await self._finish_copy(new, source, definition, size, backed, backing)
         return info_of(new)
 
     async def receive_volume(
@@ -114,22 +122,23 @@ class WritableTreeSession(ImageSession):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
+        like: VolumeInfo | None = None,
         backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
         """Make a new volume with the bytes of another pool's, read and written in blocks; holes are kept."""
         async with self._making(definition, progress) as (new, count):
             with worded(definition.name, "copy", count):
                 count.total = size
                 await self._copy(source, size, new, count)
-                await self._grow(new, definition, size, backed)
-                await new.sync()
+                await self._finish_copy(new, like, definition, size, backed, backing)
         return info_of(new)
 
     @contextlib.asynccontextmanager
     async def _making(
         self, definition: VolumeDef, progress: Progress | None
     ) -> AsyncIterator[tuple[NewVolume, copying.Count]]:
-        async with self.new_volume(definition.name, definition.permissions) as new:
+        async with self.new_volume(definition.name, definition.permissions, definition.format) as new:
             if definition.nocow:
                 await new.run(_set_nocow, new.file)
             yield new, copying.Count(None, progress)
@@ -138,42 +147,76 @@ class WritableTreeSession(ImageSession):
         await new.truncate(size)
         await copying.copy_blocks(source, new, size, count)
 
-    async def _grow(self, new: NewVolume, definition: VolumeDef, size: int, backed: int | None) -> None:
-        """Give a copy the capacity that it is to have, and of a raw one the space."""
+    async def _finish_copy(
+        self,
+        new: NewVolume,
+        source: VolumeInfo | None,
+        definition: VolumeDef,
+        size: int,
+        backed: int | None,
+        backing: QemuNode | None,
+    ) -> None:
+        """See that a copy is what its source was, and give it the capacity that it is to have, and of a raw one the space.
+
+        :param source: the source's record. What its guest, or whoever may write to it, changed meanwhile is in the copy.
+        """
         capacity = definition.capacity or 0
-        if qemu_img.is_raw(definition.format):
+        if is_raw(definition.format):
             if capacity > size:
                 await new.truncate(capacity)
             await self._allocate(new, 0, min(definition.allocation or 0, max(capacity, size)))
-        elif capacity:
-            image = await new.run(found, self.tree, new.made.hidden, True)
+        else:
+            image = await new.run(self._copied, new.made, source, definition)
             if capacity > image.capacity:
-                await self._resize_image(new, image, capacity, False, backed)
+                await self._resize_image(new, image, capacity, False, backed, backing)
+        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+
+    def _copied(self, made: HiddenFile, source: VolumeInfo | None, definition: VolumeDef) -> VolumeInfo:
+        """The record of a copy, while it is hidden. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
+        what = f"copy {printable(definition.name)!r}"
+        key = self.tree.key(made.hidden)
+        _, image = examined(made.file, made.hidden, key, self.tree.file_type)
+        if source is not None:
+            head_and_record(made.file, image, source, what)
+        elif image.format != definition.format:
+            raise StorageError(f"{what}: its source changed meanwhile; refresh it first", errno=errno.EAGAIN)
+        return image
 
     # --------------------------------------------------------------------------------------------- what is there
 
     async def resize_volume(
-        self, volume: VolumeInfo, capacity: int, *, allocate: bool = False, backed: int | None = None
+        self,
+        volume: VolumeInfo,
+        capacity: int,
+        *,
+        allocate: bool = False,
+        backed: int | None = None,
+        backing: QemuNode | None = None,
     ) -> VolumeInfo:
         """Make a volume larger or smaller; raw by itself, other formats by qemu-img.
 
-        :raises StorageError: EOPNOTSUPP: it would grow over what backs it, which cannot be done here. EAGAIN: it has another
-            capacity by now than ``volume`` says, so that nobody can have meant this.
+        :raises StorageError: EOPNOTSUPP: it would grow over what backs it, which cannot be read here. EAGAIN: it is something
+            else by now than ``volume`` says, so that nobody can have meant this. EPERM: it has its data in other files.
         """
+        what = f"resize of volume {printable(volume.name)!r}"
         async with self.open_volume(volume, write=True) as file:
             with worded(volume.name, "resize"):
-                now = await file.run(found, self.tree, volume.name)
-                if (now.capacity, now.format) != (volume.capacity, volume.format):
+                _, now = await file.run(head_and_record, file.file, volume, volume, what)
+                if now.capacity != volume.capacity:
                     raise StorageError(
-                        f"resize of volume {printable(volume.name)!r}: it changed meanwhile, to {now.capacity} bytes "
-                        f"({now.format}); refresh it first",
-                        errno=errno.EAGAIN,
+                        f"{what}: it changed meanwhile, to {now.capacity} bytes; refresh it first", errno=errno.EAGAIN
                     )
-                if qemu_img.is_raw(volume.format):
+                if is_raw(volume.format):
                     await self._resize_raw(file, capacity, allocate)
                 else:
-                    await self._resize_image(file, volume, capacity, allocate, backed)
-                return await file.run(found, self.tree, volume.name)
+                    await self._resize_image(file, volume, capacity, allocate, backed, backing)
+                return await file.run(self._record, file.file, volume)
+
+    def _record(self, file: TreeFile, volume: VolumeInfo) -> VolumeInfo:
+        """The record of an open volume as it is now. Blocks."""
+        _, now = examined(file, volume.name, volume.key, volume.type, volume.made)
+        resolver = Resolver(self.tree, lambda name: plain_record(self.tree, name))
+        return msgspec.structs.replace(now, references=resolver.placed(now.references))
 
     async def _resize_raw(self, file: OpenFile, capacity: int, allocate: bool) -> None:
         size = (await file.stat()).size
@@ -191,9 +234,20 @@ class WritableTreeSession(ImageSession):
         """Overwrite a volume's data; see :mod:`astore.volume_work.wiping`."""
         wiping.check_algorithm(algorithm)
         async with self.open_volume(volume, write=True) as file:
+            with worded(volume.name, "wipe"):
+                await file.run(self._check_wipeable, file.file, volume)
             count = copying.Count(None, progress)
             with worded(volume.name, "wipe", count):
                 await wiping.wipe(file, algorithm, count)
+                await file.run(file.file.note_format, "raw")
+
+    @staticmethod
+    def _check_wipeable(file: TreeFile, volume: VolumeInfo) -> None:
+        """:raises StorageError: EPERM: the data are in other files, by the header as it is now or as it was."""
+        what = f"wipe of volume {printable(volume.name)!r}"
+        check_whole(volume, what)
+        with contextlib.suppress(ImageError):  # what has no header to be understood has its data here
+            check_whole(examined(file, volume.name, volume.key, volume.type, volume.made)[1], what)
 
     async def delete_volume(self, volume: VolumeInfo) -> None:
         """Remove a file, a link, or an empty directory.

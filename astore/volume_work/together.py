@@ -241,7 +241,7 @@ def _made(one: Wanted) -> HiddenFile:
 
 
 def _start(one: Wanted, tree: WritableTree) -> None:
-    made = one.made = start(tree, one.name, one.permissions)
+    made = one.made = start(tree, one.name, one.permissions, "raw")
     if one.prepare is not None:
         one.prepare(made)
 

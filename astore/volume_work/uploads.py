@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import aiofiles.threadpool
 import anyio.abc
 
-from astore.backend import Lane
+from astore.backend import Lane, VolumeFile
+from astore.files import HEADER_SIZE
 from astore.shield import shielded
 from astore.volume_work.blocks import Hole
 from astore.volume_work.calls import bounded, in_a_thread, to_the_end
+from astore.volume_work.downloads import Download
 from astore.volume_work.transfer import MOST, Data
 
 T = TypeVar("T")
@@ -56,6 +58,49 @@ async def chunks_of(
         raise TypeError(
             f"bytes come from a path, from bytes, or from an async iterable, not from {type(source).__name__}"
         )
+
+
+@contextlib.asynccontextmanager
+async def beginning(
+    file: VolumeFile, chunks: AsyncIterable[Data | Hole], offset: int, length: int | None
+) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], bytes | None]]:
+    """An upload's chunks, all of them, and the first HEADER_SIZE bytes that the volume will have after it.
+
+    :param file: the volume. :param offset: where the chunks go. :param length: how many of their bytes are taken at most.
+    :return: None in place of the first bytes where the upload leaves them as they are.
+    """
+    if offset >= HEADER_SIZE or length == 0:
+        yield chunks, None
+        return
+    wanted = HEADER_SIZE - offset if length is None else min(HEADER_SIZE - offset, length)
+    taken: list[Data | Hole] = []
+    had = 0
+    source = aiter(chunks)
+    async for chunk in source:
+        # whoever gave it may use its memory again
+        kept = chunk if isinstance(chunk, Hole | bytes) or isinstance(chunks, Download) else bytes(chunk)
+        taken.append(kept)
+        had += kept.length if isinstance(kept, Hole) else len(kept)
+        if had >= wanted:
+            break
+    head = bytearray(await file.pread(HEADER_SIZE, 0)) if had < HEADER_SIZE or offset else bytearray()
+    at = offset
+    if len(head) < at and had:
+        head.extend(bytes(at - len(head)))
+    for one in taken:
+        room = offset + wanted - at
+        part = bytes(min(one.length, room)) if isinstance(one, Hole) else bytes(memoryview(one).cast("B")[:room])
+        head[at : at + len(part)] = part
+        at += len(part)
+
+    async def again() -> AsyncGenerator[Data | Hole, None]:
+        while taken:
+            yield taken.pop(0)
+        async for chunk in source:
+            yield chunk
+
+    async with contextlib.aclosing(again()) as given:
+        yield given, bytes(head[:HEADER_SIZE]) if had else None
 
 
 def _open(path: str) -> tuple[io.FileIO, int | None]:

@@ -229,9 +229,9 @@ def test_names(folder: Folder, file: GlusterFile) -> None:
     """Renaming, second names, folders, and what is refused; an open file does not care."""
     tree = folder.tree
     file.pwrite(b"x", 0)
-    tree.link("file", "second")
+    tree.link(file, "second")
     with pytest.raises(FileExistsError):
-        tree.link("file", "second")
+        tree.link(file, "second")
     tree.rename("file", "renamed")
     tree.create("taken").close()
     with pytest.raises(FileExistsError):

@@ -109,12 +109,13 @@ def test_what_is_no_file(
                 with pytest.raises(OSError) as caught:
                     tree.open(name, write=write)
                 assert caught.value.errno == expected, (name, write)
+    plain = tree.create("plain")
     for change in (
         lambda: tree.create("../x"),
         lambda: tree.mkdir("a/b"),
         lambda: tree.unlink(".."),
         lambda: tree.rmdir("."),
-        lambda: tree.link("fifo", "/x"),
+        lambda: tree.link(plain, "/x"),
         lambda: tree.rename("fifo", "../x"),
         lambda: tree.set_owner("../x"),
         lambda: tree.stat("../x"),
@@ -122,6 +123,7 @@ def test_what_is_no_file(
         with pytest.raises(OSError) as caught:
             change()
         assert caught.value.errno == errno.EINVAL
+    plain.close()
 
 
 @pytest.mark.root
@@ -385,9 +387,10 @@ class _DetachingTree(WritableLocalTree):
 def test_folder_is_held_by_the_call(folder: Path) -> None:
     """The folder stays open under each call, though nothing but the call holds it."""
     tree = _DetachingTree(str(folder))
-    tree.create("a").close()
+    file = tree.create("a")
     assert tree.stat("a").size == 0
-    tree.link("a", "b")
+    tree.link(file, "b")
+    file.close()
     tree.rename("b", "c")
     tree.unlink("c")
     tree.mkdir("d")

@@ -24,7 +24,7 @@ from astore.pool import Pool
 from astore.registry import BackendRegistry
 from astore.testing.conformance.source import qcow2
 from astore.volume import Volume
-from astore.volume_work.local import WritableLocalTree
+from astore.volume_work.local import LocalFile, WritableLocalTree
 from astore.volume_work.session import WritableTreeSession
 
 pytestmark = pytest.mark.qemu
@@ -34,15 +34,29 @@ SIZE = 5 * MIB + 512
 DATA = random.Random(1).randbytes(MIB)
 
 
-class DistantTree(WritableLocalTree):
-    """A tree whose entries programs know by no path."""
+class DistantFile(LocalFile):
+    """A file that programs cannot inherit."""
 
-    def program_path(self, name: str) -> str:
-        return f"distant://host/{name}"
+    __slots__ = ()
+    in_kernel = False
+
+
+class DistantTree(WritableLocalTree):
+    """A tree whose files programs cannot inherit."""
+
+    def open(self, name: str, *, write: bool = False) -> LocalFile:
+        file = super().open(name, write=write)
+        file.__class__ = DistantFile
+        return file
+
+    def create(self, name: str, mode: int = 0o600) -> LocalFile:
+        file = super().create(name, mode)
+        file.__class__ = DistantFile
+        return file
 
 
 class MixedBackend(DirectoryBackend):
-    """Pools of type ``dir``, of which those that are called ``far…`` have no paths."""
+    """Pools of type ``dir``; programs cannot inherit the files of those that are called ``far…``."""
 
     async def open(self, definition: PoolDef, context: Context) -> WritableTreeSession:
         kind = DistantTree if definition.name.startswith("far") else WritableLocalTree
@@ -257,19 +271,37 @@ async def test_resize_backed(far: Pool, near: Pool, tmp_path: Path) -> None:
         copy = await pool.copy_volume(over, VolumeDef("copy", capacity=16 * MIB))
         assert copy.info.backing == "base"
         assert await disk_of(copy, tmp_path) == WANTED.ljust(16 * MIB, b"\0")
-        small = await pool.create_volume(VolumeDef("small", format="qcow2", capacity=MIB, backing=BackingStore("base")))
-        if pool is near:
+        for name, capacity in (("small", MIB), ("odd", MIB + 512)):
+            backing = BackingStore("base")
+            small = await pool.create_volume(VolumeDef(name, format="qcow2", capacity=capacity, backing=backing))
             await small.resize(2 * MIB)
-            assert await disk_of(small, tmp_path) == WANTED[:MIB] + bytes(MIB)
-            continue
-        with pytest.raises(StorageError, match="less capacity than what backs it") as caught:
-            await small.resize(2 * MIB)
-        assert caught.value.errno == errno.EOPNOTSUPP
-        await small.resize(MIB // 2, shrink=True)
+            assert await disk_of(small, tmp_path) == WANTED[:capacity] + bytes(2 * MIB - capacity)
+            assert small.info.backing == "base"
+            await small.resize(MIB // 2, shrink=True)
         await asyncio.to_thread(where(base).with_name("lost").write_bytes, qcow2(MIB, "nowhere", "raw"))
         await pool.refresh()
-        with pytest.raises(StorageError, match="'nowhere', which no active pool has"):
+        with pytest.raises(StorageError, match="'nowhere', which cannot be read here") as caught:
             await pool.volume("lost").resize(2 * MIB)
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+async def test_resize_over_a_chain(far: Pool, near: Pool, tmp_path: Path) -> None:
+    """What an image gains over a longer one below it is zeros, and what it shares with it stays."""
+    for pools in ((far, near, far), (near, near, near)):
+        _, first, _, wanted = await chain(pools, tmp_path)
+        over = await pools[0].create_volume(
+            VolumeDef("over", format="qcow2", capacity=MIB + 512, backing=BackingStore(first.path, "qcow2"))
+        )
+        await over.resize(SIZE)
+        assert await disk_of(over, tmp_path) == (base_of(wanted)[: MIB + 512]).ljust(SIZE, b"\0")
+        for pool in set(pools):
+            for volume in [pool.volume(info.name) for info in pool.volumes]:
+                await volume.delete(force=True)
+
+
+def base_of(wanted: bytes) -> bytes:
+    """The disk of the image in the middle of a :func:`chain`."""
+    return wanted[: 2 * MIB] + WANTED[2 * MIB : 2 * MIB + 4096] + wanted[2 * MIB + 4096 :]
 
 
 async def test_nothing_else_is_opened(far: Pool, near: Pool, tmp_path: Path, temporary: Path) -> None:
@@ -298,7 +330,7 @@ async def test_nothing_else_is_opened(far: Pool, near: Pool, tmp_path: Path, tem
         session: Any = pool._session
         record = (await pool.refresh("innocent"), pool.volume("innocent").info)[1]
         assert record.data_file is not None
-        with pytest.raises(StorageError, match="its data in other files"):
+        with pytest.raises(StorageError, match="its data in another file"):
             async with session.qemu_node(record, "reading"):
                 raise AssertionError("it was given away")
 

@@ -218,7 +218,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert manager.dependents(base) == []
         for owner, name, backing in ((pool, "near", "base.img"), (other, "far", base.path)):
             disk = await owner.create_volume(VolumeDef(name, capacity=0))
-            await disk.upload(qcow2(MIB, backing, "raw"))
+            await disk.upload(qcow2(MIB, backing, "raw"), allow_references=True)
         expected = sorted([(pool.name, "near"), (other.name, "far")])
         assert [(one.pool.name, one.name) for one in manager.dependents(base)] == expected
 

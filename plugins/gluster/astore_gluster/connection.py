@@ -14,6 +14,7 @@ import errno
 import os
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class Connection:
     :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether a call on it was ever answered.
     """
 
-    __slots__ = ("_cache", "_foreign", "_holds", "_lock", "answered", "fs", "gfapi", "idle_since", "key")
+    __slots__ = ("_cache", "_device", "_foreign", "_holds", "_lock", "answered", "fs", "gfapi", "idle_since", "key")
 
     def __init__(self, gfapi: Gfapi, fs: int, key: Key, cache: ConnectionCache) -> None:
         self.gfapi = gfapi
@@ -54,6 +55,20 @@ class Connection:
         self.answered = False
         self._holds = 1
         self._foreign = False
+        self._device: str | None = None
+
+    @property
+    def device(self) -> str:
+        """What tells the volume from all others: its id, whatever its servers are called. May ask the volume once.
+
+        :raises OSError: the volume does not answer.
+        """
+        if self._device is None:
+            room = ctypes.create_string_buffer(16)
+            if self.gfapi.get_volumeid(self.fs, ctypes.addressof(room), 16) < 0:
+                raise libgfapi.failure()
+            self._device = f"gluster:{uuid.UUID(bytes=room.raw)}"
+        return self._device
 
     def __repr__(self) -> str:
         return f"<Connection {self.key} holds={self._holds}>"

@@ -23,6 +23,27 @@ _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ct
 _address_of = ctypes.pythonapi.PyBytes_AsString
 _address_of.restype, _address_of.argtypes = ctypes.c_void_p, (ctypes.py_object,)
 
+NOTE = b"user.astore.format"
+"""The extended attribute in which the format of a volume is noted that was made raw, as on a mounted file system."""
+
+NOTE_ROOM = 64
+NO_NOTES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
+
+
+def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
+    """What a call for the note gave: the format, ``""`` where none is noted, None where none can be.
+
+    :raises OSError: the volume does not answer.
+    """
+    if length >= 0:
+        return room.raw[:length].decode("ascii", "replace")
+    if ctypes.get_errno() in (errno.ENODATA, errno.ERANGE):
+        return ""
+    if ctypes.get_errno() in NO_NOTES:
+        return None
+    raise failure()
+
+
 _LAST = 2**63 - 1
 """The largest ``off_t``."""
 
@@ -77,7 +98,7 @@ class GlusterFile(TreeFile):
         layout = self._gfapi.layout
         data = ctypes.create_string_buffer(layout.size)
         self._checked(self._gfapi.fstat(self._open_fd, ctypes.addressof(data)))
-        return decode_stat(layout, data.raw)
+        return decode_stat(layout, data.raw, self._connection.device)
 
     def pread(self, length: int, offset: int) -> bytes:
         """``length`` bytes from ``offset`` on; fewer only where the file ends."""
@@ -173,6 +194,22 @@ class GlusterFile(TreeFile):
         :raises OSError: EXDEV.
         """
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), self.path, None, target.path)
+
+    def noted_format(self) -> str | None:
+        """The format that is noted at the file, ``""`` if none is."""
+        room = ctypes.create_string_buffer(NOTE_ROOM)
+        return noted(self._gfapi.fgetxattr(self._open_fd, NOTE, ctypes.addressof(room), NOTE_ROOM), room)
+
+    def note_format(self, format: str | None) -> bool:
+        """Note which format the file was made in, or (None) take that back."""
+        if format is not None:
+            value = format.encode()
+            result = self._gfapi.fsetxattr(self._open_fd, NOTE, value, len(value), 0)
+        else:
+            result = self._gfapi.fremovexattr(self._open_fd, NOTE)
+        if result < 0 and ctypes.get_errno() not in (errno.ENODATA, *NO_NOTES):
+            raise failure(self.path)
+        return result >= 0 or ctypes.get_errno() == errno.ENODATA
 
     def chmod(self, mode: int) -> None:
         """Set the permission bits."""

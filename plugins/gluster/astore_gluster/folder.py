@@ -14,11 +14,15 @@ import os
 import stat as modes
 import threading
 from collections.abc import Callable, Iterator
+from urllib.parse import unquote
 
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree
-from astore.model import VolumeType
+from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, Reading
+from astore.images import ImageError
+from astore.images.gluster import parse_gluster_uri
+from astore.model import Place, VolumeType
 from astore_gluster import libgfapi
 from astore_gluster.connection import Connection
+from astore_gluster.file import NOTE, NOTE_ROOM, noted
 from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
 from astore_gluster.libgfapi import failure, scratch
 from astore_gluster.servers import quote_path
@@ -52,6 +56,7 @@ class GlusterFolder(FileTree):
         self._before, self._after = url
         self._lock = threading.Lock()
         self._closed = False
+        self._folder: Place | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._before}{self._after}>"
@@ -112,7 +117,7 @@ class GlusterFolder(FileTree):
             ctypes.string_at,
         )
         unpack, size = gfapi.layout.members.unpack, gfapi.layout.members.size
-        make_stat, stat_type = tuple.__new__, FileStat
+        make_stat, stat_type, device = tuple.__new__, FileStat, self._connection.device
         flags = libgfapi.XREADDIRP_STAT | libgfapi.XREADDIRP_HANDLE
         room = ctypes.create_string_buffer(DIRENT_ROOM)
         name_room = (ctypes.c_char * NAME_ROOM).from_buffer(room, DIRENT_NAME)
@@ -140,7 +145,7 @@ class GlusterFolder(FileTree):
                     found = self._look(name, want)
                 else:
                     times = (a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
-                    stat = make_stat(stat_type, (mode, inode, length, blocks, uid, gid, *times))
+                    stat = make_stat(stat_type, (mode, inode, length, blocks, uid, gid, *times, device))
                     if not want(name, stat):
                         continue
                     found = Entry(name, stat, self._keep(item) if kind == modes.S_IFREG else None)
@@ -213,7 +218,7 @@ class GlusterFolder(FileTree):
             if handle is None:
                 error = failure(path)
                 raise _VanishedError(*error.args) if error.errno in GONE and len(seen) == 1 else error
-            stat = decode_stat(gfapi.layout, data.raw)
+            stat = decode_stat(gfapi.layout, data.raw, self._connection.device)
             if not modes.S_ISLNK(stat.mode):
                 return handle, stat
             gfapi.h_close(handle)
@@ -242,26 +247,54 @@ class GlusterFolder(FileTree):
 
         :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
         """
-        if entry.handle is not None:
-            try:
-                return self._read_head(entry, more)
-            except OSError as error:
-                if error.errno not in GONE:
-                    raise
-            finally:
-                self.release(entry)
-        # no handle came with the listing, or what it led to was removed: perhaps there is another file of that name
-        found = self._find(entry.name)
-        if found.handle is None:
-            raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
+        reading = self.reading(entry)
         try:
-            return self._read_head(found, more)
-        except OSError as error:
-            if error.errno in GONE:
-                raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name) from error
-            raise
+            return reading.header(more)
         finally:
-            self.release(found)
+            reading.close()
+
+    def reading(self, entry: Entry) -> Reading:
+        """The entry's file, by its handle, for its header to be read; where the listing gave none, it is looked up here."""
+        if entry.handle is None:
+            entry = self._find(entry.name)
+            if entry.handle is None:
+                raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
+        return GlusterReading(self, entry)
+
+    def name_of(self, location: str) -> str | None:
+        """The name of an entry of the folder that a URL means by its text alone, or None."""
+        name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
+        return name if name and self.key(name) == location else None
+
+    def place_of(self, location: str) -> Place | None:
+        """Where a URL of this volume leads, whichever of its servers it names; None for any other."""
+        try:
+            found = parse_gluster_uri(location)
+        except ImageError:
+            return None
+        key = self._connection.key
+        hosts = {server.host.strip("[]") for server in key.servers}
+        if found.volume != key.volume or (found.socket or found.host or "") not in hosts:
+            return None
+        path = "/" + "/".join(part for part in found.path.split("/") if part not in ("", "."))
+        return self._place(path)
+
+    def folder_place(self) -> Place | None:
+        """Where the folder is in its volume."""
+        if self._folder is None:
+            self._folder = self._place(os.fsdecode(self._directory))
+        return self._folder
+
+    def _place(self, path: str) -> Place | None:
+        device = self._connection.device
+        name = f"{device}{path}".rstrip("/")
+        try:
+            with self._using() as fs:
+                handle, stat = self._resolve(fs, os.fsencode(path))
+                self._gfapi.h_close(handle)
+        except OSError as error:
+            return Place(name) if error.errno == errno.ENOENT else None
+        return Place(name, device, stat.inode)
 
     def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         size = entry.stat.size
@@ -271,6 +304,17 @@ class GlusterFolder(FileTree):
         if done == FIRST_READ < size and more(ctypes.string_at(address, done)):
             done = self._read(entry.handle, address, done, HEADER_SIZE, size)
         return ctypes.string_at(address, done)
+
+    def _read_at(self, entry: Entry, offset: int, length: int) -> bytes:
+        room = ctypes.create_string_buffer(length)
+        count = self._gfapi.h_anonymous_read(self._fs, entry.handle, ctypes.addressof(room), length, offset)
+        if count < 0:
+            raise failure()
+        return room.raw[:count]
+
+    def _noted(self, entry: Entry) -> str | None:
+        room = ctypes.create_string_buffer(NOTE_ROOM)
+        return noted(self._gfapi.h_getxattrs(self._fs, entry.handle, NOTE, ctypes.addressof(room), NOTE_ROOM), room)
 
     def _read(self, handle: int, address: int, done: int, length: int, size: int) -> int:
         """Fill the buffer at ``address`` from ``done`` up to ``length`` bytes; returns how far it is filled.
@@ -327,6 +371,47 @@ class GlusterFolder(FileTree):
     def _check(self, result: int, path: bytes) -> None:
         if result < 0:
             raise failure(path)
+
+
+class GlusterReading(Reading):
+    """A file of the volume, read by its handle, which leads to this one file whatever becomes of its name."""
+
+    __slots__ = ()
+
+    tree: GlusterFolder
+
+    def header(self, more: Callable[[bytes], bool]) -> bytes:
+        """The beginning of the file. A file that was removed since it was listed may still be read, as its brick likes."""
+        try:
+            return self.tree._read_head(self.entry, more)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        # what was listed is gone: perhaps there is another file of that name by now
+        self.tree.release(self.entry)
+        self.entry = self.entry._replace(handle=None)
+        self.entry = self.tree._find(self.entry.name)
+        if self.entry.handle is None:
+            raise OSError(errno.EINVAL, "it is not a regular file", self.entry.name)
+        try:
+            return self.tree._read_head(self.entry, more)
+        except OSError as error:
+            if error.errno in GONE:
+                raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), self.entry.name) from error
+            raise
+
+    @property
+    def read(self) -> Callable[[int, int], bytes] | None:
+        """Gives bytes from anywhere in the file."""
+        return lambda offset, length: self.tree._read_at(self.entry, offset, length)
+
+    def made(self) -> str | None:
+        """The format that astore noted at the file."""
+        return self.tree._noted(self.entry)
+
+    def close(self) -> None:
+        """Let go of the handle."""
+        self.tree.release(self.entry)
 
 
 class _VanishedError(FileNotFoundError):

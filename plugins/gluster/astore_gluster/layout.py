@@ -64,10 +64,11 @@ def stat_layout(machine: str | None = None) -> StatLayout | None:
     return _LAYOUTS.get((machine or platform.machine()).lower())
 
 
-def decode_stat(layout: StatLayout, data: bytes | bytearray | memoryview) -> FileStat:
-    """Make a FileStat out of the bytes of a ``struct stat``."""
+def decode_stat(layout: StatLayout, data: bytes | bytearray | memoryview, device: int | str = 0) -> FileStat:
+    """Make a FileStat out of the bytes of a ``struct stat``. :param device: what tells the volume from all others."""
     inode, mode, uid, gid, size, blocks, a, a_ns, m, m_ns, c, c_ns = layout.members.unpack_from(data)
-    return FileStat(mode, inode, size, blocks, uid, gid, a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
+    times = (a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
+    return FileStat(mode, inode, size, blocks, uid, gid, *times, device)
 
 
 def decode_statvfs(data: bytes) -> tuple[int, int]:

@@ -54,6 +54,12 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "h_lookupat": ("3.7.4", _ptr, (_ptr, _ptr, _text, _ptr, _int)),
     "h_anonymous_read": ("3.7.0", _ssize, (_ptr, _ptr, _ptr, _size, _off)),
     "h_close": ("3.4.2", _int, (_ptr,)),
+    "h_getxattrs": ("3.5.1", _int, (_ptr, _ptr, _text, _ptr, _size)),
+    "h_link": ("3.4.2", _int, (_ptr, _ptr, _ptr, _text)),
+    "get_volumeid": ("3.5.0", _int, (_ptr, _ptr, _size)),
+    "fgetxattr": ("3.4.0", _ssize, (_ptr, _text, _ptr, _size)),
+    "fsetxattr": ("3.4.0", _int, (_ptr, _text, _ptr, _size, _int)),
+    "fremovexattr": ("3.4.0", _int, (_ptr, _text)),
     "stat": ("3.4.0", _int, (_ptr, _text, _ptr)),
     "lstat": ("3.4.0", _int, (_ptr, _text, _ptr)),
     "readlink": ("3.4.0", _int, (_ptr, _text, _ptr, _size)),
@@ -145,6 +151,12 @@ class Gfapi:
     mkdir: Callable[[int, bytes, int], int]
     rmdir: Callable[[int, bytes], int]
     h_open: Callable[[int, int, int], Pointer]
+    h_getxattrs: Callable[[int, int, bytes, int, int], int]
+    h_link: Callable[[int, int, int, bytes], int]
+    get_volumeid: Callable[[int, int, int], int]
+    fgetxattr: Callable[[int, bytes, int, int], int]
+    fsetxattr: Callable[[int, bytes, bytes, int, int], int]
+    fremovexattr: Callable[[int, bytes], int]
     posix_lock: Callable[[int, int, int], int]
     fd_set_lkowner: Callable[[int, int, int], int]
     copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int]

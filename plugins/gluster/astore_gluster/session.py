@@ -52,9 +52,9 @@ class GlusterSession(WritableTreeSession):
         """List the folder and read what is new or changed. :raises OSError: the volume does not answer."""
         return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
 
-    async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
         """One entry, its header read anew. :raises OSError: the volume does not answer."""
-        return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name))
+        return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name, before))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
         tree = self.tree

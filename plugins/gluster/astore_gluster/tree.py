@@ -36,7 +36,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 return stat
             data = ctypes.create_string_buffer(self._gfapi.layout.size)
             self._check(self._gfapi.lstat(fs, path, ctypes.addressof(data)), path)
-            return decode_stat(self._gfapi.layout, data.raw)
+            return decode_stat(self._gfapi.layout, data.raw, self._connection.device)
 
     def open(self, name: str, *, write: bool = False) -> GlusterFile:
         """Open a regular file; links are followed within the folder only.
@@ -99,12 +99,30 @@ class GlusterTree(GlusterFolder, WritableTree):
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
             self._call(self._gfapi.rename, old, self.path(new))
             return
-        self.link(old, new)
+        self._call(self._gfapi.link, old, self.path(new))
         self.unlink(old)
 
-    def link(self, old: str, new: str) -> None:
-        """Give a file a second name. :raises OSError: EEXIST: the name is taken."""
-        self._call(self._gfapi.link, old, self.path(new))
+    def link(self, file: GlusterFile, name: str) -> None:
+        """Give an open file a second name. :raises OSError: EEXIST: the name is taken; ENOENT: its first is another file's."""
+        path, new = os.fsencode(file.path), self.path(name)
+        with self._using() as fs:
+            data = ctypes.create_string_buffer(self._gfapi.layout.size)
+            handle = self._gfapi.h_lookupat(fs, None, path, ctypes.addressof(data), 0)
+            if handle is None:
+                raise failure(path)
+            folder = None
+            try:
+                if decode_stat(self._gfapi.layout, data.raw).inode != file.stat().inode:
+                    raise OSError(errno.ENOENT, "another file has its name", name)
+                folder = self._gfapi.h_lookupat(fs, None, self._directory, ctypes.addressof(data), 0)
+                if folder is None:
+                    raise failure(self._directory)
+                # by their handles: the names may be others' by now
+                self._check(self._gfapi.h_link(fs, handle, folder, new.rpartition(b"/")[2]), new)
+            finally:
+                for one in (handle, folder):
+                    if one is not None:
+                        self._gfapi.h_close(one)
 
     def unlink(self, name: str) -> None:
         """Remove a file."""
@@ -128,10 +146,6 @@ class GlusterTree(GlusterFolder, WritableTree):
 
     def sync_folder(self) -> None:
         """Nothing to wait for: libgfapi has no call for it, and the bricks' own for directories does nothing."""
-
-    def program_path(self, name: str) -> str:
-        """QEMU's URI of an entry, which is its key."""
-        return self.key(name)
 
 
 class _StaleError(FileNotFoundError):

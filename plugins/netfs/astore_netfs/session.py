@@ -60,9 +60,9 @@ class NetfsSession(WritableTreeSession):
         """
         return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
 
-    async def refresh_volume(self, name: str) -> VolumeInfo | EntryError | None:
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
         """One entry, its header read anew; the mount as for :meth:`refresh`."""
-        return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name))
+        return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name, before))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
         # The mount is proved by the scan itself; asking beforehand would be a second way round for nothing.

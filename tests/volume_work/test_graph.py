@@ -10,9 +10,10 @@ import pytest
 from core_fakes import FakeBackend, fake, fake_registry, volume
 
 from astore.errors import StorageError
+from astore.images.references import located
 from astore.manager import Manager
-from astore.model import Host, PoolDef, Source, VolumeInfo, VolumeType
-from astore.volume_work.chain import DEEPEST
+from astore.model import Host, PoolDef, Reference, ReferenceKind, Source, VolumeInfo, VolumeType
+from astore.volume_work.graph import DEEPEST
 
 
 @pytest.fixture
@@ -29,38 +30,44 @@ async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[Manager
 
 
 def local(name: str, backing: str | None = None, folder: str = "/pool") -> VolumeInfo:
-    """An image in a folder; ``backing`` is the path that its backing file's name means."""
+    """An image in a folder; ``backing`` is the name of its backing file."""
     path = f"{folder}/{name}"
-    known = {"backing": backing, "backing_path": backing, "backing_format": "qcow2" if backing else None}
-    return volume(name, key=path, path=path, format="qcow2", **known)
+    references = located((Reference(ReferenceKind.BACKING, backing, "qcow2"),), path) if backing else ()
+    return volume(name, key=path, path=path, format="qcow2", references=references)
 
 
 def remote(name: str, backing: str | None = None, uri: str = "gluster://one/vol/dir/") -> VolumeInfo:
     """An image on a Gluster volume."""
     key = f"{uri}{name.replace(' ', '%20')}"
-    return volume(name, type=VolumeType.NETWORK, key=key, path=key, backing=backing, backing_path=backing)
+    references = located((Reference(ReferenceKind.BACKING, backing, "qcow2"),), key) if backing else ()
+    return volume(name, type=VolumeType.NETWORK, key=key, path=key, format="qcow2", references=references)
 
 
 async def test_detours(manager: Manager, backend: FakeBackend) -> None:
-    """A backing file's path may take detours; it means the same volume."""
-    for number, path in enumerate(("/pool/base", "/pool/./base", "/pool/x/../base", "/pool//base")):
+    """A backing file's path may take detours that mean nothing; `..` may mean anything, and nobody guesses."""
+    for number, path in enumerate(("/pool/base", "/pool/./base", "base", "/pool//base", "/pool/x/../base")):
         backend.put(f"over{number}", local(f"over{number}", path))
     backend.put("base", local("base"))
     pool = await manager.create(fake("p"))
     base = pool.volume("base")
     assert [one.name for one in manager.dependents(base)] == ["over0", "over1", "over2", "over3"]
-    for number in range(4):
-        assert [link.volume for link in pool.volume(f"over{number}").backing_chain()][1] == base
+    for number in range(5):
+        found = [link.volume for link in pool.volume(f"over{number}").backing_chain()][1]
+        assert found == (base if number < 4 else None)
 
 
 async def test_data_files(manager: Manager, backend: FakeBackend) -> None:
     """A file that has the data of an image is needed like a backing file, named in whatever way."""
     for number, path in enumerate(("data", "/pool/data", "/elsewhere/data", "json:{")):
         image = local(f"image{number}")
-        backend.put(f"image{number}", msgspec.structs.replace(image, data_file=path))
+        references = located((Reference(ReferenceKind.DATA, path, "raw"),), image.key)
+        backend.put(f"image{number}", msgspec.structs.replace(image, references=references))
     backend.put("data", local("data"))
     pool = await manager.create(fake("p"))
-    assert [one.name for one in manager.dependents(pool.volume("data"))] == ["image0", "image1"]
+    # QEMU takes a relative one from wherever it was started
+    assert [one.name for one in manager.dependents(pool.volume("data"))] == ["image1"]
+    own, link = pool.volume("image1").backing_chain()
+    assert (own.kind, link.kind, link.volume) == (None, ReferenceKind.DATA, pool.volume("data"))
 
 
 async def test_depth(manager: Manager, backend: FakeBackend) -> None:
@@ -76,10 +83,11 @@ async def test_depth(manager: Manager, backend: FakeBackend) -> None:
 
 async def test_name_that_nobody_can_tell(manager: Manager, backend: FakeBackend) -> None:
     """Where a backing file's name means nothing here, the chain ends with it, as the header has it."""
-    backend.put("over", volume("over", backing="json:{}", backing_path=None, backing_format="raw"))
+    reference = Reference(ReferenceKind.BACKING, "json:{}", "raw", None, "means nothing")
+    backend.put("over", volume("over", references=(reference,)))
     pool = await manager.create(fake("p"))
     link = pool.volume("over").backing_chain()[1]
-    assert (link.path, link.volume, link.format) == ("json:{}", None, "raw")
+    assert (link.path, link.volume, link.format, link.doubt) == ("json:{}", None, "raw", "means nothing")
 
 
 GLUSTER = Source(hosts=(Host("one"), Host("fd00::2", 24007), Host("/run/g.sock")), name="vol", directory="/dir")
@@ -114,7 +122,8 @@ async def test_hosts_of_one_volume(manager: Manager, backend: FakeBackend, uri: 
 async def test_key_that_is_no_uri(manager: Manager, backend: FakeBackend) -> None:
     """A key that only begins like Gluster's is nobody's but its own."""
     backend.put("odd", volume("odd", key="gluster!odd", path="gluster!odd"), "g")
-    backend.put("over", local("over", "gluster!odd"), "p")
+    reference = Reference(ReferenceKind.BACKING, "gluster!odd", "raw", "gluster!odd")
+    backend.put("over", volume("over", references=(reference,)), "p")
     backend.put("other", local("other", "gluster://one/vol/odd"), "p")
     await manager.create(fake("p"))
     far = await manager.create(PoolDef(type="fake", name="g", source=GLUSTER))

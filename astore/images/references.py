@@ -1,0 +1,129 @@
+"""Where the files are that an image's header names: relative names, protocols, QEMU's ``json:`` and ``gluster://``.
+
+The rules are QEMU's (its manual, "Disk images", and block.c), since QEMU is what will open the files. Where a rule leads to no
+place that can be told, or to more than a place, the reference says so in its ``doubt``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from astore.images.errors import ImageError
+from astore.images.fields import speakable
+from astore.images.nodes import FROM_HERE, Found, read_node
+from astore.images.paths import absolute, beside, has_protocol, is_url
+from astore.model import Reference, ReferenceKind
+
+LONGEST_NAME = 65_536
+"""In characters."""
+
+_NO_NAME = "has a name that means nothing"
+_URL_PARTS = frozenset("%?#")
+
+NETWORK = frozenset(
+    {
+        *("nbd", "nbd+tcp", "nbd+unix", "http", "https", "ftp", "ftps", "ssh", "rbd", "iscsi", "iser", "nfs", "nvme"),
+        *("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"),
+    }
+)
+"""Protocols of names that are URLs, or like them, in QEMU 7.2."""
+_DEVICES = frozenset({"host_device", "host_cdrom"})
+_LAYERS = {"blkdebug": "blkdebug", "blkverify": "blkverify", "fat": "vvfat"}
+"""Protocols of names that have file names in them, between colons, and their drivers."""
+_MOST_PARTS = 16
+
+
+def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Reference, ...]:
+    """Say of each file where it is, and whether anything is against reading through it.
+
+    A ``json:`` name may describe several files: the one that is read comes first, then the others, each with a doubt. Nothing
+    is raised: a name that means nothing has a doubt and no location.
+
+    :param references: as :func:`astore.images.probe` returns them.
+    :param volume_path: the image's own absolute path, or its ``gluster://host/volume/…`` URL.
+    """
+    if not references:
+        return references
+    found: list[Reference] = []
+    for reference in references:
+        found.extend(_located(reference, volume_path))
+    return tuple(found)
+
+
+def _located(reference: Reference, volume_path: str) -> list[Reference]:
+    name = reference.name
+    try:
+        if len(name) > LONGEST_NAME:
+            raise ImageError("has a name that is too long")
+        speakable(name, "name")
+        if reference.kind is ReferenceKind.BACKING:
+            places = _backing(reference, volume_path)
+        elif reference.kind is ReferenceKind.DATA:
+            places = _data(reference, volume_path)
+        elif reference.kind is ReferenceKind.EXTENT:
+            places = [_plain(name, volume_path, reference.format)]
+        else:
+            places = [_parent(name, volume_path, reference.format)]
+    except ImageError:
+        places = [Found(None, reference.format, _NO_NAME)]
+    return [
+        msgspec.structs.replace(
+            reference, location=place.location, format=place.format, doubt=reference.doubt or place.doubt
+        )
+        for place in places
+    ]
+
+
+def _plain(name: str, volume_path: str, format: str | None) -> Found:
+    """A name that QEMU puts behind the image's folder, whatever is in it, unless it begins with a slash."""
+    doubt = None
+    if is_url(volume_path) and not name.startswith("/") and not _URL_PARTS.isdisjoint(name):
+        doubt = "has a name that QEMU would read as a part of a URL"
+    location = beside(name, volume_path)
+    return Found(location, format, _NO_NAME if location is None else doubt)
+
+
+def _backing(reference: Reference, volume_path: str) -> list[Found]:
+    name, format = reference.name, reference.format
+    if not has_protocol(name):
+        return [_plain(name, volume_path, format)]
+    protocol, _, rest = name.partition(":")
+    if protocol == "json":
+        return read_node(rest, format)
+    if protocol == "file" or protocol in _DEVICES:
+        # QEMU knows no file://host/: what follows "file:" is the path, whatever it begins with
+        return [_here(rest, format)]
+    if protocol in NETWORK:
+        return [Found(name, format, None)]
+    if protocol in _LAYERS:
+        return _layers(protocol, rest, format)
+    return [
+        Found(None, format, f"is named with {protocol[:40] + ':'!r}, which QEMU takes for a protocol and does not know")
+    ]
+
+
+def _here(name: str, format: str | None) -> Found:
+    """A name that QEMU hands to the kernel as it is."""
+    location = absolute(name)
+    return Found(location, format, FROM_HERE if location is None else None)
+
+
+def _layers(protocol: str, rest: str, format: str | None) -> list[Found]:
+    doubt = f"is read through QEMU's driver {_LAYERS[protocol]!r}"
+    places = dict.fromkeys(absolute(part) for part in rest.split(":", _MOST_PARTS))
+    return [Found(place, format, doubt) for place in places if place is not None] or [Found(None, format, doubt)]
+
+
+def _data(reference: Reference, volume_path: str) -> list[Found]:
+    """An external data file, which QEMU 7.2.22 opens by its name as it is; older ones take it for a backing file's."""
+    name = reference.name
+    if not has_protocol(name) or name.startswith("/"):
+        return [_here(name, reference.format)]
+    doubt = "has a name with a protocol, which one QEMU reads and another does not"
+    return [Found(place.location, place.format, doubt) for place in _backing(reference, volume_path)]
+
+
+def _parent(name: str, volume_path: str, format: str | None) -> Found:
+    """The name of a parent in another system's words."""
+    name = name.removeprefix(".\\")
+    return Found(None if "\\" in name or name.startswith("(") else beside(name, volume_path), format, None)

@@ -1,0 +1,230 @@
+"""Where a path of this machine leads: resolved part by part as the kernel does, without touching storage that may hang.
+
+A name in an image's header may lead anywhere, through links, to a share whose server is gone. Whoever looks at it must not
+hang there: network mounts are known by the text of /proc/self/mountinfo (proc(5)), and nothing below one is touched unless it
+is the caller's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from astore.model import Place, Reference, VolumeInfo
+
+if TYPE_CHECKING:
+    from astore.files import FileTree
+
+MOST_LINKS = 40
+"""Symbolic links that are followed for one path: the kernel's limit (path_resolution(7))."""
+
+_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_REMOTE = frozenset(
+    {
+        *("9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"),
+        *("ocfs2", "gfs2", "smb3", "smbfs", "virtiofs"),
+    }
+)
+"""File system types whose calls may wait for somebody else."""
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+def remote_mounts() -> Mapping[str, str]:
+    """The mount points of this process on which calls may hang, with their file system types; by mountinfo's text alone."""
+    found: dict[str, str] = {}
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table,
+    ):
+        for line in table:
+            before, _, after = line.partition(" - ")
+            fields = before.split(" ")
+            if len(fields) < 6 or not after:
+                continue
+            point = _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
+            kind = after.split(" ", 1)[0]
+            if kind in _REMOTE or kind.startswith("fuse."):
+                found[point] = kind
+            else:
+                found.pop(point, None)  # mounted over it
+    return found
+
+
+def place_of(path: str, remote: Mapping[str, str], own: str | None = None) -> Place | None:
+    """Where an absolute path leads. Blocks, but waits for no server but the one of ``own``.
+
+    A last part that is not there is told by its path alone, and so is what lies behind a network mount.
+
+    :param remote: as :func:`remote_mounts` gives them. :param own: the canonical path of a mount that may be touched.
+    :return: None for what the kernel does not resolve either: a part that is missing or no folder, a loop, no permission.
+    """
+    if not path.startswith("/") or "\0" in path:
+        return None
+    try:
+        return _Walk(remote, own).to(path)
+    except (OSError, UnicodeEncodeError):
+        return None
+
+
+class _Walk:
+    """One path on its way down from the root."""
+
+    def __init__(self, remote: Mapping[str, str], own: str | None) -> None:
+        self._remote = remote
+        self._own = own
+        self._folders: list[tuple[str, tuple[int, int]]] = []  # (name, identity), the root's name being ''
+        self._passed: dict[tuple[int, int], None] = {}  # all folders on the way, also those that ".." leaves again
+        self._links = 0
+
+    def to(self, path: str) -> Place:
+        here = os.open("/", _STEP | os.O_DIRECTORY)
+        try:
+            parts = _parts(path)
+            self._enter("", here)
+            while parts:
+                part = parts.pop()
+                if part == "..":
+                    above = os.open("..", _STEP, dir_fd=here)
+                    os.close(here)
+                    here = above
+                    del self._folders[max(1, len(self._folders) - 1) :]
+                    continue
+                name = self._path(part)
+                if name in self._remote and name != self._own:
+                    return Place("/".join((name, *reversed(parts))), through=self._through())
+                try:
+                    there = os.open(part, _STEP, dir_fd=here)
+                except FileNotFoundError:
+                    if parts:
+                        raise
+                    return Place(name, through=self._through())
+                try:
+                    st = os.fstat(there)
+                    if stat.S_ISLNK(st.st_mode):
+                        target = os.readlink(b"", dir_fd=there).decode("utf-8", "surrogateescape")
+                        here = self._follow(target, parts, here)
+                        continue
+                    if not parts:
+                        return Place(name, st.st_dev, st.st_ino, self._through())
+                    if not stat.S_ISDIR(st.st_mode):
+                        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+                    self._push(part, st)
+                    here, there = there, here
+                finally:
+                    os.close(there)
+            identity = self._folders[-1][1]
+            return Place(self._path(), *identity, tuple(one for one in self._passed if one != identity))
+        finally:
+            os.close(here)
+
+    def _follow(self, target: str, parts: list[str], here: int) -> int:
+        """Put a link's target before what is left of the path; returns the folder that it is seen from."""
+        self._links += 1
+        if self._links > MOST_LINKS or not target:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        parts += _parts(target)
+        if not target.startswith("/"):
+            return here
+        root = os.open("/", _STEP | os.O_DIRECTORY)
+        os.close(here)
+        self._folders.clear()
+        self._enter("", root)
+        return root
+
+    def _enter(self, name: str, folder: int) -> None:
+        self._push(name, os.fstat(folder))
+
+    def _push(self, name: str, st: os.stat_result) -> None:
+        identity = (st.st_dev, st.st_ino)
+        self._folders.append((name, identity))
+        self._passed[identity] = None
+
+    def _path(self, *more: str) -> str:
+        names = [name for name, _ in self._folders]
+        return "/".join((*names, *more)) or "/"
+
+    def _through(self) -> tuple[tuple[int | str, int], ...]:
+        return tuple(self._passed)
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of a path, the last one first. One that ends in ``/`` means what a link leads to, like one that does not."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+class Resolver:
+    """Tells where what the headers of a tree's images name leads, each location once. Blocks.
+
+    :param known: the record of an entry of the tree's own folder, which is taken for what a plain name there leads to.
+    """
+
+    def __init__(self, tree: FileTree, known: Callable[[str], VolumeInfo | None]) -> None:
+        self._tree = tree
+        self._known = known
+        self._folder: Place | None = None
+        self._asked_folder = False
+        self._remote: Mapping[str, str] | None = None
+        self._places: dict[str, Place | None] = {}
+        self._done: dict[int, tuple[tuple[Reference, ...], tuple[Reference, ...]]] = {}
+
+    @property
+    def folder(self) -> Place | None:
+        """Where the tree's folder is."""
+        if not self._asked_folder:
+            self._folder = self._tree.folder_place()
+            self._asked_folder = True
+        return self._folder
+
+    def placed(self, references: tuple[Reference, ...]) -> tuple[Reference, ...]:
+        """The references with their places as they are now; the same object if none has changed."""
+        done = self._done.get(id(references))
+        if done is None:
+            now = tuple(self._with_place(one) for one in references)
+            if all(new is old for new, old in zip(now, references, strict=True)):
+                now = references
+            done = self._done[id(references)] = (references, now)  # which keeps the id from being another's
+        return done[1]
+
+    def _with_place(self, reference: Reference) -> Reference:
+        location = reference.location
+        if location is None:
+            return reference
+        try:
+            place = self._places[location]
+        except KeyError:
+            place = self._places[location] = self._place_of(location)
+        return reference if place == reference.place else msgspec.structs.replace(reference, place=place)
+
+    def _place_of(self, location: str) -> Place | None:
+        name = self._tree.name_of(location)
+        info = None if name is None else self._known(name)
+        if info is not None and info.identity is not None:
+            folder = self.folder
+            if folder is None or folder.identity is None:
+                return Place(info.path, info.device, info.inode)
+            through = (*folder.through, folder.identity)
+            return Place(f"{folder.path}/{info.name}", info.device, info.inode, through)
+        if not location.startswith("/"):
+            return self._tree.place_of(location)
+        if self._remote is None:
+            self._remote = remote_mounts()
+        return place_of(location, self._remote, own_mount(self.folder, self._remote))
+
+
+def own_mount(folder: Place | None, remote: Mapping[str, str]) -> str | None:
+    """The network mount that a pool's folder is on, or None."""
+    path = "" if folder is None else folder.path
+    while path.startswith("/"):
+        if path in remote:
+            return path
+        path = path.rpartition("/")[0]
+    return None
