@@ -35,21 +35,44 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
     return EntryError(name, f"it is {kind}", skipped=True)
 
 
+REPLACED = 5
+"""How often in a row an entry may be replaced by another one between being looked up and being read."""
+
+
 def read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
-    """Read an entry's header and add its record to ``found``; returns its error, if it has one."""
+    """Read an entry's header and add its record to ``found``; returns its error, if it has one.
+
+    An entry that vanished is looked up again: another one may have its name by now, and that one's record is added.
+    """
     name = entry[0]
-    try:
-        head = tree.read_header(entry, needs_full_header)
-        image = probe(head)
-        key = tree.key(name)
-        record = record_of(name, tree.file_type, key, entry[1], image)
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # it vanished between being listed and being read
+    for left in reversed(range(REPLACED)):
+        try:
+            head = tree.read_header(entry, needs_full_header)
+            image = probe(head)
+            key = tree.key(name)
+            record = record_of(name, tree.file_type, key, entry[1], image)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                return entry_error(name, error)
+        except ImageError as error:
+            return EntryError(name, str(error), errno.EINVAL)
+        else:
+            found.append((name, record))
             return None
-        return entry_error(name, error)
-    except ImageError as error:
-        return EntryError(name, str(error), errno.EINVAL)
-    found.append((name, record))
+        try:
+            again = tree.lookup(name) if left else None
+        except OSError as error:
+            return None if error.errno == errno.ENOENT else entry_error(name, error)
+        if again is None:
+            return None
+        early = without_header(tree, name, again[1])
+        if early is not None:
+            tree.release(again)
+            if isinstance(early, EntryError):
+                return early
+            found.append((name, early))
+            return None
+        entry = again
     return None
 
 

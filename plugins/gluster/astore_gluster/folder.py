@@ -240,28 +240,29 @@ class GlusterFolder(FileTree):
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of a regular file, without opening it; see :meth:`astore.files.FileTree.read_header`.
 
+        It is the listed file that is read, never another one that has its name by now.
+
         :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
         """
-        if entry.handle is not None:
-            try:
-                return self._read_head(entry, more)
-            except OSError as error:
-                if error.errno not in GONE:
-                    raise
-            finally:
-                self.release(entry)
-        # no handle came with the listing, or what it led to was removed: perhaps there is another file of that name
-        found = self._find(entry.name)
-        if found.handle is None:
-            raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
+        file = entry if entry.handle is not None else self._find_again(entry)
         try:
-            return self._read_head(found, more)
+            return self._read_head(file, more)
         except OSError as error:
             if error.errno in GONE:
                 raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name) from error
             raise
         finally:
+            self.release(file)
+
+    def _find_again(self, entry: Entry) -> Entry:
+        """The entry with a handle, where none came with the listing."""
+        found = self._find(entry.name)
+        if found.stat.inode != entry.stat.inode:
             self.release(found)
+            raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name)
+        if found.handle is None:
+            raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
+        return found
 
     def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         size = entry.stat.size
