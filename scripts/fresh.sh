@@ -27,9 +27,7 @@ fail() {
 }
 
 remove() {
-    if [ ! -e "$FRESH" ]; then return; fi
-    if [ ! -e "$mark" ]; then fail "$FRESH exists and is no folder of make fresh; set FRESH to another one"; fi
-    rm -rf --one-file-system "$FRESH"
+    if [ -e "$mark" ]; then rm -rf --one-file-system "$FRESH"; fi
 }
 
 # The file with this machine's sources of Debian packages; without one that has this release, mmdebstrap knows its own.
@@ -42,18 +40,21 @@ sources() {
     done
 }
 
-# copy FILE_OR_FOLDER…: to the same place in the new machine, those that are there.
+# copy CP_OPTION FILE_OR_FOLDER…: to the same place in the new machine, those that are there.
 copy() {
+    option=$1
+    shift
     for path in "$@"; do
         if [ -e "$path" ]; then
             mkdir -p "$root$(dirname "$path")"
-            cp -RL --remove-destination "$path" "$root$(dirname "$path")/"
+            cp "$option" --remove-destination "$path" "$root$(dirname "$path")/"
         fi
     done
 }
 
 make_machine() {
     remove
+    if [ -e "$FRESH" ]; then fail "$FRESH exists and is no folder of make fresh; set FRESH to another one"; fi
     mkdir -p "$FRESH"
     touch "$mark"
     say "making a minimal Debian ($release) in $FRESH"
@@ -63,7 +64,8 @@ make_machine() {
         --setup-hook='mkdir -p "$1/etc/apt/apt.conf.d"; cp "'"$FRESH"'/apt.conf" "$1/etc/apt/apt.conf.d/99this-machine"' \
         --setup-hook='for path in auth.conf auth.conf.d; do if [ -e "/etc/apt/$path" ]; then cp -R "/etc/apt/$path" "$1/etc/apt/"; fi; done' \
         "$release" "$root" $(sources)
-    copy /etc/resolv.conf /etc/ssl/certs /usr/local/share/ca-certificates /etc/pip.conf /etc/xdg/pip
+    copy -R /etc/ssl/certs /usr/local/share/ca-certificates
+    copy -RL /etc/resolv.conf /etc/pip.conf /etc/xdg/pip
     for folder in .pip .config/pip; do
         if [ -e "${HOME:-/root}/$folder" ]; then
             mkdir -p "$root/root/$(dirname "$folder")"
