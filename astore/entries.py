@@ -36,13 +36,13 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
 
 
 REPLACED = 5
-"""How often in a row an entry may be replaced by another one between being looked up and being read."""
+"""How many files of one name a refresh tries to read, if each is gone by then."""
 
 
 def read_one(tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]]) -> EntryError | None:
     """Read an entry's header and add its record to ``found``; returns its error, if it has one.
 
-    An entry that vanished is looked up again: another one may have its name by now, and that one's record is added.
+    If the file is gone, look its name up again: another file may have taken it, and gets a record of its own.
     """
     name = entry[0]
     for left in reversed(range(REPLACED)):

@@ -30,7 +30,7 @@ remove() {
     if [ -e "$mark" ]; then rm -rf --one-file-system "$FRESH"; fi
 }
 
-# The file with this machine's sources of Debian packages; without one that has this release, mmdebstrap knows its own.
+# Print the file with this machine's sources of the release; if there is none, mmdebstrap uses its own default.
 sources() {
     for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
         if grep -qsw "$release" "$file"; then
@@ -40,7 +40,7 @@ sources() {
     done
 }
 
-# copy CP_OPTION FILE_OR_FOLDER…: to the same place in the new machine, those that are there.
+# copy CP_OPTION FILE_OR_FOLDER…: copy those that exist to the same place in the new machine.
 copy() {
     option=$1
     shift
@@ -75,7 +75,7 @@ make_machine() {
     touch "$FRESH/complete"
 }
 
-# The clone in the new machine has the commit that is checked out here; what is not committed stays out.
+# Put the commit that is checked out here into the new machine.
 clone() {
     commit=$(git rev-parse HEAD)
     if [ ! -e "$root/root/astore/.git" ]; then git clone -q --no-checkout --no-hardlinks . "$root/root/astore"; fi
@@ -98,14 +98,14 @@ root=$FRESH/root
 if [ "$REUSE" != yes ] || [ ! -e "$FRESH/complete" ]; then make_machine; fi
 clone
 
-# The environment is a new login's, but for the ways to packages.
+# The environment is that of a new login, with the settings of pip, proxies and certificates.
 set -- HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}"
 for name in $(env | sed -nE 's/^(PIP_[A-Z_]+|[a-zA-Z]+_(proxy|PROXY)|SSL_CERT_[A-Z]+|REQUESTS_CA_BUNDLE)=.*/\1/p'); do
     set -- "$@" "$name=$(printenv "$name")"
 done
 say "running in it: $COMMAND"
-# Two shells: one that a signal ends as usual, and the first process of the machine, which dies with it, and all others with
-# that. The first process stays a shell: what loses its parent becomes its child, and it takes note of the end of each.
+# Two shells. A signal ends the outer one as usual. The inner one is the first process of the machine: it dies with the
+# outer one, and every other process of the machine with it. It also reaps the processes that lose their parents.
 ENTER='
 mount --bind "$ROOT" "$ROOT"
 cd "$ROOT"

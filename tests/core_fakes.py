@@ -387,7 +387,7 @@ HELD = "import astore_test_gate; astore_test_gate.wait()"
 
 @contextlib.contextmanager
 def import_gate() -> Iterator[threading.Event]:
-    """The gate that HELD modules wait for; it is open afterwards."""
+    """Give the gate that HELD modules wait for, and open it at the end."""
     gate = threading.Event()
     sys.modules["astore_test_gate"] = gate  # type: ignore[assignment]
     try:
@@ -398,7 +398,7 @@ def import_gate() -> Iterator[threading.Event]:
 
 
 async def others_loaded(registry: BackendRegistry, hangs: str) -> None:
-    """Load every backend, whatever comes of it and however long it takes, while the import of one hangs."""
+    """Load every other backend, in its own time, while the import of one hangs; failures are passed over."""
     asking = asyncio.ensure_future(registry.get(hangs))
     for type in set(registry.types()) - {hangs}:
         with contextlib.suppress(BackendError):

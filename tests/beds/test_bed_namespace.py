@@ -25,7 +25,7 @@ print(before[0] != first[0], before[1] != first[1], first == second, namespace.i
 
 
 def _start(code: str, *arguments: object, **changes: str) -> subprocess.Popen[str]:
-    """A process that has entered nothing."""
+    """Start Python outside the private namespaces."""
     environment = {key: value for key, value in os.environ.items() if key != "ASTORE_PRIVATE_NAMESPACES"}
     pipe = subprocess.PIPE
     argv = [sys.executable, "-c", code, *map(str, arguments)]
@@ -113,7 +113,7 @@ print(sorted(os.listdir(folder)), os.path.exists(new))
 
 @pytest.mark.root
 def test_a_cover_hides_and_shows_again(tmp_path: Path) -> None:
-    """A covered folder is empty, and has its content back when it is uncovered; one that was not there is gone again."""
+    """A covered folder is empty until it is uncovered; a folder that was made for it is removed."""
     folder, new = tmp_path / "folder", tmp_path / "new"
     folder.mkdir()
     (folder / "file").touch()
@@ -138,7 +138,7 @@ print(input())
 
 @pytest.mark.root
 def test_what_a_bed_makes_is_not_in_the_machines_folders(tmp_path: Path) -> None:
-    """A folder to be covered that is not there is made for the namespace alone, beside what its parent has."""
+    """A missing folder is made for the namespace alone, beside the entries of its parent."""
     (tmp_path / "folder" / "below").mkdir(parents=True)
     (tmp_path / "file").write_text("text")
     (tmp_path / "folder" / "below" / "file").write_text("deep")
@@ -158,7 +158,7 @@ def test_what_a_bed_makes_is_not_in_the_machines_folders(tmp_path: Path) -> None
 
 @pytest.mark.root
 def test_run_is_detached_from_the_start() -> None:
-    """Servers make folders in /run, which on a new machine has none of them."""
+    """A folder made in /run stays inside the namespace."""
     code = (
         "import os\n"
         "from astore.testing.beds import namespace\n"

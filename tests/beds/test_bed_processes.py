@@ -31,7 +31,7 @@ def test_a_process_is_found_by_program_and_folder(sleeper: subprocess.Popen[byte
 
 @pytest.mark.root
 def test_a_process_of_a_container_is_not_meant(tmp_path: Path) -> None:
-    """It has a folder of that name, and the processes that use it are its own."""
+    """A process of a container is left alone, though its command line names the folder."""
     argv = ["unshare", "--pid", "--fork", "--kill-child", "tail", "-f", "/dev/null", tmp_path / "x"]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

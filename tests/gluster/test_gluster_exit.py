@@ -97,11 +97,11 @@ asyncio.run(main())""",
 
 
 LIBGFAPI_SECONDS = 10.0
-"""How long libgfapi takes to let go of a connection."""
+"""Seconds that libgfapi takes to close a connection."""
 
 
 async def ended(code: str, *arguments: str) -> None:
-    """Run code in a process of its own; it must end, well and without a word, sooner than libgfapi lets go of anything."""
+    """Run code in a process of its own; it must end well, silently, and before libgfapi could close a connection."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-X",
@@ -191,7 +191,7 @@ async def test_a_process_with_a_hung_brick_ends(gluster: GlusterBed, volume_fact
             await asyncio.to_thread(gluster.stop_brick, name)
             process.stdin.write(b"\n")
             assert await process.stdout.readline() == b"left\n"
-        async with asyncio.timeout(30):  # the brick hangs all the while, and for longer
+        async with asyncio.timeout(30):  # the brick hangs longer than that
             said = await process.stderr.read()
             returncode = await process.wait()
         assert (returncode, said.decode()) == (0, "")

@@ -73,9 +73,9 @@ def test_nothing_is_opened(folder: Folder, counted: CountedGfapi) -> None:
 
 
 def gone_once(monkeypatch: pytest.MonkeyPatch, tree: FileTree) -> None:
-    """The next read by handle finds that its file is gone.
+    """Let the next read by handle find that its file is gone.
 
-    Bricks say so sooner or later: they read the bytes of an unlinked file for as long as a client has it open.
+    A brick serves an unlinked file for as long as a client has it open, so a real one says so sooner or later.
     """
     gfapi = tree._gfapi  # type: ignore[attr-defined]
     real = gfapi.h_anonymous_read
@@ -89,7 +89,7 @@ def gone_once(monkeypatch: pytest.MonkeyPatch, tree: FileTree) -> None:
 
 
 def test_the_listed_file_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read is the file that was listed, wherever it is now; never what has its name."""
+    """A header is the listed file's, wherever that is now; never that of another file with its name."""
     (folder.path / "away").mkdir()
     for name in ("moved", "replaced", "now a folder"):
         (folder.path / name).write_bytes(b"x" * 100)
@@ -112,7 +112,7 @@ def test_the_listed_file_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch
 def test_replaced_since_it_was_listed(
     folder: Folder, counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch, now: str, certainly: bool, handle: bool
 ) -> None:
-    """A record is of the old file, of what has its name now, or there is none; it never mixes the two."""
+    """A replaced file gives a record of the old file, of the new one, or none; never a mixture."""
     tree = folder.tree
     (folder.path / "disk").write_bytes(qcow2(1 << 30) + b"old" * 1000)
     entry = listed(tree)["disk"]
@@ -147,7 +147,7 @@ def test_replaced_since_it_was_listed(
 
 
 def test_replaced_again_and_again(folder: Folder, counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is gone each time that it is read is left out."""
+    """A name whose file is gone at each look gives no record."""
     (folder.path / "disk").write_bytes(qcow2(1 << 30))
     gfapi = folder.tree._gfapi
 

@@ -286,7 +286,7 @@ async def test_cut_loose_frees_what_hangs(
     session = await start(context)
     await session.refresh(Snapshot.EMPTY)
     pid = await asyncio.to_thread(fuse.freeze, target(definition))
-    sound, context.lane.timeout = context.lane.timeout, 0.5  # of what hangs; all else may take its time
+    sound, context.lane.timeout = context.lane.timeout, 0.5  # only for calls that hang
     for _ in range(4):
         with pytest.raises(TimeoutError):
             await session.refresh(Snapshot.EMPTY)

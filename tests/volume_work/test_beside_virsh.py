@@ -282,7 +282,7 @@ async def test_while_astore_works(both: tuple[Pool, Virsh]) -> None:
 
     async def refresh_theirs() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            if pool.type == "netfs":  # where libvirt's refresh fails, ESTALE, when a file goes under its hands
+            if pool.type == "netfs":  # on a mount, libvirt's refresh fails with ESTALE if a file goes meanwhile
                 for _ in range(makers):
                     await stack.enter_async_context(making)
             await virsh("pool-refresh")

@@ -110,16 +110,16 @@ def enter_private_namespaces() -> None:
         _loopback_up()
     except OSError as error:
         raise BedUnavailable(f"private namespaces are not permitted here: {error}") from error
-    detach("/run")  # which is empty when a machine has started, and what servers make in it is theirs
+    detach("/run")  # servers make folders there that a new machine does not have
     for folder in PRIVATE_FOLDERS:
         cover(folder)
     os.environ[_MARK] = _identity()
 
 
 def cover(folder: str) -> bool:
-    """Put an empty tmpfs over a folder of the machine's. One that is not there is made, for this namespace alone.
+    """Put an empty tmpfs over a folder of the machine's. If it is not there, make it, for this namespace alone.
 
-    :returns: False where there is not even a parent to make it in.
+    :returns: False if its parent is not there either.
     :raises OSError: it cannot be mounted on.
     """
     if not os.path.isdir(folder):
@@ -146,10 +146,10 @@ _detached: set[str] = set()
 
 
 def detach(folder: str) -> None:
-    """Make what is made in a folder from now on, and what is removed there, a matter of this namespace alone.
+    """Keep the entries that are made in a folder from now on, and those that are removed, inside this namespace.
 
-    A tmpfs covers the folder, and the entries that it has now appear there again: the machine's own, with what they
-    contain and what is mounted there. Files and folders among them cannot be removed.
+    A tmpfs covers the folder, and the machine's own entries are mounted in it again, with their content and the mounts
+    below them. Files and folders among them cannot be removed.
 
     :raises OSError: as the kernel says.
     """

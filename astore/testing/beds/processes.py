@@ -34,9 +34,9 @@ def state(pid: int) -> str:
 
 
 def in_another_container(pid: int) -> bool:
-    """Whether a process, which is listed here, has a process namespace of its own: its paths mean other files.
+    """Whether a process has another process namespace than this one: its paths mean other files.
 
-    One that is gone, or another user's, counts as such.
+    A process that is gone, or that this user may not look at, counts as such.
     """
     try:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
@@ -47,7 +47,7 @@ def in_another_container(pid: int) -> bool:
 def mentioning(folder: str | os.PathLike[str], programs: Collection[str]) -> list[int]:
     """Pids of processes of these programs (names without a folder) that have ``folder`` in their command line.
 
-    A container may have a folder of the same name, and processes that are listed here: they are not meant.
+    Processes of containers are listed in /proc too, and may name a folder alike: they are left out.
     """
     found = []
     needle = os.fspath(folder)

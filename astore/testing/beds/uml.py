@@ -106,7 +106,7 @@ def _link_modules(folder: Path, path: str) -> None:
 def _boot(init: Path, console: Path, memory: str, timeout: float, path: str) -> bool:
     """Run the kernel; say whether it ended by itself."""
     argv = [_KERNEL, f"mem={memory}", "rootfstype=hostfs", "ro", f"init={init}", "con0=fd:0,fd:1", "con=null", "quiet"]
-    # its home has its socket, in a folder that a killed one leaves behind
+    # the kernel keeps a socket in its home folder, and leaves it there when it is killed
     with console.open("wb") as output, tempfile.TemporaryDirectory(prefix="astore-uml-") as home:
         kernel = subprocess.Popen(
             argv,

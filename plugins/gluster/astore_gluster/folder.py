@@ -240,7 +240,7 @@ class GlusterFolder(FileTree):
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of a regular file, without opening it; see :meth:`astore.files.FileTree.read_header`.
 
-        It is the listed file that is read, never another one that has its name by now.
+        This reads the listed file, never another one that has taken its name.
 
         :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
         """
@@ -255,7 +255,7 @@ class GlusterFolder(FileTree):
             self.release(file)
 
     def _find_again(self, entry: Entry) -> Entry:
-        """The entry with a handle, where none came with the listing."""
+        """Look up a handle for an entry that was listed without one."""
         found = self._find(entry.name)
         if found.stat.inode != entry.stat.inode:
             self.release(found)
