@@ -12,7 +12,7 @@ from astore.images.references import located
 from astore.model import EntryError, ImageInfo, VolumeInfo, VolumeType
 
 if TYPE_CHECKING:
-    from astore.files import Entry, FileStat, FileTree
+    from astore.files import Entry, FileStat, FileTree, Reading
 
 
 def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
@@ -85,24 +85,31 @@ def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None) -> VolumeInfo
     name = entry[0]
     reading = tree.reading(entry)
     try:
-        image, wrong = None, None
-        try:
-            image = probe(reading.header(needs_full_header), reading.read)
-        except ImageError as error:
-            image, wrong = ImageInfo(error.format), error
+        head = reading.header(needs_full_header)
         st = reading.stat
         if before is not None and (before.inode != st[1] or before.device != st[9]):
             before = None  # of another file
         made = None if before is None else before.made
         turned = before is not None and before.format == "raw"
-        if image is not None and (reading.cheap or image.references or wrong is not None or turned):
-            noted = reading.made()
-            made = made if noted is None else noted or None
-        if wrong is not None and made != "raw":
-            raise wrong
+        try:
+            image = probe(head, reading.read)
+        except ImageError as error:
+            made = _noted(reading, made)
+            if made != "raw":
+                raise
+            image = ImageInfo(error.format)
+        else:
+            if image is not None and (reading.cheap or image.references or turned):
+                made = _noted(reading, made)
     finally:
         reading.close()
     return record_of(name, tree.file_type, tree.key(name), st, image, made)
+
+
+def _noted(reading: Reading, made: str | None) -> str | None:
+    """The format that is noted at a file, or where its storage keeps no notes the one that is known."""
+    noted = reading.made()
+    return made if noted is None else noted or None
 
 
 def record_of(
@@ -133,6 +140,8 @@ def record_of(
         image.cluster_size,
         device,
         made,
+        None,
+        image.extras,
     )
 
 
