@@ -73,8 +73,8 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
     """What an image's header says. ``capacity`` is None where the file's own size is the capacity.
 
     ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
-    ``aes``, ``luks`` or None. ``extras`` names what the image has beside its disk, which conversions leave out. ``before`` is how many bytes of the file come before the disk's, where the file's size tells the
-    capacity (LUKS).
+    ``aes``, ``luks`` or None. ``extras`` names what the image has beside its disk, which conversions leave out. ``before`` is
+    how many bytes of the file come before the disk's, where the file's size tells the capacity (LUKS).
     """
 
     format: str

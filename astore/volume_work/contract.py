@@ -168,16 +168,12 @@ class WritableTree(FileTree):
         """Remove a file, or a link."""
 
     @abc.abstractmethod
-    def mkdir(self, name: str, mode: int = 0o711) -> None:
-        """Make a directory. :raises OSError: EEXIST: the name is taken."""
+    def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
+        """Make a directory; -1 leaves owner or group as it is. :raises OSError: EEXIST: the name is taken."""
 
     @abc.abstractmethod
     def rmdir(self, name: str) -> None:
         """Remove an empty directory. :raises OSError: ENOTEMPTY."""
-
-    @abc.abstractmethod
-    def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
-        """Set the owner and group of an entry; -1 leaves one as it is."""
 
     @abc.abstractmethod
     def sync_folder(self) -> None:

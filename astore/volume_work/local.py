@@ -314,28 +314,32 @@ class WritableLocalTree(LocalTree, WritableTree):
         with self._held() as folder:
             os.unlink(name, dir_fd=folder)
 
-    def mkdir(self, name: str, mode: int = 0o711) -> None:
+    def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
         """Make a directory; ``mode`` whatever the umask."""
         self._check_name(name)
         with self._held() as folder:
             os.mkdir(name, 0o700, dir_fd=folder)  # so that it can be opened, whatever it is to be
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
+            try:
+                st = os.fstat(fd)
+                if stat.S_IMODE(st.st_mode) & 0o77 or st.st_nlink > 2:
+                    raise FileExistsError(errno.EEXIST, "another directory took its name", name)
+                try:
+                    if uid != -1 or gid != -1:
+                        os.fchown(fd, uid, gid)
+                    os.fchmod(fd, mode)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(name, dir_fd=folder)
+                    raise
+            finally:
+                os.close(fd)
 
     def rmdir(self, name: str) -> None:
         """Remove an empty directory."""
         self._check_name(name)
         with self._held() as folder:
             os.rmdir(name, dir_fd=folder)
-
-    def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
-        """Set the owner and group of an entry."""
-        self._check_name(name)
-        with self._held() as folder:
-            os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
 
     def sync_folder(self) -> None:
         """Wait until the names that were made and removed are safe."""

@@ -72,11 +72,13 @@ class WritableTreeSession(ImageSession):
         permissions = definition.permissions or Permissions()
 
         def make() -> VolumeInfo:
-            self.tree.mkdir(name, DIRECTORY_MODE if permissions.mode is None else permissions.mode)
+            self.tree.mkdir(
+                name,
+                DIRECTORY_MODE if permissions.mode is None else permissions.mode,
+                -1 if permissions.owner is None else permissions.owner,
+                -1 if permissions.group is None else permissions.group,
+            )
             try:
-                if permissions.owner is not None or permissions.group is not None:
-                    owner = -1 if permissions.owner is None else permissions.owner
-                    self.tree.set_owner(name, owner, -1 if permissions.group is None else permissions.group)
                 self.tree.sync_folder()
                 return found(self.tree, name)
             except BaseException:
@@ -167,7 +169,9 @@ class WritableTreeSession(ImageSession):
             await self._allocate(new, 0, min(definition.allocation or 0, max(capacity, size)))
         else:
             image = await new.run(self._copied, new.made, source, definition)
-            if capacity > image.capacity:
+            if capacity > image.capacity and image.format == "luks":
+                await new.truncate(capacity + image.physical - image.capacity)
+            elif capacity > image.capacity:
                 await self._resize_image(new, image, capacity, False, backed, backing)
         await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
 
@@ -208,6 +212,8 @@ class WritableTreeSession(ImageSession):
                     )
                 if is_raw(volume.format):
                     await self._resize_raw(file, capacity, allocate)
+                elif volume.format == "luks":  # its header does not say how long it is
+                    await self._resize_raw(file, capacity + volume.physical - volume.capacity, allocate)
                 else:
                     await self._resize_image(file, volume, capacity, allocate, backed, backing)
                 return await file.run(self._record, file.file, volume)

@@ -66,7 +66,7 @@ _FILE = (
     *("pread", "pwrite", "truncate", "allocate", "punch", "seek_data", "seek_hole", "copy_range", "clone"),
     *("chown", "sync", "lock", "close"),
 )
-_TREE = ("open", "create", "link", "rename", "unlink", "mkdir", "rmdir", "set_owner", "sync_folder")
+_TREE = ("open", "create", "link", "rename", "unlink", "mkdir", "rmdir", "sync_folder")
 
 
 class FaultyFile(LocalFile):

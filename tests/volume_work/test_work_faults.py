@@ -71,7 +71,7 @@ async def test_create_that_fails(pool: Pool, folder: Path, faults: Faults, call:
 
 async def test_directory_that_fails(pool: Pool, folder: Path, faults: Faults) -> None:
     """So does a directory."""
-    for call in ("mkdir", "set_owner", "sync_folder"):
+    for call in ("mkdir", "sync_folder"):
         faults[call] = errno.EIO
         with pytest.raises(StorageError):
             await pool.create_volume(VolumeDef("a", format="dir", permissions=Permissions(group=os.getgid())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -133,9 +134,16 @@ class GlusterTree(GlusterFolder, WritableTree):
         """Remove a file."""
         self._call(self._gfapi.unlink, name)
 
-    def mkdir(self, name: str, mode: int = 0o711) -> None:
-        """Make a directory. :raises OSError: EEXIST: the name is taken."""
+    def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
+        """Make a directory; -1 leaves owner or group as it is. :raises OSError: EEXIST: the name is taken."""
         self._call(self._gfapi.mkdir, name, mode)
+        if uid != -1 or gid != -1:
+            try:
+                self.set_owner(name, uid, gid)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.rmdir(name)
+                raise
 
     def rmdir(self, name: str) -> None:
         """Remove an empty directory. :raises OSError: ENOTEMPTY."""
