@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from astore.images.errors import ImageError
-from astore.images.fields import speakable
 from astore.images.formats import driver_of, name_of_driver
-from astore.images.paths import URL_SAFE, absolute, has_protocol
+from astore.images.paths import absolute, has_protocol
+from astore.images.protocols import GONE, PROTOCOLS, SERVER_KEYS, Node, servers_of, text_at
 
 DEEPEST = 32
 """Nodes below one another, the parts of dotted keys counted."""
@@ -27,8 +26,6 @@ _MALFORMED = "has a json: name that means nothing"
 _UNTOLD = "has a json: name that does not say where it is"
 _NO_DRIVER = "is described with a driver that is none"
 _ANOTHER = "is one of several files that a json: name describes"
-
-Node = dict[str, Any]
 
 
 class Found(NamedTuple):
@@ -143,7 +140,7 @@ _OVER_FILE = frozenset({"driver", "file"})
 
 def _format_and_leaf(top: Node, told: str | None, doubts: list[str]) -> tuple[str | None, Node]:
     """The format of the image, and the node of the protocol that it is read through."""
-    driver = _text(top, "driver")
+    driver = text_at(top, "driver")
     if driver in PROTOCOLS:
         if told is not None:
             doubts.append(f"is said to be {told}, and described as what QEMU's driver {driver!r} reads")
@@ -161,7 +158,7 @@ def _format_and_leaf(top: Node, told: str | None, doubts: list[str]) -> tuple[st
     if isinstance(top.get("file"), str):
         doubts.append("is described by the name of a node, which QEMU alone knows")
     leaf = _below(top)
-    while leaf is not top and (driver := _text(leaf, "driver")) is not None and driver not in PROTOCOLS:
+    while leaf is not top and (driver := text_at(leaf, "driver")) is not None and driver not in PROTOCOLS:
         if driver != "raw":
             is_format = name_of_driver(driver) is not None
             doubts.append("is described as an image inside another" if is_format else _through(driver))
@@ -195,23 +192,25 @@ def _doubt_options(node: Node, known: frozenset[str], doubts: list[str]) -> None
 
 def _location(node: Node, doubts: list[str]) -> str | None:
     """Where a protocol's node has its data. A driver that is not named is that of files."""
-    driver = _text(node, "driver")
+    driver = text_at(node, "driver")
     if driver is None and "driver" in node:
         doubts.append(_NO_DRIVER)
+    if driver in GONE:
+        doubts.append(f"is described with QEMU's driver {driver!r}, which is gone")
     protocol = PROTOCOLS.get(driver or "file")
     if protocol is None:
-        return _by_filename(_text(node, "filename"))
+        return _by_filename(text_at(node, "filename"))
     _doubt_options(node, protocol.keys, doubts)
-    for server in _servers(node):
+    for server in servers_of(node):
         if isinstance(server, dict):
-            _doubt_options(server, _SERVER_KEYS, doubts)
+            _doubt_options(server, SERVER_KEYS, doubts)
     if protocol.describe is None:
-        filename = _text(node, "filename")
+        filename = text_at(node, "filename")
         if filename is not None and not filename.startswith("/"):
             doubts.append(FROM_HERE)
         return None if filename is None else absolute(filename)
     found = protocol.describe(node)
-    return _by_filename(_text(node, "filename")) if found is None else found
+    return _by_filename(text_at(node, "filename")) if found is None else found
 
 
 def _by_filename(filename: str | None) -> str | None:
@@ -228,7 +227,7 @@ def _leaves(top: Node, main: Node) -> Iterator[tuple[str, str | None]]:
     waiting: list[tuple[Node, str | None]] = [(top, None)]
     while waiting:
         node, format = waiting.pop()
-        driver = _text(node, "driver")
+        driver = text_at(node, "driver")
         if node is not main:
             place = _location(node, [])
             if place is not None:
@@ -242,159 +241,6 @@ def _paths(key: str, value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         yield from (place for place, _ in _leaves(value, {}))
     elif key in ("filename", "url") and isinstance(value, str):
-        place = _by_filename(_text({key: value}, key))
+        place = _by_filename(text_at({key: value}, key))
         if place is not None:
             yield place
-
-
-# --------------------------------------------------------------------------------------------------- by driver
-
-
-def _gluster(node: Node) -> str | None:
-    volume, path = _text(node, "volume"), _text(node, "path")
-    servers = _servers(node)
-    if volume is None or path is None or not servers:
-        return None
-    where = f"/{quote(volume, safe='')}/{quote(path.lstrip('/'), safe=URL_SAFE)}"
-    server = servers[0]
-    if _text(server, "type") == "unix":
-        socket = _text(server, "path") or _text(server, "socket")
-        return None if socket is None else f"gluster+unix://{where}?socket={quote(socket)}"
-    address = _address(server)
-    return None if address is None else f"gluster://{address}{where}"
-
-
-def _nbd(node: Node) -> str | None:
-    server = _server(node)
-    export = quote(_text(node, "export") or "", safe=URL_SAFE)
-    socket = _text(server, "path")
-    if socket is not None:
-        return f"nbd+unix:///{export}?socket={quote(socket)}"
-    address = _address(server)
-    return None if address is None else f"nbd://{address}/{export}"
-
-
-_RBD_ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\:@/"})
-
-
-def _rbd(node: Node) -> str | None:
-    pool, image = _text(node, "pool"), _text(node, "image")
-    if pool is None or image is None:
-        return None
-    namespace, snapshot = _text(node, "namespace"), _text(node, "snapshot")
-    where = "/".join(part.translate(_RBD_ESCAPES) for part in (pool, namespace, image) if part is not None)
-    return f"rbd:{where}" + (f"@{snapshot.translate(_RBD_ESCAPES)}" if snapshot else "")
-
-
-def _iscsi(node: Node) -> str | None:
-    portal, target = _text(node, "portal"), _text(node, "target")
-    if portal is None or target is None:
-        return None
-    return f"iscsi://{quote(portal, safe='[]:')}/{quote(target, safe=':')}/{quote(_text(node, 'lun') or '0', safe='')}"
-
-
-def _ssh(node: Node) -> str | None:
-    address, path, user = _address(_server(node)), _text(node, "path"), _text(node, "user")
-    if address is None or path is None:
-        return None
-    who = f"{quote(user, safe='')}@" if user else ""
-    return f"ssh://{who}{address}/{quote(path.lstrip('/'), safe=URL_SAFE)}"
-
-
-def _sheepdog(node: Node) -> str | None:
-    vdi = _text(node, "vdi")
-    if vdi is None:
-        return None
-    address = _address(_server(node))
-    return f"sheepdog:{vdi}" if address is None else f"sheepdog://{address}/{quote(vdi, safe='')}"
-
-
-def _nfs(node: Node) -> str | None:
-    address, path = _address(_server(node)), _text(node, "path")
-    return None if address is None or path is None else f"nfs://{address}/{quote(path.lstrip('/'), safe=URL_SAFE)}"
-
-
-def _nvme(node: Node) -> str | None:
-    device = _text(node, "device")
-    if device is None:
-        return None
-    return f"nvme://{quote(device, safe=':')}/{quote(_text(node, 'namespace') or '1', safe='')}"
-
-
-def _url(driver: str) -> Callable[[Node], str | None]:
-    def describe(node: Node) -> str | None:
-        url = _text(node, "url")
-        return url if url is not None and url.startswith(f"{driver}://") else None
-
-    return describe
-
-
-# -------------------------------------------------------------------------------------------------------- their parts
-
-
-def _text(node: Any, key: str) -> str | None:
-    """A string or a number as text; None if it is absent, empty, no text for a name, or anything else."""
-    value = node.get(key) if isinstance(node, dict) else None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    try:
-        return speakable(str(value), "json: name") or None
-    except ImageError:
-        return None
-
-
-def _server(node: Node) -> Node:
-    """The server of a node; old QEMUs wrote its parts into the node itself."""
-    server = node.get("server")
-    return server if isinstance(server, dict) else node
-
-
-def _servers(node: Node) -> list[Any]:
-    """The servers of a node: a list is an object with the keys 0, 1, …, and a single server is one."""
-    servers = node.get("server")
-    if not isinstance(servers, dict):
-        return []
-    return [servers[key] for key in sorted(servers)] if "0" in servers else [servers]
-
-
-def _address(server: Any) -> str | None:
-    host, port = _text(server, "host"), _text(server, "port")
-    if host is None:
-        return None
-    host = f"[{quote(host, safe=':')}]" if ":" in host else quote(host, safe="")
-    return f"{host}:{quote(port, safe='')}" if port else host
-
-
-# ----------------------------------------------------------------------------------------------------------- the table
-
-
-class _Protocol(NamedTuple):
-    """A driver that reads from a place. ``describe`` makes the place's URL; None for a file's ``filename``.
-
-    ``keys`` say where it is. Any other changes what is read, or how.
-    """
-
-    describe: Callable[[Node], str | None] | None
-    keys: frozenset[str]
-
-
-def _protocol(describe: Callable[[Node], str | None] | None, *keys: str) -> _Protocol:
-    return _Protocol(describe, frozenset({"driver", *keys}))
-
-
-_SERVER_KEYS = frozenset({"type", "host", "port", "path", "socket"})
-PROTOCOLS = {
-    "file": _protocol(None, "filename"),
-    "host_device": _protocol(None, "filename"),
-    "host_cdrom": _protocol(None, "filename"),
-    "gluster": _protocol(_gluster, "volume", "path", "server"),
-    "nbd": _protocol(_nbd, "server", "export", "host", "port", "path"),
-    "rbd": _protocol(_rbd, "pool", "namespace", "image", "snapshot"),
-    "iscsi": _protocol(_iscsi, "transport", "portal", "target", "lun"),
-    "ssh": _protocol(_ssh, "server", "path", "user", "host", "port"),
-    "sheepdog": _protocol(_sheepdog, "server", "vdi"),
-    "nfs": _protocol(_nfs, "server", "path"),
-    "nvme": _protocol(_nvme, "device", "namespace"),
-    **{scheme: _protocol(_url(scheme), "url") for scheme in ("http", "https", "ftp", "ftps", "tftp")},
-}
-"""QEMU's drivers that read from a place, by name."""

@@ -6,8 +6,6 @@ place that can be told, or to more than a place, the reference says so in its ``
 
 from __future__ import annotations
 
-import msgspec
-
 from astore.images.errors import ImageError
 from astore.images.fields import speakable
 from astore.images.nodes import FROM_HERE, Found, read_node
@@ -52,6 +50,16 @@ def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Refere
 
 def _located(reference: Reference, volume_path: str) -> list[Reference]:
     name = reference.name
+    if (
+        reference.kind is ReferenceKind.BACKING
+        and ":" not in name
+        and volume_path.startswith("/")
+        and name.isprintable()
+    ):
+        # the most common, and the same as below
+        location = beside(name, volume_path)
+        if location is not None and len(name) <= LONGEST_NAME:
+            return [Reference(reference.kind, name, reference.format, location, reference.doubt)]
     try:
         if len(name) > LONGEST_NAME:
             raise ImageError("has a name that is too long")
@@ -66,12 +74,8 @@ def _located(reference: Reference, volume_path: str) -> list[Reference]:
             places = [_parent(name, volume_path, reference.format)]
     except ImageError:
         places = [Found(None, reference.format, _NO_NAME)]
-    return [
-        msgspec.structs.replace(
-            reference, location=place.location, format=place.format, doubt=reference.doubt or place.doubt
-        )
-        for place in places
-    ]
+    doubt = reference.doubt
+    return [Reference(reference.kind, name, place.format, place.location, doubt or place.doubt) for place in places]
 
 
 def _plain(name: str, volume_path: str, format: str | None) -> Found:

@@ -106,6 +106,7 @@ DOUBTED = [
     (node(driver="rbd", pool="p", image="i", conf="/etc/x"), None, "is given with 'conf'"),
     (node(driver="gluster", filename="gluster://h/v/p"), None, "is given with 'filename'"),
     (node(driver="raw", filename="/x"), None, "is given with 'filename'"),
+    (node(driver="sheepdog", vdi="v"), None, "is described with QEMU's driver 'sheepdog', which is gone"),
     (
         'json:{"file.filename":"/x","file":{"driver":"file","filename":"/x"}}',
         None,
