@@ -40,18 +40,24 @@ REPLACED = 5
 
 
 def read_one(
-    tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]], before: VolumeInfo | None = None
+    tree: FileTree,
+    entry: Entry,
+    found: list[tuple[str, VolumeInfo]],
+    before: VolumeInfo | None = None,
+    *,
+    thorough: bool = False,
 ) -> EntryError | None:
     """Read an entry's header and add its record to ``found``; returns its error, if it has one.
 
     If the file is gone, look its name up again: another file may have taken it, and gets a record of its own.
 
     :param before: the record that the entry had until now.
+    :param thorough: it is this one alone: see that no other file has its name by now, and what is noted at it.
     """
     name = entry[0]
     for left in reversed(range(REPLACED)):
         try:
-            record = _read(tree, entry, before)
+            record = _read(tree, entry, before, thorough)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 return entry_error(name, error)
@@ -77,20 +83,21 @@ def read_one(
     return None
 
 
-def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None) -> VolumeInfo:
+def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, thorough: bool) -> VolumeInfo:
     """The record of a regular file, by its header and by what is noted at it.
 
     :raises OSError: it cannot be read. ImageError: its header is malformed.
     """
     name = entry[0]
-    reading = tree.reading(entry)
+    reading = tree.reading(entry, thorough=thorough)
     try:
         head = reading.header(needs_full_header)
-        st = reading.stat
-        if before is not None and (before.inode != st[1] or before.device != st[9]):
-            before = None  # of another file
-        made = None if before is None else before.made
-        turned = before is not None and before.format == "raw"
+        st = reading.entry[1]
+        made = None
+        notes = thorough or reading.notes
+        if before is not None and before.inode == st[1] and before.device == st[9]:
+            made = before.made
+            notes = notes or before.format == "raw"
         try:
             image = probe(head, reading.read)
         except ImageError as error:
@@ -99,7 +106,7 @@ def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None) -> VolumeInfo
                 raise
             image = ImageInfo(error.format)
         else:
-            if image is not None and (reading.cheap or image.references or turned):
+            if image is not None and (notes or image.references):
                 made = _noted(reading, made)
     finally:
         reading.close()
@@ -131,8 +138,21 @@ def record_of(
         )
     capacity = max(size - image.before, 0) if image.capacity is None else image.capacity
     return VolumeInfo(
-        *(name, type, key, key, capacity, blocks * 512, size, image.format),
-        *(mode, uid, gid, inode, atime, mtime, ctime),
+        name,
+        type,
+        key,
+        key,
+        capacity,
+        blocks * 512,
+        size,
+        image.format,
+        mode,
+        uid,
+        gid,
+        inode,
+        atime,
+        mtime,
+        ctime,
         located(image.references, key) if image.references else (),
         image.compat,
         image.features,

@@ -68,32 +68,28 @@ class Entry(NamedTuple):
 
 
 class Reading:
-    """An entry's file, for as long as its header is read. This one knows no more than :meth:`FileTree.read_header`."""
+    """An entry's file, for as long as its header is read. This one knows no more than :meth:`FileTree.read_header`.
 
-    __slots__ = ("entry", "tree")
+    :ivar entry: with the attributes of the file that is read.
+    :ivar notes: whether :meth:`made` costs so little that all images are asked.
+    """
 
-    @property
-    def cheap(self) -> bool:
-        """Whether :meth:`made` costs so little that all images are asked."""
-        return False
+    __slots__ = ("entry", "notes", "tree")
+
+    tree: FileTree
+    notes: bool
 
     def __init__(self, tree: FileTree, entry: Entry) -> None:
         self.tree = tree
         self.entry = entry
-
-    @property
-    def stat(self) -> FileStat:
-        """The attributes of the file that is read."""
-        return self.entry.stat
+        self.notes = False
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of the file; see :meth:`FileTree.read_header`."""
         return self.tree.read_header(self.entry, more)
 
-    @property
-    def read(self) -> Callable[[int, int], bytes] | None:
-        """``read(offset, length)`` gives more of the file, if it can be read further: fewer bytes only where it ends."""
-        return None
+    read: ClassVar[Callable[..., bytes] | None] = None
+    """``read(offset, length)`` gives more of the file, if it can be read further: fewer bytes only where it ends."""
 
     def made(self) -> str | None:
         """The format that astore made the file in, ``""`` if that is not noted at it; None: this storage keeps no notes."""
@@ -139,9 +135,19 @@ class FileTree(abc.ABC):
         then, so that no record has the FileStat of one file and the header of another.
         """
 
-    def reading(self, entry: Entry) -> Reading:
-        """The entry's file, for its header to be read. A tree that can say more of the file it reads overrides it."""
+    def reading(self, entry: Entry, *, thorough: bool = False) -> Reading:
+        """The entry's file, for its header to be read. A tree that can say more of the file it reads overrides it.
+
+        :param thorough: see that the attributes are those of the file that is read, where it is not read by a handle.
+        """
         return Reading(self, entry)
+
+    def version(self) -> tuple[int, int] | None:
+        """When names of the folder changed last (ns since the epoch), and which folder it is (its inode).
+
+        None where that need not be known: entries are read by handles, or it cannot be told.
+        """
+        return None
 
     def release(self, entry: Entry) -> None:
         """Let go of an entry that will not be read."""
@@ -229,7 +235,7 @@ def read_entry(
     if early is not None:
         tree.release(entry)
         return early
-    wrong = read_one(tree, entry, found, before)
+    wrong = read_one(tree, entry, found, before, thorough=True)
     if wrong is not None:
         tree.statvfs()
         return wrong
@@ -290,12 +296,15 @@ class _Refresh:
     def __call__(self) -> Snapshot:
         taken_at = time.time()
         try:
+            version = self._tree.version()
             with self._turn:
                 self._list()
                 if self._tree.readers == 1:
                     self._read_chunks(self._turn)
             self._read_chunks()
             self._wait_for_assistants()
+            if version is not None and self._read:
+                self._see_to_names(version, int(taken_at * 1e9))
             total, free = self._tree.statvfs()
             permissions = self._tree.permissions()
             folder = self._resolve()
@@ -306,6 +315,31 @@ class _Refresh:
             self._wait_for_assistants()
         with self._turn:
             return self._snapshot(taken_at, total, free, permissions, folder)
+
+    def _see_to_names(self, before: tuple[int, int], now: int) -> None:
+        """Read those again whose names other files have taken since they were listed.
+
+        A record never has the attributes of one file and the header of another.
+        """
+        if self._tree.version() == before and before[0] < now - SETTLING_NS:
+            return  # no name has changed
+        listed, self._read = self._read, []
+        for name, record in listed:
+            entry = self._tree.lookup(name)
+            if entry is None:
+                continue
+            if entry[1][1] == record.inode and entry[1][9] == record.device:
+                self._tree.release(entry)
+                self._read.append((name, record))
+                continue
+            early = without_header(self._tree, name, entry[1])
+            if early is not None:
+                self._tree.release(entry)
+            wrong = read_one(self._tree, entry, self._read, None, thorough=True) if early is None else early
+            if isinstance(wrong, EntryError):
+                self._errors.append(wrong)
+            elif wrong is not None:
+                self._read.append((name, wrong))
 
     def _resolve(self) -> Place | None:
         """Put the records that were read beside the others, and have all references lead where they lead now.

@@ -194,11 +194,16 @@ class LocalTree(FileTree):
         finally:
             reading.close()
 
-    def reading(self, entry: Entry) -> LocalReading:
+    def reading(self, entry: Entry, *, thorough: bool = False) -> LocalReading:
         """The entry's file, opened for its header to be read."""
         if self._closed:
             self._check_open()
-        return LocalReading(self, entry, _open_quietly(entry[0], entry[2].fd), cheap=self.readers == 1)
+        return LocalReading(self, entry, thorough)
+
+    def version(self) -> tuple[int, int] | None:
+        """When names of the directory changed last, and which one it is."""
+        st = os.fstat(self._opened().fd)
+        return st.st_mtime_ns, st.st_ino
 
     def folder_place(self) -> Place | None:
         """Where the folder is."""
@@ -230,29 +235,17 @@ class LocalTree(FileTree):
 class LocalReading(Reading):
     """An entry's file, open for its header to be read."""
 
-    __slots__ = ("_cheap", "_fd", "_stat")
+    __slots__ = ("_fd",)
 
-    def __init__(self, tree: LocalTree, entry: Entry, fd: int, *, cheap: bool) -> None:
-        super().__init__(tree, entry)
-        self._fd = fd
-        self._stat: FileStat | None = None
-        self._cheap = cheap
-
-    @property
-    def cheap(self) -> bool:
-        """Whether the folder is a local one."""
-        return self._cheap
-
-    @property
-    def stat(self) -> FileStat:
-        """The attributes of the file that is open, which may be another than was listed."""
-        found = self._stat
-        if found is None:
-            st = os.fstat(self._fd)
-            listed = self.entry[1]
-            same = st.st_ino == listed[1] and st.st_dev == listed[9]
-            found = self._stat = listed if same else _stat_of(st)
-        return found
+    def __init__(self, tree: LocalTree, entry: Entry, thorough: bool) -> None:
+        self.tree = tree
+        self.entry = entry
+        self.notes = tree.readers == 1  # on a local folder it costs so little that all are asked
+        fd = self._fd = _open_quietly(entry[0], entry[2].fd)
+        if thorough:
+            st = os.fstat(fd)
+            if st.st_ino != entry[1][1] or st.st_dev != entry[1][9]:
+                self.entry = entry._replace(stat=_stat_of(st))  # another file took its name
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of the file."""
@@ -265,10 +258,9 @@ class LocalReading(Reading):
                 return head
         return _fill(fd, head, HEADER_SIZE) if more(head) else head
 
-    @property
-    def read(self) -> Callable[[int, int], bytes] | None:
-        """Gives bytes from anywhere in the file."""
-        return lambda offset, length: os.pread(self._fd, length, offset)
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from anywhere in the file."""
+        return os.pread(self._fd, length, offset)
 
     def made(self) -> str | None:
         """The format that astore noted at the file."""
@@ -289,6 +281,8 @@ _NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
 def noted_format(fd: int) -> str | None:
     """The format that is noted at an open file, ``""`` if none is; None where the file system keeps no notes."""
     try:
+        if NOTE not in os.listxattr(fd):  # which costs a third of asking for what is not there
+            return ""
         return os.getxattr(fd, NOTE).decode("ascii", "replace")
     except OSError as error:
         if error.errno in _NOT_NOTED:

@@ -255,7 +255,7 @@ class GlusterFolder(FileTree):
         finally:
             reading.close()
 
-    def reading(self, entry: Entry) -> Reading:
+    def reading(self, entry: Entry, *, thorough: bool = False) -> Reading:
         """The entry's file, by its handle, for its header to be read; where the listing gave none, it is looked up here."""
         return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry))
 
@@ -397,10 +397,9 @@ class GlusterReading(Reading):
                 raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), self.entry.name) from error
             raise
 
-    @property
-    def read(self) -> Callable[[int, int], bytes] | None:
-        """Gives bytes from anywhere in the file."""
-        return lambda offset, length: self.tree._read_at(self.entry, offset, length)
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from anywhere in the file."""
+        return self.tree._read_at(self.entry, offset, length)
 
     def made(self) -> str | None:
         """The format that astore noted at the file."""
