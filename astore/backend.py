@@ -119,8 +119,10 @@ class CommandRunner(Protocol):
         timeout: float | None = None,
         check: bool = True,
         env: Mapping[str, str] | None = None,
+        max_output: int = 16 << 20,
     ) -> CommandResult:
-        """:raises CommandError: it is missing, or (with ``check``) returned non-zero.
+        """:param max_output: bytes that it may write to stdout, and as many to stderr.
+        :raises CommandError: it is missing, returned non-zero (with ``check``), or wrote too much and was killed.
         :raises LaneTimeoutError: it did not end in ``timeout`` seconds, and was killed.
         """
         ...
