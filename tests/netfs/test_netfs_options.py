@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import stat
 import sys
@@ -356,7 +355,6 @@ def test_a_folder_that_a_mount_option_cannot_name(tmp_path: Path, monkeypatch: p
 async def test_a_password_is_shown_nowhere(
     secretive: PoolDef,
     telltale: Callable[[str], Path],
-    place: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -380,20 +378,18 @@ async def test_a_password_is_shown_nowhere(
                     break
         assert PoolDef.from_xml(pool.to_xml(inactive=True)).mount_options == secretive.mount_options
     for arguments in (
-        ["pool", "list", "--all"],
-        ["pool", "info", "pool"],
-        ["pool", "start", "pool", "--verbose"],
+        ["--json", "pool", "list", "--all"],
+        ["--json", "pool", "info", "pool"],
+        ["--json", "pool", "start", "pool"],
         ["--verbose", "pool", "start", "pool"],
     ):
-        for form in ([], ["--json"]):
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "astore.cli", *form, "--state-dir", str(tmp_path / "state"), *arguments,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-
-            )  # fmt: skip
-            texts.append((await process.communicate())[0].decode())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "astore.cli", "--state-dir", str(tmp_path / "state"), *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        texts.append((await process.communicate())[0].decode())
+        assert "start" not in arguments or "username=joe" in texts[-1], "the mount command was run, and said something"
     texts += [caplog.text, *capfd.readouterr()]
-    assert "username=joe" in json.dumps(texts), "the command was run, and said something"
     for text in texts:
         assert SECRET not in text and SHOUTED not in text
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
