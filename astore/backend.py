@@ -128,10 +128,12 @@ class CommandRunner(Protocol):
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         descriptors: Sequence[int] = (),
+        max_output: int = 16 << 20,
     ) -> CommandResult:
         """:param limits: what it may use; it is ended by the kernel where it uses more.
         :param descriptors: open files that it inherits, by the same numbers; they stay open until this returns.
-        :raises CommandError: it is missing, or (with ``check``) returned non-zero.
+        :param max_output: bytes that it may write to stdout, and as many to stderr.
+        :raises CommandError: it is missing, returned non-zero (with ``check``), or wrote too much and was killed.
         :raises LaneTimeoutError: it did not end in ``timeout`` seconds, and was killed.
         """
         ...

@@ -7,14 +7,19 @@ import contextlib
 import math
 import os
 import resource as resource_limits
+import selectors
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from astore.backend import CommandResult, Lane, Limits
 from astore.errors import CommandError, LaneTimeoutError, printable
 from astore.shield import shielded
+
+MAX_OUTPUT = 16 << 20
+"""Bytes that a program may write to stdout, and to stderr, unless its caller says otherwise."""
 
 DYING_SECONDS = 2.0
 """How long a killed program may hold up a cancellation; one that hangs in the kernel dies when that lets it."""
@@ -39,9 +44,10 @@ class LaneCommandRunner:
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         descriptors: Sequence[int] = (),
+        max_output: int = MAX_OUTPUT,
     ) -> CommandResult:
         limit = self._timeout if timeout is None else timeout
-        child = _Child(tuple(argv), limit, env, limits, descriptors)
+        child = _Child(tuple(argv), limit, env, limits, descriptors, max_output)
         try:
             # the thread ends by itself at the limit; the lane's deadline is for a program that cannot even be killed
             result = await self._lane.run(child.run, timeout=limit + 2.0)
@@ -64,6 +70,7 @@ class _Child:
         env: Mapping[str, str] | None,
         limits: Limits | None,
         descriptors: Sequence[int],
+        max_output: int,
     ) -> None:
         self.argv = argv
         self.limits = limits
@@ -74,6 +81,7 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self._over = True
+        self.max_output = max_output
 
     async def gone(self) -> None:
         """Wait until it is dead after :meth:`kill`, so that nothing is written behind the caller's back; not for long."""
@@ -99,22 +107,53 @@ class _Child:
         if killed:  # the caller went while it started
             self.kill()
         try:
-            stdout, stderr = process.communicate(timeout=self.timeout)
-        except subprocess.TimeoutExpired:
+            stdout, stderr = self._communicate(process)
+        except BaseException as error:
             self.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=1.0)
-            with contextlib.suppress(subprocess.TimeoutExpired):
                 # a process of another session may hold the pipes still: what was ours is reaped all the same
-                process.wait(timeout=1.0)
-            raise LaneTimeoutError(
-                f"{' '.join(self.argv)}: did not end within {self.timeout:g} s and was killed", timeout=self.timeout
-            ) from None
+                process.wait(timeout=2.0)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise LaneTimeoutError(
+                    f"{_words(self.argv)}: did not end within {self.timeout:g} s and was killed", timeout=self.timeout
+                ) from None
+            raise
         finally:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
         return CommandResult(self.argv, process.returncode, stdout, stderr)
+
+    def _communicate(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+        """All that the program writes, once it has ended: as ``Popen.communicate``, but bounded.
+
+        :raises subprocess.TimeoutExpired: it did not end in time. CommandError: it wrote more than it may.
+        """
+        deadline = time.monotonic() + self.timeout
+        written = {stream: bytearray() for stream in (process.stdout, process.stderr) if stream is not None}
+        with selectors.DefaultSelector() as selector:
+            for stream in written:
+                selector.register(stream, selectors.EVENT_READ, written[stream])
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if time.monotonic() >= deadline:
+                    raise subprocess.TimeoutExpired(self.argv, self.timeout)
+                for key, _ in ready:
+                    part = os.read(key.fd, 1 << 16)
+                    if not part:
+                        selector.unregister(key.fileobj)
+                    elif len(key.data) + len(part) > self.max_output:
+                        raise CommandError(
+                            f"{_words(self.argv)}: wrote more than {self.max_output} bytes and was killed",
+                            argv=self.argv,
+                            returncode=-signal.SIGKILL,
+                            stderr="",
+                        )
+                    else:
+                        key.data.extend(part)
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        stdout, stderr = (bytes(part) for part in written.values())
+        return stdout, stderr
 
     def _start(self) -> subprocess.Popen[bytes]:
         # without the lock: where the program's storage hangs this lasts, and kill() is called from the event loop
@@ -163,10 +202,13 @@ def _limit(pid: int, limits: Limits) -> None:
         resource_limits.prlimit(pid, resource, (value, value))
 
 
+def _words(argv: Sequence[str]) -> str:
+    """A command as messages show it: in one line, and not endless."""
+    return printable(" ".join(argv))[:1000]
+
+
 def _failed(result: CommandResult) -> CommandError:
     stderr = result.stderr.decode("utf-8", "replace").strip()
     said = stderr or result.stdout.decode("utf-8", "replace").strip() or f"exit code {result.returncode}"
-    line = " ".join(printable(said.replace("\n", " ")).split())[:1000]
-    return CommandError(
-        f"{' '.join(result.argv)}: {line}", argv=result.argv, returncode=result.returncode, stderr=stderr
-    )
+    line = " ".join(printable(said[:4000].replace("\n", " ")).split())[:1000]
+    return CommandError(f"{_words(result.argv)}: {line}", argv=result.argv, returncode=result.returncode, stderr=stderr)

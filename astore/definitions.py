@@ -6,7 +6,7 @@ Part of :mod:`astore.model`, which has all of them. Imports nothing of astore bu
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -148,7 +148,10 @@ class PoolDef(msgspec.Struct, frozen=True):
 
     ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
     the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces astore does not know, as XML
-    text, so that they survive a round trip.
+    text, so that they survive a round trip. ``allowed_options`` names the mount options that are refused unless somebody
+    says that they are meant, such as ``suid`` (``astore:allow`` in a document); see a backend's documentation.
+
+    Its ``repr()`` does not show passwords.
     """
 
     type: str
@@ -161,6 +164,19 @@ class PoolDef(msgspec.Struct, frozen=True):
     mount_options: tuple[str, ...] = ()
     config_options: tuple[tuple[str, str], ...] = ()
     foreign: tuple[str, ...] = ()
+    allowed_options: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"PoolDef({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        from astore.names import shown_option
+
+        shown = {
+            "mount_options": tuple(shown_option(str(option)) for option in self.mount_options),
+            "config_options": tuple((key, "***") for key, _ in self.config_options),
+        }
+        return [(name, shown.get(name, getattr(self, name))) for name in self.__struct_fields__]
 
     @classmethod
     def from_xml(cls, text: str | bytes) -> PoolDef:

@@ -17,6 +17,8 @@ NAME_BYTES = 250
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
+_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -87,14 +89,47 @@ def check_mount_option(option: str) -> str:
     """One mount option (``name`` or ``name=value``). :raises DefinitionError: it is empty or more than one."""
     if not option:
         raise DefinitionError("a mount option is empty", element="option")
+    shown = shown_option(option)
+    if shown != option:
+        _no_password(option, shown)
     _no_control(option, "mount option", "option")
     if "," in option:
         raise DefinitionError(
             f"the mount option {option!r} has a comma: give each option its own element", element="option"
         )
     if option.startswith("-"):
-        raise DefinitionError(f"the mount option {option!r} begins with '-'", element="option")
+        raise DefinitionError(f"the mount option {shown!r} begins with '-'", element="option")
     return option
+
+
+def _no_password(option: str, shown: str) -> None:
+    """:func:`check_mount_option` for what has a password in it, which no message shows."""
+    try:
+        _no_control(option, "mount option", "option")
+    except DefinitionError:
+        raise DefinitionError(
+            f"the mount option {printable(shown)!r} has control characters or no valid Unicode", element="option"
+        ) from None
+    if "," in option:
+        raise DefinitionError(
+            f"the mount option {shown!r} has a comma: a password with one has to be in a file of yours, "
+            f"which the option credentials= names",
+            element="option",
+        )
+
+
+def check_allowed_option(name: str) -> str:
+    """The name of a mount option that is allowed, as it is. :raises DefinitionError: it is none."""
+    if "=" in check_mount_option(name):
+        raise DefinitionError(
+            f"an option is allowed by its name alone: {shown_option(name)!r} has a value", element="allow"
+        )
+    return name
+
+
+def shown_option(option: str) -> str:
+    """A mount option as messages and logs show it: a password in it is ``***``."""
+    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
 
 
 def normal_path(path: str) -> str:

@@ -98,6 +98,7 @@ class RunFiles(LockedFolder):
 
     def load_runs(self) -> Runs:
         """The pools that are active since this boot; what is left of earlier boots is removed."""
+        self.check()
         active: dict[str, RunState] = {}
         unknown: set[str] = set()
         for name in names_in(self._run, ".run"):
@@ -206,6 +207,7 @@ class RunFiles(LockedFolder):
         :param started_at: of the run that it must be of.
         """
         try:
+            self.check()
             stored = _decode_snapshot(read_whole(self._run / f"{name}.snapshot", 1 << 30))
             if stored.format != SNAPSHOT_FORMAT or started_at not in (None, stored.started_at):
                 return None

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -45,6 +46,27 @@ def saying(path: Path) -> Iterator[None]:
         ) from error
 
 
+def require_ours(st: os.stat_result, what: Path | str, *, sticky: bool = False) -> None:
+    """See that nobody but root and the user who runs astore can have written something, by what fstat(2) says of it.
+
+    :param what: its path, for the message. :param sticky: a folder in which each may write, but only touch his own, will do.
+    :raises StoreError: EPERM, in words that say what to do.
+    """
+    me = os.geteuid()
+    if st.st_uid not in (0, me):
+        raise StoreError(
+            f"{what} belongs to user {st.st_uid}, who is neither root nor the user {me} who runs astore, and is not read. "
+            f"Look at what is in it, then give it to user {me} (chown {me})",
+            errno=errno.EPERM,
+        )
+    if st.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (sticky and st.st_mode & stat.S_ISVTX):
+        raise StoreError(
+            f"{what} may be written by other users (its mode is {stat.S_IMODE(st.st_mode):04o}), and is not read. "
+            f"Look at what is in it, then keep them out (chmod go-w)",
+            errno=errno.EPERM,
+        )
+
+
 def names_in(folder: Path, suffix: str) -> list[str]:
     """The names that have this suffix, without it, in order; what killed processes left is removed.
 
@@ -68,8 +90,12 @@ def version_of(path: Path) -> Version:
 
 
 def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """All that is in a file. :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes."""
+    """All that is in a file.
+
+    :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes, or others may have written it.
+    """
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        require_ours(os.fstat(file.fileno()), path)
         parts: list[bytes] = []
         room = largest + 1
         # in pieces: read(n) takes n bytes of memory at once
@@ -129,7 +155,10 @@ def _encodable(name: str) -> bool:
 
 
 class LockedFolder:
-    """A state folder, which is made on first use with mode 0700, and its lock."""
+    """A state folder, which is made on first use with mode 0700, and its lock.
+
+    Nothing is read from a folder, or a file in it, that others than root and the user who runs astore can write.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -161,6 +190,7 @@ class LockedFolder:
                 with saying(self.folder / "lock"):
                     fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
+                    require_ours(os.fstat(fd), self.folder / "lock")
                     pause = 0.001
                     while not _flocked(fd, self.folder / "lock"):
                         go_on()
@@ -173,8 +203,19 @@ class LockedFolder:
             finally:
                 self._thread_lock.release()
 
+    def check(self) -> None:
+        """:raises StoreError: others may have written the folder, or one in it, or it cannot be looked at."""
+        for folder in (self.folder, self._pools, self._autostart, self._run):
+            with saying(folder):
+                try:
+                    st = os.stat(folder)
+                except FileNotFoundError:
+                    continue
+            require_ours(st, folder, sticky=folder is self.folder)
+
     @contextlib.contextmanager
     def _made(self) -> Iterator[None]:
+        self.check()
         with saying(self.folder):
             for folder in (self.folder, self._pools, self._autostart, self._run):
                 if not folder.is_dir():

@@ -71,7 +71,11 @@ class DefinitionStore(RunFiles):
         self._parsed: dict[str, tuple[Version, PoolDef]] = {}  # files that did not change are not read again
 
     def load(self) -> Loaded:
-        """Read all definitions. Those that cannot be read are reported and left as they are."""
+        """Read all definitions. Those that cannot be read are reported and left as they are.
+
+        :raises StoreError: the folder cannot be read, or others may have written it.
+        """
+        self.check()
         pools: list[StoredPool] = []
         damaged: list[DamagedFile] = []
         versions: dict[str, Version] = {}
@@ -177,10 +181,13 @@ class DefinitionStore(RunFiles):
 
         :param damaged: files that may be repaired in their place.
         """
+        self.check()
         found: list[object] = [self._mark(folder) for folder in (self._pools, self._autostart, self._run)]
         for file in damaged:
             with contextlib.suppress(OSError):
-                found.append(version_of(Path(file.path)))
+                found.append(
+                    (version_of(Path(file.path)), os.stat(file.path).st_ctime_ns)
+                )  # its mode may be the damage
         return tuple(found)
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -156,6 +157,57 @@ async def test_a_long_failure_is_cut(run: LaneCommandRunner) -> None:
         await run(["sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1"])
     assert len(str(caught.value)) < 1200
     assert len(caught.value.stderr) == 100_000
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+async def test_a_program_that_writes_without_end_is_killed(
+    run: LaneCommandRunner, lane: PoolLane, tmp_path: Path, stream: int
+) -> None:
+    """A program that writes more than it may dies while it writes, and what it had started; little of it is kept."""
+    script = f"echo $$ > {tmp_path}/pid; exec cat /dev/zero >&{stream}"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CommandError, match="wrote more than 1000000 bytes and was killed") as caught:
+        await run(["sh", "-c", script], max_output=1_000_000, timeout=60)
+    assert caught.value.returncode == -9
+    assert len(str(caught.value)) < 1200
+    assert not processes.alive(int((tmp_path / "pid").read_text()))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+    assert lane.stuck == 0
+
+
+async def test_output_up_to_the_limit(run: LaneCommandRunner) -> None:
+    """As much as a program may write is kept whole; one byte more is not."""
+    assert len((await run(["head", "-c", "100000", "/dev/zero"], max_output=100_000)).stdout) == 100_000
+    with pytest.raises(CommandError, match="wrote more than"):
+        await run(["head", "-c", "100001", "/dev/zero"], max_output=100_000)
+
+
+async def test_every_program_is_bounded(run: LaneCommandRunner) -> None:
+    """A caller that names no limit has one."""
+    with pytest.raises(CommandError, match="wrote more than"):
+        await run(["cat", "/dev/zero"], timeout=60)
+
+
+async def test_a_program_that_writes_slowly_for_ever(run: LaneCommandRunner) -> None:
+    """The deadline holds for a program that always has something to say."""
+    with pytest.raises(LaneTimeoutError, match="did not end within"):
+        await run(["sh", "-c", "while :; do echo x; done"], timeout=0.5)
+
+
+async def test_output_that_is_closed_early(run: LaneCommandRunner) -> None:
+    """A program that closes its output and goes on is waited for, until its deadline."""
+    assert (await run(["sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 3"], check=False)).returncode == 3
+    with pytest.raises(LaneTimeoutError):
+        await run(["sh", "-c", "exec >&- 2>&-; exec sleep 600"], timeout=0.3)
+
+
+async def test_a_hostile_argument_in_a_message(run: LaneCommandRunner) -> None:
+    """What a message says of the command is one line of plain characters, and not endless."""
+    for call in (run(["false", "a\033[31m\nb" + "x" * 100_000]), run(["cat", "a\033[2J\n"])):
+        with pytest.raises(CommandError) as caught:
+            await call
+        assert len(str(caught.value)) < 2100
+        assert str(caught.value).isprintable()
 
 
 async def test_concurrent_programs_keep_apart(run: LaneCommandRunner) -> None:

@@ -158,6 +158,120 @@ async def test_a_dangling_link_is_in_the_way(manager: astore.Manager, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "state") == ["link"]
 
 
+async def test_a_link_is_not_built_through(manager: astore.Manager, tmp_path: Path) -> None:
+    """A target that is a symbolic link is refused in words, and what it leads to keeps its mode and owner."""
+    (tmp_path / "other").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("other")
+    before = os.stat(tmp_path / "other")
+    pool = await manager.define(definition(tmp_path / "link", Permissions(mode=0o777, owner=12345)))
+    for call in (pool.build, lambda: pool.start(build=True)):
+        with pytest.raises(
+            astore.StorageError, match="it is a symbolic link: name the folder that it leads to"
+        ) as caught:
+            await call()
+        assert caught.value.errno == errno.ELOOP
+    after = os.stat(tmp_path / "other")
+    assert (after.st_mode, after.st_uid, after.st_ctime_ns) == (before.st_mode, before.st_uid, before.st_ctime_ns)
+    with pytest.raises(astore.StorageError) as caught:
+        await pool.delete()
+    assert caught.value.errno == errno.ENOTDIR
+    assert (tmp_path / "other").is_dir()
+
+
+async def test_links_above(manager: astore.Manager, tmp_path: Path, no_leaks: object) -> None:
+    """Links of the administrator's above the folder are followed, as far as they lead somewhere; nothing is made by them."""
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "absolute").symlink_to(tmp_path / "real")
+    (tmp_path / "relative").symlink_to("./real/deep/..")
+    (tmp_path / "twice").symlink_to("relative/deep")
+    (tmp_path / "dangling").symlink_to("real/nothing")
+    (tmp_path / "round").symlink_to("round")
+    for number, (link, place) in enumerate(
+        {"absolute": "real", "relative": "real", "twice": "real/deep", "absolute/deep": "real/deep"}.items()
+    ):
+        folder = f"{link}/new{number}/pool"
+        pool = await manager.define(PoolDef(type="dir", name=f"p{number}", target=Target(f"{tmp_path}/{folder}")))
+        await pool.build()
+        assert mode(tmp_path / place / f"new{number}" / "pool") == 0o711
+    for link, number in (("dangling", errno.ENOENT), ("round", errno.ELOOP)):
+        pool = await manager.define(definition(tmp_path / link / "one" / "pool"))
+        with pytest.raises(astore.StorageError, match="cannot build") as caught:
+            await pool.build()
+        assert caught.value.errno == number
+    assert not (tmp_path / "real" / "nothing").exists()
+
+
+@pytest.mark.root
+async def test_links_of_others_above(manager: astore.Manager, tmp_path: Path) -> None:
+    """A link that somebody else has laid above the folder is not followed."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
+    pool = await manager.define(definition(tmp_path / "link" / "pool"))
+    with pytest.raises(astore.StorageError, match="'link' is a symbolic link of user 12345, and is not followed"):
+        await pool.build()
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+@pytest.mark.parametrize("swapped", ["one", "pool"])
+async def test_a_folder_that_is_swapped_for_a_link(
+    manager: astore.Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object, swapped: str
+) -> None:
+    """Where a folder that was just made becomes a link, nothing is made or changed where that leads."""
+    (tmp_path / "other").mkdir(mode=0o700)
+    make = os.mkdir
+
+    def swap(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        if name == swapped:
+            os.rmdir(name, dir_fd=dir_fd)
+            os.symlink(tmp_path / "other", name, dir_fd=dir_fd)
+
+    pool = await manager.define(definition(tmp_path / "one" / "pool", Permissions(mode=0o777)))
+    monkeypatch.setattr("astore.backends.target.os.mkdir", swap)
+    with pytest.raises(astore.StorageError, match="cannot build"):
+        await pool.build()
+    assert list((tmp_path / "other").iterdir()) == []
+    assert mode(tmp_path / "other") == 0o700
+
+
+async def test_a_parent_that_is_moved_meanwhile(
+    manager: astore.Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder above that becomes a link once it was looked at is not looked up again: the pool is made in the old one."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    make = os.mkdir
+
+    def move(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        if name == "pool":
+            (tmp_path / "one").rename(tmp_path / "moved")
+            (tmp_path / "one").symlink_to("other")
+        make(name, mode, dir_fd=dir_fd)
+
+    pool = await manager.define(definition(tmp_path / "one" / "pool"))
+    monkeypatch.setattr("astore.backends.target.os.mkdir", move)
+    await pool.build()
+    assert mode(tmp_path / "moved" / "pool") == 0o711
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+async def test_something_else_above(manager: astore.Manager, tmp_path: Path) -> None:
+    """A file in the place of a folder above is named."""
+    (tmp_path / "file").write_bytes(b"")
+    pool = await manager.define(definition(tmp_path / "file" / "pool"))
+    with pytest.raises(astore.StorageError, match="'file' is not a directory") as caught:
+        await pool.build()
+    assert caught.value.errno == errno.ENOTDIR
+
+
+async def test_the_root_folder(manager: astore.Manager) -> None:
+    """A pool may be all there is: nothing is made for it."""
+    before = os.stat("/")
+    await (await manager.define(definition("/"))).build()
+    assert os.stat("/").st_mode == before.st_mode
+
+
 async def test_deleting(manager: astore.Manager, tmp_path: Path) -> None:
     """Only an empty folder is removed; the definition stays."""
     folder = tmp_path / "pool"

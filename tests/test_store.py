@@ -11,12 +11,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from astore import EntryError, Permissions, PoolDef, Snapshot, StoreError, Target, VolumeInfo, VolumeType, run_files
+from astore import (
+    EntryError,
+    Manager,
+    Permissions,
+    PoolDef,
+    Snapshot,
+    StoreError,
+    Target,
+    VolumeInfo,
+    VolumeType,
+    run_files,
+)
 from astore import store as storage
 from astore.run_files import SNAPSHOT_FORMAT, LastSeen, OutdatedError, Runs, RunState, boot_id
 from astore.store import DefinitionStore, default_state_dir
@@ -281,6 +293,128 @@ while True:
     number += 1
     store.save(PoolDef(type="dir", name="p0", uuid={UUID!r}, target=Target("/" + "x" * (number % 3000))))
 """
+
+
+PLACES = ["", "pools", "autostart", "run"]
+
+
+def everything(store: DefinitionStore) -> list[Callable[[], object]]:
+    """All ways to read or to change a state folder, to be refused."""
+    return [
+        store.load,
+        store.load_runs,
+        store.fingerprint,
+        lambda: store.save(pool("b")),
+        lambda: store.remove("a"),
+        lambda: store.set_autostart("a", True),
+        lambda: store.save_run("a", run_state()),
+    ]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_may_write(store: DefinitionStore, place: str, mode: int) -> None:
+    """Refused, in words that say what to do, before anything is read, removed or written there; then used again."""
+    store.save(pool())
+    (store.folder / "run" / "old.tmp").touch()
+    os.utime(store.folder / "run" / "old.tmp", (0, 0))
+    before = sorted(store.folder.rglob("*"))
+    (store.folder / place).chmod(mode)
+    for call in everything(DefinitionStore(store.folder)):
+        with pytest.raises(
+            StoreError, match=rf"{place} may be written by other users \(its mode is 0{mode:o}\)"
+        ) as caught:
+            call()
+        assert caught.value.errno == errno.EPERM
+        assert "chmod go-w" in str(caught.value)
+    assert sorted(store.folder.rglob("*")) == before
+    assert DefinitionStore(store.folder).load_snapshot("a") is None
+    (store.folder / place).chmod(0o755)
+    assert len(DefinitionStore(store.folder).load().pools) == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", PLACES)
+def test_a_folder_of_somebody_else(store: DefinitionStore, place: str) -> None:
+    """Refused by the name of its owner, whatever its mode."""
+    store.save(pool())
+    os.chown(store.folder / place, 12345, -1)
+    for call in everything(DefinitionStore(store.folder)):
+        with pytest.raises(StoreError, match=f"{place} belongs to user 12345, .*chown") as caught:
+            call()
+        assert caught.value.errno == errno.EPERM
+
+
+@pytest.mark.root
+def test_a_folder_of_root(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What root has made is good for another user as well, as far as he may read it."""
+    store.save(pool())
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert len(DefinitionStore(store.folder).load().pools) == 1
+
+
+def test_a_sticky_folder(tmp_path: Path) -> None:
+    """A folder such as /tmp will do, where nobody can touch what is another's; the folders in it are astore's alone."""
+    tmp_path.chmod(0o1777)
+    store = DefinitionStore(tmp_path)
+    store.save(pool())
+    assert len(store.load().pools) == 1
+    (tmp_path / "pools").chmod(0o1777)
+    with pytest.raises(StoreError, match="pools may be written by other users"):
+        store.load()
+
+
+@pytest.mark.parametrize("foreign", [False, pytest.param(True, marks=pytest.mark.root)])
+def test_files_that_others_may_write(store: DefinitionStore, foreign: bool) -> None:
+    """A definition is damaged, a run cannot be told, a snapshot is none; the other pools are served. Repaired, all is well."""
+
+    def spoil(path: Path) -> None:
+        path.chmod(0o666)
+        if foreign:
+            path.chmod(0o600)
+            os.chown(path, 12345, -1)
+
+    for name in ("a", "b"):
+        definition = msgspec.structs.replace(pool(name), uuid=UUID[:-1] + name)
+        store.save(definition)
+        store.save_run(name, RunState(definition, definition.uuid or "", 1.5))
+        store.save_snapshot(name, LastSeen(Snapshot.EMPTY, 1.5, None), 1.5)
+    folder = store.folder
+    spoilt = [folder / "pools" / "a.xml", folder / "run" / "a.run", folder / "run" / "a.snapshot"]
+    for path in spoilt:
+        spoil(path)
+    again = DefinitionStore(folder)
+    loaded = again.load()
+    assert [item.definition.name for item in loaded.pools] == ["b"]
+    ((name, error),) = [(file.name, file.error) for file in loaded.damaged]
+    assert name == "a"
+    assert ("belongs to user 12345" if foreign else "may be written by other users") in error
+    runs = again.load_runs()
+    assert (set(runs.active), runs.unknown) == ({"b"}, {"a"})
+    assert again.load_snapshot("a") is None
+    assert again.load_snapshot("b") is not None
+    before = again.fingerprint(loaded.damaged)
+    for path in spoilt:
+        os.chown(path, os.geteuid(), -1)
+        path.chmod(0o600)
+    assert again.fingerprint(loaded.damaged) != before
+    assert len(again.load().pools) == 2
+    (folder / "lock").chmod(0o666)
+    with pytest.raises(StoreError, match="lock may be written by other users"):
+        again.save(pool())
+
+
+async def test_a_manager_says_so(tmp_path: Path) -> None:
+    """A Manager is not even entered on a folder that others may write; the folder stays as it is."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    with pytest.raises(StoreError, match="state may be written by other users"):
+        async with Manager(tmp_path / "state"):
+            pass
+    assert list((tmp_path / "state").iterdir()) == []
+    (tmp_path / "state").chmod(0o700)
+    async with Manager(tmp_path / "state"):
+        pass
 
 
 def test_kill_in_the_middle(tmp_path: Path) -> None:

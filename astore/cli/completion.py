@@ -24,6 +24,10 @@ def _state_dir(context: typer.Context) -> Path:
 
 
 def _pool_names(folder: Path) -> Iterator[str]:
+    try:
+        DefinitionStore(folder).check()
+    except OSError:
+        return
     for place, suffix in (("pools", ".xml"), ("run", ".run")):
         try:
             found = os.listdir(folder / place)

@@ -14,6 +14,7 @@ from astore.cli.output import Answer
 from astore.cli.session import Session, command
 
 if TYPE_CHECKING:
+    from astore.model import PoolDef
     from astore.pool import Pool
 
 app = typer.Typer(help="Define, start, refresh and look at pools.", no_args_is_help=True, rich_markup_mode=None)
@@ -24,6 +25,15 @@ Names = Annotated[
     typer.Argument(metavar="POOL", help="Names or UUIDs.", autocompletion=complete_pool, show_default=False),
 ]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="libvirt pool XML; `-` is standard input.")]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-option",
+        metavar="OPTION",
+        help="A mount option that is refused unless it is meant, such as suid; may be given again.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many pools at a time.")]
 
 _LARGEST = 1 << 20
@@ -31,9 +41,13 @@ _LARGEST = 1 << 20
 
 
 @command(app, "define", virsh="pool-define")
-async def define(session: Session, files: Files) -> Answer:
+async def define(session: Session, files: Files, allow_option: AllowOption = None) -> Answer:
     """Define pools, or define them anew, from libvirt XML."""
-    outcomes = await _from_files(session, files, "defining", lambda xml: session.manager.define(xml))
+
+    async def act(xml: bytes) -> Pool:
+        return await session.manager.define(await _allowing(xml, allow_option))
+
+    outcomes = await _from_files(session, files, "defining", act)
     return answer("define", outcomes, "pool {name} defined from {file}")
 
 
@@ -42,12 +56,15 @@ async def create(
     session: Session,
     files: Files,
     build: Annotated[bool, typer.Option("--build", help="Make their storage first.")] = False,
+    allow_option: AllowOption = None,
 ) -> Answer:
     """Start transient pools: they are gone when they are stopped."""
     timeout = session.settings.timeout
-    outcomes = await _from_files(
-        session, files, "creating", lambda xml: session.manager.create(xml, build=build, timeout=timeout)
-    )
+
+    async def act(xml: bytes) -> Pool:
+        return await session.manager.create(await _allowing(xml, allow_option), build=build, timeout=timeout)
+
+    outcomes = await _from_files(session, files, "creating", act)
     return answer("create", outcomes, "pool {name} created from {file}")
 
 
@@ -127,6 +144,20 @@ def _some(names: list[str] | None) -> list[str]:
     if not names:
         raise CliError("name at least one pool: `astore pool list --all` shows those there are", Exit.USAGE)
     return names
+
+
+async def _allowing(xml: bytes, options: list[str] | None) -> bytes | PoolDef:
+    """The definition, with these mount options allowed as well."""
+    if not options:
+        return xml
+    import msgspec
+    from anyio import to_thread
+
+    from astore.model import PoolDef
+
+    definition = await to_thread.run_sync(PoolDef.from_xml, xml)
+    allowed = tuple(dict.fromkeys((*definition.allowed_options, *options)))
+    return msgspec.structs.replace(definition, allowed_options=allowed)
 
 
 async def _from_files(session: Session, files: list[str], label: str, act: DefineCall) -> list[Outcome]:

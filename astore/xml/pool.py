@@ -11,9 +11,10 @@ from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import Adapter, PoolDef, PoolInfo, Source, Target
-from astore.names import check_mount_option, check_path, check_pool_name, normal_path
+from astore.names import check_allowed_option, check_mount_option, check_path, check_pool_name, normal_path
 from astore.xml.pool_source import NAMED, POOL_TYPES, source_of
 from astore.xml.reading import (
+    ASTORE_NAMESPACE,
     FS_NAMESPACE,
     RBD_NAMESPACE,
     Element,
@@ -61,7 +62,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
         source = msgspec.structs.replace(source, name=name)
     uuid = string_of(root, "./uuid")
     cow = _cow(root, type_)
-    options, config, foreign = _namespaced(root, type_)
+    options, config, foreign, allowed = _namespaced(root, type_)
     return PoolDef(
         type=type_,
         name=name,
@@ -73,6 +74,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
         mount_options=options,
         config_options=config,
         foreign=foreign,
+        allowed_options=allowed,
     )
 
 
@@ -112,24 +114,31 @@ def _target(root: Element, type_: str, source: Source) -> Target:
     return Target(path, permissions_of(permissions))
 
 
-def _namespaced(root: Element, type_: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
+def _namespaced(
+    root: Element, type_: str
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]:
     options: list[str] = []
+    allowed: dict[str, None] = {}
+    mounted = type_ in ("fs", "netfs") or type_ not in POOL_TYPES
     config: list[tuple[str, str]] = []
     foreign: list[str] = []
     for element in root:
         if not isinstance(element.tag, str) or not element.tag.startswith("{"):
             continue
-        if element.tag == f"{{{FS_NAMESPACE}}}mount_opts" and (type_ in ("fs", "netfs") or type_ not in POOL_TYPES):
+        if element.tag == f"{{{FS_NAMESPACE}}}mount_opts" and mounted:
             for option in element.findall(f"{{{FS_NAMESPACE}}}option"):
                 value = attribute(option, "name", required=True) or ""
                 options.append(_at(option, check_mount_option, value))
+        elif element.tag == f"{{{ASTORE_NAMESPACE}}}mount_opts" and mounted:
+            for option in element.findall(f"{{{ASTORE_NAMESPACE}}}allow"):
+                allowed[_at(option, check_allowed_option, attribute(option, "name", required=True) or "")] = None
         elif element.tag == f"{{{RBD_NAMESPACE}}}config_opts" and (type_ == "rbd" or type_ not in POOL_TYPES):
             for option in element.findall(f"{{{RBD_NAMESPACE}}}option"):
                 key = attribute(option, "name", required=True) or ""
                 config.append((key, attribute(option, "value", required=True) or ""))
         else:
             foreign.append(_alone(element))
-    return tuple(options), tuple(config), tuple(foreign)
+    return tuple(options), tuple(config), tuple(foreign), tuple(allowed)
 
 
 def _alone(element: Element) -> str:
@@ -164,6 +173,8 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
         spaces["fs"] = FS_NAMESPACE
     if definition.config_options:
         spaces["rbd"] = RBD_NAMESPACE
+    if definition.allowed_options:
+        spaces["astore"] = ASTORE_NAMESPACE
     root = etree.Element("pool", nsmap=spaces)
     root.set("type", safe(definition.type))
     add(root, "name", definition.name)
@@ -187,6 +198,10 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
         options = add(root, f"{{{FS_NAMESPACE}}}mount_opts")
         for name in definition.mount_options:
             add(options, f"{{{FS_NAMESPACE}}}option", name=name)
+    if definition.allowed_options:
+        options = add(root, f"{{{ASTORE_NAMESPACE}}}mount_opts")
+        for name in definition.allowed_options:
+            add(options, f"{{{ASTORE_NAMESPACE}}}allow", name=name)
     if definition.config_options:
         options = add(root, f"{{{RBD_NAMESPACE}}}config_opts")
         for name, value in definition.config_options:

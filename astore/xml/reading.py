@@ -10,7 +10,7 @@ from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import Permissions
-from astore.names import check_uuid
+from astore.names import check_uuid, shown_option
 
 Element: TypeAlias = etree._Element
 
@@ -23,6 +23,8 @@ MOST_NAMESPACES = 256
 """How often namespaces may be declared: each name with a prefix is looked up among all that are in scope."""
 
 FS_NAMESPACE = "http://libvirt.org/schemas/storagepool/fs/1.0"
+ASTORE_NAMESPACE = "urn:astore:storagepool:1.0"
+"""Of what only astore reads; libvirt drops it."""
 RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
 NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
@@ -272,7 +274,7 @@ def safe(text: str) -> str:
     if not text.isprintable():
         for c in text:
             if (c < " " and c not in "\t\n\r") or "\ud800" <= c <= "\udfff" or c in "\ufffe\uffff":
-                raise DefinitionError(f"{printable(text)!r} cannot be written as XML")
+                raise DefinitionError(f"{printable(shown_option(text))!r} cannot be written as XML")
     return text
 
 

@@ -6,6 +6,7 @@ guest_pools.py RESULT.json
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -150,6 +151,39 @@ async def refuse_part(manager: astore.Manager, pool_def: astore.PoolDef, inner: 
         await asyncio.to_thread(servers.run, "umount", str(whole))
 
 
+def arguments() -> str:
+    """The arguments of all programs."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
+
+
+async def log_in(manager: astore.Manager, name: str, *options: str) -> Seen:
+    """A share that asks for a password: what comes of it, and who could see the password meanwhile."""
+    pool = await manager.define(definition(name, "cifs", "private", "actimeo=0", *options))
+    starting = asyncio.ensure_future(failure(pool.start(timeout=60)))
+    looked, mounting, shown = 0, False, False
+    while not starting.done():
+        text = await asyncio.to_thread(arguments)
+        looked += 1
+        mounting = mounting or "mount.cifs" in text
+        shown = shown or servers.PASSWORD in text or "Sesame" in text
+        await asyncio.sleep(0)
+    kind, words = await starting
+    return {
+        "error": kind,
+        "words": words,
+        "looked": looked,
+        "mounting": mounting,
+        "shown": shown or "Sesame" in words,
+        "mounts": mounted(name),
+        "names": names(pool),
+        "left": [str(path) for path in Path("/run").glob("astore-credentials-*")],
+    }
+
+
 async def refuse_missing(manager: astore.Manager) -> Seen:
     """A folder that is not exported."""
     pool = await manager.define(definition("missing", "nfs", "/nowhere", version="4.2"))
@@ -265,6 +299,11 @@ async def main(result: Path) -> None:
             await tried("cifs", live, definition("cifs", "cifs", "/share", "actimeo=0"), servers.SHARE)
             inner = definition("cifs-inner", "cifs", "share/inner", "actimeo=0")
             await tried("cifs inner", live, inner, servers.SHARE / "inner")
+            secret = servers.PASSWORD
+            await tried("login", log_in, "login", "username=root", f"password={secret}")
+            await tried("login at once", log_in, "once", f"user=root%{secret}", f"password2={secret}")
+            await tried("login refused", log_in, "refused", "username=root", "password=Sesame no")
+            await tried("login as guest", log_in, "guest")
             await tried("cifs part", refuse_part, definition("cifs-part", "cifs", "share"), "inner")
     seen["end"] = {"mounts": Path("/proc/self/mountinfo").read_text().count("/run/mnt/")}
     result.write_text(json.dumps(seen))

@@ -33,7 +33,15 @@ _SMB = """\
     path = /run/share
     guest ok = yes
     read only = no
+[private]
+    path = /run/share
+    guest ok = no
+    valid users = root
+    read only = no
 """
+
+PASSWORD = "0pen%Sesame =x"
+"""Root's, for the share ``private``."""
 
 
 def run(*argv: str) -> None:
@@ -106,7 +114,7 @@ def has_cifs() -> bool:
 
 
 def serve_cifs() -> None:
-    """Share ``SHARE`` with guests."""
+    """Share ``SHARE`` with guests, and, as ``private``, with root."""
     SHARE.mkdir(mode=0o777)
     (SHARE / "c.raw").write_bytes(b"c" * 600)
     (SHARE / "inner").mkdir()
@@ -114,6 +122,13 @@ def serve_cifs() -> None:
     for folder in ("", "private", "lock", "state", "cache", "ncalrpc"):
         os.makedirs(f"/run/samba/{folder}", exist_ok=True)
     Path("/run/samba/smb.conf").write_text(_SMB)
+    subprocess.run(
+        ["smbpasswd", "-c", "/run/samba/smb.conf", "-s", "-a", "root"],
+        input=f"{PASSWORD}\n{PASSWORD}\n",
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     server = subprocess.Popen(
         ["smbd", "-F", "--no-process-group", "--configfile=/run/samba/smb.conf", "--log-basename=/run/samba"],
         stdin=subprocess.DEVNULL,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -139,6 +141,54 @@ async def test_odd_volume_names(answering: Answering) -> None:
     output = f"<cliOutput><opRet>0</opRet><volInfo><volumes>{names}<volume/></volumes></volInfo></cliOutput>"
     found = await discover_sources("server", answering(absent("showmount"), output.encode()))
     assert [item.source.directory for item in found] == ["v", "w"]
+
+
+HOSTILE = b"<cliOutput><opRet>-1</opRet><opErrstr>%b</opErrstr></cliOutput>" % ("bad\n\u202e\x9b2J".encode() * 50_000)
+
+
+async def test_what_a_server_says_is_cut(answering: Answering) -> None:
+    """The error of a server that says megabytes, or a terminal's codes, is one line that can be read."""
+    for answer in (HOSTILE, b"<\x1b[31m" * 100_000):
+        with pytest.raises(StorageError) as caught:
+            await discover_sources("server", answering(absent("showmount"), answer))
+        assert len(str(caught.value)) < 1000
+        assert str(caught.value).isprintable()
+
+
+async def test_too_many_sources(answering: Answering) -> None:
+    """A host that offers more than anybody has is not believed; what is much is."""
+    exports = [b"/srv/%d *\n" % number for number in range(discovery.MAX_SOURCES + 1)]
+    found = await discover_sources("server", answering(b"".join(exports[1:]), absent("gluster")))
+    assert len(found) == discovery.MAX_SOURCES
+    with pytest.raises(StorageError, match="offers more than"):
+        await discover_sources("server", answering(b"".join(exports), absent("gluster")))
+    assert len(await discover_sources("server", answering(b"".join(exports), ONE_VOLUME))) == 1
+
+
+async def test_answers_are_read_on_the_lane(context: Context, answering: Answering) -> None:
+    """Neither answer is looked at by the event loop's thread."""
+    asked: list[object] = []
+
+    class Lane:
+        async def run(self, func: Callable[..., Any], *arguments: Any) -> Any:
+            asked.append(arguments[1])
+            return await context.lane.run(func, *arguments)
+
+    answered = msgspec.structs.replace(answering(b"/a *", ONE_VOLUME), lane=Lane())
+    assert len(await discover_sources("server", answered)) == 2
+    assert asked == ["nfs", "glusterfs"]
+
+
+async def test_a_program_that_writes_without_end(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server that makes showmount print for ever costs its answer, soon, and not this machine's memory."""
+    for name in ("showmount", "gluster"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec yes '/export/of/this/host *'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(StorageError, match=f"wrote more than {discovery.MAX_OUTPUT} bytes and was killed"):
+        await discover_sources("server", context)
 
 
 @given(st.binary(max_size=200))

@@ -101,6 +101,30 @@ def test_stop_unmounts_what_nobody_uses(seen: Seen, trial: str) -> None:
     assert seen(trial)["mounts after"] == []
 
 
+@pytest.mark.parametrize("trial", ["login", "login at once"])
+def test_a_password_logs_in_and_is_not_seen(seen: Seen, trial: str) -> None:
+    """A real mount.cifs takes it from the file; no program's arguments have it, and the file is gone afterwards."""
+    login = seen(trial)
+    assert (login["error"], login["names"]) == ("", ["c.raw", "inner"]), login
+    ((_, kind, source, options),) = login["mounts"]
+    assert (kind, source) == ("cifs", "//127.0.0.1/private")
+    assert "username=root" in options and "sec=none" not in options
+    assert set(options.split(",")) >= ALWAYS
+    assert login["mounting"], login
+    assert not login["shown"]
+    assert login["left"] == []
+
+
+@pytest.mark.parametrize("trial", ["login refused", "login as guest"])
+def test_who_may_not_log_in(seen: Seen, trial: str) -> None:
+    """A wrong password, and none, are the server's refusal, in words without it; nothing is mounted or left."""
+    login = seen(trial)
+    assert login["error"] == "PoolInaccessibleError"
+    assert "mount error(13)" in login["words"] or "ermission denied" in login["words"]
+    assert not login["shown"]
+    assert (login["mounts"], login["left"]) == ([], [])
+
+
 @pytest.mark.parametrize(("trial", "what"), [("nfs part", "127.0.0.1:/sub"), ("cifs part", "/inner of it")])
 def test_part_of_the_source_is_not_the_pool(seen: Seen, trial: str, what: str) -> None:
     """A folder of the very same source, bound on the target, is refused by its name and left alone."""

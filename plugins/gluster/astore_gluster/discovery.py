@@ -14,6 +14,9 @@ from astore_gluster.servers import DEFAULT_PORT, is_volume_name
 MAX_OUTPUT = 16 << 20
 """Bytes of XML that are looked at: a volume takes about 2 KiB."""
 
+MAX_SOURCES = 20_000
+"""Volumes that one host may offer."""
+
 
 async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]:
     """Ask a host's glusterd for its volumes, started or not.
@@ -32,14 +35,19 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
         ("gluster", "--xml", "--mode=script", "--log-file=/dev/null", where, "volume", "info", "all"), check=False
     )
     # on the lane: megabytes of XML, as a hostile server may send, would keep the event loop
-    names = await context.lane.run(parse, host, result)
-    found = Host(host.name)
-    return tuple(DiscoveredSource("gluster", Source(hosts=(found,), directory="/", name=name)) for name in names)
+    return await context.lane.run(_sources, host, result)
+
+
+def _sources(host: Host, result: CommandResult) -> tuple[DiscoveredSource, ...]:
+    hosts = (Host(host.name),)
+    return tuple(
+        DiscoveredSource("gluster", Source(hosts=hosts, directory="/", name=name)) for name in parse(host, result)
+    )
 
 
 def parse(host: Host, result: CommandResult) -> list[str]:
     """The names in what ``gluster --xml volume info all`` wrote, each once, in its order. :raises StorageError: it failed."""
-    said = result.stderr.decode(errors="replace") + result.stdout.decode(errors="replace")
+    said = result.stderr[:4000].decode(errors="replace") + result.stdout[:4000].decode(errors="replace")
     failed = f"the volumes of Gluster host {host.name} cannot be listed"
     if result.returncode != 0:
         raise _failed(f"{failed}: {_line(said) or f'gluster returned {result.returncode}'}", errno.ENOTCONN)
@@ -56,8 +64,10 @@ def parse(host: Host, result: CommandResult) -> list[str]:
         raise _failed(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno.EIO)
     names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
     # what a server says is not trusted more than what a user says
-    good = (name for name in names if is_volume_name(name))
-    return list(dict.fromkeys(good))
+    good = list(dict.fromkeys(name for name in names if is_volume_name(name)))
+    if len(good) > MAX_SOURCES:
+        raise _failed(f"{failed}: it offers more than {MAX_SOURCES}", errno.EMSGSIZE)
+    return good
 
 
 def _failed(message: str, number: int) -> StorageError:
@@ -65,4 +75,4 @@ def _failed(message: str, number: int) -> StorageError:
 
 
 def _line(text: str) -> str:
-    return printable(" ".join(text.split()))[:500]
+    return printable(" ".join(text[:4000].split()))[:500]

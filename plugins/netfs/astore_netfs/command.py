@@ -9,7 +9,8 @@ import re
 
 from astore.errors import DefinitionError, printable
 from astore.model import PoolDef
-from astore.names import check_host, check_mount_option, check_path
+from astore.names import check_host, check_path, shown_option
+from astore_netfs.options import check_options, is_anonymous, split_credentials
 
 FORMATS = ("auto", "nfs", "glusterfs", "cifs")
 """The source formats, the default first."""
@@ -18,36 +19,38 @@ PROTOCOL_FORMATS = ("auto", "nfs")
 """Those that know ``<protocol ver=…>``."""
 
 _ALWAYS = "nodev,nosuid,noexec"
-_OWN_OPTIONS = {"glusterfs": ("direct-io-mode=1",), "cifs": ("guest",)}
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]*")
-_OPERATIONS = frozenset(
-    {
-        *("bind", "rbind", "move", "remount", "loop"),
-        *("shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"),
-    }
-)
-"""Options by which mount(8) does something else than mounting what is named."""
-
 _SHELL = re.compile(r"[\s\\*?\[]")
 
 
-def mount_argv(definition: PoolDef) -> list[str]:
+def mount_argv(definition: PoolDef, credentials: str | None = None) -> list[str]:
     """The command that mounts a netfs pool's source on its target.
 
-    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), except in three places: an IPv6 host
+    A password, and whose it is, are not among its arguments, which all users can see: they belong into a file.
+
+    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), except in these places: an IPv6 host
     is in brackets for NFS, whose ``HOST:DIR`` would be ambiguous without (nfs(5)); a slash before the name of a CIFS
-    share is left out, since mount.cifs does not take ``//HOST//SHARE``; and hosts after the first serve a glusterfs mount
+    share is left out, since mount.cifs does not take ``//HOST//SHARE``; CIFS is mounted as a guest only where no option says
+    who logs in, or how; and hosts after the first serve a glusterfs mount
     as ``backup-volfile-servers``. The helpers of glusterfs and CIFS take an IPv6 host only as it is:
     with brackets, mount.glusterfs 10.3 asks a server ``[:`` and mount.cifs 7.0 cannot resolve the name.
 
-    :raises DefinitionError: host, directory or target is missing or cannot be handed to a program safely.
+    :param credentials: the file with what :func:`astore_netfs.options.split_credentials` gives, if it gives any.
+    :raises DefinitionError: host, directory or target is missing or cannot be handed to a program safely, or an option is
+        refused.
     """
     check_source(definition)
     kind = source_format(definition)
-    options = [_ALWAYS, *_OWN_OPTIONS.get(kind, ())]
+    options = [_ALWAYS]
+    if kind == "glusterfs":
+        options.append("direct-io-mode=1")
+    elif kind == "cifs" and is_anonymous(definition, kind):
+        options.append("guest")
     if definition.source.protocol_version:
         options.append(f"nfsvers={definition.source.protocol_version}")
-    options += definition.mount_options
+    options += split_credentials(definition, kind)[0]
+    if credentials is not None:
+        options.append(f"credentials={credentials}")
     if kind == "glusterfs" and len(definition.source.hosts) > 1:
         others = ":".join(_bracketed(host.name) for host in definition.source.hosts[1:])
         options.append(f"backup-volfile-servers={others}")
@@ -138,9 +141,7 @@ def check_source(definition: PoolDef) -> None:
     check_path(source.directory, what="source directory", element="dir", absolute=False)
     check_path(target_path(definition), what="target path", element="path")
     _check_protocol(source.protocol_version, kind)
-    for option in definition.mount_options:
-        if check_mount_option(option).partition("=")[0] in _OPERATIONS:
-            raise DefinitionError(f"the option {option!r} would make mount do something else", element="option")
+    check_options(definition, kind)
     if kind == "cifs" and ".." in re.split(r"[\\/]", source.directory):
         raise DefinitionError(f"the source directory {printable(source.directory)!r} has a '..'", element="dir")
     if kind == "glusterfs":
@@ -170,7 +171,7 @@ def _check_for_shell(definition: PoolDef) -> None:
         for value in values:
             if _SHELL.search(value):
                 raise DefinitionError(
-                    f"{printable(value)!r} has blanks, backslashes or pattern characters, which glusterfs's mount "
-                    f"helper does not take",
+                    f"{printable(shown_option(value))!r} has blanks, backslashes or pattern characters, which the mount "
+                    f"helper of glusterfs does not take",
                     element=element,
                 )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from collections.abc import Iterator
 
 from lxml import etree
 
 from astore.backend import CommandResult, Context
-from astore.errors import CommandError, DefinitionError, LibvirtCode, StorageError, reason
+from astore.errors import CommandError, DefinitionError, LibvirtCode, StorageError, printable, reason
 from astore.model import DiscoveredSource, Host, Source
 from astore.names import check_host
 
 _EXPORT = re.compile(r"(/.*\S)\s+\S+|(/\S*)\s*")
 MAX_OUTPUT = 4 << 20
-"""Bytes of a program's answer that are looked at."""
+"""Bytes that a program's answer may have; one that writes more is killed."""
+
+MAX_SOURCES = 20_000
+"""Exports, and volumes, that one host may offer."""
+
+_LONGEST_LINE = 8192
+"""Characters of a line of showmount's: PATH_MAX (limits.h) is 4,096."""
 
 
 async def discover_sources(host: str | None, context: Context) -> tuple[DiscoveredSource, ...]:
@@ -45,11 +50,8 @@ async def discover_sources(host: str | None, context: Context) -> tuple[Discover
             failures.append(answer)
             continue
         try:
-            directories = _exports(answer.stdout) if kind == "nfs" else _volumes(answer.stdout)
-            found += [
-                DiscoveredSource("netfs", Source(hosts=(Host(name),), directory=directory, format=kind))
-                for directory in directories
-            ]
+            # on the lane: megabytes, as a hostile server may send, would keep the event loop
+            found += await context.lane.run(_sources, name, kind, answer.stdout)
         except StorageError as error:
             failures.append(error)
     if len(failures) == len(commands):
@@ -59,9 +61,20 @@ async def discover_sources(host: str | None, context: Context) -> tuple[Discover
 
 async def _ask(argv: list[str], context: Context) -> CommandResult | Exception:
     try:
-        return await context.run_command(argv, timeout=context.timeout)
+        return await context.run_command(argv, timeout=context.timeout, max_output=MAX_OUTPUT)
     except (CommandError, OSError) as error:
         return error
+
+
+def _sources(host: str, kind: str, output: bytes) -> list[DiscoveredSource]:
+    """The sources in a program's answer. :raises StorageError: it is none, or offers too many."""
+    directories = _exports(output) if kind == "nfs" else _volumes(output)
+    if len(directories) > MAX_SOURCES:
+        raise StorageError(f"{host} offers more than {MAX_SOURCES} sources of format {kind}", errno=errno.EMSGSIZE)
+    hosts = (Host(host),)
+    return [
+        DiscoveredSource("netfs", Source(hosts=hosts, directory=directory, format=kind)) for directory in directories
+    ]
 
 
 def _worst(host: str, failures: list[Exception]) -> Exception:
@@ -85,13 +98,13 @@ def _exports(output: bytes) -> list[str]:
     """The directories in showmount's list: each line a path and, last, those it is exported to (showmount(8))."""
     found: dict[str, None] = {}
     for line in output[:MAX_OUTPUT].decode("utf-8", "replace").split("\n"):
-        match = _EXPORT.fullmatch(line.strip())
+        match = _EXPORT.fullmatch(line.strip()) if len(line) <= _LONGEST_LINE else None
         if match and line.isprintable():
             found[match[1] or match[2]] = None
     return list(found)
 
 
-def _volumes(output: bytes) -> Iterator[str]:
+def _volumes(output: bytes) -> list[str]:
     """The names of volumes in what ``gluster --xml volume info`` prints.
 
     :raises StorageError: it is not that, or an error's text.
@@ -102,14 +115,19 @@ def _volumes(output: bytes) -> Iterator[str]:
     try:
         root = etree.fromstring(output, parser)
     except etree.XMLSyntaxError as error:
-        raise StorageError(f"gluster's answer is no XML: {error}", errno=errno.EPROTO) from error
+        raise StorageError(f"gluster's answer is no XML: {_line(str(error))}", errno=errno.EPROTO) from error
     result = (root.findtext("opRet") or "").strip()
     if root.tag != "cliOutput" or result != "0":
         said = (root.findtext("opErrstr") or "").strip() or f"opRet {result or 'missing'}"
-        raise StorageError(f"gluster: {said}", errno=errno.EREMOTEIO)
+        raise StorageError(f"gluster: {_line(said)}", errno=errno.EREMOTEIO)
     names: dict[str, None] = {}
     for element in root.iterfind("volInfo/volumes/volume/name"):
         name = (element.text or "").strip()
         if name and name.isprintable() and "/" not in name:
             names[name] = None
-    return iter(names)
+    return list(names)
+
+
+def _line(text: str) -> str:
+    """What a program or a server says, as a message shows it: in one line of plain characters, and not endless."""
+    return printable(" ".join(text[:2000].split()))[:500]

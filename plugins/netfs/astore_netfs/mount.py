@@ -34,7 +34,9 @@ from astore_netfs.command import (
     target_path,
     umount_argv,
 )
+from astore_netfs.credentials import CredentialsFile
 from astore_netfs.mountinfo import Mount, find_mount, locate, mount_id, mounts
+from astore_netfs.options import Credentials, split_credentials
 
 T = TypeVar("T")
 
@@ -168,16 +170,34 @@ class MountPoint:
     async def _mount(self) -> bool:
         mark = secrets.token_hex(16)
         context = self.context
+        _, credentials = split_credentials(self.definition, source_format(self.definition))
         try:
-            await context.run_command(mount_argv(self.definition), timeout=context.timeout, env={MARK: mark})
+            async with self._in_file(credentials) as file:
+                argv = mount_argv(self.definition, file)
+                await context.run_command(argv, timeout=context.timeout, env={MARK: mark})
             if await context.lane.run(self._look) is None:
                 raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there")
         except BaseException as error:
+            if credentials is not None and isinstance(error, CommandError):
+                credentials.clean(error)
             undone = await shielded(self._undo(mark, finished=isinstance(error, CommandError)))
             if undone or not isinstance(error, CommandError):
                 raise
             return False  # it failed since somebody else had mounted the very same
         return True
+
+    @contextlib.asynccontextmanager
+    async def _in_file(self, credentials: Credentials | None) -> AsyncIterator[str | None]:
+        """The path of a file with a password, which is there for as long as this lasts; None without a password."""
+        if credentials is None:
+            yield None
+            return
+        file = await self.context.lane.run(CredentialsFile, credentials.text(), discard=CredentialsFile.remove)
+        try:
+            yield file.path
+        finally:  # not on the lane, whose threads may all hang
+            with contextlib.suppress(TimeoutError):
+                await shielded(aside(file.remove, timeout=CLEANUP_SECONDS))
 
     async def _undo(self, mark: str, *, finished: bool) -> bool:
         """Take back what a mount command has done, or would still do; False if what is mounted is another's work."""

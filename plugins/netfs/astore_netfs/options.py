@@ -1,0 +1,184 @@
+"""What the mount options of a definition may be: which are refused, which have to be allowed, and which are secrets.
+
+mount(8) takes names as they are written, so that ``SUID`` means nothing to it; here they are compared without regard to case,
+and to blanks and quotes around them, so that nothing depends on how a helper reads them.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from astore.errors import CommandError, DefinitionError
+from astore.model import PoolDef
+from astore.names import check_allowed_option, check_mount_option, check_path, shown_option
+
+LONGEST_PASSWORD = 512
+"""Bytes of a password, and as many of a user's name and a domain together; mount.cifs.c's MOUNT_PASSWD_SIZE."""
+
+_OTHERWISE = frozenset(
+    {
+        *("bind", "rbind", "move", "remount", "loop", "offset", "sizelimit", "encryption"),
+        *("shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"),
+        *("source", "unc", "target", "path"),  # of CIFS: another share than the definition's
+    }
+)
+"""Options by which mount(8), or a helper, does something else than mounting what is named."""
+
+_WRITING = frozenset({"log-file", "dump-fuse", "volfile", "pid-file"})
+"""Options by which mount.glusterfs(8) has a local file written, or read in place of what the server says."""
+
+_RUNNING = frozenset({"helper", "uhelper"})
+"""Options by which umount(8) runs another program: /sbin/umount.NAME."""
+
+_UNDOES = "it undoes nodev, nosuid or noexec, or may"
+_PASSES = "it is handed on to where nobody checks it, and may undo nodev, nosuid and noexec"
+_LABELS = "it says which programs of this machine may use what is mounted"
+_HARMFUL = {
+    **dict.fromkeys(("suid", "dev", "exec", "defaults"), _UNDOES),
+    **dict.fromkeys(("user", "users", "owner", "group"), "it lets other users mount and unmount"),
+    **dict.fromkeys(("fuse-mountopts", "xlator-option"), _PASSES),
+    **dict.fromkeys(("context", "fscontext", "defcontext", "rootcontext"), _LABELS),
+}
+"""Options that have to be allowed, and why."""
+
+_USER = frozenset({"user", "username"})
+_PASSWORD = frozenset({"password", "pass"})
+_PASSWORD2 = frozenset({"password2", "pass2"})
+_DOMAIN = frozenset({"domain", "dom", "workgroup"})
+_FILE = frozenset({"credentials", "cred"})
+_IDENTIFYING = frozenset({"username", "sec", "guest"}) | _PASSWORD | _PASSWORD2 | _FILE
+_SECRET = re.compile(r"pass(?:word|wd)?2?")
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Who logs in to a CIFS server, by a password that no argument of a program shows."""
+
+    password: str
+    password2: str | None = None
+    username: str | None = None
+    domain: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Credentials(username={self.username!r}, domain={self.domain!r})"
+
+    def text(self) -> bytes:
+        """What mount.cifs(8) reads by its option ``credentials=``.
+
+        The second password, for servers whose passwords change, comes first: mount.cifs before 7.3 takes it for the first
+        one, and then the next line in its place.
+        """
+        fields = {
+            "username": self.username,
+            "domain": self.domain,
+            "password2": self.password2,
+            "password": self.password,
+        }
+        return "".join(f"{name}={value}\n" for name, value in fields.items() if value is not None).encode()
+
+    def clean(self, error: CommandError) -> None:
+        """Take the passwords out of what a program said. (mount.cifs says none.)"""
+        for secret in (self.password, self.password2):
+            if secret is not None and len(secret) >= 4:  # a shorter one is found in any text
+                error.args = tuple(
+                    word.replace(secret, "***") if isinstance(word, str) else word for word in error.args
+                )
+                error.stderr = error.stderr.replace(secret, "***")
+
+
+def option_name(option: str) -> str:
+    """By which name an option is known."""
+    return option.partition("=")[0].strip().strip("\"'").strip().casefold()
+
+
+def check_options(definition: PoolDef, kind: str) -> None:
+    """See that the mount options of a definition harm nobody who has not said that they are meant.
+
+    :param kind: the source's format.
+    :raises DefinitionError: naming the option, without a password that is in it.
+    """
+    allowed = {option_name(check_allowed_option(name)) for name in definition.allowed_options}
+    for option in definition.mount_options:
+        check_mount_option(option)
+        name, shown = option_name(option), shown_option(option)
+        if name in _OTHERWISE or name.startswith(("x-mount.", "verity.")):
+            raise _refused(f"the option {shown!r} would make mount do something else")
+        if name in _WRITING:
+            raise _refused(f"the option {shown!r} names a file of this machine")
+        if name in _RUNNING:
+            raise _refused(f"the option {shown!r} would run another program")
+        if name in _HARMFUL and name not in allowed and not _logs_in(option, kind):
+            raise _refused(
+                f"the mount option {shown!r} has to be allowed, since {_HARMFUL[name]}: by <astore:allow name={name!r}/> in "
+                f"the definition, by allowed_options=({name!r},), or on the command line by --allow-option {name}"
+            )
+    split_credentials(definition, kind)
+
+
+def split_credentials(definition: PoolDef, kind: str) -> tuple[tuple[str, ...], Credentials | None]:
+    """The mount options that may be seen by all, and what may not, if there is any.
+
+    :raises DefinitionError: a password where none belongs, two of them, or one that is too long.
+    """
+    seen: list[str] = []
+    login: list[str] = []  # would go to the file with a password, but is no secret
+    found: dict[str, str] = {}
+
+    def take(field: str, value: str) -> None:
+        if field in found:
+            raise _refused(f"the {field} is given twice among the mount options")
+        if len(value.encode()) > LONGEST_PASSWORD:
+            raise _refused(f"the {field} among the mount options is longer than {LONGEST_PASSWORD} bytes")
+        found[field] = value
+
+    for option in definition.mount_options:
+        name, value = option_name(option), option.partition("=")[2]
+        secret = _SECRET.fullmatch(name) is not None or (name in _USER and "%" in value)
+        if secret and kind != "cifs":
+            raise _refused(f"a netfs source of format {kind!r} takes no password: {shown_option(option)!r}")
+        if name in _PASSWORD:
+            take("password", value)
+        elif name in _PASSWORD2:
+            take("password2", value)
+        elif secret and name not in _USER:
+            raise _refused(f"CIFS has no option {name!r}: it is password=")
+        elif _logs_in(option, kind):
+            user, percent, password = value.partition("%")
+            take("username", user)
+            if percent:
+                take("password", password)
+            login.append(f"username={user}")
+            seen.append(login[-1])
+        elif name in _DOMAIN and kind == "cifs":
+            take("domain", value)
+            login.append(option)
+            seen.append(option)
+        else:
+            if name in _FILE and kind == "cifs":
+                take("credentials file", check_path(value, what="credentials file", element="option"))
+            seen.append(option)
+    if "password" not in found:
+        if "password2" in found:
+            raise _refused("a password2 belongs beside a password")
+        return tuple(seen), None
+    if "credentials file" in found:
+        raise _refused("a password and a file of credentials are given: one of them")
+    credentials = Credentials(
+        found["password"], found.get("password2"), found.get("username") or None, found.get("domain")
+    )
+    return tuple(option for option in seen if option not in login), credentials
+
+
+def is_anonymous(definition: PoolDef, kind: str) -> bool:
+    """Whether a CIFS source is to be mounted as a guest: no option says who logs in, or how."""
+    return not any(option_name(option) in _IDENTIFYING or _logs_in(option, kind) for option in definition.mount_options)
+
+
+def _logs_in(option: str, kind: str) -> bool:
+    """Whether this is who logs in; without a value, and to all but CIFS, ``user`` is who may mount."""
+    return kind == "cifs" and option_name(option) in _USER and bool(option.partition("=")[2])
+
+
+def _refused(message: str) -> DefinitionError:
+    return DefinitionError(message, element="option")
