@@ -142,10 +142,10 @@ class FileTree(abc.ABC):
         """
         return Reading(self, entry)
 
-    def version(self) -> tuple[int, int] | None:
-        """When names of the folder changed last (ns since the epoch), and which folder it is (its inode).
+    def names_changed_ns(self) -> int | None:
+        """When names of the folder changed last, in ns since the epoch.
 
-        None where that need not be known: entries are read by handles, or it cannot be told.
+        None where that need not be known, since entries are read by handles, or cannot be told.
         """
         return None
 
@@ -296,15 +296,14 @@ class _Refresh:
     def __call__(self) -> Snapshot:
         taken_at = time.time()
         try:
-            version = self._tree.version()
             with self._turn:
                 self._list()
                 if self._tree.readers == 1:
                     self._read_chunks(self._turn)
             self._read_chunks()
             self._wait_for_assistants()
-            if version is not None and self._read:
-                self._see_to_names(version, int(taken_at * 1e9))
+            if self._read:
+                self._see_to_names(int(taken_at * 1e9))
             total, free = self._tree.statvfs()
             permissions = self._tree.permissions()
             folder = self._resolve()
@@ -316,13 +315,14 @@ class _Refresh:
         with self._turn:
             return self._snapshot(taken_at, total, free, permissions, folder)
 
-    def _see_to_names(self, before: tuple[int, int], now: int) -> None:
+    def _see_to_names(self, began: int) -> None:
         """Read those again whose names other files have taken since they were listed.
 
         A record never has the attributes of one file and the header of another.
         """
-        if self._tree.version() == before and before[0] < now - SETTLING_NS:
-            return  # no name has changed
+        changed = self._tree.names_changed_ns()
+        if changed is None or changed < began - SETTLING_NS:
+            return
         listed, self._read = self._read, []
         for name, record in listed:
             entry = self._tree.lookup(name)

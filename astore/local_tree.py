@@ -200,10 +200,10 @@ class LocalTree(FileTree):
             self._check_open()
         return LocalReading(self, entry, thorough)
 
-    def version(self) -> tuple[int, int] | None:
-        """When names of the directory changed last, and which one it is."""
-        st = os.fstat(self._opened().fd)
-        return st.st_mtime_ns, st.st_ino
+    def names_changed_ns(self) -> int | None:
+        """When names of the directory changed last."""
+        folder = self._opened()
+        return os.fstat(folder.fd).st_mtime_ns
 
     def folder_place(self) -> Place | None:
         """Where the folder is."""

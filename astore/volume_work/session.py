@@ -72,12 +72,9 @@ class WritableTreeSession(ImageSession):
         permissions = definition.permissions or Permissions()
 
         def make() -> VolumeInfo:
-            self.tree.mkdir(
-                name,
-                DIRECTORY_MODE if permissions.mode is None else permissions.mode,
-                -1 if permissions.owner is None else permissions.owner,
-                -1 if permissions.group is None else permissions.group,
-            )
+            mode = DIRECTORY_MODE if permissions.mode is None else permissions.mode
+            owners = [-1 if one is None else one for one in (permissions.owner, permissions.group)]
+            self.tree.mkdir(name, mode, *(owners if owners != [-1, -1] else ()))
             try:
                 self.tree.sync_folder()
                 return found(self.tree, name)
