@@ -4,11 +4,17 @@
 # VENV     virtual environment (default: .venv)
 # GLUSTER  yes or no: with or without a private Gluster in the demo (default: yes; it takes root)
 # ARGS     further arguments for the demo, pytest or the benchmarks
+# FRESH    the folder of make fresh (default: build/fresh)
+# COMMAND  what make fresh runs in its machine (default: make demo && make test)
+# REUSE    yes: make fresh uses the machine that it made before
 
 PYTHON ?=
 VENV ?= .venv
 GLUSTER ?= yes
 ARGS ?=
+FRESH ?= build/fresh
+COMMAND ?=
+REUSE ?=
 
 export VENV GLUSTER
 export PYTHONNOUSERSITE = 1
@@ -18,7 +24,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench fresh lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -35,11 +41,19 @@ bench:  ## measure, beside libvirt where it is installed
 	@PYTHON='$(PYTHON)' scripts/setup.sh bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+fresh: export FRESH := $(FRESH)
+fresh: export COMMAND := $(value COMMAND)
+fresh: export REUSE := $(REUSE)
+fresh:  ## run make demo and make test on a new machine: a minimal Debian in a folder (as root)
+	@scripts/setup.sh fresh
+	@scripts/fresh.sh
+
 lint:  ## put style in order, and check style and types
 	@PYTHON='$(PYTHON)' scripts/setup.sh lint
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict
 
 clean:  ## remove what the others made
+	@FRESH='$(FRESH)' scripts/fresh.sh remove
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.*
 	@find . -name '.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 	@if [ -e '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi

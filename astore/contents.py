@@ -73,7 +73,7 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
     """What an image's header says. ``capacity`` is None where the file's own size is the capacity.
 
     ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
-    ``aes``, ``luks`` or None. ``before`` is how many bytes of the file come before the disk's, where the file's size tells the
+    ``aes``, ``luks`` or None. ``extras`` names what the image has beside its disk, which conversions leave out. ``before`` is how many bytes of the file come before the disk's, where the file's size tells the
     capacity (LUKS).
     """
 
@@ -85,6 +85,7 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
     encryption: str | None = None
     cluster_size: int | None = None
     before: int = 0
+    extras: tuple[str, ...] = ()
 
     @property
     def backing(self) -> str | None:
@@ -122,6 +123,7 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
 
     ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 of a ``dir``), ``mode`` the whole st_mode.
     ``references`` are the files that its header names. ``device`` and ``inode`` identify its file, behind a link if it is one.
+    ``extras`` names what an image has beside its disk, which conversions leave out: ``internal snapshots``, ``bitmaps``.
 
     ``made`` is ``raw`` where it is known that the volume was made raw. Such a volume is raw for all work, whatever its content
     says, for its guest may have written that; ``header_format`` is then what its content says.
@@ -150,6 +152,7 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
     device: int | str = 0
     made: str | None = None
     header_format: str | None = None
+    extras: tuple[str, ...] = ()
 
     @property
     def backing(self) -> str | None:

@@ -12,7 +12,7 @@ from astore.images.references import located
 from astore.model import EntryError, ImageInfo, VolumeInfo, VolumeType
 
 if TYPE_CHECKING:
-    from astore.files import Entry, FileStat, FileTree
+    from astore.files import Entry, FileStat, FileTree, Reading
 
 
 def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
@@ -35,44 +35,81 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
     return EntryError(name, f"it is {kind}", skipped=True)
 
 
+REPLACED = 5
+"""How many files of one name a refresh tries to read, if each is gone by then."""
+
+
 def read_one(
     tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]], before: VolumeInfo | None = None
 ) -> EntryError | None:
     """Read an entry's header and add its record to ``found``; returns its error, if it has one.
 
+    If the file is gone, look its name up again: another file may have taken it, and gets a record of its own.
+
     :param before: the record that the entry had until now.
     """
     name = entry[0]
-    try:
-        reading = tree.reading(entry)
+    for left in reversed(range(REPLACED)):
         try:
-            head = reading.header(needs_full_header)
-            image, wrong = None, None
-            try:
-                image = probe(head, reading.read)
-            except ImageError as error:
-                image, wrong = ImageInfo(error.format), error
-            st = reading.stat
-            if before is not None and (before.inode != st[1] or before.device != st[9]):
-                before = None  # of another file
-            made = None if before is None else before.made
-            turned = before is not None and before.format == "raw"
-            if image is not None and (reading.cheap or image.references or wrong is not None or turned):
-                noted = reading.made()
-                made = made if noted is None else noted or None
-            if wrong is not None and made != "raw":
-                raise wrong
-        finally:
-            reading.close()
-        record = record_of(name, tree.file_type, tree.key(name), st, image, made)
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # it vanished between being listed and being read
+            record = _read(tree, entry, before)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                return entry_error(name, error)
+        except ImageError as error:
+            return EntryError(name, str(error), errno.EINVAL)
+        else:
+            found.append((name, record))
             return None
-        return entry_error(name, error)
-    except ImageError as error:
-        return EntryError(name, str(error), errno.EINVAL)
-    found.append((name, record))
+        try:
+            again = tree.lookup(name) if left else None
+        except OSError as error:
+            return None if error.errno == errno.ENOENT else entry_error(name, error)
+        if again is None:
+            return None
+        early = without_header(tree, name, again[1])
+        if early is not None:
+            tree.release(again)
+            if isinstance(early, EntryError):
+                return early
+            found.append((name, early))
+            return None
+        entry = again
     return None
+
+
+def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None) -> VolumeInfo:
+    """The record of a regular file, by its header and by what is noted at it.
+
+    :raises OSError: it cannot be read. ImageError: its header is malformed.
+    """
+    name = entry[0]
+    reading = tree.reading(entry)
+    try:
+        head = reading.header(needs_full_header)
+        st = reading.stat
+        if before is not None and (before.inode != st[1] or before.device != st[9]):
+            before = None  # of another file
+        made = None if before is None else before.made
+        turned = before is not None and before.format == "raw"
+        try:
+            image = probe(head, reading.read)
+        except ImageError as error:
+            made = _noted(reading, made)
+            if made != "raw":
+                raise
+            image = ImageInfo(error.format)
+        else:
+            if image is not None and (reading.cheap or image.references or turned):
+                made = _noted(reading, made)
+    finally:
+        reading.close()
+    return record_of(name, tree.file_type, tree.key(name), st, image, made)
+
+
+def _noted(reading: Reading, made: str | None) -> str | None:
+    """The format that is noted at a file, or where its storage keeps no notes the one that is known."""
+    noted = reading.made()
+    return made if noted is None else noted or None
 
 
 def record_of(
@@ -103,6 +140,8 @@ def record_of(
         image.cluster_size,
         device,
         made,
+        None,
+        image.extras,
     )
 
 

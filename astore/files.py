@@ -135,7 +135,8 @@ class FileTree(abc.ABC):
 
         Reads FIRST_READ bytes and, if ``more`` says of them that they do not tell, HEADER_SIZE bytes (fewer only
         where the file ends). Never hangs on what is not a regular file (O_NONBLOCK), and leaves the access time
-        alone where that can be helped.
+        alone where that can be helped. ENOENT says that the entry's file is gone; the name is looked up again
+        then, so that no record has the FileStat of one file and the header of another.
         """
 
     def reading(self, entry: Entry) -> Reading:

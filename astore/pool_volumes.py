@@ -154,6 +154,9 @@ class WorkingPool(PoolAtWork):
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
         wanted = self._with_backing(wanted)
         chain = graph.layers(source, self._manager.pools())
+        left_out = sorted({extra for layer in chain for extra in layer.volume.info.extras})
+        if left_out:
+            self._log.warning("a conversion leaves out what is no part of the disk", volume=old.name, left_out=left_out)
         total = whole_sectors(wanted.capacity or 0)
         count = Count(total, tell)
 

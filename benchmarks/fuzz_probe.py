@@ -1,4 +1,4 @@
-"""Probe mutated headers and resolve mutated names, a million by default: nothing but ImageError may come out.
+"""Probe mutated headers and locate mutated names, a million by default: nothing but ImageError may come out.
 
 ``python -m benchmarks.fuzz_probe [COUNT] [SEED]``; it prints the seed, so that what it finds can be found again. Of every
 header it also checks that
@@ -6,7 +6,10 @@ header it also checks that
 - bytes beyond HEADER_SIZE change nothing;
 - what a header says that is cut off does not change when something follows: nothing was read beyond its end;
 - where ``needs_full_header`` says that the first page tells, the whole header tells the same;
-- what is told can be written down: as UTF-8, and by XML's rules.
+- what is told can be written down: as UTF-8, and by XML's rules;
+- every file that is named has a location or a doubt;
+- a header without references has no backing file;
+- no header and no name takes more than SLOWEST seconds of CPU.
 """
 
 from __future__ import annotations
@@ -20,20 +23,29 @@ from collections import Counter
 from pathlib import Path
 
 from astore.images import FIRST_PAGE, HEADER_SIZE, ImageError, needs_full_header, probe
-from astore.images.backing import parse_gluster_uri, resolve_backing
-from astore.model import ImageInfo
+from astore.images.backing import parse_gluster_uri
+from astore.images.fields import backing
+from astore.images.headers import without_references
+from astore.images.references import located
+from astore.model import ImageInfo, ReferenceKind
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-VALID: dict[str, bytes] = importlib.import_module("image_heads").VALID
+VALID: dict[str, bytes] = {
+    **importlib.import_module("image_heads").VALID,
+    **importlib.import_module("images.more_heads").MORE,
+}
+FILES: dict[str, dict[int, bytes]] = {"vhdx": importlib.import_module("images.more_heads").VHDX}
 
-FORMATS = frozenset({"qcow", "qcow2", "qed", "vmdk", "vdi", "vpc", "ploop", "cow", "iso", "luks"})
+FORMATS = frozenset(
+    {"qcow", "qcow2", "qed", "vmdk", "vdi", "vpc", "ploop", "cow", "iso", "luks", "vhdx", "bochs", "cloop"}
+)
+SLOWEST = 0.25
 BYTES = (0, 1, 2, 3, 4, 9, 16, 0x22, 0x2F, 0x3A, 0x7F, 0x80, 0xFE, 0xFF)
 NUMBERS = (0, 1, 8, 9, 16, 21, 72, 104, 511, 512, 1023, 1024, 4095, 4096, 20_000, 33_279, 33_280, 33_281, 1 << 31)
 LARGE = (2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 512)
 INTEGERS = tuple(struct.Struct(kind) for kind in (">I", "<I", ">Q", "<Q"))
 PATH, URL = "/pool/images/a.qcow2", "gluster://host/volume/images/a.qcow2"
 TAIL = b'\0CD001"\nRW 9 FLAT parentFileNameHint="hidden"' * 4
-TEXT = b"# Disk DescriptorFile"
 PADDING = tuple(
     piece * (HEADER_SIZE // len(piece) + 1)
     for piece in (b"\0", b"\0", b"\n", b"\xff", b'\nparentFileNameHint="hidden"\nRW 9 FLAT')
@@ -51,6 +63,9 @@ NAMES = (
     'json:{"driver":"ssh","path":"/x","user":"u","host":"h","port":"22"}',
     'json:{"driver":"iscsi","portal":"h:3260","target":"iqn.x","lun":1}',
     'json:{"driver":"https","url":"https://h/x"}',
+    "json:{'driver':'qcow2','file':{'driver':'file','filename':'/base'},'backing':null}",
+    'json:{"driver":"quorum","children":[{"driver":"file","filename":"/a"},{"file.filename":"/b"}]}',
+    "blkverify:/a:/b",
 )
 PIECES = (
     "\\ud800",
@@ -70,6 +85,11 @@ PIECES = (
     "null",
     "\U0001f40e",
     "json:",
+    "'",
+    "\\'",
+    "blkdebug:",
+    "file:",
+    "backing.",
 )
 
 
@@ -107,20 +127,60 @@ def outcome(head: bytes) -> ImageInfo | str | None:
         return f"error: {error}"
 
 
-def check_name(name: str) -> None:
+def check_vhdx(rng: random.Random) -> str:
+    """Read a VHDX image on, with some bytes of its tables changed."""
+    pieces = {at: bytearray(piece) for at, piece in FILES["vhdx"].items()}
+    for _ in range(rng.randrange(1, 5)):
+        piece = rng.choice(list(pieces.values()))
+        at = max(min(int(rng.expovariate(0.02)), len(piece) - 1), 0)
+        if not piece:
+            continue
+        if rng.random() < 0.5:
+            piece[at] = rng.choice(BYTES)
+        else:
+            piece[at : at + rng.choice((1, 4, len(piece)))] = b""
+
+    def read(offset: int, length: int) -> bytes:
+        assert 0 <= offset < 1 << 63, offset
+        assert 0 < length <= 1 << 16, length
+        for at, piece in pieces.items():
+            if at <= offset < at + len(piece):
+                return bytes(piece[offset - at : offset - at + length])
+        return b""
+
+    try:
+        info = probe(VALID["vhdx"], read)
+    except ImageError:
+        return "error"
+    assert info is not None
+    check_info(info)
+    return info.format
+
+
+def check_places(info: ImageInfo) -> None:
     for where in (PATH, URL):
-        try:
-            found = resolve_backing(name, where)
-            if found is not None:
-                found.encode()
-                assert "\0" not in found, found
-        except ImageError:
-            pass
+        for found in located(info.references, where):
+            assert found.location or found.doubt, found
+            if found.location is not None:
+                found.location.encode()
+                assert "\0" not in found.location, found
+
+
+def check_name(name: str, format: str | None = None) -> None:
+    check_places(ImageInfo("qcow2", references=backing(name, format)))
+    check_places(ImageInfo("qcow2", references=(*backing(name), *backing("x" + name))))
     if name.startswith("gluster"):
         try:
             parse_gluster_uri(name)
         except ImageError:
             pass
+
+
+def is_open_ended(found: ImageInfo, head: bytes) -> bool:
+    """Whether what follows a header may belong to it: a text, the name of a VHD's parent, LUKS2's JSON area."""
+    if found.format == "vmdk":
+        return head.startswith(b"#") or 0 not in head[512:]
+    return found.format == "luks" or any(one.kind is ReferenceKind.PARENT for one in found.references)
 
 
 def check_head(head: bytes, padding: bytes) -> str:
@@ -129,7 +189,7 @@ def check_head(head: bytes, padding: bytes) -> str:
     needs_full_header(head)
     whole = (head + padding)[:HEADER_SIZE]
     told = outcome(whole)
-    if isinstance(found, ImageInfo) and not head.startswith(TEXT):
+    if isinstance(found, ImageInfo) and not is_open_ended(found, head):
         assert told == found, "what follows is seen"
     assert outcome(whole + TAIL) == told, "bytes beyond HEADER_SIZE are seen"
     first = whole[:FIRST_PAGE]
@@ -139,15 +199,26 @@ def check_head(head: bytes, padding: bytes) -> str:
         return "raw"
     if isinstance(found, str):
         return "error"
-    for text in (found.backing, found.backing_format, found.data_file):
-        if text is not None:
-            assert text, "an empty name"
+    check_info(found)
+    bare = outcome(without_references(found.format, head))
+    if found.format not in ("cow", "vpc"):
+        assert isinstance(bare, ImageInfo), bare
+        assert bare.backing is None, "a backing file is left"
+        assert bare.capacity == found.capacity, "something else is changed"
+    return found.format
+
+
+def check_info(found: ImageInfo) -> None:
+    for reference in found.references:
+        assert reference.name or reference.doubt, "an empty name"
+        assert reference.format != "", "an empty format"
+        for text in (reference.name, reference.format or ""):
             assert not any(ord(c) < 32 and c not in "\t\n\r" for c in text), "a control character"
             text.encode()
-    if found.backing is not None:
-        check_name(found.backing)
+        assert (reference.kind is not ReferenceKind.PARENT) or reference.doubt, "a parent without a doubt"
+    check_places(found)
     assert found.capacity is None or 0 <= found.capacity < 1 << 63, found.capacity
-    return found.format
+    assert 0 <= found.before < 1 << 63, found.before
 
 
 def mutated_name(rng: random.Random) -> str:
@@ -171,6 +242,10 @@ def run(count: int, seed: int) -> Counter[str]:
     iso = VALID["iso"]
     seen: Counter[str] = Counter()
     for index in range(count):
+        began = time.thread_time()
+        if index % 64 == 1:
+            seen[check_vhdx(rng)] += 1
+            continue
         if index % 64 == 0:
             head = bytearray(iso)
             head[rng.choice((*range(80), *range(32_760, 32_776)))] = rng.choice(BYTES)
@@ -181,10 +256,11 @@ def run(count: int, seed: int) -> Counter[str]:
             case = mutated(rng, heads)
         try:
             if isinstance(case, str):
-                check_name(case)
+                check_name(case, rng.choice((None, "raw", "qcow2", "foo")))
                 seen["name"] += 1
             else:
                 seen[check_head(case, rng.choice(PADDING))] += 1
+            assert time.thread_time() - began < SLOWEST, "it took too long"
         except BaseException:
             shown = repr(case) if isinstance(case, str) else case[:160].hex()
             print(f"seed {seed}, case {index}: {shown}", file=sys.stderr)

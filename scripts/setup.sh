@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make what a target of the Makefile needs: Debian packages (as root only) and a virtual environment.
 #
-#   scripts/setup.sh demo|test|lint|bench
+#   scripts/setup.sh demo|test|lint|bench|fresh
 #
 # PYTHON   the interpreter to use (default: the newest of 3.13, 3.12, 3.11 that can make a virtual environment)
 # VENV     the virtual environment's folder (default: .venv)
@@ -11,7 +11,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-what=${1:?usage: scripts/setup.sh demo|test|lint|bench}
+what=${1:?usage: scripts/setup.sh demo|test|lint|bench|fresh}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
 PYTHON=${PYTHON:-}
@@ -20,7 +20,7 @@ TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster co
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
 libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-daemon-driver-storage-gluster'
-oracle_packages='python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
+oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 
@@ -35,6 +35,7 @@ test | bench)
     if [ "$what" = test ]; then packages="$packages $nfs_packages"; fi
     packages="$packages $oracle_packages"
     ;;
+fresh) packages='mmdebstrap git' ;;
 lint) ;;
 *)
     echo "setup: unknown target $what" >&2
@@ -180,6 +181,7 @@ fi
 
 # shellcheck disable=SC2086
 install_packages $packages
+if [ "$what" = fresh ]; then exit 0; fi
 
 kind=tools
 if [ "$what" = demo ]; then kind=demo; fi

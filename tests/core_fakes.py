@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from astore.backend import Backend, Context, PoolSession
-from astore.errors import DefinitionError
+from astore.errors import BackendError, DefinitionError
 from astore.manager import Manager
 from astore.model import DiscoveredSource, EntryError, Host, PoolDef, Snapshot, Source, Target, VolumeInfo, VolumeType
 from astore.pool import Pool
@@ -24,7 +24,7 @@ from astore.registry import BackendRegistry
 
 T = TypeVar("T")
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds that a test waits for what has to come; far more than it ever takes."""
 
 
@@ -379,6 +379,34 @@ class Plugin(Backend):
 def backend_module(type: str, *, before: str = "", inside: str = "") -> str:
     """The text of a module with a backend ``Plugin``; ``before`` it and ``inside`` its class, more text."""
     return BACKEND_MODULE.format(type=type, before=before, inside=inside)
+
+
+HELD = "import astore_test_gate; astore_test_gate.wait()"
+"""For ``before``: the import of the module waits for the gate, see :func:`import_gate`."""
+
+
+@contextlib.contextmanager
+def import_gate() -> Iterator[threading.Event]:
+    """Give the gate that HELD modules wait for, and open it at the end."""
+    gate = threading.Event()
+    sys.modules["astore_test_gate"] = gate  # type: ignore[assignment]
+    try:
+        yield gate
+    finally:
+        gate.set()
+        del sys.modules["astore_test_gate"]
+
+
+async def others_loaded(registry: BackendRegistry, hangs: str) -> None:
+    """Load every other backend, in its own time, while the import of one hangs; failures are passed over."""
+    asking = asyncio.ensure_future(registry.get(hangs))
+    for type in set(registry.types()) - {hangs}:
+        with contextlib.suppress(BackendError):
+            await registry.get(type)
+    assert not asking.done()
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
 
 
 def counted(events: Sequence[Any]) -> Counter[str]:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, backend_module, counted, distribution, eventually
+from core_fakes import HELD, FakeBackend, backend_module, counted, distribution, eventually, import_gate, others_loaded
 
 import astore
 from astore.registry import BackendRegistry
@@ -85,15 +85,17 @@ async def test_imported_once_however_many_ask(install: Install) -> None:
 
 async def test_one_who_leaves_does_not_take_the_import_along(install: Install) -> None:
     """Who is cancelled while waiting for an import leaves it to the others."""
-    install("slow-plugin", "slow", before="import time; time.sleep(0.1)")
+    install("slow-plugin", "slow", before=HELD)
     registry = BackendRegistry()
     await asyncio.to_thread(registry.scan)
-    leaver, stayer = (asyncio.ensure_future(registry.get("slow")) for _ in range(2))
-    await asyncio.sleep(0)
-    leaver.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaver
-    assert (await stayer).type == "slow"
+    with import_gate() as gate:
+        leaver, stayer = (asyncio.ensure_future(registry.get("slow")) for _ in range(2))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        gate.set()
+        assert (await stayer).type == "slow"
 
 
 FUTURE = "api_version = 99"
@@ -156,13 +158,13 @@ async def test_an_error_does_not_grow_with_those_it_is_told_to(install: Install)
 
 async def test_a_plugin_that_hangs(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     """A hanging import costs who asks the deadline and nobody else anything; done at last, the backend works."""
-    gate = threading.Event()
-    sys.modules["astore_test_gate"] = gate  # type: ignore[assignment]
-    try:
-        install("hung-plugin", "hung", before="import astore_test_gate; astore_test_gate.wait(30)")
-        install("good-plugin", "good")
-        registry = BackendRegistry(import_timeout=0.2)
-        await asyncio.to_thread(registry.scan)
+    install("hung-plugin", "hung", before=HELD)
+    install("good-plugin", "good")
+    registry = BackendRegistry()
+    await asyncio.to_thread(registry.scan)
+    with import_gate() as gate:
+        await others_loaded(registry, "hung")
+        registry.import_timeout = 0.2
         infos = {info.type: info for info in await registry.load_all()}
         assert infos["hung"].status == "failed"
         assert "hung-plugin" in (infos["hung"].error or "")
@@ -174,40 +176,29 @@ async def test_a_plugin_that_hangs(install: Install, caplog: pytest.LogCaptureFi
         gate.set()
         await eventually(lambda: registry.loaded("hung"), "the import's end")
         assert (await registry.get("hung")).type == "hung"
-    finally:
-        gate.set()
-        del sys.modules["astore_test_gate"]
     assert not caplog.records
 
 
 def test_an_import_that_outlives_the_loop(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever waited is gone, loop and all, when a hanging import fails at last: nothing is said to nobody."""
-    gate = threading.Event()
-    sys.modules["astore_test_gate"] = gate  # type: ignore[assignment]
-    try:
-        install(
-            "hung-plugin", "hung", before="import astore_test_gate; astore_test_gate.wait(30); raise OSError('late')"
-        )
-        registry = BackendRegistry(import_timeout=0.05)
-        registry.scan()
+    install("hung-plugin", "hung", before=f"{HELD}; raise OSError('late')")
+    registry = BackendRegistry(import_timeout=0.05)
+    registry.scan()
 
-        async def ask() -> None:
-            with pytest.raises(astore.BackendLoadError):
-                await registry.get("hung")
+    async def ask() -> None:
+        with pytest.raises(astore.BackendLoadError):
+            await registry.get("hung")
 
-        with caplog.at_level(logging.DEBUG):
-            asyncio.run(ask())
-            gate.set()
-            for thread in threading.enumerate():
-                if thread.name == "astore-import":
-                    thread.join(10)
-            gc.collect()
-        assert found(registry, "hung").status == "failed"
-        assert "late" in (found(registry, "hung").error or "")
-        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    finally:
+    with import_gate() as gate, caplog.at_level(logging.DEBUG):
+        asyncio.run(ask())
         gate.set()
-        del sys.modules["astore_test_gate"]
+        for thread in threading.enumerate():
+            if thread.name == "astore-import":
+                thread.join()
+        gc.collect()
+    assert found(registry, "hung").status == "failed"
+    assert "late" in (found(registry, "hung").error or "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_two_distributions_claim_one_type(install: Install) -> None:
@@ -293,14 +284,16 @@ def test_claims_without_distributions() -> None:
 
 async def test_unregistered_while_it_is_imported(install: Install) -> None:
     """An import that ends after its type was unregistered is not told."""
-    install("slow-plugin", "slow", before="import time; time.sleep(0.1)")
+    install("slow-plugin", "slow", before=HELD)
     told: list[astore.Event] = []
     registry = BackendRegistry(publish=lambda kind, **fields: told.append(kind(**fields)))
     await asyncio.to_thread(registry.scan)
-    waiting = asyncio.ensure_future(registry.get("slow"))
-    await asyncio.sleep(0)
-    await registry.unregister("slow")
-    backend = await waiting
+    with import_gate() as gate:
+        waiting = asyncio.ensure_future(registry.get("slow"))
+        await asyncio.sleep(0)
+        await registry.unregister("slow")
+        gate.set()
+        backend = await waiting
     with pytest.raises(astore.UnknownBackendError):
         registry.acquire(backend)
     assert counted(told) == {"BackendUnregistered": 1}

@@ -69,7 +69,7 @@ class DemoStorage:
     def make(self) -> None:
         """Make it all. Whatever was made before this raised, or was interrupted, is taken away by ``__exit__``."""
         # before anything else: namespaces are for a process with one thread, and a progress display has its own
-        problem = _private_machine(self._stack) if self._gluster_wanted else "left out, as asked for"
+        problem = _private_machine() if self._gluster_wanted else "left out, as asked for"
         with interruptions_wait():  # there is no moment at which it is there and nobody knows of it
             self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -158,7 +158,7 @@ def _fill(folder: Path, images: int) -> None:
     make_images(folder, images, size=IMAGE_SIZE, backing_every=2, formats=formats)
 
 
-def _private_machine(stack: contextlib.ExitStack) -> str | None:
+def _private_machine() -> str | None:
     """Enter private namespaces for a Gluster; else say in a sentence why there is none."""
     if os.geteuid() != 0:
         return (
@@ -174,22 +174,11 @@ def _private_machine(stack: contextlib.ExitStack) -> str | None:
         return f"{why}, so dir pools alone"
     if not os.path.exists("/dev/fuse"):
         return "there is no /dev/fuse, so dir pools alone"
-    new_folders = [folder for folder in namespace.PRIVATE_FOLDERS if not os.path.exists(folder)]
-    stack.callback(_remove_covers, new_folders)
     try:
         namespace.enter_private_namespaces()
     except (BedUnavailable, OSError) as error:
         return f"{reason(error).rstrip('.')}; so dir pools alone"
     return None
-
-
-def _remove_covers(folders: list[str]) -> None:
-    """The folders that were made to be covered, which belong to the machine's own file system, go again."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            namespace.uncover(folder)
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
 
 
 def _release_mounts(folder: Path) -> None:

@@ -237,6 +237,7 @@ class Volume(msgspec.Struct, frozen=True):
     references: tuple[Reference, ...]
     made: str | None
     header_format: str | None
+    extras: tuple[str, ...]
 
 
 class VolumeList(msgspec.Struct, frozen=True):

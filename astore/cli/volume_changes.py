@@ -177,7 +177,9 @@ async def clone(
     target = source.pool if to is None else session.pool(to)
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
-    return _told(made, f"cloned from {source.name!r}")
+    left_out = [extra for extra in source.info.extras if extra not in made.info.extras]
+    without = f", without its {' and '.join(left_out)}" if left_out else ""
+    return _told(made, f"cloned from {source.name!r}{without}")
 
 
 @command(app, "resize", virsh="vol-resize", signed=True)

@@ -116,6 +116,7 @@ async def info(
                 for one in record.references
                 if one.kind is not ReferenceKind.BACKING or one.doubt
             ),
+            ("Extras", ", ".join(record.extras)),
             ("Permissions", f"{filemode(record.mode)} {record.uid}:{record.gid}"),
             ("Changed", when(record.mtime_ns / 1e9)),
             ("Path", record.path),

@@ -13,8 +13,8 @@ from astore.images.errors import ImageError
 from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, backing, checked_name_length, cut_off, name_at, text_of
 from astore.model import ImageInfo, Reference, ReferenceKind
 
-# version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method
-_HEAD = struct.Struct(">4xIQIIQI").unpack_from
+# version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method, nb_snapshots
+_HEAD = struct.Struct(">4xIQIIQI24xI").unpack_from
 _V2_SIZE = 72
 _V3_SIZE = 104
 _SIZES = {b"\0\0\0\2": _V2_SIZE, b"\0\0\0\3": _V3_SIZE}
@@ -32,6 +32,7 @@ LONGEST_FORMAT_NAME = 15
 INCOMPATIBLE_DATA_FILE = 1 << 2
 INCOMPATIBLE_EXTENDED_L2 = 1 << 4
 COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
+AUTOCLEAR_BITMAPS = 1 << 0
 
 _ENCRYPTION = (None, "aes", "luks")
 _FEATURES = {
@@ -39,6 +40,12 @@ _FEATURES = {
     (COMPATIBLE_LAZY_REFCOUNTS, 0): ("lazy_refcounts",),
     (0, INCOMPATIBLE_EXTENDED_L2): ("extended_l2",),
     (COMPATIBLE_LAZY_REFCOUNTS, INCOMPATIBLE_EXTENDED_L2): ("extended_l2", "lazy_refcounts"),
+}
+_EXTRAS = {
+    (False, False): (),
+    (True, False): ("internal snapshots",),
+    (False, True): ("bitmaps",),
+    (True, True): ("internal snapshots", "bitmaps"),
 }
 _FORMAT = "qcow2"
 
@@ -50,11 +57,11 @@ def read(head: bytes) -> ImageInfo | None:
         if needed is None:
             return None
         cut_off(head, needed, _FORMAT)
-    version, offset, length, cluster_bits, size, crypt = _HEAD(head)
+    version, offset, length, cluster_bits, size, crypt, snapshots = _HEAD(head)
     if version == 3:
-        incompatible, compatible, _, _, header_length = _V3(head)
+        incompatible, compatible, autoclear, _, header_length = _V3(head)
     elif version == 2:
-        incompatible = compatible = 0
+        incompatible = compatible = autoclear = 0
         header_length = _V2_SIZE
     else:
         return None
@@ -89,6 +96,7 @@ def read(head: bytes) -> ImageInfo | None:
         _FEATURES[compatible & COMPATIBLE_LAZY_REFCOUNTS, incompatible & INCOMPATIBLE_EXTENDED_L2],
         _ENCRYPTION[crypt],
         cluster,
+        extras=_EXTRAS[snapshots > 0, bool(autoclear & AUTOCLEAR_BITMAPS)],
     )
 
 
@@ -130,7 +138,7 @@ def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | No
 
 def reaches_beyond(head: bytes) -> bool | None:
     """Whether the backing name does, or the extensions where they matter; None if :func:`read` would return None."""
-    version, offset, length, cluster_bits, _, _ = _HEAD(head)
+    version, offset, length, cluster_bits, _, _, _ = _HEAD(head)
     if version == 3:
         incompatible, _, _, _, start = _V3(head)
     elif version == 2:

@@ -26,17 +26,23 @@ def examined(
     :raises OSError: it cannot be read. ImageError: its header is malformed.
     """
     head = file.pread(HEADER_SIZE, 0)
-    wrong = None
     try:
         image = probe(head, lambda offset, length: file.pread(length, offset))
     except ImageError as error:
-        image, wrong = ImageInfo(error.format), error
-    if image is not None:
-        noted = file.noted_format()
-        made = made if noted is None else noted or None
-    if wrong is not None and made != "raw":
-        raise wrong
+        made = _noted(file, made)
+        if made != "raw":
+            raise
+        image = ImageInfo(error.format)
+    else:
+        if image is not None:
+            made = _noted(file, made)
     return head, record_of(name, type, key, file.stat(), image, made)
+
+
+def _noted(file: TreeFile, made: str | None) -> str | None:
+    """The format that is noted at a file, or where its storage keeps no notes the one that is known."""
+    noted = file.noted_format()
+    return made if noted is None else noted or None
 
 
 def unchanged_head(file: TreeFile, volume: VolumeInfo, what: str) -> bytes:

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
 import pytest
 
@@ -24,11 +24,18 @@ print(before[0] != first[0], before[1] != first[1], first == second, namespace.i
 """
 
 
-def _run(code: str, **changes: str) -> subprocess.CompletedProcess[str]:
+def _start(code: str, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+    """Start Python outside the private namespaces."""
     environment = {key: value for key, value in os.environ.items() if key != "ASTORE_PRIVATE_NAMESPACES"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**environment, **changes}, capture_output=True, text=True, check=False
-    )
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(argv, env={**environment, **changes}, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _run(code: str, *arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    with _start(code, *arguments, **changes) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.root
@@ -90,24 +97,81 @@ def test_the_session_has_loopback_and_empty_gluster_folders() -> None:
         assert os.path.ismount(folder)
 
 
+_COVER = """
+import os, sys
+from astore.testing.beds import namespace
+namespace.enter_private_namespaces()
+folder, new = sys.argv[1:]
+assert namespace.cover(new) and namespace.cover(folder)
+print(os.listdir(folder), os.listdir(new))
+for covered in (folder, new):
+    open(f"{covered}/inside", "w").close()
+    namespace.uncover(covered)
+print(sorted(os.listdir(folder)), os.path.exists(new))
+"""
+
+
 @pytest.mark.root
-def test_a_cover_hides_and_shows_again(tmp_path: object) -> None:
-    """A covered folder is empty, and has its content back when it is uncovered."""
-    folder = str(tmp_path)
-    with open(f"{folder}/file", "w"):
-        pass
-    if not namespace.in_private_namespaces():
-        pytest.skip("mounting in the machine's own namespace would be seen by all")
-    assert namespace.cover(folder)
-    try:
-        assert os.listdir(folder) == []
-    finally:
-        namespace.uncover(folder)
+def test_a_cover_hides_and_shows_again(tmp_path: Path) -> None:
+    """A covered folder is empty until it is uncovered; a folder that was made for it is removed."""
+    folder, new = tmp_path / "folder", tmp_path / "new"
+    folder.mkdir()
+    (folder / "file").touch()
+    assert _run(_COVER, folder, new).stdout.splitlines() == ["[] []", "['file'] False"]
+    assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(folder) == ["file"]
-    assert threading.active_count() >= 1
+
+
+_DETACH = """
+import os, sys
+from astore.testing.beds import namespace
+namespace.enter_private_namespaces()
+parent = sys.argv[1]
+namespace.cover(parent + "/new")
+print(sorted(os.listdir(parent)), open(parent + "/folder/below/file").read(), open(parent + "/file").read(), end=" ")
+print(os.readlink(parent + "/link"), oct(os.stat(parent).st_mode), os.stat(parent).st_uid, os.path.ismount(parent + "/folder"))
+open(parent + "/made", "w").close()
+os.remove(parent + "/link")
+print(input())
+"""
 
 
 @pytest.mark.root
-def test_a_folder_that_cannot_be_made_is_not_covered() -> None:
+def test_what_a_bed_makes_is_not_in_the_machines_folders(tmp_path: Path) -> None:
+    """A missing folder is made for the namespace alone, beside the entries of its parent."""
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder" / "below" / "file").write_text("deep")
+    (tmp_path / "link").symlink_to("nowhere")
+    tmp_path.chmod(0o1750)
+    os.chown(tmp_path, 7, 8)
+    before = sorted(os.listdir(tmp_path))
+    with _start(_DETACH, tmp_path) as inside:
+        assert inside.stdout is not None
+        seen = inside.stdout.readline().strip()
+        assert seen == "['file', 'folder', 'link', 'new'] deep text nowhere 0o41750 7 True"
+        assert sorted(os.listdir(tmp_path)) == before, "while it is there"
+        inside.communicate("go on\n")
+    assert inside.returncode == 0
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.root
+def test_run_is_detached_from_the_start() -> None:
+    """A folder made in /run stays inside the namespace."""
+    code = (
+        "import os\n"
+        "from astore.testing.beds import namespace\n"
+        "before = set(os.listdir('/run'))\n"
+        "namespace.enter_private_namespaces()\n"
+        "assert before <= set(os.listdir('/run')) <= before | {'gluster'}, os.listdir('/run')\n"
+        "os.mkdir('/run/astore-test-of-namespaces')\n"
+    )
+    assert _run(code).returncode == 0
+    assert not os.path.exists("/run/astore-test-of-namespaces")
+
+
+@pytest.mark.root
+def test_a_folder_without_a_parent_is_not_covered() -> None:
     """Where there is no place for the folder, nothing is mounted."""
     assert not namespace.cover("/proc/no/such/place")

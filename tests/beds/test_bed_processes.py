@@ -29,6 +29,26 @@ def test_a_process_is_found_by_program_and_folder(sleeper: subprocess.Popen[byte
     assert processes.mentioning(tmp_path / "other", {"tail"}) == []
 
 
+@pytest.mark.root
+def test_a_process_of_a_container_is_not_meant(tmp_path: Path) -> None:
+    """A process of a container is left alone, though its command line names the folder."""
+    argv = ["unshare", "--pid", "--fork", "--kill-child", "tail", "-f", "/dev/null", tmp_path / "x"]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        processes.wait_until(
+            lambda: [processes.arguments(int(pid))[:1] for pid in children.read_text().split()] == [("tail",)],
+            5,
+            "runs",
+        )
+        (inside,) = map(int, children.read_text().split())
+        assert processes.in_another_container(inside)
+        assert not processes.in_another_container(process.pid)
+        assert processes.mentioning(tmp_path, {"tail"}) == []
+        assert processes.mentioning(tmp_path, {"unshare"}) == [process.pid]
+        process.kill()
+    assert processes.in_another_container(process.pid), "which is gone"
+
+
 def test_stopping_and_continuing_is_seen(sleeper: subprocess.Popen[bytes]) -> None:
     """The state letter follows SIGSTOP and SIGCONT."""
     processes.send([sleeper.pid], signal.SIGSTOP)

@@ -332,7 +332,10 @@ async def main():
 
 guard = loop_guard("astore")
 guard.activate()
-asyncio.run(main())
+try:
+    asyncio.run(main())
+finally:
+    guard.deactivate()  # Python 3.11.2, Debian 12's, crashes at its end with what the guard changed
 """
 
 

@@ -70,11 +70,13 @@ async def test_given_up_while_a_pool_is_let_go(
     await other.reload()
     await other.pool("pool").stop()
     await other.pool("pool").undefine()
-    backend.hold("aclose")
+    hold = backend.hold("aclose")
     async with manager.events(kinds={PoolUndefined}) as events:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await manager.define(fake("new", "/new"))
+        defining = asyncio.ensure_future(manager.define(fake("new", "/new")))
+        await hold.reached()
+        defining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await defining
         backend.unhold()
         assert manager.pools() == []
         assert isinstance(events.receive_nowait(), PoolUndefined)

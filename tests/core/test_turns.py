@@ -11,7 +11,7 @@ import pytest
 from astore import turns as module
 from astore.turns import Turn, Turns
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 @pytest.fixture

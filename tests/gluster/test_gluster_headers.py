@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from astore.backend import Context
+from astore.entries import read_one
 from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, FileTreeSession
-from astore.model import Snapshot
+from astore.model import Snapshot, VolumeInfo
 from astore.testing.conformance.source import TRUNCATED, qcow2
 
 if TYPE_CHECKING:
@@ -71,36 +72,94 @@ def test_nothing_is_opened(folder: Folder, counted: CountedGfapi) -> None:
     assert done.keys().isdisjoint({"open", "h_lookupat", "stat", "lstat"})
 
 
-def test_removed_since_it_was_listed(folder: Folder) -> None:
-    """What is not there any more is ENOENT, whichever way it went; the handle is closed."""
+def gone_once(monkeypatch: pytest.MonkeyPatch, tree: FileTree) -> None:
+    """Let the next read by handle find that its file is gone.
+
+    A brick serves an unlinked file for as long as a client has it open, so a real one says so sooner or later.
+    """
+    gfapi = tree._gfapi  # type: ignore[attr-defined]
+    real = gfapi.h_anonymous_read
+
+    def read(*arguments: object) -> int:
+        monkeypatch.setattr(gfapi, "h_anonymous_read", real)
+        ctypes.set_errno(errno.ESTALE)
+        return -1
+
+    monkeypatch.setattr(gfapi, "h_anonymous_read", read)
+
+
+def test_the_listed_file_is_read(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header is the listed file's, wherever that is now; never that of another file with its name."""
     (folder.path / "away").mkdir()
-    for name in ("removed", "moved", "now a folder"):
+    for name in ("moved", "replaced", "now a folder"):
         (folder.path / name).write_bytes(b"x" * 100)
     entries = listed(folder.tree)
-    folder.tree.unlink("removed")
-    folder.tree.unlink("now a folder")
-    folder.tree.mkdir("now a folder")
-    with pytest.raises(FileNotFoundError):
-        folder.tree.read_header(entries["removed"], never)
-    with pytest.raises(OSError) as caught:
-        folder.tree.read_header(entries["now a folder"], never)
-    assert caught.value.errno == errno.EINVAL
     os.rename(folder.path / "moved", folder.path / "away" / "moved")
     assert folder.tree.read_header(entries["moved"], never) == b"x" * 100, "a handle does not care for names"
+    folder.tree.unlink("replaced")
+    folder.tree.create("replaced").close()
+    folder.tree.unlink("now a folder")
+    folder.tree.mkdir("now a folder")
+    for name in ("replaced", "now a folder"):
+        gone_once(monkeypatch, folder.tree)
+        with pytest.raises(FileNotFoundError):
+            folder.tree.read_header(entries[name], never)
 
 
-def test_replaced_since_it_was_listed(folder: Folder) -> None:
-    """Another file under the name is read in the place of the one that is gone; a shorter one as far as it goes."""
-    for name in ("a", "b"):
-        (folder.path / name).write_bytes(b"old" * 1000)
-    entries = listed(folder.tree)
-    for name, data in (("a", b"new"), ("b", b"newer" * 1000)):
-        folder.tree.unlink(name)
-        made = folder.tree.create(name)
-        made.pwrite(data, 0)
+@pytest.mark.parametrize("handle", [True, False], ids=["by handle", "by name"])
+@pytest.mark.parametrize("certainly", [True, False], ids=["gone", "perhaps gone"])
+@pytest.mark.parametrize("now", ["a file", "a folder", "nothing"])
+def test_replaced_since_it_was_listed(
+    folder: Folder, counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch, now: str, certainly: bool, handle: bool
+) -> None:
+    """A replaced file gives a record of the old file, of the new one, or none; never a mixture."""
+    tree = folder.tree
+    (folder.path / "disk").write_bytes(qcow2(1 << 30) + b"old" * 1000)
+    entry = listed(tree)["disk"]
+    if not handle:
+        tree.release(entry)
+        entry = entry._replace(handle=None)
+    tree.unlink("disk")
+    if now == "a file":
+        made = tree.create("disk")
+        made.pwrite(qcow2(2 << 30), 0)
         made.close()
-    assert folder.tree.read_header(entries["a"], never) == b"new"
-    assert folder.tree.read_header(entries["b"], never) == (b"newer" * 1000)[:FIRST_READ]
+    elif now == "a folder":
+        tree.mkdir("disk")
+    if certainly and handle:
+        gone_once(monkeypatch, tree)
+    after = tree.lookup("disk")
+    assert (after is None) == (now == "nothing")
+    found: list[tuple[str, VolumeInfo]] = []
+    assert read_one(tree, entry, found) is None
+    old = (entry.stat.inode, entry.stat.size, "qcow2", 1 << 30)
+    expected: list[tuple[int, int, str | None, int]] = []
+    if after is not None:
+        told = ("qcow2", 2 << 30) if now == "a file" else ("dir", after.stat.size)
+        expected = [(after.stat.inode, after.stat.size, *told)]
+        tree.release(after)
+    seen = [(record.inode, record.physical, record.format, record.capacity) for _, record in found]
+    if certainly or not handle:
+        assert seen == expected
+    else:
+        assert seen in ([old], expected)
+    assert counted.left == {}
+
+
+def test_replaced_again_and_again(folder: Folder, counted: CountedGfapi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name whose file is gone at each look gives no record."""
+    (folder.path / "disk").write_bytes(qcow2(1 << 30))
+    gfapi = folder.tree._gfapi
+
+    def read(*arguments: object) -> int:
+        ctypes.set_errno(errno.ESTALE)
+        return -1
+
+    monkeypatch.setattr(gfapi, "h_anonymous_read", read)
+    found: list[tuple[str, VolumeInfo]] = []
+    assert read_one(folder.tree, listed(folder.tree)["disk"], found) is None
+    assert found == []
+    assert counted.left == {}
 
 
 def test_changed_since_it_was_listed(folder: Folder) -> None:

@@ -55,6 +55,7 @@ def test_stat_as_the_c_library_lays_it_out(tmp_path: Path) -> None:
         st.st_atime_ns,
         st.st_mtime_ns,
         st.st_ctime_ns,
+        0,
     )
     assert found.size == 5 << 40
     assert stat.S_ISREG(found.mode)

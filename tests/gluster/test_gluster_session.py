@@ -6,7 +6,6 @@ import asyncio
 import errno
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -314,11 +313,9 @@ async def test_hung_brick(
         for _ in range(10):
             with pytest.raises(TimeoutError):
                 await session.refresh(Snapshot.EMPTY)
-        began = time.monotonic()
         with pytest.raises(LaneStuckError):
             await session.refresh(Snapshot.EMPTY)
         await session.aclose()
-        assert time.monotonic() - began < 5
         with pytest.raises(OSError) as caught:
             session.tree.statvfs()
         assert caught.value.errno == errno.EBADF

@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from images.more_heads import MORE
+from images.qemu_images import MIB, SECRET, astore_info, create, make, make_backed, qemu_info
 
 from astore.images import HEADER_SIZE, ImageError, needs_full_header, probe
 from astore.images.backing import resolve_backing
-from astore.model import ImageInfo
+from astore.model import ImageInfo, ReferenceKind
 
 pytestmark = pytest.mark.qemu
-
-MIB = 1 << 20
-SECRET = ["--object", "secret,id=s0,data=abcdefgh"]
-
-
-def create(path: Path, *arguments: str) -> Path:
-    """Run ``qemu-img create``.
-
-    Where the machine counts a thread's CPU time roughly, qemu-img cannot always measure how fast it derives a LUKS key,
-    says so, and makes no image; which means nothing, and another try helps.
-    """
-    for _ in range(40):
-        done = subprocess.run(
-            ["qemu-img", "create", "-q", *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        if "accurate CPU usage" not in done.stderr:
-            break
-        path.unlink(missing_ok=True)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
-def make(path: Path, kind: str, *options: str, size: str = "64M", extra: tuple[str, ...] = ()) -> Path:
-    """An empty image."""
-    argv = [argument for option in options for argument in ("-o", option)]
-    return create(path, *extra, "-f", kind, *argv, str(path), size)
-
-
-def make_backed(path: Path, kind: str, backing: str, backing_format: str, *options: str) -> Path:
-    """An image backed by another, which need not exist."""
-    argv = [argument for option in options for argument in ("-o", option)]
-    return create(path, "-u", "-f", kind, *argv, "-b", backing, "-F", backing_format, str(path), "64M")
-
-
-def qemu_info(path: Path) -> dict[str, Any]:
-    said = subprocess.run(["qemu-img", "info", "--output=json", str(path)], check=True, capture_output=True)
-    found: dict[str, Any] = json.loads(said.stdout)
-    return found
-
-
-def astore_info(path: Path) -> ImageInfo | None:
-    """What astore says; read in two steps, as a refresh does, it must say the same."""
-    with path.open("rb") as file:
-        head = file.read(HEADER_SIZE)
-    info = probe(head)
-    first = head[:4096]
-    assert probe(head if needs_full_header(first) else first) == info
-    return info
-
 
 QCOW2 = [
     ("compat=0.10",),
@@ -136,9 +85,9 @@ def test_where_qemu_looks_for_backing_files(tmp_path: Path, backing: str) -> Non
     expected = theirs.get("full-backing-filename", backing)
     if expected.startswith("json:"):
         expected = "/elsewhere/base"
-    if backing == "file:base":
-        expected = str(tmp_path / "base")  # which qemu-img reports as it is
-    assert resolve_backing(backing, str(path)) == expected.removeprefix("file:")
+    # qemu-img reports it as it is, and looks for it in its own folder
+    wanted = None if backing == "file:base" else expected.removeprefix("file:")
+    assert resolve_backing(backing, str(path)) == wanted
 
 
 def test_file_prefix_is_beside_the_image(tmp_path: Path) -> None:
@@ -280,9 +229,12 @@ def test_vpc_by_current_size(tmp_path: Path) -> None:
 
 
 def test_luks(tmp_path: Path) -> None:
-    """A LUKS volume is told; its capacity is the file's."""
+    """A LUKS volume is told; its capacity is what the file has behind the header."""
     path = make(tmp_path / "a", "luks", "key-secret=s0,iter-time=10", size="1M", extra=tuple(SECRET))
-    assert astore_info(path) == ImageInfo("luks", encryption="luks")
+    ours = astore_info(path)
+    assert ours is not None
+    assert ours == ImageInfo("luks", encryption="luks", before=ours.before)
+    assert path.stat().st_size - ours.before == qemu_info(path)["virtual-size"] == MIB
 
 
 def test_parallels_is_ploop(tmp_path: Path) -> None:
@@ -293,8 +245,70 @@ def test_parallels_is_ploop(tmp_path: Path) -> None:
     assert (ours.format, ours.capacity) == ("ploop", qemu_info(path)["virtual-size"])
 
 
-@pytest.mark.parametrize("kind", ["raw", "vhdx"])
-def test_what_is_raw_to_libvirt(tmp_path: Path, kind: str) -> None:
-    """Formats that libvirt does not recognise are raw; so is a fixed VHD, whose footer is at its end."""
-    assert astore_info(make(tmp_path / "a", kind)) is None
+def test_parallels_of_the_first_form(tmp_path: Path) -> None:
+    """``WithoutFreeSpace``, which libvirt takes for raw, has a size of 32 bits."""
+    path = make(tmp_path / "a", "parallels")
+    whole = path.read_bytes()
+    path.write_bytes(b"WithoutFreeSpace" + whole[16:40] + b"\1\0\0\0" + whole[44:])
+    ours = astore_info(path)
+    assert ours is not None
+    assert (ours.format, ours.capacity) == ("ploop", qemu_info(path)["virtual-size"])
+
+
+@pytest.mark.parametrize("options", [("subformat=dynamic",), ("subformat=fixed",), ("block_size=32M",)], ids=",".join)
+@pytest.mark.parametrize("size", ["1M", "64M", "10G"])
+def test_vhdx(tmp_path: Path, options: tuple[str, ...], size: str) -> None:
+    """A VHDX image's size, which is far behind its header, is read by a reader."""
+    if size == "10G" and "subformat=fixed" in options:
+        return
+    path = make(tmp_path / "a", "vhdx", *options, size=size)
+    theirs = qemu_info(path)
+    with path.open("rb") as file:
+        head = file.read(4096)
+        assert not needs_full_header(head)
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        assert probe(head, read) == ImageInfo("vhdx", theirs["virtual-size"], cluster_size=theirs["cluster-size"])
+    assert probe(head) == ImageInfo("vhdx")
+
+
+CREATORS = [b"qemu", b"vpc ", b"vs  ", b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0", b"vbox", b"\0\0\0\0"]
+
+
+@pytest.mark.parametrize("creator", CREATORS)
+@pytest.mark.parametrize("geometry", [(963, 4, 17), (65535, 16, 255)])
+@pytest.mark.parametrize("kind", [2, 3, 4])
+def test_sizes_of_vhd(tmp_path: Path, creator: bytes, geometry: tuple[int, int, int], kind: int) -> None:
+    """Creator and geometry tell the size as in QEMU, which reads nothing through a parent."""
+    path = make(tmp_path / "a", "vpc", size="64M")
+    whole = path.read_bytes()
+    footer = (
+        whole[:28] + creator + whole[32:48] + struct.pack(">QHBBI", (33 << 20) + 100, *geometry, kind) + whole[64:512]
+    )
+    footer = footer[:64] + bytes(4) + footer[68:]
+    path.write_bytes(footer[:64] + struct.pack(">I", ~sum(footer) & 0xFFFFFFFF) + footer[68:] + whole[512:])
+    theirs, ours = qemu_info(path), astore_info(path)
+    assert ours is not None
+    assert ours.capacity == theirs["virtual-size"]
+    assert "backing-filename" not in theirs
+    assert [one.kind for one in ours.references] == ([ReferenceKind.PARENT] if kind == 4 else [])
+
+
+@pytest.mark.parametrize("name", ["bochs", "bochs-1", "cloop"])
+def test_what_qemu_only_reads(tmp_path: Path, name: str) -> None:
+    """Bochs' and cloop's images are told by their magic."""
+    path = tmp_path / "a"
+    offsets = b"".join(struct.pack(">Q", 168 + index) for index in range(4))
+    path.write_bytes(MORE[name] + (offsets if name == "cloop" else b"\xff" * 512) + bytes(4096))
+    theirs, ours = qemu_info(path), astore_info(path)
+    assert ours is not None
+    assert (ours.format, ours.capacity) == (theirs["format"], theirs["virtual-size"])
+
+
+def test_what_is_raw_to_libvirt(tmp_path: Path) -> None:
+    """Raw is raw; so is a fixed VHD, whose footer is at its end."""
+    assert astore_info(make(tmp_path / "a", "raw")) is None
     assert astore_info(make(tmp_path / "b", "vpc", "subformat=fixed")) is None

@@ -282,18 +282,19 @@ async def test_cut_loose_frees_what_hangs(
     definition: PoolDef, start: Open, make_context: Callable[..., Context]
 ) -> None:
     """With every thread of the lane hung on a frozen mount, cutting loose returns them all and unmounts."""
-    await start()  # which may take its time, unlike what follows
-    context = make_context(timeout=1.0, threads=2)
+    context = make_context(threads=2)
     session = await start(context)
     await session.refresh(Snapshot.EMPTY)
     pid = await asyncio.to_thread(fuse.freeze, target(definition))
+    sound, context.lane.timeout = context.lane.timeout, 0.5  # only for calls that hang
     for _ in range(4):
         with pytest.raises(TimeoutError):
             await session.refresh(Snapshot.EMPTY)
+    context.lane.timeout = sound
     await session.cut_loose()
     assert ids(definition) == []
     assert not [mount for mount in fuse.mounts() if "fusectl" in mount.target and "astore" in mount.target]
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             try:
                 await context.lane.run(int)
@@ -345,7 +346,7 @@ async def test_cancelled_start_leaves_nothing(
     try:
         session = await task
     except asyncio.CancelledError:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (ids(definition) or clients()) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         assert ids(definition) == []

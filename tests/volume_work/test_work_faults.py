@@ -15,6 +15,7 @@ from astore.model import BackingStore, Permissions, VolumeDef
 from astore.pool import Pool
 from astore.volume_work import copying, placing
 from astore.volume_work.blocks import Hole
+from astore.volume_work.local import LocalFile
 
 MIB = 1 << 20
 DATA = os.urandom(3 * MIB)

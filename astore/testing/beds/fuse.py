@@ -63,8 +63,10 @@ def client_pid(target: str | os.PathLike[str]) -> int:
     """
     path = os.fspath(target)
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and path in processes.arguments(int(entry)) and _holds_fuse(int(entry)):
-            return int(entry)
+        if not entry.isdigit() or path not in processes.arguments(pid := int(entry)):
+            continue
+        if _holds_fuse(pid) and not processes.in_another_container(pid):
+            return pid
     raise LookupError(f"no process serves a FUSE mount at {path}")
 
 

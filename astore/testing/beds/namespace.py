@@ -6,14 +6,12 @@ and its children, and is gone when the last of them ends (network_namespaces(7),
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 
 from astore.testing.beds import BedUnavailable
 
@@ -91,8 +89,9 @@ def require_private_namespaces() -> None:
 def enter_private_namespaces() -> None:
     """Move this process into a network and a mount namespace of its own, with loopback up.
 
-    Mounts made outside do not come in, and those made inside do not get out. Gluster's compiled-in folders are covered
-    by empty ones. Done already (by this process or the one that started it), nothing happens. There is no way back.
+    Mounts made outside do not come in. Mounts made inside, and new entries of /run, do not get out. Gluster's compiled-in
+    folders are covered by empty ones. Done already (by this process or the one that started it), nothing happens. There
+    is no way back.
 
     :raises BedUnavailable: not root, not permitted, or threads are running already (a namespace belongs to a thread).
     """
@@ -111,25 +110,25 @@ def enter_private_namespaces() -> None:
         _loopback_up()
     except OSError as error:
         raise BedUnavailable(f"private namespaces are not permitted here: {error}") from error
+    detach("/run")  # servers make folders there that a new machine does not have
     for folder in PRIVATE_FOLDERS:
         cover(folder)
     os.environ[_MARK] = _identity()
 
 
 def cover(folder: str) -> bool:
-    """Put an empty tmpfs over a folder of the machine's, which is made if need be (and then removed at exit).
+    """Put an empty tmpfs over a folder of the machine's. If it is not there, make it, for this namespace alone.
 
-    :returns: False where there is no such folder and none can be made.
+    :returns: False if its parent is not there either.
     :raises OSError: it cannot be mounted on.
     """
-    try:
-        Path(folder).mkdir()
-    except FileExistsError:
-        pass
-    except OSError:
-        return False
-    else:
-        atexit.register(_remove_cover, folder, os.getpid())
+    if not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        if not os.path.isdir(parent):
+            return False
+        if parent not in _detached:
+            detach(parent)
+        os.mkdir(folder)
     mount("tmpfs", folder, "tmpfs", data="mode=0755")
     return True
 
@@ -137,15 +136,44 @@ def cover(folder: str) -> bool:
 def uncover(folder: str) -> None:
     """Undo :func:`cover`. :raises OSError: EINVAL where nothing covers it."""
     unmount(folder, lazy=True)
-
-
-def _remove_cover(folder: str, owner: int) -> None:
-    """The folder itself is in the machine's file system, seen by all: leave none behind that was not there."""
-    if os.getpid() == owner:
-        with contextlib.suppress(OSError):
-            uncover(folder)
-        with contextlib.suppress(OSError):
+    if os.path.dirname(folder) in _detached:
+        with contextlib.suppress(OSError):  # the machine's own: busy, because it is mounted here
             os.rmdir(folder)
+
+
+_detached: set[str] = set()
+"""Folders that this process has detached."""
+
+
+def detach(folder: str) -> None:
+    """Keep the entries that are made in a folder from now on, and those that are removed, inside this namespace.
+
+    A tmpfs covers the folder, and the machine's own entries are mounted in it again, with their content and the mounts
+    below them. Files and folders among them cannot be removed.
+
+    :raises OSError: as the kernel says.
+    """
+    below = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        found = os.stat(below)
+        mount("tmpfs", folder, "tmpfs", data=f"mode={found.st_mode & 0o7777:o},uid={found.st_uid},gid={found.st_gid}")
+        for entry in list(os.scandir(f"/proc/self/fd/{below}")):
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                _show_again(entry, os.path.join(folder, entry.name))
+    finally:
+        os.close(below)
+    _detached.add(folder)
+
+
+def _show_again(entry: os.DirEntry[str], target: str) -> None:
+    if entry.is_symlink():
+        os.symlink(os.readlink(entry.path), target)
+        return
+    if entry.is_dir():
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o600))
+    mount(entry.path, target, "none", flags=_MS_BIND | _MS_REC)
 
 
 def _loopback_up() -> None:

@@ -33,15 +33,31 @@ def state(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
+def in_another_container(pid: int) -> bool:
+    """Whether a process has another process namespace than this one: its paths mean other files.
+
+    A process that is gone, or that this user may not look at, counts as such.
+    """
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return True
+
+
 def mentioning(folder: str | os.PathLike[str], programs: Collection[str]) -> list[int]:
-    """Pids of processes of these programs (names without a folder) that have ``folder`` in their command line."""
+    """Pids of processes of these programs (names without a folder) that have ``folder`` in their command line.
+
+    Processes of containers are listed in /proc too, and may name a folder alike: they are left out.
+    """
     found = []
     needle = os.fspath(folder)
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            argv = arguments(int(entry))
-            if argv and os.path.basename(argv[0]) in programs and any(_within(word, needle) for word in argv):
-                found.append(int(entry))
+            pid, argv = int(entry), arguments(int(entry))
+            if not argv or os.path.basename(argv[0]) not in programs or not any(_within(word, needle) for word in argv):
+                continue
+            if not in_another_container(pid):
+                found.append(pid)
     return sorted(found)
 
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,13 +106,14 @@ def _link_modules(folder: Path, path: str) -> None:
 def _boot(init: Path, console: Path, memory: str, timeout: float, path: str) -> bool:
     """Run the kernel; say whether it ended by itself."""
     argv = [_KERNEL, f"mem={memory}", "rootfstype=hostfs", "ro", f"init={init}", "con0=fd:0,fd:1", "con=null", "quiet"]
-    with console.open("wb") as output:
+    # the kernel keeps a socket in its home folder, and leaves it there when it is killed
+    with console.open("wb") as output, tempfile.TemporaryDirectory(prefix="astore-uml-") as home:
         kernel = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": path, "HOME": home},
             start_new_session=True,
         )
         try:

@@ -59,15 +59,16 @@ class Connection:
 
     @property
     def device(self) -> str:
-        """What tells the volume from all others: its id, whatever its servers are called. May ask the volume once.
+        """What tells the volume from all others: its id, whatever its servers are called, or (not over a socket) its name.
 
-        :raises OSError: the volume does not answer.
+        May ask the volume's servers once.
         """
         if self._device is None:
             room = ctypes.create_string_buffer(16)
-            if self.gfapi.get_volumeid(self.fs, ctypes.addressof(room), 16) < 0:
-                raise libgfapi.failure()
-            self._device = f"gluster:{uuid.UUID(bytes=room.raw)}"
+            if self.gfapi.get_volumeid(self.fs, ctypes.addressof(room), 16) >= 0:
+                self._device = f"gluster:{uuid.UUID(bytes=room.raw)}"
+            else:
+                self._device = f"gluster:{self.key.volume}@{','.join(map(str, self.key.servers))}"
         return self._device
 
     def __repr__(self) -> str:

@@ -245,6 +245,8 @@ class GlusterFolder(FileTree):
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of a regular file, without opening it; see :meth:`astore.files.FileTree.read_header`.
 
+        This reads the listed file, never another one that has taken its name.
+
         :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
         """
         reading = self.reading(entry)
@@ -255,11 +257,7 @@ class GlusterFolder(FileTree):
 
     def reading(self, entry: Entry) -> Reading:
         """The entry's file, by its handle, for its header to be read; where the listing gave none, it is looked up here."""
-        if entry.handle is None:
-            entry = self._find(entry.name)
-            if entry.handle is None:
-                raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
-        return GlusterReading(self, entry)
+        return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry))
 
     def name_of(self, location: str) -> str | None:
         """The name of an entry of the folder that a URL means by its text alone, or None."""
@@ -295,6 +293,16 @@ class GlusterFolder(FileTree):
         except OSError as error:
             return Place(name) if error.errno == errno.ENOENT else None
         return Place(name, device, stat.inode)
+
+    def _find_again(self, entry: Entry) -> Entry:
+        """Look up a handle for an entry that was listed without one."""
+        found = self._find(entry.name)
+        if found.stat.inode != entry.stat.inode:
+            self.release(found)
+            raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name)
+        if found.handle is None:
+            raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
+        return found
 
     def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         size = entry.stat.size
@@ -382,17 +390,6 @@ class GlusterReading(Reading):
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of the file. A file that was removed since it was listed may still be read, as its brick likes."""
-        try:
-            return self.tree._read_head(self.entry, more)
-        except OSError as error:
-            if error.errno not in GONE:
-                raise
-        # what was listed is gone: perhaps there is another file of that name by now
-        self.tree.release(self.entry)
-        self.entry = self.entry._replace(handle=None)
-        self.entry = self.tree._find(self.entry.name)
-        if self.entry.handle is None:
-            raise OSError(errno.EINVAL, "it is not a regular file", self.entry.name)
         try:
             return self.tree._read_head(self.entry, more)
         except OSError as error:

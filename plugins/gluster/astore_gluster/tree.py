@@ -118,7 +118,12 @@ class GlusterTree(GlusterFolder, WritableTree):
                 if folder is None:
                     raise failure(self._directory)
                 # by their handles: the names may be others' by now
-                self._check(self._gfapi.h_link(fs, handle, folder, new.rpartition(b"/")[2]), new)
+                if self._gfapi.h_link(fs, handle, folder, new.rpartition(b"/")[2]) < 0:
+                    error = failure(new)
+                    if error.errno == errno.ESTALE:  # which is what it says of a name that is taken (seen)
+                        self.stat(name, follow=False)
+                        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from error
+                    raise error
             finally:
                 for one in (handle, folder):
                     if one is not None:
