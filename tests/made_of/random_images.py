@@ -18,6 +18,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 POOLS = ("one", "two", "three")
+BACKING_FORMAT, UNKNOWN = b"\xe2\x79\x2a\xca", b"\x12\x34\x56\x78"
+"""Types of header extensions of qcow2: the backing file's format, and one that nobody knows."""
 RAW_MARK = "user.astore.format"
 DEEPEST = 5
 """Images in a chain."""
@@ -173,16 +175,17 @@ class World:
     ) -> bool:
         """Have qemu-img make an image; whether it did. It looks at no backing file, where the format lets it."""
         argv = ["create", "-q", "-f", driver, "-u"]
-        if backing is not None:
-            argv += ["-b", backing[0]]
-            if backing[1] is not None:
-                argv += ["-F", backing[1]]
+        if backing is not None:  # qemu-img insists on a format
+            argv += ["-b", backing[0], "-F", backing[1] or ("raw" if driver == "qcow" else "qcow2")]
         if options:
             argv += ["-o", ",".join(options)]
         done = qemu_img(*argv, path, str(size), cwd=self.root / "empty")
         self.log.append(f"{' '.join(argv)} {path} {size}" + (f": {done.stderr.strip()}" if done.returncode else ""))
         if done.returncode:
             path.unlink(missing_ok=True)
+        elif backing is not None and backing[1] is None and driver == "qcow2":
+            self.log[-1] += ": format taken out"
+            path.write_bytes(path.read_bytes().replace(BACKING_FORMAT, UNKNOWN, 1))
         return done.returncode == 0
 
     def plain(self, folder: Path, driver: str) -> Made:
@@ -240,7 +243,7 @@ class World:
         if driver == "vmdk":
             told = "vmdk"
         if driver == "qcow":
-            told = told if base.driver == "raw" else None
+            told = None
         if not self.create(path, driver, size, (name, told), *options):
             return self.plain(folder, "qcow2")
         if chance() < 0.8:
