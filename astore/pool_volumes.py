@@ -41,7 +41,7 @@ from astore.errors import (
     printable,
 )
 from astore.images import ImageError, formats, probe
-from astore.images.paths import without_protocol
+from astore.images.paths import named_beside
 from astore.images.references import located
 from astore.model import (
     BackingStore,
@@ -401,7 +401,7 @@ class WorkingPool(PoolAtWork):
         info = None if volume is None else volume.info
         path, format = backing.path, backing.format
         if volume is not None and volume.pool is self and volume.name == path:
-            path = without_protocol(path)
+            path = named_beside(path, volume.info.path)
         if format is None:
             if info is None or info.format is None:
                 raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")

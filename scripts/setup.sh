@@ -32,7 +32,7 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages strace"; fi
     packages="$packages $oracle_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

@@ -12,6 +12,9 @@ from urllib.parse import quote
 URL_SAFE = "/;@&=+$,-_.!~*'()"
 """What stays as it is in the path of a volume's URL, beside letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
 
+URL_PARTS = frozenset("%?#")
+"""What QEMU takes for parts of a URL in a name that it puts behind one."""
+
 _PROTOCOL = re.compile(r"[^/:]*+:")
 
 
@@ -23,6 +26,14 @@ def has_protocol(name: str) -> bool:
 def without_protocol(name: str) -> str:
     """Spell a volume's plain name so that QEMU takes no part of it for a protocol."""
     return f"./{name}" if has_protocol(name) else name
+
+
+def named_beside(name: str, path: str) -> str:
+    """Spell the name of a volume, as an image in the same pool is to have it in its header.
+
+    :param path: the volume's path or URL. QEMU would take ``%``, ``?`` and ``#`` for parts of a URL: then it is the whole URL.
+    """
+    return path if is_url(path) and not URL_PARTS.isdisjoint(name) else without_protocol(name)
 
 
 def absolute(name: str) -> str | None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from astore.images.errors import ImageError
 from astore.images.fields import speakable
 from astore.images.nodes import FROM_HERE, Found, read_node
-from astore.images.paths import absolute, beside, has_protocol, is_url
+from astore.images.paths import URL_PARTS, absolute, beside, has_protocol, is_url
 from astore.model import Reference, ReferenceKind
 
 LONGEST_NAME = 65_536
 """In characters."""
 
 _NO_NAME = "has a name that means nothing"
-_URL_PARTS = frozenset("%?#")
 
 NETWORK = frozenset(
     {
@@ -81,7 +80,7 @@ def _located(reference: Reference, volume_path: str) -> list[Reference]:
 def _plain(name: str, volume_path: str, format: str | None) -> Found:
     """A name that QEMU puts behind the image's folder, whatever is in it, unless it begins with a slash."""
     doubt = None
-    if is_url(volume_path) and not name.startswith("/") and not _URL_PARTS.isdisjoint(name):
+    if is_url(volume_path) and not name.startswith("/") and not URL_PARTS.isdisjoint(name):
         doubt = "has a name that QEMU would read as a part of a URL"
     location = beside(name, volume_path)
     return Found(location, format, _NO_NAME if location is None else doubt)
