@@ -114,7 +114,6 @@ mount -t sysfs sysfs sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs tmpfs tmp
 pivot_root . .
 umount -l .
 cd /root/astore

@@ -155,7 +155,7 @@ def change(folder: Path) -> Change:
 
 def _fill(folder: Path, images: int) -> None:
     formats = ("qcow2", "raw", "qcow2", "vmdk", "vdi") if shutil.which("qemu-img") else ("qcow2", "raw", "qcow2")
-    make_images(folder, images, size=IMAGE_SIZE, backing_every=2, formats=formats)
+    make_images(folder, images, size=IMAGE_SIZE, backing_every=2, formats=formats, undisturbed=interruptions_wait)
 
 
 def _private_machine() -> str | None:

@@ -12,7 +12,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -50,12 +51,14 @@ def make_images(
     size: int = 10 << 30,
     backing_every: int = 0,
     formats: Sequence[str] = ("qcow2",),
+    undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[str, ...]:
     """Make ``count`` images in an existing folder: ``vm00000.qcow2``, ``vm00001.qcow2``, …
 
     :param size: the virtual size of each, in bytes (a multiple of 512).
     :param backing_every: every so many-th image that is qcow2 is backed by the first image (0: none is).
     :param formats: taken in turn; qemu-img's names, which also are the files' suffixes.
+    :param undisturbed: makes a context in which no signal interrupts; qemu-img works in a temporary folder.
     :returns: their names, in order.
     :raises BedUnavailable: a format other than qcow2 and raw is wanted, and there is no qemu-img.
     :raises FileExistsError: one is there already.
@@ -66,7 +69,8 @@ def make_images(
         for number, name in enumerate(names):
             kind = formats[number % len(formats)]
             backed = number > 0 and backing_every > 0 and kind == "qcow2" and number % backing_every == 0
-            make = template(kind, size, names[0], formats[0]) if backed else template(kind, size)
+            with undisturbed():
+                make = template(kind, size, names[0], formats[0]) if backed else template(kind, size)
             make.write(name, dir_fd=fd)
     finally:
         os.close(fd)

@@ -105,6 +105,7 @@ class LibvirtBed:
         configuration.write_text(
             f'unix_sock_dir = "{self.socket.parent}"\n'
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nmdns_adv = 0\n'
+            "keepalive_interval = -1\n"  # else it drops a client that has let 30 s pass without a call
             f'log_level = 3\nlog_outputs = "3:file:{self.log}"\n'
         )
         return subprocess.Popen(
