@@ -98,3 +98,15 @@ def can_be_backed(name: str | None) -> bool:
     """Whether such images can be backed by others."""
     found = format_of(name)
     return found is not None and found.backed
+
+
+def can_be_backed_later(name: str | None) -> bool:
+    """Whether such images can be given the name of a backing file after they were made."""
+    found = format_of(name)
+    return found is not None and found.backed_later
+
+
+def grows(name: str | None) -> bool:
+    """Whether QEMU writes at the end of such files, so that they must have their true size."""
+    found = format_of(name)
+    return found is not None and found.grows

@@ -135,7 +135,7 @@ class ImageSession(OpeningSession):
         """
         kind = definition.format or "raw"
         qemu_img.check_definition(definition)
-        if definition.backing is not None and kind not in qemu_img.BACKED_LATER:
+        if definition.backing is not None and not formats.can_be_backed_later(kind):
             raise DefinitionError(
                 f"nothing can be converted into a {kind} volume that is backed", element="backingStore"
             )
@@ -175,7 +175,7 @@ class ImageSession(OpeningSession):
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
         nobody = copying.Count(None, None)
-        if kind in qemu_img.BY_LENGTH and not new.file.in_kernel:
+        if formats.grows(kind) and not new.file.in_kernel:
             async with private_folder(self.context) as folder:
                 path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
                 await self._create_here(path, definition, capacity, False)
