@@ -176,8 +176,14 @@ class _Child:
                 f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
             ) from error
         if self.limits is not None:
-            with contextlib.suppress(ProcessLookupError):  # it is over already
+            try:
                 _limit(process.pid, self.limits)
+            except ProcessLookupError:  # it is over already
+                pass
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
         return process
 
     def kill(self) -> None:

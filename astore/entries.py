@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from astore.errors import StorageError, printable, reason
-from astore.images import ImageError, needs_full_header, probe
+from astore.images import ImageError, dmg, needs_full_header, probe
 from astore.images.references import located
 from astore.model import EntryError, ImageInfo, VolumeInfo, VolumeType
 
 if TYPE_CHECKING:
-    from astore.files import Entry, FileStat, FileTree, Reading
+    from astore.files import Entry, FileStat, FileTree
 
 
 def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
@@ -45,19 +46,20 @@ def read_one(
     found: list[tuple[str, VolumeInfo]],
     before: VolumeInfo | None = None,
     *,
+    notes: bool = False,
     thorough: bool = False,
 ) -> EntryError | None:
     """Read an entry's header and add its record to ``found``; returns its error, if it has one.
 
     If the file is gone, look its name up again: another file may have taken it, and gets a record of its own.
 
-    :param before: the record that the entry had until now.
+    :param before: the record that the entry had until now. :param notes: look for what is noted at images.
     :param thorough: it is this one alone: see that no other file has its name by now, and what is noted at it.
     """
     name = entry[0]
     for left in reversed(range(REPLACED)):
         try:
-            record = _read(tree, entry, before, thorough)
+            record = _read(tree, entry, before, notes or thorough, thorough)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 return entry_error(name, error)
@@ -83,7 +85,7 @@ def read_one(
     return None
 
 
-def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, thorough: bool) -> VolumeInfo:
+def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, notes: bool, thorough: bool) -> VolumeInfo:
     """The record of a regular file, by its header and by what is noted at it.
 
     :raises OSError: it cannot be read. ImageError: its header is malformed.
@@ -94,28 +96,46 @@ def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, thorough: boo
         head = reading.header(needs_full_header)
         st = reading.entry[1]
         made = None
-        notes = thorough or reading.notes
         if before is not None and before.inode == st[1] and before.device == st[9]:
             made = before.made
             notes = notes or before.format == "raw"
-        try:
-            image = probe(head, reading.read)
-        except ImageError as error:
-            made = _noted(reading, made)
-            if made != "raw":
-                raise
-            image = ImageInfo(error.format)
-        else:
-            if image is not None and (notes or image.references):
-                made = _noted(reading, made)
+        image, made = recognised(name, st[2], head, reading.read, reading.made, made, notes=notes)
     finally:
         reading.close()
     return record_of(name, tree.file_type, tree.key(name), st, image, made)
 
 
-def _noted(reading: Reading, made: str | None) -> str | None:
-    """The format that is noted at a file, or where its storage keeps no notes the one that is known."""
-    noted = reading.made()
+def recognised(
+    name: str,
+    size: int,
+    head: bytes,
+    read: Callable[[int, int], bytes] | None,
+    noted: Callable[[], str | None],
+    made: str | None,
+    *,
+    notes: bool = True,
+) -> tuple[ImageInfo | None, str | None]:
+    """Say what a file's header says it is, and the format that it is known to have been made in.
+
+    :param size: of the file. :param read: gives more of it than ``head``. :param noted: gives what is noted at the file.
+    :param made: what is known where no notes are kept. :param notes: look for a note at every image.
+    :raises ImageError: its header is malformed, and it was not made raw.
+    """
+    try:
+        image = probe(head, read)
+    except ImageError as error:
+        made = _known(noted(), made)
+        if made != "raw":
+            raise
+        return ImageInfo(error.format), made
+    if image is None and name.endswith(dmg.SUFFIX) and read is not None:
+        image = dmg.read_trailer(read(max(size - dmg.TRAILER, 0), dmg.TRAILER))
+    if image is not None and (notes or image.references):
+        made = _known(noted(), made)
+    return image, made
+
+
+def _known(noted: str | None, made: str | None) -> str | None:
     return made if noted is None else noted or None
 
 

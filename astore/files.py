@@ -71,18 +71,15 @@ class Reading:
     """An entry's file, for as long as its header is read. This one knows no more than :meth:`FileTree.read_header`.
 
     :ivar entry: with the attributes of the file that is read.
-    :ivar notes: whether :meth:`made` costs so little that all images are asked.
     """
 
-    __slots__ = ("entry", "notes", "tree")
+    __slots__ = ("entry", "tree")
 
     tree: FileTree
-    notes: bool
 
     def __init__(self, tree: FileTree, entry: Entry) -> None:
         self.tree = tree
         self.entry = entry
-        self.notes = False
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of the file; see :meth:`FileTree.read_header`."""
@@ -141,6 +138,10 @@ class FileTree(abc.ABC):
         :param thorough: see that the attributes are those of the file that is read, where it is not read by a handle.
         """
         return Reading(self, entry)
+
+    def has_notes(self) -> bool:
+        """Whether formats may be noted at files of the folder (:meth:`Reading.made`): if not, they are not asked for."""
+        return False
 
     def names_changed_ns(self) -> int | None:
         """When names of the folder changed last, in ns since the epoch.
@@ -288,6 +289,7 @@ class _Refresh:
         self._reading = 0
         self._assistants = 0
         self._over = False
+        self._notes = False
         self._failure: BaseException | None = None
         self.hidden: list[str] = []
         self._turn = self._lane.turn()
@@ -325,7 +327,12 @@ class _Refresh:
             return
         listed, self._read = self._read, []
         for name, record in listed:
-            entry = self._tree.lookup(name)
+            try:
+                entry = self._tree.lookup(name)
+            except OSError as error:
+                self._tree.statvfs()  # raises too where it is not about the entry alone
+                self._errors.append(entry_error(name, error))
+                continue
             if entry is None:
                 continue
             if entry[1][1] == record.inode and entry[1][9] == record.device:
@@ -371,6 +378,8 @@ class _Refresh:
                 if len(item) == 2:
                     self._errors.append(entry_error(item[0], item[1]))
                     continue
+                if first:
+                    self._notes = self._tree.has_notes()
                 chunk.append(item)
                 if len(chunk) >= self.CHUNK or first:
                     # a first chunk of one entry: with a network in between, assistants start while the listing goes on
@@ -427,7 +436,7 @@ class _Refresh:
                 try:
                     while chunk and not self._over:
                         entry = chunk.pop()
-                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]))
+                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]), notes=self._notes)
                         if wrong is not None:
                             self._errors.append(wrong)
                     if turn is not None:

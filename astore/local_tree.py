@@ -200,6 +200,16 @@ class LocalTree(FileTree):
             self._check_open()
         return LocalReading(self, entry, thorough)
 
+    def has_notes(self) -> bool:
+        """Whether the directory says so; of one where not everybody may note it (xattr(7)) it is not known."""
+        folder = self._opened()
+        try:
+            return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
+        except OSError as error:
+            if error.errno in _NO_NOTES:
+                return False
+            raise
+
     def names_changed_ns(self) -> int | None:
         """When names of the directory changed last."""
         folder = self._opened()
@@ -240,7 +250,6 @@ class LocalReading(Reading):
     def __init__(self, tree: LocalTree, entry: Entry, thorough: bool) -> None:
         self.tree = tree
         self.entry = entry
-        self.notes = tree.readers == 1  # on a local folder it costs so little that all are asked
         fd = self._fd = _open_quietly(entry[0], entry[2].fd)
         if thorough:
             st = os.fstat(fd)
@@ -283,7 +292,7 @@ def noted_format(fd: int) -> str | None:
     try:
         if NOTE not in os.listxattr(fd):  # which costs a third of asking for what is not there
             return ""
-        return os.getxattr(fd, NOTE).decode("ascii", "replace")
+        return "raw" if os.getxattr(fd, NOTE) == b"raw" else ""
     except OSError as error:
         if error.errno in _NOT_NOTED:
             return ""

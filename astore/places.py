@@ -100,7 +100,7 @@ class _Walk:
                     continue
                 name = self._path(part)
                 if name in self._remote and name != self._own:
-                    return Place("/".join((name, *reversed(parts))), through=self._through())
+                    return Place(self._path(part, *reversed(parts)), through=self._through())
                 try:
                     there = os.open(part, _STEP, dir_fd=here)
                 except FileNotFoundError:
@@ -136,8 +136,7 @@ class _Walk:
             return here
         root = os.open("/", _STEP | os.O_DIRECTORY)
         os.close(here)
-        self._folders.clear()
-        self._enter("", root)
+        self._folders = self._folders[:1]
         return root
 
     def _enter(self, name: str, folder: int) -> None:
@@ -149,8 +148,10 @@ class _Walk:
         self._passed[identity] = None
 
     def _path(self, *more: str) -> str:
+        """The way so far. Bytes that are no UTF-8 are spelled out: what is kept of a place must be text."""
         names = [name for name, _ in self._folders]
-        return "/".join((*names, *more)) or "/"
+        path = "/".join((*names, *more)) or "/"
+        return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
     def _through(self) -> tuple[tuple[int | str, int], ...]:
         return tuple(self._passed)
@@ -212,12 +213,23 @@ class Resolver:
             if folder is None or folder.identity is None:
                 return Place(info.path, info.device, info.inode)
             through = (*folder.through, folder.identity)
-            return Place(f"{folder.path}/{info.name}", info.device, info.inode, through)
+            return Place(beneath(folder.path, info.name), info.device, info.inode, through)
         if not location.startswith("/"):
             return self._tree.place_of(location)
         if self._remote is None:
             self._remote = remote_mounts()
         return place_of(location, self._remote, own_mount(self.folder, self._remote))
+
+
+def place_here(path: str, folder: Place | None) -> Place | None:
+    """Where an absolute path leads, seen from a pool whose folder is ``folder``. Blocks, but waits for its own mount alone."""
+    remote = remote_mounts()
+    return place_of(path, remote, own_mount(folder, remote))
+
+
+def beneath(folder: str, name: str) -> str:
+    """The path of an entry of a folder."""
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def own_mount(folder: Place | None, remote: Mapping[str, str]) -> str | None:

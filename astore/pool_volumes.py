@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from errno import EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,6 +53,7 @@ from astore.model import (
     VolumeInfo,
 )
 from astore.names import check_volume_name
+from astore.places import place_here
 from astore.pool_work import PoolAtWork
 from astore.shield import shielded
 from astore.volume import Volume
@@ -87,8 +88,10 @@ class WorkingPool(PoolAtWork):
             CommandError: qemu-img is missing, or what it said. StorageError: ENOSPC, EDQUOT …
         """
         self._require_workable("create a volume")
-        wanted = self._with_backing(_accepted(definition))
-        with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
+        wanted = _accepted(definition)
+        base = await self._backing_volume(wanted.backing)
+        wanted = self._with_backing(wanted, base)
+        with self._relying_on(base), self._claim(wanted.name, "created"):
             session = await self._able("create-volume")
             call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
             async with self._making(session, wanted.name):
@@ -127,13 +130,14 @@ class WorkingPool(PoolAtWork):
         if wanted.permissions is None:
             wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old))
         giver = source.pool
-        with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
+        base = await self._backing_volume(wanted.backing)
+        with self._relying_on(base), self._claim(wanted.name, "created"):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
             giving = taking if giver is self else await giver._able("open-volume")
             async with self._making(taking, wanted.name), giver._seeing_change(source.name):
                 with self._reporting(wanted.name, "copy", on_progress) as tell:
                     if _is_conversion(old, wanted, within=giver is self):
-                        info = await self._convert(giving, source, taking, wanted, tell)
+                        info = await self._convert(giving, source, taking, wanted, base, tell)
                     elif giver is self:
                         async with self._backing_for(source, wanted.capacity, "copying") as backed:
                             copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, **backed)
@@ -143,7 +147,13 @@ class WorkingPool(PoolAtWork):
                 return self._made(taking, info)
 
     async def _convert(
-        self, giving: PoolSession, source: Volume, taking: PoolSession, wanted: VolumeDef, tell: Progress
+        self,
+        giving: PoolSession,
+        source: Volume,
+        taking: PoolSession,
+        wanted: VolumeDef,
+        base: Volume | None,
+        tell: Progress,
     ) -> VolumeInfo:
         old = source.info
         for side, pool in ((giving, source.pool), (taking, self)):
@@ -152,8 +162,8 @@ class WorkingPool(PoolAtWork):
         taker = cast(ConvertsVolumes, taking)
         if wanted.capacity is None:
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
-        wanted = self._with_backing(wanted)
-        chain = graph.layers(source, self._manager.pools())
+        wanted = self._with_backing(wanted, base)
+        chain = await self._layers(source)
         left_out = sorted({extra for layer in chain for extra in layer.volume.info.extras})
         if left_out:
             self._log.warning("a conversion leaves out what is no part of the disk", volume=old.name, left_out=left_out)
@@ -167,13 +177,13 @@ class WorkingPool(PoolAtWork):
         try:
             async with contextlib.AsyncExitStack() as stack:
                 nodes = await _nodes(stack, chain, f"converting from {old.format}", on_bytes)
-                backing = self._shared(chain[:2], nodes, wanted)
+                backing = _shared(chain[:2], nodes, wanted, base)
                 told = is_served(nodes[0])  # what is read; else what is written, if that can be told
                 converting = taker.convert_volume(
                     nodes[0],
                     wanted,
                     backing=backing,
-                    stored=sum(layer.volume.info.physical for layer in chain),
+                    stored=sum(_stored(layer.volume.info) for layer in chain),
                     on_bytes=None if told else on_bytes,
                 )
                 info = await self._worked(converting)
@@ -184,27 +194,28 @@ class WorkingPool(PoolAtWork):
             raise
         return info
 
-    def _shared(self, chain: Sequence[Layer], nodes: Sequence[QemuNode], wanted: VolumeDef) -> QemuNode | None:
-        """The node of the new volume's backing file, if the source itself, or what it is backed by, is to be that."""
-        if wanted.backing is not None and (backing := self._backing_volume(wanted.backing)) is not None:
-            for layer, node in zip(chain, nodes, strict=False):
-                same = layer.volume == backing
-                if same and formats.driver_of(layer.format) == formats.driver_of(wanted.backing.format):
-                    return node
-        return None
+    async def _layers(self, volume: Volume) -> list[Layer]:
+        """The volumes of which an image is read, as they are now: no file is taken for another that it was before.
+
+        :raises: as :func:`astore.volume_work.graph.layers`.
+        """
+        for layer in graph.layers(volume, self._manager.pools()):
+            if layer.volume.info.references:
+                await layer.volume.pool._look_again(layer.volume.name)
+        return graph.layers(volume, self._manager.pools())
 
     @contextlib.asynccontextmanager
     async def _backing_for(self, volume: Volume, capacity: int | None, operation: str) -> AsyncIterator[dict[str, Any]]:
-        """What is to be said of what backs a volume that grows: its capacity, and its node if it has more of that.
+        """Yield the capacity of the backing file of a volume that grows, and its node if it is longer than the volume.
 
-        Where it is not known, nothing is said.
+        Where they are not known, yield nothing of them.
         """
         info = volume.info
         if info.backing is None or capacity is None or capacity <= info.capacity:
             yield {}
             return
         try:
-            below = graph.layers(volume, self._manager.pools())[1:]
+            below = (await self._layers(volume))[1:]
         except StorageError:
             below = []
         if not below:
@@ -249,7 +260,7 @@ class WorkingPool(PoolAtWork):
         force: bool,
         allow_references: bool,
     ) -> int:
-        info = self._volume_to_change(name, "upload", force)
+        info = await self._volume_to_change(name, "upload", force)
         _check_range(offset, length)
         with self._claim(name, "uploaded to"):
             session = await self._able("open-volume")
@@ -262,9 +273,12 @@ class WorkingPool(PoolAtWork):
                     made = _new_format(info, head, allow_references)
                     with self._reporting(name, "upload", on_progress) as tell:
                         count = Count(length if size is None else size, tell)
-                        end = await upload(file, given, offset, length, sparse, count)
-                    if head is not None:
-                        await file.note_format(made)
+                        if head is not None and made is not None:  # also of one that breaks off
+                            await file.note_format(made)
+                        own = isinstance(chunks, Download)
+                        end = await upload(file, given, offset, length, sparse, count, own=own)
+                    if head is not None and made is None:
+                        await file.note_format(None)
             except TransferError as error:
                 raise self._named(error) from error.__cause__
             finally:
@@ -291,7 +305,9 @@ class WorkingPool(PoolAtWork):
     @contextlib.asynccontextmanager
     async def _open_volume(self, name: str, *, write: bool, force: bool) -> AsyncIterator[VolumeFile]:
         self._require_workable("open a volume")
-        info = self._volume_to_change(name, "write", force) if write else Volume(cast("Pool", self), name).info
+        info = Volume(cast("Pool", self), name).info
+        if write:
+            info = await self._volume_to_change(name, "write", force)
         with self._claim(name, "written") if write else contextlib.nullcontext():
             session = await self._able("open-volume")
             try:
@@ -304,7 +320,7 @@ class WorkingPool(PoolAtWork):
     async def _resize(
         self, name: str, capacity: int, *, delta: bool, shrink: bool, allocate: bool, force: bool
     ) -> VolumeInfo:
-        info = self._volume_to_change(name, "resize", force)
+        info = await self._volume_to_change(name, "resize", force)
         target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
         if not 0 < target <= MOST_BYTES or capacity < 0:
             raise DefinitionError(
@@ -334,7 +350,7 @@ class WorkingPool(PoolAtWork):
 
     async def _wipe(self, name: str, algorithm: str, *, on_progress: Progress | None, force: bool) -> None:
         wiping.check_algorithm(algorithm)
-        info = self._volume_to_change(name, "wipe", force)
+        info = await self._volume_to_change(name, "wipe", force)
         with self._claim(name, "wiped"):
             session = await self._able("wipe-volume")
             try:
@@ -345,7 +361,8 @@ class WorkingPool(PoolAtWork):
             self._check_same(session, "wipe")
 
     async def _delete(self, name: str, *, force: bool) -> None:
-        info = self._volume_to_change(name, "delete", force)
+        info = await self._volume_to_change(name, "delete", force)
+        others = graph.dependents(info, cast("Pool", self), self._manager.pools())
         with self._claim(name, "deleted"):
             session = await self._able("delete-volume")
             try:
@@ -355,9 +372,10 @@ class WorkingPool(PoolAtWork):
                 raise
             self._check_same(session, "delete")
             self._apply({name: None})
+            await _look_again_at(others)
 
     async def _set_format(self, name: str, format: str) -> VolumeInfo:
-        info = self._volume_to_change(name, "set the format of", True)
+        info = await self._volume_to_change(name, "set the format of", True)
         said = info.header_format or info.format or "raw"
         if format not in ("raw", said):
             raise DefinitionError(
@@ -367,15 +385,18 @@ class WorkingPool(PoolAtWork):
             session = await self._able("open-volume")
             try:
                 async with self._opened(session, info, write=True) as file:
-                    if not await file.note_format("raw" if format == "raw" else None):
-                        raise UnsupportedOperationError(pool=self.name, type=self.type, operation="set-format")
+                    noted = await file.note_format("raw" if format == "raw" else None)
+                if not noted and format == "raw":
+                    raise UnsupportedOperationError(pool=self.name, type=self.type, operation="set-format")
+                if not noted:  # this process alone knew it
+                    self._apply({name: msgspec.structs.replace(info, made=None)})
             finally:
                 await self._look_again(name)
         return Volume(cast("Pool", self), name).info
 
     async def _rename(self, name: str, new: str, *, force: bool) -> Volume:
         check_volume_name(new)
-        info = self._volume_to_change(name, "rename", force)
+        info = await self._volume_to_change(name, "rename", force)
         if new == name:
             raise VolumeExistsError(f"volume {name!r} of pool {self.name!r} has this name already", pool=self.name)
         others = graph.dependents(info, cast("Pool", self), self._manager.pools())
@@ -388,16 +409,17 @@ class WorkingPool(PoolAtWork):
                 raise
             self._check_same(session, "rename")
             self._apply({name: None, new: renamed})
-            for other in others:  # what they name leads elsewhere now, or nowhere
-                await other.pool._look_again(other.name)
+            await _look_again_at(others)
             return Volume(cast("Pool", self), new)
 
-    def _with_backing(self, wanted: VolumeDef) -> VolumeDef:
-        """The definition with what is known of its backing file: name for QEMU, format, and a capacity if it has none."""
+    def _with_backing(self, wanted: VolumeDef, volume: Volume | None) -> VolumeDef:
+        """The definition with what is known of its backing file: name for QEMU, format, and a capacity if it has none.
+
+        :param volume: the volume that the backing file is.
+        """
         backing = wanted.backing
         if backing is None:
             return wanted
-        volume = self._backing_volume(backing)
         info = None if volume is None else volume.info
         path, format = backing.path, backing.format
         if volume is not None and volume.pool is self and volume.name == path:
@@ -406,7 +428,7 @@ class WorkingPool(PoolAtWork):
             if info is None or info.format is None:
                 raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")
             format = info.format
-        says_raw = formats.is_raw(format) and wanted.format in ("qcow2", "qed")
+        says_raw = formats.is_raw(format) and formats.can_be_backed_later(wanted.format)
         if info is not None and info.header_format is not None and not says_raw:
             raise DefinitionError(
                 f"volume {info.name!r} was made raw and looks like {info.header_format} now: it can back qcow2 and qed "
@@ -424,16 +446,37 @@ class WorkingPool(PoolAtWork):
         backing = BackingStore(path, format, backing.permissions)
         return msgspec.structs.replace(wanted, backing=backing, capacity=capacity)
 
-    def _backing_volume(self, backing: BackingStore | None) -> Volume | None:
-        """The volume of an active pool that a backing file's name means."""
+    async def _backing_volume(self, backing: BackingStore | None) -> Volume | None:
+        """The volume of an active pool that a backing file's name means, however its path is spelled."""
         if backing is None:
             return None
         if self._snapshot.get(backing.path) is not None:
             return Volume(cast("Pool", self), backing.path)
         sample = next(iter(self._snapshot.by_name.values()), None)
-        reference = Reference(ReferenceKind.BACKING, backing.path)
-        (reference, *_) = located((reference,), "/" if sample is None else sample.key)
+        folder = self.definition.target.path
+        here = sample.key if sample is not None else "/" if folder is None else f"{folder}/any"
+        (reference, *_) = located((Reference(ReferenceKind.BACKING, backing.path),), here)
+        location, lane = reference.location, self._lane
+        if location is not None and location.startswith("/") and lane is not None:
+            place = await lane.run(place_here, location, self._snapshot.folder)
+            reference = msgspec.structs.replace(reference, place=place)
         return graph.volume_at(reference, self._manager.pools())
+
+
+def _shared(
+    chain: Sequence[Layer], nodes: Sequence[QemuNode], wanted: VolumeDef, base: Volume | None
+) -> QemuNode | None:
+    """Return the node of the new volume's backing file, if that is the source or the source's own backing file."""
+    if wanted.backing is not None and base is not None:
+        for layer, node in zip(chain, nodes, strict=False):
+            if layer.volume == base and formats.driver_of(layer.format) == formats.driver_of(wanted.backing.format):
+                return node
+    return None
+
+
+def _stored(info: VolumeInfo) -> int:
+    """How many bytes a volume takes on its storage, which are no more than its file has."""
+    return min(info.physical, info.allocation or info.physical)
 
 
 def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
@@ -451,6 +494,12 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
     # a relative name means something else there, or nothing
     there = located(old.references, "/elsewhere/volume")
     return [one.location for one in there] != [one.location for one in old.references]
+
+
+async def _look_again_at(others: Iterable[Volume]) -> None:
+    """What these volumes name leads elsewhere by now, or nowhere. Bounded; never raises."""
+    for other in others:
+        await other.pool._look_again(other.name)
 
 
 async def _nodes(
@@ -493,7 +542,7 @@ def _new_format(info: VolumeInfo, head: bytes | None, allow_references: bool) ->
         if not allow_references and (one.kind, one.name) not in known:
             raise StorageError(
                 f"what is to be uploaded to volume {info.name!r} is a {image.format} image whose header names another file, "
-                f"{printable(one.name)}: nothing was written; say that this is allowed if it is meant",
+                f"{printable(one.name)}: nothing was written; allow its references (--allow-references) if that is meant",
                 errno=EPERM,
             )
     return None

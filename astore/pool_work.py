@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -20,7 +21,7 @@ from astore.errors import (
     reason,
 )
 from astore.events import VolumeProgress
-from astore.model import VolumeInfo
+from astore.model import PoolState, VolumeInfo
 from astore.pool_refresh import CLEANUP_SECONDS, RefreshedPool
 from astore.shield import shielded
 from astore.volume import Volume
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from astore.pool import Pool
 
 T = TypeVar("T")
+
+LOOK_SECONDS = 10.0
+"""How long a pool is waited for of which nothing is known yet."""
 
 PROGRESS_SECONDS = 0.25
 """The least time between two progress events of one piece of work."""
@@ -50,9 +54,12 @@ class PoolAtWork(RefreshedPool):
                 f"pool {self.name!r} is being stopped", pool=self.name, state=self._state, operation=operation
             )
 
-    def _volume_to_change(self, name: str, operation: str, force: bool) -> VolumeInfo:
+    async def _volume_to_change(self, name: str, operation: str, force: bool) -> VolumeInfo:
         """The volume's record. :raises VolumeInUseError: others are backed by it."""
         self._require_workable(f"{operation} a volume")
+        if not force:
+            await self._know_others()
+            self._require_workable(f"{operation} a volume")
         info = Volume(cast("Pool", self), name).info
         if not force and self._relied_on[name]:
             raise self._busy(name, "made the backing file of another", operation)
@@ -76,6 +83,13 @@ class PoolAtWork(RefreshedPool):
                     dependents=[],
                 )
         return info
+
+    async def _know_others(self) -> None:
+        """See that all active pools that answer have been looked at: of one of which nothing is known nobody is protected."""
+        unknown = [pool for pool in self._manager.pools(active=True) if not pool.snapshot.taken_at]
+        if unknown:
+            looks = (pool.refresh(timeout=LOOK_SECONDS) for pool in unknown if pool.state is not PoolState.INACCESSIBLE)
+            await asyncio.gather(*looks, return_exceptions=True)
 
     async def _able(self, operation: str) -> PoolSession:
         """The session. :raises UnsupportedOperationError: it cannot do this."""

@@ -24,6 +24,7 @@ from astore.backend import Backend
 from astore.errors import (
     InvalidStateError,
     ManagerClosedError,
+    reason,
 )
 from astore.events import EventBus, PoolAutostartChanged, PoolDefined, PoolUndefined
 from astore.lanes import Lanes
@@ -317,6 +318,8 @@ class StateFolder:
             seen = pool._last_seen
             if pool.active and seen != pool._saved:
                 assert self._store_lane is not None
-                with contextlib.suppress(Exception):  # a plugin's snapshot may have anything in it
+                try:
                     await self._store_lane.run(self._store.save_snapshot, pool.name, seen, pool._started_at)
                     pool._saved = seen
+                except Exception as error:  # a plugin's snapshot may have anything in it
+                    self.log.info("what is known of a pool was not kept", pool=pool.name, error=reason(error))

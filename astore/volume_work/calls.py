@@ -60,6 +60,32 @@ async def to_the_end(lane: Lane, func: Callable[..., T], *args: object, undo: Ca
         raise
 
 
+class Once:
+    """A blocking call that is made once, whoever comes to it first."""
+
+    def __init__(self, func: Callable[[], object]) -> None:
+        self._func = func
+        self._lock = threading.Lock()
+        self.begun = False
+
+    def __call__(self) -> None:
+        with self._lock:
+            if self.begun:
+                return
+            self.begun = True
+        self._func()
+
+
+async def cleaned_up(lane: Lane, func: Callable[[], object]) -> None:
+    """Make a blocking clean-up on the lane, or in a thread of its own where the lane has none for it. Bounded, and shielded."""
+    once = Once(func)
+    try:
+        await shielded(bounded(lane.run(once)))
+    finally:
+        if not once.begun:
+            in_a_thread(once)
+
+
 def in_a_thread(func: Callable[[], object]) -> None:
     """Run a clean-up for which the lane has no thread, in one of its own. Nobody waits for it."""
 

@@ -175,6 +175,9 @@ class WritableTree(FileTree):
     def rmdir(self, name: str) -> None:
         """Remove an empty directory. :raises OSError: ENOTEMPTY."""
 
+    def note_folder(self) -> None:
+        """Note at the folder that something is noted at files of it; see :meth:`astore.files.FileTree.has_notes`."""
+
     @abc.abstractmethod
     def sync_folder(self) -> None:
         """Wait until the names that were made and removed are safe."""

@@ -18,6 +18,7 @@ from astore.errors import StorageError, printable
 from astore.images import ImageError, formats
 from astore.images.gluster import parse_gluster_uri
 from astore.model import Place, Reference, ReferenceKind, VolumeInfo, VolumeType
+from astore.places import beneath
 
 if TYPE_CHECKING:
     from astore.pool import Pool
@@ -90,7 +91,7 @@ def chain(volume: Volume, pools: Sequence[Pool]) -> tuple[ChainLink, ...]:
 
 
 def _link(reference: Reference, pools: Sequence[Pool]) -> ChainLink:
-    """What a reference leads to."""
+    """Describe what a reference leads to."""
     found = volume_at(reference, pools)
     path = reference.location or reference.name
     if found is None:
@@ -121,7 +122,7 @@ def layers(volume: Volume, pools: Sequence[Pool]) -> list[Layer]:
         if why is None and link.volume is None:
             why = "is no volume of an active pool"
         if why is None and link.kind in (ReferenceKind.DATA, ReferenceKind.EXTENT):
-            why = f"has data of {'it' if len(found) == 1 else 'what it is backed by'}: images in several files are not read"
+            why = f"has data of {found[-1].volume.name!r}: images in several files are not read"
         if why is not None or link.volume is None:
             raise StorageError(f"{what} {why}", errno=errno.EPERM, pool=volume.pool.name)
         found.append(Layer(link.volume, link.format))
@@ -160,8 +161,13 @@ def _is_at(place: Place, info: VolumeInfo, pool: Pool) -> bool:
     """Whether a place is that of a volume: the same file, or the same path where that is all that is known."""
     if place.identity is not None and place.identity == info.identity:
         return True
+    return place.path == _path_of(info, pool)
+
+
+def _path_of(info: VolumeInfo, pool: Pool) -> str:
+    """The path of a volume, by where its pool's folder really is."""
     folder = pool.snapshot.folder
-    return place.path == (info.path if folder is None else f"{folder.path.rstrip('/')}/{info.name}")
+    return info.path if folder is None else beneath(folder.path, info.name)
 
 
 def _is_called(location: str, info: VolumeInfo, pool: Pool) -> bool:
@@ -184,10 +190,15 @@ def _gluster(uri: str) -> tuple[str, str, str] | None:
     return found.socket or found.host or "", found.volume, "/".join(part for part in found.path.split("/") if part)
 
 
-def _leads_to(reference: Reference, info: VolumeInfo, pool: Pool) -> bool:
+def _leads_to(reference: Reference, info: VolumeInfo, pool: Pool, pools: Sequence[Pool]) -> bool:
     """Whether a reference may lead to a volume: as it is now, or by its text."""
-    if reference.place is not None and _is_at(reference.place, info, pool):
-        return True
+    if reference.place is not None:
+        if _is_at(reference.place, info, pool):
+            return True
+        if reference.place.identity is None and info.identity is not None:  # a pool may know what file is there
+            found = volume_at(reference, pools)
+            if found is not None and found.info.identity == info.identity:
+                return True
     return reference.location is not None and _is_called(reference.location, info, pool)
 
 
@@ -197,12 +208,11 @@ def _leads_through(place: Place | None, info: VolumeInfo, pool: Pool) -> bool:
         return False
     if info.identity is not None and (info.identity == place.identity or info.identity in place.through):
         return True
-    folder = pool.snapshot.folder
-    path = info.path if folder is None else f"{folder.path.rstrip('/')}/{info.name}"
+    path = _path_of(info, pool)
     return place.path == path or place.path.startswith(path + "/")
 
 
-def dependents(info: VolumeInfo, pool: Pool, pools: Iterable[Pool]) -> list[Volume]:
+def dependents(info: VolumeInfo, pool: Pool, pools: Sequence[Pool]) -> list[Volume]:
     """The volumes whose headers name this one: as what backs them, or as a file with data of theirs.
 
     Of a directory, those whose files lie behind it.
@@ -216,7 +226,11 @@ def dependents(info: VolumeInfo, pool: Pool, pools: Iterable[Pool]) -> list[Volu
             if other is pool and one.name == info.name:
                 continue
             for reference in one.references:
-                if _leads_through(reference.place, info, pool) if directory else _leads_to(reference, info, pool):
+                if (
+                    _leads_through(reference.place, info, pool)
+                    if directory
+                    else _leads_to(reference, info, pool, pools)
+                ):
                     found.append(Volume(other, one.name))
                     break
     return found

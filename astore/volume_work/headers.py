@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from astore.entries import record_of
+from astore.entries import recognised, record_of
 from astore.errors import StorageError, printable
 from astore.files import HEADER_SIZE
-from astore.images import ImageError, formats, probe
-from astore.model import ImageInfo, Reference, ReferenceKind, VolumeInfo, VolumeType
+from astore.images import ImageError, formats
+from astore.model import Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.volume_work.contract import TreeFile
 
 
@@ -25,24 +25,11 @@ def examined(
     :param made: the format that it is known to have been made in.
     :raises OSError: it cannot be read. ImageError: its header is malformed.
     """
-    head = file.pread(HEADER_SIZE, 0)
-    try:
-        image = probe(head, lambda offset, length: file.pread(length, offset))
-    except ImageError as error:
-        made = _noted(file, made)
-        if made != "raw":
-            raise
-        image = ImageInfo(error.format)
-    else:
-        if image is not None:
-            made = _noted(file, made)
-    return head, record_of(name, type, key, file.stat(), image, made)
-
-
-def _noted(file: TreeFile, made: str | None) -> str | None:
-    """The format that is noted at a file, or where its storage keeps no notes the one that is known."""
-    noted = file.noted_format()
-    return made if noted is None else noted or None
+    head, st = file.pread(HEADER_SIZE, 0), file.stat()
+    image, made = recognised(
+        *(name, st.size, head, lambda offset, length: file.pread(length, offset), file.noted_format, made)
+    )
+    return head, record_of(name, type, key, st, image, made)
 
 
 def unchanged_head(file: TreeFile, volume: VolumeInfo, what: str) -> bytes:

@@ -11,19 +11,18 @@ import asyncio
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from astore.backend import CommandResult, Lane, QemuNode
+from astore.backend import CommandResult, QemuNode
 from astore.errors import CommandError, DefinitionError, StorageError, VolumeBusyError, printable
 from astore.images import formats
 from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.shield import shielded
 from astore.volume_work import copying, nbd, qemu_img
-from astore.volume_work.calls import bounded, in_a_thread, to_the_end
+from astore.volume_work.calls import bounded, cleaned_up, to_the_end
 from astore.volume_work.contract import TreeFile
 from astore.volume_work.export import SECTOR, Export
 from astore.volume_work.headers import check_whole, is_raw, unchanged_head
@@ -297,7 +296,7 @@ class ImageSession(OpeningSession):
         try:
             yield qemu_img.descriptor_node(descriptor, type)
         finally:
-            await shielded(bounded(_closed(lane, descriptor)))
+            await cleaned_up(lane, lambda: os.close(descriptor))
 
     @contextlib.asynccontextmanager
     async def _serving(self, export: Export) -> AsyncIterator[QemuNode]:
@@ -363,21 +362,6 @@ class ImageSession(OpeningSession):
             _, free = await self.context.lane.run(self.tree.statvfs)
             if length > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-async def _closed(lane: Lane, descriptor: int) -> None:
-    """Close a descriptor on a thread: over a network that may take its time."""
-    begun = threading.Event()
-
-    def close() -> None:
-        begun.set()
-        os.close(descriptor)
-
-    try:
-        await lane.run(close)
-    finally:
-        if not begun.is_set():  # the lane has no thread for it
-            in_a_thread(close)
 
 
 def _open_image(path: str) -> TreeFile:

@@ -319,15 +319,16 @@ class WritableLocalTree(LocalTree, WritableTree):
         self._check_name(name)
         with self._held() as folder:
             os.mkdir(name, 0o700, dir_fd=folder)  # so that it can be opened, whatever it is to be
+            made = os.stat(name, dir_fd=folder, follow_symlinks=False)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             try:
-                st = os.fstat(fd)
-                if stat.S_IMODE(st.st_mode) & 0o77 or st.st_nlink > 2:
+                if not os.path.samestat(made, os.fstat(fd)):
                     raise FileExistsError(errno.EEXIST, "another directory took its name", name)
                 try:
                     if uid != -1 or gid != -1:
                         os.fchown(fd, uid, gid)
-                    os.fchmod(fd, mode)
+                    if stat.S_IMODE(made.st_mode) != mode or uid != -1 or gid != -1:
+                        os.fchmod(fd, mode)
                 except BaseException:
                     with contextlib.suppress(OSError):
                         os.rmdir(name, dir_fd=folder)
@@ -340,6 +341,15 @@ class WritableLocalTree(LocalTree, WritableTree):
         self._check_name(name)
         with self._held() as folder:
             os.rmdir(name, dir_fd=folder)
+
+    _noted = (-1, -1)  # the directory at which it was noted
+
+    def note_folder(self) -> None:
+        """Note at the directory that something is noted at files of it."""
+        with self._held() as folder:
+            st = os.fstat(folder)
+            if self._noted != (st.st_dev, st.st_ino) and note_format(folder, "yes"):
+                self._noted = (st.st_dev, st.st_ino)
 
     def sync_folder(self) -> None:
         """Wait until the names that were made and removed are safe."""

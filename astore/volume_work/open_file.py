@@ -30,9 +30,10 @@ class OpenFile:
     that call, so that no number is closed, and given to another file, under a call.
     """
 
-    def __init__(self, lane: Lane, file: TreeFile) -> None:
+    def __init__(self, lane: Lane, file: TreeFile, note_folder: Callable[[], object] | None = None) -> None:
         self._lane = lane
         self._file = file
+        self._note_folder = note_folder
         self._lock = threading.Lock()
         self._users = 0
         self._closing = False
@@ -121,7 +122,14 @@ class OpenFile:
 
     async def note_format(self, format: str | None) -> bool:
         """Note which format it was made in, or (None) take that back; False: this storage keeps no notes."""
-        return await self.run(self._file.note_format, format)
+        return await self.run(self._note_format, format)
+
+    def _note_format(self, format: str | None) -> bool:
+        if not self._file.note_format(format):
+            return False
+        if format is not None and self._note_folder is not None:
+            self._note_folder()
+        return True
 
     async def sync(self) -> None:
         """Wait until what was written is safe."""

@@ -31,7 +31,6 @@ from astore.shield import shielded
 from astore.volume_work.calls import SYNC_SECONDS, bounded, to_the_end
 from astore.volume_work.contract import TreeFile, WritableTree
 from astore.volume_work.copying import Count
-from astore.volume_work.headers import is_raw
 from astore.volume_work.open_file import OpenFile
 from astore.volume_work.placing import HiddenFile, begin, remove_leftovers
 from astore.volume_work.together import Makers
@@ -114,7 +113,7 @@ class OpeningSession(FileTreeSession):
         with worded(name, "create"):
             checked_name(name)
             made = await to_the_end(
-                *(self.context.lane, begin, self.tree, name, permissions, "raw" if is_raw(format) else None),
+                *(self.context.lane, begin, self.tree, name, permissions, "raw" if format in (None, "raw") else None),
                 undo=_discard,
             )
         new = NewVolume(self, made)
@@ -156,7 +155,7 @@ class OpeningSession(FileTreeSession):
         lane = self.context.lane
         with worded(volume.name, "open"):
             file = await to_the_end(lane, open_locked, self.tree, volume.name, write, volume.inode, undo=close_file)
-        opened = OpenFile(lane, file)
+        opened = OpenFile(lane, file, self.tree.note_folder)
         try:
             with self._keeping(opened):
                 yield opened

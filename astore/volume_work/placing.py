@@ -35,6 +35,9 @@ SUFFIX = ".tmp"
 ATTEMPTS = 16
 """How many hidden files are tried: each may be taken for a leftover before it is locked, but not all of them."""
 
+_NOT_KEPT = frozenset({errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What storage says that does not take owners or modes, or not these (in a user namespace, for one)."""
+
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOTSUP})
 
 
@@ -67,16 +70,24 @@ class HiddenFile:
         Until then it is nobody else's to write, whoever it is made for. :raises OSError: EEXIST: the name is taken.
         """
         owner, group, mode = self.permissions.owner, self.permissions.group, self.permissions.mode
-        if owner is not None or group is not None:
-            try:
+        try:
+            if owner is not None or group is not None:
                 self.file.chown(-1 if owner is None else owner, -1 if group is None else group)
-            except PermissionError:
-                if not isinstance(self.permissions, KeptPermissions):
-                    raise
-        if mode is not None and mode != DEFAULT_MODE:
-            self.file.chmod(mode)
+        except OSError as error:
+            if not self._may_differ(error):
+                raise
+        try:
+            if mode is not None and mode != DEFAULT_MODE:
+                self.file.chmod(mode)
+        except OSError as error:
+            if not self._may_differ(error):
+                raise
         self._named = True
         self._link()
+
+    def _may_differ(self, error: OSError) -> bool:
+        """Whether permissions that the storage refuses are only those of what is copied."""
+        return isinstance(self.permissions, KeptPermissions) and error.errno in _NOT_KEPT
 
     def drop_hidden(self) -> None:
         """Remove its hidden name, when it has the other."""
@@ -169,8 +180,8 @@ def start(
         new = HiddenFile(tree, hidden, name, file, wanted, made)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
-                if made is not None:
-                    file.note_format(made)
+                if made is not None and file.note_format(made):
+                    tree.note_folder()
                 return new
         except BaseException:
             new.remove()

@@ -11,12 +11,10 @@ import fcntl
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Iterator
 
 from astore.backend import Context
-from astore.shield import shielded
-from astore.volume_work.calls import bounded, in_a_thread, to_the_end
+from astore.volume_work.calls import cleaned_up, to_the_end
 
 PREFIX = "astore-"
 LOCK = ".astore-lock"
@@ -35,20 +33,10 @@ async def private_folder(context: Context, *, for_socket: bool = False) -> Async
     :param for_socket: its path has to be short.
     """
     made = await to_the_end(context.lane, PrivateFolder, for_socket, undo=PrivateFolder.remove)
-    begun = threading.Event()
-
-    def remove() -> None:
-        begun.set()
-        made.remove()
-
     try:
         yield made.path
     finally:
-        try:
-            await shielded(bounded(context.lane.run(remove)))
-        finally:
-            if not begun.is_set():  # the lane has no thread for it
-                in_a_thread(remove)
+        await cleaned_up(context.lane, made.remove)
 
 
 class PrivateFolder:

@@ -39,7 +39,7 @@ LONGEST_NAME = 1023
 
 def limits(stored: int = 0) -> Limits:
     """What qemu-img may use for images of so many stored bytes in all."""
-    return Limits(MEMORY, PROCESSOR_SECONDS + stored / BYTES_A_SECOND)
+    return Limits(MEMORY, min(PROCESSOR_SECONDS + stored / BYTES_A_SECOND, CONVERT_SECONDS))
 
 
 def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None) -> QemuNode:

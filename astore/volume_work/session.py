@@ -176,7 +176,7 @@ class WritableTreeSession(ImageSession):
         """The record of a copy, while it is hidden. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
         what = f"copy {printable(definition.name)!r}"
         key = self.tree.key(made.hidden)
-        _, image = examined(made.file, made.hidden, key, self.tree.file_type)
+        _, image = examined(made.file, definition.name, key, self.tree.file_type)
         if source is not None:
             head_and_record(made.file, image, source, what)
         elif image.format != definition.format:
@@ -242,7 +242,7 @@ class WritableTreeSession(ImageSession):
             count = copying.Count(None, progress)
             with worded(volume.name, "wipe", count):
                 await wiping.wipe(file, algorithm, count)
-                await file.run(file.file.note_format, "raw")
+                await file.note_format("raw")
 
     @staticmethod
     def _check_wipeable(file: TreeFile, volume: VolumeInfo) -> None:
@@ -258,7 +258,7 @@ class WritableTreeSession(ImageSession):
         :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: ENOTEMPTY …
         """
         with worded(volume.name, "delete"):
-            await to_the_end(self.context.lane, _delete, self.tree, volume.name)
+            await to_the_end(self.context.lane, _delete, self.tree, volume)
 
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
         """Give a volume another name that nobody has.
@@ -268,6 +268,7 @@ class WritableTreeSession(ImageSession):
         checked_name(name)
 
         def rename() -> VolumeInfo:
+            _check_same(self.tree, volume)
             self.tree.rename(volume.name, name)
             self.tree.sync_folder()
             return found(self.tree, name)
@@ -279,16 +280,30 @@ class WritableTreeSession(ImageSession):
 # ------------------------------------------------------------------------------------------------- blocking calls
 
 
-def _delete(tree: WritableTree, name: str) -> None:
+def _delete(tree: WritableTree, volume: VolumeInfo) -> None:
+    name = volume.name
     mode = tree.stat(name, follow=False).mode
+    _check_same(tree, volume)
     if stat.S_ISDIR(mode):
         tree.rmdir(name)
     else:
         if stat.S_ISREG(mode):
-            with contextlib.suppress(PermissionError):  # who may not write a file may remove it all the same
-                open_locked(tree, name, True).close()  # nobody else is writing it
+            with contextlib.suppress(PermissionError):  # a file that we may not write may still be ours to remove
+                open_locked(tree, name, True, volume.inode).close()  # nobody else is writing it
         tree.unlink(name)
     tree.sync_folder()
+
+
+def _check_same(tree: WritableTree, volume: VolumeInfo) -> None:
+    """:raises StorageError: EAGAIN: a volume's name leads to another file than it did: it was not that which was protected."""
+    try:
+        found = tree.stat(volume.name).inode
+    except FileNotFoundError:  # a link that leads nowhere by now
+        return
+    if volume.inode and found != volume.inode:
+        raise StorageError(
+            f"volume {printable(volume.name)!r} is another file by now; refresh it first", errno=errno.EAGAIN
+        )
 
 
 def _set_nocow(file: TreeFile) -> None:

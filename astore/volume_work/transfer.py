@@ -48,17 +48,25 @@ class _Written:
 
 
 async def upload(
-    file: VolumeFile, source: AsyncIterable[Data | Hole], offset: int, length: int | None, sparse: bool, count: Count
+    file: VolumeFile,
+    source: AsyncIterable[Data | Hole],
+    offset: int,
+    length: int | None,
+    sparse: bool,
+    count: Count,
+    *,
+    own: bool = False,
 ) -> int:
     """Write what ``source`` gives from ``offset`` on; returns the offset after it.
 
     :param length: the most bytes that it may give. :param sparse: zeros become holes.
+    :param own: nobody else uses what it gives, as of a download.
     :raises TransferError: the source gives more than ``length`` bytes, which are written; or the storage said no.
         What ``source`` raises, as it is.
     """
     try:
         writing = _Upload(file, (await file.stat()).size, sparse, count)
-        given = await writing.all_of(source, offset, length)
+        given = await writing.all_of(source, offset, length, own or isinstance(source, Download))
         end = given if length is None else min(given, offset + length)
         if end > offset and end > max(writing.size, (await file.stat()).size):
             await file.truncate(end)  # it ends in a hole
@@ -85,11 +93,13 @@ class _Upload:
         self._taking = anyio.CancelScope()
         self._refused: OSError | None = None
 
-    async def all_of(self, source: AsyncIterable[Data | Hole], offset: int, length: int | None) -> int:
+    async def all_of(
+        self, source: AsyncIterable[Data | Hole], offset: int, length: int | None, own_source: bool
+    ) -> int:
         """Write all that there is, up to ``length``; returns the offset at which it ends, or would."""
         at = offset
         own: BaseException | None = None
-        pieces_of = _pieces(source, self.file.in_flight + 2)
+        pieces_of = _pieces(source, self.file.in_flight + 2, own_source)
         try:
             async with asyncio.TaskGroup() as group, contextlib.aclosing(pieces_of) as pieces:
                 try:
@@ -191,13 +201,12 @@ class _Gathered:
         return rest
 
 
-async def _pieces(source: AsyncIterable[Data | Hole], kept: int) -> AsyncGenerator[Data | Hole, None]:
+async def _pieces(source: AsyncIterable[Data | Hole], kept: int, own: bool) -> AsyncGenerator[Data | Hole, None]:
     """What the source gives, in pieces that are worth a call each. They are no longer the source's own.
 
-    :param kept: how many of them may be in use at once.
+    :param kept: how many of them may be in use at once. :param own: nobody else uses what the source gives.
     """
     small = _Gathered(kept)
-    own = isinstance(source, Download)
     async for item in source:
         if isinstance(item, Hole):
             if small.length:

@@ -78,7 +78,7 @@ async def beginning(
     source = aiter(chunks)
     async for chunk in source:
         # whoever gave it may use its memory again
-        kept = chunk if isinstance(chunk, Hole | bytes) or isinstance(chunks, Download) else bytes(chunk)
+        kept = chunk if isinstance(chunk, Hole | bytes) or isinstance(chunks, Download) else bytes(memoryview(chunk))
         taken.append(kept)
         had += kept.length if isinstance(kept, Hole) else len(kept)
         if had >= wanted:

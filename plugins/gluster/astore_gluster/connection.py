@@ -68,7 +68,10 @@ class Connection:
             if self.gfapi.get_volumeid(self.fs, ctypes.addressof(room), 16) >= 0:
                 self._device = f"gluster:{uuid.UUID(bytes=room.raw)}"
             else:
-                self._device = f"gluster:{self.key.volume}@{','.join(map(str, self.key.servers))}"
+                named = f"gluster:{self.key.volume}@{','.join(map(str, self.key.servers))}"
+                if all(server.transport != "unix" for server in self.key.servers):
+                    return named  # for the moment
+                self._device = named
         return self._device
 
     def __repr__(self) -> str:

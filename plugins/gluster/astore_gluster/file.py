@@ -36,7 +36,7 @@ def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
     :raises OSError: the volume does not answer.
     """
     if length >= 0:
-        return room.raw[:length].decode("ascii", "replace")
+        return "raw" if room.raw[:length] == b"raw" else ""
     if ctypes.get_errno() in (errno.ENODATA, errno.ERANGE):
         return ""
     if ctypes.get_errno() in NO_NOTES:

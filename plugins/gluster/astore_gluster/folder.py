@@ -264,6 +264,12 @@ class GlusterFolder(FileTree):
         name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
         return name if name and self.key(name) == location else None
 
+    def has_notes(self) -> bool:
+        """Whether the folder says so."""
+        room = ctypes.create_string_buffer(NOTE_ROOM)
+        with self._using() as fs:
+            return self._gfapi.getxattr(fs, self._directory, NOTE, ctypes.addressof(room), NOTE_ROOM) >= 0
+
     def place_of(self, location: str) -> Place | None:
         """Where a URL of this volume leads, whichever of its servers it names; None for any other."""
         try:

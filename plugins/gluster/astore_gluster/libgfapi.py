@@ -57,6 +57,8 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "h_getxattrs": ("3.5.1", _int, (_ptr, _ptr, _text, _ptr, _size)),
     "h_link": ("3.4.2", _int, (_ptr, _ptr, _ptr, _text)),
     "get_volumeid": ("3.5.0", _int, (_ptr, _ptr, _size)),
+    "getxattr": ("3.4.0", _ssize, (_ptr, _text, _text, _ptr, _size)),
+    "setxattr": ("3.4.0", _int, (_ptr, _text, _text, _ptr, _size, _int)),
     "fgetxattr": ("3.4.0", _ssize, (_ptr, _text, _ptr, _size)),
     "fsetxattr": ("3.4.0", _int, (_ptr, _text, _ptr, _size, _int)),
     "fremovexattr": ("3.4.0", _int, (_ptr, _text)),
@@ -154,6 +156,8 @@ class Gfapi:
     h_getxattrs: Callable[[int, int, bytes, int, int], int]
     h_link: Callable[[int, int, int, bytes], int]
     get_volumeid: Callable[[int, int, int], int]
+    getxattr: Callable[[int, bytes, bytes, int, int], int]
+    setxattr: Callable[[int, bytes, bytes, bytes, int, int], int]
     fgetxattr: Callable[[int, bytes, int, int], int]
     fsetxattr: Callable[[int, bytes, bytes, int, int], int]
     fremovexattr: Callable[[int, bytes], int]

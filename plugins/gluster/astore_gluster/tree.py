@@ -13,7 +13,7 @@ from typing import Any
 
 from astore.files import FileStat
 from astore.volume_work.contract import WritableTree
-from astore_gluster.file import GlusterFile
+from astore_gluster.file import NOTE, GlusterFile
 from astore_gluster.folder import GONE, GlusterFolder
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
@@ -156,6 +156,14 @@ class GlusterTree(GlusterFolder, WritableTree):
     def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
         """Set an entry's owner and group; -1 leaves one as it is."""
         self._call(self._gfapi.chown, name, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF)
+
+    _folder_noted = False
+
+    def note_folder(self) -> None:
+        """Note at the folder that something is noted at files of it."""
+        if not self._folder_noted:
+            with self._using() as fs:
+                self._folder_noted = self._gfapi.setxattr(fs, self._directory, NOTE, b"yes", 3, 0) >= 0
 
     def sync_folder(self) -> None:
         """Nothing to wait for: libgfapi has no call for it, and the bricks' own for directories does nothing."""
