@@ -288,7 +288,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 class Dependents(msgspec.Struct, frozen=True):
-    """``vol dependents``: the volumes that are backed by this one."""
+    """``vol dependents``: the volumes that need this one."""
 
     volumes: tuple[Volume, ...]
 

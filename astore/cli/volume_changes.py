@@ -178,8 +178,10 @@ async def clone(
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
     left_out = [extra for extra in source.info.extras if extra not in made.info.extras]
-    without = f", without its {' and '.join(left_out)}" if left_out else ""
-    return _told(made, f"cloned from {source.name!r}{without}")
+    answer = _told(made, f"cloned from {source.name!r}")
+    if left_out:
+        answer = answer._replace(problems=[f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"])
+    return answer
 
 
 @command(app, "resize", virsh="vol-resize", signed=True)
@@ -298,7 +300,7 @@ async def set_format(
 
 @command(app, "chain")
 async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
-    """Show what a volume is backed by, down to the bottom."""
+    """Show the files that a volume is made of: what backs it, down to the bottom, and what has data of it."""
     links = (await find_volume(session, volume, pool)).backing_chain()
     found = tuple(
         shapes.ChainLink(
@@ -325,7 +327,7 @@ async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -
 
 @command(app, "dependents")
 async def dependents(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
-    """Show which volumes are backed by this one."""
+    """Show which volumes need this one."""
     found = await find_volume(session, volume, pool)
     others = session.manager.dependents(found)
     document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))

@@ -170,7 +170,7 @@ class ImageSession(OpeningSession):
     async def _target(
         self, new: NewVolume, definition: VolumeDef, capacity: int, on_bytes: OnBytes
     ) -> AsyncIterator[tuple[QemuNode, Export | None]]:
-        """The storage of an image that is to be written, empty for the present, and backed by nothing yet."""
+        """Yield the storage of a new, empty image without a backing file, and what serves it, if anything does."""
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
         nobody = copying.Count(None, None)
