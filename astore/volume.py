@@ -6,8 +6,9 @@ import errno
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
+from astore.contents import first_of
 from astore.errors import StorageError, VolumeNotFoundError, printable
-from astore.model import VolumeInfo
+from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
     from astore.backend import Progress, VolumeFile
@@ -74,21 +75,13 @@ class Volume:
 
     def to_xml(self) -> str:
         """libvirt's ``<volume>`` document for it."""
+        from astore.volume_work import graph
         from astore.xml import volume_info_to_xml
 
         info = self.info
-        return volume_info_to_xml(info, self._backing_volume(info.backing_path))
-
-    def _backing_volume(self, path: str | None) -> VolumeInfo | None:
-        """The record of the volume at ``path``, if an active pool has it under its last name."""
-        if path is None:
-            return None
-        name = path.rpartition("/")[2]
-        for pool in (self.pool, *self.pool._manager.pools(active=True)):
-            found = pool.snapshot.get(name)
-            if found is not None and found.path == path:
-                return found
-        return None
+        backing = first_of(info.references, ReferenceKind.BACKING)
+        below = None if backing is None else graph.volume_at(backing, self.pool._manager.pools(active=True))
+        return volume_info_to_xml(info, None if below is None else below.info)
 
     # --------------------------------------------------------------------------------------------------- its bytes
 
