@@ -98,3 +98,9 @@ def can_be_backed(name: str | None) -> bool:
     """Whether such images can be backed by others."""
     found = format_of(name)
     return found is not None and found.backed
+
+
+def can_name_files(name: str | None) -> bool:
+    """Whether a header can name files that QEMU would open."""
+    found = format_of(name)
+    return found is not None and found.names_files
