@@ -130,7 +130,7 @@ class WorkingPool(PoolAtWork):
         with self._relying_on(self._backing_volume(wanted.backing)), self._claim(wanted.name, "created"):
             taking = await self._able("copy-volume" if giver is self else "receive-volume")
             giving = taking if giver is self else await giver._able("open-volume")
-            async with self._making(taking, wanted.name):
+            async with self._making(taking, wanted.name), giver._seeing_change(source.name):
                 with self._reporting(wanted.name, "copy", on_progress) as tell:
                     if _is_conversion(old, wanted, within=giver is self):
                         info = await self._convert(giving, source, taking, wanted, tell)

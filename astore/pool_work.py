@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from errno import EAGAIN
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from astore.answers import answer, record
@@ -197,6 +198,16 @@ class PoolAtWork(RefreshedPool):
             yield
         except BaseException:
             if self._session is session and (self._refresh is not None or self._generation != generation):
+                await self._look_again(name)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _seeing_change(self, name: str) -> AsyncIterator[None]:
+        """A volume is read inside. Where it turns out to be another by now, its record is brought up to date."""
+        try:
+            yield
+        except StorageError as error:
+            if error.errno == EAGAIN:
                 await self._look_again(name)
             raise
 

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from astore.errors import AstoreError, StoreError
-from astore.model import EntryError, Permissions, PoolDef, Snapshot, VolumeInfo
+from astore.model import EntryError, Permissions, Place, PoolDef, Snapshot, VolumeInfo
 from astore.state_files import LockedFolder, Version, names_in, read_whole, saying, version_of, write_whole
 
-SNAPSHOT_FORMAT = 2
+SNAPSHOT_FORMAT = 3
 
 OUTDATED_PAUSE = 0.01
 """Seconds after which whoever was told of others' changes looks again."""
@@ -75,6 +75,7 @@ class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
     errors: list[EntryError]
     volumes: list[tuple[Any, ...]]
     permissions: Permissions | None
+    folder: Place | None
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -197,6 +198,7 @@ class RunFiles(LockedFolder):
             list(snapshot.errors),
             volumes,
             snapshot.permissions,
+            snapshot.folder,
         )
         with self._made():
             write_whole(self._run / f"{name}.snapshot", encode(stored), sync=False)
@@ -229,6 +231,7 @@ class RunFiles(LockedFolder):
             errors=tuple(stored.errors),
             unsettled=frozenset(stored.unsettled),
             permissions=stored.permissions,
+            folder=stored.folder,
         )
         return LastSeen(snapshot, stored.since, stored.error)
 

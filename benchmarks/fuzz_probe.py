@@ -23,8 +23,8 @@ from collections import Counter
 from pathlib import Path
 
 from astore.images import FIRST_PAGE, HEADER_SIZE, ImageError, needs_full_header, probe
-from astore.images.backing import parse_gluster_uri
 from astore.images.fields import backing
+from astore.images.gluster import parse_gluster_uri
 from astore.images.headers import without_references
 from astore.images.references import located
 from astore.model import ImageInfo, ReferenceKind

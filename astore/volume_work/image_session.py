@@ -138,7 +138,7 @@ class ImageSession(OpeningSession):
         """
         kind = definition.format or "raw"
         qemu_img.check_definition(definition)
-        if definition.backing is not None and kind not in qemu_img.BACKED_LATER:
+        if definition.backing is not None and not formats.can_be_backed_later(kind):
             raise DefinitionError(
                 f"nothing can be converted into a {kind} volume that is backed", element="backingStore"
             )
@@ -181,7 +181,7 @@ class ImageSession(OpeningSession):
         head = b""
         # elsewhere somebody could write names of files into the header before QEMU reads it
         inherited = new.file.in_kernel and not (self.tree.shared and formats.can_name_files(kind))
-        if kind in qemu_img.BY_LENGTH and not inherited:
+        if formats.grows(kind) and not inherited:
             async with private_folder(self.context) as folder:
                 path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
                 await self._create_here(path, definition, capacity, False)

@@ -21,12 +21,6 @@ T = TypeVar("T")
 CREATE_SECONDS = 120.0
 CONVERT_SECONDS = 24 * 3600.0
 
-BY_LENGTH = ("qcow", "qed", "vmdk")
-"""Formats that QEMU writes at the file's end, for which the file must have its true size, and be able to grow."""
-
-BACKED_LATER = ("qcow2", "qed")
-"""Formats whose images can be given a backing file by name after they were made."""
-
 _PROGRAM = "qemu-img"
 _FEATURES = ("lazy_refcounts", "extended_l2")
 

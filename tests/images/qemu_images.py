@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from astore.images import HEADER_SIZE, needs_full_header, probe
-from astore.model import ImageInfo
+from astore.images.references import located
+from astore.model import ImageInfo, Reference, ReferenceKind
 
 MIB = 1 << 20
 SECRET = ["--object", "secret,id=s0,data=abcdefgh"]
+
+
+def where(name: str, volume_path: str) -> str | None:
+    """Where the backing file of this name is, of an image with this path or URL; None if that cannot be told."""
+    return located((Reference(ReferenceKind.BACKING, name),), volume_path)[0].location
 
 
 def create(path: Path, *arguments: str) -> Path:

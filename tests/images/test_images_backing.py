@@ -7,9 +7,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images.qemu_images import where
 
 from astore.images import ImageError
-from astore.images.backing import GlusterLocation, parse_gluster_uri, resolve_backing
+from astore.images.gluster import GlusterLocation, parse_gluster_uri
+from astore.images.references import located
+from astore.model import Reference, ReferenceKind
 
 HERE = "/pool/images/a.qcow2"
 GLUSTER = "gluster://host:24007/vol/dir/a%20b.qcow2"
@@ -142,25 +145,25 @@ NETWORK = [
 @pytest.mark.parametrize(("name", "path", "expected"), PLAIN)
 def test_plain_names(name: str, path: str, expected: str | None) -> None:
     """Relative to the image's own folder; tidied up, but never beyond what the file system could contradict."""
-    assert resolve_backing(name, path) == expected
+    assert where(name, path) == expected
 
 
 @pytest.mark.parametrize(("name", "path", "expected"), PROTOCOLS)
 def test_protocols(name: str, path: str, expected: str | None) -> None:
     """A name with a colon before its first slash stays as it is, if QEMU knows the protocol and it is none of files."""
-    assert resolve_backing(name, path) == expected
+    assert where(name, path) == expected
 
 
 @pytest.mark.parametrize(("name", "path", "expected"), FILES)
 def test_json_of_files(name: str, path: str, expected: str | None) -> None:
     """QEMU's json:, nested and flat, down to the file; relative names in it are relative to what nobody knows."""
-    assert resolve_backing(name, path) == expected
+    assert where(name, path) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), NETWORK)
 def test_json_of_the_network(name: str, expected: str | None) -> None:
     """Every network driver is the URL that QEMU would take for it, or None if it says too little."""
-    assert resolve_backing(name, HERE) == expected
+    assert where(name, HERE) == expected
 
 
 DEEP = node(**{"file." * 40 + "driver": "file"})
@@ -189,14 +192,15 @@ MEANINGLESS = [
 @pytest.mark.parametrize("name", MEANINGLESS, ids=lambda name: repr(name[:20]))
 def test_a_json_that_means_nothing(name: str) -> None:
     """A malformed json:, one that contradicts itself or one that is nested too deep leads nowhere, and raises nothing."""
-    assert resolve_backing(name[:65_536], HERE) is None
+    assert where(name[:65_536], HERE) is None
 
 
 @pytest.mark.parametrize("name", ["x" * 70_000, "a\0b", "a\x1b[2Jb", "\ud800"], ids=lambda name: repr(name[:20]))
 def test_nonsense_is_refused(name: str) -> None:
-    """A name that is too long, or that no document can hold, is an ImageError."""
-    with pytest.raises(ImageError):
-        resolve_backing(name, HERE)
+    """A name that is too long, or that no document can hold, leads nowhere, and nothing is read through it."""
+    (found,) = located((Reference(ReferenceKind.BACKING, name),), HERE)
+    assert found.location is None
+    assert found.doubt is not None
 
 
 def test_nested_objects_too_deep() -> None:
@@ -204,10 +208,10 @@ def test_nested_objects_too_deep() -> None:
     value: object = {"driver": "file", "filename": "/x"}
     for _ in range(30):
         value = {"file": value}
-    assert resolve_backing("json:" + json.dumps(value), HERE) == "/x"
+    assert where("json:" + json.dumps(value), HERE) == "/x"
     for _ in range(20):
         value = {"file": value}
-    assert resolve_backing("json:" + json.dumps(value), HERE) is None
+    assert where("json:" + json.dumps(value), HERE) is None
 
 
 KEYS = [
@@ -242,7 +246,7 @@ SCALARS = (
 def test_any_json(value: object) -> None:
     """Whatever the json: is, a name that can be written down, None or ImageError comes out."""
     try:
-        found = resolve_backing("json:" + json.dumps(value), HERE)
+        found = where("json:" + json.dumps(value), HERE)
     except ImageError:
         return
     if found is not None:
@@ -254,7 +258,7 @@ def test_any_name(name: str, path: str) -> None:
     """Whatever the name is, a name that can be written down, None or ImageError comes out."""
     for start in ("", "/", "file:", "json:{", "gluster://"):
         try:
-            found = resolve_backing(start + name, path)
+            found = where(start + name, path)
         except ImageError:
             continue
         assert found is None or found.encode()

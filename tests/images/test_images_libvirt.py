@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from image_heads import VALID, qcow2, vpc
 from images.more_heads import MORE, sparse_vmdk
+from images.qemu_images import where as where_backed
 from lxml import etree
 
 from astore.images import HEADER_SIZE, probe
-from astore.images.backing import resolve_backing
 
 if TYPE_CHECKING:
     from astore.testing.beds.libvirt import LibvirtBed
@@ -147,7 +147,7 @@ def test_libvirt_says_the_same(libvirt_bed: LibvirtBed, pool: Path, name: str) -
     if name in UNRESOLVED:
         assert where == info.backing
         return
-    assert where == resolve_backing(info.backing, str(path))
+    assert where == where_backed(info.backing, str(path))
     backing_format = volume.find("backingStore/format")
     assert backing_format is not None
     assert backing_format.get("type") == ("raw" if name in NO_FORMAT_TOLD else info.backing_format)

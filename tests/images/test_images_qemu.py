@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from images.more_heads import MORE
-from images.qemu_images import MIB, SECRET, astore_info, create, make, make_backed, qemu_info
+from images.qemu_images import MIB, SECRET, astore_info, create, make, make_backed, qemu_info, where
 
 from astore.images import HEADER_SIZE, ImageError, needs_full_header, probe
-from astore.images.backing import resolve_backing
 from astore.model import ImageInfo, ReferenceKind
 
 pytestmark = pytest.mark.qemu
@@ -60,7 +59,7 @@ def test_qcow2_backing(tmp_path: Path, backing: str, kind: str, options: tuple[s
     assert ours is not None
     assert ours.backing == theirs["backing-filename"] == backing
     assert ours.backing_format == theirs["backing-filename-format"] == kind
-    assert resolve_backing(backing, str(path)) == theirs["full-backing-filename"] == str(tmp_path / backing)
+    assert where(backing, str(path)) == theirs["full-backing-filename"] == str(tmp_path / backing)
 
 
 BACKING_NAMES = [
@@ -87,7 +86,7 @@ def test_where_qemu_looks_for_backing_files(tmp_path: Path, backing: str) -> Non
         expected = "/elsewhere/base"
     # qemu-img reports it as it is, and looks for it in its own folder
     wanted = None if backing == "file:base" else expected.removeprefix("file:")
-    assert resolve_backing(backing, str(path)) == wanted
+    assert where(backing, str(path)) == wanted
 
 
 def test_file_prefix_is_beside_the_image(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_file_prefix_is_beside_the_image(tmp_path: Path) -> None:
         ["qemu-img", "info", "--backing-chain", "--output=json", str(path)], check=True, capture_output=True
     )
     assert len(json.loads(chain.stdout)) == 2
-    assert resolve_backing(f"file://{base}", str(path)) == str(base)
+    assert where(f"file://{base}", str(path)) == str(base)
 
 
 @pytest.mark.parametrize(("kind", "length"), [("qcow2", 1023), ("qcow", 1023), ("qed", 4095)])
