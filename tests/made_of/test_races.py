@@ -11,7 +11,9 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +53,11 @@ class Scene:
         self._make()
 
     def _make(self) -> None:
-        secret = (SECRET * (SIZE // len(SECRET) + 1))[:SIZE]
-        other = (OTHER * (SIZE // len(OTHER) + 1))[:SIZE]
-        (self.outside / "secret").write_bytes(secret)
+        (self.outside / "secret").write_bytes(_filled(SECRET))
         (self.outside / "folder").mkdir()
-        kept = self.kept
-        (kept / "other.raw").write_bytes(other)
-        (kept / "plain.raw").write_bytes(b"mine".ljust(SIZE, b"."))
-        _qemu_img("convert", "-f", "raw", "-O", "qcow2", kept / "other.raw", kept / "other")
-        _qemu_img("convert", "-f", "raw", "-O", "qcow2", kept / "plain.raw", kept / "image.qcow2")
-        _qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "base.raw", "-F", "raw", kept / "over.qcow2", str(SIZE))
-        small = str(SIZE // 2)
-        _qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "base.raw", "-F", "raw", kept / "small.qcow2", small)
-        shutil.copy(kept / "plain.raw", kept / "base.raw")
-        copy = self.outside / "data"
+        for name, content in _images().items():
+            (self.kept / name).write_bytes(content)
+        copy, kept = self.outside / "data", self.kept
         shutil.copy(self.outside / "secret", copy)
         options = f"data_file={copy},data_file_raw=on"
         _qemu_img("create", "-q", "-f", "qcow2", "-o", options, kept / "evil", str(SIZE))
@@ -134,6 +127,25 @@ class Scene:
         """Write a header with a data file outside into a file, as whoever may write to it can."""
         with open(self.folder / name, "r+b") as file:
             file.write(self.evil)
+
+
+def _filled(word: bytes) -> bytes:
+    return (word * (SIZE // len(word) + 1))[:SIZE]
+
+
+@cache
+def _images() -> dict[str, bytes]:
+    """What is in the folder at the beginning."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        kept = Path(folder)
+        (kept / "other.raw").write_bytes(_filled(OTHER))
+        for name in ("plain.raw", "base.raw"):
+            (kept / name).write_bytes(b"mine".ljust(SIZE, b"."))
+        _qemu_img("convert", "-f", "raw", "-O", "qcow2", kept / "other.raw", kept / "other")
+        _qemu_img("convert", "-f", "raw", "-O", "qcow2", kept / "plain.raw", kept / "image.qcow2")
+        for name, size in (("over.qcow2", SIZE), ("small.qcow2", SIZE // 2)):
+            _qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "base.raw", "-F", "raw", kept / name, str(size))
+        return {one.name: one.read_bytes() for one in kept.iterdir()}
 
 
 def _qemu_img(*arguments: str | Path) -> None:
