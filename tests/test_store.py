@@ -21,7 +21,10 @@ from astore import (
     EntryError,
     Manager,
     Permissions,
+    Place,
     PoolDef,
+    Reference,
+    ReferenceKind,
     Snapshot,
     StoreError,
     Target,
@@ -152,13 +155,19 @@ def test_stale_run_state(store: DefinitionStore, content: bytes | None) -> None:
     assert not path.exists()
 
 
+BASE = Reference(
+    *(ReferenceKind.BACKING, "b", "raw", "/pool/b", "is odd"),
+    Place("/pool/b", "gluster:id", 1 << 63, ((1, 2), ("gluster:id", 3))),
+)
+
+
 def snapshot(count: int) -> Snapshot:
     volumes = {}
     for index in range(count):
         key = f"/pool/v{index:06}"
         volumes[f"v{index:06}"] = VolumeInfo(
             f"v{index:06}", VolumeType.FILE, key, key if index else "other", index, 2, 3, "qcow2", 4, 5, 6, 1 << 63, 8, 9, 10,
-            "b", None, "raw", "1.1", ("lazy_refcounts",), None, 65_536,
+            (BASE,), "1.1", ("lazy_refcounts",), None, 65_536, 1 << 63, "raw", "vmdk", ("bitmaps",),
         )  # fmt: skip
     errors = (EntryError("bad", "why", 5), EntryError("fifo", "it is", None, True))
     return Snapshot(
@@ -171,6 +180,7 @@ def snapshot(count: int) -> Snapshot:
         errors=errors,
         unsettled=frozenset({"v000000"}),
         permissions=Permissions(0o750, 1, 2, "label"),
+        folder=Place("/pool", 1, 2, ((1, 1),)),
     )
 
 
@@ -194,6 +204,7 @@ def test_snapshots(store: DefinitionStore) -> None:
         "errors",
         "unsettled",
         "permissions",
+        "folder",
     ):
         assert getattr(found, field) == getattr(wanted, field), field
     assert found.volumes[0].path == "other"

@@ -15,7 +15,7 @@ import pytest
 from astore import events as kinds
 from astore.cli import shapes
 from astore.cli.events import as_shape, in_words, what_happened
-from astore.model import PoolState, VolumeInfo, VolumeType
+from astore.model import PoolState, Reference, ReferenceKind, VolumeInfo, VolumeType
 
 Make = Callable[..., Path]
 
@@ -35,7 +35,7 @@ VOLUME = VolumeInfo(
     1,
     2,
     3,
-    "b",
+    (Reference(ReferenceKind.BACKING, "b"),),
 )
 ABOUT: dict[str, Any] = {"pool": "p", "uuid": "u", "seq": 7, "time": 1.0}
 

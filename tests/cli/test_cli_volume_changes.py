@@ -302,7 +302,9 @@ def test_chain_and_dependents(astore: Any, folder: Path) -> None:
         (str(folder / "base.qcow2"), "qcow2", "images", "base.qcow2"),
     ]
     lines = astore.good("vol", "chain", "web.qcow2").out.splitlines()
-    assert [line.split() for line in lines[1:]] == [[link.path, "qcow2", "images"] for link in links]
+    uses = ("-", "backing")
+    wanted = [[link.path, use, "qcow2", "images"] for link, use in zip(links, uses, strict=True)]
+    assert [line.split() for line in lines[1:]] == wanted
     dependents = astore.good("vol", "dependents", "base.qcow2", "--json").shape(shapes.Dependents).volumes
     assert [(volume.pool, volume.name) for volume in dependents] == [("images", "web.qcow2")]
     assert astore.good("vol", "dependents", "base.qcow2").out.splitlines()[1].split() == [
@@ -313,5 +315,5 @@ def test_chain_and_dependents(astore: Any, folder: Path) -> None:
     assert astore.good("vol", "dependents", "web.qcow2", "--json").json() == {"volumes": []}
     astore.good("vol", "delete", "base.qcow2", "--force")
     (_, last) = astore.good("vol", "chain", "web.qcow2", "--json").shape(shapes.Chain).links
-    assert last == shapes.ChainLink(str(folder / "base.qcow2"), "qcow2", None, None)
-    assert astore.good("vol", "chain", "web.qcow2").out.splitlines()[2].split()[1:] == ["qcow2", "-"]
+    assert last == shapes.ChainLink(str(folder / "base.qcow2"), "qcow2", None, None, "backing")
+    assert astore.good("vol", "chain", "web.qcow2").out.splitlines()[2].split()[1:] == ["backing", "qcow2", "-"]
