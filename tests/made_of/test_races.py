@@ -192,6 +192,7 @@ MAKING: dict[str, tuple[str | None, Work]] = {
     "copy image": ("image.qcow2", copied("image.qcow2")),
     "copy larger": ("image.qcow2", copied("image.qcow2", capacity=2 * SIZE)),
     "raw to qcow2": ("plain.raw", copied("plain.raw", format="qcow2")),
+    "raw to vmdk": ("plain.raw", copied("plain.raw", format="vmdk")),
     "qcow2 to raw": ("image.qcow2", copied("image.qcow2", format="raw")),
     "chain to raw": ("over.qcow2", copied("over.qcow2", format="raw")),
     "thin": ("base.raw", copied("base.raw", format="qcow2", backing=BackingStore(path="base.raw"))),
