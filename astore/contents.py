@@ -37,12 +37,14 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     :ivar path: the canonical path: without links, ``.`` and ``..``. What begins with no slash is in no local file system.
     :ivar device: with ``inode`` the identity of the file; None where there is no such file, or it was not looked at.
     :ivar through: the identities of the folders on the way, also of those that ``..`` leaves again.
+    :ivar beside: the identity of the folder that has the last part of the location: not the file's own if that part is a link.
     """
 
     path: str
     device: int | str | None = None
     inode: int | None = None
     through: tuple[tuple[int | str, int], ...] = ()
+    beside: tuple[int | str, int] | None = None
 
     @property
     def identity(self) -> tuple[int | str, int] | None:

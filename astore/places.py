@@ -84,6 +84,7 @@ class _Walk:
         self._folders: list[tuple[str, tuple[int, int]]] = []  # (name, identity), the root's name being ''
         self._passed: dict[tuple[int, int], None] = {}  # all folders on the way, also those that ".." leaves again
         self._links = 0
+        self._beside: tuple[int, int] | None = None  # the folder that has the last part
 
     def to(self, path: str) -> Place:
         here = os.open("/", _STEP | os.O_DIRECTORY)
@@ -92,6 +93,8 @@ class _Walk:
             self._enter("", here)
             while parts:
                 part = parts.pop()
+                if not parts and self._beside is None:
+                    self._beside = self._folders[-1][1]
                 if part == "..":
                     above = os.open("..", _STEP, dir_fd=here)
                     os.close(here)
@@ -114,7 +117,7 @@ class _Walk:
                         here = self._follow(target, parts, here)
                         continue
                     if not parts:
-                        return Place(name, st.st_dev, st.st_ino, self._through())
+                        return Place(name, st.st_dev, st.st_ino, self._through(), self._beside)
                     if not stat.S_ISDIR(st.st_mode):
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
                     self._push(part, st)
@@ -213,7 +216,7 @@ class Resolver:
             if folder is None or folder.identity is None:
                 return Place(info.path, info.device, info.inode)
             through = (*folder.through, folder.identity)
-            return Place(beneath(folder.path, info.name), info.device, info.inode, through)
+            return Place(beneath(folder.path, info.name), info.device, info.inode, through, folder.identity)
         if not location.startswith("/"):
             return self._tree.place_of(location)
         if self._remote is None:

@@ -42,7 +42,7 @@ from astore.errors import (
 )
 from astore.images import ImageError, formats, probe
 from astore.images.paths import named_beside
-from astore.images.references import located
+from astore.images.references import are_relative, located
 from astore.model import (
     BackingStore,
     KeptPermissions,
@@ -489,11 +489,7 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
         return True
     if set(wanted.features) - set(old.features):
         return True
-    if within or not old.references:
-        return False
-    # a relative name means something else there, or nothing
-    there = located(old.references, "/elsewhere/volume")
-    return [one.location for one in there] != [one.location for one in old.references]
+    return not within and are_relative(old.references)
 
 
 async def _look_again_at(others: Iterable[Volume]) -> None:

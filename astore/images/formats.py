@@ -100,6 +100,12 @@ def can_be_backed(name: str | None) -> bool:
     return found is not None and found.backed
 
 
+def can_name_files(name: str | None) -> bool:
+    """Whether a header can name files that QEMU would open."""
+    found = format_of(name)
+    return found is not None and found.names_files
+
+
 def can_be_backed_later(name: str | None) -> bool:
     """Whether such images can be given the name of a backing file after they were made."""
     found = format_of(name)

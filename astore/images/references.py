@@ -47,6 +47,14 @@ def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Refere
     return tuple(found)
 
 
+def are_relative(references: tuple[Reference, ...]) -> bool:
+    """Whether names among them mean something else, or nothing, for an image in another folder."""
+    if not references:
+        return False
+    there = located(references, "/elsewhere/volume")
+    return [one.location for one in there] != [one.location for one in references]
+
+
 def _located(reference: Reference, volume_path: str) -> list[Reference]:
     name = reference.name
     if (

@@ -131,6 +131,9 @@ class WritableTree(FileTree):
     makers: ClassVar[int] = 4
     """How many threads at once pay for making many volumes."""
 
+    shared: ClassVar[bool] = False
+    """Whether other machines may write to files that only their owner may open here."""
+
     @property
     def ordered(self) -> bool:
         """Whether what was done to names and sizes before :meth:`sync_folder` is safe with it, of all files. May block."""

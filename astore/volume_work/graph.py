@@ -17,6 +17,7 @@ import msgspec
 from astore.errors import StorageError, printable
 from astore.images import ImageError, formats
 from astore.images.gluster import parse_gluster_uri
+from astore.images.references import are_relative
 from astore.model import Place, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.places import beneath
 
@@ -105,7 +106,22 @@ def _link(reference: Reference, pools: Sequence[Pool]) -> ChainLink:
             doubt = f"was made raw and looks like {info.header_format}, and the image above does not say which it is"
     elif doubt is None and not formats.is_raw(format) and formats.driver_of(format) != formats.driver_of(info.format):
         doubt = f"is {info.format}, and the image above says that it is {printable(format)}"
+    if doubt is None and formats.driver_of(format) == formats.driver_of(info.format) and not _at_home(reference, found):
+        doubt = "is named in another folder than its own, from where the relative names in its header lead elsewhere"
     return ChainLink(path, format, found, reference.kind, doubt)
+
+
+def _at_home(reference: Reference, volume: Volume) -> bool:
+    """Whether a volume's references lead where they lead for somebody who opens it by this reference.
+
+    QEMU puts relative names behind the folder of the name that it was given, which may be a link in another folder.
+    """
+    references, place, folder = volume.info.references, reference.place, volume.pool.snapshot.folder
+    if place is None or folder is None or not are_relative(references):
+        return True
+    if place.beside is not None and folder.identity is not None:
+        return place.beside == folder.identity
+    return place.path.rpartition("/")[0] == folder.path
 
 
 def layers(volume: Volume, pools: Sequence[Pool]) -> list[Layer]:

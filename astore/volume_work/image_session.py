@@ -17,6 +17,7 @@ import msgspec
 
 from astore.backend import CommandResult, QemuNode
 from astore.errors import CommandError, DefinitionError, StorageError, VolumeBusyError, printable
+from astore.files import HEADER_SIZE
 from astore.images import formats
 from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
@@ -52,32 +53,34 @@ class ImageSession(OpeningSession):
 
     async def _create_image(
         self, new: NewVolume, definition: VolumeDef, capacity: int, prealloc_metadata: bool, count: copying.Count
-    ) -> None:
-        """Have qemu-img make an image in a private place, and put it on the pool."""
+    ) -> bytes:
+        """Have qemu-img make an image in a private place, and put it on the pool; the image's first bytes."""
         async with private_folder(self.context) as folder:
             path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
             await self._create_here(path, definition, capacity, prealloc_metadata)
-            size = await self._put(path, new, count)
+            size, head = await self._put(path, new, count)
         if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
             await self._allocate(new, 0, size, count)
+        return head
 
     async def _create_here(self, path: str, definition: VolumeDef, capacity: int, prealloc_metadata: bool) -> None:
         arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
         operation = f"creating a {definition.format} volume"
         await self._run([*arguments, path, str(capacity)], operation, timeout=qemu_img.CREATE_SECONDS)
 
-    async def _put(self, path: str, new: NewVolume, count: copying.Count) -> int:
-        """Copy a file of this machine into a new volume; the volume's size."""
+    async def _put(self, path: str, new: NewVolume, count: copying.Count) -> tuple[int, bytes]:
+        """Copy a file of this machine into a new volume; the volume's size, and its first bytes."""
         lane = self.context.lane
         image = OpenFile(lane, await lane.run(_open_image, path, discard=close_file))
         try:
             made = (await image.stat()).size
+            head = await image.pread(HEADER_SIZE, 0)
             size = whole_sectors(made)
             await new.truncate(size)
             await copying.copy_blocks(image, new, made, count)
         finally:
             await shielded(image.aclose())
-        return size
+        return size, head
 
     # -------------------------------------------------------------------------------------------------- converting
 
@@ -174,7 +177,10 @@ class ImageSession(OpeningSession):
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
         nobody = copying.Count(None, None)
-        if formats.grows(kind) and not new.file.in_kernel:
+        head = b""
+        # elsewhere somebody could write names of files into the header before QEMU reads it
+        inherited = new.file.in_kernel and not (self.tree.shared and formats.can_name_files(kind))
+        if formats.grows(kind) and not inherited:
             async with private_folder(self.context) as folder:
                 path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
                 await self._create_here(path, definition, capacity, False)
@@ -186,12 +192,12 @@ class ImageSession(OpeningSession):
             await new.truncate(room)
         else:
             room = whole_sectors(capacity + capacity // 16) + ROOM  # tables take a 64th and a 256th at most
-            await self._create_image(new, definition, capacity, False, nobody)
-        if new.file.in_kernel:  # nobody else can have written to it
+            head = await self._create_image(new, definition, capacity, False, nobody)
+        if inherited:
             async with self._inherited(new, VolumeType.FILE) as storage:
                 yield storage, None
             return
-        export = Export(new, room, (await new.stat()).size, write=True, on_bytes=on_bytes)
+        export = Export(new, room, (await new.stat()).size, write=True, head=head, on_bytes=on_bytes)
         async with self._serving(export) as storage:
             yield {**storage, "discard": "unmap"}, export
         if kind != "raw":

@@ -263,15 +263,25 @@ class WritableTreeSession(ImageSession):
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
         """Give a volume another name that nobody has.
 
-        :raises VolumeExistsError: somebody has it. VolumeNotFoundError: it is not there.
+        :raises VolumeExistsError: somebody has it. VolumeNotFoundError: it is not there. StorageError: EAGAIN: another file has
+            its name than the one that was asked about; it keeps that.
         """
         checked_name(name)
 
         def rename() -> VolumeInfo:
             _check_same(self.tree, volume)
             self.tree.rename(volume.name, name)
+            try:
+                renamed = found(self.tree, name)
+                if renamed.inode != volume.inode:
+                    what = f"volume {printable(volume.name)!r} is another file by now; refresh it first"
+                    raise StorageError(what, errno=errno.EAGAIN)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.tree.rename(name, volume.name)
+                raise
             self.tree.sync_folder()
-            return found(self.tree, name)
+            return renamed
 
         with worded(volume.name, "rename", other=name):
             return await to_the_end(self.context.lane, rename)

@@ -126,6 +126,26 @@ async def test_pool_behind_a_link(manager: Manager, tmp_path: Path) -> None:
     assert (await place.disk(top))[: len(SECRET)] == SECRET
 
 
+async def test_link_in_another_folder(place: Place, tmp_path: Path) -> None:
+    """3, 4: An image that is named by a link has its own relative names seen from the link's folder, as QEMU has it."""
+    (tmp_path / "links").mkdir()
+    await place.raw("base", SECRET)
+    await place.overlay("mid.qcow2", "base")
+    (tmp_path / "links" / "mid").symlink_to(place.folder / "mid.qcow2")
+    (place.folder / "mid").symlink_to("mid.qcow2")
+    (tmp_path / "links" / "folder").symlink_to(place.folder)
+    for name, fine in ((f"{tmp_path}/links/mid", False), ("mid", True), (f"{tmp_path}/links/folder/mid.qcow2", True)):
+        await place.overlay("top.qcow2", name, "qcow2")
+        top = await place.volume("top.qcow2")
+        if fine:
+            assert (await place.disk(top))[: len(SECRET)] == SECRET
+        else:
+            async with place.refused("another folder"):
+                await place.clone(top, "out")
+        async with place.refused("top.qcow2", error=VolumeInUseError):
+            await place.pool.volume("mid.qcow2").delete()
+
+
 # -------------------------------------------------------------------------------------- what is never written or opened
 
 

@@ -30,6 +30,7 @@ class MountedTree(WritableLocalTree):
     """
 
     makers: ClassVar[int] = 4
+    shared: ClassVar[bool] = True
 
     def __init__(self, mount: MountPoint) -> None:
         super().__init__(target_path(mount.definition), readers=READERS, verify=mount.prove)
