@@ -189,7 +189,7 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
 
     def _lasting(self) -> VolumeInfo:
         references = tuple(msgspec.structs.replace(one, place=None) for one in self.references)
-        return msgspec.structs.replace(self, atime_ns=0, device=0, references=references)
+        return msgspec.structs.replace(self, atime_ns=0, device=0, made=None, references=references)
 
 
 class EntryError(msgspec.Struct, frozen=True, gc=False):

@@ -45,6 +45,7 @@ from astore.images.paths import named_beside
 from astore.images.references import are_relative, located
 from astore.model import (
     BackingStore,
+    ImageInfo,
     KeptPermissions,
     Permissions,
     Reference,
@@ -65,7 +66,7 @@ from astore.volume_work.graph import Layer
 from astore.volume_work.headers import elsewhere
 from astore.volume_work.image_session import is_served, whole_sectors
 from astore.volume_work.transfer import upload
-from astore.volume_work.uploads import Source, beginning, chunks_of
+from astore.volume_work.uploads import Beginning, Source, beginning, chunks_of
 
 if TYPE_CHECKING:
     from astore.pool import Pool
@@ -127,8 +128,7 @@ class WorkingPool(PoolAtWork):
                 errno=EOPNOTSUPP,
                 pool=source.pool.name,
             )
-        if wanted.permissions is None:
-            wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old))
+        wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
         giver = source.pool
         base = await self._backing_volume(wanted.backing)
         with self._relying_on(base), self._claim(wanted.name, "created"):
@@ -164,6 +164,15 @@ class WorkingPool(PoolAtWork):
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
         wanted = self._with_backing(wanted, base)
         chain = await self._layers(source)
+        if wanted.backing is not None and wanted.capacity is not None and wanted.capacity > old.capacity:
+            if base is not None:
+                await base.pool._look_again(base.name)
+            if base is None or _length(base.info, wanted.backing.format) > old.capacity:
+                raise DefinitionError(
+                    f"a copy that is larger than volume {old.name!r} would show there what its backing file has: "
+                    "make it as large as that, and resize it then",
+                    element="capacity",
+                )
         left_out = sorted({extra for layer in chain for extra in layer.volume.info.extras})
         if left_out:
             self._log.warning("a conversion leaves out what is no part of the disk", volume=old.name, left_out=left_out)
@@ -200,8 +209,7 @@ class WorkingPool(PoolAtWork):
         :raises: as :func:`astore.volume_work.graph.layers`.
         """
         for layer in graph.layers(volume, self._manager.pools()):
-            if layer.volume.info.references:
-                await layer.volume.pool._look_again(layer.volume.name)
+            await layer.volume.pool._look_again(layer.volume.name)
         return graph.layers(volume, self._manager.pools())
 
     @contextlib.asynccontextmanager
@@ -221,7 +229,7 @@ class WorkingPool(PoolAtWork):
         if not below:
             yield {}
             return
-        backed = below[0].volume.info.capacity
+        backed = _length(below[0].volume.info, below[0].format)
         if backed <= info.capacity:
             yield {"backed": backed}
             return
@@ -262,27 +270,30 @@ class WorkingPool(PoolAtWork):
     ) -> int:
         info = await self._volume_to_change(name, "upload", force)
         _check_range(offset, length)
+        anew, made = False, None
         with self._claim(name, "uploaded to"):
             session = await self._able("open-volume")
             try:
                 async with (
                     chunks_of(source, self._lane, sparse=sparse) as (chunks, size),
                     self._opened(session, info, write=True) as file,
-                    beginning(file, chunks, offset, length) as (given, head),
+                    beginning(file, chunks, offset, length) as (given, start),
                 ):
-                    made = _new_format(info, head, allow_references)
+                    anew, made = _new_format(info, start, allow_references)
                     with self._reporting(name, "upload", on_progress) as tell:
                         count = Count(length if size is None else size, tell)
-                        if head is not None and made is not None:  # also of one that breaks off
+                        if anew and made is not None:  # also of one that breaks off
                             await file.note_format(made)
                         own = isinstance(chunks, Download)
                         end = await upload(file, given, offset, length, sparse, count, own=own)
-                    if head is not None and made is None:
+                    if anew and made is None:
                         await file.note_format(None)
             except TransferError as error:
                 raise self._named(error) from error.__cause__
             finally:
                 await self._look_again(name)
+                if anew and made is not None:
+                    self._keep_raw(name)
             self._check_same(session, "upload")
             return end - offset
 
@@ -359,6 +370,7 @@ class WorkingPool(PoolAtWork):
             finally:
                 await self._look_again(name)
             self._check_same(session, "wipe")
+            self._keep_raw(name)
 
     async def _delete(self, name: str, *, force: bool) -> None:
         info = await self._volume_to_change(name, "delete", force)
@@ -373,6 +385,12 @@ class WorkingPool(PoolAtWork):
             self._check_same(session, "delete")
             self._apply({name: None})
             await _look_again_at(others)
+
+    def _keep_raw(self, name: str) -> None:
+        """Know that a volume was made raw, also where its storage keeps no notes."""
+        info = self._snapshot.get(name)
+        if info is not None and info.made is None and formats.is_raw(info.format):
+            self._apply({name: msgspec.structs.replace(info, made="raw")})
 
     async def _set_format(self, name: str, format: str) -> VolumeInfo:
         info = await self._volume_to_change(name, "set the format of", True)
@@ -429,10 +447,11 @@ class WorkingPool(PoolAtWork):
                 raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")
             format = info.format
         says_raw = formats.is_raw(format) and formats.can_be_backed_later(wanted.format)
-        if info is not None and info.header_format is not None and not says_raw:
+        if info is not None and (info.made == "raw" or info.header_format is not None) and not says_raw:
+            looks = "" if info.header_format is None else f" and looks like {info.header_format} now"
             raise DefinitionError(
-                f"volume {info.name!r} was made raw and looks like {info.header_format} now: it can back qcow2 and qed "
-                "volumes, which say that it is raw; if it is meant to be what it looks like, set its format first",
+                f"volume {info.name!r} was made raw{looks}: it can back qcow2 and qed volumes, which say that it is raw; "
+                "if it is meant to be an image, set its format first",
                 element="backingStore",
             )
         capacity = wanted.capacity
@@ -472,6 +491,11 @@ def _shared(
             if layer.volume == base and formats.driver_of(layer.format) == formats.driver_of(wanted.backing.format):
                 return node
     return None
+
+
+def _length(info: VolumeInfo, format: str | None) -> int:
+    """How many bytes a volume has that is read in a format."""
+    return info.physical if formats.is_raw(format) else info.capacity
 
 
 def _stored(info: VolumeInfo) -> int:
@@ -514,34 +538,60 @@ async def _nodes(
     return nodes
 
 
-def _permissions_of(info: VolumeInfo) -> Permissions:
-    """Those that a copy of a volume gets. Only root may give files away."""
+def _permissions_of(info: VolumeInfo, said: Permissions | None) -> Permissions:
+    """Those that a copy of a volume gets: its own, where nothing else is said. Only root may give files away."""
+    said = said or Permissions()
     owner, group = (info.uid, info.gid) if os.geteuid() == 0 else (None, None)
-    return KeptPermissions(stat.S_IMODE(info.mode) & 0o777, owner, group)
+    if said.mode is not None and said.owner is not None and said.group is not None:
+        return said
+    kind = KeptPermissions if said.owner is None and said.group is None else Permissions
+    return kind(
+        stat.S_IMODE(info.mode) & 0o777 if said.mode is None else said.mode,
+        owner if said.owner is None else said.owner,
+        group if said.group is None else said.group,
+        said.label,
+    )
 
 
-def _new_format(info: VolumeInfo, head: bytes | None, allow_references: bool) -> str | None:
-    """What is noted at a volume that is to begin with ``head``: ``raw``, or None if it is an image.
+def _new_format(info: VolumeInfo, given: Beginning, allow_references: bool) -> tuple[bool, str | None]:
+    """Whether an upload says anew what the volume is, and what is noted then: ``raw``, or None if it is an image.
 
-    :raises StorageError: EPERM: it would name other files than now, and that is not allowed.
+    Only the upload's own bytes say that, from the first one on: what is there already may be a guest's.
+
+    :raises StorageError: EPERM: the header would name other files than now, or cannot be read, and that is not allowed.
     """
-    if head is None:
-        return None
-    try:
-        image = probe(head)
-    except ImageError:  # whatever that is, it is nothing to be believed
-        return "raw"
-    if image is None:
-        return "raw"
-    known = {(one.kind, one.name) for one in info.references}
-    for one in image.references:
-        if not allow_references and (one.kind, one.name) not in known:
+    if given.head is None or (info.made == "raw" and given.offset):
+        return False, None
+    said = _image(given.own) if not given.offset else None
+    if not given.offset and said is None:
+        return True, "raw"
+    image = _image(given.head)
+    known = {(one.kind, one.name, one.format) for one in info.references}
+    what = f"what is to be uploaded to volume {info.name!r} is an image"
+    if isinstance(image, ImageError) or isinstance(said, ImageError):
+        if not allow_references:
             raise StorageError(
-                f"what is to be uploaded to volume {info.name!r} is a {image.format} image whose header names another file, "
-                f"{printable(one.name)}: nothing was written; allow its references (--allow-references) if that is meant",
+                f"{what} whose header cannot be read, and may name other files: nothing was written; allow its references "
+                "(--allow-references) if that is meant",
                 errno=EPERM,
             )
-    return None
+        return True, "raw"
+    for one in () if image is None or allow_references else image.references:
+        if (one.kind, one.name, one.format) not in known:
+            raise StorageError(
+                f"{what} whose header names another file, {printable(one.name) or one.doubt}: nothing was written; allow its "
+                "references (--allow-references) if that is meant",
+                errno=EPERM,
+            )
+    return not given.offset, None
+
+
+def _image(head: bytes) -> ImageInfo | ImageError | None:
+    """What a header says, or why it cannot be read."""
+    try:
+        return probe(head)
+    except ImageError as error:
+        return error
 
 
 def _check_range(offset: int, length: int | None) -> None:

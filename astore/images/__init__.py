@@ -33,17 +33,22 @@ class _Format(NamedTuple):
 
     ``read`` returns None, and raises nothing, for what it does not recognise. ``reaches_beyond`` says whether a header's
     first page leaves out what ``read`` would look at, and None where ``read`` would return None; a format has none if its
-    header fits in a page. ``read_on`` tells by a reader what ``read`` cannot.
+    header fits in a page. ``read_on`` tells by a reader what ``read`` cannot,
+    and ``longer`` gives more of a header that does not end within what was read.
     """
 
     read: Callable[[bytes], ImageInfo | None]
     reaches_beyond: Callable[[bytes], bool | None] | None = None
     read_on: Callable[[Reader], ImageInfo] | None = None
+    longer: Callable[[bytes, Reader], bytes | None] | None = None
 
 
 _DESCRIPTOR = _Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond)
 _BY_MAGIC: dict[bytes, tuple[_Format, ...]] = {
-    b"QFI\xfb": (_Format(qcow2.read, qcow2.reaches_beyond), _Format(qcow.read, qcow.reaches_beyond)),
+    b"QFI\xfb": (
+        _Format(qcow2.read, qcow2.reaches_beyond, longer=qcow2.first_cluster),
+        _Format(qcow.read, qcow.reaches_beyond),
+    ),
     b"QED\0": (_Format(qed.read, qed.reaches_beyond),),
     b"KDMV": (_Format(vmdk.read, vmdk.reaches_beyond),),
     b"COWD": (_Format(vmdk.read_cowd, vmdk.cowd_reaches_beyond),),
@@ -66,9 +71,9 @@ def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
     """What the beginning of a file says.
 
     :param head: the first HEADER_SIZE bytes of the file, or all of it if it is shorter; more are ignored.
-    :param read: returns what a file has at an offset, up to a length, both in bytes; it is asked only for VHDX, some six times
-        and for 64 KiB at most, and what it raises is passed on. Without it the capacity of a VHDX image is not known, and
-        None, though it is not the file's size.
+    :param read: returns what a file has at an offset, up to a length, both in bytes. It is asked for VHDX, some six times and for
+        64 KiB at most, and for a qcow2 header that does not end within ``head``: its first cluster, of 2 MiB at most. What it
+        raises is passed on. Without it the capacity of a VHDX image is not known, and None, though it is not the file's size.
     :return: None for what has no known magic, or an unknown version: raw.
     :raises ImageError: it has a format's magic and version, but the header is malformed or cut off.
     """
@@ -77,7 +82,13 @@ def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
         if len(head) > HEADER_SIZE:
             head = head[:HEADER_SIZE]
         for format in formats:
-            info = format.read(head)
+            try:
+                info = format.read(head)
+            except ImageError:
+                whole = None if read is None or format.longer is None else format.longer(head, read)
+                if whole is None:
+                    raise
+                info = format.read(whole)
             if info is not None:
                 return info if read is None or format.read_on is None else format.read_on(read)
     if head[0x40:0x44] == vdi.MAGIC:

@@ -1,13 +1,14 @@
 """qcow2, versions 2 and 3: QEMU's docs/interop/qcow2.txt.
 
 The backing name and the header extensions are in the first cluster, which may have 2 MiB. A name that begins or ends
-beyond HEADER_SIZE bytes is legal then, and cannot be told: an error, not an image without a backing file. (qemu-img
-puts it behind the header and its extensions, within the first 2 KiB.)
+beyond HEADER_SIZE bytes is legal then: whoever can read it reads the whole cluster, and for others it is an error, not an
+image without a backing file. (qemu-img puts it behind the header and its extensions, within the first 2 KiB.)
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from astore.images.errors import ImageError
 from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, backing, checked_name_length, cut_off, name_at, text_of
@@ -134,6 +135,15 @@ def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | No
     else:
         raise ImageError(f"it has more than {MOST_EXTENSIONS} header extensions", format=_FORMAT)
     return backing_format, data_file
+
+
+def first_cluster(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
+    """All that a header may take, where that is more than ``head``: the first cluster. None: there is no more."""
+    cluster_bits = _HEAD(head)[3] if len(head) >= _V2_SIZE else 0
+    if not 9 <= cluster_bits <= 21 or 1 << cluster_bits <= len(head):
+        return None
+    whole = read(0, 1 << cluster_bits)
+    return whole if len(whole) > len(head) else None
 
 
 def reaches_beyond(head: bytes) -> bool | None:

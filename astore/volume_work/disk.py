@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
 from astore.definitions import Host
-from astore.errors import DefinitionError, StorageError, printable
+from astore.errors import DefinitionError
 from astore.images import formats
 from astore.images.gluster import parse_gluster_uri
-from astore.model import ReferenceKind, VolumeInfo, VolumeType
-from astore.volume_work.graph import ChainLink
+from astore.model import VolumeInfo, VolumeType
+from astore.volume_work import graph
+from astore.volume_work.graph import Layer
 from astore.xml.reading import Element, add, render
 
 if TYPE_CHECKING:
@@ -32,15 +32,12 @@ def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
     add(disk, "driver", name="qemu", type=_libvirt_format(info.format))
     _add_source(disk, volume)
     above = disk
-    for link in images[1:]:
-        if link.volume is None:
-            break  # libvirt looks for itself, by the header of the image above
-        above = add(above, "backingStore", type=_disk_type(link.volume.info))
-        add(above, "format", type=_libvirt_format(link.format))
-        _add_source(above, link.volume)
-    else:
-        if formats.can_be_backed(info.format):
-            add(above, "backingStore")  # there is nothing below: libvirt is not to look
+    for below, format in images[1:]:
+        above = add(above, "backingStore", type=_disk_type(below.info))
+        add(above, "format", type=_libvirt_format(format))
+        _add_source(above, below)
+    if formats.can_be_backed(info.format):
+        add(above, "backingStore")  # there is nothing below: libvirt does not look
     add(disk, "target", dev=target, bus=bus)
     if readonly or device == "cdrom":
         add(disk, "readonly")
@@ -50,19 +47,12 @@ def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
 def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
     """See :meth:`astore.Volume.qemu_blockdev`.
 
-    :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`;
-    EPERM: it is backed by what no active pool has.
+    :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`.
     """
     node: dict[str, Any] | None = None
-    for link in reversed(_images(volume)):
-        if link.volume is None:
-            raise StorageError(
-                f"volume {volume.name!r} needs {printable(link.path)}, which is no volume of an active pool",
-                errno=errno.EPERM,
-                pool=volume.pool.name,
-            )
-        made: dict[str, Any] = {"driver": formats.driver_of(link.format), "file": _storage(link.volume)}
-        if formats.can_be_backed(link.format):
+    for image, format in reversed(_images(volume)):
+        made: dict[str, Any] = {"driver": formats.driver_of(format), "file": _storage(image)}
+        if formats.can_be_backed(format):
             made["backing"] = node
         node = made
     assert node is not None
@@ -71,26 +61,11 @@ def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
     return node
 
 
-def _images(volume: Volume) -> list[ChainLink]:
-    """The images that a disk is read of, from the top down, as the graph knows them.
-
-    :raises StorageError: EPERM: there is a doubt about one of them, or one has its data in other files.
-    """
-    info = volume.info
-    if info.type in (VolumeType.DIR, VolumeType.NETDIR):
-        raise DefinitionError(f"volume {info.name!r} is a directory, which is no disk")
-    links = list(volume.backing_chain())
-    for link in links:
-        why = link.doubt
-        if why is None and link.kind in (ReferenceKind.DATA, ReferenceKind.EXTENT):
-            why = "has data of it: such images are not described"
-        if why is not None:
-            raise StorageError(
-                f"volume {info.name!r} needs {printable(link.path)}, which {why}",
-                errno=errno.EPERM,
-                pool=volume.pool.name,
-            )
-    return links
+def _images(volume: Volume) -> list[Layer]:
+    """The images that a disk is read of, from the top down, as the graph knows them. :raises: as :func:`graph.layers`."""
+    if volume.info.type in (VolumeType.DIR, VolumeType.NETDIR):
+        raise DefinitionError(f"volume {volume.name!r} is a directory, which is no disk")
+    return graph.layers(volume, volume.pool._manager.pools())
 
 
 def _libvirt_format(format: str | None) -> str:

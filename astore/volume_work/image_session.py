@@ -251,10 +251,21 @@ class ImageSession(OpeningSession):
             arguments += [qemu_img.filename(node), str(capacity)]
 
             async def run(arguments: list[str]) -> CommandResult:
-                nodes = (backing or {},)
-                return await self._run(arguments, operation, nodes=nodes, stored=stored, export=export)
+                return await self._run(
+                    arguments,
+                    operation,
+                    nodes=(backing or {},),
+                    stored=room,
+                    export=export,
+                    timeout=qemu_img.CONVERT_SECONDS,
+                )
 
-            await run(arguments)
+            try:
+                await run(arguments)
+            except BaseException:
+                if more:  # the space that was taken is in no header
+                    await shielded(bounded(file.truncate(export.end)))
+                raise
             # what QEMU does to a file's size it cannot do here: to take space for it, and to cut it
             end = export.end
             if allocate or capacity < volume.capacity:

@@ -108,6 +108,8 @@ class WritableTreeSession(ImageSession):
         async with self._making(definition, progress) as (new, count), self.open_volume(source) as old:
             with worded(definition.name, "copy", count):
                 await old.run(unchanged_head, old.file, source, what)
+                if not is_raw(source.format):
+                    await self._join_qemu(old, source, write=False)
                 size = count.total = (await old.stat()).size
                 if not await copying.copy_within(old, new, size, count):
                     await self._copy(old, size, new, count)

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import Executor, Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiofiles.threadpool
 import anyio.abc
@@ -60,17 +60,28 @@ async def chunks_of(
         )
 
 
+class Beginning(NamedTuple):
+    """How a volume begins after an upload.
+
+    :ivar offset: where the upload begins. :ivar own: its own bytes, up to the volume's first HEADER_SIZE.
+    :ivar head: the first HEADER_SIZE bytes of the volume after it; None where it leaves them as they are.
+    """
+
+    offset: int
+    own: bytes = b""
+    head: bytes | None = None
+
+
 @contextlib.asynccontextmanager
 async def beginning(
     file: VolumeFile, chunks: AsyncIterable[Data | Hole], offset: int, length: int | None
-) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], bytes | None]]:
-    """An upload's chunks, all of them, and the first HEADER_SIZE bytes that the volume will have after it.
+) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], Beginning]]:
+    """An upload's chunks, all of them, and how the volume begins after it.
 
     :param file: the volume. :param offset: where the chunks go. :param length: how many of their bytes are taken at most.
-    :return: None in place of the first bytes where the upload leaves them as they are.
     """
     if offset >= HEADER_SIZE or length == 0:
-        yield chunks, None
+        yield chunks, Beginning(offset)
         return
     wanted = HEADER_SIZE - offset if length is None else min(HEADER_SIZE - offset, length)
     taken: list[Data | Hole] = []
@@ -100,7 +111,8 @@ async def beginning(
             yield chunk
 
     async with contextlib.aclosing(again()) as given:
-        yield given, bytes(head[:HEADER_SIZE]) if had else None
+        head = head[:HEADER_SIZE]
+        yield given, Beginning(offset, bytes(head[offset:at]), bytes(head)) if had else Beginning(offset)
 
 
 def _open(path: str) -> tuple[io.FileIO, int | None]:
