@@ -162,11 +162,15 @@ class WorkingPool(PoolAtWork):
         taker = cast(ConvertsVolumes, taking)
         if wanted.capacity is None:
             wanted = msgspec.structs.replace(wanted, capacity=old.capacity)
+        if wanted.backing is not None and not formats.can_be_backed_later(wanted.format):
+            raise DefinitionError(
+                f"nothing can be converted into a {wanted.format} volume that is backed", element="backingStore"
+            )
         wanted = self._with_backing(wanted, base)
         chain = await self._layers(source)
         if wanted.backing is not None and wanted.capacity is not None and wanted.capacity > old.capacity:
             if base is not None:
-                await base.pool._look_again(base.name)
+                await base.pool._look_at_same(base.name)
             if base is None or _length(base.info, wanted.backing.format) > old.capacity:
                 raise DefinitionError(
                     f"a copy that is larger than volume {old.name!r} would show there what its backing file has: "
@@ -209,7 +213,7 @@ class WorkingPool(PoolAtWork):
         :raises: as :func:`astore.volume_work.graph.layers`.
         """
         for layer in graph.layers(volume, self._manager.pools()):
-            await layer.volume.pool._look_again(layer.volume.name)
+            await layer.volume.pool._look_at_same(layer.volume.name)
         return graph.layers(volume, self._manager.pools())
 
     @contextlib.asynccontextmanager

@@ -240,6 +240,18 @@ class PoolAtWork(RefreshedPool):
         for name in names:
             await shielded(self._refresh_quietly(name))
 
+    async def _look_at_same(self, name: str) -> None:
+        """See what a volume is now. :raises StorageError: EAGAIN: it is another file than it was known as."""
+        before = self._snapshot.get(name)
+        await self._look_again(name)
+        now = self._snapshot.get(name)
+        if before is not None and now is not None and now.inode != before.inode:
+            raise StorageError(
+                f"volume {name!r} of pool {self.name!r} is another file than it was: look at it before you use it",
+                errno=EAGAIN,
+                pool=self.name,
+            )
+
     async def _refresh_quietly(self, name: str) -> None:
         with contextlib.suppress(Exception):
             await self._refresh_volume(name, CLEANUP_SECONDS)
