@@ -71,9 +71,9 @@ def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
     """What the beginning of a file says.
 
     :param head: the first HEADER_SIZE bytes of the file, or all of it if it is shorter; more are ignored.
-    :param read: returns what a file has at an offset, up to a length, both in bytes. It is asked for VHDX, some six times and for
-        64 KiB at most, and for a qcow2 header that does not end within ``head``: its first cluster, of 2 MiB at most. What it
-        raises is passed on. Without it the capacity of a VHDX image is None: not known, and not the file's size.
+    :param read: returns what a file has at an offset, up to a length, both in bytes. It is asked for VHDX, some six times and
+        for 64 KiB at most, and for a qcow2 header that does not end within ``head``: its first cluster, of 2 MiB at most. What
+        it raises is passed on. Without it the capacity of a VHDX image is None: it is not the file's size.
     :return: None for what has no known magic, or an unknown version: raw.
     :raises ImageError: it has a format's magic and version, but the header is malformed or cut off.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from made_of.conftest import ALL
 from made_of.places import MIB, Place
 
-from astore.errors import DefinitionError, StorageError, VolumeInUseError, VolumeNotFoundError
+from astore.errors import AstoreError, DefinitionError, StorageError, VolumeInUseError, VolumeNotFoundError
 from astore.manager import Manager
 from astore.model import BackingStore, PoolDef, Target, VolumeDef
 
@@ -207,3 +208,111 @@ async def test_never_of_two_files(place: Place, monkeypatch: pytest.MonkeyPatch)
     await place.pool.refresh(full=True)
     info = place.pool.volume("image").info
     assert (info.format, info.inode) == ("qcow2", (place.folder / "image").stat().st_ino)
+
+
+@everywhere
+async def test_a_byte_makes_no_image(place: Place) -> None:
+    """Only an upload's own bytes say what a volume is; what its guest wrote does not, whatever is added to it."""
+    disk = await place.pool.create_volume(VolumeDef("disk", capacity=MIB))
+    await asyncio.to_thread(write, place.folder / "disk", await header(place, "plain"))
+    for offset in (8, 79, 20_000, 100_000):
+        await disk.upload(b"x", offset=offset)
+        assert (disk.info.format, disk.info.made) == ("raw", "raw")
+    await asyncio.to_thread(
+        write, place.folder / "disk", await header(place, "evil", "-u", "-b", "/etc/passwd", "-F", "raw")
+    )
+    await disk.upload(b"x", offset=30_000)
+    assert (disk.info.format, disk.info.references) == ("raw", ())
+    await disk.upload(await header(place, "plain"))
+    assert (disk.info.format, disk.info.made) == ("qcow2", None)
+
+
+async def test_storage_without_notes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be noted at files, a volume is known to be raw as long as its pool is active."""
+
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "setxattr", refused)
+    monkeypatch.setattr(os, "getxattr", refused)
+    monkeypatch.setattr(os, "removexattr", refused)
+    monkeypatch.setattr(os, "listxattr", lambda *arguments: [])
+    disk = await place.pool.create_volume(VolumeDef("disk", capacity=MIB))
+    (place.folder / "found").write_bytes(bytes(MIB))
+    found = await place.volume("found")
+    await found.wipe()
+    evil = await header(place, "evil", "-u", "-b", "/etc/passwd", "-F", "raw")
+    for volume in (disk, found):
+        await asyncio.to_thread(write, place.folder / volume.name, evil)
+        await place.pool.refresh()
+        await place.pool.refresh(full=True)
+        await volume.refresh()
+        assert (volume.info.format, volume.info.made, volume.info.references) == ("raw", "raw", ())
+    await disk.upload(b"y", offset=MIB // 2)
+    assert disk.info.made == "raw"
+    await disk.set_format("qcow2")
+    assert (disk.info.format, disk.info.made) == ("qcow2", None)
+
+
+async def grown(place: Place, name: str, capacity: int) -> bytes:
+    """The disk of an image after it was made larger."""
+    volume = await place.volume(name)
+    await volume.resize(capacity)
+    return await place.disk(volume)
+
+
+async def test_what_growing_shows(place: Place) -> None:
+    """What an image gains is zeros: over a base that is read raw and is an image itself, and over one that grew meanwhile."""
+    await place.image("b.qcow2", "64K")
+    await place.overlay("o.qcow2", "b.qcow2", size="64K")
+    assert (await grown(place, "o.qcow2", 512 << 10))[64 << 10 :] == bytes((512 - 64) << 10)
+    await place.raw("b.raw", b"A" * (64 << 10), size=64 << 10)
+    await place.overlay("p.qcow2", "b.raw", size="64K")
+    await place.pool.refresh()
+    with (place.folder / "b.raw").open("ab") as file:
+        file.write(b"old" * 100_000)
+    assert (await grown(place, "p.qcow2", 256 << 10))[64 << 10 :] == bytes((256 - 64) << 10)
+
+
+async def test_larger_copies_on_a_base(place: Place) -> None:
+    """A copy on a backing file that is longer than the source shows nothing of it; nothing is made then."""
+    await place.raw("base.raw", b"A" * MIB)
+    await place.raw("src.raw", b"B" * (64 << 10), size=64 << 10)
+    source = await place.volume("src.raw")
+    backing = BackingStore("base.raw", "raw")
+    with pytest.raises(DefinitionError, match="would show there what its backing file has"):
+        await place.pool.copy_volume(source, VolumeDef("c", format="qcow2", backing=backing, capacity=MIB))
+    copy = await place.pool.copy_volume(source, VolumeDef("c", format="qcow2", backing=backing))
+    await copy.resize(MIB)
+    assert await place.disk(copy) == (b"B" * (64 << 10)).ljust(MIB, b"\0")
+
+
+async def test_names_far_from_the_beginning(place: Place) -> None:
+    """A backing file is protected wherever in the first cluster its name stands; so is an upload of such a header refused."""
+    await place.raw("base.raw", SECRET)
+    await place.image("far", "-u", "-b", "base.raw", "-F", "raw", "-o", "cluster_size=2M", "1M")
+    path = place.folder / "far"
+    data = bytearray(await asyncio.to_thread(path.read_bytes))
+    data[100_000:100_008] = b"base.raw"
+    data[8:16] = (100_000).to_bytes(8, "big")
+    await asyncio.to_thread(path.write_bytes, data)
+    far = await place.volume("far")
+    assert far.info.backing == "base.raw"
+    with pytest.raises(VolumeInUseError):
+        await place.pool.volume("base.raw").delete()
+    assert (await place.disk(far))[: len(SECRET)] == SECRET
+    other = await place.pool.create_volume(VolumeDef("other", capacity=4 * MIB))
+    with pytest.raises(StorageError, match="may name other files"):
+        await other.upload(bytes(data))
+    assert await place.bytes_of("other") == bytes(4 * MIB)
+
+
+@pytest.mark.parametrize("kind", ["vpc", "vdi", "qed", "vmdk"])
+async def test_resize_that_is_refused(place: Place, kind: str) -> None:
+    """An image that cannot be given space keeps its size."""
+    await place.image("image", "4M", format=kind)
+    image = await place.volume("image")
+    before = await place.bytes_of("image")
+    with pytest.raises(AstoreError):
+        await image.resize(8 * MIB, allocate=True)
+    assert await place.bytes_of("image") == before
