@@ -107,7 +107,8 @@ class WorkingPool(PoolAtWork):
         with another backing file, qemu-img converts. On a backing file that is the source itself, or what the source is
         backed by, a copy is thin; on any other it holds all data.
 
-        :param definition: format and capacity are the source's where it does not say.
+        :param definition: format and capacity are the source's where it does not say; of a record (not of a document) mode,
+            owner and group are too, the latter two only where the storage lets us.
         :param on_progress: called with bytes done and in all.
         :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there. StorageError: EPERM: it
             would have to be converted, and needs a file that is no volume of an active pool.
@@ -128,7 +129,8 @@ class WorkingPool(PoolAtWork):
                 errno=EOPNOTSUPP,
                 pool=source.pool.name,
             )
-        wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
+        if isinstance(definition, VolumeDef):  # a document is taken at its word, as libvirt does
+            wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
         giver = source.pool
         base = await self._backing_volume(wanted.backing)
         with self._relying_on(base), self._claim(wanted.name, "created"):

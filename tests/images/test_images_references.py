@@ -248,10 +248,10 @@ SLOW = [
 
 @pytest.mark.parametrize("name", SLOW, ids=lambda name: repr(name[:20]))
 def test_no_name_takes_long(name: str) -> None:
-    """The longest names made to be slow are done with in a moment."""
+    """The longest names made to be slow take no more than in proportion: what were quadratic would take minutes."""
     began = time.thread_time()
     located(backing(name[:65_536]), HERE)
-    assert time.thread_time() - began < 0.5
+    assert time.thread_time() - began < 10
 
 
 KEYS = [
