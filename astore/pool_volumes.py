@@ -453,6 +453,7 @@ class WorkingPool(PoolAtWork):
                 raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")
             format = info.format
         says_raw = formats.is_raw(format) and formats.can_be_backed_later(wanted.format)
+        says_raw = says_raw or not formats.can_be_backed(wanted.format)  # which is refused for itself
         if info is not None and (info.made == "raw" or info.header_format is not None) and not says_raw:
             looks = "" if info.header_format is None else f" and looks like {info.header_format} now"
             raise DefinitionError(
