@@ -129,7 +129,7 @@ class WorkingPool(PoolAtWork):
                 errno=EOPNOTSUPP,
                 pool=source.pool.name,
             )
-        if isinstance(definition, VolumeDef):  # a document is taken at its word, as libvirt does
+        if wanted.permissions != Permissions():  # which says: the defaults
             wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
         giver = source.pool
         base = await self._backing_volume(wanted.backing)

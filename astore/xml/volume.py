@@ -77,7 +77,8 @@ def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
         allocation=capacity if allocation is None and not copied else allocation,
         format=format_ or "raw",
         type=None if type_ is None else VolumeType(type_),
-        permissions=permissions,
+        # a document that says nothing of a copy's permissions means the defaults, as in libvirt, and not its source's
+        permissions=Permissions() if permissions is None and copied else permissions,
         compat="1.1" if compat is None and features is not None else compat,
         features=features or (),
         cluster_size=cluster_size,

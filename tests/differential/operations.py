@@ -200,7 +200,12 @@ class AstoreSide(Side):
 
     async def world(self, names: Collection[str]) -> World:
         """See :meth:`Side.world`."""
-        return {pool.name: self.masked(self._shown(pool)) for pool in self._manager.pools() if pool.name in names}
+        pools = [pool for pool in self._manager.pools() if pool.name in names]
+        for pool in pools:
+            for info in pool.volumes if pool.active else ():
+                if info.header_format is not None:  # libvirt believes whoever wrote that, and here it is meant
+                    await Volume(pool, info.name).set_format(info.header_format)
+        return {pool.name: self.masked(self._shown(pool)) for pool in pools}
 
     @staticmethod
     def _shown(pool: Pool) -> dict[str, Any]:
