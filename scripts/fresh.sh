@@ -116,7 +116,7 @@ mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
 pivot_root . .
 umount -l .
-cd /root/astore
+cd "$HOME/astore"
 unset ROOT ENTER
 result=0
 sh -c "unset COMMAND; $COMMAND" || result=$?
