@@ -14,7 +14,6 @@ class Format(NamedTuple):
     :ivar converted: astore reads such images through QEMU, to convert them.
     :ivar backed: QEMU's driver takes a ``backing`` child.
     :ivar backed_later: an image can be given the name of a backing file after it was made.
-    :ivar names_files: a header can name files that QEMU would open, so QEMU is given the header that was checked.
     :ivar grows: QEMU writes at the file's end, so the file must have its true size, and be able to grow.
     :ivar refused: the format is known, QEMU only reads it, and astore does not convert it.
     """
@@ -26,7 +25,6 @@ class Format(NamedTuple):
     converted: bool = False
     backed: bool = False
     backed_later: bool = False
-    names_files: bool = False
     grows: bool = False
     refused: bool = False
 
@@ -34,10 +32,10 @@ class Format(NamedTuple):
 FORMATS = (
     Format("raw", "raw", raw=True, made=True, converted=True),
     Format("iso", "raw", raw=True, converted=True),
-    Format("qcow2", "qcow2", made=True, converted=True, backed=True, backed_later=True, names_files=True),
-    Format("qcow", "qcow", made=True, converted=True, backed=True, names_files=True, grows=True),
-    Format("qed", "qed", made=True, converted=True, backed=True, backed_later=True, names_files=True, grows=True),
-    Format("vmdk", "vmdk", made=True, converted=True, backed=True, names_files=True, grows=True),
+    Format("qcow2", "qcow2", made=True, converted=True, backed=True, backed_later=True),
+    Format("qcow", "qcow", made=True, converted=True, backed=True, grows=True),
+    Format("qed", "qed", made=True, converted=True, backed=True, backed_later=True, grows=True),
+    Format("vmdk", "vmdk", made=True, converted=True, backed=True, grows=True),
     Format("vdi", "vdi", made=True, converted=True),
     Format("vpc", "vpc", made=True, converted=True),
     Format("vhd", "vpc", converted=True),
@@ -98,12 +96,6 @@ def can_be_backed(name: str | None) -> bool:
     """Whether such images can be backed by others."""
     found = format_of(name)
     return found is not None and found.backed
-
-
-def can_name_files(name: str | None) -> bool:
-    """Whether a header can name files that QEMU would open."""
-    found = format_of(name)
-    return found is not None and found.names_files
 
 
 def can_be_backed_later(name: str | None) -> bool:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from astore.images import vmdk
 
-CHECKED_SIZE = vmdk.SPARSE_TEXT + vmdk.TEXT_SIZE
-"""How many bytes :func:`without_references` has to see to take out every name of a backing file."""
-
 
 def without_references(format: str | None, head: bytes) -> bytes:
     """Take the name of the backing file out of an image's first bytes, and change nothing else.
@@ -15,7 +12,7 @@ def without_references(format: str | None, head: bytes) -> bytes:
     qcow2's name keeps its place, for the header's extensions may end there; it has no length then. qcow2's data file and
     VMDK's extents stay: an image without them is none.
 
-    :param format: libvirt's word. :param head: the first CHECKED_SIZE bytes or more, or all of a shorter file.
+    :param format: libvirt's word. :param head: the first HEADER_SIZE bytes, or all of a shorter file.
     """
     if format == "qcow2":
         return head[:16] + bytes(len(head[16:20])) + head[20:]

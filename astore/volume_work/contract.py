@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import errno
+import os
 from typing import Any, ClassVar
 
 from astore.files import FileStat, FileTree
@@ -71,9 +73,6 @@ class TreeFile(abc.ABC):
 
         :raises OSError: EOPNOTSUPP …: this storage cannot.
         """
-        import errno
-        import os
-
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     in_kernel: ClassVar[bool] = False
@@ -81,7 +80,7 @@ class TreeFile(abc.ABC):
 
     def open_again(self) -> int:
         """A descriptor of the very same file for a program to inherit, without the locks of this one; the caller closes it."""
-        raise NotImplementedError
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def noted_format(self) -> str | None:
         """The format that astore noted at the file, ``""`` if none is; None: this storage keeps no notes."""

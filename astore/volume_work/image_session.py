@@ -179,7 +179,7 @@ class ImageSession(OpeningSession):
         nobody = copying.Count(None, None)
         head = b""
         # elsewhere somebody could write names of files into the header before QEMU reads it
-        inherited = new.file.in_kernel and not (self.tree.shared and formats.can_name_files(kind))
+        inherited = new.file.in_kernel and not (self.tree.shared and formats.can_be_backed(kind))
         if formats.grows(kind) and not inherited:
             async with private_folder(self.context) as folder:
                 path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
