@@ -55,8 +55,8 @@ from astore.events import (
     VolumeProgress,
     VolumeRemoved,
 )
-from astore.importing import ImportAction, ImportedPool, ImportReport, import_pools
 from astore.manager import Manager, Statistics
+from astore.manager.importing import ImportAction, ImportedPool, ImportReport, import_pools
 from astore.model import (
     Adapter,
     Auth,
@@ -90,11 +90,11 @@ from astore.model import (
     VolumeInfo,
     VolumeType,
 )
-from astore.pool import Pool
+from astore.pools.graph import ChainLink
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.volume import Volume
-from astore.volume_work.blocks import Hole
-from astore.volume_work.graph import ChainLink
+from astore.volume_io.blocks import Hole
 
 __version__ = "0.1.0"
 

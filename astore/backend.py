@@ -7,7 +7,7 @@ is an *ability*: a Protocol of one or two methods, on the backend (:class:`Disco
 volume abilities). What a backend can do is computed from it; what it cannot do is refused by the core with
 :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
 
-A backend whose pools are folders of files implements :class:`astore.files.FileTree` instead of a session and
+A backend whose pools are folders of files implements :class:`astore.trees.tree.FileTree` instead of a session and
 returns ``FileTreeSession(tree, context)`` from ``open``; listing and probing are then done for it.
 
 Rules for plugin code: ``check`` and ``source_key`` touch nothing. Blocking calls go through ``context.lane``, programs
@@ -27,9 +27,8 @@ import msgspec
 from structlog.stdlib import BoundLogger
 
 if TYPE_CHECKING:
-    from astore.files import FileStat
-    from astore.model import DiscoveredSource, EntryError, PoolDef, Snapshot, VolumeDef, VolumeInfo
-    from astore.turns import Aside, Turn
+    from astore.lanes.gil_turns import Aside, Turn
+    from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
 
 API_VERSION = 1
 """The version of this page. A backend says which one it was written for; the registry takes these: (1,)."""
@@ -83,7 +82,7 @@ class Lane(Protocol):
 
         To be entered, and its ``step()`` to be called after every 64 or so small pieces of work. Threads that compute at
         the same time are no faster in Python, and keep the event loop from its work. Who waits for storage all the same
-        loses nothing: see :mod:`astore.turns`.
+        loses nothing: see :mod:`astore.lanes.gil_turns`.
         """
         ...
 
@@ -438,7 +437,7 @@ class VolumeFile(Protocol):
     """A volume opened for random access; offsets and lengths in bytes. Calls may be made side by side.
 
     ``preadinto`` fills memory of the caller's, and may go on doing so after it was cancelled. A file that can stay in a
-    thread for several blocks has ``read_blocks`` too (:func:`astore.volume_work.downloads.read_blocks`), for downloads.
+    thread for several blocks has ``read_blocks`` too (:func:`astore.volume_io.downloads.read_blocks`), for downloads.
     """
 
     @property

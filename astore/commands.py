@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from astore.backend import CommandResult, Lane, Limits
+from astore.cancellation import shielded
 from astore.errors import CommandError, LaneTimeoutError, printable
-from astore.shield import shielded
 
 MAX_OUTPUT = 16 << 20
 """Bytes that a program may write to stdout, and to stderr, unless its caller says otherwise."""

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from astore.testing.beds.namespace import enter_private_namespaces
+from beds.namespace import enter_private_namespaces
 
 
 class Row(NamedTuple):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import astore
-from astore.testing.beds.gluster import GlusterBed
-from astore.testing.beds.images import make_images
+from beds.gluster import GlusterBed
+from beds.images import make_images
 from benchmarks.__main__ import Row
 from benchmarks.creating_rows import creating_rows
 from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import astore
-from astore.testing.beds.libvirt import LibvirtBed, missing
+from beds.libvirt import LibvirtBed, missing
 
 _PYTHON = "/usr/bin/python3"
 """The Python that Debian's python3-libvirt is for."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from astore.testing.beds import BedUnavailable
-from astore.testing.beds.namespace import HOST_NAMESPACE, enter_private_namespaces, in_private_namespaces
+from beds import BedUnavailable
+from beds.namespace import HOST_NAMESPACE, enter_private_namespaces, in_private_namespaces
 
 _namespace_problem: str | None = None
 """Why the session does not run in namespaces of its own; None if it does."""
@@ -38,8 +38,8 @@ from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from astore.lanes import Lanes
-    from astore.testing.beds.gluster import GlusterBed
-    from astore.testing.beds.libvirt import LibvirtBed
+    from beds.gluster import GlusterBed
+    from beds.libvirt import LibvirtBed
 
 REQUIRE_ALL = "ASTORE_REQUIRE_ALL"
 """Set to 1, a test that would be skipped for want of a server or a program fails instead."""
@@ -61,7 +61,7 @@ def _lacks_root() -> str | None:
 
 
 def _lacks_gluster() -> str | None:
-    from astore.testing.beds import gluster
+    from beds import gluster
 
     if why := gluster.missing() or _namespace_problem:
         return why
@@ -78,7 +78,7 @@ def _lacks_fuse() -> str | None:
 
 
 def _lacks_libvirt() -> str | None:
-    from astore.testing.beds import libvirt
+    from beds import libvirt
 
     if not os.path.exists("/usr/lib/python3/dist-packages/libvirt.py"):
         return "there are no libvirt bindings for Debian's Python (Debian package python3-libvirt)"
@@ -216,7 +216,7 @@ def blockbuster(_blockbuster: BlockBuster) -> Iterator[BlockBuster]:
 @pytest.fixture(scope="session")
 def gluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlusterBed]:
     """A private Gluster of one node, shared by the session; make volumes of your own (see ``new_volume``)."""
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
     if reason := lacking("gluster"):
         _skip(f"gluster: {reason}")
@@ -265,7 +265,7 @@ def libvirt_bed() -> Iterator[LibvirtBed]:
     """A private libvirtd with its storage driver, shared by the session."""
     import tempfile
 
-    from astore.testing.beds.libvirt import LibvirtBed
+    from beds.libvirt import LibvirtBed
 
     if reason := lacking("libvirt"):
         _skip(f"libvirt: {reason}")
@@ -277,7 +277,7 @@ def libvirt_bed() -> Iterator[LibvirtBed]:
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """A folder of 20 images of 1 GiB, qcow2 (three of them with a backing file) and raw."""
-    from astore.testing.beds.images import make_images
+    from beds.images import make_images
 
     folder = tmp_path / "images"
     folder.mkdir()

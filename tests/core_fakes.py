@@ -19,7 +19,7 @@ from astore.backend import Backend, Context, PoolSession
 from astore.errors import BackendError, DefinitionError
 from astore.manager import Manager
 from astore.model import DiscoveredSource, EntryError, Host, PoolDef, Snapshot, Source, Target, VolumeInfo, VolumeType
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.registry import BackendRegistry
 
 T = TypeVar("T")

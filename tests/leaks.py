@@ -15,8 +15,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 
-from astore.testing.beds import fuse, processes
-from astore.testing.beds.namespace import in_private_namespaces
+from beds import fuse, processes
+from beds.namespace import in_private_namespaces
 
 
 def open_files() -> Counter[str]:

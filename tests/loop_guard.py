@@ -8,10 +8,10 @@ from blockbuster import BlockBuster
 def loop_guard(*packages: str) -> BlockBuster:
     """A guard, not active yet, over these packages.
 
-    astore.testing.beds may block, and so may coverage: a thread that enters a file for the first time waits there for
+    beds may block, and so may coverage: a thread that enters a file for the first time waits there for
     another one that does the same (coverage's ``Collector.data_lock``).
     """
-    guard = BlockBuster(list(packages), excluded_modules=["astore.testing.beds"])
+    guard = BlockBuster(list(packages), excluded_modules=["beds"])
     for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
         guard.functions[name].can_block_in("coverage/collector.py", "lock_data")
     return guard

@@ -15,11 +15,11 @@ import pytest
 from core_fakes import eventually
 
 import astore
-from astore.testing.beds import fuse
-from astore.testing.beds.images import make_images
+from beds import fuse
+from beds.images import make_images
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster]
 

@@ -17,8 +17,8 @@ from core_fakes import Gate, eventually, steps
 from astore.commands import LaneCommandRunner
 from astore.errors import CommandError, LaneTimeoutError
 from astore.lanes import Lanes
-from astore.pool_lane import PoolLane
-from astore.testing.beds import processes
+from astore.lanes.lane import PoolLane
+from beds import processes
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

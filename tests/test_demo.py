@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from astore.testing.beds import fuse, processes
-from astore.testing.beds.namespace import _MARK
+from beds import fuse, processes
+from beds.namespace import _MARK
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534

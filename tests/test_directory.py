@@ -305,7 +305,7 @@ async def test_a_lane_that_is_late(manager: astore.Manager, tmp_path: Path, monk
         raise astore.LaneTimeoutError("too slow", lane="x", timeout=1)
 
     pool = await manager.define(definition(tmp_path / "pool"))
-    monkeypatch.setattr("astore.pool_lane.PoolLane.run", late)
+    monkeypatch.setattr("astore.lanes.lane.PoolLane.run", late)
     for call in (pool.build, pool.delete):
         with pytest.raises(TimeoutError, match="too slow"):
             await call()

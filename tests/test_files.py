@@ -15,11 +15,12 @@ from core_fakes import Gate, eventually, volume
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
-from astore.files import Entry, FileStat, FileTree, FileTreeSession
 from astore.lanes import Lanes
 from astore.logs import get_logger
-from astore.model import EntryError, Snapshot, VolumeInfo, VolumeType
+from astore.model import EntryError, FileStat, Snapshot, VolumeInfo, VolumeType
 from astore.testing.conformance.source import qcow2
+from astore.trees.scanning import FileTreeSession
+from astore.trees.tree import Entry, FileTree
 
 
 class FakeTree(FileTree):

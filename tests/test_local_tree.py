@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from leaks import open_files
 
-import astore.local_tree
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat
-from astore.local_tree import LocalTree
+import astore.trees.local
+from astore.images import HEADER_SIZE
+from astore.model import FileStat
+from astore.trees.local import LocalTree
+from astore.trees.tree import FIRST_READ, Entry
 
 
 def held(folder: Path) -> list[str]:
@@ -102,7 +104,7 @@ def test_what_vanishes_during_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyP
             (tmp_path / "b").unlink()
         return real(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(astore.local_tree.os, "stat", vanishing)
+    monkeypatch.setattr(astore.trees.local.os, "stat", vanishing)
     assert sorted(scanned(LocalTree(str(tmp_path)))) == ["a", "c"]
 
 
@@ -127,7 +129,7 @@ def test_short_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(HEADER_SIZE)
     (tmp_path / "file").write_bytes(data)
     real = os.pread
-    monkeypatch.setattr(astore.local_tree.os, "pread", lambda fd, size, at: real(fd, min(size, 1000), at))
+    monkeypatch.setattr(astore.trees.local.os, "pread", lambda fd, size, at: real(fd, min(size, 1000), at))
     tree = LocalTree(str(tmp_path))
     entry = tree.lookup("file")
     assert entry is not None
@@ -182,10 +184,10 @@ def test_the_access_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monke
             raise PermissionError(errno.EPERM, "not yours")
         return real(name, flags, *args, **options)
 
-    monkeypatch.setattr(astore.local_tree.os, "open", anothers)
+    monkeypatch.setattr(astore.trees.local.os, "open", anothers)
     assert tree.read_header(entry, lambda head: False) == b"x" * 10
     monkeypatch.setattr(
-        astore.local_tree.os, "open", lambda *args, **kw: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no"))
+        astore.trees.local.os, "open", lambda *args, **kw: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no"))
     )
     with pytest.raises(PermissionError) as caught:
         tree.read_header(entry, lambda head: False)
@@ -226,7 +228,7 @@ def test_a_mount_that_dies_during_a_scan(tmp_path: Path, monkeypatch: pytest.Mon
             raise OSError(failing, os.strerror(failing))
         return real(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(astore.local_tree.os, "stat", dying)
+    monkeypatch.setattr(astore.trees.local.os, "stat", dying)
     with pytest.raises(OSError) as caught:
         scanned(tree)
     assert caught.value.errno == number

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import astore
-from astore.testing.beds.libvirt import LibvirtBed
+from beds.libvirt import LibvirtBed
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "porting-from-libvirt.md").read_text()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import astore
-from astore.testing.beds.images import make_images
+from beds.images import make_images
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 SECONDS = float(os.environ.get("ASTORE_SOAK_SECONDS", "15"))
 POOLS = 200

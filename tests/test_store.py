@@ -30,11 +30,11 @@ from astore import (
     Target,
     VolumeInfo,
     VolumeType,
-    run_files,
 )
-from astore import store as storage
-from astore.run_files import SNAPSHOT_FORMAT, LastSeen, OutdatedError, Runs, RunState, boot_id
-from astore.store import DefinitionStore, default_state_dir
+from astore.store import local_definitions as storage
+from astore.store import local_runs as run_files
+from astore.store.local_definitions import DefinitionStore, default_state_dir
+from astore.store.local_runs import SNAPSHOT_FORMAT, LastSeen, OutdatedError, Runs, RunState, boot_id
 
 UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
 
@@ -297,7 +297,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 SAVE_FOR_EVER = f"""
 import sys
 from astore import PoolDef, Target
-from astore.store import DefinitionStore
+from astore.store.local_definitions import DefinitionStore
 store = DefinitionStore(sys.argv[1])
 number = 0
 while True:

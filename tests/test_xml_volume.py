@@ -13,9 +13,9 @@ from image_heads import qcow2
 from lxml import etree
 
 from astore import DefinitionError, Manager, Permissions, PoolDef, Target, VolumeDef, VolumeInfo, VolumeType
-from astore.definitions import Extent, SourceDevice, Timestamps
 from astore.errors import LibvirtCode
 from astore.model import BackingStore, Encryption, Reference, ReferenceKind
+from astore.model.definitions import Extent, SourceDevice, Timestamps
 from astore.xml import parse_size, volume_from_xml, volume_info_to_xml
 from astore.xml.volume import LARGEST_CAPACITY
 

@@ -9,12 +9,12 @@ import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
-from astore.definitions import FILE_FORMATS
 from astore.errors import DefinitionError, StorageError
 from astore.model import PoolDef, Source
+from astore.model.definitions import FILE_FORMATS
 from astore.names import check_path
-from astore.volume_work.local import WritableLocalTree
-from astore.volume_work.session import WritableTreeSession
+from astore.trees.session import WritableTreeSession
+from astore.trees.writable_local import WritableLocalTree
 
 
 class DirectoryBackend(Backend):

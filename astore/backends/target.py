@@ -18,9 +18,9 @@ import stat
 import anyio
 
 from astore.backend import Context
+from astore.cancellation import shielded
 from astore.errors import DefinitionError, StorageError, from_os_error
 from astore.model import Permissions, PoolDef
-from astore.shield import shielded
 
 CLEANUP_SECONDS = 2.0
 """How long a cancelled build waits for its thread, to remove what that made."""

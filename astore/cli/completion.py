@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from astore.errors import printable
-from astore.store import DefinitionStore, default_state_dir
+from astore.store.local_definitions import DefinitionStore, default_state_dir
 
 
 def _state_dir(context: typer.Context) -> Path:
@@ -66,7 +66,7 @@ def complete_format(incomplete: str) -> list[str]:
 
 def complete_algorithm(incomplete: str) -> list[str]:
     """Ways to wipe."""
-    from astore.volume_work.wiping import ALGORITHMS
+    from astore.volume_io.wiping import ALGORITHMS
 
     return [name for name in ALGORITHMS if name.startswith(incomplete)]
 

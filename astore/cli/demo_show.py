@@ -13,7 +13,7 @@ from astore.model import RefreshOutcome, RefreshReport
 
 if TYPE_CHECKING:
     from astore.events import Event
-    from astore.pool import Pool
+    from astore.pools.pool import Pool
 
 POOLS_SHOWN = 16
 VOLUMES_SHOWN = 5

@@ -20,8 +20,8 @@ from astore.cli.output import Output
 from astore.cli.progress import Ticker
 from astore.errors import reason
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.beds import BedUnavailable, fuse, gluster, namespace
-from astore.testing.beds.images import make_images, template
+from beds import BedUnavailable, fuse, gluster, namespace
+from beds.images import make_images, template
 
 IMAGE_SIZE = 10 << 30
 GROWTH = 1 << 30

@@ -19,10 +19,10 @@ from typing import Protocol, TypeVar
 import anyio
 from anyio import to_thread
 
+from astore.cancellation import shielded
 from astore.cli.exits import CliError
-from astore.shield import shielded
-from astore.volume_work.blocks import Hole
-from astore.volume_work.downloads import Download
+from astore.volume_io.blocks import Hole
+from astore.volume_io.downloads import Download
 
 T = TypeVar("T")
 

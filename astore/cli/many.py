@@ -12,7 +12,7 @@ from astore.cli.output import Answer, Output
 
 if TYPE_CHECKING:
     from astore.cli.session import Session
-    from astore.pool import Pool
+    from astore.pools.pool import Pool
 
 LIMIT = 16
 """How many pools are worked on at a time."""

@@ -11,10 +11,10 @@ from astore.cli.exits import code_of_all, explain
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
 from astore.cli.pools import app
 from astore.cli.session import Session, command
-from astore.importing import LIBVIRT_FOLDER, ImportedPool, import_pools
+from astore.manager.importing import LIBVIRT_FOLDER, ImportedPool, import_pools
 
 if TYPE_CHECKING:
-    from astore.importing import ImportReport
+    from astore.manager.importing import ImportReport
 
 _STYLES = {"imported": "green", "updated": "green", "conflict": "red", "unreadable": "red", "failed": "red"}
 

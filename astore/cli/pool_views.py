@@ -17,7 +17,7 @@ from astore.cli.session import VIRSH, Session, command, entry_point
 
 if TYPE_CHECKING:
     from astore.model import RefreshOutcome
-    from astore.pool import Pool
+    from astore.pools.pool import Pool
 
 ENTRIES_SHOWN = 10
 """How many of a pool's bad entries are named to people; --json names all."""

@@ -15,7 +15,7 @@ from astore.cli.session import Session, command
 
 if TYPE_CHECKING:
     from astore.model import PoolDef
-    from astore.pool import Pool
+    from astore.pools.pool import Pool
 
 app = typer.Typer(help="Define, start, refresh and look at pools.", no_args_is_help=True, rich_markup_mode=None)
 

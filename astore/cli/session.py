@@ -20,7 +20,7 @@ from astore.cli.progress import Ticker
 
 if TYPE_CHECKING:
     from astore.manager import Manager
-    from astore.pool import Pool
+    from astore.pools.pool import Pool
 
 P = ParamSpec("P")
 T = TypeVar("T")

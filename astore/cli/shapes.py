@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from astore.errors import AstoreError, reason
-from astore.importing import ImportAction
+from astore.manager.importing import ImportAction
 from astore.model import EntryError, PoolState, RefreshOutcome, VolumeInfo, VolumeType
 
 

@@ -21,7 +21,7 @@ from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
     from astore.model import VolumeDef
-    from astore.volume import Volume
+    from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
 """off_t's largest."""

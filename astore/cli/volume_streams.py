@@ -15,7 +15,7 @@ from astore.cli.volume_changes import Force, how_far, parse_size
 from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
 
 if TYPE_CHECKING:
-    from astore.volume import Volume
+    from astore.pools.volume import Volume
 
 Offset = Annotated[str, typer.Option(metavar="SIZE", help="Where in the volume to begin.", show_default=False)]
 

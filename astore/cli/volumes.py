@@ -19,8 +19,8 @@ from astore.errors import printable
 from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
-    from astore.pool import Pool
-    from astore.volume import Volume
+    from astore.pools.pool import Pool
+    from astore.pools.volume import Volume
 
 app = typer.Typer(
     help="Make, fill, change and look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None

@@ -1,5 +1,5 @@
 """Work on volumes over any tree of files, written once: create, copy, upload, download, resize, wipe, rename, delete.
 
-A backend implements :class:`~astore.volume_work.contract.WritableTree` and returns a
-:class:`~astore.volume_work.session.WritableTreeSession`; all of it is then done for it.
+A backend implements :class:`~astore.trees.writable.WritableTree` and returns a
+:class:`~astore.trees.session.WritableTreeSession`; all of it is then done for it.
 """

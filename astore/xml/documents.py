@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from lxml import etree
 
-from astore.definitions import FILE_FORMATS
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host
+from astore.model.definitions import FILE_FORMATS
 from astore.xml.pool import _add_source
 from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, _format, _host
 from astore.xml.reading import Element, add, all_of, parse, render

@@ -7,9 +7,9 @@ import stat
 
 from lxml import etree
 
-from astore.definitions import FILE_FORMATS, Extent, SourceDevice, Timestamps
 from astore.errors import LibvirtCode, printable
 from astore.model import BackingStore, Encryption, Permissions, VolumeDef, VolumeInfo, VolumeType
+from astore.model.definitions import FILE_FORMATS, Extent, SourceDevice, Timestamps
 from astore.names import check_volume_name
 from astore.xml.reading import (
     LARGEST_SIZE,

@@ -121,7 +121,7 @@ def astore(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 @pytest.fixture
 def make_pool(astore: Invocations, tmp_path: Path) -> Callable[..., Path]:
     """Defines a dir pool of this name with two images, and starts it unless told otherwise; returns its folder."""
-    from astore.testing.beds.images import template
+    from beds.images import template
 
     def make(name: str = "images", *, start: bool = True) -> Path:
         folder = tmp_path / f"{name}-folder"

@@ -21,8 +21,8 @@ from astore.cli.demo_storage import DemoStorage
 from astore.cli.exits import CliError
 from astore.cli.output import Output
 from astore.model import RefreshOutcome, RefreshReport
-from astore.testing.beds import BedUnavailable, fuse
-from astore.testing.beds import gluster as bed
+from beds import BedUnavailable, fuse
+from beds import gluster as bed
 
 SMALL = ("--pools", "2", "--images", "5")
 

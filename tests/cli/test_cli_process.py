@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from astore.testing.beds import fuse, namespace
+from beds import fuse, namespace
 
 Make = Callable[..., Path]
 

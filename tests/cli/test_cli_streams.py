@@ -157,7 +157,7 @@ def test_a_deadline_that_is_not_the_command_s(astore: Any, make_pool: Make, monk
         raise TimeoutError("the storage does not answer")
 
     make_pool()
-    monkeypatch.setattr("astore.pool.Pool.stop", late)
+    monkeypatch.setattr("astore.pools.pool.Pool.stop", late)
     ran = astore("pool", "stop", "images", "--timeout", "30")
     assert (ran.code, ran.complaint.partition(":")[0]) == (124, "the storage does not answer")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from astore.cli import shapes
-from astore.volume_work.local import LocalFile
+from astore.trees.writable_local import LocalFile
 
 Make = Callable[..., Path]
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from astore.model import Host, PoolDef, Source
-from astore.testing.beds import namespace
-from astore.testing.beds.processes import wait_until
 from astore.testing.conformance import EVERYTHING, BackendConformance, FolderSource, MovableFolder
 from astore.testing.conformance.base import ConformanceBase
+from beds import namespace
+from beds.processes import wait_until
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 CACHED = 1.2
 """Seconds after which a client has forgotten where a path leads (performance.md-cache-timeout is 1 s)."""

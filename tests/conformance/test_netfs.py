@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.beds import fuse
-from astore.testing.beds.gluster import GlusterBed
 from astore.testing.conformance import BackendConformance, FolderSource
 from astore.testing.conformance.source import EVERYTHING
+from beds import fuse
+from beds.gluster import GlusterBed
 
 VOLUME = "netfs-conformance"
 

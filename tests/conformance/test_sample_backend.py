@@ -24,7 +24,7 @@ from loop_guard import loop_guard
 from astore.errors import DefinitionError
 from astore.manager import Manager
 from astore.model import Device, PoolDef, PoolState, Source
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.source import qcow2, raw
 
 SAMPLE = Path(__file__).parent.parent.parent / "examples" / "astore-zip"

@@ -9,9 +9,9 @@ import pytest
 from core_fakes import FakeBackend, Gate, fake_registry
 
 import astore
-import astore.pool
-import astore.pool_refresh
-import astore.volume_work.calls
+import astore.cancellation
+import astore.pools.pool
+import astore.pools.refresher
 
 
 @pytest.fixture
@@ -41,5 +41,5 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups that hang are given up soon."""
-    for module in (astore.pool, astore.pool_refresh, astore.volume_work.calls):
+    for module in (astore.pools.pool, astore.pools.refresher, astore.cancellation):
         monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from core_fakes import Gate, cancel_after, eventually, run_python
 
-from astore import lanes as lanes_module
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
-from astore.pool_lane import PoolLane
+from astore.lanes import threads as lanes_module
+from astore.lanes.lane import PoolLane
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

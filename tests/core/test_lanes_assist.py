@@ -12,7 +12,7 @@ from core_fakes import Gate, eventually
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
-from astore.pool_lane import PoolLane
+from astore.lanes.lane import PoolLane
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

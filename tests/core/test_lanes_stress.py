@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes, LanesStatistics
-from astore.pool_lane import PoolLane
+from astore.lanes.lane import PoolLane
 
 
 class Load:

@@ -221,7 +221,7 @@ async def test_a_session_that_never_closes(
     manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session whose close hangs holds up nobody for longer than the clean-up may take."""
-    monkeypatch.setattr("astore.pool_refresh.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("astore.pools.refresher.CLEANUP_SECONDS", 0.05)
     async with manager:
         await (await manager.define(fake("p"))).start()
         backend.hold("aclose")

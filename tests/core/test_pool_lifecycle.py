@@ -10,8 +10,8 @@ import pytest
 from core_fakes import FakeBackend, FakeSession, eventually, fake, fake_registry, in_use, names, steps
 
 import astore
-import astore.pool
-import astore.pool_refresh
+import astore.pools.pool
+import astore.pools.refresher
 from astore.backend import Context
 from astore.events import PoolBuilt, PoolDeleted, PoolEvent, PoolStateChanged
 from astore.model import PoolDef, PoolState

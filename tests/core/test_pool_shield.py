@@ -8,7 +8,7 @@ import anyio
 import pytest
 from core_fakes import Hold, steps
 
-from astore.shield import shielded
+from astore.cancellation import shielded
 
 
 async def test_what_it_returns_and_raises() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from astore import turns as module
-from astore.turns import Turn, Turns
+from astore.lanes import gil_turns as module
+from astore.lanes.gil_turns import Turn, Turns
 
 PATIENCE = 60.0
 

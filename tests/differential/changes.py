@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from astore.testing.beds.images import template
+from beds.images import template
 
 FORMATS = ("qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "raw")
 NAMES = (

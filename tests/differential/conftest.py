@@ -9,7 +9,7 @@ from differential import counts
 from differential.oracle import Oracle, asking
 from hypothesis.internal.conjecture import providers
 
-from astore.testing.beds.libvirt import LibvirtBed
+from beds.libvirt import LibvirtBed
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from differential.oracle import LibvirtRefusedError, Oracle
 from lxml import etree
 
 from astore.cli.app import run
-from astore.testing.beds import processes
-from astore.testing.beds.libvirt import LibvirtBed
 from astore.xml import POOL_TYPES
+from beds import processes
+from beds.libvirt import LibvirtBed
 
 pytestmark = pytest.mark.libvirt
 

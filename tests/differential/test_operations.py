@@ -19,7 +19,7 @@ from differential.lot import SHARED, TWINS, step
 from differential.operations import LibvirtSide, astore_side
 from differential.oracle import Oracle
 
-from astore.testing.beds import namespace
+from beds import namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.libvirt, pytest.mark.qemu]
 

@@ -14,7 +14,7 @@ from differential.operations import AstoreSide, LibvirtSide, astore_side
 from differential.oracle import Oracle
 from lxml import etree
 
-from astore.testing.beds.images import template
+from beds.images import template
 
 pytestmark = [pytest.mark.root, pytest.mark.libvirt, pytest.mark.qemu]
 

@@ -15,9 +15,9 @@ from differential.counts import counting
 from differential.operations import LibvirtSide, astore_side
 from differential.oracle import Oracle
 
-from astore.testing.beds import fuse
-from astore.testing.beds.gluster import GlusterBed
-from astore.testing.beds.images import template
+from beds import fuse
+from beds.gluster import GlusterBed
+from beds.images import template
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse, pytest.mark.libvirt, pytest.mark.qemu]
 

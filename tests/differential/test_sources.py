@@ -20,7 +20,7 @@ from astore import LibvirtCode, Manager
 from astore.xml import sources_to_xml
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.libvirt, pytest.mark.gluster]
 

@@ -14,7 +14,7 @@ from lxml import etree
 from strategies import names, paths, permissions, uuids, words
 
 from astore import BackingStore, DefinitionError, Encryption, Permissions, VolumeDef, VolumeType
-from astore.definitions import Extent, SourceDevice, Timestamps
+from astore.model.definitions import Extent, SourceDevice, Timestamps
 from astore.xml.reading import string_of
 from astore.xml.volume import VOLUME_FORMATS
 

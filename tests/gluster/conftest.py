@@ -20,15 +20,15 @@ import structlog
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
-from astore.testing.beds import namespace
 from astore_gluster import libgfapi
 from astore_gluster.connection import Connection, ConnectionCache, Key
 from astore_gluster.libgfapi import Gfapi
 from astore_gluster.servers import Server
 from astore_gluster.tree import GlusterTree
+from beds import namespace
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 
 _GIVES = {

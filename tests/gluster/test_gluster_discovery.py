@@ -22,7 +22,7 @@ from astore_gluster.backend import GlusterBackend
 from astore_gluster.discovery import MAX_OUTPUT, parse
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
 
 HOST = Host("h")
 

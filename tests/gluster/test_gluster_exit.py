@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
     from tests.gluster.conftest import Folder
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]

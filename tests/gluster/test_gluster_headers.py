@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from astore.backend import Context
-from astore.entries import read_one
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, FileTreeSession
-from astore.model import Snapshot, VolumeInfo
+from astore.images import HEADER_SIZE
+from astore.model import FileStat, Snapshot, VolumeInfo
 from astore.testing.conformance.source import TRUNCATED, qcow2
+from astore.trees.entries import read_one
+from astore.trees.scanning import FileTreeSession
+from astore.trees.tree import FIRST_READ, Entry, FileTree
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import CountedGfapi, Folder

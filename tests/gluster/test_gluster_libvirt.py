@@ -15,8 +15,8 @@ from astore_gluster.backend import GlusterBackend
 from astore_gluster.connection import ConnectionCache
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
-    from astore.testing.beds.libvirt import LibvirtBed
+    from beds.gluster import GlusterBed
+    from beds.libvirt import LibvirtBed
     from tests.gluster.conftest import Folder
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse, pytest.mark.libvirt]

@@ -15,15 +15,15 @@ from astore.backend import Context
 from astore.errors import LaneStuckError
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Snapshot, Source, VolumeType
-from astore.testing.beds.images import make_images
 from astore_gluster import session as session_module
 from astore_gluster.backend import GlusterBackend
 from astore_gluster.connection import ConnectionCache, Key
 from astore_gluster.servers import servers_of
 from astore_gluster.session import GlusterSession
+from beds.images import make_images
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
     from tests.gluster.conftest import CountedGfapi, Folder
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]

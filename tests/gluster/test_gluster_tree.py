@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from astore.files import Entry, FileStat
+from astore.model import FileStat
+from astore.trees.tree import Entry
 from astore_gluster.connection import Connection, ConnectionCache, Key
 from astore_gluster.servers import Server
 from astore_gluster.tree import GlusterTree
 
 if TYPE_CHECKING:
-    from astore.testing.beds.gluster import GlusterBed
+    from beds.gluster import GlusterBed
     from tests.gluster.conftest import CountedGfapi, Folder
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]

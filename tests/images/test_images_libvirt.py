@@ -16,7 +16,7 @@ from lxml import etree
 from astore.images import HEADER_SIZE, probe
 
 if TYPE_CHECKING:
-    from astore.testing.beds.libvirt import LibvirtBed
+    from beds.libvirt import LibvirtBed
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.qemu]
 

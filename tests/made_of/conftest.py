@@ -13,8 +13,8 @@ from made_of.places import Place
 
 from astore.manager import Manager
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.beds import fuse
-from astore.testing.beds.gluster import GlusterBed
+from beds import fuse
+from beds.gluster import GlusterBed
 
 VOLUME = "made-of"
 UNCACHED = {

@@ -16,9 +16,9 @@ import pytest
 from astore.backend import Context
 from astore.backends.directory import DirectoryBackend
 from astore.model import PoolDef
-from astore.volume_work import qemu_img
-from astore.volume_work.local import LocalFile, WritableLocalTree
-from astore.volume_work.session import WritableTreeSession
+from astore.trees.session import WritableTreeSession
+from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.volume_io import qemu_img
 
 TREE = (
     *("open", "create", "stat", "link", "rename", "unlink", "mkdir", "rmdir", "sync_folder"),

@@ -17,8 +17,8 @@ import pytest
 from astore.errors import AstoreError
 from astore.images.gluster import parse_gluster_uri
 from astore.model import VolumeDef
-from astore.pool import Pool
-from astore.volume import Volume
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 
 MIB = 1 << 20
 

@@ -21,7 +21,7 @@ from astore.errors import AstoreError, CommandError
 from astore.images import formats
 from astore.manager import Manager
 from astore.model import PoolDef, Target, VolumeDef
-from astore.volume import Volume
+from astore.pools.volume import Volume
 
 pytestmark = [pytest.mark.qemu, pytest.mark.fuzz]
 

@@ -21,12 +21,12 @@ import pytest
 from made_of.hooks import HookedBackend, HookedTree, Hooks
 
 from astore.errors import AstoreError
-from astore.files import TEMPORARY
 from astore.manager import Manager
 from astore.model import BackingStore, Permissions, PoolDef, Target, VolumeDef, VolumeInfo
-from astore.pool import Pool
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.volume import Volume
+from astore.trees.tree import TEMPORARY
 
 pytestmark = pytest.mark.qemu
 

@@ -17,7 +17,7 @@ from astore.errors import DefinitionError, StorageError, VolumeInUseError
 from astore.images import formats
 from astore.manager import Manager
 from astore.model import BackingStore, Host, PoolDef, Source, Target, VolumeDef
-from astore.pool import Pool
+from astore.pools.pool import Pool
 
 pytestmark = pytest.mark.qemu
 

@@ -14,7 +14,7 @@ from typing import Any
 import astore
 from astore import AstoreError, Manager, VolumeDef
 from astore.model import BackingStore
-from astore.pool import Pool
+from astore.pools.pool import Pool
 
 MIB = 1 << 20
 TEXTS = ("backing_chain", "disk_xml", "qemu_blockdev", "to_xml")

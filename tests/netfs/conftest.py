@@ -15,10 +15,10 @@ from astore.backend import Context
 from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.beds import fuse, namespace
-from astore.testing.beds.gluster import GlusterBed
 from astore_netfs import NetfsBackend
 from astore_netfs.session import NetfsSession
+from beds import fuse, namespace
+from beds.gluster import GlusterBed
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from netfs.looking import Open, ids, refuse_to_detach, table, target
 
 from astore.backend import Context
 from astore.model import PoolDef, Snapshot
-from astore.testing.beds import fuse, processes
 from astore_netfs import NetfsBackend, find_mount, kernel, mount
+from beds import fuse, processes
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
 

@@ -18,10 +18,10 @@ from netfs.looking import Open, clients, ids, table, target
 from astore.backend import Context
 from astore.errors import CommandError, LaneTimeoutError, StorageError
 from astore.model import Host, PoolDef, Snapshot, VolumeType
-from astore.testing.beds import fuse, namespace, processes
-from astore.testing.beds.gluster import GlusterBed
 from astore_netfs import NetfsBackend, find_mount
 from astore_netfs.mount import MountPoint
+from beds import fuse, namespace, processes
+from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from netfs.looking import table
 
-from astore.testing.beds import fuse, namespace, processes
 from astore_netfs import find_mount, kernel
+from beds import fuse, namespace, processes
 
 pytestmark = [pytest.mark.root]
 

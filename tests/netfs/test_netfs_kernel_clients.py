@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from astore.testing.beds import uml
+from beds import uml
 
 pytestmark = [pytest.mark.root, pytest.mark.nfs]
 

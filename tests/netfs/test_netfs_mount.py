@@ -17,11 +17,11 @@ from netfs.looking import Open, clients, ids, refuse_to_detach, table, target
 from astore.backend import CommandResult, Context
 from astore.errors import CommandError, StorageError
 from astore.model import DiscoveredSource, PoolDef, Snapshot
-from astore.testing.beds import fuse, namespace
-from astore.testing.beds.gluster import GlusterBed
 from astore_netfs import NetfsBackend, find_mount, kernel, mount
 from astore_netfs.mount import MountPoint
 from astore_netfs.session import MountedTree
+from beds import fuse, namespace
+from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
 

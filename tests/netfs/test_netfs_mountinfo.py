@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astore.model import PoolDef
-from astore.testing.beds import fuse, namespace
 from astore_netfs import Mount, find_mount, is_expected, mounts
 from astore_netfs.mountinfo import locate, mount_id, parse
+from beds import fuse, namespace
 
 ROOT = Mount(1, 0, 254, 0, "/", "/", "rw", "ext4", "/dev/vda")
 

@@ -24,7 +24,7 @@ from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.manager import Manager
 from astore.model import PoolDef, RefreshOutcome, Snapshot, VolumeInfo
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.registry import BackendRegistry
 from astore.testing.conformance.source import SourceUnderTest
 

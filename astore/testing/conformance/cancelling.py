@@ -9,7 +9,7 @@ import pytest
 from astore.errors import AstoreError, InvalidStateError
 from astore.manager import Manager
 from astore.model import PoolState, RefreshOutcome
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import (
     FRACTIONS,
     Census,

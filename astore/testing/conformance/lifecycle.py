@@ -23,7 +23,7 @@ from astore.errors import (
 from astore.events import PoolBuilt, PoolDeleted, PoolEvent
 from astore.manager import Manager
 from astore.model import Permissions, PoolDef, PoolState
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, NewSource, broken, start_with
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
 

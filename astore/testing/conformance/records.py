@@ -11,7 +11,7 @@ import pytest
 
 from astore.manager import Manager
 from astore.model import PoolState, VolumeDef, VolumeInfo, VolumeType
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, NewSource, start_with
 from astore.testing.conformance.source import (
     BYTES,

@@ -11,7 +11,7 @@ from astore.errors import InvalidStateError, PoolInaccessibleError, VolumeNotFou
 from astore.events import PoolRefreshed
 from astore.manager import Manager
 from astore.model import PoolState, RefreshOutcome
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import (
     FALSE_CAPACITY,
     ConformanceBase,

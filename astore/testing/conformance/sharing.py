@@ -23,7 +23,7 @@ from astore.events import (
 )
 from astore.manager import Manager
 from astore.model import PoolState, VolumeInfo
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, broken, refresh_until_well, start_with
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw
 

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from astore.files import TEMPORARY
 from astore.manager import Manager
 from astore.model import VolumeDef
-from astore.pool import Pool
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.testing.conformance.base import (
     Census,
     ConformanceBase,
@@ -22,7 +22,7 @@ from astore.testing.conformance.base import (
 from astore.testing.conformance.source import SourceUnderTest
 from astore.testing.conformance.volumes_made import MIB
 from astore.testing.conformance.volumes_streamed import DATA, chunks, given, taken
-from astore.volume import Volume
+from astore.trees.tree import TEMPORARY
 
 
 class CancelledWorkChecks(ConformanceBase):

@@ -12,13 +12,13 @@ import pytest
 from astore.errors import DefinitionError, StorageError, VolumeExistsError, VolumeNotFoundError
 from astore.manager import Manager
 from astore.model import BackingStore, Permissions, VolumeDef
-from astore.pool import Pool
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, NewSource, start_able
 from astore.testing.conformance.source import SourceUnderTest, qcow2
 from astore.testing.conformance.volumes_made import MIB, checked, fetched, qemu_img, require_qemu_img
 from astore.testing.conformance.volumes_streamed import DATA, Watch, given
-from astore.volume import Volume
-from astore.volume_work.blocks import Hole
+from astore.volume_io.blocks import Hole
 
 SPARSE = DATA[:MIB] + bytes(5 * MIB) + DATA[MIB : 3 * MIB + 7] + bytes(MIB)
 """Data, a hole, data that end at no boundary, and a hole."""

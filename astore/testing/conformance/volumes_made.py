@@ -17,7 +17,7 @@ from astore.errors import CommandError, DefinitionError, StorageError, VolumeExi
 from astore.events import VolumeAdded
 from astore.manager import Manager
 from astore.model import BackingStore, Permissions, VolumeDef, VolumeType
-from astore.pool import Pool
+from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, NewSource, start_able, start_with
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest, raw
 

@@ -15,12 +15,12 @@ from astore.errors import AstoreError, StorageError, TransferError, VolumeNotFou
 from astore.events import VolumeProgress
 from astore.manager import Manager
 from astore.model import VolumeDef
-from astore.pool import Pool
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, start_able
 from astore.testing.conformance.source import SourceUnderTest
 from astore.testing.conformance.volumes_made import MIB
-from astore.volume import Volume
-from astore.volume_work.blocks import Hole
+from astore.volume_io.blocks import Hole
 
 FAR = (1 << 31) - 5, 1 << 31, (1 << 32) - 5, (1 << 33) + 12345
 """Offsets about 2 and 4 GiB, and beyond 8."""

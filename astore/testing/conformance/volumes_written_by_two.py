@@ -12,10 +12,10 @@ import pytest
 
 from astore.backend import Backend, Context, ReceivesVolumes
 from astore.errors import AstoreError, InvalidStateError, StorageError, VolumeBusyError, VolumeExistsError
-from astore.files import TEMPORARY, FileStat
 from astore.manager import Manager
-from astore.model import PoolState, VolumeDef, VolumeInfo
-from astore.pool import Pool
+from astore.model import FileStat, PoolState, VolumeDef, VolumeInfo
+from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 from astore.testing.conformance.base import (
     PATIENCE,
     Census,
@@ -26,7 +26,7 @@ from astore.testing.conformance.base import (
 from astore.testing.conformance.source import SourceUnderTest, raw
 from astore.testing.conformance.volumes_made import MIB
 from astore.testing.conformance.volumes_streamed import DATA, taken
-from astore.volume import Volume
+from astore.trees.tree import TEMPORARY
 
 LEFT = f"{TEMPORARY}0123456789abcdef.tmp"
 """What a volume in the making is called."""

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from msgspec.structs import replace
 
 from astore import Backend, Context, DefinitionError, Device, PoolDef, PoolSession, StorageError
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, FileTreeSession
+from astore.images import HEADER_SIZE
+from astore.model import FileStat
 from astore.names import check_path
+from astore.trees.scanning import FileTreeSession
+from astore.trees.tree import FIRST_READ, Entry, FileTree
 
 
 class ZipBackend(Backend):

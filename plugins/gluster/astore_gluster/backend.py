@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from astore.backend import Backend, Context, PoolSession
-from astore.definitions import FILE_FORMATS
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target
+from astore.model.definitions import FILE_FORMATS
 from astore_gluster import libgfapi
 from astore_gluster.connection import CONNECTIONS, Connection, ConnectionCache, Key
 from astore_gluster.discovery import discover

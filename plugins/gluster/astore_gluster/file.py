@@ -9,9 +9,9 @@ import os
 import secrets
 from typing import Any, ClassVar
 
-from astore.files import FileStat
-from astore.volume_work.contract import TreeFile
-from astore.volume_work.local import FLOCK, LOCK_OFFSET, NO_LOCKS
+from astore.model import FileStat
+from astore.trees.writable_local import FLOCK, LOCK_OFFSET, NO_LOCKS
+from astore.volume_io.blocking_file import TreeFile
 from astore_gluster.connection import Connection
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure

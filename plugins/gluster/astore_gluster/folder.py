@@ -1,4 +1,4 @@
-"""A folder of a Gluster volume as a :class:`~astore.files.FileTree`, without a mount.
+"""A folder of a Gluster volume as a :class:`~astore.trees.tree.FileTree`, without a mount.
 
 A scan is one listing in which the server sends the attributes of each entry along with its name
 (``glfs_xreaddirplus_r``); a header is one anonymous read by the handle that the listing gave. Nothing else is a round
@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
-from astore.files import FIRST_READ, HEADER_SIZE, Entry, FileStat, FileTree, Reading
-from astore.images import ImageError
+from astore.images import HEADER_SIZE, ImageError
 from astore.images.gluster import parse_gluster_uri
-from astore.model import Place, VolumeType
+from astore.model import FileStat, Place, VolumeType
+from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
 from astore_gluster import libgfapi
 from astore_gluster.connection import Connection
 from astore_gluster.file import NOTE, NOTE_ROOM, noted
@@ -95,7 +95,7 @@ class GlusterFolder(FileTree):
     # ------------------------------------------------------------------------------------------------------ scanning
 
     def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
-        """List the folder, see :meth:`astore.files.FileTree.scan`. :raises OSError: the folder cannot be listed."""
+        """List the folder, see :meth:`astore.trees.tree.FileTree.scan`. :raises OSError: the folder cannot be listed."""
         with self._using() as fs:
             listing = self._gfapi.opendir(fs, self._directory)
             if listing is None:
@@ -243,7 +243,7 @@ class GlusterFolder(FileTree):
     # ------------------------------------------------------------------------------------------------------- headers
 
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of a regular file, without opening it; see :meth:`astore.files.FileTree.read_header`.
+        """The beginning of a regular file, without opening it; see :meth:`astore.trees.tree.FileTree.read_header`.
 
         This reads the listed file, never another one that has taken its name.
 

@@ -11,7 +11,7 @@ import struct
 import sys
 from typing import NamedTuple
 
-from astore.files import FileStat
+from astore.model import FileStat
 
 
 class StatLayout(NamedTuple):

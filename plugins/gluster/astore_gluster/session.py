@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from astore.backend import Context
 from astore.model import EntryError, Snapshot, VolumeInfo
-from astore.volume_work.session import WritableTreeSession
+from astore.trees.session import WritableTreeSession
 from astore_gluster.connection import Connection
 from astore_gluster.tree import GlusterTree
 

@@ -1,4 +1,4 @@
-"""A folder of a Gluster volume in which files can be made and changed: a :class:`~astore.volume_work.contract.WritableTree`."""
+"""A folder of a Gluster volume in which files can be made and changed: a :class:`~astore.trees.writable.WritableTree`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from astore.files import FileStat
-from astore.volume_work.contract import WritableTree
+from astore.model import FileStat
+from astore.trees.writable import WritableTree
 from astore_gluster.file import NOTE, GlusterFile
 from astore_gluster.folder import GONE, GlusterFolder
 from astore_gluster.layout import decode_stat

@@ -9,10 +9,10 @@ import msgspec
 
 from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
-from astore.definitions import FILE_FORMATS
+from astore.cancellation import shielded
 from astore.model import DiscoveredSource, PoolDef
+from astore.model.definitions import FILE_FORMATS
 from astore.names import check_path
-from astore.shield import shielded
 from astore_netfs.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.discovery import discover_sources
 from astore_netfs.mount import MountPoint

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 import anyio
 
 from astore.backend import Context
+from astore.cancellation import shielded
 from astore.errors import CommandError, StorageError, reason
 from astore.model import PoolDef
-from astore.shield import shielded
 from astore_netfs import kernel
 from astore_netfs.command import (
     mount_argv,

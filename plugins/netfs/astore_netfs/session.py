@@ -1,4 +1,4 @@
-"""A started netfs pool: a :class:`~astore.volume_work.session.WritableTreeSession` that watches over its mount."""
+"""A started netfs pool: a :class:`~astore.trees.session.WritableTreeSession` that watches over its mount."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import ClassVar, TypeVar
 
 from astore.backend import Context
-from astore.local_tree import Folder
 from astore.model import EntryError, Snapshot, VolumeInfo
-from astore.volume_work.local import WritableLocalTree
-from astore.volume_work.session import WritableTreeSession
+from astore.trees.local import Folder
+from astore.trees.session import WritableTreeSession
+from astore.trees.writable_local import WritableLocalTree
 from astore_netfs.command import target_path
 from astore_netfs.mount import STALE, MountPoint
 

@@ -1,0 +1,69 @@
+"""The records that astore takes and gives: frozen, comparable, and made of plain values.
+
+Nothing here imports any other part of astore. Every record is a frozen ``msgspec.Struct``; the records that are kept by
+the ten thousand (:class:`VolumeInfo`) are not tracked by the garbage collector, because they cannot be part of a cycle.
+
+Sizes are in bytes, times in nanoseconds since the epoch where the name ends in ``_ns`` and in seconds since
+the epoch otherwise. Words are libvirt's (``formatstorage.rst``) for pools and volumes, POSIX's for files.
+"""
+
+from astore.model.definitions import (
+    Adapter,
+    Auth,
+    BackingStore,
+    Device,
+    Encryption,
+    Extent,
+    FreeExtent,
+    Host,
+    KeptPermissions,
+    PciAddress,
+    Permissions,
+    PoolDef,
+    Source,
+    SourceDevice,
+    Target,
+    Timestamps,
+    VolumeDef,
+    VolumeType,
+)
+from astore.model.pools import PoolInfo, PoolState
+from astore.model.records import EntryError, FileStat, ImageInfo, Place, Reference, ReferenceKind, VolumeInfo
+from astore.model.reports import BackendInfo, DiscoveredSource, RefreshOutcome, RefreshReport
+from astore.model.snapshot import Changes, Snapshot
+
+__all__ = [
+    "Adapter",
+    "Auth",
+    "BackendInfo",
+    "BackingStore",
+    "Changes",
+    "Device",
+    "DiscoveredSource",
+    "Encryption",
+    "EntryError",
+    "Extent",
+    "FileStat",
+    "FreeExtent",
+    "Host",
+    "ImageInfo",
+    "KeptPermissions",
+    "PciAddress",
+    "Permissions",
+    "Place",
+    "PoolDef",
+    "PoolInfo",
+    "PoolState",
+    "Reference",
+    "ReferenceKind",
+    "RefreshOutcome",
+    "RefreshReport",
+    "Snapshot",
+    "Source",
+    "SourceDevice",
+    "Target",
+    "Timestamps",
+    "VolumeDef",
+    "VolumeInfo",
+    "VolumeType",
+]

@@ -1,0 +1,285 @@
+"""What pools and volumes are to be: the records of libvirt's ``<pool>`` and ``<volume>`` documents.
+
+Part of :mod:`astore.model`, which has all of them. Imports nothing of astore but, where it is asked for XML, its writer.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from astore.model.pools import PoolInfo
+
+
+class VolumeType(enum.StrEnum):
+    """What a volume is; libvirt's words (``<volume type='…'>``)."""
+
+    FILE = "file"
+    BLOCK = "block"
+    DIR = "dir"
+    NETWORK = "network"
+    NETDIR = "netdir"
+    PLOOP = "ploop"
+
+
+# --------------------------------------------------------------------------------------------- pool definitions
+
+
+FILE_FORMATS = (
+    "raw",
+    "none",
+    "dir",
+    "bochs",
+    "cloop",
+    "dmg",
+    "iso",
+    "vpc",
+    "vdi",
+    "fat",
+    "vhd",
+    "ploop",
+    "cow",
+    "qcow",
+    "qcow2",
+    "qed",
+    "vmdk",
+)
+"""What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """One ``<host name= port=>`` of a source; ``port`` is None when the definition names none."""
+
+    name: str
+    port: int | None = None
+
+
+class FreeExtent(msgspec.Struct, frozen=True):
+    """``<freeExtent start= end=>`` of a disk pool's device, in bytes."""
+
+    start: int
+    end: int
+
+
+class Device(msgspec.Struct, frozen=True):
+    """``<device path=>``; ``part_separator`` belongs to multipath disks."""
+
+    path: str
+    part_separator: bool | None = None
+    free_extents: tuple[FreeExtent, ...] = ()
+
+
+class PciAddress(msgspec.Struct, frozen=True):
+    """``<address domain= bus= slot= function=>`` below ``<parentaddr>``."""
+
+    domain: int
+    bus: int
+    slot: int
+    function: int
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    """``<adapter>``: a ``scsi_host`` (by name, or by parent address and unique id) or an ``fc_host`` (by wwnn and wwpn)."""
+
+    type: str
+    name: str | None = None
+    parent: str | None = None
+    parent_wwnn: str | None = None
+    parent_wwpn: str | None = None
+    parent_fabric_wwn: str | None = None
+    managed: bool | None = None
+    wwnn: str | None = None
+    wwpn: str | None = None
+    parent_address: PciAddress | None = None
+    unique_id: int | None = None
+
+
+class Auth(msgspec.Struct, frozen=True):
+    """``<auth type= username=>`` with the ``<secret>`` it points at, by ``uuid`` or ``usage``."""
+
+    type: str
+    username: str
+    secret_uuid: str | None = None
+    secret_usage: str | None = None
+    secret_type: str | None = None
+
+
+class Source(msgspec.Struct, frozen=True):
+    """``<source>``: where the pool's storage comes from."""
+
+    hosts: tuple[Host, ...] = ()
+    devices: tuple[Device, ...] = ()
+    directory: str | None = None
+    adapter: Adapter | None = None
+    name: str | None = None
+    initiator: str | None = None
+    format: str | None = None
+    auth: Auth | None = None
+    protocol_version: str | None = None
+    vendor: str | None = None
+    product: str | None = None
+
+
+class Permissions(msgspec.Struct, frozen=True):
+    """``<permissions>``: mode (0…0o777), owner and group (None: leave as it is), and a security label."""
+
+    mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
+    label: str | None = None
+
+
+class KeptPermissions(Permissions, frozen=True):
+    """Those that a copy has from what it is made of: kept where the storage lets us, and no error where it does not."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """``<target>``: where the pool is seen in this machine's file system."""
+
+    path: str | None = None
+    permissions: Permissions | None = None
+
+
+class PoolDef(msgspec.Struct, frozen=True):
+    """The definition of a pool: what libvirt's ``<pool>`` document says.
+
+    ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
+    the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces astore does not know, as XML
+    text, so that they survive a round trip. ``allowed_options`` names the mount options that are refused unless somebody
+    says that they are meant, such as ``suid`` (``astore:allow`` in a document); see a backend's documentation.
+
+    Its ``repr()`` does not show passwords.
+    """
+
+    type: str
+    name: str
+    uuid: str | None = None
+    source: Source = Source()
+    target: Target = Target()
+    features_cow: bool | None = None
+    refresh_allocation: str | None = None
+    mount_options: tuple[str, ...] = ()
+    config_options: tuple[tuple[str, str], ...] = ()
+    foreign: tuple[str, ...] = ()
+    allowed_options: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"PoolDef({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        from astore.names import shown_option
+
+        shown = {
+            "mount_options": tuple(shown_option(str(option)) for option in self.mount_options),
+            "config_options": tuple((key, "***") for key, _ in self.config_options),
+        }
+        return [(name, shown.get(name, getattr(self, name))) for name in self.__struct_fields__]
+
+    @classmethod
+    def from_xml(cls, text: str | bytes) -> PoolDef:
+        """Read libvirt pool XML. What a pool of its type has no use for must be right, and is left out, as libvirt does.
+
+        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        """
+        from astore.xml import pool_from_xml
+
+        return pool_from_xml(text)
+
+    def to_xml(self, info: PoolInfo | None = None) -> str:
+        """Write libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
+        from astore.xml import pool_to_xml
+
+        return pool_to_xml(self, info)
+
+
+# ------------------------------------------------------------------------------------------- volume definitions
+
+
+class Encryption(msgspec.Struct, frozen=True):
+    """``<encryption>`` of a volume: its format, the secret it points at, by ``uuid`` or ``usage``, LUKS's cipher and iv
+    generator, and the ``engine`` that is to encrypt."""
+
+    format: str
+    secret_uuid: str | None = None
+    secret_usage: str | None = None
+    cipher_name: str | None = None
+    cipher_size: int | None = None
+    cipher_mode: str | None = None
+    cipher_hash: str | None = None
+    ivgen_name: str | None = None
+    ivgen_hash: str | None = None
+    engine: str | None = None
+
+
+class Timestamps(msgspec.Struct, frozen=True):
+    """``<timestamps>`` of a document, in nanoseconds since the epoch; libvirt writes them and never reads them."""
+
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    btime_ns: int | None = None
+
+
+class BackingStore(msgspec.Struct, frozen=True):
+    """``<backingStore>``: the image that a volume is backed by. Its timestamps mean nothing to who makes a volume."""
+
+    path: str
+    format: str | None = None
+    permissions: Permissions | None = None
+    timestamps: Timestamps | None = None
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """``<extent start= end=>`` of the device that a volume lies on, in bytes."""
+
+    start: int
+    end: int
+
+
+class SourceDevice(msgspec.Struct, frozen=True):
+    """``<device path=>`` in a volume's ``<source>``: a device that the volume lies on."""
+
+    path: str
+    extents: tuple[Extent, ...] = ()
+
+
+class VolumeDef(msgspec.Struct, frozen=True):
+    """What a volume is to be: libvirt's ``<volume>`` as input. Sizes in bytes; None means not said.
+
+    ``timestamps`` and ``source`` are kept of a document that describes a volume; they mean nothing to who makes one.
+    """
+
+    name: str
+    capacity: int | None = None
+    allocation: int | None = None
+    format: str | None = None
+    type: VolumeType | None = None
+    permissions: Permissions | None = None
+    compat: str | None = None
+    features: tuple[str, ...] = ()
+    cluster_size: int | None = None
+    nocow: bool | None = None
+    encryption: Encryption | None = None
+    backing: BackingStore | None = None
+    timestamps: Timestamps | None = None
+    source: tuple[SourceDevice, ...] = ()
+
+    @classmethod
+    def from_xml(cls, text: str | bytes, *, copied: bool = False) -> VolumeDef:
+        """Read libvirt volume XML.
+
+        :param copied: it is to be made out of another volume, and needs no capacity.
+        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        """
+        from astore.xml import volume_from_xml
+
+        return volume_from_xml(text, copied=copied)
+
+    def to_xml(self) -> str:
+        """Write libvirt volume XML."""
+        from astore.xml import volume_def_to_xml
+
+        return volume_def_to_xml(self)

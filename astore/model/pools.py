@@ -1,0 +1,55 @@
+"""The state of a pool, and a pool at a glance."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class PoolState(enum.StrEnum):
+    """What a pool is doing. Running, degraded and inaccessible pools are *active*."""
+
+    INACTIVE = "inactive"
+    BUILDING = "building"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    INACCESSIBLE = "inaccessible"
+
+    @property
+    def active(self) -> bool:
+        """Whether the pool was started and not stopped since."""
+        return self in _ACTIVE
+
+
+_ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIBLE})
+
+
+class PoolInfo(msgspec.Struct, frozen=True):
+    """A pool at a glance. Sizes in bytes; ``since`` and ``taken_at`` in seconds since the epoch (0: never).
+
+    ``since`` tells when the pool entered its state (0: not known), ``error`` why it is degraded, inaccessible or unusable.
+    ``backend`` is False where no backend is registered for the pool's type.
+    """
+
+    name: str
+    uuid: str
+    type: str
+    state: PoolState
+    persistent: bool
+    autostart: bool
+    backend: bool = True
+    capacity: int = 0
+    allocation: int = 0
+    available: int = 0
+    volumes: int = 0
+    errors: int = 0
+    generation: int = 0
+    taken_at: float = 0.0
+    since: float = 0.0
+    error: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the pool was started and not stopped since."""
+        return self.state.active

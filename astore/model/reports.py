@@ -1,0 +1,59 @@
+"""What operations on many pools report: refreshes, discoveries and the list of backends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from astore.model.definitions import Source
+from astore.model.records import EntryError
+
+
+class RefreshOutcome(msgspec.Struct, frozen=True):
+    """What a refresh did to one pool; ``error`` is set where the pool as a whole could not be read.
+
+    ``added``, ``changed`` and ``removed`` are names, ``unchanged`` a count, ``errors`` the entries that could not
+    be read, ``seconds`` how long it took.
+    """
+
+    pool: str
+    uuid: str = ""
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: int = 0
+    errors: tuple[EntryError, ...] = ()
+    seconds: float = 0.0
+    generation: int = 0
+    error: Exception | None = None
+
+
+class RefreshReport(msgspec.Struct, frozen=True):
+    """What a refresh of several pools did, pool by pool, in name order; ``seconds`` is the whole's."""
+
+    pools: tuple[RefreshOutcome, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> tuple[RefreshOutcome, ...]:
+        """The pools that could not be read at all."""
+        return tuple(outcome for outcome in self.pools if outcome.error is not None)
+
+
+class DiscoveredSource(msgspec.Struct, frozen=True):
+    """One place where a pool could come from: enough of a definition to start from."""
+
+    type: str
+    source: Source
+
+
+class BackendInfo(msgspec.Struct, frozen=True):
+    """A line of the registry; ``status`` is ``ready``, ``unloaded`` (not imported yet) or ``failed`` (see ``error``)."""
+
+    type: str
+    status: str
+    distribution: str | None = None
+    version: str | None = None
+    api_version: int | None = None
+    abilities: tuple[str, ...] = ()
+    error: str | None = None
+    pools: int = 0

@@ -1,0 +1,235 @@
+"""Snapshot: everything that a refresh found in a pool, and how two snapshots differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import msgspec
+
+from astore.model.definitions import Permissions
+from astore.model.records import EntryError, Place, VolumeInfo
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """How one snapshot differs from the one before it; names in name order, ``unchanged`` a count."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    unchanged: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+MOST_LATE = 64
+"""How many changes of single volumes are kept beside a snapshot before they are put in."""
+
+_NOTHING_LATE: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]] = ({}, frozenset(), {})
+
+
+class Snapshot:
+    """All that a refresh found, at one moment. Immutable; swapped whole.
+
+    :param by_name: the records by name, **in name order**; the caller gives it away.
+    :param capacity: the pool's size in bytes; ``allocation`` and ``available`` likewise.
+    :param taken_at: when the scan began, in seconds since the epoch.
+    :param unsettled: names whose identity cannot be trusted yet, since they changed while they were being read
+        (git's "racily clean" entries): the next refresh reads their headers again.
+    :param permissions: those of the pool's folder, where it has a path on this machine.
+    :param folder: where the pool's folder is, for what is known by its place.
+    """
+
+    __slots__ = (
+        "_late",
+        "_merged",
+        "_referring",
+        "_unsettled",
+        "_volumes",
+        "allocation",
+        "available",
+        "capacity",
+        "errors",
+        "folder",
+        "generation",
+        "permissions",
+        "taken_at",
+    )
+
+    generation: int
+    taken_at: float
+    capacity: int
+    allocation: int
+    available: int
+    errors: tuple[EntryError, ...]
+    permissions: Permissions | None
+    folder: Place | None
+
+    def __init__(
+        self,
+        by_name: dict[str, VolumeInfo] | None = None,
+        *,
+        generation: int = 0,
+        taken_at: float = 0.0,
+        capacity: int = 0,
+        allocation: int = 0,
+        available: int = 0,
+        errors: tuple[EntryError, ...] = (),
+        unsettled: frozenset[str] = frozenset(),
+        permissions: Permissions | None = None,
+        folder: Place | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "_merged", {} if by_name is None else by_name)
+        put(self, "_late", _NOTHING_LATE)
+        put(self, "_volumes", None)
+        put(self, "_referring", None)
+        put(self, "generation", generation)
+        put(self, "taken_at", taken_at)
+        put(self, "capacity", capacity)
+        put(self, "allocation", allocation)
+        put(self, "available", available)
+        put(self, "errors", errors)
+        put(self, "_unsettled", unsettled)
+        put(self, "permissions", permissions)
+        put(self, "folder", folder)
+
+    # What single volumes were changed to since is put in when the whole is asked for first: a thousand volumes made one
+    # after the other would else cost a thousand copies of all records. (Any thread may ask; they find the same.)
+    _late: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]]
+    _merged: dict[str, VolumeInfo] | None
+    _unsettled: frozenset[str] | None
+    _volumes: tuple[VolumeInfo, ...] | None
+    _referring: tuple[VolumeInfo, ...] | None
+    EMPTY: ClassVar[Snapshot]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Snapshot is immutable: {name} cannot be set")
+
+    def __repr__(self) -> str:
+        return f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
+
+    @property
+    def _by_name(self) -> dict[str, VolumeInfo]:
+        merged = self._merged
+        if merged is None:
+            merged, _, late = self._late
+            grown = not late.keys() <= merged.keys()
+            merged = {name: info for name, info in {**merged, **late}.items() if info is not None}
+            if grown:
+                merged = {name: merged[name] for name in sorted(merged)}
+            object.__setattr__(self, "_merged", merged)
+        return merged
+
+    @property
+    def unsettled(self) -> frozenset[str]:
+        """Names whose headers the next refresh reads again, whatever it finds."""
+        unsettled = self._unsettled
+        if unsettled is None:
+            # what was read on its own may have changed again without its times showing it, like what a refresh reads
+            unsettled = self._late[1] | {name for name, info in self._late[2].items() if info is not None}
+            object.__setattr__(self, "_unsettled", unsettled)
+        return unsettled
+
+    @property
+    def volumes(self) -> tuple[VolumeInfo, ...]:
+        """The records in name order."""
+        volumes = self._volumes
+        if volumes is None:
+            volumes = tuple(self._by_name.values())
+            object.__setattr__(self, "_volumes", volumes)
+        return volumes
+
+    @property
+    def referring(self) -> tuple[VolumeInfo, ...]:
+        """The records of those whose headers name other files."""
+        referring = self._referring
+        if referring is None:
+            referring = tuple(one for one in self._by_name.values() if one.references)
+            object.__setattr__(self, "_referring", referring)
+        return referring
+
+    @property
+    def by_name(self) -> Mapping[str, VolumeInfo]:
+        """The records by name (a read-only view), in name order."""
+        return MappingProxyType(self._by_name)
+
+    def get(self, name: str) -> VolumeInfo | None:
+        """The record of the volume ``name``, or None."""
+        merged = self._merged
+        if merged is not None:
+            return merged.get(name)
+        before, _, late = self._late
+        return late[name] if name in late else before.get(name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def numbered(self, generation: int) -> Snapshot:
+        """The same snapshot with another generation number."""
+        twin = self._twin(self.errors, generation)
+        put = object.__setattr__
+        put(twin, "_merged", self._merged)
+        put(twin, "_unsettled", self._unsettled)
+        put(twin, "_late", self._late)
+        return twin
+
+    def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
+        """A snapshot in which each name of ``patch`` has the record given, is an error, or is gone (None)."""
+        errors = self.errors
+        if errors or any(isinstance(item, EntryError) for item in patch.values()):
+            others = [error for error in errors if error.name not in patch]
+            errors = (*others, *(item for item in patch.values() if isinstance(item, EntryError)))
+        before, unsettled, late = self._late
+        if self._merged is not None or len(late) >= MOST_LATE:
+            before, unsettled, late = self._by_name, self.unsettled, {}
+        late = {**late, **{name: item if isinstance(item, VolumeInfo) else None for name, item in patch.items()}}
+        twin = self._twin(errors, generation)
+        put = object.__setattr__
+        put(twin, "_merged", None)
+        put(twin, "_unsettled", None)
+        put(twin, "_late", (before, unsettled, late))
+        return twin
+
+    def _twin(self, errors: tuple[EntryError, ...], generation: int) -> Snapshot:
+        return Snapshot(
+            generation=generation,
+            taken_at=self.taken_at,
+            capacity=self.capacity,
+            allocation=self.allocation,
+            available=self.available,
+            errors=errors,
+            permissions=self.permissions,
+            folder=self.folder,
+        )
+
+    def changes_since(self, previous: Snapshot) -> Changes:
+        """What was added, changed and removed from ``previous`` to this snapshot."""
+        old, new = previous._by_name, self._by_name
+        if not old:
+            return Changes(added=tuple(new))
+        added: list[str] = []
+        changed: list[str] = []
+        kept = 0
+        for name, record in new.items():
+            before = old.get(name)
+            if before is record:
+                kept += 1
+            elif before is None:
+                added.append(name)
+            elif record.same_as(before):
+                kept += 1
+            else:
+                changed.append(name)
+        removed: tuple[str, ...] = ()
+        if kept + len(changed) != len(old):
+            removed = tuple(name for name in old if name not in new)
+        return Changes(tuple(added), tuple(changed), removed, kept)
+
+
+Snapshot.EMPTY = Snapshot()

@@ -1,0 +1,1 @@
+"""Where definitions, autostart marks, runs and last snapshots are kept."""

@@ -1,0 +1,1 @@
+"""Pools that are folders of files: the contract of their backends, and everything that is done over it."""

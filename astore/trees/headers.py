@@ -1,0 +1,76 @@
+"""What an open volume is by its own header, held against what is known of it: what was checked is what is worked on."""
+
+from __future__ import annotations
+
+import errno
+
+from astore.errors import StorageError, printable
+from astore.images import HEADER_SIZE, ImageError, formats
+from astore.model import Reference, ReferenceKind, VolumeInfo, VolumeType
+from astore.trees.entries import recognised, record_of
+from astore.volume_io.blocking_file import TreeFile
+
+
+def is_raw(format: str | None) -> bool:
+    """Whether the bytes of such a volume are those of the disk."""
+    return formats.is_raw(format)
+
+
+def examined(
+    file: TreeFile, name: str, key: str, type: VolumeType = VolumeType.FILE, made: str | None = None
+) -> tuple[bytes, VolumeInfo]:
+    """The first HEADER_SIZE bytes of an open file, and the record that it has by them as the volume ``name``. Blocks.
+
+    :param made: the format that it is known to have been made in.
+    :raises OSError: it cannot be read. ImageError: its header is malformed.
+    """
+    head, st = file.pread(HEADER_SIZE, 0), file.stat()
+    image, made = recognised(
+        *(name, st.size, head, lambda offset, length: file.pread(length, offset), file.noted_format, made)
+    )
+    return head, record_of(name, type, key, st, image, made)
+
+
+def unchanged_head(file: TreeFile, volume: VolumeInfo, what: str) -> bytes:
+    """The first bytes of an open volume, if it is still what its record says. Blocks.
+
+    :param what: the work, for the error.
+    :raises StorageError: EAGAIN: it is another file, or its header says something else by now.
+    """
+    return head_and_record(file, volume, volume, what)[0]
+
+
+def head_and_record(file: TreeFile, volume: VolumeInfo, before: VolumeInfo, what: str) -> tuple[bytes, VolumeInfo]:
+    """The first bytes of an open file, and its record as ``volume``, if its header says what that of ``before`` says. Blocks.
+
+    :raises StorageError: EAGAIN: it says something else, or the file is not that of ``volume``.
+    """
+    try:
+        head, now = examined(file, volume.name, volume.key, volume.type, volume.made)
+    except ImageError as error:
+        raise StorageError(f"{what}: {error}", errno=errno.EAGAIN) from error
+    if now.inode != volume.inode or _meaning(now) != _meaning(before):
+        raise StorageError(f"{what}: it changed meanwhile; refresh it first", errno=errno.EAGAIN)
+    return head, now
+
+
+def _meaning(info: VolumeInfo) -> tuple[object, ...]:
+    """What must not change between a look at a volume and work on it."""
+    references = tuple((one.kind, one.name, one.format) for one in info.references)
+    return ("raw" if is_raw(info.format) else info.format, references)
+
+
+def elsewhere(info: VolumeInfo) -> Reference | None:
+    """The first file, if there is one, that has data of the volume which its own file has not."""
+    for reference in info.references:
+        if reference.kind in (ReferenceKind.DATA, ReferenceKind.EXTENT):
+            return reference
+    return None
+
+
+def check_whole(info: VolumeInfo, what: str) -> None:
+    """:raises StorageError: EPERM: the volume has its data in files that its header names."""
+    reference = elsewhere(info)
+    if reference is not None:
+        where = printable(reference.location or reference.name)
+        raise StorageError(f"{what}: it has its data in another file, {where}", errno=errno.EPERM)

@@ -1,0 +1,340 @@
+"""FileTreeSession: the session of a pool that is a folder of files, and its refresh.
+
+It runs the tree's blocking calls on the pool's lane, and does all that such pools have in common: incremental scanning,
+reading and probing headers on several threads, records, and errors by entry.
+
+One refresh is one call on the lane. Its thread lists the folder and compares each entry with the record it has; entries
+that are new or changed go to a queue in chunks, which this thread and as many assistants as pay (``tree.readers``) read
+and probe, beginning while the listing still runs. Nothing is left for the event loop but to take the snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from astore.backend import Context, PoolSession
+from astore.lanes.gil_turns import STEP, Turn
+from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
+from astore.model.records import FileStat
+from astore.trees.entries import entry_error, read_one, record_of, without_header
+from astore.trees.resolver import Resolver
+from astore.trees.tree import SETTLING_NS, TEMPORARY, Entry, FileTree
+
+
+class FileTreeSession(PoolSession):
+    """A :class:`~astore.backend.PoolSession` over any tree; a backend returns one from ``open``."""
+
+    def __init__(self, tree: FileTree, context: Context) -> None:
+        self.tree = tree
+        self.context = context
+        self.hidden: tuple[str, ...] = ()
+        """Names of volumes in the making, or left behind by whoever made them, that the last refresh saw."""
+
+    async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
+        """List the folder and read what is new or changed."""
+        refresh = _Refresh(self.tree, self.context, previous, full)
+        snapshot = await self.context.lane.run(refresh)
+        self.hidden = tuple(refresh.hidden)
+        return snapshot
+
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
+        """One entry, its header read anew. :param before: its record until now."""
+        return await self.context.lane.run(read_entry, self.tree, name, before)
+
+    async def aclose(self) -> None:
+        """Close the tree; a tree that hangs is left behind after two seconds."""
+        with contextlib.suppress(TimeoutError):
+            await self.context.lane.run(self.tree.close, timeout=2.0)
+
+
+def read_entry(
+    tree: FileTree, name: str, before: VolumeInfo | None = None, *, hidden: bool = False
+) -> VolumeInfo | EntryError | None:
+    """One entry's record, its error, or None if there is no such entry. Blocks.
+
+    :param before: its record until now. :param hidden: also of a volume in the making.
+    :raises OSError: it is not the entry that cannot be read, but the tree.
+    """
+    found: list[tuple[str, VolumeInfo]] = []
+    if name.startswith(TEMPORARY) and not hidden:
+        return None
+    try:
+        entry = tree.lookup(name)
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # an entry that is not there is None: what is not there is the folder
+            raise
+        tree.statvfs()  # raises too where it is not about the entry alone
+        return entry_error(name, error)
+    if entry is None:
+        return None
+    early = without_header(tree, name, entry.stat)
+    if early is not None:
+        tree.release(entry)
+        return early
+    wrong = read_one(tree, entry, found, before, thorough=True)
+    if wrong is not None:
+        tree.statvfs()
+        return wrong
+    if not found:
+        return None
+    record = found[0][1]
+    if record.references:
+        references = Resolver(tree, lambda other: plain_record(tree, other)).placed(record.references)
+        record = msgspec.structs.replace(record, references=references)
+    return record
+
+
+def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
+    """As much of an entry's record as tells which file it is."""
+    try:
+        entry = tree.lookup(name)
+    except OSError:
+        return None
+    if entry is None:
+        return None
+    tree.release(entry)
+    return blank_record(tree, name, entry.stat)
+
+
+def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
+    """The record of a file that holds nothing, and so no header: a raw volume."""
+    return record_of(name, tree.file_type, tree.key(name), st, None)
+
+
+class _Refresh:
+    """One refresh of one tree: a callable for the lane."""
+
+    CHUNK = 32  # entries handed out at once: enough that the queue costs nothing, few enough to share evenly
+
+    def __init__(self, tree: FileTree, context: Context, previous: Snapshot, full: bool) -> None:
+        self._tree = tree
+        self._lane = context.lane
+        self._previous = previous.by_name
+        self._known: Mapping[str, VolumeInfo] = {}
+        if not full:
+            self._known = previous.by_name
+            if previous.unsettled:
+                self._known = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
+        self._found: dict[str, VolumeInfo] = {}
+        self._read: list[tuple[str, VolumeInfo]] = []
+        self._errors: list[EntryError] = []
+        self._chunks: deque[list[Entry]] = deque()
+        self._referring: list[str] = []  # of those whose headers are not read again
+        self._lock = threading.Condition()
+        self._reading = 0
+        self._assistants = 0
+        self._over = False
+        self._notes = False
+        self._failure: BaseException | None = None
+        self.hidden: list[str] = []
+        self._turn = self._lane.turn()
+        self._seen = 0
+
+    def __call__(self) -> Snapshot:
+        taken_at = time.time()
+        try:
+            with self._turn:
+                self._list()
+                if self._tree.readers == 1:
+                    self._read_chunks(self._turn)
+            self._read_chunks()
+            self._wait_for_assistants()
+            if self._read:
+                self._see_to_names(int(taken_at * 1e9))
+            total, free = self._tree.statvfs()
+            permissions = self._tree.permissions()
+            folder = self._resolve()
+        finally:
+            self._over = True
+            self._release_rest()
+            # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
+            self._wait_for_assistants()
+        with self._turn:
+            return self._snapshot(taken_at, total, free, permissions, folder)
+
+    def _see_to_names(self, began: int) -> None:
+        """Read those again whose names other files have taken since they were listed.
+
+        A record never has the attributes of one file and the header of another.
+        """
+        changed = self._tree.names_changed_ns()
+        if changed is None or changed < began - SETTLING_NS:
+            return
+        listed, self._read = self._read, []
+        for name, record in listed:
+            try:
+                entry = self._tree.lookup(name)
+            except OSError as error:
+                self._tree.statvfs()  # raises too where it is not about the entry alone
+                self._errors.append(entry_error(name, error))
+                continue
+            if entry is None:
+                continue
+            if entry[1][1] == record.inode and entry[1][9] == record.device:
+                self._tree.release(entry)
+                self._read.append((name, record))
+                continue
+            early = without_header(self._tree, name, entry[1])
+            if early is not None:
+                self._tree.release(entry)
+            wrong = read_one(self._tree, entry, self._read, None, thorough=True) if early is None else early
+            if isinstance(wrong, EntryError):
+                self._errors.append(wrong)
+            elif wrong is not None:
+                self._read.append((name, wrong))
+
+    def _resolve(self) -> Place | None:
+        """Put the records that were read beside the others, and have all references lead where they lead now.
+
+        :return: where the folder is.
+        """
+        found = self._found
+        found.update(self._read)
+        resolver = Resolver(self._tree, found.get)
+        for name in self._referring:
+            now = resolver.placed(found[name].references)
+            if now is not found[name].references:
+                found[name] = msgspec.structs.replace(found[name], references=now)
+        shared: dict[tuple[Reference, ...], tuple[Reference, ...]] = {}  # one base, in the words of a thousand headers
+        for name, record in self._read:
+            if record.references:
+                now = resolver.placed(shared.setdefault(record.references, record.references))
+                record = found[name] = msgspec.structs.replace(record, references=now)
+            if self._previous.get(name) == record:
+                found[name] = self._previous[name]
+        return resolver.folder
+
+    def _list(self) -> None:
+        """List the folder; queue what has to be read."""
+        chunk: list[Entry] = []
+        first = True
+        try:
+            for item in self._tree.scan(self._want):
+                if len(item) == 2:
+                    self._errors.append(entry_error(item[0], item[1]))
+                    continue
+                if first:
+                    self._notes = self._tree.has_notes()
+                chunk.append(item)
+                if len(chunk) >= self.CHUNK or first:
+                    # a first chunk of one entry: with a network in between, assistants start while the listing goes on
+                    first = False
+                    self._chunks.append(chunk)
+                    chunk = []
+                    if self._assistants < self._tree.readers - 1:
+                        self._assistants += 1
+                        self._lane.assist(self._read_chunks)
+        finally:  # also where the listing breaks off: they are released with the rest
+            if chunk:
+                self._chunks.append(chunk)
+
+    def _want(self, name: str, st: FileStat) -> bool:
+        self._seen += 1
+        if not self._seen % STEP:
+            self._turn.step()
+        old = self._known.get(name)
+        if (
+            old is not None
+            and old.ctime_ns == st[8]
+            and old.mtime_ns == st[7]
+            and old.physical == st[2]
+            and old.inode == st[1]
+        ):
+            if old.atime_ns != st[6] or old.allocation != st[3] * 512 or old.device != st[9]:
+                old = msgspec.structs.replace(old, atime_ns=st[6], allocation=st[3] * 512, device=st[9])
+            if old.references:
+                self._referring.append(name)
+            self._found[name] = old
+            return False
+        if name.startswith(TEMPORARY):
+            self.hidden.append(name)
+            return False
+        early = without_header(self._tree, name, st)
+        if early is None:
+            return True
+        if isinstance(early, EntryError):
+            self._errors.append(early)
+        else:  # a directory, whose record does not have its size
+            self._found[name] = old if old is not None and old == early else early
+        return False
+
+    def _read_chunks(self, turn: Turn | None = None) -> None:
+        """Read and probe until the queue is empty. Runs on several threads at once."""
+        with self._lock:
+            self._reading += 1
+        try:
+            while not self._over:
+                try:
+                    chunk = self._chunks.popleft()
+                except IndexError:
+                    return
+                try:
+                    while chunk and not self._over:
+                        entry = chunk.pop()
+                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]), notes=self._notes)
+                        if wrong is not None:
+                            self._errors.append(wrong)
+                    if turn is not None:
+                        turn.step()
+                finally:
+                    if chunk:
+                        self._chunks.append(chunk)
+        except BaseException as error:  # not by entry: it is the tree's, and an assistant has nobody to tell
+            self._failure = error
+            self._over = True
+        finally:
+            if self._over:
+                self._release_rest()
+            with self._lock:
+                self._reading -= 1
+                if not self._reading:
+                    self._lock.notify_all()
+
+    def _wait_for_assistants(self) -> None:
+        with self._lock:
+            while self._reading:
+                self._lock.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # whose traceback holds this frame
+
+    def _release_rest(self) -> None:
+        # several threads may be at it
+        while True:
+            try:
+                chunk = self._chunks.popleft()
+            except IndexError:
+                return
+            for entry in chunk:
+                with contextlib.suppress(Exception):
+                    self._tree.release(entry)
+
+    def _snapshot(
+        self, taken_at: float, total: int, free: int, permissions: Permissions | None, folder: Place | None
+    ) -> Snapshot:
+        found = self._found
+        if list(found) != (names := sorted(found)):
+            found = {name: found[name] for name in names}
+        limit = int(taken_at * 1e9) - SETTLING_NS
+        unsettled = frozenset(name for name, record in self._read if record.ctime_ns >= limit)
+        return Snapshot(
+            found,
+            taken_at=taken_at,
+            capacity=total,
+            allocation=total - free,
+            available=free,
+            errors=tuple(sorted(self._errors, key=lambda wrong: wrong.name)),
+            unsettled=unsettled,
+            permissions=permissions,
+            folder=folder,
+        )

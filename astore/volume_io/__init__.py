@@ -1,0 +1,1 @@
+"""One open volume: reading, writing, copying, wiping, images and NBD, whatever the volume is opened on."""

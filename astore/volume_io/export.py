@@ -1,0 +1,170 @@
+"""Export: an open file as a disk of a fixed size, which is what the NBD protocol knows."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from astore.backend import VolumeFile
+from astore.volume_io.copying import CANNOT, next_data
+
+T = TypeVar("T")
+
+LARGEST = 4 << 20
+"""Bytes that one request may read or write."""
+
+SECTOR = 512
+"""What is written is a multiple of: QEMU's driver for Gluster cannot read a file to its end that ends within a sector."""
+
+MOST_EXTENTS = 32
+"""How many holes and data are told at once."""
+
+
+class Export:
+    """A file that is read and, with ``write``, written through the calls of NBD.
+
+    :param size: bytes that the disk has, however many the file has: what lies behind its end is zeros, and it grows when it is
+        written there.
+    :param head: the first bytes, whatever the file has there: those that were looked at, so that nobody can change them
+        afterwards. What is written through this changes them.
+    :param on_bytes: called with the count of bytes of each read or write.
+    :ivar end: where what was written or zeroed ends, or the file ended at first.
+    :ivar error: the first error of the storage.
+    """
+
+    def __init__(
+        self,
+        file: VolumeFile,
+        size: int,
+        stored: int,
+        *,
+        write: bool = False,
+        head: bytes = b"",
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        self._file = file
+        self._stored = stored  # the file's own size
+        self._head = bytearray(head)
+        self._on_bytes = on_bytes
+        self.size = size
+        self.write = write
+        self.end = stored
+        self.error: OSError | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests at once pay."""
+        return max(2, self._file.in_flight)
+
+    @property
+    def sector(self) -> int:
+        """Bytes that a request has to be a multiple of."""
+        return SECTOR if self.write else 1
+
+    async def read(self, length: int, offset: int) -> bytes:
+        """Exactly so many bytes. :raises OSError: EINVAL: there are not so many."""
+        self._check(offset, length, most=LARGEST)
+        data = await self._asked(self._file.pread(length, offset))
+        if offset < len(self._head):
+            head = bytes(self._head[offset : offset + length])
+            data = head + data[len(head) :]
+        self._tell(length)
+        return data if len(data) == length else data.ljust(length, b"\0")
+
+    async def write_at(self, data: bytes | bytearray, offset: int) -> None:
+        """Write all of it. :raises OSError: ENOSPC: beyond the end; EPERM: it is not to be written."""
+        length = len(data)
+        self._check(offset, length, most=LARGEST, write=True)
+        self._stored = max(self._stored, offset + length)
+        self._reach(offset + length)
+        self._note_head(data, offset)
+        await self._asked(self._file.pwrite(data, offset))
+        self._tell(length)
+
+    async def zero(self, offset: int, length: int, *, hole: bool) -> None:
+        """Make a range zeros: a hole if it may be one."""
+        self._check(offset, length, write=True)
+        self._reach(offset + length)
+        self._note_head(bytes(max(0, min(length, len(self._head) - offset))), offset)
+        until = offset + length if not hole else min(offset + length, self._stored)
+        if until <= offset:
+            return
+        if hole and await self._punched(offset, until - offset):
+            return
+        self._stored = max(self._stored, until)
+        zeros = bytes(min(until - offset, LARGEST))
+        for at in range(offset, until, LARGEST):
+            await self._asked(self._file.pwrite(zeros[: until - at], at))
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Nobody needs the range any more."""
+        self._check(offset, length, write=True)
+        until = min(offset + length, self._stored)
+        if until > offset:
+            await self._punched(offset, until - offset)
+
+    async def flush(self) -> None:
+        """Wait until what was written is safe."""
+        if self.write:
+            await self._asked(self._file.sync())
+
+    async def extents(self, offset: int, length: int, *, one: bool) -> list[tuple[int, bool]]:
+        """What the range is made of from its begin on, as far as the storage tells: (length, whether it is a hole)."""
+        self._check(offset, length)
+        end = offset + length
+        told: list[tuple[int, bool]] = []
+        at = offset
+        while at < end and len(told) < (1 if one else MOST_EXTENTS):
+            data = await self._asked(next_data(self._file, at, end))
+            begin, until = data or (end, end)
+            if begin > at:
+                told.append((begin - at, True))
+            if until > begin and not (one and told):
+                told.append((until - begin, False))
+            at = until
+        return told
+
+    async def _punched(self, offset: int, length: int) -> bool:
+        try:
+            await self._file.punch(offset, length)
+        except OSError as error:
+            if error.errno not in CANNOT:
+                self._note(error)
+                raise
+            return False
+        return True
+
+    async def _asked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except OSError as error:
+            self._note(error)
+            raise
+
+    def _note_head(self, data: bytes | bytearray, offset: int) -> None:
+        """Have the first bytes be what is written there."""
+        room = len(self._head) - offset
+        if room > 0:
+            self._head[offset : offset + len(data)] = data[:room]
+
+    def _note(self, error: OSError) -> None:
+        if self.error is None:
+            self.error = error
+
+    def _reach(self, end: int) -> None:
+        self.end = max(self.end, end)
+
+    def _tell(self, count: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(count)
+
+    def _check(self, offset: int, length: int, *, most: int | None = None, write: bool = False) -> None:
+        if write and not self.write:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if length <= 0 or (most is not None and length > most):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if offset + length > self.size:
+            number = errno.ENOSPC if write else errno.EINVAL
+            raise OSError(number, os.strerror(number))

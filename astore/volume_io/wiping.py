@@ -1,0 +1,124 @@
+"""Overwriting a volume's data, by the algorithms that libvirt names (virStorageVolWipeAlgorithm).
+
+libvirt leaves all but ``zero`` and ``trim`` to the program scrub; its passes are those of scrub(1). What is a hole has
+no data to overwrite and is left one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+from astore.errors import DefinitionError, LibvirtCode, StorageError
+from astore.volume_io.copying import BLOCK, Count, data_ranges, side_by_side
+from astore.volume_io.open_file import OpenFile
+
+PUNCH_AT_ONCE = 1 << 30
+"""Bytes whose space one call gives back."""
+
+Pass = bytes | None
+"""The pattern of one pass; None is random data."""
+
+RANDOM: Pass = None
+
+
+def _bytes(*values: int) -> tuple[Pass, ...]:
+    return tuple(bytes([value]) for value in values)
+
+
+_MFM = (b"\x92\x49\x24", b"\x49\x24\x92", b"\x24\x92\x49")
+_RLL = (b"\x6d\xb6\xdb", b"\xb6\xdb\x6d", b"\xdb\x6d\xb6")
+
+PASSES: Mapping[str, tuple[Pass, ...]] = {
+    "zero": _bytes(0),
+    "nnsa": (RANDOM, RANDOM, b"\0"),
+    "dod": (RANDOM, b"\0", b"\xff"),
+    "bsi": _bytes(0xFF, 0xFE, 0xFD, 0xFB, 0xF7, 0xEF, 0xDF, 0xBF, 0x7F),
+    "gutmann": (
+        *(RANDOM,) * 4,
+        *_bytes(0x55, 0xAA),
+        *_MFM,
+        *_bytes(*range(0x00, 0x100, 0x11)),
+        *_MFM,
+        *_RLL,
+        *(RANDOM,) * 4,
+    ),
+    "schneier": (*_bytes(0x00, 0xFF), *(RANDOM,) * 5),
+    "pfitzner7": (RANDOM,) * 7,
+    "pfitzner33": (RANDOM,) * 33,
+    "random": (RANDOM,),
+}
+"""What is written, pass by pass."""
+
+VERIFIED = frozenset({"nnsa", "dod"})
+"""Those whose fourth pass reads what the third wrote."""
+
+ALGORITHMS = (*PASSES, "trim")
+
+
+def check_algorithm(algorithm: str) -> None:
+    """:raises DefinitionError: there is no such algorithm."""
+    if algorithm not in ALGORITHMS:
+        raise DefinitionError(
+            f"there is no algorithm {algorithm!r} to wipe by; there are {', '.join(ALGORITHMS)}",
+            libvirt_code=LibvirtCode.INVALID_ARG,
+        )
+
+
+def passes_of(algorithm: str) -> int:
+    """How many times an algorithm goes over the data, reading included."""
+    return len(PASSES.get(algorithm, (b"",))) + (algorithm in VERIFIED)
+
+
+async def wipe(file: OpenFile, algorithm: str, count: Count) -> None:
+    """Overwrite all data of an open file. :raises StorageError: EIO: what was read back is not what had been written."""
+    size = (await file.stat()).size
+    if algorithm == "trim":
+        count.total = size
+        for at in range(0, size, PUNCH_AT_ONCE):
+            await file.punch(at, min(PUNCH_AT_ONCE, size - at))
+            count.add(min(PUNCH_AT_ONCE, size - at))
+        await file.sync()
+        return
+    ranges = [found async for found in data_ranges(file, 0, size)]
+    count.total = sum(stop - start for start, stop in ranges) * passes_of(algorithm)
+    for pattern in PASSES[algorithm]:
+        await _one_pass(file, ranges, pattern, count)
+        await file.sync()  # or the next pass would overwrite what never left the cache
+    if algorithm in VERIFIED:
+        await _verify(file, ranges, PASSES[algorithm][-1] or b"\0", count)
+
+
+def _blocks(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(at, min(at + BLOCK, stop)) for start, stop in ranges for at in range(start, stop, BLOCK)]
+
+
+async def _one_pass(file: OpenFile, ranges: list[tuple[int, int]], pattern: Pass, count: Count) -> None:
+    blocks = iter(_blocks(ranges))
+    width = 1 if pattern is None else len(pattern)
+    whole = b"" if pattern is None else pattern * (BLOCK // width + 2)
+
+    def write(start: int, stop: int) -> None:
+        if pattern is None:
+            data: bytes | memoryview = os.urandom(stop - start)
+        else:
+            data = memoryview(whole)[start % width : start % width + stop - start]
+        file.file.pwrite(data, start)
+
+    async def work() -> None:
+        for start, stop in blocks:
+            await file.run(write, start, stop)
+            count.add(stop - start)
+
+    await side_by_side(work, file.in_flight)
+
+
+async def _verify(file: OpenFile, ranges: list[tuple[int, int]], pattern: bytes, count: Count) -> None:
+    whole = pattern * (BLOCK // len(pattern) + 2)
+    for start, stop in _blocks(ranges):
+        data = await file.pread(stop - start, start)
+        shift = start % len(pattern)
+        if data != whole[shift : shift + stop - start]:
+            raise StorageError(f"what was written from byte {start} to {stop} is not what is read", errno=errno.EIO)
+        count.add(stop - start)
