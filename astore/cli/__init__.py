@@ -1,13 +1,14 @@
-"""The command ``astore``. Needs the extra ``cli`` (typer and rich); without it, the command says so in one line."""
+"""The command ``astore``. Needs the extra ``cli`` (click and rich); without it, the command says so in one line."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, TextIO, cast
+
+TYPE_CHECKING = False  # as typing's, which costs as much to import as Python to start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 
@@ -16,27 +17,39 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
     """The console script: run the command, then end the process at once.
 
     Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libgfapi,
-    whose clean-up takes ten seconds.
+    whose clean-up takes ten seconds. Ctrl-C ends it with 130, from the first line on.
 
     :param argv: the arguments; None takes the process's. :param leave: called with the exit code, everything written.
     """
+    try:
+        code = _run(argv, leave is os._exit)
+    except KeyboardInterrupt:
+        code = 130
+    leave(code)
+
+
+def _run(argv: Sequence[str] | None, alone: bool) -> int:
+    """Run the command and write all that it says. :param alone: nothing else goes on in this process."""
+    from astore.cli.interruptions import interruptions_exit
+
+    if alone:
+        interruptions_exit()
     hold_standard_streams()
     try:
         from astore.cli.app import run
-    except KeyboardInterrupt:
-        print("astore: interrupted", file=sys.stderr)
-        code = 130
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in {"typer", "click", "rich"}:
+        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise
         print(_HINT, file=sys.stderr)
         code = 1
     else:
         code = run(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a reader that is gone, or a stream that was closed
+        try:
             stream.flush()
-    leave(code)
+        except (OSError, ValueError):  # a reader that is gone, or a stream that was closed
+            pass
+    return code
 
 
 def hold_standard_streams() -> None:
@@ -58,10 +71,12 @@ def hold_standard_streams() -> None:
 
 def _write_all() -> None:
     """Where Python writes unbuffered (``PYTHONUNBUFFERED``), what write(2) does not take at once would be lost."""
+    import io
+
     stream = sys.stdout
     if type(stream) is io.TextIOWrapper and isinstance(stream.buffer, io.RawIOBase):
         sys.stdout = _stream(stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
 
 
-def _stream(fd: int, mode: str, **options: Any) -> TextIO:
-    return cast(TextIO, open(fd, mode, closefd=False, **options))
+def _stream(fd: int, mode: str, **options: Any) -> Any:
+    return open(fd, mode, closefd=False, **options)

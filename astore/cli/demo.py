@@ -10,7 +10,10 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
+import rich.console  # noqa: F401 (here and not in the loop, which would wait for it)
+
 import astore
+import astore.manager  # for the same reason
 from astore.cli.demo_show import (
     heading,
     show_change,

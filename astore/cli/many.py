@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from astore.cli import shapes
 from astore.cli.exits import CliError, Exit, code_of_all, explain
 from astore.cli.output import Answer, Output
+from astore.cli.parameters import LIMIT
 
 if TYPE_CHECKING:
     from astore.cli.session import Session
     from astore.pools.pool import Pool
-
-LIMIT = 16
-"""How many pools are worked on at a time."""
 
 
 class Outcome(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import uuid as uuid_module
 from collections.abc import Collection
 
@@ -130,9 +129,6 @@ class Catalogue(StateFolder):
     async def _accepted(self, definition: str | bytes | PoolDef) -> PoolDef:
         """The definition, checked by the XML rules, wherever it came from, and by its backend, if there is one."""
         self._check_open()
-        if not self._reads_xml:  # to import it takes long enough to be noticed, and so does to wait while others do
-            await self._in_store(importlib.import_module, "astore.xml")
-            self._reads_xml = True
         from astore.xml import pool_from_xml, pool_to_xml
 
         if isinstance(definition, PoolDef):

@@ -67,7 +67,6 @@ class StateFolder:
         self._loaded = storage.Loaded()  # as it was taken over last
         self._fingerprint: object = None  # and that of the folder then; None: look again
         self._known = False  # whether it was read before
-        self._reads_xml = False  # whether what reads documents is imported
         self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run state, begun and done
         self._catalogue = anyio.Lock()
         self._lanes: Lanes | None = None

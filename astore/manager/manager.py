@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -30,6 +31,7 @@ from astore.events import (
     Subscription,
 )
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
+from astore.logs import prepare
 from astore.manager.catalogue import Catalogue, new_uuid
 from astore.model import PoolDef, RefreshOutcome, RefreshReport
 from astore.names import check_host
@@ -46,6 +48,13 @@ T = TypeVar("T")
 
 OnProgress = Callable[[int, int, RefreshOutcome], None]
 """Called after each pool with how many are done, how many there are, and the outcome; must not block."""
+
+
+def _import_ahead() -> None:
+    """Import what is needed before long, and takes long enough for an event loop to notice. Blocks."""
+    prepare()
+    for module in ("pool", "volume", "documents"):
+        import_module(f"astore.xml.{module}")
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -95,6 +104,7 @@ class Manager(Catalogue):
         self._store_lane = self._lanes.lane(f"state folder {self.state_dir}", limit=4)
         try:
             await self._store_lane.run(self._registry.scan)
+            await self._store_lane.run(_import_ahead)
             await self.reload()
         except BaseException:
             self._registry.unlisten(self._bus.publish)

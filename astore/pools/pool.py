@@ -49,6 +49,7 @@ from astore.model import (
     Snapshot,
 )
 from astore.plugin_calls import answer, asked, checked, opened
+from astore.pools.glance import state_when_last_seen
 from astore.pools.volume_jobs import WorkingPool
 from astore.store.local_files import LOCK_TIMEOUT
 from astore.store.local_runs import OUTDATED_PAUSE, LastSeen, OutdatedError
@@ -338,15 +339,13 @@ class Pool(WorkingPool):
     def _restore(self, definition: PoolDef, seen: LastSeen | None, started_at: float, *, tell: bool) -> None:
         """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
         self._active_definition = definition
-        state, since, error = PoolState.RUNNING, started_at, None
+        state, since, error = state_when_last_seen(seen), started_at, None
         if seen is not None:
             since = seen.since
             self._snapshot = seen.snapshot
             self._generation = max(self._generation, seen.snapshot.generation)
             if seen.error is not None:
-                state, error = PoolState.INACCESSIBLE, PoolInaccessibleError(seen.error, pool=self.name)
-            elif any(not error.skipped for error in seen.snapshot.errors):
-                state = PoolState.DEGRADED
+                error = PoolInaccessibleError(seen.error, pool=self.name)
         if tell:
             self._set_state(state, error)
             self._publish(PoolStarted)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
-import msgspec
 
 from astore.backend import (
     Backend,
@@ -51,6 +50,7 @@ from astore.model import (
     Snapshot,
     VolumeInfo,
 )
+from astore.pools.glance import definition_as_found, pool_info
 from astore.pools.volume import Volume
 from astore.store.local_runs import LastSeen
 
@@ -166,33 +166,16 @@ class PoolView:
     @property
     def info(self) -> PoolInfo:
         """The pool at a glance."""
-        snapshot = self._snapshot
-        wrong = [error for error in snapshot.errors if not error.skipped]
-        why = reason(self._error) if self._error is not None else None
-        if why is None and self._state is PoolState.DEGRADED and wrong:
-            first = f"{wrong[0].name}: {wrong[0].message}"
-            why = (
-                f"cannot be read: {first}"
-                if len(wrong) == 1
-                else f"{len(wrong)} entries cannot be read; the first: {first}"
-            )
-        return PoolInfo(
-            name=self.name,
+        return pool_info(
+            self.definition,
             uuid=self.uuid,
-            type=self.type,
             state=self._state,
             persistent=self._persistent,
             autostart=self._autostart,
             backend=self.type in self._manager.registry,
-            capacity=snapshot.capacity,
-            allocation=snapshot.allocation,
-            available=snapshot.available,
-            volumes=len(snapshot),
-            errors=len(snapshot.errors),
-            generation=snapshot.generation,
-            taken_at=snapshot.taken_at,
+            snapshot=self._snapshot,
             since=self._since,
-            error=why,
+            error=self._error,
         )
 
     def volume(self, name: str) -> Volume:
@@ -215,13 +198,7 @@ class PoolView:
         """
         if inactive:
             return self._definition.to_xml()
-        definition, found = self.definition, self._snapshot.permissions
-        if found is not None:  # the folder's are what an active pool has, whatever was asked for when it was made
-            said = definition.target.permissions
-            found = msgspec.structs.replace(found, label=None if said is None else said.label)
-            target = msgspec.structs.replace(definition.target, permissions=found)
-            definition = msgspec.structs.replace(definition, target=target)
-        return definition.to_xml(self.info)
+        return definition_as_found(self.definition, self._snapshot).to_xml(self.info)
 
     def abilities(self) -> tuple[str, ...]:
         """The operations this pool supports beyond those that all do, as far as is known before it is started."""

@@ -22,7 +22,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import platformdirs
 
 from astore.errors import StoreError, reason
 from astore.model import PoolDef
@@ -60,6 +59,8 @@ def default_state_dir() -> Path:
     """Root's is /var/lib/astore; another user's is where the platform keeps users' state."""
     if os.geteuid() == 0:
         return Path("/var/lib/astore")
+    import platformdirs  # of which most commands have no need
+
     return platformdirs.user_state_path("astore")
 
 

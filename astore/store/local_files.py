@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 import time
@@ -113,7 +112,7 @@ def write_whole(path: Path, data: bytes, *, sync: bool) -> None:
     :param sync: see to it that it is on disk, and its name too.
     :raises StoreError: that failed; what was there stays.
     """
-    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
+    beside = path.parent / f".{os.urandom(8).hex()}.tmp"
     with saying(path):
         try:
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -84,7 +84,7 @@ def source_of(root: Element, type_: str) -> Source:
     :raises DefinitionError: something is not as it must be, or missing.
     """
     element = child(root, "source")
-    if element is None:
+    if element is None or not len(element):  # as of a dir pool
         source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
         format_ = _format(element, type_)
