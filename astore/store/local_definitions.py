@@ -79,11 +79,11 @@ class DefinitionStore(RunFiles):
         pools: list[StoredPool] = []
         damaged: list[DamagedFile] = []
         versions: dict[str, Version] = {}
-        mark = self._mark(self._pools)
-        autostarted = set(names_in(self._autostart, ".xml"))
+        mark = self._mark(self.pools)
+        autostarted = set(names_in(self.autostart, ".xml"))
         names = self._names()
         for name in names:
-            path = self._pools / f"{name}.xml"
+            path = self.pools / f"{name}.xml"
             try:
                 versions[name] = version_of(path)
                 definition = self._definition(name, path, versions[name])
@@ -95,7 +95,7 @@ class DefinitionStore(RunFiles):
                 damaged.append(DamagedFile(name, str(path), reason(error)))
             else:
                 pools.append(StoredPool(definition, name in autostarted))
-        return Loaded(tuple(pools), tuple(damaged), versions, tuple(names), mark, self._run.is_dir())
+        return Loaded(tuple(pools), tuple(damaged), versions, tuple(names), mark, self.run.is_dir())
 
     def _definition(self, name: str, path: Path, version: Version) -> PoolDef:
         known = self._parsed.get(name)
@@ -117,13 +117,13 @@ class DefinitionStore(RunFiles):
         :param given_up: as in :meth:`locked`. :param loaded: what the definition was checked against.
         :raises StoreError: it could not be; the old one stays. OutdatedError: there are others since.
         """
-        path = self._pools / f"{definition.name}.xml"
+        path = self.pools / f"{definition.name}.xml"
         with self.locked(given_up=given_up), saying(path):
             if loaded is not None:
                 run = self._run_of(definition.name)
                 seen = loaded.mark, list(loaded.names)
-                if seen != (self._mark(self._pools), self._names()) or (run and run.uuid != definition.uuid):
-                    raise OutdatedError(f"{self._pools} was changed meanwhile", errno=errno.EAGAIN)
+                if seen != (self._mark(self.pools), self._names()) or (run and run.uuid != definition.uuid):
+                    raise OutdatedError(f"{self.pools} was changed meanwhile", errno=errno.EAGAIN)
             write_whole(path, definition.to_xml().encode(), sync=True)
             version = version_of(path)
             self._parsed[definition.name] = version, definition
@@ -135,11 +135,11 @@ class DefinitionStore(RunFiles):
         :param given_up: as in :meth:`locked`. :param version: the one that is to be removed.
         :raises StoreError: it could not be removed. OutdatedError: there is another, or the pool is active.
         """
-        path = self._pools / f"{name}.xml"
+        path = self.pools / f"{name}.xml"
         with self.locked(given_up=given_up), saying(path):
             if version is not None and self.is_news(name, version=version, started_at=None):
                 raise OutdatedError(f"{path} was changed meanwhile", errno=errno.EAGAIN)
-            for folder in (self._autostart, self._pools):
+            for folder in (self.autostart, self.pools):
                 (folder / f"{name}.xml").unlink(missing_ok=True)
                 sync_folder(folder)
 
@@ -152,7 +152,7 @@ class DefinitionStore(RunFiles):
         :raises StoreError: that failed. OutdatedError: another process has started it, or it is another pool's name by now.
         """
         state = state if state.boot_id else msgspec.structs.replace(state, boot_id=boot_id())
-        path = self._pools / f"{name}.xml"
+        path = self.pools / f"{name}.xml"
         with self.locked(given_up=given_up):
             theirs = self._run_of(name)
             if theirs is not None and theirs.started_at != state.started_at:
@@ -162,19 +162,19 @@ class DefinitionStore(RunFiles):
                 uuid = self._definition(name, path, version_of(path)).uuid
             if uuid not in (None, state.uuid) or (persistent and not path.exists()):
                 raise OutdatedError(f"pool {name!r} was undefined meanwhile", errno=errno.EAGAIN)
-            write_whole(self._run / f"{name}.run", encode(state), sync=False)
+            write_whole(self.run / f"{name}.run", encode(state), sync=False)
 
     def set_autostart(self, name: str, autostart: bool, given_up: threading.Event | None = None) -> None:
         """Make or remove the autostart link. :raises StoreError: that failed, or there is no such definition (any more)."""
-        link = self._autostart / f"{name}.xml"
+        link = self.autostart / f"{name}.xml"
         with self.locked(given_up=given_up), saying(link):
             if autostart:
-                os.stat(self._pools / f"{name}.xml")  # else the link would wait for the next pool of that name
+                os.stat(self.pools / f"{name}.xml")  # else the link would wait for the next pool of that name
                 with contextlib.suppress(FileExistsError):
                     link.symlink_to(f"../pools/{name}.xml")
             else:
                 link.unlink(missing_ok=True)
-            sync_folder(self._autostart)
+            sync_folder(self.autostart)
 
     def fingerprint(self, damaged: Iterable[DamagedFile] = ()) -> tuple[object, ...]:
         """What changes whenever another process changed anything here: cheap to compare.
@@ -182,7 +182,7 @@ class DefinitionStore(RunFiles):
         :param damaged: files that may be repaired in their place.
         """
         self.check()
-        found: list[object] = [self._mark(folder) for folder in (self._pools, self._autostart, self._run)]
+        found: list[object] = [self._mark(folder) for folder in (self.pools, self.autostart, self.run)]
         for file in damaged:
             with contextlib.suppress(OSError):
                 found.append(
@@ -200,7 +200,7 @@ class DefinitionStore(RunFiles):
         return st.st_ino, st.st_mtime_ns, st.st_nlink
 
     def _names(self) -> list[str]:
-        return names_in(self._pools, ".xml")
+        return names_in(self.pools, ".xml")
 
     def is_news(self, name: str, *, version: Version | None, started_at: float | None) -> bool:
         """Whether somebody has changed a pool since.
@@ -208,9 +208,9 @@ class DefinitionStore(RunFiles):
         :param version: that of its definition; None: it has none. :param started_at: since when it is active.
         """
         run = self._run_of(name)
-        if (None if run is None else run.started_at) != started_at and self._run.is_dir():
+        if (None if run is None else run.started_at) != started_at and self.run.is_dir():
             return True  # (a state folder that is gone says nothing of what is active)
         try:
-            return version is not None and version != version_of(self._pools / f"{name}.xml")
+            return version is not None and version != version_of(self.pools / f"{name}.xml")
         except OSError:
             return True

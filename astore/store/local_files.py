@@ -74,13 +74,13 @@ def names_in(folder: Path, suffix: str) -> list[str]:
     """
     with saying(folder):
         try:
-            found = sorted(os.listdir(folder))
+            found = os.listdir(folder)
         except FileNotFoundError:
             return []
     for name in found:
         if name.endswith(".tmp"):
             _remove_stale(folder / name)
-    return [name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name)]
+    return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name))
 
 
 def version_of(path: Path) -> Version:
@@ -162,9 +162,9 @@ class LockedFolder:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._pools = self.folder / "pools"
-        self._autostart = self.folder / "autostart"
-        self._run = self.folder / "run"
+        self.pools = self.folder / "pools"
+        self.autostart = self.folder / "autostart"
+        self.run = self.folder / "run"
         self._thread_lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -183,7 +183,7 @@ class LockedFolder:
             if not have and time.monotonic() >= deadline:
                 raise late
 
-        with self._made():
+        with self.made():
             while not self._thread_lock.acquire(timeout=PAUSE):
                 go_on()
             try:
@@ -205,7 +205,7 @@ class LockedFolder:
 
     def check(self) -> None:
         """:raises StoreError: others may have written the folder, or one in it, or it cannot be looked at."""
-        for folder in (self.folder, self._pools, self._autostart, self._run):
+        for folder in (self.folder, self.pools, self.autostart, self.run):
             with saying(folder):
                 try:
                     st = os.stat(folder)
@@ -214,10 +214,10 @@ class LockedFolder:
             require_ours(st, folder, sticky=folder is self.folder)
 
     @contextlib.contextmanager
-    def _made(self) -> Iterator[None]:
+    def made(self) -> Iterator[None]:
         self.check()
         with saying(self.folder):
-            for folder in (self.folder, self._pools, self._autostart, self._run):
+            for folder in (self.folder, self.pools, self.autostart, self.run):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield

@@ -102,8 +102,8 @@ class RunFiles(LockedFolder):
         self.check()
         active: dict[str, RunState] = {}
         unknown: set[str] = set()
-        for name in names_in(self._run, ".run"):
-            path = self._run / f"{name}.run"
+        for name in names_in(self.run, ".run"):
+            path = self.run / f"{name}.run"
             try:
                 version = version_of(path)
                 state = self._run_of(name)
@@ -121,7 +121,7 @@ class RunFiles(LockedFolder):
     def _remove_stale(self, name: str, version: Version) -> None:
         """Remove what is no run of this boot, unless another process has started the pool meanwhile."""
         with contextlib.suppress(AstoreError, OSError), self.locked(timeout=STALE_TIMEOUT):
-            if version_of(self._run / f"{name}.run") == version:
+            if version_of(self.run / f"{name}.run") == version:
                 self._unlink_run(name)
 
     def _run_of(self, name: str) -> RunState | None:
@@ -129,7 +129,7 @@ class RunFiles(LockedFolder):
 
         :raises StoreError: it cannot be read now.
         """
-        path = self._run / f"{name}.run"
+        path = self.run / f"{name}.run"
         try:
             with saying(path):
                 state = _decode_run(read_whole(path))
@@ -143,10 +143,10 @@ class RunFiles(LockedFolder):
 
     def check_forgettable(self, name: str) -> None:
         """:raises StoreError: :meth:`forget_run` would fail. (A state folder that is gone has no run state either.)"""
-        path = self._run / f"{name}.run"
+        path = self.run / f"{name}.run"
         with saying(path):
-            if path.exists() and not os.access(self._run, os.W_OK | os.X_OK):
-                readonly = os.statvfs(self._run).f_flag & os.ST_RDONLY
+            if path.exists() and not os.access(self.run, os.W_OK | os.X_OK):
+                readonly = os.statvfs(self.run).f_flag & os.ST_RDONLY
                 raise (
                     OSError(errno.EROFS, os.strerror(errno.EROFS))
                     if readonly
@@ -165,9 +165,9 @@ class RunFiles(LockedFolder):
         return None if run is None else run.started_at
 
     def _unlink_run(self, name: str) -> None:
-        with saying(self._run / f"{name}.run"):
+        with saying(self.run / f"{name}.run"):
             for suffix in (".run", ".snapshot"):
-                (self._run / f"{name}{suffix}").unlink(missing_ok=True)
+                (self.run / f"{name}{suffix}").unlink(missing_ok=True)
 
     def save_snapshot(self, name: str, seen: LastSeen, started_at: float) -> None:
         """Keep what is known for the next process, if the pool is still what was started then.
@@ -200,8 +200,8 @@ class RunFiles(LockedFolder):
             snapshot.permissions,
             snapshot.folder,
         )
-        with self._made():
-            write_whole(self._run / f"{name}.snapshot", encode(stored), sync=False)
+        with self.made():
+            write_whole(self.run / f"{name}.snapshot", encode(stored), sync=False)
 
     def load_snapshot(self, name: str, started_at: float | None = None) -> LastSeen | None:
         """What was kept; None if there is nothing, or nothing that can be understood.
@@ -210,7 +210,7 @@ class RunFiles(LockedFolder):
         """
         try:
             self.check()
-            stored = _decode_snapshot(read_whole(self._run / f"{name}.snapshot", 1 << 30))
+            stored = _decode_snapshot(read_whole(self.run / f"{name}.snapshot", 1 << 30))
             if stored.format != SNAPSHOT_FORMAT or started_at not in (None, stored.started_at):
                 return None
             by_name: dict[str, VolumeInfo] = {}
