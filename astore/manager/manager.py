@@ -27,7 +27,7 @@ from astore.errors import (
     reason,
 )
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
-from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, LanesStatistics
+from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
@@ -40,7 +40,8 @@ from astore.pools.pool import Pool
 from astore.pools.services import Services
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.store.local_definitions import DamagedFile, DefinitionStore, default_state_dir
+from astore.store.contract import Damaged, Store
+from astore.store.local import LocalStore, default_state_dir
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
@@ -69,6 +70,8 @@ class Manager:
 
     :param state_dir: the folder of definitions; None is the machine's (root: /var/lib/astore) or the user's own.
         ValueError: it is the empty string.
+    :param store: keeps definitions and runs instead of a folder; see :mod:`astore.store.contract`. The Manager opens and closes
+        it. TypeError: a folder is given as well.
     :param registry: None makes one with the backends of all installed distributions.
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
@@ -79,6 +82,7 @@ class Manager:
         self,
         state_dir: str | Path | None = None,
         *,
+        store: Store | None = None,
         registry: BackendRegistry | None = None,
         max_threads: int = DEFAULT_MAX_THREADS,
         call_timeout: float = DEFAULT_TIMEOUT,
@@ -86,7 +90,13 @@ class Manager:
     ) -> None:
         if state_dir is not None and not str(state_dir):
             raise ValueError("the state folder has no name")
-        self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
+        if store is not None and state_dir is not None:
+            raise TypeError("a Manager has a state folder or a store")
+        self.state_dir: Path | None = None
+        """The folder of definitions; None if they are kept elsewhere."""
+        if store is None:
+            self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
+            store = LocalStore(self.state_dir)
         self._services = Services(
             registry if registry is not None else BackendRegistry(),
             EventBus(event_capacity),
@@ -94,7 +104,8 @@ class Manager:
             call_timeout=call_timeout,
         )
         self._catalogue = Catalogue(self._services)
-        self._keeper = Keeper(self._services, self._catalogue, DefinitionStore(self.state_dir))
+        self._keeper = Keeper(self._services, self._catalogue, store)
+        self._store_name = store.name
         self._reads_xml = False  # whether what reads documents is imported
 
     # --------------------------------------------------------------------------------------- entering and leaving
@@ -102,12 +113,13 @@ class Manager:
     async def __aenter__(self) -> Self:
         services = self._services
         lanes = services.open()
-        lane = lanes.lane(f"state folder {self.state_dir}", limit=4)
-        self._keeper.open(lane)
+        lane = lanes.lane(self._store_name, limit=4)
         try:
             await lane.run(services.registry.scan)
+            await self._keeper.open(lane)
             await self.reload()
         except BaseException:
+            await shielded(self._keeper.aclose())
             services.close(lanes)
             raise
         return self
@@ -124,18 +136,20 @@ class Manager:
             return
         self._services.closing = True  # nothing begins from here on: nobody would let go of it
         try:
-            await shielded(self._detach(self._catalogue.all()))
+            await shielded(self._detach(self._catalogue.all(), lanes))
         finally:
             self._services.close(lanes)  # unless it was closed beside this, and perhaps opened anew
 
-    async def _detach(self, pools: Sequence[Parts]) -> None:
+    async def _detach(self, pools: Sequence[Parts], lanes: Lanes) -> None:
         until = time.monotonic() + CLEANUP_SECONDS
         with anyio.move_on_after(CLEANUP_SECONDS / 2):
             await self._keeper.save_snapshots(pools)
         await asyncio.gather(*(pool.lifecycle.leave(until) for pool in pools), return_exceptions=True)
+        if self._services.lanes is lanes:
+            await self._keeper.aclose()
 
     async def reload(self, *, thoroughly: bool = True) -> None:
-        """Take over what other processes did to the state folder since it was last read.
+        """Take over what others did to the store since it was last read.
 
         :param thoroughly: also what an editor did to a definition in its place; False is cheaper where nothing has changed.
         """
@@ -156,9 +170,9 @@ class Manager:
         return self._services.call_timeout
 
     @property
-    def damaged(self) -> tuple[DamagedFile, ...]:
-        """Definition files that could not be read, and why. They are left as they are."""
-        return self._keeper.loaded.damaged
+    def damaged(self) -> tuple[Damaged, ...]:
+        """Definitions that could not be read, and why. They are left as they are."""
+        return self._keeper.damaged
 
     def pool(self, name: str) -> Pool:
         """The pool of this name. :raises PoolNotFoundError: there is none."""

@@ -11,11 +11,10 @@ import msgspec
 
 from astore.errors import StoreError, reason
 from astore.model import PoolDef
-from astore.store import local_files
 from astore.store.contract import Damaged, StoredPool, Version
-from astore.store.local_files import LockedFolder, names_in, read_whole, sync_folder, write_whole
+from astore.store.local_files import FileVersion, LockedFolder, names_in, read_whole, sync_folder, write_whole
 
-FileState: TypeAlias = tuple[local_files.Version, int]
+FileState: TypeAlias = tuple[FileVersion, int]
 """A file's version, and the time at which its inode changed: a file's mode may be what is wrong with it."""
 
 

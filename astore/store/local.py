@@ -29,10 +29,9 @@ from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
 from astore.errors import InvalidStateError
 from astore.model import PoolDef
-from astore.store import local_files
 from astore.store.contract import Contents, Current, LastSeen, OutdatedError, Revision, Run, Store, Version
 from astore.store.definition_files import DefinitionFiles, FileState
-from astore.store.local_files import LockedFolder, saying
+from astore.store.local_files import FileVersion, LockedFolder, saying
 from astore.store.run_files import RunFiles
 from astore.store.snapshot_files import SnapshotFiles
 
@@ -49,9 +48,9 @@ def default_state_dir() -> Path:
 class _Marks(msgspec.Struct, frozen=True):
     """What changes with the names in the folders; None for one that is not there."""
 
-    pools: local_files.Version | None
-    autostart: local_files.Version | None
-    run: local_files.Version | None
+    pools: FileVersion | None
+    autostart: FileVersion | None
+    run: FileVersion | None
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -222,7 +221,7 @@ class LocalStore(Store):
         return _Marks(_mark(self._files.pools), _mark(self._files.autostart), _mark(self._files.run))
 
 
-def _mark(folder: Path) -> local_files.Version | None:
+def _mark(folder: Path) -> FileVersion | None:
     with saying(folder):
         try:
             st = os.stat(folder)

@@ -23,7 +23,7 @@ STALE_AFTER = 600.0
 """Seconds after which a half-written file is taken for a killed process's."""
 
 
-Version: TypeAlias = tuple[int, int, int]
+FileVersion: TypeAlias = tuple[int, int, int]
 """What tells a file, as it is now, from what it was or is later."""
 
 LOCK_TIMEOUT = 10.0
@@ -83,7 +83,7 @@ def names_in(folder: Path, suffix: str) -> list[str]:
     return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name))
 
 
-def version_of(path: Path) -> Version:
+def version_of(path: Path) -> FileVersion:
     """What changes when the file is written anew. :raises OSError: it cannot be looked at."""
     st = os.stat(path)
     return st.st_ino, st.st_mtime_ns, st.st_size
@@ -183,7 +183,7 @@ class LockedFolder:
             if not have and time.monotonic() >= deadline:
                 raise late
 
-        with self.made():
+        with self._made():
             while not self._thread_lock.acquire(timeout=PAUSE):
                 go_on()
             try:
@@ -214,7 +214,7 @@ class LockedFolder:
             require_ours(st, folder, sticky=folder is self.folder)
 
     @contextlib.contextmanager
-    def made(self) -> Iterator[None]:
+    def _made(self) -> Iterator[None]:
         self.check()
         with saying(self.folder):
             for folder in (self.folder, self.pools, self.autostart, self.run):

@@ -12,9 +12,8 @@ import msgspec
 
 from astore.errors import AstoreError, StoreError
 from astore.model import PoolDef
-from astore.store import local_files
 from astore.store.contract import Run
-from astore.store.local_files import LockedFolder, names_in, read_whole, saying, version_of, write_whole
+from astore.store.local_files import FileVersion, LockedFolder, names_in, read_whole, saying, version_of, write_whole
 
 STALE_TIMEOUT = 0.2
 """Seconds to wait for the lock for removing leftovers."""
@@ -114,7 +113,7 @@ class RunFiles:
     def _path(self, name: str) -> Path:
         return self._folder.run / f"{name}.run"
 
-    def _remove_stale(self, name: str, version: local_files.Version) -> None:
+    def _remove_stale(self, name: str, version: FileVersion) -> None:
         """Remove what is no run of this boot, unless another process has started the pool meanwhile."""
         with contextlib.suppress(AstoreError, OSError), self._folder.locked(timeout=STALE_TIMEOUT):
             if version_of(self._path(name)) == version:
