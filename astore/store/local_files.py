@@ -215,6 +215,7 @@ class LockedFolder:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
+        """Make the folders that are not there yet. :raises StoreError: that failed, or :meth:`check` does."""
         self.check()
         with saying(self.folder):
             for folder in (self.folder, self.pools, self.autostart, self.run):
