@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import anyio
 import msgspec
 
-from astore.backend import Context, DiscoversSources
 from astore.cancellation import CLEANUP_SECONDS, shielded
-from astore.commands import LaneCommandRunner
 from astore.errors import (
     AstoreError,
     BackendError,
     DefinitionError,
     LibvirtCode,
     SourceConflictError,
-    UnsupportedOperationError,
     reason,
 )
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
@@ -32,8 +29,8 @@ from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
 from astore.model import PoolDef, PoolState, RefreshReport
-from astore.names import check_host, normal_path
-from astore.plugin_calls import answer, checked
+from astore.names import normal_path
+from astore.plugin_calls import checked
 from astore.pools import graph
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
@@ -355,26 +352,9 @@ class Manager:
         :raises BackendError: no such backend. UnsupportedOperationError: it cannot. DefinitionError: not a host.
             OSError, CommandError, TimeoutError: the host, or the program that asks it, did not answer.
         """
-        lanes = self._services.check_open()
-        from astore.xml import DiscoveredSources, host_from_xml
+        from astore.manager.discovery import discover_sources
 
-        if spec is not None:
-            if host is not None or port is not None:
-                raise DefinitionError("a source specification names the host: give no other", element="host")
-            named = host_from_xml(spec, type)
-            host, port = named.name, named.port
-        if host is not None:
-            host = check_host(host)
-        backend = await self.registry.get(type)
-        if not isinstance(backend, DiscoversSources):
-            raise UnsupportedOperationError(pool=None, type=type, operation="discover")
-        lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self.call_timeout)
-        try:
-            log = self._services.log.bind(discover=type)
-            context = Context("", "", lane, LaneCommandRunner(lane), log, self.call_timeout)
-            return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
-        finally:
-            lane.close()
+        return await discover_sources(self._services, type, host, port, spec)
 
     async def capabilities(self) -> str:
         """libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all backends that work here."""
