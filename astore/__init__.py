@@ -94,9 +94,8 @@ if TYPE_CHECKING:
         VolumeInfo,
         VolumeType,
     )
-    from astore.pools.graph import ChainLink
     from astore.pools.pool import Pool
-    from astore.pools.volume import Volume
+    from astore.pools.volume import ChainLink, Volume
     from astore.registry import BackendRegistry
     from astore.volume_io.blocks import Hole
 
@@ -206,7 +205,6 @@ __getattr__, __dir__ = lazily(
         "backend",
         "registry",
         "volume_io.blocks",
-        "pools.graph",
         "pools.volume",
         "pools.pool",
         "manager",

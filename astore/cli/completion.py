@@ -18,7 +18,7 @@ def _state_dir(context: click.Context) -> Path:
         if given:
             return Path(given)
         current = current.parent
-    from astore.store.local_definitions import default_state_dir
+    from astore.store.local_files import default_state_dir
 
     given = os.environ.get("ASTORE_STATE_DIR")
     return Path(given) if given else default_state_dir()
@@ -49,14 +49,15 @@ def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Volumes whose names begin so, of the pool that was said by --pool, or of all active ones, as they were last seen."""
-    from astore.store.local_definitions import DefinitionStore
+    from astore.store.local_files import LockedFolder
+    from astore.store.snapshot_files import SnapshotFiles
 
     folder = _state_dir(ctx)
     pool = ctx.params.get("pool")
-    store = DefinitionStore(folder)
+    snapshots = SnapshotFiles(LockedFolder(folder))
     names: set[str] = set()
     for name in {pool} if pool and "/" not in pool else set(_pool_names(folder)):
-        seen = store.load_snapshot(name)
+        seen = snapshots.read(name)
         if seen is not None:
             names.update(volume for volume in seen.snapshot.by_name if volume.startswith(incomplete))
     return sorted(name for name in names if printable(name) == name)

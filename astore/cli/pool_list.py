@@ -14,7 +14,7 @@ from astore.cli.session import view
 if TYPE_CHECKING:
     from astore.cli import shapes
     from astore.cli.standing import Standing, StandingPool
-    from astore.store.local_definitions import DamagedFile
+    from astore.store.contract import Damaged
 
 
 @view("list")
@@ -84,7 +84,7 @@ def _nothing(wanted: str, others: int) -> str:
     return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
 
 
-def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[DamagedFile], empty: str) -> None:
+def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
     columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True), Column("Autostart")]
     columns += [Column("Volumes", right=True), Column("Capacity", right=True), Column("Used")]
     rows: list[list[Cell | str]] = []
@@ -99,7 +99,7 @@ def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Dama
     output.table(columns, rows, empty=empty)
 
 
-def _detailed(output: Output, pools: Sequence[StandingPool], damaged: Sequence[DamagedFile], empty: str) -> None:
+def _detailed(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
     columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True)]
     columns += [Column("Autostart"), Column("Persistent")]
     columns += [Column(title, right=True) for title in ("Volumes", "Capacity", "Allocation", "Available")]

@@ -14,8 +14,11 @@ from astore.errors import DefinitionError, PoolNotFoundError
 from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
 from astore.names import check_uuid
 from astore.pools.glance import definition_as_found, pool_info, state_when_last_seen
-from astore.store.local_definitions import DamagedFile, DefinitionStore, default_state_dir
-from astore.store.local_runs import LastSeen, RunState
+from astore.store.contract import Damaged, LastSeen, Run
+from astore.store.definition_files import DefinitionFiles
+from astore.store.local_files import LockedFolder, default_state_dir
+from astore.store.run_files import RunFiles
+from astore.store.snapshot_files import SnapshotFiles
 
 GROUP = "astore.backends"
 
@@ -42,7 +45,7 @@ class Standing(NamedTuple):
     """All of a state folder: its pools in name order, and the definition files that cannot be read."""
 
     all: tuple[StandingPool, ...]
-    damaged: tuple[DamagedFile, ...]
+    damaged: tuple[Damaged, ...]
 
     def pools(
         self,
@@ -87,7 +90,7 @@ def standing(state_dir: str | None) -> Standing:
 
     def read() -> None:
         try:
-            found.append(_read(DefinitionStore(default_state_dir() if state_dir is None else Path(state_dir))))
+            found.append(_read(LockedFolder(default_state_dir() if state_dir is None else Path(state_dir))))
         except Exception as error:
             found.append(error)
 
@@ -101,17 +104,19 @@ def standing(state_dir: str | None) -> Standing:
     return found[0]
 
 
-def _read(store: DefinitionStore) -> Standing:
-    loaded, runs = store.load(), store.load_runs()
+def _read(folder: LockedFolder) -> Standing:
+    folder.check()
+    definitions, (runs, _unknown) = DefinitionFiles(folder).read(), RunFiles(folder).read()
+    snapshots = SnapshotFiles(folder)
     types = installed_types(GROUP)
     pools = {
         item.definition.name: _inactive(item.definition, item.autostart, item.definition.type in types)
-        for item in loaded.pools
+        for item in definitions.good
     }
-    for name, run in runs.active.items():
-        seen = store.load_snapshot(name, run.started_at)
+    for name, run in runs.items():
+        seen = snapshots.read(name, run.started_at)
         pools[name] = _active(pools.get(name), run, seen, run.definition.type in types)
-    return Standing(tuple(pool for _, pool in sorted(pools.items())), loaded.damaged)
+    return Standing(tuple(pool for _, pool in sorted(pools.items())), definitions.damaged)
 
 
 def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPool:
@@ -130,7 +135,7 @@ def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPo
     return StandingPool(info, definition, definition, Snapshot.EMPTY)
 
 
-def _active(stored: StandingPool | None, run: RunState, seen: LastSeen | None, backend: bool) -> StandingPool:
+def _active(stored: StandingPool | None, run: Run, seen: LastSeen | None, backend: bool) -> StandingPool:
     """A pool that runs. A definition with another UUID is another pool's, which comes back when this one stops."""
     mine = stored if stored is not None and stored.info.uuid == run.uuid else None
     snapshot = Snapshot.EMPTY if seen is None else seen.snapshot

@@ -1,323 +1,353 @@
-"""What keeps the pools and their state folder together: what this process does to it, and what others did.
+"""Keeper: keeps the pools and the store the same: what this process does, and what others did.
 
-What other processes changed is taken over whenever the folder is read anew, which every definition begins with. One
-lock serialises what changes the list of pools.
+What others changed is taken over whenever the store is read anew, which every definition begins with. One lock serialises
+what changes the list of pools.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
+import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
 
-from astore.backend import Backend
-from astore.cancellation import CLEANUP_SECONDS, bounded, retrieved, shielded
-from astore.errors import (
-    InvalidStateError,
-    ManagerClosedError,
-    reason,
-)
-from astore.events import EventBus, PoolAutostartChanged, PoolDefined, PoolUndefined
-from astore.lanes import Lanes
+from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
+from astore.errors import InvalidStateError, reason
+from astore.events import PoolDefined, PoolUndefined
 from astore.lanes.lane import PoolLane
-from astore.logs import get_logger
-from astore.model import PoolDef, PoolState
-from astore.pools.pool import Pool
-from astore.pools.record import PoolView
-from astore.registry import BackendRegistry
-from astore.store import local_definitions as storage
-from astore.store.local_runs import LastSeen, Runs, RunState
-
-if TYPE_CHECKING:
-    from astore.manager.catalogue import Catalogue
+from astore.manager.catalogue import Catalogue
+from astore.model import PoolDef
+from astore.pools.life import Life
+from astore.pools.parts import Parts
+from astore.pools.record import PoolRecord
+from astore.pools.services import Services
+from astore.store.contract import (
+    Contents,
+    Damaged,
+    KeepsSnapshots,
+    LastSeen,
+    OutdatedError,
+    Revision,
+    Run,
+    Store,
+    StoredPool,
+    Version,
+)
 
 T = TypeVar("T")
-R = TypeVar("R")
+
+RETRY_SECONDS = 10.0
+"""How long a change is tried again because others were faster."""
+
+RETRY_PAUSE = 0.01
+"""Seconds between two tries."""
 
 
-class StateFolder:
-    """The part of :class:`~astore.manager.Manager` that reads and writes the state folder."""
+class Keeper:
+    """Reads and writes the store for the catalogue. It is the :class:`~astore.pools.host.Host` of all pools.
 
-    def __init__(
-        self,
-        state_dir: str | Path | None,
-        registry: BackendRegistry | None,
-        *,
-        call_timeout: float,
-        event_capacity: int,
-    ) -> None:
-        if state_dir is not None and not str(state_dir):
-            raise ValueError("the state folder has no name")
-        self.state_dir = Path(state_dir) if state_dir is not None else storage.default_state_dir()
-        self.log = get_logger()
-        self._bus = EventBus(event_capacity)
-        self._registry = registry if registry is not None else BackendRegistry()
-        self._call_timeout = call_timeout
-        self._store = storage.DefinitionStore(self.state_dir)
-        self._pools: dict[str, Pool] = {}
-        self._loaded = storage.Loaded()  # as it was taken over last
-        self._fingerprint: object = None  # and that of the folder then; None: look again
-        self._known = False  # whether it was read before
-        self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run state, begun and done
-        self._catalogue = anyio.Lock()
-        self._lanes: Lanes | None = None
-        self._closing = False
-        self._store_lane: PoolLane | None = None
+    :ivar damaged: the definitions that could not be read.
+    """
 
-    def _check_open(self, lanes: Lanes | None = None) -> None:
-        """:param lanes: those that were there when what is being done began.
+    def __init__(self, services: Services, catalogue: Catalogue, store: Store) -> None:
+        self._services = services
+        self._catalogue = catalogue
+        self._store = store
+        self._lane: PoolLane | None = None
+        self.damaged: tuple[Damaged, ...] = ()
+        self._revision: Revision | None = None  # of what was taken over last
+        self._versions: dict[str, Version] = {}  # of the definitions, as taken over or put since
+        self._lost = False  # whether the store was gone then
+        self._look_again = False  # also where the store says that nothing has changed
+        self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run, begun and done
+        self.lock = anyio.Lock()
+        """Held while the list of pools is changed."""
 
-        :raises ManagerClosedError: it is closed, or was closed since (and opened anew).
+    async def open(self, lane: PoolLane) -> None:
+        """Open the store. :param lane: for blocking calls. :raises StoreError: it cannot be used."""
+        self._lane = lane
+        await self._store.open(lane)
+
+    async def aclose(self) -> None:
+        """Close the store. Bounded; never raises."""
+        await bounded(self._store.aclose())
+
+    async def run(self, func: Callable[..., T], *args: Any) -> T:
+        """Make a blocking call that belongs to no pool. :raises ManagerClosedError"""
+        self._services.check_open()
+        assert self._lane is not None
+        return await self._lane.run(func, *args)
+
+    # ------------------------------------------------------------------------------------------------- changes
+
+    async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Attempt a change until nobody was faster. Each attempt looks first at what others did.
+
+        :raises OutdatedError: others were faster for RETRY_SECONDS.
         """
-        if self._lanes is None or self._closing or lanes not in (None, self._lanes):
-            raise ManagerClosedError
-
-    def _pool_lane(self, name: str, backend: Backend) -> PoolLane:
-        self._check_open()
-        assert self._lanes is not None
-        return self._lanes.lane(f"pool {name!r}", limit=backend.lane_threads, timeout=self._call_timeout)
-
-    async def _in_store(self, func: Callable[..., T], *args: Any, **options: Any) -> T:
-        self._check_open()
-        assert self._store_lane is not None
-        return await self._store_lane.run(partial(func, *args, **options))
-
-    async def _change_store(self, then: Callable[[T], R], func: Callable[..., T], *args: Any, **options: Any) -> R:
-        """Change definitions on disk, and take that over by ``then``: both, or, cancelled, perhaps neither.
-
-        :param func: is given ``given_up`` as well, and finds out by it, before it changes anything, that nobody waits.
-        :param then: is given what that returns.
-        """
-        given_up = threading.Event()
-        left = False
-
-        async def change() -> R | None:
-            done = await self._in_store(func, *args, given_up=given_up, **options)
-            return None if left else then(done)
-
-        task = asyncio.get_running_loop().create_task(change())
-        task.add_done_callback(retrieved)
-        try:
-            return cast(R, await asyncio.shield(task))
-        except BaseException:
-            given_up.set()
+        until = time.monotonic() + RETRY_SECONDS
+        while True:
             try:
-                await shielded(bounded(asyncio.wait([task])))
-            finally:
-                left = not task.done()  # what is written later than that is found like what another process writes
+                return await attempt()
+            except OutdatedError:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _changed(self, change: Awaitable[T]) -> T:
+        """Wait for a change of the store, with :attr:`lock` held. If that is cancelled, read what came of it (bounded)."""
+        try:
+            return await change
+        except asyncio.CancelledError:
+            self._look_again = True
+            await shielded(bounded(self.reload()))
             raise
 
-    async def _catch_up(self, pool: PoolView) -> None:
+    # ------------------------------------------------------------------------------------------- what others did
+
+    async def catch_up(self, record: PoolRecord) -> None:
         """Take over what other processes did to a pool, before anything is done that takes it to be as it was."""
-        if await self._is_news(pool):
-            async with self._catalogue:
-                if await self._is_news(pool):
-                    await self._reload(thoroughly=True)
+        if await self._is_news(record):
+            async with self.lock:
+                if await self._is_news(record):
+                    await self.reload(thoroughly=True)
 
-    async def _is_news(self, pool: PoolView) -> bool:
-        self._check_open()
-        if self._pools.get(pool.name) is not pool:
+    async def _is_news(self, record: PoolRecord) -> bool:
+        self._services.check_open()
+        if record.gone:
             return False
-        version = self._loaded.versions.get(pool.name) if pool.persistent else None
-        damaged = any(file.name == pool.name for file in self._loaded.damaged)
-        if pool.persistent and version is None and not damaged and self._loaded.mark is not None:
+        version = self._versions.get(record.name) if record.persistent else None
+        if record.persistent and version is None and not self._lost:
             return True  # it was undefined
-        started_at = pool._started_at if pool.active else None
-        return await self._in_store(self._store.is_news, pool.name, version=version, started_at=started_at)
+        current = await self._store.current(record.name)
+        started_at = None if record.life is None else record.life.started_at
+        if current.started_at != started_at and not current.lost:
+            return True
+        return version is not None and version != current.version
 
-    async def _reload(self, *, thoroughly: bool = False) -> None:
-        """With the catalogue lock held. :param thoroughly: also where nothing seems to have changed."""
-        fingerprint = await self._in_store(self._store.fingerprint, self._loaded.damaged)
-        if fingerprint == self._fingerprint and not thoroughly:
-            return
+    async def reload(self, *, thoroughly: bool = False) -> None:
+        """Take over what is in the store, with :attr:`lock` held. :param thoroughly: also where nothing seems changed."""
+        self._services.check_open()
         writes = self._run_writes.copy()
-        loaded, runs, last_seen = await self._in_store(self._read_store)
+        contents = await self._store.read(None if thoroughly or self._look_again else self._revision)
+        if contents is None:
+            return
+        last_seen = await self._last_seen(contents)
         # no await from here on: what was read is taken over whole, or not at all
-        # pools whose run state this Manager changed while the files were being read, or changes now, or that cannot be read
+        tell = self._revision is not None  # what is found on entering did not change: it was so
+        self._take_contents(contents)
+        runs = contents.runs
+        # pools whose run this Manager changed while the store was being read, or changes now, or that cannot be read
         own = {
             name
-            for name in self._pools.keys() | runs.active.keys()
+            for name in {pool.name for pool in self._catalogue.all()} | runs.keys()
             if writes[name] != self._run_writes[name] or writes[name] % 2
-        } | runs.unknown
-        tell = self._known  # what is found on entering did not change: it was so
-        self._known, self._fingerprint, self._loaded = True, fingerprint, loaded
-        kept = {item.definition.name for item in loaded.pools} | {file.name for file in loaded.damaged}
-        for item in loaded.pools:
+        } | contents.unknown
+        for item in contents.pools:
             self._take_definition(item, tell=tell)
         started: dict[str, Callable[[], None]] = {}  # since, by another process: how to take that over
-        for name, run in runs.active.items():
-            pool = self._pools.get(name)
-            known = pool is not None and pool.active and (pool.uuid, pool._started_at) == (run.uuid, run.started_at)
-            if name not in own and not known:
-                started[name] = partial(self._take_run, name, run, last_seen.get(name), tell=tell)
+        for name, run in runs.items():
+            if name not in own and not self._is_known(run):
+                started[name] = partial(self._take_run, run, last_seen.get(name), tell=tell)
         ended = []
-        for name, pool in list(self._pools.items()):
+        for pool in self._catalogue.all():
+            name, record = pool.name, pool.record
             if name in own:
                 continue
-            if pool.active and pool.persistent and name not in kept and loaded.mark is not None:
-                pool._persistent = pool._autostart = False  # another process undefined it
-                pool._publish(PoolUndefined)
-            if pool.active and (name in started or (name not in runs.active and loaded.runs_known)):
+            if pool.active and record.persistent and name not in self._versions and not contents.lost:
+                record.become_transient()  # another process undefined it
+            if pool.active and (name in started or (name not in runs and not contents.lost)):
                 ended.append(pool)
-            elif not pool.active and name not in kept and name not in started:
+            elif not pool.active and name not in self._versions and name not in started:
                 self._drop(pool)
         waiting = {pool.name for pool in ended}
         for name, take in started.items():
             if name not in waiting:
                 take()
         if ended:
-            await shielded(self._end(ended, kept, started))
+            await shielded(self._end(ended, started))
 
-    def _take_run(self, name: str, run: RunState, seen: LastSeen | None, *, tell: bool) -> None:
+    def _take_contents(self, contents: Contents) -> None:
+        self._revision, self._lost, self._look_again = contents.revision, contents.lost, False
+        self._versions = {stored.definition.name: stored.version for stored in contents.pools}
+        self._versions |= {damaged.name: damaged.version for damaged in contents.damaged}
+        self.damaged = contents.damaged
+        self._catalogue.damaged = {damaged.name: damaged.path for damaged in contents.damaged}
+
+    async def _last_seen(self, contents: Contents) -> dict[str, LastSeen]:
+        """Return what is known of the pools that others have started."""
+        wanted = {name: run.started_at for name, run in contents.runs.items() if not self._is_known(run)}
+        if not wanted or not isinstance(self._store, KeepsSnapshots):
+            return {}
+        return await self._store.load_snapshots(wanted)
+
+    def _is_known(self, run: Run) -> bool:
+        """Whether a run is the one that the pool of that name has here."""
+        pool = self._catalogue.get(run.name)
+        life = None if pool is None else pool.record.life
+        return life is not None and (life.uuid, life.started_at) == (run.uuid, run.started_at)
+
+    def _take_run(self, run: Run, seen: LastSeen | None, *, tell: bool) -> None:
         """Another process has started a pool."""
-        pool = self._pools.get(name)
-        if pool is not None and pool.uuid != run.uuid:
-            self._drop(
-                pool
-            )  # it is another of that name that runs; a definition that there is comes back when it stops
-            pool = self._pools.get(name)
+        pool = self._catalogue.get(run.name)
+        if pool is not None and pool.record.uuid != run.uuid:
+            # it is another of that name that runs; a definition that there is comes back when it stops
+            self._drop(pool)
+            pool = self._catalogue.get(run.name)
         if pool is None:
             definition = msgspec.structs.replace(run.definition, uuid=run.uuid)
-            pool = self._pools[name] = self._new_pool(definition, persistent=False)
-        if self._idle(pool):
-            pool._restore(run.definition, seen, run.started_at, tell=tell)
+            pool = self._catalogue.add(definition, self, persistent=False)
+        if pool.idle:
+            life = Life(self._services, run.uuid, run.definition, run.started_at)
+            pool.record.restore(life, seen, tell=tell)
         else:
-            self._fingerprint = None  # it is being started or stopped here: look again
+            self._look_again = True  # it is being started or stopped here
 
-    def _take_definition(self, item: storage.StoredPool, *, tell: bool) -> None:
-        name = item.definition.name
-        pool = self._pools.get(name)
-        if pool is not None and pool.uuid != item.definition.uuid and self._idle(pool):
+    def _take_definition(self, item: StoredPool, *, tell: bool) -> None:
+        pool = self._catalogue.get(item.definition.name)
+        if pool is not None and pool.record.uuid != item.definition.uuid and pool.idle:
             self._drop(pool)  # another process undefined it, and defined another of that name
             pool = None
         if pool is None:
-            pool = self._pools[name] = self._new_pool(item.definition, persistent=True, autostart=item.autostart)
-        elif pool.uuid != item.definition.uuid or not pool._redefine(item.definition, autostart=item.autostart):
+            pool = self._catalogue.add(item.definition, self, persistent=True, autostart=item.autostart)
+        elif pool.record.uuid != item.definition.uuid or not pool.record.redefine(
+            item.definition, autostart=item.autostart
+        ):
             return
         if tell:
-            pool._publish(PoolDefined)
+            pool.record.publish(PoolDefined)
 
-    def _drop(self, pool: Pool) -> None:
+    def _drop(self, pool: Parts) -> None:
         """Another process undefined it, if it is at rest here: else it is looked at again."""
-        if pool._lifecycle.locked():
-            self._fingerprint = None
+        if pool.lifecycle.busy:
+            self._look_again = True
             return
-        del self._pools[pool.name]
-        if pool.persistent:
-            pool._publish(PoolUndefined)
+        self._catalogue.remove(pool.record)
+        if pool.record.persistent:
+            pool.record.publish(PoolUndefined)
 
-    async def _end(
-        self, pools: Collection[Pool], kept: Collection[str], started: Mapping[str, Callable[[], None]]
-    ) -> None:
+    async def _end(self, pools: Collection[Parts], started: Mapping[str, Callable[[], None]]) -> None:
         """Another process stopped them, and perhaps started or undefined them since. Side by side: each may take a while."""
 
-        async def end(pool: Pool) -> None:
-            if pool._lifecycle.locked() or not pool.active:
-                self._fingerprint = None  # something is done to it here: look again
-                return
-            async with pool._lifecycle:
-                await pool._become_inactive(forget=False)
-            if pool.name in started:
+        async def end(pool: Parts) -> None:
+            if not await pool.lifecycle.ended_elsewhere():
+                self._look_again = True  # something is done to it here
+            elif pool.name in started:
                 started[pool.name]()
-            elif pool.name not in kept and self._pools.get(pool.name) is pool:
+            elif pool.name not in self._versions and not pool.record.gone:
                 self._drop(pool)
 
         outcomes = await asyncio.gather(*(end(pool) for pool in pools), return_exceptions=True)
         if any(outcomes):
-            self._fingerprint = None
+            self._look_again = True
 
-    def _new_pool(self, definition: PoolDef, *, persistent: bool, autostart: bool = False) -> Pool:
-        return Pool(cast("Catalogue", self), definition, persistent=persistent, autostart=autostart)
+    # ------------------------------------------------------------------------------------- what this process does
 
-    @staticmethod
-    def _idle(pool: Pool) -> bool:
-        return pool.state is PoolState.INACTIVE and not pool._lifecycle.locked()
+    async def define(self, accepted: PoolDef, new_uuid: Callable[[], str]) -> Parts:
+        """Keep a definition, and take it over. :raises: what :meth:`astore.Manager.define` raises."""
 
-    def _read_store(self) -> tuple[storage.Loaded, Runs, dict[str, LastSeen]]:
-        loaded, runs = self._store.load(), self._store.load_runs()
-        found = {}
-        for name, run in runs.active.items():
-            pool = self._pools.get(name)
-            if pool is None or not pool.active or pool._started_at != run.started_at:
-                seen = self._store.load_snapshot(name, run.started_at)
-                if seen is not None:
-                    found[name] = seen
-        return loaded, runs, found
+        async def attempt() -> Parts:
+            async with self.lock:
+                await self.reload()
+                return await self._define(accepted, new_uuid)
 
-    async def _undefine(self, pool: Pool) -> None:
-        if not pool.persistent:
+        return await self.until_current(attempt)
+
+    async def _define(self, accepted: PoolDef, new_uuid: Callable[[], str]) -> Parts:
+        known = self._catalogue.same_pool(accepted)
+        uuid = known.record.uuid if known is not None else accepted.uuid or new_uuid()
+        wanted = msgspec.structs.replace(accepted, uuid=uuid)
+        self._catalogue.check_source(wanted, known)
+        assert self._revision is not None
+        self._versions[wanted.name] = await self._changed(self._store.put(wanted, self._revision))
+        pool = self._catalogue.get(wanted.name)
+        if pool is None:  # new; or one that was transient, and has been stopped meanwhile
+            pool = self._catalogue.add(wanted, self, persistent=True)
+        else:
+            pool.record.redefine(wanted, autostart=pool.record.autostart)
+        pool.record.publish(PoolDefined)
+        return pool
+
+    async def undefine(self, record: PoolRecord) -> None:
+        """Remove a pool's definition. :raises InvalidStateError: it has none. OutdatedError: another process changed it."""
+        if not record.persistent:
             raise InvalidStateError(
-                f"pool {pool.name!r} is transient: stopping it removes it", pool=pool.name, operation="undefine"
+                f"pool {record.name!r} is transient: stopping it removes it", pool=record.name, operation="undefine"
             )
+        async with self.lock:
+            version = self._versions.get(record.name)
+            if version is None:
+                raise OutdatedError(f"pool {record.name!r} was undefined meanwhile", errno=errno.EAGAIN)
+            try:
+                await self._changed(self._store.remove(record.name, version))
+                self._versions.pop(record.name, None)
+            finally:
+                if record.name not in self._versions and not record.gone:  # also where it was cancelled, and is done
+                    self._catalogue.remove(record)
+                    record.publish(PoolUndefined)
 
-        def then(_: None) -> None:
-            if self._pools.get(pool.name) is pool:
-                del self._pools[pool.name]
-            self._loaded.versions.pop(pool.name, None)
-            pool._publish(PoolUndefined)
+    async def set_autostart(self, record: PoolRecord, autostart: bool) -> None:
+        """Keep whether a pool is started automatically."""
+        async with self.lock:
+            self._services.check_open()
+            record.require_known()
+            await self._changed(self._store.set_autostart(record.name, autostart))
+            record.set_autostart(autostart)
 
-        async with self._catalogue:
-            version = self._loaded.versions.get(pool.name)
-            await self._change_store(then, self._store.remove, pool.name, version=version)
-
-    async def _set_autostart(self, pool: Pool, autostart: bool) -> None:
-        def then(_: None) -> None:
-            if pool._autostart != autostart:
-                pool._autostart = autostart
-                pool._publish(PoolAutostartChanged, autostart=autostart)
-
-        async with self._catalogue:
-            pool._require_known()
-            await self._change_store(then, self._store.set_autostart, pool.name, autostart)
-
-    async def _save_run(self, pool: Pool, definition: PoolDef) -> None:
+    async def begin_run(self, record: PoolRecord, life: Life) -> None:
         """Note that a pool is being started. Cancelled, it is not noted, or it is and can be taken back."""
-        pool._started_at = time.time()
-        state = RunState(definition, pool.uuid, pool._started_at)
-        self._run_writes[pool.name] += 1
-        try:
-            await self._change_store(lambda _: None, self._store.save_run, pool.name, state, persistent=pool.persistent)
-        finally:
-            self._run_writes[pool.name] += 1
+        self._services.check_open()
+        with self._writing_run(record):
+            run = Run(life.definition, record.uuid, life.started_at)
+            await self._store.begin_run(run, persistent=record.persistent)
 
-    async def _runs_elsewhere(self, pool: PoolView) -> bool:
+    async def runs_elsewhere(self, record: PoolRecord, life: Life) -> bool:
         """Whether another process has the pool active. Bounded; False where that cannot be told."""
         with anyio.move_on_after(CLEANUP_SECONDS), contextlib.suppress(Exception):
-            return await self._in_store(self._store.started_at, pool.name) not in (None, pool._started_at)
+            return (await self._store.current(record.name)).started_at not in (None, life.started_at)
         return False
 
-    async def _check_forgettable(self, pool: PoolView) -> None:
+    async def check_end_run(self, record: PoolRecord) -> None:
         """Before anything is let go. :raises StoreError: it could not be noted that the pool is not active any more."""
-        await self._in_store(self._store.check_forgettable, pool.name)
+        self._services.check_open()
+        await self._store.check_end_run(record.name)
 
-    async def _forget_run(self, pool: Pool) -> None:
-        if self._store_lane is not None:
-            self._run_writes[pool.name] += 1
-            try:
-                # bounded, and whatever it says: a state folder that is gone has no run state either
-                await bounded(self._store_lane.run(self._store.forget_run, pool.name, pool._started_at))
-            finally:
-                self._run_writes[pool.name] += 1
-        if not pool.persistent and self._pools.get(pool.name) is pool:  # not before: whoever reads would find a new one
-            del self._pools[pool.name]
+    async def end_run(self, record: PoolRecord, life: Life) -> None:
+        """Note that a pool is not active any more; a transient one is gone then."""
+        with self._writing_run(record):
+            # bounded, and whatever it says: a store that is gone has no run either
+            await bounded(self._store.end_run(record.name, life.started_at))
+        if not record.persistent:  # not before: whoever reads would find a new one
+            self._catalogue.remove(record)
 
-    async def _save_snapshots(self, pools: Iterable[Pool]) -> None:
+    @contextlib.contextmanager
+    def _writing_run(self, record: PoolRecord) -> Iterator[None]:
+        """While this lasts, and to who reads meanwhile, the run is this Manager's own affair."""
+        self._run_writes[record.name] += 1
+        try:
+            yield
+        finally:
+            self._run_writes[record.name] += 1
+
+    async def save_snapshots(self, pools: Iterable[Parts]) -> None:
         """Keep what is known for the next process: a cache, so that failing to write it is no failure."""
+        if not isinstance(self._store, KeepsSnapshots):
+            return
         for pool in pools:
-            seen = pool._last_seen
-            if pool.active and seen != pool._saved:
-                assert self._store_lane is not None
+            record, life = pool.record, pool.record.life
+            seen = record.last_seen
+            if life is not None and seen != record.saved:
                 try:
-                    await self._store_lane.run(self._store.save_snapshot, pool.name, seen, pool._started_at)
-                    pool._saved = seen
+                    await self._store.save_snapshot(record.name, life.started_at, seen)
+                    record.saved = seen
                 except Exception as error:  # a plugin's snapshot may have anything in it
-                    self.log.info("what is known of a pool was not kept", pool=pool.name, error=reason(error))
+                    self._services.log.info(
+                        "what is known of a pool was not kept", pool=record.name, error=reason(error)
+                    )

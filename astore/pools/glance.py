@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from astore.errors import reason
 from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
-from astore.store.local_runs import LastSeen
+from astore.store.contract import LastSeen
 
 
 def state_when_last_seen(seen: LastSeen | None) -> PoolState:
@@ -38,14 +37,14 @@ def pool_info(
     backend: bool,
     snapshot: Snapshot,
     since: float,
-    error: Exception | str | None,
+    error: str | None,
 ) -> PoolInfo:
     """Sum up a pool.
 
     :param definition: what it runs by, if it is active. :param backend: whether there is a backend for its type.
     :param since: when it entered its state, in seconds since the epoch. :param error: why it is inaccessible.
     """
-    why = reason(error) if isinstance(error, Exception) else error
+    why = error
     if why is None and state is PoolState.DEGRADED:
         wrong = [entry for entry in snapshot.errors if not entry.skipped]
         if wrong:

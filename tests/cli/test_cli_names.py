@@ -174,7 +174,7 @@ def test_completion_without_a_state_folder(
     assert complete("pool", "info", "--state-dir", str(tmp_path / "none"), "x") == []
     make_pool("images")
     monkeypatch.delenv("ASTORE_STATE_DIR")
-    monkeypatch.setattr("astore.store.local_definitions.default_state_dir", lambda: astore.state_dir)
+    monkeypatch.setattr("astore.store.local_files.default_state_dir", lambda: astore.state_dir)
     assert complete("pool", "info", "im") == ["images"]
 
 
