@@ -15,10 +15,11 @@ from astore.errors import DefinitionError, LibvirtCode, printable
 NAME_BYTES = 250
 """A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
 
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
-_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
+# those that are texts are compiled when they are first used, which takes as long as to import a module
+_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?"
+_URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
+_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"
+_HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -73,7 +74,7 @@ def check_host(host: str) -> str:
         if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
             raise DefinitionError(f"{printable(host)!r} has no good zone after '%'", element="host")
         return bare
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
     return host
 
@@ -129,13 +130,13 @@ def check_allowed_option(name: str) -> str:
 
 def shown_option(option: str) -> str:
     """A mount option as messages and logs show it: a password in it is ``***``."""
-    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
+    return re.sub(_HIDDEN_AFTER_USER, r"\1***", re.sub(_HIDDEN, r"\1***", option, count=1), count=1)
 
 
 def normal_path(path: str) -> str:
     """A path as libvirt writes it (virFileSanitizePath): runs of ``/`` become one and a trailing one goes; exactly two
     at the beginning stay; what begins with ``scheme://`` is left alone."""
-    if _URI.match(path):
+    if re.match(_URI, path):
         return path
     lead = ""
     if path.startswith("//") and not path.startswith("///"):

@@ -18,6 +18,7 @@ from beds.images import make_images
 from benchmarks.__main__ import Row
 from benchmarks.creating_rows import creating_rows
 from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
+from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
 
 median = statistics.median
@@ -57,6 +58,7 @@ class Bench:
             "memory": self.memory_rows,
             "volumes": lambda: volume_rows(self, self.mebibytes),
             "creating": lambda: creating_rows(self),
+            "startup": lambda: startup_rows(self),
         }
         for name, measure in table.items():
             if wanted is None or name in wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +44,8 @@ async def each(
     limit: int = LIMIT,
 ) -> list[Outcome]:
     """Call ``act`` for each pool, ``limit`` at a time; in the order of ``names``."""
+    import asyncio
+
     session.ticker.begin(label, len(names))
     turn = asyncio.Semaphore(limit)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -328,6 +327,8 @@ def how_far(session: Session, volume: Volume) -> Iterator[None]:
 
     :raises CliError: instead of a cancellation: the command ends with it. TimeoutError: instead of another.
     """
+    import asyncio
+
     try:
         yield
     except (asyncio.CancelledError, TimeoutError) as error:

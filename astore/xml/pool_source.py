@@ -75,7 +75,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
 _UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
-_WWN = re.compile("(0x)?[0-9a-fA-F]{16}")
+_WWN = "(0x)?[0-9a-fA-F]{16}"
 
 
 def source_of(root: Element, type_: str) -> Source:
@@ -244,7 +244,7 @@ def _check_adapter(adapter: Adapter | None, element: Element) -> None:
     if adapter.wwnn is None or adapter.wwpn is None:
         raise wrong(element, "an fc_host needs a wwnn and a wwpn")
     for name, value in {"wwnn": adapter.wwnn, "wwpn": adapter.wwpn, **parents}.items():
-        if value is not None and not _WWN.fullmatch(value):
+        if value is not None and not re.fullmatch(_WWN, value):
             raise wrong(element, f"an fc_host's {name} has 16 hexadecimal digits", LibvirtCode.INTERNAL_ERROR)
 
 

@@ -29,9 +29,9 @@ RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
 NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
 _DETAIL = LibvirtCode.XML_DETAIL  # what libxml2 says, to libvirt
-_DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
-_PLACE = re.compile(r", line \d+, column \d+( \(.*\))?$")
-_INTEGER = re.compile(r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)")
+_DECLARATION = r"^\s*<\?xml\s[^>]*\?>"
+_PLACE = r", line \d+, column \d+( \(.*\))?$"
+_INTEGER = r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)"
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
@@ -46,7 +46,7 @@ def parse(text: str | bytes, root: str) -> Element:
         raise DefinitionError(f"the document is longer than {LARGEST_DOCUMENT} bytes")
     if isinstance(text, str):
         try:
-            text = _DECLARATION.sub("", text, count=1).encode()
+            text = re.sub(_DECLARATION, "", text, count=1).encode()
         except UnicodeEncodeError:
             raise DefinitionError("the document is not valid Unicode") from None
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
@@ -66,7 +66,7 @@ def parse(text: str | bytes, root: str) -> Element:
     try:
         element = etree.fromstring(text, parser)
     except etree.XMLSyntaxError as error:
-        why = _PLACE.sub("", printable(error.msg or str(error)))  # the place is told already
+        why = re.sub(_PLACE, "", printable(error.msg or str(error)))  # the place is told already
         raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
     except (ValueError, LookupError) as error:
         raise DefinitionError(f"not XML: {printable(str(error))}", libvirt_code=_DETAIL) from None
@@ -157,7 +157,7 @@ def integer(
 
     :param base: 8, 10, 16, or 0: by what it begins with.
     """
-    found = _INTEGER.fullmatch(text or "")
+    found = re.fullmatch(_INTEGER, text or "")
     try:
         if found is None or text is None:
             raise ValueError
