@@ -14,7 +14,8 @@ from astore.model.definitions import Host
 from astore.pools import graph
 from astore.pools.graph import Layer
 from astore.pools.parts import Member
-from astore.xml.reading import Element, add, render
+from astore.xml.reading import Element
+from astore.xml.writing import add, render
 
 GLUSTER_PORT = 24007
 

@@ -102,14 +102,19 @@ def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
 
     :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes, or others may have written it.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        require_ours(os.fstat(file.fileno()), path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        st = os.fstat(fd)
+        require_ours(st, path)
         parts: list[bytes] = []
         room = largest + 1
-        # in pieces: read(n) takes n bytes of memory at once
-        while room > 0 and (part := file.read(min(room, 1 << 20))):
-            parts.append(part)
-            room -= len(part)
+        piece = min(max(st.st_size + 1, 4096), 1 << 20)  # what is asked for is allocated first
+        with contextlib.suppress(BlockingIOError):  # a FIFO that nobody writes to now
+            while room > 0 and (part := os.read(fd, min(room, piece))):
+                parts.append(part)
+                room -= len(part)
+    finally:
+        os.close(fd)
     if room <= 0:
         raise StoreError(f"it is larger than {largest} bytes", errno=errno.EFBIG)
     return b"".join(parts)

@@ -46,6 +46,7 @@ POOL_TYPES = (
 NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
 _HOSTED = frozenset({"netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster"})
 _WITH_DEVICES = frozenset({"logical", "fs", "iscsi", "iscsi-direct", "disk", "zfs"})
+NO_TARGET = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 _ONLY_DEVICES = frozenset({"fs", "disk"})
 _WITH_DIRECTORY = frozenset({"netfs", "gluster"})
 _WITH_INITIATOR = frozenset({"iscsi", "iscsi-direct"})

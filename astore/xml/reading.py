@@ -1,4 +1,4 @@
-"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network; and writing it."""
+"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network."""
 
 from __future__ import annotations
 
@@ -255,20 +255,6 @@ def _id_of(element: Element, name: str) -> int | None:
     return None if number in (-1, (1 << 32) - 1) else number
 
 
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
-    """Append an element; attributes that are None are left out."""
-    element = etree.SubElement(parent, tag)
-    for name, value in attributes.items():
-        if value is not None:
-            element.set(name, safe(str(value)))
-    if text is not None:
-        element.text = safe(str(text))
-    return element
-
-
 def safe(text: str) -> str:
     """The text, if XML can hold it. :raises DefinitionError: it has control characters or is no Unicode."""
     if not text.isprintable():
@@ -276,24 +262,3 @@ def safe(text: str) -> str:
             if (c < " " and c not in "\t\n\r") or "\ud800" <= c <= "\udfff" or c in "\ufffe\uffff":
                 raise DefinitionError(f"{printable(shown_option(text))!r} cannot be written as XML")
     return text
-
-
-def add_permissions(parent: Element, permissions: Permissions | None) -> None:
-    """Append ``<permissions>``, if they say anything."""
-    if permissions is None or permissions == Permissions():
-        return
-    element = add(parent, "permissions")
-    if permissions.mode is not None:
-        add(element, "mode", f"0{permissions.mode:o}")
-    if permissions.owner is not None:
-        add(element, "owner", permissions.owner)
-    if permissions.group is not None:
-        add(element, "group", permissions.group)
-    if permissions.label is not None:
-        add(element, "label", permissions.label)
-
-
-def render(element: Element) -> str:
-    """The document, two blanks a level, with a newline at its end."""
-    etree.indent(element, "  ")
-    return str(etree.tostring(element, encoding="unicode")) + "\n"
