@@ -29,10 +29,8 @@ def lanes() -> Iterator[Lanes]:
 
 def numbers(lane: PoolLane) -> tuple[int, int, int]:
     """The lane's calls that run in time, are stuck, and wait."""
-    for found in lane._lanes.statistics().lanes:
-        if found.name == lane.name:
-            return found.running, found.stuck, found.queued
-    raise AssertionError("the lane is not in the statistics")
+    found = lane.statistics()
+    return found.running, found.stuck, found.queued
 
 
 def start(lane: PoolLane, func: Any, *args: Any, **options: Any) -> asyncio.Task[Any]:
