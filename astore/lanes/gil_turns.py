@@ -59,7 +59,10 @@ class _Claim:
 
 
 class Turn:
-    """One thread's turn: a context manager that waits on entering. Use it only on the thread that created it, except ``held``."""
+    """One thread's turn: a context manager that waits on entering.
+
+    Use it only on the thread that created it, except ``held``.
+    """
 
     __slots__ = ("_breathed", "_claim", "_switches", "_turns", "_without")
 
@@ -111,7 +114,9 @@ class Turn:
 
 
 class Aside:
-    """One thread's background work: it lets the threads that take turns go first. Use it only on the thread that created it.
+    """One thread's background work: it lets the threads that take turns go first.
+
+    Use it only on the thread that created it.
 
     :param most: seconds that it waits for them at most, all in all.
     """
