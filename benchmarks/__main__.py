@@ -15,21 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from beds.namespace import enter_private_namespaces
-
-
-class Row(NamedTuple):
-    """A line of the table; seconds, or None where that side was not measured."""
-
-    work: str
-    libvirt: float | None
-    limit: float | None
-    astore: float
-    bar: str
-    ratio: float
-    met: bool
+from benchmarks.row import Row
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import astore
-from benchmarks.__main__ import Row
+from benchmarks.row import Row
 from benchmarks.sides import compiled, say
 
 if TYPE_CHECKING:

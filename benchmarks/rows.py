@@ -15,8 +15,8 @@ from typing import Any
 import astore
 from beds.gluster import GlusterBed
 from beds.images import make_images
-from benchmarks.__main__ import Row
 from benchmarks.creating_rows import creating_rows
+from benchmarks.row import Row
 from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
 from benchmarks.volume_rows import volume_rows
 

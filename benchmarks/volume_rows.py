@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import astore
-from benchmarks.__main__ import Row
+from benchmarks.row import Row
 from benchmarks.sides import compiled, say
 
 if TYPE_CHECKING:
