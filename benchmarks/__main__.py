@@ -35,13 +35,16 @@ def main() -> int:
         print("make bench: needs root, for a private Gluster, FUSE mounts and a private libvirtd", file=sys.stderr)
         return 1
     enter_private_namespaces()
-    from benchmarks.rows import Bench  # only now: importing it may start threads
+    from benchmarks.bench import Bench  # only now: importing it may start threads
+    from benchmarks.rows import ROWS
 
+    wanted = set(options.rows.split(","))
+    chosen = {name: measure for name, measure in ROWS.items() if wanted == {"all"} or name in wanted}
     with tempfile.TemporaryDirectory(prefix="astore-bench-", dir=options.folder) as folder:
         bench = Bench(Path(folder), pairs=options.pairs, with_libvirt=not options.no_libvirt)
         bench.mebibytes = options.mebibytes
         try:
-            rows = asyncio.run(bench.run(None if options.rows == "all" else set(options.rows.split(","))))
+            rows = asyncio.run(bench.run(chosen))
         finally:
             bench.close()
     text = table(rows, bench.notes)
