@@ -501,6 +501,7 @@ async def test_a_closed_lane_leaves_the_statistics(lanes: Lanes, gate: Gate) -> 
     lane.close()
     lane.close()
     assert lanes.statistics().lanes == ()
+    assert numbers(lane) == (1, 0, 0), "it still tells its own"
     gate.open()
     assert await task == 1
 
