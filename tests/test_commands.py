@@ -268,7 +268,7 @@ async def test_cancelling_kills(run: LaneCommandRunner, lane: PoolLane, tmp_path
     with pytest.raises(asyncio.CancelledError):
         await task
     await eventually(lambda: not processes.alive(child), "the end of the child")
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)
 
 
 async def test_cancelling_at_every_moment(run: LaneCommandRunner, lane: PoolLane) -> None:
@@ -281,7 +281,7 @@ async def test_cancelling_at_every_moment(run: LaneCommandRunner, lane: PoolLane
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)
 
 
 async def test_cancelled_in_the_queue(run: LaneCommandRunner, lane: PoolLane, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ async def test_cancelled_in_the_queue(run: LaneCommandRunner, lane: PoolLane, tm
     held = [asyncio.create_task(lane.run(gate)) for _ in range(2)]
     await eventually(lambda: gate.inside == 2)
     task = asyncio.create_task(run(["touch", str(tmp_path / "ran")]))
-    await eventually(lambda: lane._lanes.statistics().lanes[0].queued == 1)
+    await eventually(lambda: lane.statistics().queued == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -319,4 +319,4 @@ async def test_cancelling_does_not_wait_for_a_program_that_is_slow_to_start(
         await task
     assert starting.inside == 1, "it still starts"
     starting.open()
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)

@@ -31,7 +31,7 @@ def demo(
     settings: Settings = context.obj or Settings()
     if settings.json:
         raise typer.BadParameter("demo is for people: it has no --json")
-    settings = settings._replace(verbose=verbose or settings.verbose)
+    settings = settings.with_verbose(verbose)
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +20,31 @@ from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
-    from astore.model import VolumeDef
+    from astore.model import Permissions, VolumeDef
     from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
 """off_t's largest."""
 
+NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")]
 Capacity = Annotated[str, typer.Argument(metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")]
+NewCapacity = Annotated[
+    str | None,
+    typer.Argument(metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.", show_default=False),
+]
+Allocation = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Take so much space at once (raw).", show_default=False)
+]
+Backing = Annotated[
+    str | None,
+    typer.Option(
+        "--backing-vol", metavar="NAME", help="The volume, or file, that it is backed by.", show_default=False
+    ),
+]
+BackingFormat = Annotated[
+    str | None, typer.Option("--backing-vol-format", metavar="FORMAT", help="If no pool knows it.", show_default=False)
+]
+Mode = Annotated[str | None, typer.Option(metavar="OCTAL", help="Permissions (default 0600).", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Even if other volumes are backed by it.")]
 FormatOption = Annotated[
     str | None,
@@ -63,44 +81,26 @@ def _optional_size(text: str | None, what: str) -> int | None:
 async def create(
     session: Session,
     pool: Name,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")],
-    capacity: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.", show_default=False
-        ),
-    ] = None,
-    allocation: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Take so much space at once (raw).", show_default=False)
-    ] = None,
+    name: NewName,
+    capacity: NewCapacity = None,
+    allocation: Allocation = None,
     format: FormatOption = None,
-    backing: Annotated[
-        str | None,
-        typer.Option(
-            "--backing-vol", metavar="NAME", help="The volume, or file, that it is backed by.", show_default=False
-        ),
-    ] = None,
-    backing_format: Annotated[
-        str | None,
-        typer.Option("--backing-vol-format", metavar="FORMAT", help="If no pool knows it.", show_default=False),
-    ] = None,
+    backing: Backing = None,
+    backing_format: BackingFormat = None,
     prealloc_metadata: PreallocMetadata = False,
-    mode: Annotated[
-        str | None, typer.Option(metavar="OCTAL", help="Permissions (default 0600).", show_default=False)
-    ] = None,
+    mode: Mode = None,
     print_xml: PrintXml = False,
 ) -> Answer:
     """Make a volume: complete, or not at all."""
-    from astore.model import BackingStore, Permissions, VolumeDef
+    from astore.model import BackingStore, VolumeDef
 
-    if mode is not None and not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
-        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
+    permissions = _permissions(mode)
     definition = VolumeDef(
         name,
         capacity=_optional_size(capacity, "the capacity"),
         allocation=_optional_size(allocation, "--allocation"),
         format=format or ("qcow2" if backing else "raw"),
-        permissions=None if mode is None else Permissions(int(mode, 8)),
+        permissions=permissions,
         backing=None if backing is None else BackingStore(backing, backing_format),
     )
     if definition.capacity is None and backing is None and definition.format != "dir":
@@ -115,13 +115,26 @@ async def create(
             raise
         if session.pool(pool).snapshot.get(backing) is not None:
             raise
-        elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
-        if elsewhere:
-            there = printable(elsewhere[0].volume(backing).info.path)
-            hint = f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
-        else:
-            hint = "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
-        raise CliError(f"{explain(error)}: {hint}", Exit.USAGE) from error
+        raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
+
+
+def _permissions(mode: str | None) -> Permissions | None:
+    from astore.model import Permissions
+
+    if mode is None:
+        return None
+    if not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
+        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
+    return Permissions(int(mode, 8))
+
+
+def _where_backing_is(session: Session, backing: str) -> str:
+    """A hint for a backing volume that is not in the pool of the new one."""
+    elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
+    if not elsewhere:
+        return "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
+    there = printable(elsewhere[0].volume(backing).info.path)
+    return f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
 
 
 @command(app, "create-xml", virsh="vol-create")
@@ -152,7 +165,7 @@ async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_m
 async def clone(
     session: Session,
     volume: VolumeName,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")],
+    name: NewName,
     pool: PoolOption = None,
     to: Annotated[
         str | None,
@@ -178,10 +191,8 @@ async def clone(
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
     left_out = [extra for extra in source.info.extras if extra not in made.info.extras]
-    answer = _told(made, f"cloned from {source.name!r}")
-    if left_out:
-        answer = answer._replace(problems=[f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"])
-    return answer
+    problems = [f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"] if left_out else []
+    return _told(made, f"cloned from {source.name!r}", problems)
 
 
 @command(app, "resize", virsh="vol-resize", signed=True)
@@ -340,10 +351,10 @@ async def dependents(session: Session, volume: VolumeName, pool: PoolOption = No
     return Answer(document, show)
 
 
-def _told(volume: Volume, what: str) -> Answer:
+def _told(volume: Volume, what: str, problems: Sequence[str] = ()) -> Answer:
     record = volume.info
     line = f"volume {record.name!r} {what}"
-    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line))
+    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line), problems)
 
 
 @contextmanager

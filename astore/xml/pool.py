@@ -185,7 +185,7 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
     add(root, "available", info.available if info else 0, unit="bytes")
     if definition.features_cow is not None:
         add(add(root, "features"), "cow", state="yes" if definition.features_cow else "no")
-    _add_source(root, definition.source)
+    add_source(root, definition.source)
     target = definition.target
     if definition.type not in _NO_TARGET and (target.path is not None or target.permissions is not None):
         element = add(root, "target")
@@ -214,7 +214,8 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
     return render(root)
 
 
-def _add_source(root: Element, source: Source) -> None:
+def add_source(root: Element, source: Source) -> None:
+    """Add ``<source>`` to an element."""
     element = add(root, "source")
     for host in source.hosts:
         add(element, "host", name=host.name, port=host.port)
