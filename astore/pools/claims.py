@@ -86,6 +86,7 @@ class PoolAtWork(RefreshedPool):
 
     async def _know_others(self) -> None:
         """See that all active pools that answer have been looked at: of one of which nothing is known nobody is protected."""
+        await self._manager.registry.load((self.type,))  # the backend knows by which URLs others name its volumes
         unknown = [pool for pool in self._manager.pools(active=True) if not pool.snapshot.taken_at]
         if unknown:
             looks = (pool.refresh(timeout=LOOK_SECONDS) for pool in unknown if pool.state is not PoolState.INACCESSIBLE)

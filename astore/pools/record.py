@@ -120,8 +120,13 @@ class PoolView:
 
     @property
     def type(self) -> str:
-        """Its type: ``dir``, ``netfs``, ``gluster`` …"""
+        """Its type: ``dir``, ``fs``, ``logical`` …"""
         return self.definition.type
+
+    @property
+    def backend(self) -> Backend | None:
+        """What drives it; None until this process has loaded the backend of its type."""
+        return self._backend or self._manager.registry.loaded(self.type)
 
     @property
     def definition(self) -> PoolDef:
@@ -226,8 +231,7 @@ class PoolView:
     def abilities(self) -> tuple[str, ...]:
         """The operations this pool supports beyond those that all do, as far as is known before it is started."""
         found: set[str] = set()
-        backend = self._backend or self._manager.registry.loaded(self.type)
-        if backend is not None:
+        if (backend := self.backend) is not None:
             found.update(abilities(backend))
         if self._session is not None:
             found.update(abilities(self._session))

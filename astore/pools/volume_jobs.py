@@ -59,6 +59,7 @@ from astore.plugin_calls import record
 from astore.pools import graph
 from astore.pools.claims import PoolAtWork
 from astore.pools.graph import Layer
+from astore.pools.naming import unloaded_types
 from astore.pools.volume import Volume
 from astore.trees.headers import elsewhere
 from astore.trees.images import is_served, whole_sectors
@@ -214,7 +215,10 @@ class WorkingPool(PoolAtWork):
 
         :raises: as :func:`astore.pools.graph.layers`.
         """
-        for layer in graph.layers(volume, self._manager.pools()):
+        pools = self._manager.pools()
+        unknown = [link.path for link in graph.chain(volume, pools) if link.volume is None]
+        await self._manager.registry.load(unloaded_types(unknown, pools))
+        for layer in graph.layers(volume, pools):
             await layer.volume.pool._look_at_same(layer.volume.name)
         return graph.layers(volume, self._manager.pools())
 
@@ -482,10 +486,13 @@ class WorkingPool(PoolAtWork):
         folder = self.definition.target.path
         here = sample.key if sample is not None else "/" if folder is None else f"{folder}/any"
         (reference, *_) = located((Reference(ReferenceKind.BACKING, backing.path),), here)
-        location, lane = reference.location, self._lane
-        if location is not None and location.startswith("/") and lane is not None:
+        location, lane, pools = reference.location, self._lane, self._manager.pools()
+        if location is None:
+            return None
+        if location.startswith("/") and lane is not None:
             place = await lane.run(place_here, location, self._snapshot.folder)
             reference = msgspec.structs.replace(reference, place=place)
+        await self._manager.registry.load(unloaded_types((location,), pools))
         return graph.volume_at(reference, self._manager.pools())
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from astore.errors import AstoreError
-from astore.images.gluster import parse_gluster_uri
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
+from astore_gluster.uri import parse_uri
 
 MIB = 1 << 20
 
@@ -45,7 +45,8 @@ class Place:
         """A file of the pool as a node of QEMU's."""
         if self.kind != "gluster":
             return {"driver": "file", "filename": self.path(name)}
-        found = parse_gluster_uri(self.path(name))
+        found = parse_uri(self.path(name))
+        assert found is not None
         server = [{"type": "inet", "host": found.host, "port": "24007"}]
         return {"driver": "gluster", "volume": found.volume, "path": found.path, "server": server}
 
