@@ -6,12 +6,15 @@ its backend alone knows (:class:`~astore.backend.NamesVolumes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 from astore.backend import Backend, DiskSource, NamesVolumes, QemuNode
 from astore.errors import AstoreError, BackendError, BackendLoadError, UnsupportedOperationError, reason
 from astore.model import PoolDef, VolumeInfo
+
+_NAME = (str, type(None))
 
 
 class NamingPool(Protocol):
@@ -29,10 +32,18 @@ class NamingPool(Protocol):
     def backend(self) -> Backend | None: ...
 
 
+_able: MutableMapping[Backend, bool] = WeakKeyDictionary()  # asking a protocol takes longer than parsing a URL
+
+
 def naming_of(pool: NamingPool) -> NamesVolumes | None:
     """The ability of a pool's backend to name volumes; None if it has none, or is not loaded."""
     backend = pool.backend
-    return backend if isinstance(backend, NamesVolumes) else None
+    if backend is None:
+        return None
+    able = _able.get(backend)
+    if able is None:
+        able = _able[backend] = isinstance(backend, NamesVolumes)
+    return cast(NamesVolumes, backend) if able else None
 
 
 def volume_named(pool: NamingPool, location: str) -> str | None:
@@ -43,7 +54,7 @@ def volume_named(pool: NamingPool, location: str) -> str | None:
     naming = None if location.startswith("/") else naming_of(pool)
     if naming is None:
         return None
-    found: str | None = _answer(pool, naming.volume_named, str | None, pool.definition, location)
+    found: str | None = _answer(pool, naming.volume_named, _NAME, pool.definition, location)
     return found
 
 
