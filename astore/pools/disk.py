@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lxml import etree
 
 from astore.backend import DiskSource, QemuNode
@@ -12,13 +10,11 @@ from astore.images import formats
 from astore.model import VolumeInfo, VolumeType
 from astore.pools import graph, naming
 from astore.pools.graph import Layer
+from astore.pools.parts import Member
 from astore.xml.reading import Element, add, render
 
-if TYPE_CHECKING:
-    from astore.pools.volume import Volume
 
-
-def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
+def disk_xml(volume: Member, target: str, bus: str, *, readonly: bool) -> str:
     """See :meth:`astore.Volume.disk_xml`.
 
     :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`. BackendError, UnsupportedOperationError:
@@ -45,7 +41,7 @@ def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
     return render(disk)
 
 
-def qemu_blockdev(volume: Volume, node_name: str | None) -> QemuNode:
+def qemu_blockdev(volume: Member, node_name: str | None) -> QemuNode:
     """See :meth:`astore.Volume.qemu_blockdev`.
 
     :raises: as :func:`disk_xml`.
@@ -62,11 +58,11 @@ def qemu_blockdev(volume: Volume, node_name: str | None) -> QemuNode:
     return node
 
 
-def _images(volume: Volume) -> list[Layer]:
+def _images(volume: Member) -> list[Layer]:
     """The images that a disk is read of, from the top down, as the graph knows them. :raises: as :func:`graph.layers`."""
     if volume.info.type in (VolumeType.DIR, VolumeType.NETDIR):
         raise DefinitionError(f"volume {volume.name!r} is a directory, which is no disk")
-    return graph.layers(volume, volume.pool._manager.pools())
+    return graph.layers(volume, volume.pool.others())
 
 
 def _libvirt_format(format: str | None) -> str:
@@ -79,7 +75,7 @@ def _disk_type(info: VolumeInfo) -> str:
     return "block" if info.type is VolumeType.BLOCK else "file"
 
 
-def _add_source(parent: Element, volume: Volume) -> None:
+def _add_source(parent: Element, volume: Member) -> None:
     info = volume.info
     if info.type is VolumeType.NETWORK:
         _add_network_source(parent, naming.disk_source(volume.pool, info))
@@ -99,7 +95,7 @@ def _add_network_source(parent: Element, found: DiskSource) -> None:
         add(auth, "secret", type=secret, uuid=found.auth.secret_uuid, usage=found.auth.secret_usage)
 
 
-def _storage(volume: Volume) -> QemuNode:
+def _storage(volume: Member) -> QemuNode:
     """The node of a volume's bytes."""
     info = volume.info
     if info.type is VolumeType.NETWORK:

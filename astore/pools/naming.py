@@ -7,35 +7,21 @@ its backend alone knows (:class:`~astore.backend.NamesVolumes`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from astore.backend import Backend, DiskSource, NamesVolumes, QemuNode
 from astore.errors import AstoreError, BackendError, BackendLoadError, UnsupportedOperationError, reason
-from astore.model import PoolDef, VolumeInfo
+from astore.model import VolumeInfo
+from astore.pools.parts import Parts
 
 _NAME = (str, type(None))
-
-
-class NamingPool(Protocol):
-    """What is to be known of a pool, to ask for the names of its volumes: some of the reads of :class:`astore.Pool`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def active(self) -> bool: ...
-    @property
-    def definition(self) -> PoolDef: ...
-    @property
-    def backend(self) -> Backend | None: ...
 
 
 _able: MutableMapping[Backend, bool] = WeakKeyDictionary()  # asking a protocol takes longer than parsing a URL
 
 
-def naming_of(pool: NamingPool) -> NamesVolumes | None:
+def naming_of(pool: Parts) -> NamesVolumes | None:
     """The ability of a pool's backend to name volumes; None if it has none, or is not loaded."""
     backend = pool.backend
     if backend is None:
@@ -46,7 +32,7 @@ def naming_of(pool: NamingPool) -> NamesVolumes | None:
     return cast(NamesVolumes, backend) if able else None
 
 
-def volume_named(pool: NamingPool, location: str) -> str | None:
+def volume_named(pool: Parts, location: str) -> str | None:
     """The name that a volume at a location has in a pool; None if the location is not the pool's, or a path of this machine.
 
     :raises BackendError: the backend failed.
@@ -58,7 +44,7 @@ def volume_named(pool: NamingPool, location: str) -> str | None:
     return found
 
 
-def disk_source(pool: NamingPool, volume: VolumeInfo) -> DiskSource:
+def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
     """Where a libvirt domain finds a volume of the network.
 
     :raises BackendLoadError: the pool's backend is not loaded. UnsupportedOperationError: it lacks the ability.
@@ -68,34 +54,35 @@ def disk_source(pool: NamingPool, volume: VolumeInfo) -> DiskSource:
     return found
 
 
-def blockdev(pool: NamingPool, volume: VolumeInfo) -> QemuNode:
+def blockdev(pool: Parts, volume: VolumeInfo) -> QemuNode:
     """QEMU's node of a volume of the network. :raises: as :func:`disk_source`."""
     found: QemuNode = _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
     return found
 
 
-def unloaded_types(locations: Iterable[str], pools: Iterable[NamingPool]) -> set[str]:
+def unloaded_types(locations: Iterable[str], pools: Iterable[Parts]) -> set[str]:
     """The types of active pools whose backends might know, once they are loaded, which volumes are at these locations."""
     if all(location.startswith("/") for location in locations):
         return set()
-    return {pool.type for pool in pools if pool.active and pool.backend is None}
+    return {pool.definition.type for pool in pools if pool.active and pool.backend is None}
 
 
-def _naming_needed(pool: NamingPool) -> NamesVolumes:
+def _naming_needed(pool: Parts) -> NamesVolumes:
     """As :func:`naming_of`. :raises BackendLoadError, UnsupportedOperationError: as :func:`disk_source`."""
+    type = pool.definition.type
     if pool.backend is None:
         raise BackendLoadError(
-            f"pool {pool.name!r}: the backend of pool type {pool.type!r} is not loaded, and it alone knows how its volumes "
+            f"pool {pool.name!r}: the backend of pool type {type!r} is not loaded, and it alone knows how its volumes "
             "are named to QEMU and libvirt: refresh the pool first",
-            type=pool.type,
+            type=type,
         )
     naming = naming_of(pool)
     if naming is None:
-        raise UnsupportedOperationError(pool=pool.name, type=pool.type, operation="name-volumes")
+        raise UnsupportedOperationError(pool=pool.name, type=type, operation="name-volumes")
     return naming
 
 
-def _answer(pool: NamingPool, call: Callable[..., Any], kind: Any, *args: object) -> Any:
+def _answer(pool: Parts, call: Callable[..., Any], kind: Any, *args: object) -> Any:
     """What a backend answers. :raises BackendError: it raised something that is no error of astore's, or gave another kind."""
     try:
         found = call(*args)
@@ -105,5 +92,5 @@ def _answer(pool: NamingPool, call: Callable[..., Any], kind: Any, *args: object
         raise
     except Exception as error:
         why = f"the backend failed with {type(error).__name__}: {reason(error)}"
-        raise BackendError(f"pool {pool.name!r}: {why}", type=pool.type) from error
+        raise BackendError(f"pool {pool.name!r}: {why}", type=pool.definition.type) from error
     return found

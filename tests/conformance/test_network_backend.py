@@ -216,7 +216,7 @@ async def test_backend_that_is_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("left_active")
-@pytest.mark.parametrize("work", ["delete", "create"])
+@pytest.mark.parametrize("work", ["delete", "create", pytest.param("copy", marks=pytest.mark.qemu)])
 async def test_work_loads_what_it_needs(tmp_path: Path, work: str) -> None:
     """Work that needs to know which volume a name means loads the backend that knows it."""
     registry = registry_of()
@@ -228,6 +228,9 @@ async def test_work_loads_what_it_needs(tmp_path: Path, work: str) -> None:
             backing = BackingStore(NAMES["socket"], "raw")
             disk = await near.create_volume(VolumeDef("new", format="qcow2", backing=backing))
             assert disk.info.capacity == base.info.capacity
+        elif work == "copy":
+            copy = await near.copy_volume(near.volume("second"), VolumeDef("copy", format="raw"))
+            assert copy.info.capacity == MIB
         else:
             with pytest.raises(VolumeInUseError) as caught:
                 await base.delete()

@@ -221,7 +221,9 @@ def _handle(type_: VolumeType, key: str, format: str = "qcow2", auth: Auth | Non
         backend = ShelfBackend("rbd")  # of which libvirt takes several hosts
         definition = shelf("p", Path("/rack"), "one", "fd00::1", "/run/shelf.sock", auth=auth)
         snapshot = {"v": info}  # noqa: RUF012
-        _manager = type("Nobody", (), {"pools": lambda self: []})()
+        others = staticmethod(list)
+        volume = staticmethod(lambda name: info)
+        parts = property(lambda self: self)
 
     return Volume(Records(), "v")  # type: ignore[arg-type]
 
