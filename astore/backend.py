@@ -289,7 +289,7 @@ class DiskSource(msgspec.Struct, frozen=True):
     """The ``<source>`` of a domain's disk whose bytes come over the network.
 
     :ivar protocol: libvirt's word for it. :ivar name: what the volume is called there, without a leading ``/``.
-    :ivar hosts: all of them, the preferred one first. :ivar auth: whom the servers let in; its type is the secret's.
+    :ivar hosts: all of them, the preferred one first. :ivar auth: as whom the domain logs in; its type is the secret's.
     """
 
     protocol: str
@@ -300,10 +300,10 @@ class DiskSource(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class NamesVolumes(Protocol):
-    """Says how volumes are named to others that are no files of this machine (of the type ``network``).
+    """Can say how volumes are named to others that are no files of this machine (those of the type ``network``).
 
-    Pure, like :meth:`Backend.check`: these calls come on the event loop, for every pool that is active, whether or not it has
-    a session. They have the definition that the pool runs by and the volume's record, and know nothing else.
+    The methods are pure, like :meth:`Backend.check`: the core calls them on the event loop, for any active pool, with a session
+    or without. They get the definition that the pool runs by and the volume's record.
     """
 
     def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
@@ -315,9 +315,9 @@ class NamesVolumes(Protocol):
         ...
 
     def volume_named(self, definition: PoolDef, location: str) -> str | None:
-        """The name that a volume of this pool has, or would have, which lies at a location; None for what lies elsewhere.
+        """The name that a volume of this pool at a location has, or would have; None if the location is not the pool's.
 
-        The core asks which volume a header's name means, however it is spelled, and protects that volume.
+        The core finds by this which volume a header means, however its name is spelled, and protects that volume.
 
         :param location: what an image's header names, written by strangers, as a URL or another name that QEMU has for its
             protocols (:mod:`astore.images.protocols`); never a path of this machine.

@@ -2,7 +2,7 @@
 
 Its nodes are volumes, its edges the references in their headers. The last refresh resolved where a reference leads, as the
 kernel or the storage does (:mod:`astore.places`). A file is known by its device and inode, however its path is spelled, and by
-its path only where those cannot be told. Which volume a URL means, the backends of the pools say. Nothing here waits.
+its path only where those cannot be told. The backends of the pools say which volume a URL means. Nothing here waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How volumes are named to others: a pool's backend is asked, without waiting.
+"""Ask the backend of a pool how its volumes are named to libvirt, to QEMU and in the headers of images. Nothing here waits.
 
-Files and devices of this machine are named by their paths, for which nobody is asked. What a volume of the network is called,
-its backend alone knows (:class:`~astore.backend.NamesVolumes`).
+Files and devices of this machine are named by their paths. Only the backend knows the names of a volume of the network
+(:class:`~astore.backend.NamesVolumes`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from astore.pools.parts import Parts
 _NAME = (str, type(None))
 
 
-_able: MutableMapping[Backend, bool] = WeakKeyDictionary()  # asking a protocol takes longer than parsing a URL
+_able: MutableMapping[Backend, bool] = (
+    WeakKeyDictionary()
+)  # isinstance() with a Protocol takes longer than parsing a URL
 
 
 def naming_of(pool: Parts) -> NamesVolumes | None:
-    """The ability of a pool's backend to name volumes; None if it has none, or is not loaded."""
+    """Return the pool's backend if it names volumes; None if it does not, or is not loaded."""
     backend = pool.backend
     if backend is None:
         return None
@@ -33,7 +35,7 @@ def naming_of(pool: Parts) -> NamesVolumes | None:
 
 
 def volume_named(pool: Parts, location: str) -> str | None:
-    """The name that a volume at a location has in a pool; None if the location is not the pool's, or a path of this machine.
+    """Return the name of the pool's volume at a location; None if the location is not the pool's, or a path of this machine.
 
     :raises BackendError: the backend failed.
     """
@@ -45,7 +47,7 @@ def volume_named(pool: Parts, location: str) -> str | None:
 
 
 def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
-    """Where a libvirt domain finds a volume of the network.
+    """Return where a libvirt domain finds a volume of the network.
 
     :raises BackendLoadError: the pool's backend is not loaded. UnsupportedOperationError: it lacks the ability.
         BackendError: it failed.
@@ -55,20 +57,20 @@ def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
 
 
 def blockdev(pool: Parts, volume: VolumeInfo) -> QemuNode:
-    """QEMU's node of a volume of the network. :raises: as :func:`disk_source`."""
+    """Return QEMU's node of a volume of the network. :raises: as :func:`disk_source`."""
     found: QemuNode = _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
     return found
 
 
 def unloaded_types(locations: Iterable[str], pools: Iterable[Parts]) -> set[str]:
-    """The types of active pools whose backends might know, once they are loaded, which volumes are at these locations."""
+    """Return the types of active pools whose backends, once loaded, might know which volumes are at these locations."""
     if all(location.startswith("/") for location in locations):
         return set()
     return {pool.definition.type for pool in pools if pool.active and pool.backend is None}
 
 
 def _naming_needed(pool: Parts) -> NamesVolumes:
-    """As :func:`naming_of`. :raises BackendLoadError, UnsupportedOperationError: as :func:`disk_source`."""
+    """Return the pool's backend, which names volumes. :raises BackendLoadError, UnsupportedOperationError: it does not."""
     type = pool.definition.type
     if pool.backend is None:
         raise BackendLoadError(
@@ -83,7 +85,7 @@ def _naming_needed(pool: Parts) -> NamesVolumes:
 
 
 def _answer(pool: Parts, call: Callable[..., Any], kind: Any, *args: object) -> Any:
-    """What a backend answers. :raises BackendError: it raised something that is no error of astore's, or gave another kind."""
+    """Call a backend. :raises BackendError: it raised something else than an AstoreError, or returned another type."""
     try:
         found = call(*args)
         if not isinstance(found, kind):
