@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from astore.errors import AstoreError
+from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
@@ -25,7 +26,7 @@ MIB = 1 << 20
 
 @dataclass
 class Place:
-    """A pool.
+    """A pool of a Manager.
 
     :ivar folder: its folder, as others see it. :ivar where: what its volumes' paths begin with.
     :ivar elsewhere: a folder that is no pool's.
@@ -36,6 +37,7 @@ class Place:
     folder: Path
     where: str
     elsewhere: Path
+    manager: Manager
 
     def path(self, name: str) -> str:
         """What QEMU calls a file of the pool."""
