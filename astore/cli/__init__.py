@@ -15,8 +15,8 @@ _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = os._exit) -> None:
     """The console script: run the command, then end the process at once.
 
-    Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libgfapi,
-    whose clean-up takes ten seconds.
+    Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libraries
+    whose clean-up takes seconds.
 
     :param argv: the arguments; None takes the process's. :param leave: called with the exit code, everything written.
     """

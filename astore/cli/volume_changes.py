@@ -312,7 +312,9 @@ async def set_format(
 @command(app, "chain")
 async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Show the files that a volume is made of: what backs it, down to the bottom, and what has data of it."""
-    links = (await find_volume(session, volume, pool)).backing_chain()
+    top = await find_volume(session, volume, pool)
+    await session.manager.registry.load(one.type for one in session.manager.pools(active=True))  # who know their URLs
+    links = top.backing_chain()
     found = tuple(
         shapes.ChainLink(
             link.path,
@@ -340,6 +342,7 @@ async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -
 async def dependents(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
     """Show which volumes need this one."""
     found = await find_volume(session, volume, pool)
+    await session.manager.registry.load((found.pool.type,))  # which knows by which URLs others name its volumes
     others = session.manager.dependents(found)
     document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))
 

@@ -29,6 +29,7 @@ from astore.pools import graph
 from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
 from astore.pools.graph import Layer
 from astore.pools.job_support import making, opened_volume, require_usable, seeing_change, take_new_volume, worked
+from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
 from astore.pools.progress import reporting
 from astore.trees.headers import elsewhere
@@ -170,6 +171,9 @@ async def layers_now(volume: Member) -> list[Layer]:
 
     :raises: as :func:`astore.pools.graph.layers`.
     """
+    pools = volume.pool.others()
+    unknown = [link.path for link in graph.chain(volume, pools) if link.volume is None]
+    await volume.pool.services.registry.load(unloaded_types(unknown, pools))
     for layer in graph.layers(volume, volume.pool.others()):
         await layer.volume.pool.refresher.look_at_same(layer.volume.name)
     return graph.layers(volume, volume.pool.others())

@@ -65,6 +65,7 @@ async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> t
 
 async def _know_others(pool: Parts) -> None:
     """Look at all active pools that nothing is known of yet: their images may need the volume."""
+    await pool.services.registry.load((pool.definition.type,))  # the backend knows by which URLs others name the volume
     unknown = [one for one in pool.others() if one.active and not one.snapshot.taken_at]
     if unknown:
         looks = (

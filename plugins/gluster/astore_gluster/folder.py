@@ -16,8 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
-from astore.images import ImageError
-from astore.images.gluster import parse_gluster_uri
 from astore.model import FileStat, Place, VolumeType
 from astore.trees.tree import Entry, FileTree, Reading
 from astore_gluster import libgfapi
@@ -27,6 +25,7 @@ from astore_gluster.libgfapi import failure, scratch
 from astore_gluster.notes import NOTE, NOTE_ROOM
 from astore_gluster.reading import GONE, GlusterReading, VanishedError
 from astore_gluster.servers import quote_path
+from astore_gluster.uri import parse_uri
 
 MAX_LINKS = 40
 """Symbolic links followed one after the other before it is called a loop: the kernel's limit (path_resolution(7))."""
@@ -271,16 +270,12 @@ class GlusterFolder(FileTree):
 
     def place_of(self, location: str) -> Place | None:
         """Where a URL of this volume leads, whichever of its servers it names; None for any other."""
-        try:
-            found = parse_gluster_uri(location)
-        except ImageError:
+        found, key = parse_uri(location), self._connection.key
+        if found is None or found.volume != key.volume:
             return None
-        key = self._connection.key
-        hosts = {server.host.strip("[]") for server in key.servers}
-        if found.volume != key.volume or (found.socket or found.host or "") not in hosts:
+        if found.server not in {server.host.strip("[]") for server in key.servers}:
             return None
-        path = "/" + "/".join(part for part in found.path.split("/") if part not in ("", "."))
-        return self._place(path)
+        return self._place("/" + "/".join(found.parts))
 
     def folder_place(self) -> Place | None:
         """Where the folder is in its volume."""
