@@ -11,14 +11,13 @@ import re
 import uuid
 
 from astore.errors import DefinitionError, LibvirtCode, printable
+from astore.model.definitions import shown_option
 
 NAME_BYTES = 250
 """A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
-_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -125,11 +124,6 @@ def check_allowed_option(name: str) -> str:
             f"an option is allowed by its name alone: {shown_option(name)!r} has a value", element="allow"
         )
     return name
-
-
-def shown_option(option: str) -> str:
-    """A mount option as messages and logs show it: a password in it is ``***``."""
-    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
 
 
 def normal_path(path: str) -> str:

@@ -57,7 +57,7 @@ def test_dir_pools_alone(astore: Any) -> None:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The demonstration's Gluster has another address than that of other tests; its connections are closed."""
-    from astore_gluster.connection import CONNECTIONS
+    from astore_gluster.volume.connection import CONNECTIONS
 
     monkeypatch.setattr(bed, "GlusterBed", functools.partial(bed.GlusterBed, address_base="127.1.7."))
     yield

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from astore_gluster.connection import Connection, ConnectionCache, Key
+from astore_gluster.volume.connection import Connection, ConnectionCache, Key
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import Fake

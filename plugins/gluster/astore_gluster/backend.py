@@ -11,12 +11,12 @@ from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
 from astore.model.definitions import FILE_FORMATS
 from astore_gluster import libgfapi, naming
-from astore_gluster.connection import CONNECTIONS, Connection, ConnectionCache, Key
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM
 from astore_gluster.servers import check_server, is_volume_name, servers_of, url_parts
-from astore_gluster.session import LOST, GlusterSession
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.connection import CONNECTIONS, Connection, ConnectionCache, Key
+from astore_gluster.volume.session import LOST, GlusterSession
+from astore_gluster.volume.tree import GlusterTree
 
 LONGEST_DIRECTORY = 4096 - NAME_ROOM
 """Bytes of the folder's path: with a file's name added, it is to fit in the bricks' PATH_MAX."""

@@ -12,7 +12,8 @@ import msgspec
 
 from astore.errors import CommandError, DefinitionError
 from astore.model import PoolDef
-from astore.names import check_allowed_option, check_mount_option, check_path, shown_option
+from astore.model.definitions import shown_option
+from astore.names import check_allowed_option, check_mount_option, check_path
 
 LONGEST_PASSWORD = 512
 """Bytes of a password, and as many of a user's name and a domain together; mount.cifs.c's MOUNT_PASSWD_SIZE."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from astore.images import HEADER_SIZE
 from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
-from astore_gluster.connection import Connection
 from astore_gluster.libgfapi import failure, scratch
-from astore_gluster.notes import NOTE, NOTE_ROOM, noted
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.notes import NOTE, NOTE_ROOM, noted
 
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 """The errors of a name, or of a handle, whose file was removed."""

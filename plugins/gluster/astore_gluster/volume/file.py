@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from astore.model import FileStat
 from astore.trees.writable_local import FLOCK, LOCK_OFFSET, NO_LOCKS
 from astore.volume_io.blocking_file import TreeFile
-from astore_gluster.connection import Connection
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
-from astore_gluster.notes import NO_NOTES, NOTE, NOTE_ROOM, noted
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.notes import NO_NOTES, NOTE, NOTE_ROOM, noted
 
 # Bytes to be filled before anybody else sees them: what is read goes straight to where it is wanted. (C API, bytes objects:
 # the content is uninitialized where the first argument is NULL.)

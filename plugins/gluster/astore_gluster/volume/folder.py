@@ -19,13 +19,13 @@ from urllib.parse import unquote
 from astore.model import FileStat, Place, VolumeType
 from astore.trees.tree import Entry, FileTree, Reading
 from astore_gluster import libgfapi
-from astore_gluster.connection import Connection
 from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
 from astore_gluster.libgfapi import failure, scratch
-from astore_gluster.notes import NOTE, NOTE_ROOM
-from astore_gluster.reading import GONE, GlusterReading, VanishedError
 from astore_gluster.servers import quote_path
 from astore_gluster.uri import parse_uri
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.notes import NOTE, NOTE_ROOM
+from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
 
 MAX_LINKS = 40
 """Symbolic links followed one after the other before it is called a loop: the kernel's limit (path_resolution(7))."""
