@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from astore.model import PoolDef
-from beds.images import qcow2_by_hand
+from astore.testing.images import qcow2_by_hand
 
 IMAGES = "images"
 """A file may hold an image of a known format, and its header counts."""
