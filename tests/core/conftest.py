@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, Gate, fake_registry
+from core_fakes import FakeBackend, fake_registry
 
 import astore
 import astore.cancellation
 import astore.pools.pool
 import astore.pools.refresher
+from astore.testing.faults import Gate
 
 
 @pytest.fixture
