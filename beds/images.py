@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 from functools import lru_cache, partial
 
-from astore.testing import images
-from astore.testing.images import Template
+from astore.images import blank
+from astore.images.blank import Template
 from beds import BedUnavailable
 
 _BLOCK = 4096
@@ -31,13 +31,13 @@ def template(kind: str, size: int, backing: str | None = None, backing_format: s
     if kind != "raw" and shutil.which("qemu-img") is not None:
         return _by_qemu_img(kind, size, backing, backing_format)
     try:
-        return images.by_hand(kind, size, backing, backing_format)
+        return blank.by_hand(kind, size, backing, backing_format)
     except ValueError:
         raise BedUnavailable(f"making {kind} images takes qemu-img (Debian package qemu-utils)") from None
 
 
-make_images = partial(images.make_images, template=template)
-"""Make many images, by qemu-img where there is one; see :func:`astore.testing.images.make_images`."""
+make_images = partial(blank.make_images, template=template)
+"""Make many images, by qemu-img where there is one; see :func:`astore.images.blank.make_images`."""
 
 
 def _by_qemu_img(kind: str, size: int, backing: str | None, backing_format: str | None) -> Template:

@@ -12,8 +12,8 @@ from astore.cli.demo_storage import IMAGE_SIZE, DemoStorage
 from astore.cli.interruptions import interruptions_wait
 from astore.cli.progress import Ticker
 from astore.errors import reason
+from astore.images.blank import Template, make_images
 from astore.model import Host, PoolDef, Source, Target
-from astore.testing.images import Template, make_images
 from beds import BedUnavailable, fuse, gluster, images, namespace
 
 GLUSTER_VOLUMES = 2

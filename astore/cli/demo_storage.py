@@ -18,8 +18,8 @@ from typing import NamedTuple, Self
 from astore.cli.interruptions import interruptions_wait
 from astore.cli.output import Output
 from astore.cli.progress import Ticker
+from astore.images.blank import make_images, qcow2_by_hand
 from astore.model import PoolDef, Target
-from astore.testing.images import make_images, qcow2_by_hand
 
 IMAGE_SIZE = 10 << 30
 GROWTH = 1 << 30

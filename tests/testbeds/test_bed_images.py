@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from astore.testing.images import Template, qcow2_by_hand
+from astore.images.blank import Template, qcow2_by_hand
 from beds import BedUnavailable
 from beds.images import _without_chance, make_images, template
 

@@ -1,4 +1,4 @@
-"""Disk images as bytes, and by the thousand: qcow2 and raw, made without qemu-img."""
+"""Write empty qcow2 and raw images without qemu-img, by the thousand: for tests and demonstrations."""
 
 from __future__ import annotations
 
