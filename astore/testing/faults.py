@@ -50,7 +50,7 @@ POINTS = frozenset(f"{kind}.{name}" for kind, _, names in _KINDS for name in nam
 
 
 class Gate:
-    """A blocking call that stays in its thread until the gate is opened.
+    """A blocking call that stays in its thread until the gate is opened. It can stand in for any function.
 
     :ivar entered: how many calls came in. :ivar inside: how many are in there. :ivar most: how many were at once.
     """
@@ -63,8 +63,8 @@ class Gate:
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    def __call__(self, result: Any = None) -> Any:
-        """Wait, and return ``result``. :raises AssertionError: the gate was closed for LONGEST_HANG seconds."""
+    def __call__(self, result: Any = None, *_: Any) -> Any:
+        """Wait, and return the first argument. :raises AssertionError: the gate was closed for LONGEST_HANG seconds."""
         with self._lock:
             self.entered += 1
             self.inside += 1
