@@ -63,7 +63,7 @@ class Gate:
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    def __call__(self, result: Any = None, *_: Any) -> Any:
+    def __call__(self, result: Any = None, *ignored: Any) -> Any:
         """Wait, and return the first argument. :raises AssertionError: the gate was closed for LONGEST_HANG seconds."""
         with self._lock:
             self.entered += 1
