@@ -238,12 +238,12 @@ class Faults:
 
     def _method(self, kind: type, of: str, name: str) -> Callable[..., Any]:
         def method(target: Any, *arguments: Any, **named: Any) -> Any:
-            call = Call(f"{of}.{name}", target, arguments, named)
-            self._meet(call)
+            point = f"{of}.{name}"
+            self._meet(Call(point, target, arguments, named))
             result = getattr(kind, name)(target, *arguments, **named)
             opened = isinstance(result, TreeFile | Reading)
             try:
-                self._meet(call._replace(result=result), after=True)
+                self._meet(Call(point, target, arguments, named, result), after=True)
             except BaseException:
                 if opened:
                     result.close()
