@@ -31,7 +31,7 @@ help:  ## say what there is
 
 demo:  ## show it at work on real storage (GLUSTER=no: without Gluster)
 	@PYTHON='$(PYTHON)' scripts/setup.sh demo
-	@$(BIN)/astore demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
+	@$(BIN)/python -m demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
 
 test:  ## check style, types and imports, run all tests (ARGS='-k lanes': some)
 	@PYTHON='$(PYTHON)' scripts/setup.sh test

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually, steps
+from core_fakes import eventually, steps
 
 from astore.commands import LaneCommandRunner
 from astore.errors import CommandError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
+from astore.testing.faults import Gate
 from beds import processes
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

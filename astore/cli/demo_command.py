@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated
 
 import typer
@@ -18,7 +16,6 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    gluster: Annotated[bool, typer.Option("--gluster/--no-gluster", help="As root: also on a private Gluster.")] = True,
     pools: Annotated[int, typer.Option("--pools", min=1, max=500, metavar="N", help="How many dir pools.")] = 10,
     images: Annotated[int, typer.Option("--images", min=3, max=100_000, metavar="N", help="How many in each.")] = 100,
     verbose: Annotated[bool, VERBOSE] = False,
@@ -35,6 +32,4 @@ def demo(
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # it is to be seen as it comes, also through `tee`
-        run_demo(gluster=gluster, pools=pools, images=images)
+        run_demo(lambda storage: storage.make_folders(pools), images=images)

@@ -114,8 +114,8 @@ class Turn:
 
 
 # Aside and in_company are here for one row of the benchmarks, "another pool's refresh while volumes are created" (at most 1.2
-# times as long as alone): without them it was 1.29 beside a dir pool and 1.35 beside Gluster, with them 1.16 to 1.20 and 1.08
-# to 1.13.
+# times as long as alone): without them it was 1.29 on a local folder and 1.35 on a network storage, with them 1.16 to
+# 1.20 and 1.08 to 1.13.
 class Aside:
     """One thread's background work: it lets the threads that take turns go first.
 

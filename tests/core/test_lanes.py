@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from core_fakes import Gate, cancel_after, eventually, run_python
+from core_fakes import cancel_after, eventually, run_python
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes import threads as lanes_module
 from astore.lanes.lane import PoolLane
+from astore.testing.faults import Gate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
