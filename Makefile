@@ -31,9 +31,9 @@ help:  ## say what there is
 
 demo:  ## show it at work on real storage (GLUSTER=no: without Gluster)
 	@PYTHON='$(PYTHON)' scripts/setup.sh demo
-	@$(BIN)/astore demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
+	@$(BIN)/python -m demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(ARGS)
 
-test:  ## check style and types, run all tests (ARGS='-k lanes': some)
+test:  ## check style, types and imports, run all tests (ARGS='-k lanes': some)
 	@PYTHON='$(PYTHON)' scripts/setup.sh test
 	@scripts/test.sh $(ARGS)
 
@@ -48,9 +48,9 @@ fresh:  ## run make demo and make test on a new machine: a minimal Debian in a f
 	@scripts/setup.sh fresh
 	@scripts/fresh.sh
 
-lint:  ## put style in order, and check style and types
+lint:  ## put style in order, and check style, types and imports
 	@PYTHON='$(PYTHON)' scripts/setup.sh lint
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict && $(BIN)/lint-imports --no-logo --no-cache
 
 clean:  ## remove what the others made
 	@FRESH='$(FRESH)' scripts/fresh.sh remove

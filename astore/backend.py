@@ -2,8 +2,8 @@
 
 A :class:`Backend` drives one pool type. It is three things: ``type`` and ``api_version``; :meth:`Backend.check`,
 which is pure; and :meth:`Backend.open`, which gives a :class:`PoolSession`, a started pool. Everything else
-is an *ability*: a Protocol of one or two methods, on the backend (:class:`DiscoversSources`,
-:class:`BuildsPools`, :class:`DeletesPools`) or on the session (:class:`RefreshesVolume`, :class:`CutsLoose`, and the
+is an *ability*: a Protocol of a few methods, on the backend (:class:`DiscoversSources`, :class:`BuildsPools`,
+:class:`DeletesPools`, :class:`NamesVolumes`) or on the session (:class:`RefreshesVolume`, :class:`CutsLoose`, and the
 volume abilities). What a backend can do is computed from it; what it cannot do is refused by the core with
 :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from astore.lanes.gil_turns import Aside, Turn
     from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
+    from astore.model.definitions import Auth
 
 API_VERSION = 1
 """The version of this page. A backend says which one it was written for; the registry takes these: (1,)."""
@@ -273,6 +274,58 @@ class CutsPoolsLoose(Protocol):
         ...
 
 
+class DiskHost(msgspec.Struct, frozen=True):
+    """A ``<host>`` in the source of a domain's disk: a ``name`` with a ``port``, or the path of a ``socket``.
+
+    :ivar port: None is the protocol's own. :ivar transport: ``unix`` of a socket, or ``rdma``; None is TCP.
+    """
+
+    name: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    transport: str | None = None
+
+
+class DiskSource(msgspec.Struct, frozen=True):
+    """The ``<source>`` of a domain's disk whose bytes come over the network.
+
+    :ivar protocol: libvirt's word for it. :ivar name: what the volume is called there, without a leading ``/``.
+    :ivar hosts: all of them, the preferred one first. :ivar auth: as whom the domain logs in; its type is the secret's.
+    """
+
+    protocol: str
+    name: str
+    hosts: tuple[DiskHost, ...] = ()
+    auth: Auth | None = None
+
+
+@runtime_checkable
+class NamesVolumes(Protocol):
+    """Can say how volumes are named to others that are no files of this machine (those of the type ``network``).
+
+    The methods are pure, like :meth:`Backend.check`: the core calls them on the event loop, for any active pool, with a session
+    or without. They get the definition that the pool runs by and the volume's record.
+    """
+
+    def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
+        """Where a libvirt domain finds the volume's bytes."""
+        ...
+
+    def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
+        """The node of QEMU's protocol driver that reads the volume's bytes, with every host."""
+        ...
+
+    def volume_named(self, definition: PoolDef, location: str) -> str | None:
+        """The name that a volume of this pool at a location has, or would have; None if the location is not the pool's.
+
+        The core finds by this which volume a header means, however its name is spelled, and protects that volume.
+
+        :param location: what an image's header names, written by strangers, as a URL or another name that QEMU has for its
+            protocols (:mod:`astore.images.protocols`); never a path of this machine.
+        """
+        ...
+
+
 # ------------------------------------------------------------------------------------ abilities a session may have
 
 
@@ -468,6 +521,7 @@ BACKEND_ABILITIES: Mapping[str, type] = {
     "discover": DiscoversSources,
     "build": BuildsPools,
     "delete": DeletesPools,
+    "name-volumes": NamesVolumes,
 }
 """Abilities of backends by the operation they allow."""
 

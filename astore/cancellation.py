@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,11 @@ SYNC_SECONDS = 600.0
 
 GRACE_SECONDS = 0.5
 """How long what was cancelled may take to give up."""
+
+
+def seconds_until(until: float | None) -> float:
+    """Return how long a clean-up may last: CLEANUP_SECONDS, or until a moment of the monotonic clock."""
+    return CLEANUP_SECONDS if until is None else max(until - time.monotonic(), 0.05)
 
 
 class Runs(Protocol):

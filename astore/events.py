@@ -158,8 +158,44 @@ class _Batch:
         self.build = build
 
 
+class _Cursor:
+    """One reader's place among the events. Its fields change only under the lock of the bus, except ``loop``.
+
+    :ivar position: the number of the next event to read. :ivar batch: the one that was read from last.
+    :ivar waiting: whether the reader is to be woken. :ivar loop: the reader's, as long as it reads.
+    """
+
+    __slots__ = ("batch", "loop", "pools", "position", "signal", "waiting")
+
+    def __init__(self, position: int, pools: Collection[str] | None) -> None:
+        self.position = position
+        self.pools = None if pools is None else frozenset(pools)
+        self.batch: _Batch | None = None
+        self.waiting = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.signal = asyncio.Event()
+
+    def wake(self) -> bool:
+        """Wake the reader, from whatever thread. Return False if nobody will read any more: its loop is closed."""
+        loop = self.loop
+        if loop is None:
+            return True
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            self.signal.set()
+            return True
+        try:
+            loop.call_soon_threadsafe(self.signal.set)
+        except RuntimeError:
+            return False
+        return True
+
+
 class EventBus:
-    """Numbers events, keeps the last ``capacity`` and wakes who reads. Publishing is safe from any thread."""
+    """Numbers events, keeps the last ``capacity`` and wakes the readers. Publishing is safe from any thread."""
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         if capacity < 1:
@@ -168,13 +204,18 @@ class EventBus:
         self._lock = threading.Lock()
         self._batches: deque[_Batch] = deque()
         self._next = 1
-        self._subscriptions: set[Subscription] = set()
+        self._cursors: set[_Cursor] = set()
         self._closed = False
 
     @property
     def last_seq(self) -> int:
         """The number of the last event published (0: none yet)."""
         return self._next - 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether readers come to their end once they have read what is kept."""
+        return self._closed
 
     def publish(self, kind: type[Event], **fields: Any) -> None:
         """Publish one event of a kind. Never waits."""
@@ -192,9 +233,8 @@ class EventBus:
             oldest = self._next - self.capacity
             while self._batches[0].first + self._batches[0].count <= oldest:
                 self._batches.popleft()
-            waiting = [subscription for subscription in self._subscriptions if subscription._waiting]
-        for subscription in waiting:
-            subscription._wake()
+            waiting = [cursor for cursor in self._cursors if cursor.waiting]
+        self._wake(waiting)
 
     def subscribe(
         self,
@@ -203,7 +243,7 @@ class EventBus:
         pools: Collection[str] | None = None,
         kinds: Collection[type[Event]] | None = None,
     ) -> Subscription:
-        """A reader, to be used by ``async with``.
+        """Make a reader, to be used by ``async with``.
 
         :param since: replay what came after this number; None begins with what comes from now on.
         :param pools: only events about pools of these names. :param kinds: only events of these classes.
@@ -212,12 +252,13 @@ class EventBus:
         with self._lock:
             if since is not None and not 0 <= since < self._next:
                 raise ValueError(f"since={since}: the last event has number {self._next - 1}")
-            return Subscription(self, self._next if since is None else since + 1, pools, kinds)
+            position = self._next if since is None else since + 1
+        return Subscription(self, _Cursor(position, pools), kinds)
 
     def statistics(self) -> EventsStatistics:
         """Counts at this moment."""
         with self._lock:
-            return EventsStatistics(self._next - 1, min(self._next - 1, self.capacity), len(self._subscriptions))
+            return EventsStatistics(self._next - 1, min(self._next - 1, self.capacity), len(self._cursors))
 
     def open(self) -> None:
         """Take events again after :meth:`close`; numbers go on."""
@@ -228,9 +269,58 @@ class EventBus:
         """Let every reader come to its end."""
         with self._lock:
             self._closed = True
-            waiting = list(self._subscriptions)
-        for subscription in waiting:
-            subscription._wake()
+            cursors = list(self._cursors)
+        self._wake(cursors)
+
+    # ------------------------------------------------------------------------------------------ for subscriptions
+
+    def attach(self, cursor: _Cursor) -> None:
+        """Wake this reader from now on."""
+        with self._lock:
+            self._cursors.add(cursor)
+
+    def detach(self, cursor: _Cursor) -> None:
+        """Wake this reader no more."""
+        with self._lock:
+            self._cursors.discard(cursor)
+
+    def advance(self, cursor: _Cursor) -> tuple[_Batch, int] | Lagged | None:
+        """Return the batch and the number of the reader's next event; None if there is none yet: then it will be woken."""
+        while True:
+            with self._lock:  # let go of for each batch that is passed over: publishing does not wait for a reader
+                cursor.waiting = False
+                seq, oldest = cursor.position, max(self._next - self.capacity, 1)
+                if seq < oldest:
+                    cursor.position = oldest
+                    return Lagged(seq=oldest - 1, time=time.time(), missed=oldest - seq)
+                if seq >= self._next:
+                    cursor.waiting = True
+                    cursor.batch = None
+                    return None
+                batch = cursor.batch
+                if batch is None or not batch.first <= seq < batch.first + batch.count:
+                    batch = cursor.batch = self._find(seq)
+                if cursor.pools is None or batch.pool in cursor.pools:
+                    cursor.position += 1
+                    return batch, seq
+                cursor.position = batch.first + batch.count
+
+    def _find(self, seq: int) -> _Batch:
+        """The batch that holds a number; there is one. With the lock held."""
+        batches = self._batches
+        low, high = 0, len(batches)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if batches[middle].first <= seq:
+                low = middle
+            else:
+                high = middle
+        return batches[low]
+
+    def _wake(self, cursors: list[_Cursor]) -> None:
+        for cursor in cursors:
+            if not cursor.wake():
+                self.detach(cursor)
 
 
 class Subscription:
@@ -238,29 +328,17 @@ class Subscription:
 
     CHECKPOINT_EVERY = 64  # events handed out without waiting, before others have a turn on the loop
 
-    def __init__(
-        self,
-        bus: EventBus,
-        position: int,
-        pools: Collection[str] | None,
-        kinds: Collection[type[Event]] | None,
-    ) -> None:
+    def __init__(self, bus: EventBus, cursor: _Cursor, kinds: Collection[type[Event]] | None) -> None:
         self._bus = bus
-        self._position = position
-        self._pools = None if pools is None else frozenset(pools)
+        self._cursor = cursor
         self._kinds = None if kinds is None else tuple(kinds)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._entered = False
-        self._signal = asyncio.Event()
-        self._waiting = False
         self._run = 0
-        self._batch: _Batch | None = None
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        self._cursor.loop = asyncio.get_running_loop()
         self._entered = True
-        with self._bus._lock:
-            self._bus._subscriptions.add(self)
+        self._bus.attach(self._cursor)
         return self
 
     async def __aexit__(
@@ -270,17 +348,17 @@ class Subscription:
 
     async def aclose(self) -> None:
         """Stop reading; an iteration under way ends. May be called twice."""
-        with self._bus._lock:
-            self._bus._subscriptions.discard(self)
-        self._loop = None
-        self._signal.set()
+        self._bus.detach(self._cursor)
+        self._cursor.loop = None
+        self._cursor.signal.set()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
+        signal = self._cursor.signal
         while True:
-            if self._loop is None:
+            if self._cursor.loop is None:
                 if not self._entered:
                     raise RuntimeError("enter the subscription first: async with manager.events() as events")
                 raise StopAsyncIteration
@@ -292,66 +370,19 @@ class Subscription:
             if event is not None:
                 self._run += 1
                 return event
-            if self._bus._closed:
+            if self._bus.closed:
                 raise StopAsyncIteration
             self._run = 0
-            await self._signal.wait()
-            self._signal.clear()
+            await signal.wait()
+            signal.clear()
 
     def receive_nowait(self) -> Event | None:
         """The next event, or None if there is none yet."""
-        bus = self._bus
         while True:
-            with bus._lock:
-                self._waiting = False
-                oldest = max(bus._next - bus.capacity, 1)
-                if self._position < oldest:
-                    missed = oldest - self._position
-                    self._position = oldest
-                    return Lagged(seq=oldest - 1, time=time.time(), missed=missed)
-                if self._position >= bus._next:
-                    self._waiting = True
-                    self._batch = None
-                    return None
-                batch = self._find(self._position)
-                seq = self._position
-                if self._pools is not None and batch.pool not in self._pools:
-                    self._position = batch.first + batch.count
-                    continue
-                self._position += 1
+            found = self._bus.advance(self._cursor)
+            if not isinstance(found, tuple):
+                return found
+            batch, seq = found
             event = batch.build(seq - batch.first)
             if self._kinds is None or isinstance(event, self._kinds):
                 return msgspec.structs.replace(event, seq=seq, time=batch.time)
-
-    def _find(self, seq: int) -> _Batch:
-        """The batch that holds a number; there is one. With the bus's lock held."""
-        batch = self._batch
-        if batch is not None and batch.first <= seq < batch.first + batch.count:
-            return batch
-        batches = self._bus._batches
-        low, high = 0, len(batches)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if batches[middle].first <= seq:
-                low = middle
-            else:
-                high = middle
-        self._batch = batches[low]
-        return self._batch
-
-    def _wake(self) -> None:
-        loop = self._loop
-        if loop is None:
-            return
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            self._signal.set()
-            return
-        try:
-            loop.call_soon_threadsafe(self._signal.set)
-        except RuntimeError:  # that loop is closed: nobody will read
-            with self._bus._lock:
-                self._bus._subscriptions.discard(self)

@@ -11,6 +11,7 @@ import re
 import uuid
 
 from astore.errors import DefinitionError, LibvirtCode, printable
+from astore.model.definitions import shown_option
 
 NAME_BYTES = 250
 """A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
@@ -18,8 +19,6 @@ NAME_BYTES = 250
 # those that are texts are compiled when they are first used, which takes as long as to import a module
 _HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?"
 _URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
-_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"
-_HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -126,11 +125,6 @@ def check_allowed_option(name: str) -> str:
             f"an option is allowed by its name alone: {shown_option(name)!r} has a value", element="allow"
         )
     return name
-
-
-def shown_option(option: str) -> str:
-    """A mount option as messages and logs show it: a password in it is ``***``."""
-    return re.sub(_HIDDEN_AFTER_USER, r"\1***", re.sub(_HIDDEN, r"\1***", option, count=1), count=1)
 
 
 def normal_path(path: str) -> str:

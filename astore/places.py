@@ -13,12 +13,8 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from astore.model import Place
-
-if TYPE_CHECKING:
-    pass
 
 MOST_LINKS = 40
 """Symbolic links that are followed for one path: the kernel's limit (path_resolution(7))."""
@@ -27,11 +23,11 @@ _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _REMOTE = frozenset(
     {
-        *("9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"),
+        *("9p", "afs", "autofs", "ceph", "cifs", "coda", "fuse", "lustre", "ncpfs", "nfs", "nfs4"),
         *("ocfs2", "gfs2", "smb3", "smbfs", "virtiofs"),
     }
 )
-"""File system types whose calls may wait for somebody else."""
+"""The kernel's file system types whose calls may wait for somebody else; so may those of ``fuse.…``."""
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

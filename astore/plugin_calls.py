@@ -36,24 +36,24 @@ def is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def record(found: object) -> VolumeInfo:
+def checked_record(found: object) -> VolumeInfo:
     """A volume's record. :raises TypeError: it is none."""
     if not isinstance(found, VolumeInfo):
         raise TypeError(f"it returned {found!r} in place of a volume's record")
     return found
 
 
-def entry(found: object, name: str) -> VolumeInfo | EntryError | None:
+def checked_entry(found: object, name: str) -> VolumeInfo | EntryError | None:
     """What one entry is found to be. :raises TypeError: it is something else, or of another name."""
     if found is None or isinstance(found, EntryError):
         return found
-    info = record(found)
+    info = checked_record(found)
     if info.name != name:
         raise TypeError(f"it returned the record of {info.name!r} for {name!r}")
     return info
 
 
-def checked(backend: Backend, definition: PoolDef) -> PoolDef:
+def checked_definition(backend: Backend, definition: PoolDef) -> PoolDef:
     """The definition as the backend takes it. :raises TypeError: it gave none. What the backend raises."""
     found = backend.check(definition)
     if not isinstance(found, PoolDef):
@@ -61,7 +61,7 @@ def checked(backend: Backend, definition: PoolDef) -> PoolDef:
     return found
 
 
-async def opened(backend: Backend, definition: PoolDef, context: Context) -> PoolSession:
+async def opened_session(backend: Backend, definition: PoolDef, context: Context) -> PoolSession:
     """A session. :raises TypeError: it gave none. What the backend raises."""
     session = await answer(backend.open(definition, context))
     if not isinstance(session, PoolSession):
@@ -69,7 +69,7 @@ async def opened(backend: Backend, definition: PoolDef, context: Context) -> Poo
     return session
 
 
-async def refreshed(session: PoolSession, known: Snapshot, *, full: bool) -> Snapshot:
+async def checked_snapshot(session: PoolSession, known: Snapshot, *, full: bool) -> Snapshot:
     """What a session found. :raises TypeError: it gave no snapshot, or one of anything else. What the session raises."""
     snapshot = await answer(session.refresh(known, full=full))
     if not isinstance(snapshot, Snapshot):

@@ -228,6 +228,12 @@ class BackendRegistry:
                 type=type,
             ) from None
 
+    async def load(self, types: Iterable[str]) -> None:
+        """Import the backends of these types, all at once. Raises nothing: :meth:`backends` tells what came of it."""
+        wanted = [type for type in set(types) if self.loaded(type) is None]
+        if wanted:
+            await asyncio.gather(*(self.get(type) for type in wanted), return_exceptions=True)
+
     async def load_all(self) -> tuple[BackendInfo, ...]:
         """Import every backend, all at once, and say what came of it; none raises."""
         types = self.types()

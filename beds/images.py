@@ -9,72 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
 
+from astore.images import blank
+from astore.images.blank import Template
 from beds import BedUnavailable
 
 _BLOCK = 4096
-_CLUSTER = 65536
-_OWN_FORMATS = ("qcow2", "raw")
-"""What can be made without qemu-img."""
-
-
-class Template(NamedTuple):
-    """The bytes of an image: ``parts`` are (offset, bytes) of all that is not zero, ``length`` the file's size."""
-
-    parts: tuple[tuple[int, bytes], ...]
-    length: int
-
-    def write(self, path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-        """Make the file, which must not exist. :raises OSError: as the file system says."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
-        try:
-            for offset, data in self.parts:
-                os.pwrite(fd, data, offset)
-            if not self.parts or self.parts[-1][0] + len(self.parts[-1][1]) < self.length:
-                os.ftruncate(fd, self.length)
-        finally:
-            os.close(fd)
-
-
-def make_images(
-    folder: str | os.PathLike[str],
-    count: int,
-    *,
-    prefix: str = "vm",
-    size: int = 10 << 30,
-    backing_every: int = 0,
-    formats: Sequence[str] = ("qcow2",),
-    undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[str, ...]:
-    """Make ``count`` images in an existing folder: ``vm00000.qcow2``, ``vm00001.qcow2``, …
-
-    :param size: the virtual size of each, in bytes (a multiple of 512).
-    :param backing_every: every so many-th image that is qcow2 is backed by the first image (0: none is).
-    :param formats: taken in turn; qemu-img's names, which also are the files' suffixes.
-    :param undisturbed: makes a context in which no signal interrupts; qemu-img works in a temporary folder.
-    :returns: their names, in order.
-    :raises BedUnavailable: a format other than qcow2 and raw is wanted, and there is no qemu-img.
-    :raises FileExistsError: one is there already.
-    """
-    names = tuple(f"{prefix}{number:05d}.{formats[number % len(formats)]}" for number in range(count))
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for number, name in enumerate(names):
-            kind = formats[number % len(formats)]
-            backed = number > 0 and backing_every > 0 and kind == "qcow2" and number % backing_every == 0
-            with undisturbed():
-                make = template(kind, size, names[0], formats[0]) if backed else template(kind, size)
-            make.write(name, dir_fd=fd)
-    finally:
-        os.close(fd)
-    return names
 
 
 @lru_cache(maxsize=64)
@@ -85,13 +28,16 @@ def template(kind: str, size: int, backing: str | None = None, backing_format: s
     :param backing: a backing file's name as the header is to have it; it need not exist.
     :raises BedUnavailable: there is no qemu-img, and it takes one. :raises RuntimeError: qemu-img refused.
     """
-    if kind == "raw":
-        return Template((), size)
-    if shutil.which("qemu-img") is not None:
+    if kind != "raw" and shutil.which("qemu-img") is not None:
         return _by_qemu_img(kind, size, backing, backing_format)
-    if kind not in _OWN_FORMATS:
-        raise BedUnavailable(f"making {kind} images takes qemu-img (Debian package qemu-utils)")
-    return qcow2_by_hand(size, backing, backing_format)
+    try:
+        return blank.by_hand(kind, size, backing, backing_format)
+    except ValueError:
+        raise BedUnavailable(f"making {kind} images takes qemu-img (Debian package qemu-utils)") from None
+
+
+make_images = partial(blank.make_images, template=template)
+"""Make many images, by qemu-img where there is one; see :func:`astore.images.blank.make_images`."""
 
 
 def _by_qemu_img(kind: str, size: int, backing: str | None, backing_format: str | None) -> Template:
@@ -139,48 +85,3 @@ def _sparse(data: bytes) -> Template:
             parts.append((start, data[start:offset].rstrip(b"\0")))
             start = None
     return Template(tuple(parts), len(data))
-
-
-def qcow2_by_hand(size: int, backing: str | None = None, backing_format: str | None = None) -> Template:
-    """A valid, empty qcow2 version 3 image with 64 KiB clusters (QEMU's docs/interop/qcow2.txt).
-
-    Four clusters or more: header, refcount table, one refcount block, L1 table.
-    """
-    l1_entries = -(-size // (_CLUSTER * _CLUSTER // 8))
-    l1_clusters = -(-l1_entries * 8 // _CLUSTER) or 1
-    extensions = b""
-    if backing is not None and backing_format is not None:
-        name = backing_format.encode()
-        extensions += struct.pack(">II", 0xE2792ACA, len(name)) + name + bytes(-len(name) % 8)
-    extensions += bytes(8)
-    backing_name = b"" if backing is None else os.fsencode(backing)
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQQQQII",
-        b"QFI\xfb",
-        3,
-        104 + len(extensions) if backing_name else 0,
-        len(backing_name),
-        _CLUSTER.bit_length() - 1,
-        size,
-        0,  # no encryption
-        l1_entries,
-        3 * _CLUSTER,
-        1 * _CLUSTER,
-        1,  # clusters of the refcount table
-        0,  # snapshots …
-        0,
-        0,  # incompatible, compatible and autoclear features
-        0,
-        0,
-        4,  # refcounts of 1 << 4 bits
-        104,
-    )
-    used = 3 + l1_clusters
-    return Template(
-        (
-            (0, header + extensions + backing_name),
-            (_CLUSTER, struct.pack(">Q", 2 * _CLUSTER)),
-            (2 * _CLUSTER, struct.pack(">H", 1) * used),
-        ),
-        used * _CLUSTER,
-    )

@@ -15,21 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from beds.namespace import enter_private_namespaces
-
-
-class Row(NamedTuple):
-    """A line of the table; seconds, or None where that side was not measured."""
-
-    work: str
-    libvirt: float | None
-    limit: float | None
-    astore: float
-    bar: str
-    ratio: float
-    met: bool
+from benchmarks.row import Row
 
 
 def main() -> int:
@@ -47,13 +35,16 @@ def main() -> int:
         print("make bench: needs root, for a private Gluster, FUSE mounts and a private libvirtd", file=sys.stderr)
         return 1
     enter_private_namespaces()
-    from benchmarks.rows import Bench  # only now: importing it may start threads
+    from benchmarks.bench import Bench  # only now: importing it may start threads
+    from benchmarks.rows import ROWS
 
+    wanted = set(options.rows.split(","))
+    chosen = {name: measure for name, measure in ROWS.items() if wanted == {"all"} or name in wanted}
     with tempfile.TemporaryDirectory(prefix="astore-bench-", dir=options.folder) as folder:
         bench = Bench(Path(folder), pairs=options.pairs, with_libvirt=not options.no_libvirt)
         bench.mebibytes = options.mebibytes
         try:
-            rows = asyncio.run(bench.run(None if options.rows == "all" else set(options.rows.split(","))))
+            rows = asyncio.run(bench.run(chosen))
         finally:
             bench.close()
     text = table(rows, bench.notes)

@@ -7,14 +7,11 @@ import statistics
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import astore
-from benchmarks.__main__ import Row
+from benchmarks.bench import Bench
+from benchmarks.row import Row
 from benchmarks.sides import compiled, say
-
-if TYPE_CHECKING:
-    from benchmarks.rows import Bench
 
 median = statistics.median
 COUNT = 1000

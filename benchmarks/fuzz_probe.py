@@ -24,10 +24,10 @@ from pathlib import Path
 
 from astore.images import FIRST_PAGE, HEADER_SIZE, ImageError, needs_full_header, probe
 from astore.images.fields import backing
-from astore.images.gluster import parse_gluster_uri
 from astore.images.headers import without_references
 from astore.images.references import located
 from astore.model import ImageInfo, ReferenceKind
+from astore_gluster.uri import parse_uri
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 VALID: dict[str, bytes] = {
@@ -169,11 +169,7 @@ def check_places(info: ImageInfo) -> None:
 def check_name(name: str, format: str | None = None) -> None:
     check_places(ImageInfo("qcow2", references=backing(name, format)))
     check_places(ImageInfo("qcow2", references=(*backing(name), *backing("x" + name))))
-    if name.startswith("gluster"):
-        try:
-            parse_gluster_uri(name)
-        except ImageError:
-            pass
+    parse_uri(name)
 
 
 def is_open_ended(found: ImageInfo, head: bytes) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -13,338 +12,233 @@ from pathlib import Path
 from typing import Any
 
 import astore
-from beds.gluster import GlusterBed
 from beds.images import make_images
-from benchmarks.__main__ import Row
+from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
-from benchmarks.sides import Libvirt, Limit, first_refresh, say, settle, unchanged_refresh
+from benchmarks.row import Row
+from benchmarks.sides import first_refresh, settle, unchanged_refresh
 from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
 
 median = statistics.median
 
 
-class Bench:
-    """What all rows share: a folder, a Gluster, a libvirt, a Manager; each made when first needed."""
+async def dir_rows(bench: Bench, count: int = 10_000) -> list[Row]:
+    folder = bench.folder / "dir"
+    folder.mkdir()
+    bench.fill(folder, count)
+    settle()
+    xml = f"<pool type='dir'><name>dir</name><target><path>{folder}</path></target></pool>"
+    pool = await bench.manager.define(xml)
+    return await _against_libvirt(
+        bench, f"dir, {count:,} qcow2", pool, xml, ("faster first", 1.0), ("≥ 4 × unchanged", 4.0)
+    )
 
-    def __init__(self, folder: Path, *, pairs: int, with_libvirt: bool) -> None:
-        self.folder = folder
-        self.pairs = pairs
-        self.with_libvirt = with_libvirt
-        self.notes: list[str] = []
-        self.mebibytes = 4096
-        self._gluster: GlusterBed | None = None
-        self._libvirt: Libvirt | None = None
-        self._apart: Path | None = None
-        self._limit: Limit | None = None
-        self._manager: astore.Manager | None = None
 
-    def close(self) -> None:
-        if self._libvirt is not None:
-            self._libvirt.close()
-        if self._gluster is not None:
-            self._gluster.close()
-        if self._apart is not None:
-            subprocess.run(["umount", str(self._apart)], check=False, capture_output=True)
+async def netfs_rows(bench: Bench, count: int = 1_000) -> list[Row]:
+    bed = bench.gluster
+    bed.create_volume("fuse")
+    bench.fill(bed.mount("fuse"), count)
+    bed.unmount("fuse")
+    settle()
 
-    async def run(self, wanted: set[str] | None) -> list[Row]:
-        rows: list[Row] = []
-        table: dict[str, Callable[[], Awaitable[list[Row]]]] = {
-            "dir": self.dir_rows,
-            "gluster": self.gluster_rows,
-            "many": self.many_rows,
-            "netfs": self.netfs_rows,
-            "loop": self.loop_rows,
-            "memory": self.memory_rows,
-            "volumes": lambda: volume_rows(self, self.mebibytes),
-            "creating": lambda: creating_rows(self),
-            "startup": lambda: startup_rows(self),
-        }
-        for name, measure in table.items():
-            if wanted is None or name in wanted:
-                say(f"— {name}")
-                async with astore.Manager(self.folder / f"state-{name}") as manager:
-                    self._manager = manager
-                    rows += await measure()
-                    for pool in manager.pools(active=True):
-                        await pool.stop()
-                for row in rows[-2:]:
-                    say("  ", row)
-        return rows
-
-    # ------------------------------------------------------------------------------------------------ the sides
-
-    @property
-    def manager(self) -> astore.Manager:
-        assert self._manager is not None
-        return self._manager
-
-    @property
-    def gluster(self) -> GlusterBed:
-        if self._gluster is None:
-            self._gluster = GlusterBed(self.folder / "gluster")
-            self._gluster.start()
-        return self._gluster
-
-    def libvirt(self) -> Libvirt | None:
-        if not self.with_libvirt:
-            return None
-        if self._libvirt is None:
-            self._libvirt = Libvirt(self.folder / "lv")
-            if self._libvirt.why:
-                self.notes.append(f"libvirt was not measured: {self._libvirt.why}.")
-        return None if self._libvirt.why else self._libvirt
-
-    def apart(self) -> Path:
-        """A new file system, ext4 where it can be made: how fast files are made on another depends on what was deleted there.
-
-        (For minutes ext4 gives the inodes of deleted files to nobody, and looks at all of them again and again.)
-        """
-        folder = self.folder / "apart"
-        if not folder.exists():
-            folder.mkdir()
-            image = self.folder / "apart.img"
-            with image.open("wb") as file:
-                file.truncate(8 << 30)
-            make = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image)]
-            for argv in (make, ["mount", "-o", "loop", str(image), str(folder)]):
-                if subprocess.run(argv, check=False, capture_output=True).returncode:
-                    self.notes.append(
-                        f"volumes were made on the file system of {self.folder.parent}, not on a new one."
-                    )
-                    break
-            else:
-                self._apart = folder
-        return folder
-
-    def limit(self) -> Limit | None:
-        if self._limit is None:
-            self._limit = Limit(self.folder)
-            if self._limit.why:
-                self.notes.append(f"the C limit was not measured: {self._limit.why}.")
-        return None if self._limit.why else self._limit
-
-    def fill(self, folder: Path, count: int) -> None:
-        began = time.perf_counter()
-        make_images(folder, count, backing_every=10)
-        say(f"   made {count} images in {time.perf_counter() - began:.1f} s")
-
-    # ------------------------------------------------------------------------------------------------- the rows
-
-    async def dir_rows(self, count: int = 10_000) -> list[Row]:
-        folder = self.folder / "dir"
-        folder.mkdir()
-        self.fill(folder, count)
-        settle()
-        xml = f"<pool type='dir'><name>dir</name><target><path>{folder}</path></target></pool>"
-        pool = await self.manager.define(xml)
-        return await self._against_libvirt(
-            f"dir, {count:,} qcow2", pool, xml, ("faster first", 1.0), ("≥ 4 × unchanged", 4.0)
+    def xml(name: str) -> str:
+        target = bench.folder / name
+        target.mkdir(exist_ok=True)
+        return (
+            f"<pool type='netfs'><name>netfs</name><source><host name='{bed.host}'/><dir path='fuse'/>"
+            f"<format type='glusterfs'/></source><target><path>{target}</path></target></pool>"
         )
 
-    async def netfs_rows(self, count: int = 1_000) -> list[Row]:
-        bed = self.gluster
-        bed.create_volume("fuse")
-        self.fill(bed.mount("fuse"), count)
-        bed.unmount("fuse")
-        settle()
+    # a mount for each side: a shared one would be warm for the second
+    pool = await bench.manager.define(xml("fuse-astore"))
+    return await _against_libvirt(
+        bench,
+        f"netfs over FUSE, {count:,}",
+        pool,
+        xml("fuse-libvirt"),
+        ("≥ 3 × faster first", 3.0),
+        ("≥ 10 × unchanged", 10.0),
+    )
 
-        def xml(name: str) -> str:
-            target = self.folder / name
-            target.mkdir(exist_ok=True)
-            return (
-                f"<pool type='netfs'><name>netfs</name><source><host name='{bed.host}'/><dir path='fuse'/>"
-                f"<format type='glusterfs'/></source><target><path>{target}</path></target></pool>"
-            )
 
-        # a mount for each side: a shared one would be warm for the second
-        pool = await self.manager.define(xml("fuse-astore"))
-        return await self._against_libvirt(
-            f"netfs over FUSE, {count:,}",
-            pool,
-            xml("fuse-libvirt"),
-            ("≥ 3 × faster first", 3.0),
-            ("≥ 10 × unchanged", 10.0),
-        )
-
-    async def _against_libvirt(
-        self, work: str, pool: astore.Pool, xml: str, first_bar: tuple[str, float], again_bar: tuple[str, float]
-    ) -> list[Row]:
-        libvirt = self.libvirt()
+async def _against_libvirt(
+    bench: Bench, work: str, pool: astore.Pool, xml: str, first_bar: tuple[str, float], again_bar: tuple[str, float]
+) -> list[Row]:
+    libvirt = bench.libvirt()
+    if libvirt is not None:
+        libvirt.start(xml, pool.name)
+    theirs: list[float] = []
+    first: list[float] = []
+    again: list[float] = []
+    for _ in range(bench.pairs):
         if libvirt is not None:
-            libvirt.start(xml, pool.name)
-        theirs: list[float] = []
+            theirs.append(libvirt.refresh(pool.name))
+        first.append(await first_refresh(pool))
+        again.append(await unchanged_refresh(pool))
+    if libvirt is not None:
+        libvirt.stop(pool.name)
+    other = median(theirs) if theirs else None
+    return [
+        _faster(f"{work}, first", other, median(first), *first_bar),
+        _faster(f"{work}, nothing changed", other, median(again), *again_bar),
+    ]
+
+
+def _faster(work: str, libvirt: float | None, ours: float, bar: str, factor: float) -> Row:
+    ratio = (libvirt / ours) if libvirt else float("nan")
+    return Row(work, libvirt, None, ours, bar, ratio, not libvirt or ratio >= factor)
+
+
+async def gluster_rows(bench: Bench) -> list[Row]:
+    rows: list[Row] = []
+    bed = bench.gluster
+    for count in (1_000, 10_000):
+        name = f"v{count}"
+        bed.create_volume(name)
+        bench.fill(bed.mount(name), count)
+        bed.unmount(name)
+        settle()
+        xml = _gluster_xml(name, bed.host, name)
+        pool = await bench.manager.define(xml)
+        limit, libvirt = bench.limit(), bench.libvirt()
+        least: list[float] = []
+        listing: list[float] = []
         first: list[float] = []
         again: list[float] = []
-        for _ in range(self.pairs):
-            if libvirt is not None:
-                theirs.append(libvirt.refresh(pool.name))
+        await first_refresh(pool)  # bricks warm
+        for _ in range(bench.pairs):
+            if limit is not None:
+                least.append(limit.run(bed.host, name, "/", "handle", rounds=3))
+                listing.append(limit.run(bed.host, name, "/", "list", rounds=3))
             first.append(await first_refresh(pool))
             again.append(await unchanged_refresh(pool))
+        theirs = None
         if libvirt is not None:
-            libvirt.stop(pool.name)
-        other = median(theirs) if theirs else None
-        return [
-            self._faster(f"{work}, first", other, median(first), *first_bar),
-            self._faster(f"{work}, nothing changed", other, median(again), *again_bar),
-        ]
+            libvirt.start(xml, name)
+            theirs = median([libvirt.refresh(name) for _ in range(2)])
+            libvirt.stop(name)
+        rows.append(_near(f"gluster, {count:,} qcow2, first", theirs, least, first, 1.5))
+        if count == 1_000:
+            rows.append(_near(f"gluster, {count:,}, nothing changed", theirs, listing, again, 2.0))
+    return rows
 
-    @staticmethod
-    def _faster(work: str, libvirt: float | None, ours: float, bar: str, factor: float) -> Row:
-        ratio = (libvirt / ours) if libvirt else float("nan")
-        return Row(work, libvirt, None, ours, bar, ratio, not libvirt or ratio >= factor)
 
-    async def gluster_rows(self) -> list[Row]:
-        rows: list[Row] = []
-        bed = self.gluster
-        for count in (1_000, 10_000):
-            name = f"v{count}"
-            bed.create_volume(name)
-            self.fill(bed.mount(name), count)
-            bed.unmount(name)
-            settle()
-            xml = _gluster_xml(name, bed.host, name)
-            pool = await self.manager.define(xml)
-            limit, libvirt = self.limit(), self.libvirt()
-            least: list[float] = []
-            listing: list[float] = []
-            first: list[float] = []
-            again: list[float] = []
-            await first_refresh(pool)  # bricks warm
-            for _ in range(self.pairs):
-                if limit is not None:
-                    least.append(limit.run(bed.host, name, "/", "handle", rounds=3))
-                    listing.append(limit.run(bed.host, name, "/", "list", rounds=3))
-                first.append(await first_refresh(pool))
-                again.append(await unchanged_refresh(pool))
-            theirs = None
-            if libvirt is not None:
-                libvirt.start(xml, name)
-                theirs = median([libvirt.refresh(name) for _ in range(2)])
-                libvirt.stop(name)
-            rows.append(_near(f"gluster, {count:,} qcow2, first", theirs, least, first, 1.5))
-            if count == 1_000:
-                rows.append(_near(f"gluster, {count:,}, nothing changed", theirs, listing, again, 2.0))
-        return rows
-
-    async def many_rows(self, volumes: int = 10, count: int = 100) -> list[Row]:
-        bed = self.gluster
-        documents = {}
-        for index in range(volumes):
-            name = f"many{index}"
-            bed.create_volume(name)
-            make_images(bed.mount(name), count, backing_every=10)
-            bed.unmount(name)
-            documents[name] = _gluster_xml(name, bed.host, name)
-        settle()
-        pools = [await self.manager.define(xml) for xml in documents.values()]
-        first: list[float] = []
-        again: list[float] = []
-        for _ in range(self.pairs):
-            for pool in pools:
-                if pool.active:
-                    await pool.stop()
-                await pool.start(refresh=False)
-            for into in (first, again):
-                began = time.perf_counter()
-                report = await self.manager.refresh_all()
-                into.append(time.perf_counter() - began)
-                assert not report.failed
-        libvirt, theirs = self.libvirt(), None
-        if libvirt is not None:
-            for name, xml in documents.items():
-                libvirt.start(xml, name)
-            theirs = libvirt.refresh_all(list(documents))
-            apart = libvirt.refresh_all(list(documents), "many")
-            each = libvirt.refresh_each(list(documents))
-            if theirs is None or apart is None:
-                self.notes.append(
-                    "libvirt was asked to refresh many pools by as many virsh: there is no python3-libvirt."
-                )
-                theirs = each
-            else:
-                self.notes.append(
-                    f"libvirt's {volumes} pools are refreshed by one program, which has a thread for each and one connection; "
-                    f"with {volumes} connections it takes {apart:.1f} s, and {volumes} virsh at once take {each:.1f} s."
-                )
-            for name in documents:
-                libvirt.stop(name)
-        work = f"{volumes} gluster volumes × {count}, all at once"
-        return [
-            self._faster(f"{work}, first", theirs, median(first), "≥ 60 × faster", 60),
-            self._faster(f"{work}, nothing changed", theirs, median(again), "≥ 200 × faster", 200),
-        ]
-
-    async def loop_rows(self, pools: int = 50, count: int = 200) -> list[Row]:
-        bed = self.gluster
-        bed.create_volume("loop")
-        mounted = bed.mount("loop")
-        documents = []
-        for index in range(pools):
-            folder = self.folder / f"loop{index}"
-            folder.mkdir()
-            make_images(folder, count)
-            documents.append(f"<pool type='dir'><name>d{index}</name><target><path>{folder}</path></target></pool>")
-            if index < pools // 2:
-                (mounted / f"p{index}").mkdir()
-                make_images(mounted / f"p{index}", count)
-                documents.append(_gluster_xml(f"g{index}", bed.host, "loop", f"/p{index}"))
-        bed.unmount("loop")
-        settle()
-        rows = []
-        for kind, chosen in (
-            (f"{pools} dir pools × {count}", [text for text in documents if "'dir'" in text]),
-            (
-                f"{pools // 2} gluster and {pools // 2} dir pools × {count}",
-                [text for text in documents if "'gluster'" in text]
-                + [t for t in documents if "'dir'" in t][: pools // 2],
-            ),
-        ):
-            made = [await self.manager.define(text) for text in chosen]
-            for pool in made:
-                await pool.start(refresh=False)
-            delays: list[float] = []
-            waits: list[float] = []
-            async with _Probe(delays, waits):
-                await asyncio.sleep(0.5)
-                idle = len(delays)
-                for _ in range(3):
-                    await self.manager.refresh_all(full=True)
-                    for _ in range(3):
-                        await self.manager.refresh_all()
-            busy = sorted(delays[idle:])
-            p99, worst = busy[int(len(busy) * 0.99)], busy[-1]
-            quiet = sorted(delays[:idle])
-            starved = waits[delays.index(worst)]
-            self.notes.append(
-                f"event loop while {kind} refresh: median {median(busy) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst "
-                f"{worst * 1e3:.2f} ms ({starved * 1e3:.2f} of them waiting for a processor) over {len(busy)} samples; "
-                f"idle: p99 {quiet[int(len(quiet) * 0.99)] * 1e3:.2f} ms."
-            )
-            rows.append(Row(f"event loop delay, {kind}, p99", None, None, p99, "< 10 ms", p99 / 0.010, p99 < 0.010))
-            rows.append(
-                Row(f"event loop delay, {kind}, worst", None, None, worst, "< 50 ms", worst / 0.050, worst < 0.050)
-            )
-            for pool in made:
+async def many_rows(bench: Bench, volumes: int = 10, count: int = 100) -> list[Row]:
+    bed = bench.gluster
+    documents = {}
+    for index in range(volumes):
+        name = f"many{index}"
+        bed.create_volume(name)
+        make_images(bed.mount(name), count, backing_every=10)
+        bed.unmount(name)
+        documents[name] = _gluster_xml(name, bed.host, name)
+    settle()
+    pools = [await bench.manager.define(xml) for xml in documents.values()]
+    first: list[float] = []
+    again: list[float] = []
+    for _ in range(bench.pairs):
+        for pool in pools:
+            if pool.active:
                 await pool.stop()
-        return rows
+            await pool.start(refresh=False)
+        for into in (first, again):
+            began = time.perf_counter()
+            report = await bench.manager.refresh_all()
+            into.append(time.perf_counter() - began)
+            assert not report.failed
+    libvirt, theirs = bench.libvirt(), None
+    if libvirt is not None:
+        for name, xml in documents.items():
+            libvirt.start(xml, name)
+        theirs = libvirt.refresh_all(list(documents))
+        apart = libvirt.refresh_all(list(documents), "many")
+        each = libvirt.refresh_each(list(documents))
+        if theirs is None or apart is None:
+            bench.notes.append("libvirt was asked to refresh many pools by as many virsh: there is no python3-libvirt.")
+            theirs = each
+        else:
+            bench.notes.append(
+                f"libvirt's {volumes} pools are refreshed by one program, which has a thread for each and one connection; "
+                f"with {volumes} connections it takes {apart:.1f} s, and {volumes} virsh at once take {each:.1f} s."
+            )
+        for name in documents:
+            libvirt.stop(name)
+    work = f"{volumes} gluster volumes × {count}, all at once"
+    return [
+        _faster(f"{work}, first", theirs, median(first), "≥ 60 × faster", 60),
+        _faster(f"{work}, nothing changed", theirs, median(again), "≥ 200 × faster", 200),
+    ]
 
-    async def memory_rows(self, count: int = 10_000) -> list[Row]:
-        folder = self.folder / "memory"
+
+async def loop_rows(bench: Bench, pools: int = 50, count: int = 200) -> list[Row]:
+    bed = bench.gluster
+    bed.create_volume("loop")
+    mounted = bed.mount("loop")
+    documents = []
+    for index in range(pools):
+        folder = bench.folder / f"loop{index}"
         folder.mkdir()
-        self.fill(folder, count)
-        xml = f"<pool type='dir'><name>memory</name><target><path>{folder}</path></target></pool>"
-        pool = await self.manager.define(xml)
-        await pool.start(refresh=False)
-        gc.collect()
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        await pool.refresh()
-        gc.collect()
-        each = (tracemalloc.get_traced_memory()[0] - before) / count
-        tracemalloc.stop()
-        self.notes.append(f"memory for each volume kept: {each:.0f} bytes (bar: 1,024), index and events included.")
-        return [Row("memory for each volume, KiB", None, None, each / 1024, "≤ 1", each / 1024, each <= 1024)]
+        make_images(folder, count)
+        documents.append(f"<pool type='dir'><name>d{index}</name><target><path>{folder}</path></target></pool>")
+        if index < pools // 2:
+            (mounted / f"p{index}").mkdir()
+            make_images(mounted / f"p{index}", count)
+            documents.append(_gluster_xml(f"g{index}", bed.host, "loop", f"/p{index}"))
+    bed.unmount("loop")
+    settle()
+    rows = []
+    for kind, chosen in (
+        (f"{pools} dir pools × {count}", [text for text in documents if "'dir'" in text]),
+        (
+            f"{pools // 2} gluster and {pools // 2} dir pools × {count}",
+            [text for text in documents if "'gluster'" in text] + [t for t in documents if "'dir'" in t][: pools // 2],
+        ),
+    ):
+        made = [await bench.manager.define(text) for text in chosen]
+        for pool in made:
+            await pool.start(refresh=False)
+        delays: list[float] = []
+        waits: list[float] = []
+        async with _Probe(delays, waits):
+            await asyncio.sleep(0.5)
+            idle = len(delays)
+            for _ in range(3):
+                await bench.manager.refresh_all(full=True)
+                for _ in range(3):
+                    await bench.manager.refresh_all()
+        busy = sorted(delays[idle:])
+        p99, worst = busy[int(len(busy) * 0.99)], busy[-1]
+        quiet = sorted(delays[:idle])
+        starved = waits[delays.index(worst)]
+        bench.notes.append(
+            f"event loop while {kind} refresh: median {median(busy) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst "
+            f"{worst * 1e3:.2f} ms ({starved * 1e3:.2f} of them waiting for a processor) over {len(busy)} samples; "
+            f"idle: p99 {quiet[int(len(quiet) * 0.99)] * 1e3:.2f} ms."
+        )
+        rows.append(Row(f"event loop delay, {kind}, p99", None, None, p99, "< 10 ms", p99 / 0.010, p99 < 0.010))
+        rows.append(Row(f"event loop delay, {kind}, worst", None, None, worst, "< 50 ms", worst / 0.050, worst < 0.050))
+        for pool in made:
+            await pool.stop()
+    return rows
+
+
+async def memory_rows(bench: Bench, count: int = 10_000) -> list[Row]:
+    folder = bench.folder / "memory"
+    folder.mkdir()
+    bench.fill(folder, count)
+    xml = f"<pool type='dir'><name>memory</name><target><path>{folder}</path></target></pool>"
+    pool = await bench.manager.define(xml)
+    await pool.start(refresh=False)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    await pool.refresh()
+    gc.collect()
+    each = (tracemalloc.get_traced_memory()[0] - before) / count
+    tracemalloc.stop()
+    bench.notes.append(f"memory for each volume kept: {each:.0f} bytes (bar: 1,024), index and events included.")
+    return [Row("memory for each volume, KiB", None, None, each / 1024, "≤ 1", each / 1024, each <= 1024)]
 
 
 class _Probe:
@@ -392,3 +286,17 @@ def _near(work: str, libvirt: float | None, limit: list[float], ours: list[float
     seconds = median(ours)
     ratio = seconds / least if least else float("nan")
     return Row(work, libvirt, least, seconds, f"≤ {factor:g} × the limit", ratio, not least or ratio <= factor)
+
+
+ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
+    "dir": dir_rows,
+    "gluster": gluster_rows,
+    "many": many_rows,
+    "netfs": netfs_rows,
+    "loop": loop_rows,
+    "memory": memory_rows,
+    "volumes": volume_rows,
+    "creating": creating_rows,
+    "startup": startup_rows,
+}
+"""The rows by the names that ``--rows`` takes."""

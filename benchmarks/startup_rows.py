@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.__main__ import Row
+from benchmarks.row import Row
 
 if TYPE_CHECKING:
-    from benchmarks.rows import Bench
+    from benchmarks.bench import Bench
 
 POOLS = 100
 TURNS = 15

@@ -10,14 +10,11 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import astore
-from benchmarks.__main__ import Row
+from benchmarks.bench import Bench
+from benchmarks.row import Row
 from benchmarks.sides import compiled, say
-
-if TYPE_CHECKING:
-    from benchmarks.rows import Bench
 
 median = statistics.median
 MIB = 1 << 20
@@ -25,8 +22,8 @@ CHUNK = os.urandom(MIB)
 FUSE_SIDE = "through FUSE"
 
 
-async def volume_rows(bench: Bench, mebibytes: int = 4096) -> list[Row]:
-    """All of them. :param mebibytes: of the volumes that are moved."""
+async def volume_rows(bench: Bench) -> list[Row]:
+    """All of them, with volumes of ``bench.mebibytes``."""
     bed = bench.gluster
     bed.create_volume("bulk")
     folder = bench.folder / "bulk"
@@ -41,8 +38,8 @@ async def volume_rows(bench: Bench, mebibytes: int = 4096) -> list[Row]:
     )
     await local.start()
     await remote.start()
-    rows += await _dir_streams(bench, local, folder, mebibytes)
-    rows += await _gluster_streams(bench, remote, mebibytes)
+    rows += await _dir_streams(bench, local, folder, bench.mebibytes)
+    rows += await _gluster_streams(bench, remote, bench.mebibytes)
     rows += await _sparse(bench, remote)
     return rows
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that must hold: style, types, tests with coverage. Arguments go to pytest: scripts/test.sh -k gluster
+# Everything that must hold: style, types, imports, tests with coverage. Arguments go to pytest: scripts/test.sh -k gluster
 #
 # VENV  the virtual environment's folder (default: .venv), made by scripts/setup.sh test
 set -eu
@@ -10,6 +10,7 @@ export PYTHONNOUSERSITE=1
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy" --strict
+"$bin/lint-imports" --no-logo --no-cache
 
 if [ $# -gt 0 ]; then
     exec "$bin/python" -m pytest --durations=15 "$@"

@@ -222,7 +222,7 @@ def gluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlusterBed]:
         _skip(f"gluster: {reason}")
     with GlusterBed(tmp_path_factory.mktemp("gluster")) as bed:
         yield bed
-        if (module := sys.modules.get("astore_gluster.connection")) is not None:
+        if (module := sys.modules.get("astore_gluster.volume.connection")) is not None:
             module.CONNECTIONS.close_idle()  # takes libgfapi 10 s, in threads that the session's check waits for
 
 

@@ -47,41 +47,6 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
-class Gate:
-    """A blocking call that stays in its thread until the gate is opened.
-
-    :ivar entered: how many calls came in. :ivar inside: how many are in there. :ivar most: how many were at once.
-    """
-
-    def __init__(self) -> None:
-        self.entered = 0
-        self.inside = 0
-        self.most = 0
-        self._open = threading.Event()
-        self._lock = threading.Lock()
-
-    def __call__(self, result: Any = None, *_: Any) -> Any:
-        with self._lock:
-            self.entered += 1
-            self.inside += 1
-            self.most = max(self.most, self.inside)
-        try:
-            if not self._open.wait(PATIENCE * 3):
-                raise AssertionError("the gate was never opened")
-        finally:
-            with self._lock:
-                self.inside -= 1
-        return result
-
-    def open(self) -> None:
-        """Let out who is inside, and let pass who comes."""
-        self._open.set()
-
-    def close(self) -> None:
-        """Hold who comes from now on."""
-        self._open.clear()
-
-
 async def cancel_after(count: int, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | None]:
     """Run ``call()`` in a task and cancel it after ``count`` rounds of the loop.
 

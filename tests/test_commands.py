@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually, steps
+from core_fakes import eventually, steps
 
 from astore.commands import LaneCommandRunner
 from astore.errors import CommandError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
+from astore.testing.faults import Gate
 from beds import processes
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -268,7 +269,7 @@ async def test_cancelling_kills(run: LaneCommandRunner, lane: PoolLane, tmp_path
     with pytest.raises(asyncio.CancelledError):
         await task
     await eventually(lambda: not processes.alive(child), "the end of the child")
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)
 
 
 async def test_cancelling_at_every_moment(run: LaneCommandRunner, lane: PoolLane) -> None:
@@ -281,7 +282,7 @@ async def test_cancelling_at_every_moment(run: LaneCommandRunner, lane: PoolLane
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)
 
 
 async def test_cancelled_in_the_queue(run: LaneCommandRunner, lane: PoolLane, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ async def test_cancelled_in_the_queue(run: LaneCommandRunner, lane: PoolLane, tm
     held = [asyncio.create_task(lane.run(gate)) for _ in range(2)]
     await eventually(lambda: gate.inside == 2)
     task = asyncio.create_task(run(["touch", str(tmp_path / "ran")]))
-    await eventually(lambda: lane._lanes.statistics().lanes[0].queued == 1)
+    await eventually(lambda: lane.statistics().queued == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -319,4 +320,4 @@ async def test_cancelling_does_not_wait_for_a_program_that_is_slow_to_start(
         await task
     assert starting.inside == 1, "it still starts"
     starting.open()
-    await eventually(lambda: lane._lanes.statistics().lanes[0].running == 0)
+    await eventually(lambda: lane.statistics().running == 0)

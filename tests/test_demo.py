@@ -1,4 +1,4 @@
-"""``astore demo`` as a process of its own: what it shows, and that nothing of it is left, however it ends."""
+"""``make demo`` and ``astore demo`` as processes: what they show, and that nothing of them is left, however they end."""
 
 from __future__ import annotations
 
@@ -28,18 +28,24 @@ EVERYTHING_GONE = "everything that was made for this is gone again"
 class Demo:
     """One run, in the folder of a test.
 
-    :param ordinary: as an ordinary user. :param path: folders in front of PATH. :param interrupted: the test will do that to
-        it, and Python breaks off anywhere then, before it knows what it opened.
+    :param program: the module to run. :param ordinary: as an ordinary user. :param path: folders in front of PATH.
+    :param interrupted: the test will do that to it, and Python breaks off anywhere then, before it knows what it opened.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, ordinary: bool = False, path: str = "", interrupted: bool = False
+        self,
+        folder: Path,
+        *arguments: str,
+        program: str = "demo",
+        ordinary: bool = False,
+        path: str = "",
+        interrupted: bool = False,
     ) -> None:
         self.home, self.temporary = folder / "home", folder / "temporary"
         for place in (self.home, self.temporary):
             place.mkdir()
         warnings = ("-W", "error", *(("-W", "ignore::ResourceWarning") if interrupted else ()))
-        argv = [sys.executable, *warnings, "-m", "astore.cli", "demo", *arguments]
+        argv = [sys.executable, *warnings, "-m", *program.split(), *arguments]
         if ordinary and os.geteuid() == 0:
             folder.chmod(0o755)
             for place in (self.home, self.temporary):
@@ -51,6 +57,7 @@ class Demo:
         # Not in the namespaces of the tests, whose Gluster has the same address: it is to make its own.
         environment.pop(_MARK, None)
         environment |= {"HOME": str(self.home), "TMPDIR": str(self.temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"PYTHONPATH": str(ROOT)}
         environment |= {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}" if path else os.environ["PATH"]}
         self.process = subprocess.Popen(
             argv,
@@ -181,10 +188,18 @@ def test_as_root(demo: Start) -> None:
     assert run.leaves_nothing()
 
 
-@pytest.mark.parametrize(("moment", "number"), [("Making storage", signal.SIGINT), ("pools started", signal.SIGTERM)])
-def test_interrupted_as_an_ordinary_user(demo: Start, moment: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("program", "moment", "number"),
+    [
+        ("demo", "Making storage", signal.SIGINT),
+        ("demo", "pools started", signal.SIGTERM),
+        ("astore.cli demo", "Making storage", signal.SIGTERM),
+        ("astore.cli demo", "pools started", signal.SIGINT),
+    ],
+)
+def test_interrupted_as_an_ordinary_user(demo: Start, program: str, moment: str, number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM half-way: one line, exit code 130, and nothing is left."""
-    run = demo("--pools", "5", "--images", "1000", ordinary=True, interrupted=True)
+    run = demo("--pools", "5", "--images", "1000", program=program, ordinary=True, interrupted=True)
     run.read_until(moment)
     os.killpg(run.process.pid, number)
     code, _, err = run.finish()
@@ -222,9 +237,10 @@ def test_make_does_not_pass_python_on() -> None:
         assert "\nPYTHON=" not in f"\n{shown}"
 
 
-def test_a_reader_that_goes_away(demo: Start) -> None:
+@pytest.mark.parametrize(("program", "more"), [("demo", ("--no-gluster",)), ("astore.cli demo", ())])
+def test_a_reader_that_goes_away(demo: Start, program: str, more: tuple[str, ...]) -> None:
     """``astore demo | head -3`` ends as programs do that nobody reads, and leaves nothing."""
-    run = demo(*SMALL, "--no-gluster")
+    run = demo(*SMALL, *more, program=program)
     run.read_until("Making storage")
     assert run.process.stdout is not None
     run.process.stdout.close()

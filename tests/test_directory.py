@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from core_fakes import Gate, eventually
+from core_fakes import eventually
 
 import astore
 from astore.backends.directory import DirectoryBackend
 from astore.backends.target import build_target, delete_target
 from astore.model import Permissions, PoolDef, Source, Target
+from astore.testing.faults import Gate
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually, volume
+from core_fakes import eventually, volume
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
@@ -19,6 +19,7 @@ from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.model import EntryError, FileStat, Snapshot, VolumeInfo, VolumeType
 from astore.testing.conformance.source import qcow2
+from astore.testing.faults import Gate
 from astore.trees.scanning import FileTreeSession
 from astore.trees.tree import Entry, FileTree
 

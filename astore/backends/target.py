@@ -1,4 +1,4 @@
-"""Making and removing the folder where a pool is seen: the abilities ``build`` and ``delete`` of ``dir`` and ``netfs``.
+"""Making and removing the folder where a pool is seen: the abilities ``build`` and ``delete`` of pools with a target.
 
 libvirt's rules: the folder gets the definition's permissions, or mode 0711; folders above it that are missing are made as
 mkdir(1) would; what is there already keeps whatever the definition does not speak of; only an empty folder is removed.

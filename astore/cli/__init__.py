@@ -17,8 +17,8 @@ _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = os._exit) -> None:
     """The console script: run the command, then end the process at once.
 
-    Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libgfapi,
-    whose clean-up takes ten seconds. Ctrl-C ends it with 130, from the first line on.
+    Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libraries
+    whose clean-up takes seconds. Ctrl-C ends it with 130, from the first line on.
 
     :param argv: the arguments; None takes the process's. :param leave: called with the exit code, everything written.
     """

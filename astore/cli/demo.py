@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rich.console  # noqa: F401 (here and not in the loop, which would wait for it)
 
@@ -23,7 +26,7 @@ from astore.cli.demo_show import (
     show_pools,
     show_volumes,
 )
-from astore.cli.demo_storage import SETTLE_SECONDS, DemoStorage, change
+from astore.cli.demo_storage import SETTLE_SECONDS, DemoStorage, change, fill_by_hand
 from astore.cli.exits import CliError, Exit, explain
 from astore.cli.interruptions import (
     ignore_interruptions,
@@ -38,23 +41,29 @@ STOP_SECONDS = 10.0
 """How long a pool may take to stop before it is given up by force."""
 
 
-def run_demo(*, gluster: bool, pools: int, images: int, output: Output | None = None) -> None:
+def run_demo(
+    make: Callable[[DemoStorage], None],
+    *,
+    images: int,
+    fill: Callable[[Path, int], None] = fill_by_hand,
+    output: Output | None = None,
+) -> None:
     """Run it. Everything is in a temporary folder, and nothing is left: no folder, process or mount, also after Ctrl-C.
 
-    :param gluster: start a private Gluster too, where that can be done. :param pools: how many ``dir`` pools.
-    :param images: how many images in each pool (3 at least).
+    :param make: makes the storage, and adds pools on it. :param images: how many images each folder gets (3 at least).
+    :param fill: makes that many images in a folder.
+    :raises CliError: it was interrupted.
     """
     output = output if output is not None else Output()
     gone = "everything that was made for this is gone again"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # it is to be seen as it comes, also through `tee`
     try:
-        with (
-            terminations_interrupt(),
-            DemoStorage(output, gluster=gluster, pools=pools, images=images) as storage,
-            undisturbed_afterwards(),
-        ):
+        with terminations_interrupt(), DemoStorage(output, images, fill) as storage, undisturbed_afterwards():
             heading(output, "Making storage")
             with interrupted_once():
-                storage.make()
+                storage.make_place()
+                make(storage)
             asyncio.run(tell(storage, output))
     except KeyboardInterrupt:
         raise CliError(f"interrupted; {gone}", Exit.INTERRUPTED) from None

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import sys
-
 import click
 
 from astore.cli.session import Settings, logs, reported, verbose_option
 
 
 @click.command("demo", params=[verbose_option()])
-@click.option("--gluster/--no-gluster", default=True, show_default=True, help="As root: also on a private Gluster.")
 @click.option(
     "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
 )
 @click.option(
     "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
-def demo(gluster: bool, pools: int, images: int, verbose: bool) -> None:
+def demo(pools: int, images: int, verbose: bool) -> None:
     """Show astore at work on real images, and leave nothing behind.
 
     Makes pools in a temporary folder, refreshes them all at once, shows what was found and the events as they came, then
@@ -27,10 +23,8 @@ def demo(gluster: bool, pools: int, images: int, verbose: bool) -> None:
     settings: Settings = click.get_current_context().obj or Settings()
     if settings.json:
         raise click.BadParameter("demo is for people: it has no --json")
-    settings = settings._replace(verbose=verbose or settings.verbose)
+    settings = settings.with_verbose(verbose)
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # it is to be seen as it comes, also through `tee`
-        run_demo(gluster=gluster, pools=pools, images=images)
+        run_demo(lambda storage: storage.make_folders(pools), images=images)

@@ -46,6 +46,10 @@ class Exit(enum.IntEnum):
     """Whoever read the output went away: 128 + SIGPIPE."""
 
 
+EXTRAS = frozenset({"gluster", "netfs"})
+"""The extras of astore's own distribution that install a backend, named like its pool type."""
+
+
 class CliError(Exception):
     """Something that only the command itself knows to be wrong; its text is the line to print."""
 
@@ -123,7 +127,7 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
-        if error.type in {"gluster", "netfs"}:
+        if error.type in EXTRAS:
             return f"pip install 'astore[{error.type}]'"
         return "install its plugin"
     if isinstance(error, UnsupportedOperationError):

@@ -26,6 +26,9 @@ class _Now(NamedTuple):
     total: int | None = None
     in_bytes: bool = False
 
+    def moved(self, done: int, total: int | None) -> _Now:
+        return self._replace(done=done, total=total)
+
 
 class Ticker:
     """Counts what is done, and shows it from a thread of its own: its methods never wait.
@@ -76,7 +79,7 @@ class Ticker:
     def step(self, done: int | None = None) -> None:
         """One more step is done, or ``done`` are in all."""
         now = self._now
-        self._now = now._replace(done=now.done + 1 if done is None else done)
+        self._now = now.moved(now.done + 1 if done is None else done, now.total)
 
     def begin_bytes(self, label: str, total: int | None = None) -> None:
         """The same for what is counted in bytes: shown with its rate, and how long it will still take."""
@@ -85,7 +88,7 @@ class Ticker:
     def progress(self, done: int, total: int | None) -> None:
         """So many bytes are done, of ``total`` if that is known."""
         now = self._now
-        self._now = now._replace(done=done, total=now.total if total is None else total)
+        self._now = now.moved(done, now.total if total is None else total)
 
     @property
     def done(self) -> tuple[int, int | None]:

@@ -62,6 +62,10 @@ class Settings(NamedTuple):
     timeout: float | None = None
     verbose: bool = False
 
+    def with_verbose(self, verbose: bool) -> Settings:
+        """The same, verbose if ``verbose`` or if it was before."""
+        return self._replace(verbose=verbose or self.verbose)
+
 
 class Session(NamedTuple):
     """What a command works with while its Manager is open. Nothing is written before that is closed again."""

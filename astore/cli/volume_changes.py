@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from astore.cli.volumes import find_volume
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
-    from astore.model import VolumeDef
+    from astore.model import Permissions, VolumeDef
     from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
@@ -76,16 +76,15 @@ async def create(
     print_xml: bool,
 ) -> Answer:
     """Make a volume: complete, or not at all."""
-    from astore.model import BackingStore, Permissions, VolumeDef
+    from astore.model import BackingStore, VolumeDef
 
-    if mode is not None and not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
-        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
+    permissions = _permissions(mode)
     definition = VolumeDef(
         name,
         capacity=_optional_size(capacity, "the capacity"),
         allocation=_optional_size(allocation, "--allocation"),
         format=format or ("qcow2" if backing else "raw"),
-        permissions=None if mode is None else Permissions(int(mode, 8)),
+        permissions=permissions,
         backing=None if backing is None else BackingStore(backing, backing_format),
     )
     if definition.capacity is None and backing is None and definition.format != "dir":
@@ -100,13 +99,26 @@ async def create(
             raise
         if session.pool(pool).snapshot.get(backing) is not None:
             raise
-        elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
-        if elsewhere:
-            there = printable(elsewhere[0].volume(backing).info.path)
-            hint = f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
-        else:
-            hint = "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
-        raise CliError(f"{explain(error)}: {hint}", Exit.USAGE) from error
+        raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
+
+
+def _permissions(mode: str | None) -> Permissions | None:
+    from astore.model import Permissions
+
+    if mode is None:
+        return None
+    if not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
+        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
+    return Permissions(int(mode, 8))
+
+
+def _where_backing_is(session: Session, backing: str) -> str:
+    """A hint for a backing volume that is not in the pool of the new one."""
+    elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
+    if not elsewhere:
+        return "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
+    there = printable(elsewhere[0].volume(backing).info.path)
+    return f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
 
 
 @command("create-xml")
@@ -150,10 +162,8 @@ async def clone(
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
     left_out = [extra for extra in source.info.extras if extra not in made.info.extras]
-    told = _told(made, f"cloned from {source.name!r}")
-    if left_out:
-        told = told._replace(problems=[f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"])
-    return told
+    problems = [f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"] if left_out else []
+    return _told(made, f"cloned from {source.name!r}", problems)
 
 
 @command("resize", signed=True)
@@ -274,7 +284,9 @@ async def set_format(session: Session, volume: str, format: str, pool: str | Non
 @pool_option
 async def chain(session: Session, volume: str, pool: str | None) -> Answer:
     """Show the files that a volume is made of: what backs it, down to the bottom, and what has data of it."""
-    links = (await find_volume(session, volume, pool)).backing_chain()
+    top = await find_volume(session, volume, pool)
+    await session.manager.registry.load(one.type for one in session.manager.pools(active=True))  # who know their URLs
+    links = top.backing_chain()
     found = tuple(
         shapes.ChainLink(
             link.path,
@@ -304,6 +316,7 @@ async def chain(session: Session, volume: str, pool: str | None) -> Answer:
 async def dependents(session: Session, volume: str, pool: str | None) -> Answer:
     """Show which volumes need this one."""
     found = await find_volume(session, volume, pool)
+    await session.manager.registry.load((found.pool.type,))  # which knows by which URLs others name its volumes
     others = session.manager.dependents(found)
     document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))
 
@@ -315,10 +328,10 @@ async def dependents(session: Session, volume: str, pool: str | None) -> Answer:
     return Answer(document, show)
 
 
-def _told(volume: Volume, what: str) -> Answer:
+def _told(volume: Volume, what: str, problems: Sequence[str] = ()) -> Answer:
     record = volume.info
     line = f"volume {record.name!r} {what}"
-    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line))
+    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line), problems)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def absolute(name: str) -> str | None:
 def beside(name: str, volume_path: str) -> str | None:
     """A plain file name, absolute or seen from an image's folder; None if it names nothing.
 
-    Beside a ``gluster://`` URL a relative name becomes a URL on the same volume, escaped like a volume's key.
+    Beside a URL a relative name becomes a URL in the same folder, escaped like a volume's key.
 
     :param volume_path: the image's own absolute path, or its URL.
     """

@@ -1,4 +1,4 @@
-"""Where the files are that an image's header names: relative names, protocols, QEMU's ``json:`` and ``gluster://``.
+"""Where the files are that an image's header names: relative names, QEMU's protocols and its ``json:``.
 
 The rules are QEMU's (its manual, "Disk images", and block.c), since QEMU is what will open the files. Where a rule leads to no
 place that can be told, or to more than a place, the reference says so in its ``doubt``.
@@ -37,7 +37,7 @@ def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Refere
     is raised: a name that means nothing has a doubt and no location.
 
     :param references: as :func:`astore.images.probe` returns them.
-    :param volume_path: the image's own absolute path, or its ``gluster://host/volume/…`` URL.
+    :param volume_path: the image's own absolute path, or its URL.
     """
     if not references:
         return references

@@ -1,5 +1,6 @@
 """Lanes: worker threads for blocking calls, a few for each pool, with deadlines."""
 
-from astore.lanes.threads import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics, LaneStatistics
+from astore.lanes.lane import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
+from astore.lanes.threads import LanesStatistics, LaneStatistics
 
 __all__ = ["DEFAULT_MAX_THREADS", "DEFAULT_TIMEOUT", "LaneStatistics", "Lanes", "LanesStatistics"]

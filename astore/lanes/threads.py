@@ -1,31 +1,28 @@
-"""Lanes: bounded worker threads for blocking calls, with deadlines, accounting and fairness.
+"""The worker threads that all lanes share: who gets one next, how many there are, and which are stuck.
 
-Each pool has a :class:`PoolLane`. All lanes share the threads of one :class:`Lanes`, under a global cap, and take turns. A
-call that passes its deadline gives its caller :class:`~astore.errors.LaneTimeoutError`; its thread is then *stuck*:
-it still counts against its lane, which fails at once when all it may have are stuck, and no longer against the cap,
-so that other lanes lose nothing. When the call returns after all, the lane has its thread back.
+A lane here is its :class:`~astore.lanes.job.LaneRecord`, a call its :class:`~astore.lanes.job.Job`; all of them change only
+under the one lock of :class:`SharedThreads`.
 
-Threads are daemons of our own rather than an executor's, because an executor's are joined at exit, and a
+The threads are daemons of our own rather than an executor's, because an executor's are joined at exit, and a
 thread that hangs in the kernel would keep the process from ending.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from astore.lanes.gil_turns import Turns
-from astore.lanes.lane import Job, PoolLane, discard, here
+from astore.errors import LaneStuckError
+from astore.lanes.job import Job, LaneRecord, discard, here
 from astore.lanes.tracebacks import let_go_of_locals
 
 IDLE_SECONDS = 5.0
 """How long a thread without work stays."""
-
-DEFAULT_TIMEOUT = 60.0
-DEFAULT_MAX_THREADS = 32
 
 
 class LaneStatistics(msgspec.Struct, frozen=True):
@@ -48,42 +45,30 @@ class LanesStatistics(msgspec.Struct, frozen=True):
     lanes: tuple[LaneStatistics, ...]
 
 
-class Lanes:
-    """The threads that all lanes share.
+class SharedThreads:
+    """The threads, and the lanes that take turns at them.
 
     :param max_threads: how many may run at once, stuck ones not counted.
     """
 
-    def __init__(self, max_threads: int = DEFAULT_MAX_THREADS) -> None:
-        if max_threads < 1:
-            raise ValueError("max_threads must be at least 1")
+    def __init__(self, max_threads: int) -> None:
         self.max_threads = max_threads
         self._lock = threading.Lock()
-        self._ready: deque[PoolLane] = deque()  # lanes with a call that may start, in turn
-        self._lanes: dict[int, PoolLane] = {}
+        self._ready: deque[LaneRecord] = deque()  # lanes with a call that may start, in turn
+        self._lanes: dict[int, LaneRecord] = {}
         self._threads = 0
-        self._idle: list[
-            threading.Lock
-        ] = []  # the bells of threads without work, the last one to have had some at the end
+        # the bells of threads without work; at the end the thread that worked last
+        self._idle: list[threading.Lock] = []
         self._coming = 0  # threads that were called, or started, and are not here yet
         self._stuck = 0
         self._closed = False
-        self._turns = Turns()
 
-    def lane(self, name: str, *, limit: int = 4, timeout: float = DEFAULT_TIMEOUT) -> PoolLane:
-        """A new lane.
-
-        :param name: for messages. :param limit: how many threads it may use at once.
-        :param timeout: seconds a call may take that does not say.
-        """
-        if limit < 1:
-            raise ValueError("limit must be at least 1")
-        lane = PoolLane(self, name, limit, timeout)
+    def add(self, lane: LaneRecord) -> None:
+        """Count a lane in the statistics."""
         with self._lock:
             self._lanes[id(lane)] = lane
-        return lane
 
-    def forget(self, lane: PoolLane) -> None:
+    def forget(self, lane: LaneRecord) -> None:
         """Leave a lane out of the statistics; calls that still run on it end as they would have."""
         with self._lock:
             self._lanes.pop(id(lane), None)
@@ -95,35 +80,87 @@ class Lanes:
             while self._idle:
                 self._call_idle()
 
+    def lane_statistics(self, lane: LaneRecord) -> LaneStatistics:
+        """Counts of one lane at this moment."""
+        with self._lock:
+            return _counts(lane)
+
     def statistics(self) -> LanesStatistics:
         """Counts at this moment."""
         with self._lock:
-            lanes = tuple(
-                LaneStatistics(
-                    lane.name,
-                    lane.limit,
-                    sum(not job.stuck for job in lane._running),
-                    lane._stuck,
-                    len(lane._queue),
-                )
-                for lane in self._lanes.values()
-            )
+            lanes = tuple(map(_counts, self._lanes.values()))
             return LanesStatistics(
                 self.max_threads, self._threads, self._stuck, sum(lane.queued for lane in lanes), lanes
             )
 
+    # ----------------------------------------------------------------------------------------------------- calls
+
+    def submit(self, job: Job) -> None:
+        """Queue a call.
+
+        :raises LaneStuckError: all threads that its lane may have are stuck. :raises RuntimeError: no thread can be started.
+        """
+        lane = job.lane
+        with self._lock:
+            if lane.stuck >= lane.limit:
+                raise LaneStuckError(
+                    f"{lane.name}: all {lane.limit} threads hang in calls that passed their deadline", lane=lane.name
+                )
+            lane.queue.append(job)
+            try:
+                self._offer(lane)
+            except RuntimeError:  # there is no thread at all, and none to be had
+                lane.queue.remove(job)
+                raise
+
+    def assist(self, parent: Job, func: Callable[[], None], count: int) -> None:
+        """Queue ``count`` calls of ``func`` beside a running one."""
+        lane = parent.lane
+        with self._lock:
+            for _ in range(count):
+                lane.queue.append(Job(lane, func, (), parent=parent))
+                self._offer(lane)
+
+    def abandon(self, job: Job) -> bool:
+        """Give a call up: nobody takes its result. Return whether a thread is running it; if not, it never runs."""
+        with self._lock:
+            return self._abandon(job)
+
+    def expire(self, job: Job) -> bool:
+        """Give a call up at its deadline, and count its thread as stuck. Return whether a thread is running it."""
+        with self._lock:
+            running = self._abandon(job)
+            if running:
+                self._write_off(job)
+            return running
+
+    def write_off_abandoned(self, lane: LaneRecord) -> None:
+        """Count the threads of a lane's abandoned calls as stuck, before their deadlines."""
+        with self._lock:
+            for job in list(lane.running):
+                if job.abandoned and not job.stuck:
+                    self._write_off(job)
+
+    def give_back(self, job: Job, result: Any) -> None:
+        """Have a result that came as far as the loop discarded, on a thread of the job's lane."""
+        lane = job.lane
+        if job.discard is not None:
+            with self._lock:
+                lane.queue.append(Job(lane, discard, (job, result)))
+                self._offer(lane)
+
     # ------------------------------------------------------------------------------- below: with the lock held
 
-    def _offer(self, lane: PoolLane) -> None:
+    def _offer(self, lane: LaneRecord) -> None:
         """Let the lane have a turn if it has a call that may start, and see that a thread comes for it."""
-        if not lane._listed and lane._may_start():
-            lane._listed = True
+        if not lane.listed and lane.may_start():
+            lane.listed = True
             self._ready.append(lane)
-        # a lane that is ready may have work for several threads: they are called together, not one by the other
-        self._wake(min(len(lane._queue), lane.limit - len(lane._running)) - 1)
+        # a lane that is ready may have work for several threads: call them together, not one after the other
+        self._wake(min(len(lane.queue), lane.limit - len(lane.running)) - 1)
 
     def _wake(self, more: int = 0) -> None:
-        """See that threads come: one for each lane that is ready, ``more`` beside, and each that comes wakes the next."""
+        """See that threads come: one for each lane that is ready, and ``more``; each that comes wakes the next."""
         wanted = len(self._ready) + max(more, 0) - self._coming
         while wanted > 0 and self._idle:
             self._call_idle()
@@ -141,48 +178,56 @@ class Lanes:
                     raise
 
     def _call_idle(self) -> None:
-        """Have the thread come that was idle last: those that there is nothing for are to find that out, and go."""
+        """Call the thread that worked last; the others stay idle, and end after IDLE_SECONDS."""
         self._coming += 1
         self._idle.pop().release()
 
     def _take(self) -> Job | None:
         while self._ready:
             lane = self._ready.popleft()
-            lane._listed = False
-            if not lane._may_start():
+            lane.listed = False
+            if not lane.may_start():
                 continue
-            job = lane._queue.popleft()
-            lane._running.add(job)
-            if lane._may_start():
-                lane._listed = True
+            job = lane.queue.popleft()
+            lane.running.add(job)
+            if lane.may_start():
+                lane.listed = True
                 self._ready.append(lane)
             self._wake()
             return job
         return None
 
     def _release(self, job: Job) -> bool:
-        """The job's call returned; say whether its thread is one too many now."""
+        """Take a call that returned out of its lane; return whether its thread is one too many now."""
         lane = job.lane
-        lane._running.discard(job)
+        lane.running.discard(job)
         if job.stuck:
             job.stuck = False
-            lane._stuck -= 1
+            lane.stuck -= 1
             self._stuck -= 1
-        if not lane._listed and lane._may_start():
-            lane._listed = True
+        if not lane.listed and lane.may_start():
+            lane.listed = True
             self._ready.append(lane)
         surplus = self._threads - self._stuck > self.max_threads
         if surplus:
-            self._wake()  # this thread goes, and so will not look what there is for it
+            self._wake()  # this thread ends, and will not look for more work
         return surplus
+
+    def _abandon(self, job: Job) -> bool:
+        job.abandoned = True
+        if job in job.lane.running:
+            return True
+        with contextlib.suppress(ValueError):
+            job.lane.queue.remove(job)
+        return False
 
     def _write_off(self, job: Job) -> None:
         """Count the job's thread, and those of its assistants, as stuck."""
         lane = job.lane
-        for other in lane._running:
+        for other in lane.running:
             if (other is job or other.parent is job) and not other.stuck:
                 other.stuck = True
-                lane._stuck += 1
+                lane.stuck += 1
                 self._stuck += 1
         self._wake()  # there is room under the cap again
 
@@ -211,7 +256,7 @@ class Lanes:
                 return
 
     def _wait(self, bell: threading.Lock) -> bool:
-        """Wait to be called; say whether it was."""
+        """Wait to be called; return whether it was."""
         if bell.acquire(timeout=IDLE_SECONDS):
             return True
         with self._lock:
@@ -232,7 +277,7 @@ class Lanes:
             error = RuntimeError(f"{type(exc).__name__} was raised in a worker thread: {exc}")
             error.__cause__ = exc
         here.job = None
-        job.func, job.args = _done, ()  # the timer of a call given up keeps the job until its deadline, but no more
+        job.func, job.args = _done, ()  # the timer of an abandoned call keeps the job until its deadline, but no more
         if isinstance(error, StopIteration):  # which a future cannot carry
             error = RuntimeError(f"StopIteration was raised in a worker thread: {error}")
         if error is not None:
@@ -244,7 +289,7 @@ class Lanes:
             deliver = not job.abandoned
         if deliver and job.loop is not None:
             try:
-                job.loop.call_soon_threadsafe(job.lane._deliver, job, result, error)
+                job.loop.call_soon_threadsafe(self._deliver, job, result, error)
             except RuntimeError:  # the loop was closed meanwhile
                 deliver = False
         if not deliver and error is None:
@@ -252,6 +297,22 @@ class Lanes:
         error = None  # its traceback holds this frame
         return surplus
 
+    def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Hand the result to the caller. On the loop."""
+        future = job.future
+        if future is None or future.done():
+            if error is None:
+                self.give_back(job, result)
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _counts(lane: LaneRecord) -> LaneStatistics:
+    in_time = sum(not job.stuck for job in lane.running)
+    return LaneStatistics(lane.name, lane.limit, in_time, lane.stuck, len(lane.queue))
+
 
 def _done() -> None:
-    """What a job calls that was called."""
+    """Stand in for the function of a job that has run."""

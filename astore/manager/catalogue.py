@@ -16,31 +16,29 @@ from astore.errors import (
 )
 from astore.model import PoolDef, PoolState
 from astore.names import check_uuid, normal_path
-from astore.plugin_calls import checked
+from astore.plugin_calls import checked_definition
 from astore.pools.host import Host
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
 from astore.pools.record import PoolRecord
 from astore.pools.services import Services
 from astore.pools.volume import Volume
+from astore.store.contract import Damaged
 
 
 class Catalogue:
     """The pools, by name.
 
-    :ivar damaged: names of pools whose definitions cannot be read, and where those are.
+    :ivar damaged: the definitions that cannot be read.
     """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._pools: dict[str, Pool] = {}
         self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
-        self.damaged: dict[str, str] = {}
+        self.damaged: tuple[Damaged, ...] = ()
 
     # ---------------------------------------------------------------------------------------- what there is, by name
-
-    def __len__(self) -> int:
-        return len(self._pools)
 
     def get(self, name: str) -> Parts | None:
         """Return the parts of the pool of this name, or None."""
@@ -161,10 +159,11 @@ class Catalogue:
                 raise SourceConflictError(
                     f"the uuid {wanted.uuid} belongs to pool {pool.name!r} already", other=pool.name, field="uuid"
                 )
-        if (path := self.damaged.get(wanted.name)) is not None:
-            raise DefinitionError(
-                f"there is a damaged definition of pool {wanted.name!r}: repair or remove {path} first"
-            )
+        for damaged in self.damaged:
+            if damaged.name == wanted.name:
+                raise DefinitionError(
+                    f"there is a damaged definition of pool {wanted.name!r}: repair or remove {damaged.path} first"
+                )
         return None
 
     def check_source(self, wanted: PoolDef, known: Parts | None) -> None:
@@ -197,7 +196,7 @@ class Catalogue:
         kept = self._source_keys.get(id(definition))
         if kept is None or kept[0] is not definition or kept[1] is not backend:
             try:
-                key = backend.source_key(checked(backend, definition))
+                key = backend.source_key(checked_definition(backend, definition))
             except Exception:  # it is not acceptable, or its backend has a fault: no source that is known
                 key = ()
             if len(self._source_keys) > 2 * len(self._pools) + 16:  # forget those of definitions that are gone

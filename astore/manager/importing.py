@@ -22,6 +22,7 @@ from astore.errors import (
     AstoreError,
     DefinitionError,
     ManagerClosedError,
+    PoolNotFoundError,
     SourceConflictError,
     StorageError,
     printable,
@@ -30,6 +31,7 @@ from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
 from astore.manager.manager import Manager
 from astore.model import PoolDef
+from astore.pools.pool import Pool
 
 LIBVIRT_FOLDER = "/etc/libvirt/storage"
 """Where the libvirtd of a machine keeps its pools."""
@@ -178,7 +180,9 @@ async def _read_definition(manager: Manager, lane: PoolLane, path: Path) -> Pool
 
 
 async def _define(manager: Manager, wanted: PoolDef, result: ImportedPool) -> ImportedPool:
-    pool = next((one for one in manager.pools() if one.name == wanted.name), None)
+    pool: Pool | None = None
+    with contextlib.suppress(PoolNotFoundError):
+        pool = manager.pool(wanted.name)
     action = ImportAction.UNCHANGED
     if pool is None or not pool.persistent:
         action = ImportAction.IMPORTED

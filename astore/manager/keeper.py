@@ -1,4 +1,4 @@
-"""Keeper: keeps the pools and the store the same: what this process does, and what others did.
+"""Keeper: brings the store and the catalogue of pools into agreement.
 
 What others changed is taken over whenever the store is read anew, which every definition begins with. One lock serialises
 what changes the list of pools.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -30,7 +31,6 @@ from astore.pools.record import PoolRecord
 from astore.pools.services import Services
 from astore.store.contract import (
     Contents,
-    Damaged,
     KeepsSnapshots,
     LastSeen,
     OutdatedError,
@@ -51,17 +51,13 @@ RETRY_PAUSE = 0.01
 
 
 class Keeper:
-    """Reads and writes the store for the catalogue. It is the :class:`~astore.pools.host.Host` of all pools.
-
-    :ivar damaged: the definitions that could not be read.
-    """
+    """Reads and writes the store for the catalogue. It is the :class:`~astore.pools.host.Host` of all pools."""
 
     def __init__(self, services: Services, catalogue: Catalogue, store: Store) -> None:
         self._services = services
         self._catalogue = catalogue
         self._store = store
         self._lane: PoolLane | None = None
-        self.damaged: tuple[Damaged, ...] = ()
         self._revision: Revision | None = None  # of what was taken over last
         self._versions: dict[str, Version] = {}  # of the definitions, as taken over or put since
         self._lost = False  # whether the store was gone then
@@ -178,8 +174,7 @@ class Keeper:
         self._revision, self._lost, self._look_again = contents.revision, contents.lost, False
         self._versions = {stored.definition.name: stored.version for stored in contents.pools}
         self._versions |= {damaged.name: damaged.version for damaged in contents.damaged}
-        self.damaged = contents.damaged
-        self._catalogue.damaged = {damaged.name: damaged.path for damaged in contents.damaged}
+        self._catalogue.damaged = contents.damaged
 
     async def _last_seen(self, contents: Contents) -> dict[str, LastSeen]:
         """Return what is known of the pools that others have started."""
@@ -250,20 +245,20 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------- what this process does
 
-    async def define(self, accepted: PoolDef, new_uuid: Callable[[], str]) -> Parts:
+    async def define(self, accepted: PoolDef) -> Parts:
         """Keep a definition, and take it over. :raises: what :meth:`astore.Manager.define` raises."""
 
         async def attempt() -> Parts:
             async with self.lock:
                 await self.reload()
-                return await self._define(accepted, new_uuid)
+                return await self._define(accepted)
 
         return await self.until_current(attempt)
 
-    async def _define(self, accepted: PoolDef, new_uuid: Callable[[], str]) -> Parts:
+    async def _define(self, accepted: PoolDef) -> Parts:
         known = self._catalogue.same_pool(accepted)
-        uuid = known.record.uuid if known is not None else accepted.uuid or new_uuid()
-        wanted = msgspec.structs.replace(accepted, uuid=uuid)
+        chosen = known.record.uuid if known is not None else accepted.uuid or str(uuid.uuid4())
+        wanted = msgspec.structs.replace(accepted, uuid=chosen)
         self._catalogue.check_source(wanted, known)
         assert self._revision is not None
         self._versions[wanted.name] = await self._changed(self._store.put(wanted, self._revision))

@@ -31,7 +31,7 @@ from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
 from astore.model import PoolDef, PoolState, RefreshReport
 from astore.names import normal_path
-from astore.plugin_calls import checked
+from astore.plugin_calls import checked_definition
 from astore.pools import graph
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
@@ -137,10 +137,9 @@ class Manager:
 
     async def aclose(self) -> None:
         """Detach from all pools, which stay as they are. May be called twice; takes about two seconds at most."""
-        lanes = self._services.lanes
+        lanes = self._services.begin_closing()
         if lanes is None:
             return
-        self._services.closing = True  # nothing begins from here on: nobody would let go of it
         try:
             await shielded(self._detach(self._catalogue.all(), lanes))
         finally:
@@ -178,7 +177,7 @@ class Manager:
     @property
     def damaged(self) -> tuple[Damaged, ...]:
         """Definitions that could not be read, and why. They are left as they are."""
-        return self._keeper.damaged
+        return self._catalogue.damaged
 
     def pool(self, name: str) -> Pool:
         """The pool of this name. :raises PoolNotFoundError: there is none."""
@@ -234,7 +233,7 @@ class Manager:
             StoreError: it could not be written.
         """
         accepted = await self.check(definition)
-        return self._catalogue.handle(await self._keeper.define(accepted, _new_uuid))
+        return self._catalogue.handle(await self._keeper.define(accepted))
 
     async def check(self, definition: str | bytes | PoolDef) -> PoolDef:
         """Return a definition as it would be kept: by the rules for documents, and with what its backend fills in.
@@ -258,7 +257,7 @@ class Manager:
         except BackendError:
             return wanted
         try:
-            return checked(backend, wanted)
+            return checked_definition(backend, wanted)
         except AstoreError:
             raise
         except Exception as error:  # plugin code: it may raise anything
@@ -289,11 +288,11 @@ class Manager:
                     field="name",
                     libvirt_code=LibvirtCode.OPERATION_INVALID if wanted.uuid and known.active else None,
                 )
-            wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or _new_uuid())
+            wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or str(uuid.uuid4()))
             catalogue.check_source(wanted, None)
             pool = catalogue.add(wanted, keeper, persistent=False)
         try:
-            await pool.lifecycle.start(build=build, refresh=True, timeout=timeout, caught_up=True)
+            await pool.lifecycle.start_now(build=build, refresh=True, timeout=timeout)
         except BaseException:
             if not pool.active and not pool.record.persistent:
                 catalogue.remove(pool.record)
@@ -388,8 +387,3 @@ class Manager:
             events=self._services.bus.statistics(),
             lanes=lanes.statistics(),
         )
-
-
-def _new_uuid() -> str:
-    """Return a random UUID, as libvirt writes it."""
-    return str(uuid.uuid4())

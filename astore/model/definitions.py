@@ -6,6 +6,7 @@ Part of :mod:`astore.model`, which has all of them. Imports nothing of astore bu
 from __future__ import annotations
 
 import enum
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,6 +49,15 @@ FILE_FORMATS = (
     "vmdk",
 )
 """What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
+
+
+_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
+_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
+
+
+def shown_option(option: str) -> str:
+    """A mount option as messages and logs show it: a password in it is ``***``."""
+    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -170,8 +180,6 @@ class PoolDef(msgspec.Struct, frozen=True):
         return f"PoolDef({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        from astore.names import shown_option
-
         shown = {
             "mount_options": tuple(shown_option(str(option)) for option in self.mount_options),
             "config_options": tuple((key, "***") for key, _ in self.config_options),

@@ -183,11 +183,12 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
 
     def same_as(self, other: VolumeInfo) -> bool:
         """Whether nothing differs but the time of last access, and how files are identified (mounting anew changes that)."""
-        return self == other or self._lasting() == other._lasting()
+        return self == other or _lasting(self) == _lasting(other)
 
-    def _lasting(self) -> VolumeInfo:
-        references = tuple(msgspec.structs.replace(one, place=None) for one in self.references)
-        return msgspec.structs.replace(self, atime_ns=0, device=0, made=None, references=references)
+
+def _lasting(info: VolumeInfo) -> VolumeInfo:
+    references = tuple(msgspec.structs.replace(one, place=None) for one in info.references)
+    return msgspec.structs.replace(info, atime_ns=0, device=0, made=None, references=references)
 
 
 class EntryError(msgspec.Struct, frozen=True, gc=False):
@@ -219,3 +220,7 @@ class FileStat(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     device: int | str = 0
+
+    def sized(self, size: int, blocks: int | None = None) -> FileStat:
+        """The same with another size in bytes and, unless it is None, another number of blocks."""
+        return self._replace(size=size, blocks=self.blocks if blocks is None else blocks)

@@ -152,7 +152,7 @@ class Snapshot:
         return referring
 
     @property
-    def by_name(self) -> Mapping[str, VolumeInfo]:
+    def by_name(self) -> MappingProxyType[str, VolumeInfo]:
         """The records by name (a read-only view), in name order."""
         return MappingProxyType(self._by_name)
 
@@ -210,7 +210,7 @@ class Snapshot:
 
     def changes_since(self, previous: Snapshot) -> Changes:
         """What was added, changed and removed from ``previous`` to this snapshot."""
-        old, new = previous._by_name, self._by_name
+        old, new = previous.by_name.copy(), self._by_name  # a copy is quicker than 10,000 reads through the view
         if not old:
             return Changes(added=tuple(new))
         added: list[str] = []

@@ -14,6 +14,7 @@ from astore.model import BackingStore, Reference, ReferenceKind, VolumeDef
 from astore.names import check_volume_name
 from astore.places import place_here
 from astore.pools import graph
+from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
 
 MOST_BYTES = 2**63 - 1
@@ -56,9 +57,12 @@ async def backing_volume(pool: Parts, backing: BackingStore | None) -> Member | 
     here = sample.key if sample is not None else "/" if folder is None else f"{folder}/any"
     (reference, *_) = located((Reference(ReferenceKind.BACKING, backing.path),), here)
     location, life = reference.location, pool.record.life
-    if location is not None and location.startswith("/") and life is not None and life.lane is not None:
+    if location is None:
+        return None
+    if location.startswith("/") and life is not None and life.lane is not None:
         place = await life.lane.run(place_here, location, snapshot.folder)
         reference = msgspec.structs.replace(reference, place=place)
+    await pool.services.registry.load(unloaded_types((location,), pool.others()))
     return graph.volume_at(reference, pool.others())
 
 

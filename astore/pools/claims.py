@@ -45,7 +45,7 @@ class Claims:
         if name in self._relied_on:
             raise self._busy(name, "made the backing file of another", operation)
 
-    def require_none(self) -> None:
+    def require_unclaimed(self) -> None:
         """:raises VolumeBusyError: a volume of the pool is being worked on, so that the pool cannot be stopped."""
         busy = self._written | dict.fromkeys(self._relied_on, "made the backing file of another")
         if busy:

@@ -28,9 +28,10 @@ from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
 from astore.pools import graph
 from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
 from astore.pools.graph import Layer
+from astore.pools.job_support import making, opened_volume, require_usable, seeing_change, take_new_volume, worked
+from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
 from astore.pools.progress import reporting
-from astore.pools.working import begin, made, making, opened, seeing_change, worked
 from astore.trees.headers import elsewhere
 from astore.trees.images import is_served, whole_sectors
 from astore.volume_io.copying import Count
@@ -47,9 +48,10 @@ async def copy_volume(
     pool: Parts, source: Member, definition: VolumeDef | str | bytes, on_progress: Progress | None
 ) -> VolumeInfo:
     """Make a volume of ``pool`` out of another; see :meth:`astore.Pool.copy_volume`."""
-    life = begin(pool, "copy a volume")
+    life = require_usable(pool, "copy a volume")
+    wanted = accepted(definition, copied=True)
     old, giver = source.info, source.pool
-    wanted = _copy_definition(old, accepted(definition, copied=True))
+    wanted = _copy_definition(old, wanted)
     if (other := elsewhere(old)) is not None:
         raise StorageError(
             f"volume {old.name!r} has its data in another file, {printable(other.location or other.name)}: "
@@ -62,7 +64,7 @@ async def copy_volume(
     with relying_on(base), pool.claims.claim(wanted.name, "created"):
         taking = await life.able("copy-volume" if within else "receive-volume")
         giving = taking if within else await giver.record.require_active("use").able("open-volume")
-        async with making(pool, life, wanted.name), seeing_change(giver, source.name):
+        async with making(pool, life, taking, wanted.name), seeing_change(giver, source.name):
             with reporting(pool.record, wanted.name, "copy", on_progress) as tell:
                 if _is_conversion(old, wanted, within=within):
                     _require_conversion(giving, giver)
@@ -74,7 +76,7 @@ async def copy_volume(
                         info = await worked(pool, copying)
                 else:
                     info = await _receive(giving, source, pool, taking, wanted, tell)
-            return made(pool, life, info)
+            return take_new_volume(pool, life, taking, info)
 
 
 def _copy_definition(old: VolumeInfo, wanted: VolumeDef) -> VolumeDef:
@@ -170,9 +172,11 @@ async def layers_now(volume: Member) -> list[Layer]:
     :raises: as :func:`astore.pools.graph.layers`.
     """
     pools = volume.pool.others()
-    for layer in graph.layers(volume, pools):
+    unknown = [link.path for link in graph.chain(volume, pools) if link.volume is None]
+    await volume.pool.services.registry.load(unloaded_types(unknown, pools))
+    for layer in graph.layers(volume, volume.pool.others()):
         await layer.volume.pool.refresher.look_at_same(layer.volume.name)
-    return graph.layers(volume, pools)
+    return graph.layers(volume, volume.pool.others())
 
 
 @contextlib.asynccontextmanager
@@ -205,7 +209,7 @@ async def _receive(
     giving: PoolSession, source: Member, pool: Parts, taking: PoolSession, wanted: VolumeDef, tell: Progress
 ) -> VolumeInfo:
     like: dict[str, Any] = {} if formats.is_raw(source.info.format) else {"like": source.info}
-    async with _undone(taking) as result, opened(source.pool, giving, source.info) as file:
+    async with _undone(taking) as result, opened_volume(source.pool, giving, source.info) as file:
         size = (await file.stat()).size
         async with backing_for(source, wanted.capacity, "copying") as backed:
             receiving = cast(ReceivesVolumes, taking).receive_volume(
@@ -233,8 +237,8 @@ async def _nodes(
     """Return how QEMU is told of the images of a chain, from the top down, for as long as the stack lasts."""
     nodes: list[QemuNode] = []
     for (pool, name), format in reversed(chain):  # each needs the node of what it is backed by
-        info = pool.volume(name)
         session = cast(ConvertsVolumes, await pool.record.require_active("use").able("convert-volume"))
+        info = pool.volume(name)
         read_as: dict[str, Any] = {}
         if formats.driver_of(format) != formats.driver_of(info.format):
             read_as = {"format": format}

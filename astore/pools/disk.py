@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lxml import etree
 
+from astore.backend import DiskSource, QemuNode
 from astore.errors import DefinitionError
 from astore.images import formats
-from astore.images.gluster import parse_gluster_uri
 from astore.model import VolumeInfo, VolumeType
-from astore.model.definitions import Host
-from astore.pools import graph
+from astore.pools import graph, naming
 from astore.pools.graph import Layer
 from astore.pools.parts import Member
 from astore.xml.reading import Element
 from astore.xml.writing import add, render
 
-GLUSTER_PORT = 24007
-
 
 def disk_xml(volume: Member, target: str, bus: str, *, readonly: bool) -> str:
-    """See :meth:`astore.Volume.disk_xml`. :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`."""
+    """See :meth:`astore.Volume.disk_xml`.
+
+    :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`. BackendError, UnsupportedOperationError:
+        as :func:`astore.pools.naming.disk_source`.
+    """
     images = _images(volume)
     info = volume.info
     disk = etree.Element("disk")
@@ -43,14 +42,14 @@ def disk_xml(volume: Member, target: str, bus: str, *, readonly: bool) -> str:
     return render(disk)
 
 
-def qemu_blockdev(volume: Member, node_name: str | None) -> dict[str, Any]:
+def qemu_blockdev(volume: Member, node_name: str | None) -> QemuNode:
     """See :meth:`astore.Volume.qemu_blockdev`.
 
-    :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`.
+    :raises: as :func:`disk_xml`.
     """
-    node: dict[str, Any] | None = None
+    node: QemuNode | None = None
     for image, format in reversed(_images(volume)):
-        made: dict[str, Any] = {"driver": formats.driver_of(format), "file": _storage(image)}
+        made: QemuNode = {"driver": formats.driver_of(format), "file": _storage(image)}
         if formats.can_be_backed(format):
             made["backing"] = node
         node = made
@@ -80,40 +79,26 @@ def _disk_type(info: VolumeInfo) -> str:
 def _add_source(parent: Element, volume: Member) -> None:
     info = volume.info
     if info.type is VolumeType.NETWORK:
-        name, hosts = _gluster(volume, info)
-        source = add(parent, "source", protocol="gluster", name=name)
-        for host in hosts:
-            if host.name.startswith("/"):
-                add(source, "host", transport="unix", socket=host.name)
-            else:
-                add(source, "host", name=host.name, port=str(host.port or GLUSTER_PORT))
+        _add_network_source(parent, naming.disk_source(volume.pool, info))
     elif info.type is VolumeType.BLOCK:
         add(parent, "source", dev=info.path)
     else:
         add(parent, "source", file=info.path)
 
 
-def _storage(volume: Member) -> dict[str, Any]:
+def _add_network_source(parent: Element, found: DiskSource) -> None:
+    source = add(parent, "source", protocol=found.protocol, name=found.name)
+    for host in found.hosts:
+        add(source, "host", name=host.name, port=host.port, transport=host.transport, socket=host.socket)
+    if found.auth is not None:
+        auth = add(source, "auth", username=found.auth.username)
+        secret = found.auth.secret_type or found.auth.type
+        add(auth, "secret", type=secret, uuid=found.auth.secret_uuid, usage=found.auth.secret_usage)
+
+
+def _storage(volume: Member) -> QemuNode:
     """The node of a volume's bytes."""
     info = volume.info
-    if info.type is not VolumeType.NETWORK:
-        return {"driver": "host_device" if info.type is VolumeType.BLOCK else "file", "filename": info.path}
-    name, hosts = _gluster(volume, info)
-    gluster_volume, _, path = name.partition("/")
-    return {
-        "driver": "gluster",
-        "volume": gluster_volume,
-        "path": path,
-        "server": [
-            {"type": "unix", "path": host.name}
-            if host.name.startswith("/")
-            else {"type": "inet", "host": host.name, "port": str(host.port or GLUSTER_PORT)}
-            for host in hosts
-        ],
-    }
-
-
-def _gluster(volume: Member, info: VolumeInfo) -> tuple[str, tuple[Host, ...]]:
-    """``volume/path`` and the pool's hosts, the one that the key names first."""
-    found = parse_gluster_uri(info.key)
-    return f"{found.volume}/{found.path}", volume.pool.definition.source.hosts
+    if info.type is VolumeType.NETWORK:
+        return naming.blockdev(volume.pool, info)
+    return {"driver": "host_device" if info.type is VolumeType.BLOCK else "file", "filename": info.path}

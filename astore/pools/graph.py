@@ -2,7 +2,7 @@
 
 Its nodes are volumes, its edges the references in their headers. The last refresh resolved where a reference leads, as the
 kernel or the storage does (:mod:`astore.places`). A file is known by its device and inode, however its path is spelled, and by
-its path only where those cannot be told. Nothing here waits.
+its path only where those cannot be told. The backends of the pools say which volume a URL means. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from astore.errors import StorageError, printable
-from astore.images import ImageError, formats
-from astore.images.gluster import parse_gluster_uri
+from astore.images import formats
 from astore.images.references import are_relative
 from astore.model import Place, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.places import beneath
+from astore.pools.naming import volume_named
 from astore.pools.parts import Member, Parts
 
 DEEPEST = 200
@@ -158,11 +158,10 @@ def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
                         return Member(pool, info.name)
         if place.path.startswith("/"):
             return None  # the kernel knows where it leads: to no volume, whatever the name looks like
-    name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
     for pool in pools:
-        info = pool.snapshot.get(name)
-        if info is not None and _is_called(location, info, pool):
-            return Member(pool, name)
+        info = _called(location, pool)
+        if info is not None:
+            return Member(pool, info.name)
     return None
 
 
@@ -179,24 +178,14 @@ def _path_of(info: VolumeInfo, pool: Parts) -> str:
     return info.path if folder is None else beneath(folder.path, info.name)
 
 
-def _is_called(location: str, info: VolumeInfo, pool: Parts) -> bool:
-    """Whether a path or URL means a volume by its text: on Gluster whichever of the pool's hosts it names."""
-    if location in (info.path, info.key):
-        return True
-    if not info.key.startswith("gluster") or not location.startswith("gluster"):
-        return False
-    mine, theirs = _gluster(info.key), _gluster(location)
-    hosts = {host.name.strip("[]") for host in pool.definition.source.hosts}
-    return mine is not None and theirs is not None and theirs[1:] == mine[1:] and theirs[0] in hosts
-
-
-def _gluster(uri: str) -> tuple[str, str, str] | None:
-    """Host or socket, volume, and path in it."""
-    try:
-        found = parse_gluster_uri(uri)
-    except ImageError:
-        return None
-    return found.socket or found.host or "", found.volume, "/".join(part for part in found.path.split("/") if part)
+def _called(location: str, pool: Parts) -> VolumeInfo | None:
+    """The volume of a pool that a path or URL means by its text."""
+    snapshot = pool.snapshot
+    info = snapshot.get(unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape"))
+    if info is not None and location in (info.path, info.key):
+        return info
+    name = volume_named(pool, location)
+    return None if name is None else snapshot.get(name)
 
 
 def _leads_to(reference: Reference, info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> bool:
@@ -208,7 +197,8 @@ def _leads_to(reference: Reference, info: VolumeInfo, pool: Parts, pools: Sequen
             found = volume_at(reference, pools)
             if found is not None and found.info.identity == info.identity:
                 return True
-    return reference.location is not None and _is_called(reference.location, info, pool)
+    location = reference.location
+    return location is not None and (location in (info.path, info.key) or volume_named(pool, location) == info.name)
 
 
 def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
-
 import anyio
 
-from astore.backend import SESSION_ABILITIES, Backend, Context, PoolSession
-from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
-from astore.commands import LaneCommandRunner
+from astore.backend import SESSION_ABILITIES, Backend, PoolSession
+from astore.cancellation import CLEANUP_SECONDS, bounded, seconds_until, shielded
 from astore.errors import InvalidStateError, UnsupportedOperationError
 from astore.lanes.lane import PoolLane
 from astore.model import PoolDef, PoolState
-from astore.plugin_calls import asked, opened
+from astore.plugin_calls import asked, opened_session
+from astore.pools.pool_errors import about_pool
 from astore.pools.services import Services
-from astore.pools.wording import about_pool
 
 
 class Life:
-    """Backend, session and lane of an active pool: one object for each life, so that late work finds out that it is late.
+    """The run of an active pool, and the backend, session and lane that this process has for it.
 
-    A pool that another process started, or this one earlier, has a life without a session until something needs one.
+    Work keeps the life it began with, and calls :meth:`check` before it changes the pool. A pool that another process started
+    has a life without a session until something needs one.
 
     :ivar definition: what the pool runs by. :ivar started_at: when it was started, in seconds since the epoch, by
         whichever process: this names the run in the store.
@@ -45,17 +43,13 @@ class Life:
         """The pool's name."""
         return self.definition.name
 
-    def again(self) -> Life:
-        """Return a life of the same run without a session, for when the Manager is opened anew."""
-        return Life(self._services, self.uuid, self.definition, self.started_at)
-
-    def check(self, operation: str) -> None:
-        """:raises InvalidStateError: this life has ended: the result of the operation concerns nobody any more."""
-        if self.ended:
+    def check(self, operation: str, session: PoolSession | None = None) -> None:
+        """:raises InvalidStateError: the pool was stopped, or this session was closed, since the operation began."""
+        if self.ended or (session is not None and self.session is not session):
             raise InvalidStateError(
                 f"pool {self.name!r} was stopped meanwhile",
                 pool=self.name,
-                state=PoolState.INACTIVE,
+                state=PoolState.INACTIVE if self.ended else PoolState.RUNNING,
                 operation=operation,
             )
 
@@ -65,7 +59,10 @@ class Life:
         try:
             if self.lane is None:
                 self.lane = self._services.pool_lane(self.name, backend)
-            self.session = await opened(backend, self.definition, self.context(self.lane))
+            self._able_to = set()
+            self.session = await opened_session(
+                backend, self.definition, self._services.context(self.name, self.uuid, self.lane)
+            )
             self.backend = backend
         except BaseException:
             self._services.registry.release(backend)
@@ -82,7 +79,10 @@ class Life:
             if self.session is None:
                 self.check("use")
                 lanes = self._services.lanes
-                await self.open(await self._services.registry.get(self.definition.type))
+                backend = await self._services.registry.get(self.definition.type)
+                self._services.check_open(lanes)
+                self.check("use")
+                await self.open(backend)
                 try:
                     self._services.check_open(lanes)
                     self.check("use")
@@ -110,6 +110,10 @@ class Life:
         :param until: the moment of the monotonic clock at which it is to be over.
         """
         self.ended = True
+        await self.detach(until)
+
+    async def detach(self, until: float | None = None) -> None:
+        """Let go of what belongs to this process. Bounded; never raises."""
         lane, self.lane = self.lane, None
         try:
             await self._let_go(seconds_until(until))
@@ -126,19 +130,3 @@ class Life:
         finally:
             if backend is not None:
                 self._services.registry.release(backend)
-
-    def context(self, lane: PoolLane) -> Context:
-        """Return what the backend is lent for this pool."""
-        return Context(
-            name=self.name,
-            uuid=self.uuid,
-            lane=lane,
-            run_command=LaneCommandRunner(lane),
-            log=self._services.log.bind(pool=self.name),
-            timeout=lane.timeout,
-        )
-
-
-def seconds_until(until: float | None) -> float:
-    """Return how long a clean-up may last: CLEANUP_SECONDS, or until a moment of the monotonic clock."""
-    return CLEANUP_SECONDS if until is None else max(until - time.monotonic(), 0.05)

@@ -24,19 +24,19 @@ from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
 from astore.errors import InvalidStateError, LibvirtCode, ManagerClosedError, UnsupportedOperationError
 from astore.events import PoolBuilt, PoolDeleted, PoolStopped
 from astore.model import PoolDef, PoolState
-from astore.plugin_calls import answer, asked, checked
+from astore.plugin_calls import answer, asked, checked_definition
 from astore.pools.claims import Claims
 from astore.pools.host import Host
 from astore.pools.life import Life
+from astore.pools.pool_errors import about_pool
 from astore.pools.record import PoolRecord
 from astore.pools.refresher import Refresher
 from astore.pools.services import Services
-from astore.pools.wording import about_pool
 from astore.store.contract import OutdatedError
 
 
 class Lifecycle:
-    """Starts and stops one pool. What lasts is serialised by one lock."""
+    """Starts and stops one pool. One lock serialises its operations."""
 
     def __init__(
         self, record: PoolRecord, services: Services, host: Host, refresher: Refresher, claims: Claims
@@ -53,14 +53,13 @@ class Lifecycle:
         """Whether the pool is being started, stopped, built, deleted or undefined."""
         return self._lock.locked()
 
-    async def start(self, *, build: bool, refresh: bool, timeout: float | None, caught_up: bool = False) -> None:
-        """See :meth:`astore.Pool.start`.
+    async def start(self, *, build: bool, refresh: bool, timeout: float | None) -> None:
+        """See :meth:`astore.Pool.start`."""
+        await self._host.catch_up(self._record)
+        await self.start_now(build=build, refresh=refresh, timeout=timeout)
 
-        :param caught_up: the pool is known as it is: the lock is taken at once, so that nobody takes a new transient pool
-            for one that has ended.
-        """
-        if not caught_up:
-            await self._host.catch_up(self._record)
+    async def start_now(self, *, build: bool, refresh: bool, timeout: float | None) -> None:
+        """Start a pool that is up to date. The lock is taken before anything is awaited."""
         self._services.check_open()
         async with self._lock:
             self._record.require_inactive("start")
@@ -81,7 +80,7 @@ class Lifecycle:
                 await self._host.check_end_run(record)
             life = record.require_active("stop")
             if not force:
-                self._claims.require_none()
+                self._claims.require_unclaimed()
             life.ending = True  # no refresh begins from here on: it would mount again what is being unmounted
             try:
                 await self._refresher.cancel("the pool is being stopped")
@@ -107,7 +106,7 @@ class Lifecycle:
             backend, definition = await self._backend()
             if not isinstance(backend, DeletesPools):
                 raise self._unsupported("delete")
-            async with self._lent(backend, definition) as context:
+            async with self._lane_context(backend) as context:
                 await self._translated("delete", backend.delete(definition, context))
             self._record.publish(PoolDeleted)
 
@@ -150,8 +149,7 @@ class Lifecycle:
         await self._refresher.cancel("the Manager was closed", until=until)
         life = self._record.life
         if life is not None:
-            self._record.life = life.again()
-            await life.close(until)
+            await life.detach(until)
 
     # ------------------------------------------------------------------------------------------------- starting
 
@@ -180,13 +178,14 @@ class Lifecycle:
         except BaseException:
             await shielded(self._undo_start(life))
             raise
+        session = life.session
         record.begin(life)
         if refresh:
             try:
                 await self._refresher.refresh(False, timeout)
             except BaseException:
                 # as in libvirt, a pool that cannot be read is not started; not even half
-                await shielded(self._give_up(life))
+                await shielded(self._give_up(life, session))
                 raise
 
     async def _undo_start(self, life: Life) -> None:
@@ -198,13 +197,13 @@ class Lifecycle:
         if session is not None:
             await self._host.end_run(self._record, life)
 
-    async def _give_up(self, life: Life) -> None:
+    async def _give_up(self, life: Life, session: PoolSession | None) -> None:
         """Stop a pool whose first refresh failed. Bounded."""
         life.ending = True  # as in stop(): nobody may begin a refresh of what is being let go
         await self._refresher.cancel("the pool could not be started")
-        if life.session is not None:
+        if session is not None:
             with contextlib.suppress(Exception):
-                await self._stop_session(life.session, force=True)
+                await self._stop_session(session, force=True)
         await self._become_inactive(life)
 
     async def _build(self, backend: Backend, definition: PoolDef) -> None:
@@ -212,7 +211,7 @@ class Lifecycle:
             raise self._unsupported("build")
         self._record.set_state(PoolState.BUILDING)
         try:
-            async with self._lent(backend, definition) as context:
+            async with self._lane_context(backend) as context:
                 await self._translated("build", backend.build(definition, context))
         finally:
             self._record.set_state(PoolState.INACTIVE)
@@ -235,7 +234,7 @@ class Lifecycle:
                 raise about_pool(self._record.name, "stop", error) from error
             if force and isinstance(backend, CutsPoolsLoose):
                 with anyio.move_on_after(2 * CLEANUP_SECONDS), contextlib.suppress(Exception):
-                    async with self._lent(backend, life.definition) as context:
+                    async with self._lane_context(backend) as context:
                         await backend.cut_loose(life.definition, context)
             return None
 
@@ -261,17 +260,16 @@ class Lifecycle:
         definition = self._record.definition
         backend = await self._services.registry.get(definition.type)
         try:
-            return backend, checked(backend, definition)
+            return backend, checked_definition(backend, definition)
         except Exception as error:  # plugin code: it may raise anything
             raise about_pool(self._record.name, "check", error) from error
 
     @contextlib.asynccontextmanager
-    async def _lent(self, backend: Backend, definition: PoolDef) -> AsyncIterator[Context]:
+    async def _lane_context(self, backend: Backend) -> AsyncIterator[Context]:
         """Lend the backend a lane while it works on the pool without a session."""
-        life = Life(self._services, self._record.uuid, definition, 0.0)
         lane = self._services.pool_lane(self._record.name, backend)
         try:
-            yield life.context(lane)
+            yield self._services.context(self._record.name, self._record.uuid, lane)
         finally:
             lane.close()
 

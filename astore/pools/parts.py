@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from astore.backend import Backend
 from astore.errors import LibvirtCode, VolumeNotFoundError
 from astore.model import PoolDef, Snapshot, VolumeInfo
 from astore.pools.claims import Claims
@@ -40,6 +41,12 @@ class Parts:
     def definition(self) -> PoolDef:
         """What the pool runs by, if it is active; else its definition."""
         return self.record.running
+
+    @property
+    def backend(self) -> Backend | None:
+        """What drives the pool; None until this process has loaded the backend of its type."""
+        life = self.record.life
+        return (None if life is None else life.backend) or self.services.registry.loaded(self.definition.type)
 
     @property
     def active(self) -> bool:

@@ -38,7 +38,7 @@ class Pool:
 
     @property
     def type(self) -> str:
-        """Its type: ``dir``, ``netfs``, ``gluster`` …"""
+        """Its type: ``dir``, ``fs``, ``logical`` …"""
         return self.definition.type
 
     @property
@@ -104,8 +104,7 @@ class Pool:
     def abilities(self) -> tuple[str, ...]:
         """The operations this pool supports beyond those that all do, as far as is known before it is started."""
         life = self.parts.record.life
-        backend = life.backend if life is not None else None
-        backend = backend or self.parts.services.registry.loaded(self.type)
+        backend = self.parts.backend
         session = life.session if life is not None else None
         return tuple(sorted({one for part in (backend, session) if part is not None for one in abilities(part)}))
 

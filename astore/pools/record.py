@@ -72,7 +72,7 @@ class PoolRecord:
     @property
     def active(self) -> bool:
         """Whether the pool was started and not stopped since."""
-        return self.state.active
+        return self.life is not None
 
     @property
     def last_seen(self) -> LastSeen:
@@ -113,7 +113,7 @@ class PoolRecord:
             self._state_waiters.discard(changed)
         return self.state
 
-    # ----------------------------------------------------------------------------------------- what it is asked for
+    # ----------------------------------------------------------------------------------------- guards
 
     def require_known(self) -> None:
         """:raises PoolNotFoundError: the pool was undefined, or it was transient and has been stopped."""
@@ -122,11 +122,10 @@ class PoolRecord:
 
     def require_active(self, operation: str) -> Life:
         """Return its life. :raises InvalidStateError: it is not active. PoolNotFoundError: as :meth:`require_known`."""
-        life = self.life
-        if life is None or not self.active:
+        if self.life is None:
             self.require_known()
             raise self.wrong_state(f"is {self.state}: start it first", operation)
-        return life
+        return self.life
 
     def require_usable(self, operation: str) -> Life:
         """Return its life, for work to begin. :raises InvalidStateError: it is not active, or is being stopped."""
@@ -191,7 +190,7 @@ class PoolRecord:
         self.saved = self.last_seen
 
     def end(self) -> None:
-        """The pool is not active any more. Whoever ended it closes what is left of its life."""
+        """The pool is not active any more. The caller closes the life."""
         if self.life is not None:
             self.life.ended = True
         self.life = None
@@ -216,7 +215,11 @@ class PoolRecord:
         self.publish(PoolUndefined)
 
     def take(self, snapshot: Snapshot, changes: Changes, seconds: float) -> RefreshOutcome:
-        """Take over what a whole refresh found. :param changes: how it differs from the snapshot that is here."""
+        """Take over what a whole refresh found. :param changes: how it differs from the snapshot that is here.
+
+        :raises InvalidStateError: the pool is not active.
+        """
+        self.require_active("refresh")
         self.generation += 1
         self.snapshot = snapshot = snapshot.numbered(self.generation)
         self._publish_changes(changes)
@@ -233,7 +236,11 @@ class PoolRecord:
         return self._outcome(changes, snapshot.errors, seconds)
 
     def apply(self, patch: Mapping[str, VolumeInfo | EntryError | None], seconds: float = 0.0) -> RefreshOutcome:
-        """Take over what is known of single volumes: a record, an error, or None for those that are gone."""
+        """Take over what is known of single volumes: a record, an error, or None for those that are gone.
+
+        :raises InvalidStateError: the pool is not active.
+        """
+        self.require_active("refresh")
         before = self.snapshot
         self.generation += 1
         self.snapshot = before.patched(patch, self.generation)

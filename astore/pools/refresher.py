@@ -16,7 +16,7 @@ from errno import EAGAIN
 import anyio
 
 from astore.backend import RefreshesVolume
-from astore.cancellation import CLEANUP_SECONDS, shielded
+from astore.cancellation import CLEANUP_SECONDS, seconds_until, shielded
 from astore.errors import (
     AstoreError,
     InvalidStateError,
@@ -27,11 +27,11 @@ from astore.errors import (
     printable,
 )
 from astore.model import Changes, EntryError, PoolState, RefreshOutcome, Snapshot, VolumeInfo
-from astore.plugin_calls import answer, entry, is_cancelled, refreshed
-from astore.pools.life import Life, seconds_until
+from astore.plugin_calls import answer, checked_entry, checked_snapshot, is_cancelled
+from astore.pools.life import Life
+from astore.pools.pool_errors import about_pool
 from astore.pools.record import PoolRecord
 from astore.pools.services import Services
-from astore.pools.wording import about_pool
 
 Found = VolumeInfo | EntryError | None
 """What is known of a name: a volume, an entry that cannot be read, or nothing."""
@@ -43,21 +43,15 @@ COMPARED_INLINE = 4000
 class _Run:
     """A refresh under way, and how many callers wait for it."""
 
-    __slots__ = ("full", "given_up", "journal", "life", "outcome", "task", "waiters")
+    __slots__ = ("full", "journal", "life", "outcome", "task", "waiters")
 
     def __init__(self, life: Life, full: bool) -> None:
         self.life = life
         self.full = full
         self.waiters = 0
-        self.given_up = False
         self.journal: dict[str, Found] = {}  # what is known better than this refresh knows it
         self.task: asyncio.Task[RefreshOutcome] | None = None
         self.outcome: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
-
-    @property
-    def over(self) -> bool:
-        """Whether what it finds concerns nobody any more."""
-        return self.given_up or self.life.ended
 
     def tell(self, task: asyncio.Task[RefreshOutcome]) -> None:
         """Pass on the outcome of the task, which is done."""
@@ -164,7 +158,6 @@ class Refresher:
 
     async def _end(self, run: _Run, until: float | None = None) -> None:
         task = run.task
-        run.given_up = True
         if self._run is run:
             self._run = None
         if task is not None and not task.done():
@@ -181,25 +174,28 @@ class Refresher:
         try:
             try:
                 session = await life.attached()
-                snapshot = await refreshed(session, record.snapshot, full=run.full)
+                snapshot = await checked_snapshot(session, record.snapshot, full=run.full)
             except Exception as error:
                 translated = about_pool(record.name, "refresh", error)
-                if not run.over:
+                if self._run is run:
                     record.set_state(PoolState.INACCESSIBLE, translated)
                 raise translated from error
-            if run.over:
-                raise record.wrong_state("was stopped meanwhile", "refresh")
+            self._check_current(run)
             changes = await self._changes(snapshot, life)
             while run.journal:  # what was learned beside the refresh, also while it was compared
                 journal, run.journal = run.journal, {}
                 snapshot = snapshot.patched(journal, 0)
                 changes = await self._changes(snapshot, life)
-            if run.over:
-                raise record.wrong_state("was stopped meanwhile", "refresh")
+            self._check_current(run)
             return record.take(snapshot, changes, time.monotonic() - began)
         finally:
             if self._run is run:
                 self._run = None
+
+    def _check_current(self, run: _Run) -> None:
+        """:raises InvalidStateError: the refresh was given up, since the pool was stopped or nobody waits for it."""
+        if self._run is not run:
+            raise self._record.wrong_state("was stopped meanwhile", "refresh")
 
     async def _changes(self, snapshot: Snapshot, life: Life) -> Changes:
         """Return how the snapshot differs from the one that the record has."""
@@ -214,10 +210,16 @@ class Refresher:
 
     async def refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
         """Refresh one volume; see :meth:`astore.Pool.refresh`."""
-        life, record = self._require_refreshable(), self._record
+        self._require_refreshable()
+        return await self._refresh_volume(name, timeout)
+
+    async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
+        record = self._record
+        life = record.require_active("refresh")
         if not _may_be_a_name(name):
             raise VolumeNotFoundError(f"pool {record.name!r} has no volume {name!r}", what=name)
         began = time.monotonic()
+        session = None
         try:
             async with asyncio.timeout(timeout):
                 session = await life.attached()
@@ -227,7 +229,7 @@ class Refresher:
                     known = record.snapshot.get(name)
                     # only of a volume that is known to have been made raw it matters what it was
                     before = () if known is None or known.made is None else (known,)
-                    found = entry(await answer(session.refresh_volume(name, *before)), name)
+                    found = checked_entry(await answer(session.refresh_volume(name, *before)), name)
                     if record.snapshot.get(name) is known:  # else what was read may be older than the snapshot is now
                         break
                 else:
@@ -238,10 +240,11 @@ class Refresher:
             raise self._late(f"refreshing volume {name!r} took longer than {timeout or 0:g} s", timeout) from error
         except Exception as error:
             translated = about_pool(record.name, "refresh", error)
-            if isinstance(translated, PoolInaccessibleError) and not life.ended and not life.ending:
+            mine = life.session is session and not life.ended and not life.ending
+            if mine and isinstance(translated, PoolInaccessibleError):
                 record.set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
-        life.check("refresh")
+        life.check("refresh", session)
         patch: dict[str, Found] = {name: found}
         if (shown := printable(name)) != name and record.snapshot.get(shown) is None:
             # its error, if it had one, is known by the name that can be printed
@@ -267,7 +270,7 @@ class Refresher:
 
     async def _refresh_quietly(self, name: str) -> None:
         with contextlib.suppress(Exception):
-            await self.refresh_volume(name, CLEANUP_SECONDS)
+            await self._refresh_volume(name, CLEANUP_SECONDS)
 
 
 def _may_be_a_name(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from astore.backend import Backend
+from astore.backend import Backend, Context
+from astore.commands import LaneCommandRunner
 from astore.errors import InvalidStateError, ManagerClosedError
 from astore.events import EventBus
 from astore.lanes import Lanes
@@ -24,7 +25,7 @@ class Services:
         self.call_timeout = call_timeout
         self._max_threads = max_threads
         self._lanes: Lanes | None = None
-        self.closing = False
+        self._closing = False
 
     def open(self) -> Lanes:
         """Start the threads and the bus. :raises InvalidStateError: they are there already."""
@@ -35,11 +36,16 @@ class Services:
         self._lanes = Lanes(self._max_threads)
         return self._lanes
 
+    def begin_closing(self) -> Lanes | None:
+        """Let nothing begin from here on, since nobody would let go of it; return the threads, or None if there are none."""
+        self._closing = self._lanes is not None
+        return self._lanes
+
     def close(self, lanes: Lanes) -> None:
-        """End what :meth:`open` returned ``lanes`` for; do nothing where that has been done."""
+        """Close these threads and the bus; do nothing if they are not the current ones."""
         if self._lanes is lanes:
             self._lanes = None
-            self.closing = False
+            self._closing = False
             self.registry.unlisten(self.bus.publish)
             lanes.close()
             self.bus.close()
@@ -55,10 +61,21 @@ class Services:
         :param since: those that were there when the work began.
         :raises ManagerClosedError: the Manager is closed, or was closed since (and opened anew).
         """
-        if self._lanes is None or self.closing or since not in (None, self._lanes):
+        if self._lanes is None or self._closing or since not in (None, self._lanes):
             raise ManagerClosedError
         return self._lanes
 
     def pool_lane(self, name: str, backend: Backend) -> PoolLane:
         """Return a new lane for a pool. :raises ManagerClosedError: the Manager is closed."""
         return self.check_open().lane(f"pool {name!r}", limit=backend.lane_threads, timeout=self.call_timeout)
+
+    def context(self, name: str, uuid: str, lane: PoolLane) -> Context:
+        """Return what a backend is lent for its work on a pool."""
+        return Context(
+            name=name,
+            uuid=uuid,
+            lane=lane,
+            run_command=LaneCommandRunner(lane),
+            log=self.log.bind(pool=name),
+            timeout=lane.timeout,
+        )

@@ -8,11 +8,11 @@ from astore.backend import Progress
 from astore.errors import StorageError, TransferError, printable
 from astore.images import ImageError, probe
 from astore.model import ImageInfo, VolumeInfo
+from astore.pools.job_support import begin_change, opened_volume
 from astore.pools.parts import Parts
+from astore.pools.pool_errors import about_volume
 from astore.pools.progress import reporting
 from astore.pools.volume_jobs import check_range, keep_raw
-from astore.pools.wording import about_volume
-from astore.pools.working import begin_change, opened
 from astore.volume_io import transfer
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download
@@ -40,7 +40,7 @@ async def upload(
         try:
             async with (
                 chunks_of(source, life.lane, sparse=sparse) as (chunks, size),
-                opened(pool, session, info, write=True) as file,
+                opened_volume(pool, session, info, write=True) as file,
                 beginning(file, chunks, offset, length) as (given, start),
             ):
                 anew, made = _new_format(info, start, allow_references)
@@ -58,7 +58,7 @@ async def upload(
             await pool.refresher.look_again(name)
             if anew and made is not None:
                 keep_raw(pool, name)
-        life.check("upload")
+        life.check("upload", session)
         return end - offset
 
 

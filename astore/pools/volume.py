@@ -238,20 +238,25 @@ class Volume:
         )
 
     def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
-        """The ``<disk>`` element with which a libvirt domain uses it: ``type='network'`` on Gluster, with every host.
+        """The ``<disk>`` element with which a libvirt domain uses it: with every host if it is on the network.
 
         :param target: the device in the guest. :param bus: libvirt's word for how it is attached.
+        :raises DefinitionError: it is a directory. StorageError: EPERM: it needs what is not read. BackendLoadError: it is on
+            the network, and the backend of its pool is not loaded: refresh the pool first.
         """
         from astore.pools.disk import disk_xml
 
         return disk_xml(self._member, target, bus, readonly=readonly)
 
     def qemu_uri(self) -> str:
-        """What QEMU's programs call it: its path, or its ``gluster://`` URI."""
+        """What QEMU's programs call it: its path or its URL."""
         return self.info.path
 
     def qemu_blockdev(self, node_name: str | None = None) -> dict[str, Any]:
-        """The argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``) that opens it, with every host."""
+        """The argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``) that opens it, with every host.
+
+        :raises: as :meth:`disk_xml`.
+        """
         from astore.pools.disk import qemu_blockdev
 
         return qemu_blockdev(self._member, node_name)

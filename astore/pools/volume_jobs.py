@@ -26,13 +26,22 @@ from astore.errors import DefinitionError, LibvirtCode, UnsupportedOperationErro
 from astore.images import formats
 from astore.model import VolumeDef, VolumeInfo
 from astore.names import check_volume_name
-from astore.plugin_calls import record
+from astore.plugin_calls import checked_record
 from astore.pools import graph
 from astore.pools.backing import MOST_BYTES, accepted, backing_volume, relying_on, with_backing
 from astore.pools.copies import backing_for
+from astore.pools.job_support import (
+    begin_change,
+    look_again_at,
+    looking_again,
+    making,
+    opened_volume,
+    require_usable,
+    take_new_volume,
+    worked,
+)
 from astore.pools.parts import Member, Parts
 from astore.pools.progress import reporting
-from astore.pools.working import begin, begin_change, look_again_at, looking_again, made, making, opened, worked
 from astore.volume_io import wiping
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download, downloading
@@ -42,15 +51,15 @@ async def create_volume(
     pool: Parts, definition: VolumeDef | str | bytes, *, prealloc_metadata: bool = False
 ) -> VolumeInfo:
     """See :meth:`astore.Pool.create_volume`."""
-    life = begin(pool, "create a volume")
+    life = require_usable(pool, "create a volume")
     wanted = accepted(definition)
     base = await backing_volume(pool, wanted.backing)
     wanted = with_backing(pool, wanted, base)
     with relying_on(base), pool.claims.claim(wanted.name, "created"):
         session = await life.able("create-volume")
         call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
-        async with making(pool, life, wanted.name):
-            return made(pool, life, await worked(pool, call))
+        async with making(pool, life, session, wanted.name):
+            return take_new_volume(pool, life, session, await worked(pool, call))
 
 
 @contextlib.asynccontextmanager
@@ -58,11 +67,11 @@ async def download(
     pool: Parts, name: str, *, offset: int, length: int | None, sparse: bool, on_progress: Progress | None
 ) -> AsyncIterator[Download]:
     """See :meth:`astore.Volume.download`."""
-    life = begin(pool, "download a volume")
+    life = require_usable(pool, "download a volume")
     info = pool.volume(name)
     check_range(offset, length)
     session = await life.able("open-volume")
-    async with opened(pool, session, info) as file:
+    async with opened_volume(pool, session, info) as file:
         size = (await file.stat()).size
         end = size if length is None else min(size, offset + length)
         with reporting(pool.record, name, "download", on_progress) as tell:
@@ -74,14 +83,14 @@ async def download(
 @contextlib.asynccontextmanager
 async def open_volume(pool: Parts, name: str, *, write: bool, force: bool) -> AsyncIterator[VolumeFile]:
     """See :meth:`astore.Volume.open`."""
-    life = begin(pool, "open a volume")
+    life = require_usable(pool, "open a volume")
     info = pool.volume(name)
     if write:
         life, info = await begin_change(pool, name, "write", force)
     with pool.claims.claim(name, "written") if write else contextlib.nullcontext():
         session = await life.able("open-volume")
         try:
-            async with opened(pool, session, info, write=write) as file:
+            async with opened_volume(pool, session, info, write=write) as file:
                 yield file
         finally:
             if write:
@@ -108,8 +117,8 @@ async def resize_volume(
         session = await life.able("resize-volume")
         async with looking_again(pool, name), backing_for(Member(pool, name), target, "resizing") as backed:
             call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
-            changed = record(await worked(pool, call))
-        life.check("resize")
+            changed = checked_record(await worked(pool, call))
+        life.check("resize", session)
         pool.refresher.apply({name: changed})
         return changed
 
@@ -125,7 +134,7 @@ async def wipe_volume(pool: Parts, name: str, algorithm: str, on_progress: Progr
                 await worked(pool, cast(WipesVolumes, session).wipe_volume(info, algorithm, progress=tell))
         finally:
             await pool.refresher.look_again(name)
-        life.check("wipe")
+        life.check("wipe", session)
         keep_raw(pool, name)
 
 
@@ -137,7 +146,7 @@ async def delete_volume(pool: Parts, name: str, *, force: bool) -> None:
         session = await life.able("delete-volume")
         async with looking_again(pool, name):
             await worked(pool, cast(DeletesVolumes, session).delete_volume(info))
-        life.check("delete")
+        life.check("delete", session)
         pool.refresher.apply({name: None})
         await look_again_at(others)
 
@@ -152,8 +161,8 @@ async def rename_volume(pool: Parts, name: str, new: str, *, force: bool) -> Vol
     with pool.claims.claim(name, "renamed"), pool.claims.claim(new, "created"):
         session = await life.able("rename-volume")
         async with looking_again(pool, name, new):
-            renamed = record(await worked(pool, cast(RenamesVolumes, session).rename_volume(info, new)))
-        life.check("rename")
+            renamed = checked_record(await worked(pool, cast(RenamesVolumes, session).rename_volume(info, new)))
+        life.check("rename", session)
         pool.refresher.apply({name: None, new: renamed})
         await look_again_at(others)
         return renamed
@@ -170,10 +179,11 @@ async def set_volume_format(pool: Parts, name: str, format: str) -> VolumeInfo:
     with pool.claims.claim(name, "given a format"):
         session = await life.able("open-volume")
         try:
-            async with opened(pool, session, info, write=True) as file:
+            async with opened_volume(pool, session, info, write=True) as file:
                 noted = await file.note_format("raw" if format == "raw" else None)
             if not noted and format == "raw":
                 raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="set-format")
+            life.check("set the format of", session)
             if not noted:  # this process alone knew it
                 pool.refresher.apply({name: msgspec.structs.replace(info, made=None)})
         finally:

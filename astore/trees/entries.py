@@ -31,7 +31,7 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
         return None
     if stat.S_ISDIR(mode):
         if tree.directory_type is VolumeType.DIR:  # has no size and no blocks, says libvirt; of a netdir it tells them
-            st = st._replace(size=0, blocks=0)
+            st = st.sized(0, blocks=0)
         return record_of(name, tree.directory_type, tree.key(name), st, None)
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
     return EntryError(name, f"it is {kind}", skipped=True)

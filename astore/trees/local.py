@@ -165,7 +165,7 @@ class LocalTree(FileTree):
                 ),
             )
             if stat.S_ISBLK(found[0]):
-                found = found._replace(size=_device_size(name, fd))
+                found = found.sized(_device_size(name, fd))
             if want(name, found):
                 yield new(Entry, (name, found, folder))
 
@@ -255,7 +255,7 @@ class LocalReading(Reading):
         if thorough:
             st = os.fstat(fd)
             if st.st_ino != entry[1][1] or st.st_dev != entry[1][9]:
-                self.entry = entry._replace(stat=_stat_of(st))  # another file took its name
+                self.entry = Entry(entry[0], _stat_of(st), entry[2])  # another file took its name
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """The beginning of the file."""
@@ -321,7 +321,7 @@ def note_format(fd: int, format: str | None) -> bool:
 
 def _file_stat(st: os.stat_result, name: str, fd: int) -> FileStat:
     found = _stat_of(st)
-    return found._replace(size=_device_size(name, fd)) if stat.S_ISBLK(st.st_mode) else found
+    return found.sized(_device_size(name, fd)) if stat.S_ISBLK(st.st_mode) else found
 
 
 def _stat_of(st: os.stat_result) -> FileStat:

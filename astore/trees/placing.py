@@ -26,7 +26,7 @@ from astore.volume_io.blocking_file import TreeFile
 T = TypeVar("T")
 
 STALE_TRIES = 10
-"""How many times, 20 ms apart, a name is asked for again that several make at once (seen on Gluster)."""
+"""How many times, 20 ms apart, a name is asked for again that several make at once (network file systems need it)."""
 
 DEFAULT_MODE = 0o600
 """A new volume's, where its definition names none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""

@@ -11,7 +11,8 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Self
 
 from astore.backend import VolumeFile
@@ -59,67 +60,142 @@ class _Slot:
         return self.length >= 0 or self.error is not None
 
 
-class _Reader:
-    """What one call reads. All but :meth:`fail` is called in its thread."""
+class _Call:
+    """One call of a file's ``read_blocks``. Its fields change only under the lock of :class:`_ReadAhead`, except ``until``.
 
-    def __init__(self, download: Download) -> None:
-        self._download = download
-        self._until: float | None = (
-            None  # the call's first block is read in any case, however long it waited for a thread
-        )
-        self._over = False
-        self._slot: _Slot | None = None  # changed with the lock held
+    :ivar until: when its thread is given back. The first block is read in any case, however long the call waited for a thread.
+    :ivar slot: the block that it is reading. :ivar over: whether it gets no more blocks.
+    """
 
-    def take(self) -> tuple[bytearray, int] | None:
-        download = self._download
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + STAY
-        elif now > self._until:
+    __slots__ = ("over", "slot", "until")
+
+    def __init__(self) -> None:
+        self.until: float | None = None
+        self.slot: _Slot | None = None
+        self.over = False
+
+
+class _ReadAhead:
+    """The blocks that are planned, being read and read, under one lock: the loop plans and takes them, threads fill them.
+
+    :param in_flight: how many calls read at once. :param offset: where to begin. :param end: where to end.
+    :param sparse: look for data before reading: see :meth:`gap`.
+    :param wake: called from a thread when the block that the loop waits for is there.
+    """
+
+    def __init__(self, in_flight: int, offset: int, end: int, sparse: bool, wake: Callable[[], object]) -> None:
+        self._in_flight = in_flight
+        self._most = in_flight + ROOM
+        self._at = offset
+        self._until = end if not sparse else offset
+        self._end = end
+        self._wake = wake
+        self._awaited: _Slot | None = None  # the block that the loop waits for
+        self._lock = threading.Lock()
+        self._blocks = Blocks(BLOCK, self._most + 2)  # one more is with the consumer, one perhaps still with a thread
+        self._ahead: deque[_Slot | Hole] = deque()
+        self._to_read: deque[_Slot] = deque()
+
+    # --------------------------------------------------------------------------------------------------- on the loop
+
+    def gap(self) -> int | None:
+        """Return where to look for the next data, or None while there is enough to read."""
+        with self._lock:
+            if self._at >= self._until and self._at < self._end and len(self._ahead) < self._in_flight:
+                return self._at
             return None
-        with download._lock:
-            if self._over or not download._to_read:
+
+    def found(self, at: int, begin: int, until: int) -> None:
+        """Go on from the gap ``at`` with a hole up to ``begin`` and data up to ``until``."""
+        with self._lock:
+            if self._at != at:
+                return  # it came to an end meanwhile
+            if begin > at:
+                self._ahead.append(Hole(begin - at))
+            self._at, self._until = begin, until
+
+    def look(self) -> tuple[_Slot | Hole | None, int]:
+        """Plan what to read, as far as there is room. Return what comes first, if anything, and how many calls are wanted.
+
+        If what comes first is not there yet, ``wake`` is called when it is.
+        """
+        with self._lock:
+            while self._at < self._until and len(self._ahead) < self._most:
+                slot = _Slot(self._at, min(BLOCK, self._until - self._at))
+                self._ahead.append(slot)
+                self._to_read.append(slot)
+                self._at += slot.wanted
+            first = self._ahead[0] if self._ahead else None
+            self._awaited = first if isinstance(first, _Slot) and not first.there else None
+            # while nobody waits, calls for a few blocks only are not worth it
+            worth = self._awaited is not None or self._at >= self._until or len(self._to_read) >= self._most // 2
+            return first, len(self._to_read) if worth else 0
+
+    def pop(self) -> None:
+        """Take out what comes first."""
+        with self._lock:
+            self._ahead.popleft()
+
+    def give_up(self) -> None:
+        """Plan and keep nothing any more."""
+        with self._lock:
+            self._stop()
+            self._ahead.clear()
+
+    # --------------------------------------------------------------------------------------------------- in a thread
+
+    def take(self, call: _Call) -> tuple[bytearray, int] | None:
+        """Give a call its next block to read; None ends the call."""
+        now = time.monotonic()
+        if call.until is None:
+            call.until = now + STAY
+        elif now > call.until:
+            return None
+        with self._lock:
+            if call.over or not self._to_read:
                 return None
-            slot = self._slot = download._to_read.popleft()
-            slot.block = download._blocks.take(slot.wanted)
+            slot = call.slot = self._to_read.popleft()
+            slot.block = self._blocks.take(slot.wanted)
             return slot.block, slot.offset
 
-    def filled(self, length: int) -> None:
-        download = self._download
-        with download._lock:
-            slot, self._slot = self._slot, None
+    def filled(self, call: _Call, length: int) -> None:
+        """Note that a call has read ``length`` bytes of the block that it took last."""
+        with self._lock:
+            slot, call.slot = call.slot, None
             if slot is None:
                 return  # it came too late
             if 0 <= length <= slot.wanted:
                 slot.length = length
             else:
                 slot.error = ValueError(f"a file says that it has read {length} of {slot.wanted} bytes")
-            if download._waiting is not None and download._ahead and download._ahead[0] is slot:
+            if self._awaited is slot:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
-                    download._loop.call_soon_threadsafe(download._look_again)
+                    self._wake()
 
-    def end(self) -> None:
-        """The call returned. If it had taken a block, that is there."""
-        if self._slot is not None:
-            self.fail(RuntimeError("a file took a block to read, and did not say that it had"))
+    # ---------------------------------------------------------------------------------------------------- anywhere
 
-    def fail(self, error: BaseException) -> None:
-        """The call failed, or hangs. What comes before is given yet, and nothing after it."""
-        download = self._download
-        if isinstance(
-            error, (StopAsyncIteration, asyncio.CancelledError)
-        ):  # which would say something else to who waits
+    def end(self, call: _Call) -> None:
+        """Note that a call returned: a block that it took has to be there."""
+        if call.slot is not None:
+            self.fail(call, RuntimeError("a file took a block to read, and did not say that it had"))
+
+    def fail(self, call: _Call, error: BaseException) -> None:
+        """Note that a call failed, or hangs. What comes before its block is still given, and nothing after it."""
+        if isinstance(error, (StopAsyncIteration, asyncio.CancelledError)):  # these mean something else to the consumer
             error, cause = RuntimeError(f"a file raised {type(error).__name__}"), error
             error.__cause__ = cause
-        with download._lock:
-            self._over = True
-            slot, self._slot = self._slot, None
-            if slot is None and download._to_read:  # it could not even begin
-                slot = download._to_read.popleft()
+        with self._lock:
+            call.over = True
+            slot, call.slot = call.slot, None
+            if slot is None and self._to_read:  # it could not even begin
+                slot = self._to_read.popleft()
             if slot is not None:
                 slot.error = error
-                download._to_read.clear()
-                download._at = download._until = download._end
+                self._stop()
+
+    def _stop(self) -> None:
+        self._to_read.clear()
+        self._at = self._until = self._end
 
 
 class Download:
@@ -129,42 +205,37 @@ class Download:
         self._file = file
         self._loop = asyncio.get_running_loop()
         self._count = count
-        self._at = offset
-        self._until = end if not sparse else offset
         self._end = end
-        self._most = file.in_flight + ROOM
-        self._readers: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._waiting: asyncio.Future[None] | None = None
-        # used by threads too, with the lock held
-        self._lock = threading.Lock()
-        self._blocks = Blocks(BLOCK, self._most + 2)  # one more is with whoever asks, one perhaps still with a thread
-        self._ahead: deque[_Slot | Hole] = deque()
-        self._to_read: deque[_Slot] = deque()
+        self._signal = asyncio.Event()
+        self._ahead = _ReadAhead(
+            file.in_flight, offset, end, sparse, partial(self._loop.call_soon_threadsafe, self._signal.set)
+        )
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytearray | Hole:
-        # whoever is cancelled here (a deadline for one block) may ask again, and misses nothing
+        # a consumer that is cancelled here (a deadline for one block) may ask again, and misses nothing
+        ahead = self._ahead
         while True:
-            while self._at >= self._until and self._at < self._end and len(self._ahead) < self._file.in_flight:
-                await self._find_data()
-            with self._lock:
-                self._plan()
-                first = self._ahead[0] if self._ahead else None
-                there = not isinstance(first, _Slot) or first.there
-                self._send_readers(soon=not there)
-                if not there:
-                    waiting = self._waiting = self._loop.create_future()
+            while (at := ahead.gap()) is not None:
+                ahead.found(at, *(await next_data(self._file, at, self._end) or (self._end, self._end)))
+            self._signal.clear()
+            first, calls = ahead.look()
+            there = not isinstance(first, _Slot) or first.there
+            for _ in range(min(self._file.in_flight - len(self._calls), calls)):
+                # not by way of a task factory: an eager task might end before it is among the calls
+                self._calls.add(asyncio.Task(self._read(), loop=self._loop))
             if there:
                 break
-            await waiting
+            await self._signal.wait()
         if isinstance(first, _Slot) and first.error is not None:
             raise first.error
         if first is None:
             raise StopAsyncIteration
-        self._ahead.popleft()
+        ahead.pop()
         if isinstance(first, Hole):
             self._count.add(first.length)
             return first
@@ -177,69 +248,35 @@ class Download:
         self._count.add(len(block))
         return block
 
-    async def _find_data(self) -> None:
-        """Find out where the next data are, and the hole before them."""
-        at = self._at
-        begin, until = await next_data(self._file, at, self._end) or (self._end, self._end)
-        with self._lock:
-            if self._at != at:
-                return  # it came to an end meanwhile
-            if begin > at:
-                self._ahead.append(Hole(begin - at))
-            self._at, self._until = begin, until
-
-    def _plan(self) -> None:
-        """Say what is to be read, as far as there is room."""
-        while self._at < self._until and len(self._ahead) < self._most:
-            slot = _Slot(self._at, min(BLOCK, self._until - self._at))
-            self._ahead.append(slot)
-            self._to_read.append(slot)
-            self._at += slot.wanted
-
-    def _send_readers(self, soon: bool) -> None:
-        """Have threads read. :param soon: also if there is little for them to do."""
-        if soon or self._at >= self._until or len(self._to_read) >= self._most // 2:
-            for _ in range(min(self._file.in_flight - len(self._readers), len(self._to_read))):
-                # not by way of a task factory: an eager task would run at once, and the lock is held
-                self._readers.add(asyncio.Task(self._read(), loop=self._loop))
-
     async def _read(self) -> None:
-        reader = _Reader(self)
+        ahead, call = self._ahead, _Call()
         try:
-            await read_blocks(self._file, reader.take, reader.filled)
-            reader.end()
-        except BaseException as error:  # plugin code: it may raise anything, and whoever waits is to hear of it
+            await read_blocks(self._file, lambda: ahead.take(call), lambda length: ahead.filled(call, length))
+            ahead.end(call)
+        except BaseException as error:  # plugin code: it may raise anything, and the consumer has to be told
             if self._closed and isinstance(error, asyncio.CancelledError):
                 raise
-            reader.fail(error)
+            ahead.fail(call, error)
         finally:
             task = asyncio.current_task()
             assert task is not None
-            self._readers.discard(task)
-            self._look_again()  # there may be more to read by now
-
-    def _look_again(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+            self._calls.discard(task)
+            self._signal.set()  # there may be more to read by now
 
     def _give_up(self) -> None:
-        with self._lock:
-            self._at = self._until = self._end
-            self._to_read.clear()
-            self._ahead.clear()
-        self._look_again()
+        self._ahead.give_up()
+        self._signal.set()
 
     async def aclose(self) -> None:
         """Give up what is being read ahead."""
         self._closed = True
         self._give_up()
-        readers = list(self._readers)
-        for reader in readers:
-            reader.cancel()
-        if readers:
-            await asyncio.wait(readers)
-        self._readers.clear()  # those that had not begun too
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls)
+        self._calls.clear()  # those that had not begun too
 
 
 @contextlib.asynccontextmanager

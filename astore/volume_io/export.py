@@ -16,7 +16,7 @@ LARGEST = 4 << 20
 """Bytes that one request may read or write."""
 
 SECTOR = 512
-"""What is written is a multiple of: QEMU's driver for Gluster cannot read a file to its end that ends within a sector."""
+"""What is written is a multiple of: QEMU has drivers that cannot read a file to its end if it ends within a sector."""
 
 MOST_EXTENTS = 32
 """How many holes and data are told at once."""

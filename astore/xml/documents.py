@@ -10,7 +10,7 @@ from lxml import etree
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host
 from astore.model.definitions import FILE_FORMATS
-from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, _format, _host
+from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, read_format, read_host
 from astore.xml.pool_writing import add_source
 from astore.xml.reading import Element, all_of, parse
 from astore.xml.writing import add, render
@@ -92,8 +92,8 @@ def host_from_xml(text: str | bytes, type: str) -> Host:
     :raises DefinitionError: it is no such document, or names no host or several.
     """
     root = parse(text, "source")
-    hosts = [_host(host) for host in all_of(root, "./host")]
-    _format(root, type)
+    hosts = [read_host(host) for host in all_of(root, "./host")]
+    read_format(root, type)
     if len(hosts) != 1:
         raise DefinitionError(
             f"whom to ask is one host; {len(hosts) or 'none'} are named",

@@ -88,10 +88,10 @@ def source_of(root: Element, type_: str) -> Source:
     if element is None or not len(element):  # as of a dir pool
         source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
-        format_ = _format(element, type_)
+        format_ = read_format(element, type_)
         directory = string_of(element, "./dir/@path")
         source = Source(
-            hosts=tuple(_host(host) for host in all_of(element, "./host")),
+            hosts=tuple(read_host(host) for host in all_of(element, "./host")),
             devices=tuple(_device(device) for device in all_of(element, "./device")),
             directory=None if directory is None else normal_path(directory),
             adapter=_adapter(child(element, "adapter")),
@@ -139,7 +139,8 @@ def _of_type(source: Source, type_: str, element: Element) -> Source:
     )
 
 
-def _format(element: Element, type_: str) -> str | None:
+def read_format(element: Element, type_: str) -> str | None:
+    """The source's format, or its type's default. :raises DefinitionError: the type has no such format."""
     format_ = string_of(element, "./format/@type")
     if type_ not in FORMATS:
         return format_
@@ -148,7 +149,8 @@ def _format(element: Element, type_: str) -> str | None:
     return choice(place, format_, "format", FORMATS[type_], _UNSUPPORTED) or DEFAULT_FORMATS[type_]
 
 
-def _host(element: Element) -> Host:
+def read_host(element: Element) -> Host:
+    """One of the source's hosts. :raises DefinitionError: it has no name, or no valid port."""
     name, port = element.get("name"), element.get("port")
     if name is None:
         raise wrong(element, "it has no attribute 'name'")

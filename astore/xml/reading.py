@@ -10,7 +10,8 @@ from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import Permissions
-from astore.names import check_uuid, shown_option
+from astore.model.definitions import shown_option
+from astore.names import check_uuid
 
 Element: TypeAlias = etree._Element
 

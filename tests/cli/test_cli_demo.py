@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import sys
@@ -21,8 +20,6 @@ from astore.cli.demo_storage import DemoStorage
 from astore.cli.exits import CliError
 from astore.cli.output import Output
 from astore.model import RefreshOutcome, RefreshReport
-from beds import BedUnavailable, fuse
-from beds import gluster as bed
 
 SMALL = ("--pools", "2", "--images", "5")
 
@@ -40,57 +37,21 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         for number, handler in signals.items():
             signal.signal(number, handler)
         assert os.listdir(folder) == []
-        assert fuse.mounts(folder) == []
+
+
+def run_demo() -> None:
+    """Run it with one small pool, without the command."""
+    demo.run_demo(lambda storage: storage.make_folders(1), images=3, output=Output(terminal=False))
 
 
 def test_dir_pools_alone(astore: Any) -> None:
     """Pools are made, refreshed and shown; a change is picked up; what was made is gone."""
-    out = astore.good("demo", *SMALL, "--no-gluster").out
-    assert "Gluster: left out, as asked for." in out
+    out = astore.good("demo", *SMALL).out
     assert "2 of 2 pools started, of the types dir" in out
     assert "2 pools with 10 volumes refreshed in" in out
     assert "+new.qcow2  ~vm00001.raw  -vm00004" in out
     assert out.endswith("Everything that was made for this is gone again.\n")
     assert not astore.state_dir.exists(), "it has a state folder of its own"
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The demonstration's Gluster has another address than that of other tests; its connections are closed."""
-    from astore_gluster.connection import CONNECTIONS
-
-    monkeypatch.setattr(bed, "GlusterBed", functools.partial(bed.GlusterBed, address_base="127.1.7."))
-    yield
-    CONNECTIONS.close_idle()
-
-
-@pytest.mark.gluster
-@pytest.mark.fuse
-@pytest.mark.usefixtures("elsewhere")
-def test_gluster_too(astore: Any) -> None:
-    """The same volumes over gfapi and over FUSE."""
-    out = astore.good("demo", "--pools", "1", "--images", "3").out
-    assert "A private Gluster with 2 volumes, 3 images on each" in out
-    assert "5 of 5 pools started, of the types dir, gluster, netfs" in out
-    assert "In vol1-gfapi and vol1-fuse, the same volume: new.qcow2 added" in out
-
-
-@pytest.mark.gluster
-@pytest.mark.fuse
-@pytest.mark.usefixtures("elsewhere")
-def test_pools_that_were_not_stopped_are_unmounted(
-    astore: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path
-) -> None:
-    """Where stopping the pools was cut short, their mounts go before the Gluster behind them does."""
-    mounted: list[str] = []
-
-    async def no_time(manager: library.Manager) -> None:
-        found = await asyncio.to_thread(fuse.mounts, temporary)
-        mounted.extend(mount.target for mount in found if "/mounts/" in mount.target)
-
-    monkeypatch.setattr(demo, "stop_all", no_time)
-    astore.good("demo", "--pools", "1", "--images", "3")
-    assert [path for path in mounted if "/gluster/" not in path], "the netfs pools were mounted"
 
 
 def test_json_is_refused(astore: Any) -> None:
@@ -99,83 +60,20 @@ def test_json_is_refused(astore: Any) -> None:
     assert (ran.code, "it has no --json" in ran.complaint) == (2, True)
 
 
-# ------------------------------------------------------------------------------------------- what may be missing
-
-
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("root", "as root this demonstration also starts a private Gluster"),
-        ("plugins", "pip install 'astore[gluster,netfs]' (there is no astore_gluster, no astore_netfs)"),
-        ("glusterd", "there is no glusterd (Debian package glusterfs-server), so dir pools alone"),
-        ("fuse", "there is no /dev/fuse, so dir pools alone"),
-        ("namespaces", "not permitted here; so dir pools alone"),
-        ("mounts", "Operation not permitted; so dir pools alone"),
-    ],
-)
-def test_what_is_missing_is_said_in_one_line(
-    astore: Any, missing: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the demonstration goes on with dir pools."""
-    exists = os.path.exists
-
-    def refuse() -> None:
-        raise BedUnavailable("not permitted here.") if missing == "namespaces" else PermissionError(1, os.strerror(1))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: 1000 if missing == "root" else 0)
-        patch.setattr("importlib.util.find_spec", lambda name: None if missing == "plugins" else object())
-        lacking = "there is no glusterd (Debian package glusterfs-server)" if missing == "glusterd" else None
-        patch.setattr(bed, "missing", lambda: lacking)
-        patch.setattr(os.path, "exists", lambda path: missing != "fuse" if path == "/dev/fuse" else exists(path))
-        patch.setattr(demo_storage.namespace, "enter_private_namespaces", refuse)
-        out = astore.good("demo", *SMALL).out
-    (line,) = [line for line in out.splitlines() if line.startswith("Gluster: ")]
-    assert said in line
-    assert "2 of 2 pools started" in out
-
-
-def test_a_gluster_that_does_not_start(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says is shown in one line, and the rest goes on."""
-
-    class Broken:
-        def __init__(self, folder: Path) -> None:
-            pass
-
-        def __enter__(self) -> None:
-            raise bed.GlusterCommandError("gluster pool list: Connection failed.\nno good.")
-
-        def __exit__(self, *_: object) -> None:
-            raise AssertionError("it was not entered")
-
-    monkeypatch.setattr(demo_storage, "_private_machine", lambda: None)
-    monkeypatch.setattr(bed, "GlusterBed", Broken)
-    out = astore.good("demo", *SMALL).out
-    assert "Gluster: gluster pool list: Connection failed.\\nno good; so dir pools alone.\n" in out
-
-
-def test_without_qemu_img(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are qcow2 and raw then."""
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    out = astore.good("demo", *SMALL, "--no-gluster").out
-    assert "vmdk" not in out
-    assert "vm00000.qcow2" in out
-
-
 # ------------------------------------------------------------------------------------------------- what may go wrong
 
 
 def test_a_pool_that_does_not_start(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named with its reason, and costs only itself; so does one that cannot be refreshed."""
-    made = DemoStorage._make_dir_pools
+    made = DemoStorage.make_folders
 
-    def spoilt(self: DemoStorage) -> None:
-        made(self)
+    def spoilt(self: DemoStorage, count: int) -> None:
+        made(self, count)
         Path(self.definitions[0].target.path or "").rename(self.folder / "elsewhere")
         del self.folders[(self.definitions[0].name,)]
 
-    monkeypatch.setattr(DemoStorage, "_make_dir_pools", spoilt)
-    out = astore.good("demo", *SMALL, "--no-gluster").out
+    monkeypatch.setattr(DemoStorage, "make_folders", spoilt)
+    out = astore.good("demo", *SMALL).out
     assert "1 of 2 pools started" in out
     assert "images01: pool 'images01': start: " in out
 
@@ -194,7 +92,7 @@ def test_a_fault_leaves_nothing(astore: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(demo, "stop_all", watched)
     monkeypatch.setattr(demo, "show_changes", broken)
-    ran = astore("demo", *SMALL, "--no-gluster")
+    ran = astore("demo", *SMALL)
     assert (ran.code, ran.complaint.startswith("no more")) == (1, True)
     assert stopped == [2]
 
@@ -229,8 +127,9 @@ async def test_pools_that_do_not_stop(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_images_are_left_to_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Younger ones would be read again; older ones need no waiting."""
     monkeypatch.setattr(demo_storage, "SETTLE_SECONDS", 5.0)
-    with DemoStorage(Output(terminal=False), gluster=False, pools=1, images=3) as storage:
-        storage.make()
+    with DemoStorage(Output(terminal=False), images=3) as storage:
+        storage.make_place()
+        storage.make_folders(1)
         assert 0 < storage.seconds_to_settle() <= 5
         monkeypatch.setattr(demo_storage, "SETTLE_SECONDS", 0.0)
         assert storage.seconds_to_settle() == 0
@@ -240,11 +139,11 @@ def test_images_are_left_to_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("step", ["make", "tell"])
 def test_interrupted(step: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
     """Every one of them, at every step, is one interruption; more of them do not disturb what comes after."""
-    made = DemoStorage._make_dir_pools
+    made = DemoStorage.make_folders
     close = DemoStorage.__exit__
 
-    def interrupted(self: DemoStorage) -> None:
-        made(self)
+    def interrupted(self: DemoStorage, count: int) -> None:
+        made(self, count)
         if step == "make":
             signal.raise_signal(number)
 
@@ -258,11 +157,11 @@ def test_interrupted(step: str, number: signal.Signals, monkeypatch: pytest.Monk
             signal.raise_signal(number)
         close(self, *error)
 
-    monkeypatch.setattr(DemoStorage, "_make_dir_pools", interrupted)
+    monkeypatch.setattr(DemoStorage, "make_folders", interrupted)
     monkeypatch.setattr(demo, "change_something", interrupted_later)
     monkeypatch.setattr(DemoStorage, "__exit__", impatient)
     with pytest.raises(CliError, match="interrupted; everything that was made for this is gone again") as caught:
-        demo.run_demo(gluster=False, pools=1, images=3, output=Output(terminal=False))
+        run_demo()
     assert caught.value.code == 130
     assert os.listdir(temporary) == []
 
@@ -278,7 +177,7 @@ def test_ignored_interruptions_are_heard(temporary: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(demo, "change_something", interrupted)
     with pytest.raises(CliError, match="interrupted"):
-        demo.run_demo(gluster=False, pools=1, images=3, output=Output(terminal=False))
+        run_demo()
 
 
 def test_in_another_thread(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +186,7 @@ def test_in_another_thread(capsys: pytest.CaptureFixture[str]) -> None:
 
     def work() -> None:
         try:
-            demo.run_demo(gluster=False, pools=1, images=3)
+            run_demo()
         except BaseException as error:
             problems.append(error)
 
@@ -301,7 +200,7 @@ def test_in_another_thread(capsys: pytest.CaptureFixture[str]) -> None:
 def test_signals_are_as_before(astore: Any) -> None:
     """After a run that ended by itself."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    astore.good("demo", "--pools", "1", "--images", "3", "--no-gluster")
+    astore.good("demo", "--pools", "1", "--images", "3")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
@@ -310,7 +209,7 @@ def test_signals_are_as_before(astore: Any) -> None:
 
 def test_many_pools_are_not_all_shown(astore: Any) -> None:
     """Some of them, and how many more there are."""
-    out = astore.good("demo", "--pools", "20", "--images", "3", "--no-gluster").out
+    out = astore.good("demo", "--pools", "20", "--images", "3").out
     assert "… and 4 more" in out
     assert "images16" in out.partition("The events")[0]
 
@@ -328,7 +227,7 @@ def test_on_a_terminal(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for stream in (sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    ran = astore("demo", "--pools", "2", "--images", "3", "--no-gluster")
+    ran = astore("demo", "--pools", "2", "--images", "3")
     assert ran.code == 0
     assert "refreshing" in ran.err
     assert "2/2" in ran.err

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, Gate, fake_registry
+from core_fakes import FakeBackend, fake_registry
 
 import astore
+from astore.testing.faults import Gate
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from core_fakes import Gate, eventually
+from core_fakes import eventually
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
+from astore.testing.faults import Gate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

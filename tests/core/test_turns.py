@@ -105,7 +105,7 @@ def test_never_more_than_count_compute(
         thread.join(PATIENCE)
     assert (most <= count, inside, done) == (True, 0, 8)
     assert turns._free == count
-    assert not turns._waiting
+    assert not turns.wanted
 
 
 def test_passed_on_after_a_slice(spawn: Callable[[Callable[[], object]], threading.Thread]) -> None:
@@ -120,7 +120,7 @@ def test_passed_on_after_a_slice(spawn: Callable[[Callable[[], object]], threadi
     with turns.turn() as turn:
         spawn(short)
         spin(turn, had.is_set)
-        spin(turn, lambda: turn.held or turn._free)
+        spin(turn, lambda: turn.held or turn._without)
 
 
 def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Thread]) -> None:
@@ -132,12 +132,12 @@ def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Th
     def hang() -> None:
         with turns.turn() as turn:
             lost.append(turn)
-            first = turn._began
+            first = turn._claim.began
             entered.release()
             over.wait(PATIENCE)
             turn._switches = module._switches()  # what it waited for was this test, not its storage
             turn.step()
-            assert turn._began > first, "it was granted anew"
+            assert turn._claim.began > first, "it was granted anew"
 
     for _ in range(3):  # each takes it from the one before
         spawn(hang)
@@ -178,7 +178,7 @@ def test_in_order(spawn: Callable[[Callable[[], object]], threading.Thread], mon
         for number in range(6):
             spawn(lambda number=number: work(number))  # type: ignore[misc]
             deadline = time.monotonic() + PATIENCE
-            while len(turns._waiting) <= number:
+            while turns.wanted <= number:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
     deadline = time.monotonic() + PATIENCE

@@ -21,10 +21,10 @@ from astore.backend import Context
 from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
 from astore_gluster import libgfapi
-from astore_gluster.connection import Connection, ConnectionCache, Key
 from astore_gluster.libgfapi import Gfapi
 from astore_gluster.servers import Server
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.connection import Connection, ConnectionCache, Key
+from astore_gluster.volume.tree import GlusterTree
 from beds import namespace
 
 if TYPE_CHECKING:

@@ -133,8 +133,8 @@ def test_check_answers_whatever_it_is_given(directory: str, name: str, host: str
 
 
 def test_abilities() -> None:
-    """It finds sources; a Gluster pool has nothing to be built or deleted."""
-    assert set(abilities(GlusterBackend())) == {"discover"}
+    """It finds sources and names volumes; a Gluster pool has nothing to be built or deleted."""
+    assert set(abilities(GlusterBackend())) == {"discover", "name-volumes"}
 
 
 @pytest.mark.parametrize(("host", "port"), [(None, None), ("-oevil", None), ("h", 70000), ("h", 24010), ("/s", 24007)])

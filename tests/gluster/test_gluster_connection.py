@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from astore.errors import BackendLoadError
-from astore_gluster import connection as connection_module
-from astore_gluster.connection import ConnectionCache, Key
 from astore_gluster.servers import Server
+from astore_gluster.volume import connection as connection_module
+from astore_gluster.volume.connection import ConnectionCache, Key
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import Fake

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from astore_gluster.connection import Connection, ConnectionCache, Key
+from astore_gluster.volume.connection import Connection, ConnectionCache, Key
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import Fake
@@ -272,4 +272,4 @@ def test_caches_come_and_go(fake: Fake) -> None:
 
 def test_connection_is_small(fake: Fake) -> None:
     """Connections have no dictionary: what is counted is all there is."""
-    assert not hasattr(Connection(None, 1, Key("v", ()), ConnectionCache(library=fake.load)), "__dict__")  # type: ignore[arg-type]
+    assert not hasattr(Connection(None, 1, Key("v", ()), threading.Lock(), print), "__dict__")  # type: ignore[arg-type]

@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]
 
 BEGIN = """
 import gc, os, socket, sys, threading, time
-from astore_gluster.connection import CONNECTIONS, ConnectionCache, Key
+from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache, Key
 from astore_gluster.servers import Server
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.tree import GlusterTree
 host, volume, name = sys.argv[1:]
 key = Key(volume, (Server("tcp", host, 24007),))
 def tree():

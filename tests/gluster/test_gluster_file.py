@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from astore_gluster.file import GlusterFile
+from astore_gluster.volume.file import GlusterFile
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import CountedGfapi, Folder

@@ -12,7 +12,7 @@ from astore.backend import Context
 from astore.model import PoolDef, Snapshot
 from astore.testing.conformance.source import qcow2
 from astore_gluster.backend import GlusterBackend
-from astore_gluster.connection import ConnectionCache
+from astore_gluster.volume.connection import ConnectionCache
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed

@@ -15,11 +15,11 @@ from astore.backend import Context
 from astore.errors import LaneStuckError
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Snapshot, Source, VolumeType
-from astore_gluster import session as session_module
 from astore_gluster.backend import GlusterBackend
-from astore_gluster.connection import ConnectionCache, Key
 from astore_gluster.servers import servers_of
-from astore_gluster.session import GlusterSession
+from astore_gluster.volume import session as session_module
+from astore_gluster.volume.connection import ConnectionCache, Key
+from astore_gluster.volume.session import GlusterSession
 from beds.images import make_images
 
 if TYPE_CHECKING:
@@ -365,7 +365,7 @@ async def test_what_else_may_go_wrong_on_opening(
     """Whatever opening ends with, the hold on the connection is given back."""
     connection = connections.acquire(Key(volume, servers_of([Host(gluster.host)])))
     holds = connection.holds
-    monkeypatch.setattr("astore_gluster.tree.GlusterTree.check_folder", lambda self: 1 // 0)
+    monkeypatch.setattr("astore_gluster.volume.tree.GlusterTree.check_folder", lambda self: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         await backend.open(definition(volume, folder.name, Host(gluster.host)), context)
     assert connection.holds == holds

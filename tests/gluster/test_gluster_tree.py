@@ -14,9 +14,9 @@ import pytest
 
 from astore.model import FileStat
 from astore.trees.tree import Entry
-from astore_gluster.connection import Connection, ConnectionCache, Key
 from astore_gluster.servers import Server
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.connection import Connection, ConnectionCache, Key
+from astore_gluster.volume.tree import GlusterTree
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed

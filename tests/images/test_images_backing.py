@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from images.qemu_images import where
 
 from astore.images import ImageError
-from astore.images.gluster import GlusterLocation, parse_gluster_uri
 from astore.images.references import located
 from astore.model import Reference, ReferenceKind
 
@@ -262,48 +261,3 @@ def test_any_name(name: str, path: str) -> None:
         except ImageError:
             continue
         assert found is None or found.encode()
-
-
-URIS = [
-    ("gluster://h/v/p/a", GlusterLocation("v", "p/a", "tcp", "h", None, None)),
-    ("gluster://Host.Example/v/a", GlusterLocation("v", "a", "tcp", "Host.Example", None, None)),
-    ("gluster+tcp://h:24007/v/a%20b", GlusterLocation("v", "a b", "tcp", "h", 24007, None)),
-    ("gluster+rdma://[fe80::1]:1/v/a", GlusterLocation("v", "a", "rdma", "fe80::1", 1, None)),
-    ("gluster+unix:///v/a?socket=/run/x%20y", GlusterLocation("v", "a", "unix", None, None, "/run/x y")),
-    ("gluster:///v/a", GlusterLocation("v", "a")),
-    ("gluster://h//v//p//a", GlusterLocation("v", "p//a", "tcp", "h", None, None)),
-    ("gluster://h/v/a%2Fb%3F", GlusterLocation("v", "a/b?", "tcp", "h", None, None)),
-]
-
-
-@pytest.mark.parametrize(("uri", "expected"), URIS)
-def test_gluster_uris(uri: str, expected: GlusterLocation) -> None:
-    """Host, port, volume, path and socket are told apart."""
-    assert parse_gluster_uri(uri) == expected
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["", "nfs://h/v/p", "gluster+ib://h/v/p", "gluster://h/v", "gluster://h/v/", "gluster://h", "gluster://h:x/v/p",
-     "gluster://h:65536/v/p", "gluster://h:/v/p", "gluster://[h/v/p", "gluster://u@h/v/p", "gluster+unix:///v/p",
-     "gluster+unix:///v/p?socket=", "gluster://h/v/p?socket=/x", "gluster://h/v/p?debug=9", "gluster://h/v/p#x",
-     "gluster://h/v/a%ff", "gluster://h/v/a%00", "gluster://h/v/a\nb", "gluster://h/" + "v" * 70_000 + "/a",
-     "gluster://" + "/" * 60_000],
-    ids=lambda uri: uri[:40],
-)  # fmt: skip
-def test_what_is_no_gluster_uri(uri: str) -> None:
-    """Others are refused."""
-    with pytest.raises(ImageError):
-        parse_gluster_uri(uri)
-
-
-@given(st.text(st.characters(exclude_categories=()), max_size=40))
-def test_any_gluster_uri(rest: str) -> None:
-    """Whatever follows, a location or ImageError comes out."""
-    for start in ("gluster://", "gluster+unix:///v/p?socket=", "gluster://h:1/v/"):
-        try:
-            found = parse_gluster_uri(start + rest)
-        except ImageError:
-            continue
-        assert found.volume
-        assert found.path

@@ -75,7 +75,7 @@ async def place(request: Any, manager: Manager, tmp_path: Path) -> AsyncIterator
     if kind == "dir":
         folder.mkdir()
         definition = PoolDef(type="dir", name="p", target=Target(path=str(folder)))
-        yield Place(kind, await manager.create(definition), folder, str(folder), tmp_path)
+        yield Place(kind, await manager.create(definition), folder, str(folder), tmp_path, manager)
         return
     bed: GlusterBed = request.getfixturevalue("shared_volume")
     name = f"folder{next(_numbers)}"
@@ -84,7 +84,7 @@ async def place(request: Any, manager: Manager, tmp_path: Path) -> AsyncIterator
     if kind == "gluster":
         source = Source(hosts=(Host(bed.host),), directory=f"/{name}", name=VOLUME)
         pool = await manager.create(PoolDef(type="gluster", name="p", source=source))
-        yield Place(kind, pool, files, f"gluster://{bed.host}/{VOLUME}/{name}", tmp_path)
+        yield Place(kind, pool, files, f"gluster://{bed.host}/{VOLUME}/{name}", tmp_path, manager)
         return
     folder.mkdir()
     definition = PoolDef(
@@ -94,5 +94,5 @@ async def place(request: Any, manager: Manager, tmp_path: Path) -> AsyncIterator
         target=Target(path=str(folder)),
         mount_options=("attribute-timeout=0", "entry-timeout=0", "negative-timeout=0"),
     )
-    yield Place(kind, await manager.create(definition), files, str(folder), tmp_path)
+    yield Place(kind, await manager.create(definition), files, str(folder), tmp_path, manager)
     await asyncio.to_thread(fuse.release, folder)

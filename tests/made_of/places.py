@@ -15,17 +15,18 @@ from typing import Any
 import pytest
 
 from astore.errors import AstoreError
-from astore.images.gluster import parse_gluster_uri
+from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
+from astore_gluster.uri import parse_uri
 
 MIB = 1 << 20
 
 
 @dataclass
 class Place:
-    """A pool.
+    """A pool of a Manager.
 
     :ivar folder: its folder, as others see it. :ivar where: what its volumes' paths begin with.
     :ivar elsewhere: a folder that is no pool's.
@@ -36,6 +37,7 @@ class Place:
     folder: Path
     where: str
     elsewhere: Path
+    manager: Manager
 
     def path(self, name: str) -> str:
         """What QEMU calls a file of the pool."""
@@ -45,7 +47,8 @@ class Place:
         """A file of the pool as a node of QEMU's."""
         if self.kind != "gluster":
             return {"driver": "file", "filename": self.path(name)}
-        found = parse_gluster_uri(self.path(name))
+        found = parse_uri(self.path(name))
+        assert found is not None
         server = [{"type": "inet", "host": found.host, "port": "24007"}]
         return {"driver": "gluster", "volume": found.volume, "path": found.path, "server": server}
 

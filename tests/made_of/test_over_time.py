@@ -43,8 +43,7 @@ async def test_raw_after_a_restart(place: Place) -> None:
     await place.pool.stop()
     await place.pool.start() if place.pool.persistent else None
     if not place.pool.active:  # a transient pool is gone when it is stopped
-        manager: Manager = place.pool._manager  # type: ignore[assignment]
-        place.pool = await manager.create(place.pool.definition)
+        place.pool = await place.manager.create(place.pool.definition)
     disk = place.pool.volume("disk")
     assert (disk.info.format, disk.info.header_format, disk.info.capacity) == ("raw", "qcow2", 4 * MIB)
     assert "type='raw'" in disk.disk_xml().replace('"', "'")
@@ -109,7 +108,7 @@ async def test_backing_by_another_path(place: Place, tmp_path: Path) -> None:
         over = await place.pool.create_volume(
             VolumeDef("over", capacity=MIB, format="qcow2", backing=BackingStore(path, "raw"))
         )
-        assert place.pool._manager.dependents(base) == [over]
+        assert place.manager.dependents(base) == [over]
         await over.delete()
 
 

@@ -7,6 +7,7 @@ is swapped is swapped just there. With ASTORE_RACES=all that is done in more way
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_of.hooks import HookedBackend, HookedTree, Hooks
+from odd_folders import OddFolders, OddTree
 
 from astore.errors import AstoreError
 from astore.manager import Manager
@@ -26,7 +27,9 @@ from astore.model import BackingStore, Permissions, PoolDef, Target, VolumeDef, 
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
+from astore.testing.faults import Call, Faults
 from astore.trees.tree import TEMPORARY
+from astore.volume_io import qemu_img
 
 pytestmark = pytest.mark.qemu
 
@@ -36,18 +39,32 @@ SECRET, OTHER = b"<the host's own>", b"<another tenant>"
 HEADER = 65536
 """Bytes of an image's first cluster."""
 
+STEPS = frozenset(
+    {
+        *(f"tree.{name}" for name in ("open", "create", "stat", "link", "rename", "unlink", "mkdir", "rmdir")),
+        *(f"tree.{name}" for name in ("sync_folder", "lookup", "reading", "folder_place", "statvfs")),
+        *(f"file.{name}" for name in ("lock", "open_again", "clone", "chown", "chmod", "note_format")),
+        *(f"file.{name}" for name in ("begin_as_qemu", "truncate", "sync", "close")),
+        "qemu-img",
+    }
+)
+"""Before which calls somebody swaps something. (After a call is before the next: between them no name is looked up.)"""
+
 
 class Scene:
     """A pool's folder with images, and files outside and inside that are nobody's business.
 
     ``source`` is what is worked on (raw, or qcow2), ``base`` backs ``over``, and ``other`` and ``other.raw`` are another's.
+
+    :ivar links: whether files can be given a second name.
     """
 
-    def __init__(self, pool: Pool, folder: Path, outside: Path, hooks: Hooks) -> None:
+    def __init__(self, pool: Pool, folder: Path, outside: Path, faults: Faults) -> None:
         self.pool = pool
         self.folder = folder
         self.outside = outside
-        self.hooks = hooks
+        self.faults = faults
+        self.links = True
         self.kept = outside.parent / "kept"
         self.kept.mkdir()
         self._make()
@@ -215,21 +232,29 @@ if os.environ.get("ASTORE_RACES") == "all":
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """A pool on a folder with everything in it."""
-    hooks = Hooks()
+    faults = Faults("qemu-img")
     folder, outside = tmp_path / "pool", tmp_path / "outside"
     folder.mkdir()
     outside.mkdir()
     registry = BackendRegistry(group=None)
-    registry.register(HookedBackend(hooks, monkeypatch))
+    registry.register(faults.into(OddFolders()))
+    real = qemu_img.run
+
+    async def run(*arguments: Any, **named: Any) -> Any:
+        await asyncio.to_thread(faults.reach, "qemu-img")
+        return await real(*arguments, **named)
+
+    monkeypatch.setattr(qemu_img, "run", run)
     async with Manager(tmp_path / "state", registry=registry) as manager:
         pool = await manager.create(PoolDef(type="dir", name="p", target=Target(path=str(folder))))
-        yield await asyncio.to_thread(Scene, pool, folder, outside, hooks)
+        yield await asyncio.to_thread(Scene, pool, folder, outside, faults)
 
 
 class Trial:
     """One piece of work, with a swap at one point of it.
 
-    :ivar result: what it returned, or its error. :ivar inode: that of ``plain.raw``.
+    :ivar result: what it returned, or its error. :ivar inode: that of ``plain.raw``. :ivar inodes: of the files it created.
+    :ivar steps: what it did.
     """
 
     def __init__(self, scene: Scene, work: Work) -> None:
@@ -237,22 +262,33 @@ class Trial:
         self.work = work
         self.result: Any = None
         self.inode = -1
+        self.inodes: list[int] = []
+        self.steps: list[str] = []
 
-    async def run(self, at: int = -1, swap: Callable[[], None] = lambda: None) -> None:
-        """Do it, from the beginning."""
+    async def run(self, at: int = 0, swap: Callable[[], None] = lambda: None) -> None:
+        """Do it, from the beginning, with the swap before the step of that number (the first is 1)."""
         scene = self.scene
         await scene.set_up()
         self.inode = scene.volume("plain.raw").info.inode
         before = await asyncio.to_thread(scene.others)
-        scene.hooks.watch(at, swap)
+        self.inodes.clear()
+        scene.faults.calls.clear()
+        scene.faults.run("tree.create", self._note, after=True)
+        scene.faults.run(STEPS, lambda call: swap(), at=at)
+        if not scene.links:
+            scene.faults.fail("tree.link", errno.EPERM)
         try:
             self.result = await self.work(scene)
         except AstoreError as error:
             self.result = error
         finally:
-            scene.hooks.rest()
+            scene.faults.clear()
+            self.steps = [call for call in scene.faults.calls if call in STEPS]
         assert await asyncio.to_thread(scene.state) == scene.before, "something outside changed"
         assert await asyncio.to_thread(scene.others) == before, "another's volume changed"
+
+    def _note(self, call: Call) -> None:
+        self.inodes.append(os.fstat(call.result.fileno()).st_ino)
 
     @property
     def made(self) -> VolumeInfo | None:
@@ -265,15 +301,15 @@ async def at_each_step(scene: Scene, work: Work, swap: Callable[[], None], check
     trial = Trial(scene, work)
     await trial.run()
     assert not isinstance(trial.result, AstoreError), trial.result
-    steps = list(scene.hooks.points)
+    steps = trial.steps
     assert steps
     failed: list[str] = []
-    for at in range(len(steps)):
+    for at, step in enumerate(steps, 1):
         try:
             await trial.run(at, swap)
             await asyncio.to_thread(check, trial)
         except AssertionError as error:
-            failed.append(f"{at} ({steps[at]}): {str(error).splitlines()[0]}: {trial.result!r}")
+            failed.append(f"{at} ({step}): {str(error).splitlines()[0]}: {trial.result!r}")
     assert not failed, f"{len(failed)} of {len(steps)}:\n" + "\n".join(failed)
 
 
@@ -282,7 +318,7 @@ def check_made(trial: Trial) -> None:
     scene, info = trial.scene, trial.made
     if info is None:
         return
-    assert info.inode in scene.hooks.made, "the record is of a file that was not made"
+    assert info.inode in trial.inodes, "the record is of a file that was not made"
     path = scene.folder / "new"
     if path.lstat().st_ino == info.inode:
         content = path.read_bytes()
@@ -326,14 +362,14 @@ async def test_hidden_file_is_replaced(scene: Scene, name: str, links: bool, how
         for hidden in scene.hidden():
             scene.replace(hidden, how)
 
-    scene.hooks.no_links = not links
+    scene.links = links
     await at_each_step(scene, MAKING[name][1], swap, check_made)
 
 
 @pytest.mark.parametrize("name", MAKING)
 async def test_header_of_the_hidden_file_flips(scene: Scene, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On storage that others write to, the file in the making gets another header: what that names is not opened."""
-    monkeypatch.setattr(HookedTree, "shared", True)
+    monkeypatch.setattr(OddTree, "shared", True)
 
     def swap() -> None:
         for hidden in scene.hidden():
@@ -345,7 +381,7 @@ async def test_header_of_the_hidden_file_flips(scene: Scene, name: str, monkeypa
 def check_written(trial: Trial) -> None:
     """Who may write to the new file may have it be anything, but it has nothing of others."""
     if trial.made is not None:
-        assert trial.made.inode in trial.scene.hooks.made, "the record is of a file that was not made"
+        assert trial.made.inode in trial.inodes, "the record is of a file that was not made"
         content = (trial.scene.folder / "new").read_bytes()
         assert SECRET not in content and OTHER not in content, "it has another's data"
 

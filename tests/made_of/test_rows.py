@@ -47,7 +47,7 @@ async def test_format_of_the_backing_file(place: Place) -> None:
     top = await place.volume("s.qcow2")
     assert await place.disk(top) == await place.bytes_of("a.raw")
     assert [link.volume and link.volume.name for link in top.backing_chain()] == ["s.qcow2", "a.raw"]
-    assert [one.name for one in place.pool._manager.dependents(place.pool.volume("a.raw"))] == ["s.qcow2"]
+    assert [one.name for one in place.manager.dependents(place.pool.volume("a.raw"))] == ["s.qcow2"]
 
 
 @everywhere
@@ -85,11 +85,11 @@ async def test_dots_behind_a_link(place: Place, tmp_path: Path) -> None:
     top = await place.volume("l.qcow2")
     async with place.refused("no volume of an active pool"):
         await place.clone(top, "out")
-    assert place.pool._manager.dependents(place.pool.volume("base.img")) == []
-    other = await place.pool._manager.create(PoolDef(type="dir", name="x", target=Target(path=str(tmp_path / "x"))))
+    assert place.manager.dependents(place.pool.volume("base.img")) == []
+    other = await place.manager.create(PoolDef(type="dir", name="x", target=Target(path=str(tmp_path / "x"))))
     await place.pool.refresh()
     assert (await place.disk(top))[: len(SECRET)] == SECRET
-    assert place.pool._manager.dependents(other.volume("base.img")) == [top]
+    assert place.manager.dependents(other.volume("base.img")) == [top]
 
 
 @everywhere
@@ -116,7 +116,7 @@ async def test_pool_behind_a_link(manager: Manager, tmp_path: Path) -> None:
     real.mkdir()
     (tmp_path / "link").symlink_to(real)
     pool = await manager.create(PoolDef(type="dir", name="l", target=Target(path=str(tmp_path / "link"))))
-    place = Place("dir", pool, real, str(tmp_path / "link"), tmp_path)
+    place = Place("dir", pool, real, str(tmp_path / "link"), tmp_path, manager)
     await place.raw("base", SECRET)
     await place.overlay("top.qcow2", str(real / "base"))
     top = await place.volume("top.qcow2")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from astore.images.blank import Template, qcow2_by_hand
 from beds import BedUnavailable
-from beds.images import Template, _without_chance, make_images, qcow2_by_hand, template
+from beds.images import _without_chance, make_images, template
 
 
 def _info(path: Path) -> dict[str, object]:

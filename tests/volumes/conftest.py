@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from core_fakes import Gate
-from volumes.faults import Faults, FaultyBackend
+from odd_folders import OddFolders
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
@@ -18,6 +17,7 @@ from astore.manager import Manager
 from astore.model import PoolDef, Target
 from astore.pools.pool import Pool
 from astore.registry import BackendRegistry
+from astore.testing.faults import Faults
 from beds import namespace
 
 
@@ -31,12 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def faults() -> Iterator[Faults]:
-    """Nothing, until the test says what; whoever waits at a gate is let go after it."""
-    faults = Faults()
-    yield faults
-    for fault in faults.by_name.values():
-        if isinstance(fault, Gate):
-            fault.open()
+    """Nothing, until the test says what; calls that hang are released after it."""
+    with Faults() as faults:
+        yield faults
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def call_timeout() -> float:
 async def manager(tmp_path: Path, faults: Faults, call_timeout: float) -> AsyncIterator[Manager]:
     """A Manager whose pools of type ``dir`` have faults."""
     registry = BackendRegistry(group=None)
-    registry.register(FaultyBackend(faults))
+    registry.register(faults.into(OddFolders()))
     async with Manager(tmp_path / "state", registry=registry, call_timeout=call_timeout) as manager:
         yield manager
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_fakes import Gate, eventually
+from core_fakes import eventually
 from lxml import etree
-from volumes.faults import Faults
 from volumes.real_servers import MIB, PATIENCE, dir_pool, gluster_pool, names_on, netfs_pool, volume_in_memory
 
 from astore.errors import VolumeNotFoundError
 from astore.manager import Manager
 from astore.model import BackingStore, VolumeDef
 from astore.pools.pool import Pool
+from astore.testing.faults import Faults
 from astore.trees.tree import TEMPORARY
 from beds import fuse
 from beds.libvirt import VirshError
@@ -318,8 +318,7 @@ async def test_volume_in_the_making(
     pool: Pool, folder: Path, faults: Faults, libvirt_bed: LibvirtBed, deleted: bool
 ) -> None:
     """virsh shows a volume in the making, under its hidden name; deleted there, it never comes to be, which is said."""
-    gate = Gate()
-    faults["link"] = gate
+    gate = faults.hang("tree.link")
     making = asyncio.ensure_future(pool.create_volume(VolumeDef("new", capacity=MIB, allocation=MIB)))
     await eventually(lambda: gate.inside)
     async with defined(libvirt_bed, dir_pool(folder, "same").to_xml(), "same") as virsh:
@@ -344,8 +343,7 @@ async def test_volume_in_the_making(
 async def test_while_a_volume_is_written(pool: Pool, folder: Path, faults: Faults, libvirt_bed: LibvirtBed) -> None:
     """Half-way through an upload, which astore has locked against its like, virsh and qemu-img can look at the volume."""
     disk = await pool.create_volume(VolumeDef("a", capacity=4 * MIB))
-    gate = Gate()
-    faults["sync"] = gate
+    gate = faults.hang("file.sync")
     uploading = asyncio.ensure_future(disk.upload(DATA))
     await eventually(lambda: gate.inside)
     async with defined(libvirt_bed, dir_pool(folder, "same").to_xml(), "same") as virsh:

@@ -234,7 +234,7 @@ async def test_slow_consumers(lane: PoolLane, path: Path) -> None:
         for number in range(1, 50):
             got += await anext(blocks)
             if number % 10 == 0:
-                while lane._running:
+                while lane.statistics().running:
                     await asyncio.sleep(0.005)
                 assert number <= file.calls <= number + file.in_flight + downloads.ROOM
         assert got == DATA[: len(got)]

@@ -12,7 +12,7 @@ from core_fakes import FakeBackend, fake, fake_registry, volume
 from astore.errors import StorageError
 from astore.images.references import located
 from astore.manager import Manager
-from astore.model import Host, PoolDef, Reference, ReferenceKind, Source, VolumeInfo, VolumeType
+from astore.model import PoolDef, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.pools.graph import DEEPEST
 
 
@@ -34,13 +34,6 @@ def local(name: str, backing: str | None = None, folder: str = "/pool") -> Volum
     path = f"{folder}/{name}"
     references = located((Reference(ReferenceKind.BACKING, backing, "qcow2"),), path) if backing else ()
     return volume(name, key=path, path=path, format="qcow2", references=references)
-
-
-def remote(name: str, backing: str | None = None, uri: str = "gluster://one/vol/dir/") -> VolumeInfo:
-    """An image on a Gluster volume."""
-    key = f"{uri}{name.replace(' ', '%20')}"
-    references = located((Reference(ReferenceKind.BACKING, backing, "qcow2"),), key) if backing else ()
-    return volume(name, type=VolumeType.NETWORK, key=key, path=key, format="qcow2", references=references)
 
 
 async def test_detours(manager: Manager, backend: FakeBackend) -> None:
@@ -90,41 +83,49 @@ async def test_name_that_nobody_can_tell(manager: Manager, backend: FakeBackend)
     assert (link.path, link.volume, link.format, link.doubt) == ("json:{}", None, "raw", "means nothing")
 
 
-GLUSTER = Source(hosts=(Host("one"), Host("fd00::2", 24007), Host("/run/g.sock")), name="vol", directory="/dir")
+class NamingBackend(FakeBackend):
+    """A backend whose volumes are called ``far:NAME``, in whichever case."""
+
+    disk_source = blockdev = FakeBackend.source_key  # which nothing here asks for
+
+    def volume_named(self, definition: PoolDef, location: str) -> str | None:
+        """What follows the colon."""
+        scheme, _, name = location.partition(":")
+        return name if scheme.lower() == definition.name else None
 
 
 @pytest.mark.parametrize(
-    ("uri", "same"),
+    ("location", "same"),
     [
-        ("gluster://one/vol/dir/a%20b", True),
-        ("gluster://one:24007/vol/dir/a b", True),
-        ("gluster+tcp://[fd00::2]/vol//dir//a%20b", True),
-        ("gluster+unix:///vol/dir/a%20b?socket=/run/g.sock", True),
-        ("gluster://other/vol/dir/a%20b", False),
-        ("gluster://one/vol2/dir/a%20b", False),
-        ("gluster://one/vol/a%20b", False),
-        ("gluster://one", False),
-        ("/dir/a b", False),
-        ("nbd://one/vol/dir/a%20b", False),
+        ("far:a b", True),
+        ("FAR:a b", True),
+        ("far:a%20b", False),
+        ("fa:a b", False),
+        ("far:", False),
+        ("/far:a b", False),
+        ("key/a%20b", False),
+        ("key/a b", True),
     ],
 )
-async def test_hosts_of_one_volume(manager: Manager, backend: FakeBackend, uri: str, same: bool) -> None:
-    """Whichever of its pool's hosts a URL names, it means the same Gluster volume; other hosts are others."""
-    backend.put("a b", remote("a b"), "g")
-    backend.put("over", local("over", uri), "p")
-    pool = await manager.create(fake("p"))
-    far = await manager.create(PoolDef(type="fake", name="g", source=GLUSTER))
-    base, over = far.volume("a b"), pool.volume("over")
-    assert [one.name for one in manager.dependents(base)] == (["over"] if same else [])
-    assert over.backing_chain()[1].volume == (base if same else None)
+async def test_backend_says_what_is_meant(tmp_path: Path, location: str, same: bool) -> None:
+    """Which volume a name means its pool's backend says, unless it is the volume's key, or a path of this machine."""
+    backend = NamingBackend()
+    backend.put("a b", volume("a b", type=VolumeType.NETWORK, key="key/a b", path="key/a b"), "far")
+    reference = Reference(ReferenceKind.BACKING, "name", "raw", location)
+    backend.put("over", volume("over", references=(reference,)), "near")
+    async with Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        over = (await manager.create(fake("near"))).volume("over")
+        base = (await manager.create(fake("far"))).volume("a b")
+        assert manager.dependents(base) == ([over] if same else [])
+        assert over.backing_chain()[1].volume == (base if same else None)
 
 
-async def test_key_that_is_no_uri(manager: Manager, backend: FakeBackend) -> None:
-    """A key that only begins like Gluster's is nobody's but its own."""
-    backend.put("odd", volume("odd", key="gluster!odd", path="gluster!odd"), "g")
-    reference = Reference(ReferenceKind.BACKING, "gluster!odd", "raw", "gluster!odd")
-    backend.put("over", volume("over", references=(reference,)), "p")
-    backend.put("other", local("other", "gluster://one/vol/odd"), "p")
+async def test_key_is_compared_without_an_ability(manager: Manager, backend: FakeBackend) -> None:
+    """A backend that cannot say what a name means has volumes that are known by their keys."""
+    backend.put("odd", volume("odd", key="odd!odd", path="odd!odd"), "g")
+    for name, location in (("over", "odd!odd"), ("other", "odd!other/odd")):
+        reference = Reference(ReferenceKind.BACKING, location, "raw", location)
+        backend.put(name, volume(name, references=(reference,)), "p")
     await manager.create(fake("p"))
-    far = await manager.create(PoolDef(type="fake", name="g", source=GLUSTER))
+    far = await manager.create(fake("g"))
     assert [one.name for one in manager.dependents(far.volume("odd"))] == ["over"]

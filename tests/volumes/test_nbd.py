@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from core_fakes import Gate
 from volumes.nbd_client import (
     ABORT,
     ABOUT,
@@ -46,6 +45,7 @@ from volumes.nbd_client import (
 )
 
 from astore.backend import Context
+from astore.testing.faults import Gate
 from astore.trees.writable_local import WritableLocalTree
 from astore.volume_io import nbd
 from astore.volume_io.export import LARGEST

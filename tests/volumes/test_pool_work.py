@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, FakeSession, Gate, cancel_after, eventually, fake, names, volume
-from volumes.faults import Faults, FaultyFile
+from core_fakes import FakeBackend, FakeSession, cancel_after, eventually, fake, names, volume
 
 from astore.errors import (
     InvalidStateError,
@@ -26,6 +25,8 @@ from astore.manager import Manager
 from astore.model import BackingStore, VolumeDef, VolumeInfo
 from astore.pools.pool import Pool
 from astore.testing.conformance.source import qcow2
+from astore.testing.faults import Faults, Gate
+from astore.trees.writable_local import LocalFile
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.uploads import LaneExecutor, chunks_of
 
@@ -34,8 +35,7 @@ MIB = 1 << 20
 
 async def test_seen_for_a_moment(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
     """What a refresh saw in its place, and was taken back in the same moment, is not shown."""
-    gate = Gate()
-    faults["sync_folder"] = gate
+    gate = faults.hang("tree.sync_folder")
     task = asyncio.ensure_future(pool.create_volume(VolumeDef("a", capacity=1)))
     await eventually(lambda: gate.inside)
     await pool.refresh()
@@ -246,7 +246,7 @@ async def test_reflink(pool: Pool, folder: Path, monkeypatch: pytest.MonkeyPatch
     def clone(self: TreeFile, target: TreeFile) -> None:
         target.pwrite(self.pread(MIB, 0), 0)
 
-    monkeypatch.setattr(FaultyFile, "clone", clone)
+    monkeypatch.setattr(LocalFile, "clone", clone)
     told: list[tuple[int, int | None]] = []
     await pool.copy_volume(old, VolumeDef("new"), on_progress=lambda *done: told.append(done))
     assert told == [(MIB, MIB)]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from core_fakes import FakeBackend, fake, fake_registry, volume
 from lxml import etree
+from shelf import ShelfBackend, shelf
 
 from astore.backend import CommandResult, Context, Limits
 from astore.errors import CommandError, DefinitionError, UnsupportedOperationError
 from astore.manager import Manager
-from astore.model import BackingStore, Host, PoolDef, Source, Target, VolumeDef, VolumeType
+from astore.model import Auth, BackingStore, VolumeDef, VolumeType
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.testing.conformance.source import qcow2
@@ -191,7 +192,7 @@ DOMAIN = """<domain type='qemu'><name>d</name><memory>65536</memory><os><type ar
 
 
 async def test_disk_xml(pool: Pool, folder: Path, tmp_path: Path) -> None:
-    """libvirt takes the disk, be it a file, a CD or a Gluster volume with several hosts."""
+    """libvirt takes the disk: a file, a CD, a device, a volume with several hosts, and one that needs a secret."""
     (folder / "c&d.iso").write_bytes(bytes(32_768) + b"\1CD001\1" + bytes(1000))
     await pool.refresh()
     disk = await pool.create_volume(VolumeDef("a 'b'.img", capacity=MIB))
@@ -202,7 +203,8 @@ async def test_disk_xml(pool: Pool, folder: Path, tmp_path: Path) -> None:
     ]
     assert "<readonly/>" in documents[1]
     assert 'device="cdrom"' in documents[2]
-    documents += [_gluster_disk("vdc"), _block_disk("vdd")]
+    uuid = "f65dc2f1-cf1b-4a51-b6a1-2a4c5a0b8f11"
+    documents += [_network_disk("vdc"), _block_disk("vdd"), _network_disk("vde", Auth("ceph", "u", secret_uuid=uuid))]
     assert documents[3].count("<host ") == 3
     document = etree.fromstring(DOMAIN.format("".join(documents)))
     if SCHEMA.exists():
@@ -210,13 +212,14 @@ async def test_disk_xml(pool: Pool, folder: Path, tmp_path: Path) -> None:
         schema.assertValid(document)
 
 
-def _handle(type_: VolumeType, key: str, source: Source | None = None, format: str = "qcow2") -> Volume:
-    """A volume of a pool that is nothing but its records."""
+def _handle(type_: VolumeType, key: str, format: str = "qcow2", auth: Auth | None = None) -> Volume:
+    """A volume of a pool that is nothing but its records and a backend."""
     info = volume("v", type=type_, key=key, path=key, format=format)
 
     class Records:
         name = "p"
-        definition = PoolDef(type="x", name="p", source=source or Source(), target=Target())
+        backend = ShelfBackend("rbd")  # of which libvirt takes several hosts
+        definition = shelf("p", Path("/rack"), "one", "fd00::1", "/run/shelf.sock", auth=auth)
         snapshot = {"v": info}  # noqa: RUF012
         others = staticmethod(list)
         volume = staticmethod(lambda name: info)
@@ -225,12 +228,8 @@ def _handle(type_: VolumeType, key: str, source: Source | None = None, format: s
     return Volume(Records(), "v")  # type: ignore[arg-type]
 
 
-HOSTS = Source(hosts=(Host("one"), Host("fd00::1", 1234), Host("/run/gluster.sock")), name="vol", directory="/")
-GLUSTER = "gluster://one/vol/dir/a%20b.qcow2"
-
-
-def _gluster_disk(target: str) -> str:
-    return _handle(VolumeType.NETWORK, GLUSTER, HOSTS).disk_xml(target)
+def _network_disk(target: str, auth: Auth | None = None) -> str:
+    return _handle(VolumeType.NETWORK, "nbd://one/rack/v", auth=auth).disk_xml(target)
 
 
 def _block_disk(target: str) -> str:
@@ -238,22 +237,14 @@ def _block_disk(target: str) -> str:
 
 
 def test_blockdev_of_others() -> None:
-    """Gluster's hosts are all told, sockets too; devices are devices; directories are no disks."""
-    node = _handle(VolumeType.NETWORK, GLUSTER, HOSTS).qemu_blockdev("n")
-    assert node == {
+    """What is on the network is told as its backend says; devices are devices; directories are no disks."""
+    network = _handle(VolumeType.NETWORK, "nbd://one/rack/v")
+    server = {"type": "inet", "host": "one", "port": "10809"}
+    assert network.qemu_blockdev("n") == {
         "driver": "qcow2",
         "node-name": "n",
         "backing": None,
-        "file": {
-            "driver": "gluster",
-            "volume": "vol",
-            "path": "dir/a b.qcow2",
-            "server": [
-                {"type": "inet", "host": "one", "port": "24007"},
-                {"type": "inet", "host": "fd00::1", "port": "1234"},
-                {"type": "unix", "path": "/run/gluster.sock"},
-            ],
-        },
+        "file": {"driver": "nbd", "export": "rack/v", "server": server},
     }
     block = _handle(VolumeType.BLOCK, "/dev/x", format="iso").qemu_blockdev()
     assert block == {"driver": "raw", "file": {"driver": "host_device", "filename": "/dev/x"}}

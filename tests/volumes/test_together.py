@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually, quiet
+from core_fakes import eventually, quiet
 from leaks import open_files
-from volumes.faults import Faults, FaultyFile
 
 from astore import cancellation as calls
 from astore.errors import AstoreError, LaneTimeoutError, StorageError, VolumeExistsError
@@ -21,7 +20,9 @@ from astore.lanes.lane import PoolLane
 from astore.manager import Manager
 from astore.model import Permissions, VolumeDef
 from astore.pools.pool import Pool
+from astore.testing.faults import Faults
 from astore.trees import opening
+from astore.trees.writable_local import LocalFile
 
 COUNT = 40
 
@@ -53,7 +54,7 @@ async def test_many(manager: Manager, pool: Pool, folder: Path, faults: Faults) 
     assert [os.stat(folder / name).st_mode & 0o777 for name in names] == [0o600 | n for n in range(COUNT)]
     assert sorted(os.listdir(folder)) == [volume.name for volume in pool.volumes] == names
     assert sorted(event.name for event in told) == names
-    assert 1 <= faults.calls.count("sync_folder") <= COUNT // 4
+    assert 1 <= faults.calls.count("tree.sync_folder") <= COUNT // 4
     outcome = await pool.refresh()
     assert (outcome.added, outcome.changed, outcome.removed) == ((), (), ())
 
@@ -77,7 +78,7 @@ async def test_one_error_is_one_callers(pool: Pool, folder: Path) -> None:
     assert (folder / "v3").read_bytes() == b"somebody else's"
 
 
-@pytest.mark.parametrize("call", ["truncate", "sync", "link", "close"])
+@pytest.mark.parametrize("call", ["file.truncate", "file.sync", "tree.link", "file.close"])
 async def test_some_fail(pool: Pool, folder: Path, faults: Faults, call: str) -> None:
     """Where every third fails, at whatever step, the others are there, and nothing else."""
     seen = 0
@@ -88,7 +89,7 @@ async def test_some_fail(pool: Pool, folder: Path, faults: Faults, call: str) ->
         if seen % 3 == 0:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    faults[call] = every_third
+    faults.run(call, every_third, after=call == "file.close")
     results = await asyncio.gather(*create(pool, *(f"v{n:02}" for n in range(12))), return_exceptions=True)
     good = [f"v{n:02}" for n, result in enumerate(results) if not isinstance(result, BaseException)]
     bad = [result for result in results if isinstance(result, BaseException)]
@@ -101,8 +102,7 @@ async def test_some_fail(pool: Pool, folder: Path, faults: Faults, call: str) ->
 async def test_one_is_cancelled(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
     """Who is cancelled gets no volume, whether it was waiting or being made; the others get theirs."""
     before = open_files()
-    gate = Gate()
-    faults["sync"] = gate
+    gate = faults.hang("file.sync")
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
     gone = tasks[0], tasks[1], tasks[-1], tasks[-2]
@@ -123,8 +123,7 @@ async def test_one_is_cancelled(manager: Manager, pool: Pool, folder: Path, faul
 async def test_all_are_cancelled(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
     """When all are, and the storage comes back, nothing is there and nobody holds anything."""
     before = open_files()
-    gate = Gate()
-    faults["link"] = gate
+    gate = faults.hang("tree.link")
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
     for task in tasks:
@@ -132,7 +131,7 @@ async def test_all_are_cancelled(manager: Manager, pool: Pool, folder: Path, fau
     await asyncio.wait(tasks)
     gate.open()
     await eventually(lambda: quiet(manager) and not open_files() - before and not os.listdir(folder))
-    faults.clear("link")
+    faults.clear("tree.link")
     await asyncio.gather(*create(pool, "v00", "v01"))
     assert sorted(os.listdir(folder)) == ["v00", "v01"]
 
@@ -141,8 +140,7 @@ async def test_company_that_has_left(pool: Pool, faults: Faults, monkeypatch: py
     """While others refresh one call at a time makes volumes; if that one lasts, more begin once the others have gone."""
     company = True
     monkeypatch.setattr(PoolLane, "in_company", property(lambda _: company))
-    gate = Gate()
-    faults["truncate"] = gate
+    gate = faults.hang("file.truncate")
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
     await asyncio.sleep(COMPANY * 2)
@@ -165,8 +163,7 @@ class TestOverdue:
     async def test_hang(self, manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
         """All are told, each by an error of its own, and what comes after all is removed."""
         before = open_files()
-        gate = Gate()
-        faults["truncate"] = gate
+        gate = faults.hang("file.truncate")
         results = await asyncio.gather(*create(pool, *(f"v{n}" for n in range(8))), return_exceptions=True)
         assert all(isinstance(result, LaneTimeoutError) for result in results)
         assert len({id(result) for result in results}) == 8
@@ -176,8 +173,7 @@ class TestOverdue:
 
 async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
     """A pool that is stopped makes none of those that wait; what is left of those being made, its next start removes."""
-    gate = Gate()
-    faults["sync"] = gate
+    gate = faults.hang("file.sync")
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
     stopping = asyncio.ensure_future(pool.stop(force=True))
@@ -187,7 +183,7 @@ async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, AstoreError) for result in results)
     await eventually(lambda: quiet(manager))
-    faults.clear("sync")
+    faults.clear("file.sync")
     await pool.start()
     assert (os.listdir(folder), pool.volumes) == ([], ())
 
@@ -196,9 +192,9 @@ async def test_prepared(pool: Pool, folder: Path, monkeypatch: pytest.MonkeyPatc
     """What is to be done to the empty file is done before it gets its size."""
     sizes: list[int] = []
 
-    def set_nocow(self: FaultyFile) -> None:
+    def set_nocow(self: LocalFile) -> None:
         sizes.append(self.stat().size)
 
-    monkeypatch.setattr(FaultyFile, "set_nocow", set_nocow)
+    monkeypatch.setattr(LocalFile, "set_nocow", set_nocow)
     await pool.create_volume(VolumeDef("a", capacity=1 << 20, nocow=True))
     assert sizes == [0]

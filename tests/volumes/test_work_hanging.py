@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
-from core_fakes import Gate, eventually, quiet
+from core_fakes import eventually, quiet
 from leaks import open_files
-from volumes.faults import Faults
 
 from astore import cancellation as calls
 from astore.backend import Context
@@ -19,6 +19,7 @@ from astore.lanes import Lanes
 from astore.manager import Manager
 from astore.model import PoolState, Snapshot, VolumeDef
 from astore.pools.pool import Pool
+from astore.testing.faults import Faults, Gate
 from astore.trees.opening import close_file
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
@@ -54,14 +55,19 @@ async def cancelled(task: asyncio.Future[object]) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("call", ["create", "lock", "truncate", "sync", "link", "sync_folder", "close"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("tree.create", "tree.link", "tree.sync_folder"),
+        *("file.lock", "file.truncate", "file.sync", "file.close"),
+    ],
+)
 async def test_create_cancelled_while_it_hangs(
     manager: Manager, pool: Pool, folder: Path, faults: Faults, call: str
 ) -> None:
     """A create that hangs, in whatever call, can be cancelled; when the storage is back, nothing is left of it."""
     before = open_files()
-    gate = Gate()
-    faults[call] = gate
+    gate = faults.hang(call)
     task = asyncio.ensure_future(pool.create_volume(VolumeDef("a", capacity=MIB)))
     await eventually(lambda: gate.inside)
     assert await cancelled(task) < BOUND
@@ -73,20 +79,19 @@ async def test_create_cancelled_while_it_hangs(
     assert os.listdir(folder) == ["a"]
 
 
-@pytest.mark.parametrize("call", ["pwrite", "sync", "open", "lock"])
+@pytest.mark.parametrize("call", ["file.pwrite", "file.sync", "tree.open", "file.lock"])
 async def test_upload_cancelled_while_it_hangs(
     manager: Manager, pool: Pool, folder: Path, faults: Faults, call: str
 ) -> None:
     """So can an upload; the volume is somebody's until the last write is out of it, and free then."""
     disk = await pool.create_volume(VolumeDef("a", capacity=8 * MIB))
     before = open_files()
-    gate = Gate()
-    faults[call] = gate
+    gate = faults.hang(call)
     task = asyncio.ensure_future(disk.upload(bytes(8 * MIB)))
     await eventually(lambda: gate.inside)
     assert await cancelled(task) < BOUND
     faults.clear(call)
-    if call in ("pwrite", "sync"):
+    if call in ("file.pwrite", "file.sync"):
         with pytest.raises(VolumeBusyError):
             await disk.upload(b"too early")
     gate.open()
@@ -95,26 +100,25 @@ async def test_upload_cancelled_while_it_hangs(
     assert (await pool.refresh(full=True)).errors == ()
 
 
-@pytest.mark.parametrize("call", ["unlink", "rename", "rmdir", "mkdir"])
+@pytest.mark.parametrize("call", ["tree.unlink", "tree.rename", "tree.rmdir", "tree.mkdir"])
 async def test_names_changed_late(manager: Manager, pool: Pool, folder: Path, faults: Faults, call: str) -> None:
     """A change of names that hangs is cancelled within bounds; what becomes of it, the next refresh shows."""
     disk = await pool.create_volume(VolumeDef("a", capacity=1))
     sub = await pool.create_volume(VolumeDef("d", format="dir"))
-    gate = Gate()
-    faults[call] = gate
+    gate = faults.hang(call)
     task: asyncio.Future[object] = asyncio.ensure_future(
         {
-            "unlink": disk.delete,
-            "rename": lambda: disk.rename("b"),
-            "rmdir": sub.delete,
-            "mkdir": lambda: pool.create_volume(VolumeDef("new", format="dir")),
+            "tree.unlink": disk.delete,
+            "tree.rename": lambda: disk.rename("b"),
+            "tree.rmdir": sub.delete,
+            "tree.mkdir": lambda: pool.create_volume(VolumeDef("new", format="dir")),
         }[call]()
     )
     await eventually(lambda: gate.inside)
     assert await cancelled(task) < BOUND
     gate.open()
     await eventually(lambda: quiet(manager))
-    expected = {"unlink": ["d"], "rename": ["b", "d"], "rmdir": ["a"], "mkdir": ["a", "d"]}[call]
+    expected = {"tree.unlink": ["d"], "tree.rename": ["b", "d"], "tree.rmdir": ["a"], "tree.mkdir": ["a", "d"]}[call]
     await eventually(lambda: sorted(os.listdir(folder)) == expected)
     await pool.refresh()
     assert [one.name for one in pool.volumes] == expected
@@ -123,16 +127,16 @@ async def test_names_changed_late(manager: Manager, pool: Pool, folder: Path, fa
 async def test_names_changed_a_little_late(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
     """Whoever cancels finds the storage at rest: the change that was under way has come to its end."""
     disk = await pool.create_volume(VolumeDef("a", capacity=1))
-    faults["unlink"] = lambda name: time.sleep(0.05)
+    faults.run("tree.unlink", lambda call: time.sleep(0.05))
     faults.calls.clear()
     task = asyncio.ensure_future(disk.delete())
-    await eventually(lambda: "unlink" in faults.calls)
+    await eventually(lambda: "tree.unlink" in faults.calls)
     await cancelled(task)
     assert os.listdir(folder) == []
     assert pool.volumes == ()
-    faults["mkdir"] = lambda name, mode: time.sleep(0.05)
+    faults.run("tree.mkdir", lambda call: time.sleep(0.05))
     task = asyncio.ensure_future(pool.create_volume(VolumeDef("d", format="dir")))
-    await eventually(lambda: "mkdir" in faults.calls)
+    await eventually(lambda: "tree.mkdir" in faults.calls)
     await cancelled(task)
     assert os.listdir(folder) == []
 
@@ -142,8 +146,7 @@ async def test_overdue(manager: Manager, pool: Pool, folder: Path, faults: Fault
     """A call that passes its deadline is an error; with all threads hanging, work fails at once, and recovers."""
     disk = await pool.create_volume(VolumeDef("a", capacity=8 * MIB))
     before = open_files()
-    gate = Gate()
-    faults["pwrite"] = faults["truncate"] = gate
+    gate = faults.hang({"file.pwrite", "file.truncate"})
     with pytest.raises(LaneTimeoutError):
         await disk.upload(bytes(8 * MIB))
     while not any(lane.stuck == 4 for lane in manager.statistics().lanes.lanes):
@@ -154,8 +157,7 @@ async def test_overdue(manager: Manager, pool: Pool, folder: Path, faults: Fault
         await pool.create_volume(VolumeDef("b", capacity=1))
     assert time.monotonic() - began < BOUND
     gate.open()
-    faults.clear("pwrite")
-    faults.clear("truncate")
+    faults.clear("file.pwrite", "file.truncate")
     await eventually(lambda: quiet(manager) and not open_files() - before)
     await eventually(lambda: os.listdir(folder) == ["a"])
     await disk.upload(b"well again")
@@ -165,10 +167,8 @@ async def test_stopped_by_force_while_it_hangs(manager: Manager, pool: Pool, fol
     """A pool that hangs in a write is stopped by force; the write's end changes nothing any more."""
     disk = await pool.create_volume(VolumeDef("a", capacity=MIB))
     before = open_files()
-    gate = Gate()
-    faults["pwrite"] = gate
-    making = Gate()
-    faults["sync"] = making
+    gate = faults.hang("file.pwrite")
+    making = faults.hang("file.sync")
     work = [
         asyncio.ensure_future(disk.upload(bytes(MIB))),
         asyncio.ensure_future(pool.create_volume(VolumeDef("b", capacity=1))),
@@ -182,8 +182,7 @@ async def test_stopped_by_force_while_it_hangs(manager: Manager, pool: Pool, fol
     results = await asyncio.gather(*work, return_exceptions=True)
     assert all(isinstance(result, AstoreError) for result in results), results
     assert (pool.state, pool.volumes) == (PoolState.INACTIVE, ())
-    faults.clear("pwrite")
-    faults.clear("sync")
+    faults.clear("file.pwrite", "file.sync")
     await eventually(lambda: quiet(manager))
     await pool.start()  # which removes what could not be removed while it hung
     assert os.listdir(folder) == ["a"]
@@ -277,11 +276,11 @@ async def test_leftovers_that_hang(pool: Pool, folder: Path, faults: Faults) -> 
     """Leftovers that cannot be looked at do not keep a pool from starting."""
     await pool.stop()
     (folder / ".astore-1.tmp").write_bytes(b"x")
-    faults["lock"] = 5
+    faults.fail("file.lock", errno.EIO)
     await pool.start()
     assert os.listdir(folder) == [".astore-1.tmp"]
     await pool.stop()
-    faults.clear("lock")
+    faults.clear("file.lock")
     await pool.start()
     assert os.listdir(folder) == []
     assert Snapshot.EMPTY.volumes == pool.volumes

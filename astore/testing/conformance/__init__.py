@@ -26,8 +26,8 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
         for part in (
-            *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing"),
-            *("volumes", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
+            *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing", "naming"),
+            *("volumes", "volumes_made", "streams", "volumes_streamed", "volumes_copied", "volumes_changed"),
             *("volumes_written_by_two", "volumes_cancelled"),
         )
     )
@@ -37,6 +37,7 @@ from astore.testing.conformance.base import ConformanceBase  # noqa: E402
 from astore.testing.conformance.cancelling import CancellationChecks  # noqa: E402
 from astore.testing.conformance.contract import ContractChecks  # noqa: E402
 from astore.testing.conformance.lifecycle import LifecycleChecks  # noqa: E402
+from astore.testing.conformance.naming import NamingChecks  # noqa: E402
 from astore.testing.conformance.records import RecordChecks  # noqa: E402
 from astore.testing.conformance.refreshing import RefreshChecks  # noqa: E402
 from astore.testing.conformance.sharing import SharingChecks  # noqa: E402
@@ -56,6 +57,7 @@ class BackendConformance(
     RefreshChecks,
     CancellationChecks,
     SharingChecks,
+    NamingChecks,
     VolumeChecks,
     ConformanceBase,
 ):

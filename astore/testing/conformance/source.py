@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from astore.images.blank import qcow2_by_hand
 from astore.model import PoolDef
-from beds.images import qcow2_by_hand
 
 IMAGES = "images"
 """A file may hold an image of a known format, and its header counts."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from astore.errors import AstoreError, StorageError, TransferError, VolumeNotFoundError
@@ -16,39 +14,14 @@ from astore.events import VolumeProgress
 from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
-from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, start_able
 from astore.testing.conformance.source import SourceUnderTest
+from astore.testing.conformance.streams import DATA, Received, Watch, chunks, given, one_buffer, taken
 from astore.testing.conformance.volumes_made import MIB
 from astore.volume_io.blocks import Hole
 
 FAR = (1 << 31) - 5, 1 << 31, (1 << 32) - 5, (1 << 33) + 12345
 """Offsets about 2 and 4 GiB, and beyond 8."""
-
-DATA = hashlib.shake_128(b"astore").digest(9 * MIB + 4321)
-
-
-def chunks(data: bytes, *sizes: int) -> list[bytes]:
-    """Cut data into pieces of these sizes, over and over."""
-    pieces, at, turn = [], 0, 0
-    while at < len(data):
-        size = sizes[turn % len(sizes)]
-        pieces.append(data[at : at + size])
-        at, turn = at + size, turn + 1
-    return pieces
-
-
-async def given(pieces: Iterable[Any]) -> AsyncIterator[Any]:
-    """The pieces, one by one."""
-    for piece in pieces:
-        await asyncio.sleep(0)
-        yield piece
-
-
-async def taken(volume: Volume, **options: Any) -> bytes:
-    """All that a download gives, holes as zeros."""
-    async with volume.download(**options) as blocks:
-        return b"".join([bytes(one.length) if isinstance(one, Hole) else one async for one in blocks])
 
 
 def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
@@ -57,24 +30,6 @@ def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
             file.seek(offset)
             file.write(one)
         file.truncate(size)
-
-
-class Watch:
-    """What ``on_progress`` told; it must grow, and say the same of the whole."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, int | None]] = []
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self.steps:
-            assert done > self.steps[-1][0]
-            assert total == self.steps[-1][1]
-        assert total is None or done <= total
-        self.steps.append((done, total))
-
-    def assert_complete(self, size: int, *, total: int | None) -> None:
-        """All was told of, and how much it would be."""
-        assert self.steps[-1] == (size, total)
 
 
 class StreamedVolumeChecks(ConformanceBase):
@@ -115,29 +70,6 @@ class StreamedVolumeChecks(ConformanceBase):
         data = DATA[: 3 * MIB + 17]
         file = tmp_path / "file"
         await asyncio.to_thread(file.write_bytes, data)
-        giver, taker = anyio.create_memory_object_stream[bytes](100)
-        for piece in chunks(data, 100_000):
-            giver.send_nowait(piece)
-        giver.close()
-        mutable = bytearray(MIB)
-
-        async def reused() -> AsyncIterator[memoryview]:
-            for at in range(0, len(data), MIB):
-                size = min(MIB, len(data) - at)
-                mutable[:size] = data[at : at + size]
-                yield memoryview(mutable)[:size]
-
-        class Stream(anyio.abc.ByteReceiveStream):
-            async def receive(self, max_bytes: int = 65536) -> bytes:
-                try:
-                    return await taker.receive()
-                except anyio.EndOfStream:
-                    await taker.aclose()
-                    raise
-
-            async def aclose(self) -> None:
-                await taker.aclose()
-
         sources: tuple[Any, ...] = (
             data,
             bytearray(data),
@@ -145,8 +77,8 @@ class StreamedVolumeChecks(ConformanceBase):
             file,
             str(file),
             given(chunks(data, 7, MIB)),
-            reused(),
-            Stream(),
+            one_buffer(data),
+            Received(chunks(data, 100_000)),
         )
         for number, one in enumerate(sources):
             disk = await pool.create_volume(VolumeDef(f"{number}", capacity=0))

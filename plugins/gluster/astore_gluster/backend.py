@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from astore.backend import Backend, Context, PoolSession
+from astore.backend import Backend, Context, DiskSource, PoolSession, QemuNode
 from astore.errors import DefinitionError, LibvirtCode
-from astore.model import DiscoveredSource, Host, PoolDef, Target
+from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
 from astore.model.definitions import FILE_FORMATS
-from astore_gluster import libgfapi
-from astore_gluster.connection import CONNECTIONS, Connection, ConnectionCache, Key
+from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM
 from astore_gluster.servers import check_server, is_volume_name, servers_of, url_parts
-from astore_gluster.session import LOST, GlusterSession
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.connection import CONNECTIONS, Connection, ConnectionCache, Key
+from astore_gluster.volume.session import LOST, GlusterSession
+from astore_gluster.volume.tree import GlusterTree
 
 LONGEST_DIRECTORY = 4096 - NAME_ROOM
 """Bytes of the folder's path: with a file's name added, it is to fit in the bricks' PATH_MAX."""
@@ -95,6 +95,18 @@ class GlusterBackend(Backend):
         server = Host(host, port)
         check_server(server)
         return await discover(server, context)
+
+    def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
+        """See :func:`astore_gluster.naming.disk_source`."""
+        return naming.disk_source(definition, volume)
+
+    def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
+        """See :func:`astore_gluster.naming.blockdev`."""
+        return naming.blockdev(definition, volume)
+
+    def volume_named(self, definition: PoolDef, location: str) -> str | None:
+        """See :func:`astore_gluster.naming.volume_named`."""
+        return naming.volume_named(definition, location)
 
 
 def make_tree(

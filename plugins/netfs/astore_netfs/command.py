@@ -9,7 +9,8 @@ import re
 
 from astore.errors import DefinitionError, printable
 from astore.model import PoolDef
-from astore.names import check_host, check_path, shown_option
+from astore.model.definitions import shown_option
+from astore.names import check_host, check_path
 from astore_netfs.options import check_options, is_anonymous, split_credentials
 
 FORMATS = ("auto", "nfs", "glusterfs", "cifs")

@@ -12,7 +12,8 @@ import msgspec
 
 from astore.errors import CommandError, DefinitionError
 from astore.model import PoolDef
-from astore.names import check_allowed_option, check_mount_option, check_path, shown_option
+from astore.model.definitions import shown_option
+from astore.names import check_allowed_option, check_mount_option, check_path
 
 LONGEST_PASSWORD = 512
 """Bytes of a password, and as many of a user's name and a domain together; mount.cifs.c's MOUNT_PASSWD_SIZE."""
@@ -121,53 +122,69 @@ def split_credentials(definition: PoolDef, kind: str) -> tuple[tuple[str, ...], 
 
     :raises DefinitionError: a password where none belongs, two of them, or one that is too long.
     """
-    seen: list[str] = []
-    login: list[str] = []  # would go to the file with a password, but is no secret
-    found: dict[str, str] = {}
+    login = _Login(kind)
+    for option in definition.mount_options:
+        login.read(option)
+    return login.split()
 
-    def take(field: str, value: str) -> None:
-        if field in found:
+
+class _Login:
+    """The mount options of a definition, read one by one: which of them log in, and what may be seen by all."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._seen: list[str] = []
+        self._beside: list[str] = []  # would go to the file with a password, but is no secret
+        self._found: dict[str, str] = {}
+
+    def read(self, option: str) -> None:
+        """:raises DefinitionError: see :func:`split_credentials`."""
+        name, value = option_name(option), option.partition("=")[2]
+        secret = _SECRET.fullmatch(name) is not None or (name in _USER and "%" in value)
+        if secret and self._kind != "cifs":
+            raise _refused(f"a netfs source of format {self._kind!r} takes no password: {shown_option(option)!r}")
+        if name in _PASSWORD:
+            self._take("password", value)
+        elif name in _PASSWORD2:
+            self._take("password2", value)
+        elif secret and name not in _USER:
+            raise _refused(f"CIFS has no option {name!r}: it is password=")
+        elif _logs_in(option, self._kind):
+            user, percent, password = value.partition("%")
+            self._take("username", user)
+            if percent:
+                self._take("password", password)
+            self._beside.append(f"username={user}")
+            self._seen.append(self._beside[-1])
+        elif name in _DOMAIN and self._kind == "cifs":
+            self._take("domain", value)
+            self._beside.append(option)
+            self._seen.append(option)
+        else:
+            if name in _FILE and self._kind == "cifs":
+                self._take("credentials file", check_path(value, what="credentials file", element="option"))
+            self._seen.append(option)
+
+    def _take(self, field: str, value: str) -> None:
+        if field in self._found:
             raise _refused(f"the {field} is given twice among the mount options")
         if len(value.encode()) > LONGEST_PASSWORD:
             raise _refused(f"the {field} among the mount options is longer than {LONGEST_PASSWORD} bytes")
-        found[field] = value
+        self._found[field] = value
 
-    for option in definition.mount_options:
-        name, value = option_name(option), option.partition("=")[2]
-        secret = _SECRET.fullmatch(name) is not None or (name in _USER and "%" in value)
-        if secret and kind != "cifs":
-            raise _refused(f"a netfs source of format {kind!r} takes no password: {shown_option(option)!r}")
-        if name in _PASSWORD:
-            take("password", value)
-        elif name in _PASSWORD2:
-            take("password2", value)
-        elif secret and name not in _USER:
-            raise _refused(f"CIFS has no option {name!r}: it is password=")
-        elif _logs_in(option, kind):
-            user, percent, password = value.partition("%")
-            take("username", user)
-            if percent:
-                take("password", password)
-            login.append(f"username={user}")
-            seen.append(login[-1])
-        elif name in _DOMAIN and kind == "cifs":
-            take("domain", value)
-            login.append(option)
-            seen.append(option)
-        else:
-            if name in _FILE and kind == "cifs":
-                take("credentials file", check_path(value, what="credentials file", element="option"))
-            seen.append(option)
-    if "password" not in found:
-        if "password2" in found:
-            raise _refused("a password2 belongs beside a password")
-        return tuple(seen), None
-    if "credentials file" in found:
-        raise _refused("a password and a file of credentials are given: one of them")
-    credentials = Credentials(
-        found["password"], found.get("password2"), found.get("username") or None, found.get("domain")
-    )
-    return tuple(option for option in seen if option not in login), credentials
+    def split(self) -> tuple[tuple[str, ...], Credentials | None]:
+        """:raises DefinitionError: see :func:`split_credentials`."""
+        found = self._found
+        if "password" not in found:
+            if "password2" in found:
+                raise _refused("a password2 belongs beside a password")
+            return tuple(self._seen), None
+        if "credentials file" in found:
+            raise _refused("a password and a file of credentials are given: one of them")
+        credentials = Credentials(
+            found["password"], found.get("password2"), found.get("username") or None, found.get("domain")
+        )
+        return tuple(option for option in self._seen if option not in self._beside), credentials
 
 
 def is_anonymous(definition: PoolDef, kind: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 from astore.backend import Context
 from astore.model import EntryError, Snapshot, VolumeInfo
 from astore.trees.session import WritableTreeSession
-from astore_gluster.connection import Connection
-from astore_gluster.tree import GlusterTree
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.tree import GlusterTree
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What surrounds all work on a pool's volumes: what is checked before it, opened for it, and looked at after it."""
+"""What all jobs on volumes share: checks before they begin, opening, and looking again after them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TypeVar, cast
 from astore.backend import OpensVolumes, PoolSession
 from astore.errors import StorageError, VolumeInUseError
 from astore.model import PoolState, VolumeInfo
-from astore.plugin_calls import answer, record
+from astore.plugin_calls import answer, checked_record
 from astore.pools import graph
 from astore.pools.life import Life
 from astore.pools.parts import Member, Parts
-from astore.pools.wording import about_volume
+from astore.pools.pool_errors import about_volume
 from astore.volume_io.named_file import NamedFile
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ LOOK_SECONDS = 10.0
 """How long a pool is waited for of which nothing is known yet."""
 
 
-def begin(pool: Parts, operation: str) -> Life:
+def require_usable(pool: Parts, operation: str) -> Life:
     """Return the pool's life, for work to begin. :raises InvalidStateError: it is not active. ManagerClosedError."""
     pool.services.check_open()
     return pool.record.require_usable(operation)
@@ -35,11 +35,11 @@ async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> t
 
     :raises VolumeInUseError: others need the volume, and ``force`` is False. VolumeBusyError: one is being made on it.
     """
-    life = begin(pool, f"{operation} a volume")
+    life = require_usable(pool, f"{operation} a volume")
     if force:
         return life, pool.volume(name)
     await _know_others(pool)
-    life = begin(pool, f"{operation} a volume")
+    life = require_usable(pool, f"{operation} a volume")
     info = pool.volume(name)
     pool.claims.require_not_relied_on(name, operation)
     others = pool.others()
@@ -65,6 +65,7 @@ async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> t
 
 async def _know_others(pool: Parts) -> None:
     """Look at all active pools that nothing is known of yet: their images may need the volume."""
+    await pool.services.registry.load((pool.definition.type,))  # the backend knows by which URLs others name the volume
     unknown = [one for one in pool.others() if one.active and not one.snapshot.taken_at]
     if unknown:
         looks = (
@@ -84,7 +85,7 @@ async def worked(pool: Parts, call: Awaitable[T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def opened_volume(
     pool: Parts, session: PoolSession, info: VolumeInfo, *, write: bool = False
 ) -> AsyncIterator[NamedFile]:
     """Open a volume's bytes. What happens inside is the caller's, and is raised as it is."""
@@ -100,13 +101,13 @@ async def opened(
 
 
 @contextlib.asynccontextmanager
-async def making(pool: Parts, life: Life, name: str) -> AsyncIterator[None]:
+async def making(pool: Parts, life: Life, session: PoolSession, name: str) -> AsyncIterator[None]:
     """Surround the making of a volume: where it fails, a refresh beside it may have seen the volume for a moment."""
     generation = pool.record.generation
     try:
         yield
     except BaseException:
-        if not life.ended and (pool.refresher.running or pool.record.generation != generation):
+        if life.session is session and (pool.refresher.running or pool.record.generation != generation):
             await pool.refresher.look_again(name)
         raise
 
@@ -132,10 +133,10 @@ async def looking_again(pool: Parts, *names: str) -> AsyncIterator[None]:
         raise
 
 
-def made(pool: Parts, life: Life, info: VolumeInfo) -> VolumeInfo:
+def take_new_volume(pool: Parts, life: Life, session: PoolSession, info: VolumeInfo) -> VolumeInfo:
     """Take over a volume that was made. :raises InvalidStateError: the pool was stopped meanwhile."""
-    life.check("create")
-    pool.refresher.apply({record(info).name: info})
+    life.check("create", session)
+    pool.refresher.apply({checked_record(info).name: info})
     return info
 
 

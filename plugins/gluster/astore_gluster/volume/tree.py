@@ -13,17 +13,19 @@ from typing import Any
 
 from astore.model import FileStat
 from astore.trees.writable import WritableTree
-from astore_gluster.file import NOTE, GlusterFile
-from astore_gluster.folder import GONE, GlusterFolder
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
+from astore_gluster.volume.file import GlusterFile
+from astore_gluster.volume.folder import GlusterFolder
+from astore_gluster.volume.notes import NOTE
+from astore_gluster.volume.reading import GONE
 
 STALE_WAITS = (0.0, 0.02, 0.1, 0.3, 0.7)
 """Seconds between attempts to open what the client remembers and the bricks do not: md-cache remembers for one."""
 
 
 class GlusterTree(GlusterFolder, WritableTree):
-    """A folder of a volume, to be read and written; made as :class:`~astore_gluster.folder.GlusterFolder` is."""
+    """A folder of a volume, to be read and written; made as :class:`~astore_gluster.volume.folder.GlusterFolder` is."""
 
     makers = 4
 

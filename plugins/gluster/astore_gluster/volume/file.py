@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from astore.model import FileStat
 from astore.trees.writable_local import FLOCK, LOCK_OFFSET, NO_LOCKS
 from astore.volume_io.blocking_file import TreeFile
-from astore_gluster.connection import Connection
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.notes import NO_NOTES, NOTE, NOTE_ROOM, noted
 
 # Bytes to be filled before anybody else sees them: what is read goes straight to where it is wanted. (C API, bytes objects:
 # the content is uninitialized where the first argument is NULL.)
@@ -22,26 +23,6 @@ _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
 _address_of = ctypes.pythonapi.PyBytes_AsString
 _address_of.restype, _address_of.argtypes = ctypes.c_void_p, (ctypes.py_object,)
-
-NOTE = b"user.astore.format"
-"""The extended attribute in which the format of a volume is noted that was made raw, as on a mounted file system."""
-
-NOTE_ROOM = 64
-NO_NOTES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
-
-
-def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
-    """What a call for the note gave: the format, ``""`` where none is noted, None where none can be.
-
-    :raises OSError: the volume does not answer.
-    """
-    if length >= 0:
-        return "raw" if room.raw[:length] == b"raw" else ""
-    if ctypes.get_errno() in (errno.ENODATA, errno.ERANGE):
-        return ""
-    if ctypes.get_errno() in NO_NOTES:
-        return None
-    raise failure()
 
 
 _LAST = 2**63 - 1

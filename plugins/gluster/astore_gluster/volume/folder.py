@@ -16,23 +16,21 @@ import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
-from astore.images import HEADER_SIZE, ImageError
-from astore.images.gluster import parse_gluster_uri
 from astore.model import FileStat, Place, VolumeType
-from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
+from astore.trees.tree import Entry, FileTree, Reading
 from astore_gluster import libgfapi
-from astore_gluster.connection import Connection
-from astore_gluster.file import NOTE, NOTE_ROOM, noted
 from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
 from astore_gluster.libgfapi import failure, scratch
 from astore_gluster.servers import quote_path
+from astore_gluster.uri import parse_uri
+from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.notes import NOTE, NOTE_ROOM
+from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
 
 MAX_LINKS = 40
 """Symbolic links followed one after the other before it is called a loop: the kernel's limit (path_resolution(7))."""
 
 _SECOND = 1_000_000_000
-GONE = frozenset({errno.ENOENT, errno.ESTALE})
-"""What a name, or the handle of a file that was removed, gives."""
 
 
 class GlusterFolder(FileTree):
@@ -166,7 +164,7 @@ class GlusterFolder(FileTree):
         """The entry ``name`` if it is there and wanted, looked up on its own."""
         try:
             entry = self._find(name)
-        except _VanishedError:
+        except VanishedError:
             return None
         except OSError as error:
             return name, error
@@ -217,7 +215,7 @@ class GlusterFolder(FileTree):
             handle = gfapi.h_lookupat(fs, None, path, ctypes.addressof(data), 0)
             if handle is None:
                 error = failure(path)
-                raise _VanishedError(*error.args) if error.errno in GONE and len(seen) == 1 else error
+                raise VanishedError(*error.args) if error.errno in GONE and len(seen) == 1 else error
             stat = decode_stat(gfapi.layout, data.raw, self._connection.device)
             if not modes.S_ISLNK(stat.mode):
                 return handle, stat
@@ -257,7 +255,7 @@ class GlusterFolder(FileTree):
 
     def reading(self, entry: Entry, *, thorough: bool = False) -> Reading:
         """The entry's file, by its handle, for its header to be read; where the listing gave none, it is looked up here."""
-        return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry))
+        return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry), self._connection)
 
     def name_of(self, location: str) -> str | None:
         """The name of an entry of the folder that a URL means by its text alone, or None."""
@@ -272,16 +270,12 @@ class GlusterFolder(FileTree):
 
     def place_of(self, location: str) -> Place | None:
         """Where a URL of this volume leads, whichever of its servers it names; None for any other."""
-        try:
-            found = parse_gluster_uri(location)
-        except ImageError:
+        found, key = parse_uri(location), self._connection.key
+        if found is None or found.volume != key.volume:
             return None
-        key = self._connection.key
-        hosts = {server.host.strip("[]") for server in key.servers}
-        if found.volume != key.volume or (found.socket or found.host or "") not in hosts:
+        if found.server not in {server.host.strip("[]") for server in key.servers}:
             return None
-        path = "/" + "/".join(part for part in found.path.split("/") if part not in ("", "."))
-        return self._place(path)
+        return self._place("/" + "/".join(found.parts))
 
     def folder_place(self) -> Place | None:
         """Where the folder is in its volume."""
@@ -305,46 +299,10 @@ class GlusterFolder(FileTree):
         found = self._find(entry.name)
         if found.stat.inode != entry.stat.inode:
             self.release(found)
-            raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name)
+            raise VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), entry.name)
         if found.handle is None:
             raise OSError(errno.EINVAL, "it is not a regular file", entry.name)
         return found
-
-    def _read_head(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        size = entry.stat.size
-        room = scratch(HEADER_SIZE)
-        address = ctypes.addressof(room)
-        done = self._read(entry.handle, address, 0, FIRST_READ, size)
-        if done == FIRST_READ < size and more(ctypes.string_at(address, done)):
-            done = self._read(entry.handle, address, done, HEADER_SIZE, size)
-        return ctypes.string_at(address, done)
-
-    def _read_at(self, entry: Entry, offset: int, length: int) -> bytes:
-        room = ctypes.create_string_buffer(length)
-        count = self._gfapi.h_anonymous_read(self._fs, entry.handle, ctypes.addressof(room), length, offset)
-        if count < 0:
-            raise failure()
-        return room.raw[:count]
-
-    def _noted(self, entry: Entry) -> str | None:
-        room = ctypes.create_string_buffer(NOTE_ROOM)
-        return noted(self._gfapi.h_getxattrs(self._fs, entry.handle, NOTE, ctypes.addressof(room), NOTE_ROOM), room)
-
-    def _read(self, handle: int, address: int, done: int, length: int, size: int) -> int:
-        """Fill the buffer at ``address`` from ``done`` up to ``length`` bytes; returns how far it is filled.
-
-        Asking again just to be told that a file of ``size`` bytes ends would be a round trip for each small file.
-        """
-        read = self._gfapi.h_anonymous_read
-        end = min(length, size)
-        while done < end:
-            count = read(self._fs, handle, address + done, length - done, done)
-            if count < 0:
-                raise failure()
-            if count == 0:
-                break
-            done += count
-        return done
 
     def release(self, entry: Entry) -> None:
         """Close an entry's handle, if it has one."""
@@ -385,36 +343,3 @@ class GlusterFolder(FileTree):
     def _check(self, result: int, path: bytes) -> None:
         if result < 0:
             raise failure(path)
-
-
-class GlusterReading(Reading):
-    """A file of the volume, read by its handle, which leads to this one file whatever becomes of its name."""
-
-    __slots__ = ()
-
-    tree: GlusterFolder
-
-    def header(self, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of the file. A file that was removed since it was listed may still be read, as its brick likes."""
-        try:
-            return self.tree._read_head(self.entry, more)
-        except OSError as error:
-            if error.errno in GONE:
-                raise _VanishedError(errno.ENOENT, os.strerror(errno.ENOENT), self.entry.name) from error
-            raise
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Bytes from anywhere in the file."""
-        return self.tree._read_at(self.entry, offset, length)
-
-    def made(self) -> str | None:
-        """The format that astore noted at the file."""
-        return self.tree._noted(self.entry)
-
-    def close(self) -> None:
-        """Let go of the handle."""
-        self.tree.release(self.entry)
-
-
-class _VanishedError(FileNotFoundError):
-    """The entry itself is not there, as opposed to what a link leads to."""

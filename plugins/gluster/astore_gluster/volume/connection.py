@@ -38,22 +38,27 @@ class Key(NamedTuple):
 
 
 class Connection:
-    """A volume that is connected. Whoever uses ``fs`` must hold it, from before the first call until after the last.
+    """A volume that is connected. Hold it from before the first use of ``fs`` until after the last.
 
     :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether a call on it was ever answered.
+    :ivar holds: how many holds there are: pools, calls in progress, and handles that were kept. It changes only under
+        ``lock``, which is its cache's; so does ``idle_since``.
+    :param on_idle: called with the lock held when the last hold is given back.
     """
 
-    __slots__ = ("_cache", "_device", "_foreign", "_holds", "_lock", "answered", "fs", "gfapi", "idle_since", "key")
+    __slots__ = ("_device", "_foreign", "_lock", "_on_idle", "answered", "fs", "gfapi", "holds", "idle_since", "key")
 
-    def __init__(self, gfapi: Gfapi, fs: int, key: Key, cache: ConnectionCache) -> None:
+    def __init__(
+        self, gfapi: Gfapi, fs: int, key: Key, lock: threading.Lock, on_idle: Callable[[Connection], object]
+    ) -> None:
         self.gfapi = gfapi
         self.fs = fs
         self.key = key
         self.idle_since = 0.0
-        self._cache = cache
-        self._lock = cache._lock
         self.answered = False
-        self._holds = 1
+        self.holds = 1
+        self._lock = lock
+        self._on_idle = on_idle
         self._foreign = False
         self._device: str | None = None
 
@@ -75,19 +80,14 @@ class Connection:
         return self._device
 
     def __repr__(self) -> str:
-        return f"<Connection {self.key} holds={self._holds}>"
-
-    @property
-    def holds(self) -> int:
-        """How many holds there are: pools, calls in progress, and handles that were kept."""
-        return self._holds
+        return f"<Connection {self.key} holds={self.holds}>"
 
     def hold(self) -> None:
-        """Keep it open once more. Only whoever holds it already may ask. :raises OSError: EBADF, see :meth:`check`."""
+        """Keep it open once more; it must be held already. :raises OSError: EBADF, see :meth:`check`."""
         if self._foreign:
             self.check()
         with self._lock:
-            self._holds += 1
+            self.holds += 1
 
     def check(self) -> None:
         """See that it is this process's. :raises OSError: EBADF: it was made before a fork."""
@@ -97,9 +97,17 @@ class Connection:
     def drop(self) -> None:
         """Give a hold back. The last one makes the connection idle. Never slow."""
         with self._lock:
-            self._holds -= 1
-            if not self._holds and not self._foreign:
-                self._cache._idle(self)
+            self.holds -= 1
+            if not self.holds and not self._foreign:
+                self._on_idle(self)
+
+    def disown(self, lock: threading.Lock) -> None:
+        """Refuse to be used any more, after a fork: the connection is the parent's.
+
+        :param lock: in place of the old one, which a thread of the parent's may have held for ever.
+        """
+        self._foreign = True
+        self._lock = lock
 
 
 class _Opening:
@@ -153,15 +161,14 @@ class ConnectionCache:
         inherited = [*self._open.values(), *self._replaced]
         self._begin()
         for connection in inherited:
-            connection._foreign = True
-            connection._lock = self._lock  # whoever may have held the other is not there
+            connection.disown(self._lock)
 
     def statistics(self) -> dict[str, int]:
         """How many connections are ``open``, how many of these ``idle``, and how many being made or closed."""
         with self._lock:
             return {
                 "open": len(self._open) + len(self._replaced),
-                "idle": sum(not connection._holds for connection in self._open.values()),
+                "idle": sum(not connection.holds for connection in self._open.values()),
                 "opening": len(self._opening),
                 "closing": self._closing,
             }
@@ -178,7 +185,7 @@ class ConnectionCache:
         with self._lock:
             connection = self._open.get(key)
             if connection is not None and connection is not instead_of:
-                connection._holds += 1
+                connection.holds += 1
                 return connection
             opening = self._opening.get(key)
             if opening is not None:
@@ -193,7 +200,7 @@ class ConnectionCache:
         if self._closing >= self.limit:
             raise OSError(errno.EMFILE, f"{self._closing} connections to Gluster volumes are still being closed")
         if len(self._open) + len(self._replaced) + len(self._opening) >= self.limit:
-            idle = [connection for connection in self._open.values() if not connection._holds]
+            idle = [connection for connection in self._open.values() if not connection.holds]
             if idle:
                 self._close(min(idle, key=lambda connection: connection.idle_since))
             else:
@@ -209,10 +216,10 @@ class ConnectionCache:
             raise
         else:
             with self._lock:
-                connection._holds += opening.waiting  # each of those who wait has a hold from now on
+                connection.holds += opening.waiting  # each of those who wait has a hold from now on
                 del self._opening[key]
                 replaced = self._open.get(key)
-                if replaced is not None and replaced._holds:
+                if replaced is not None and replaced.holds:
                     self._replaced.add(replaced)
                 elif replaced is not None:
                     self._close(replaced)
@@ -269,7 +276,7 @@ class ConnectionCache:
             with self._lock:
                 self._finish(gfapi, fs)
             raise OSError(number, f"{key}: {_why_not(number)}")
-        return Connection(gfapi, fs, key, self)
+        return Connection(gfapi, fs, key, self._lock, self._idle)
 
     def _idle(self, connection: Connection) -> None:
         """The last hold of a connection was given back. The lock is held."""
@@ -278,7 +285,7 @@ class ConnectionCache:
             self._finish(connection.gfapi, connection.fs)
             return
         connection.idle_since = time.monotonic()
-        idle = [other for other in self._open.values() if not other._holds]
+        idle = [other for other in self._open.values() if not other.holds]
         if len(idle) > self.idle_limit:
             self._close(min(idle, key=lambda other: other.idle_since))
         if self._reaper is None:
@@ -291,7 +298,7 @@ class ConnectionCache:
         """Close what has been idle for long enough; end when nothing is idle."""
         with self._lock:
             while True:
-                idle = [connection for connection in self._open.values() if not connection._holds]
+                idle = [connection for connection in self._open.values() if not connection.holds]
                 if not idle:
                     self._reaper = None
                     return
@@ -306,7 +313,7 @@ class ConnectionCache:
         """Begin to close every connection that nobody holds. Does not wait for it."""
         with self._lock:
             for connection in list(self._open.values()):
-                if not connection._holds:
+                if not connection.holds:
                     self._close(connection)
             self._changed.notify_all()
 

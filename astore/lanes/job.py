@@ -1,0 +1,88 @@
+"""Jobs, and the record of a lane: plain data that lanes and threads share; see :mod:`astore.lanes`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class Job:
+    """One blocking call. Its fields change only under the lock of the threads that run it.
+
+    :ivar future: the caller's, on ``loop``; a job without a loop has nobody who takes its result.
+    :ivar parent: the job that this one assists.
+    :ivar abandoned: nobody takes the result any more. :ivar stuck: its thread is counted as stuck.
+    """
+
+    __slots__ = ("abandoned", "args", "discard", "func", "future", "lane", "loop", "parent", "stuck")
+
+    def __init__(
+        self,
+        lane: LaneRecord,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop | None = None,
+        discard: Callable[[Any], object] | None = None,
+        parent: Job | None = None,
+    ) -> None:
+        self.lane = lane
+        self.func = func
+        self.args = args
+        self.loop = loop
+        self.future: asyncio.Future[Any] | None = None if loop is None else loop.create_future()
+        self.discard = discard
+        self.parent = parent
+        self.abandoned = False
+        self.stuck = False
+
+
+class LaneRecord:
+    """What the threads know of a lane. Its fields change only under the lock of the threads.
+
+    :ivar limit: how many threads the lane may use at once.
+    :ivar stuck: how many of its threads are stuck in calls past their deadline.
+    :ivar listed: whether it stands among the lanes that are ready.
+    """
+
+    __slots__ = ("limit", "listed", "name", "queue", "running", "stuck")
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        self.queue: deque[Job] = deque()
+        self.running: set[Job] = set()
+        self.stuck = 0
+        self.listed = False
+
+    def may_start(self) -> bool:
+        """Whether there is a call in the queue and a thread for it. It then stands first."""
+        queue = self.queue
+        while queue:
+            job = queue[0]
+            parent = job.parent
+            if parent is not None and parent not in self.running:
+                queue.popleft()  # the call that it would assist is done
+                continue
+            if parent is not None and len(self.running) >= self.limit - 1:
+                # the last thread is not for assistants: a short call need not wait for a long refresh
+                if all(other.parent is not None for other in queue):
+                    return False
+                queue.rotate(-1)
+                continue
+            return len(self.running) < self.limit
+        return False
+
+
+here = threading.local()
+"""``job``: the one that this thread runs."""
+
+
+def discard(job: Job, result: Any) -> None:
+    """Undo a job's effect by its ``discard``: nobody takes its result."""
+    if job.discard is not None:
+        with contextlib.suppress(Exception):
+            job.discard(result)

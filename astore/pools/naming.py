@@ -1,0 +1,98 @@
+"""Ask the backend of a pool how its volumes are named to libvirt, to QEMU and in the headers of images. Nothing here waits.
+
+Files and devices of this machine are named by their paths. Only the backend knows the names of a volume of the network
+(:class:`~astore.backend.NamesVolumes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from astore.backend import Backend, DiskSource, NamesVolumes, QemuNode
+from astore.errors import AstoreError, BackendError, BackendLoadError, UnsupportedOperationError, reason
+from astore.model import VolumeInfo
+from astore.pools.parts import Parts
+
+_NAME = (str, type(None))
+
+
+_able: MutableMapping[Backend, bool] = (
+    WeakKeyDictionary()
+)  # isinstance() with a Protocol takes longer than parsing a URL
+
+
+def naming_of(pool: Parts) -> NamesVolumes | None:
+    """Return the pool's backend if it names volumes; None if it does not, or is not loaded."""
+    backend = pool.backend
+    if backend is None:
+        return None
+    able = _able.get(backend)
+    if able is None:
+        able = _able[backend] = isinstance(backend, NamesVolumes)
+    return cast(NamesVolumes, backend) if able else None
+
+
+def volume_named(pool: Parts, location: str) -> str | None:
+    """Return the name of the pool's volume at a location; None if the location is not the pool's, or a path of this machine.
+
+    :raises BackendError: the backend failed.
+    """
+    naming = None if location.startswith("/") else naming_of(pool)
+    if naming is None:
+        return None
+    found: str | None = _answer(pool, naming.volume_named, _NAME, pool.definition, location)
+    return found
+
+
+def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
+    """Return where a libvirt domain finds a volume of the network.
+
+    :raises BackendLoadError: the pool's backend is not loaded. UnsupportedOperationError: it lacks the ability.
+        BackendError: it failed.
+    """
+    found: DiskSource = _answer(pool, _naming_needed(pool).disk_source, DiskSource, pool.definition, volume)
+    return found
+
+
+def blockdev(pool: Parts, volume: VolumeInfo) -> QemuNode:
+    """Return QEMU's node of a volume of the network. :raises: as :func:`disk_source`."""
+    found: QemuNode = _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
+    return found
+
+
+def unloaded_types(locations: Iterable[str], pools: Iterable[Parts]) -> set[str]:
+    """Return the types of active pools whose backends, once loaded, might know which volumes are at these locations."""
+    if all(location.startswith("/") for location in locations):
+        return set()
+    return {pool.definition.type for pool in pools if pool.active and pool.backend is None}
+
+
+def _naming_needed(pool: Parts) -> NamesVolumes:
+    """Return the pool's backend, which names volumes. :raises BackendLoadError, UnsupportedOperationError: it does not."""
+    type = pool.definition.type
+    if pool.backend is None:
+        raise BackendLoadError(
+            f"pool {pool.name!r}: the backend of pool type {type!r} is not loaded, and it alone knows how its volumes "
+            "are named to QEMU and libvirt: refresh the pool first",
+            type=type,
+        )
+    naming = naming_of(pool)
+    if naming is None:
+        raise UnsupportedOperationError(pool=pool.name, type=type, operation="name-volumes")
+    return naming
+
+
+def _answer(pool: Parts, call: Callable[..., Any], kind: Any, *args: object) -> Any:
+    """Call a backend. :raises BackendError: it raised something else than an AstoreError, or returned another type."""
+    try:
+        found = call(*args)
+        if not isinstance(found, kind):
+            raise TypeError(f"{call.__name__}() returned {found!r}")
+    except AstoreError:
+        raise
+    except Exception as error:
+        why = f"the backend failed with {type(error).__name__}: {reason(error)}"
+        raise BackendError(f"pool {pool.name!r}: {why}", type=pool.definition.type) from error
+    return found

@@ -1,0 +1,1 @@
+"""One Gluster volume through libgfapi: connections, and the tree of files that a pool is."""
