@@ -160,7 +160,8 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
     if wanted and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
 
-        print(script() if parameter.name == "show_completion" else install())
+        act = script if parameter.name == "show_completion" else install
+        print(act(context.find_root().command))
         context.exit()
 
 

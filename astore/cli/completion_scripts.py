@@ -18,12 +18,12 @@ _PLACES = {
 _ZSH_LINE = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 
 
-def script() -> str:
+def script(app: click.Command) -> str:
     """The script for the shell that runs this process. :raises click.UsageError: none that there is a script for."""
-    return _script(_shell())
+    return _script(app, _shell())
 
 
-def install() -> str:
+def install(app: click.Command) -> str:
     """Put the script where the shell that runs this process looks for it; returns a line that says so.
 
     :raises click.UsageError: as :func:`script`. OSError: it cannot be written.
@@ -31,7 +31,7 @@ def install() -> str:
     shell = _shell()
     place = Path.home() / _PLACES[shell]
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(_script(shell))
+    place.write_text(_script(app, shell))
     if shell == "zsh":
         settings = Path.home() / ".zshrc"
         before = settings.read_text() if settings.exists() else ""
@@ -50,9 +50,7 @@ def _shell() -> str:
     return str(shell)
 
 
-def _script(shell: str) -> str:
-    from astore.cli.app import app
-
+def _script(app: click.Command, shell: str) -> str:
     found = get_completion_class(shell)
     assert found is not None
     return found(app, {}, "astore", "_ASTORE_COMPLETE").source()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from astore.backend import ENTRY_POINT_GROUP
 from astore.cli import standing as looking
 from astore.cli.standing import Standing, standing
 from astore.entry_points import installed_types
@@ -220,6 +221,7 @@ def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
 
 def test_installed_types_are_those_of_importlib() -> None:
     """The files of this environment are read as importlib.metadata reads them."""
+    assert looking.GROUP == ENTRY_POINT_GROUP
     for group in ("astore.backends", "console_scripts", "pytest11", "nobody.has.this"):
         assert installed_types(group) == {found.name for found in importlib.metadata.entry_points(group=group)}
 
