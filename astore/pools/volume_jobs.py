@@ -60,11 +60,12 @@ from astore.pools import graph
 from astore.pools.claims import PoolAtWork
 from astore.pools.graph import Layer
 from astore.pools.volume import Volume
-from astore.trees.headers import elsewhere
-from astore.trees.images import is_served, whole_sectors
 from astore.volume_io import wiping
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download, downloading
+from astore.volume_io.export import whole_sectors
+from astore.volume_io.headers import elsewhere
+from astore.volume_io.qemu_img import is_served
 from astore.volume_io.transfer import upload
 from astore.volume_io.uploads import Beginning, Source, beginning, chunks_of
 

@@ -26,7 +26,7 @@ from astore.model import BackingStore, Permissions, PoolDef, Target, VolumeDef, 
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 
 pytestmark = pytest.mark.qemu
 

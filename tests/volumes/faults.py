@@ -13,7 +13,8 @@ from astore.backend import Context
 from astore.backends.directory import DirectoryBackend
 from astore.model import PoolDef
 from astore.trees.session import WritableTreeSession
-from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.trees.writable_local import WritableLocalTree
+from astore.volume_io.local_file import LocalFile
 
 
 class Faults:

@@ -21,7 +21,7 @@ from astore.lanes.lane import PoolLane
 from astore.manager import Manager
 from astore.model import Permissions, VolumeDef
 from astore.pools.pool import Pool
-from astore.trees import opening
+from astore.volume_io import session_files
 
 COUNT = 40
 
@@ -30,7 +30,7 @@ COUNT = 40
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups wait for a quarter of a second."""
     monkeypatch.setattr(calls, "CLEANUP_SECONDS", 0.25)
-    monkeypatch.setattr(opening, "CLOSING_SECONDS", 0.25)
+    monkeypatch.setattr(session_files, "CLOSING_SECONDS", 0.25)
 
 
 def create(pool: Pool, *names: str) -> list[asyncio.Task[Any]]:

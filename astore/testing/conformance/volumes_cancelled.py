@@ -22,7 +22,7 @@ from astore.testing.conformance.base import (
 from astore.testing.conformance.source import SourceUnderTest
 from astore.testing.conformance.volumes_made import MIB
 from astore.testing.conformance.volumes_streamed import DATA, chunks, given, taken
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 
 
 class CancelledWorkChecks(ConformanceBase):

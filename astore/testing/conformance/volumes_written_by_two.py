@@ -26,7 +26,7 @@ from astore.testing.conformance.base import (
 from astore.testing.conformance.source import SourceUnderTest, raw
 from astore.testing.conformance.volumes_made import MIB
 from astore.testing.conformance.volumes_streamed import DATA, taken
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 
 LEFT = f"{TEMPORARY}0123456789abcdef.tmp"
 """What a volume in the making is called."""
