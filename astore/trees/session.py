@@ -27,7 +27,7 @@ from astore.trees.resolver import Resolver
 from astore.trees.scanning import FileTreeSession, plain_record
 from astore.trees.space import Space
 from astore.trees.writable import WritableTree
-from astore.volume_io import copying, wiping
+from astore.volume_io import copying, session_files, wiping
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.headers import check_whole, examined, head_and_record, is_raw
 from astore.volume_io.open_file import OpenFile
