@@ -90,9 +90,8 @@ from astore.model import (
     VolumeInfo,
     VolumeType,
 )
-from astore.pools.graph import ChainLink
 from astore.pools.pool import Pool
-from astore.pools.volume import Volume
+from astore.pools.volume import ChainLink, Volume
 from astore.registry import BackendRegistry
 from astore.volume_io.blocks import Hole
 

@@ -18,12 +18,9 @@ import stat
 import anyio
 
 from astore.backend import Context
-from astore.cancellation import shielded
+from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import DefinitionError, StorageError, from_os_error
 from astore.model import Permissions, PoolDef
-
-CLEANUP_SECONDS = 2.0
-"""How long a cancelled build waits for its thread, to remove what that made."""
 
 MAX_LINKS = 40
 """As many as the kernel follows (path_resolution(7))."""

@@ -1,14 +1,11 @@
-"""The catalogue: the pools of one state folder, by name, and what may be defined beside them. Lookups never wait."""
+"""Catalogue: the pools of a Manager, by name, and what may be defined beside them. Lookups never wait."""
 
 from __future__ import annotations
 
-import importlib
-import uuid as uuid_module
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from astore.backend import Backend
 from astore.errors import (
-    AstoreError,
     BackendError,
     DefinitionError,
     LibvirtCode,
@@ -17,42 +14,74 @@ from astore.errors import (
     VolumeNotFoundError,
     reason,
 )
-from astore.manager.keeper import StateFolder
 from astore.model import PoolDef, PoolState
 from astore.names import check_uuid, normal_path
 from astore.plugin_calls import checked
-from astore.pools import graph
+from astore.pools.host import Host
+from astore.pools.parts import Parts
 from astore.pools.pool import Pool
+from astore.pools.record import PoolRecord
+from astore.pools.services import Services
 from astore.pools.volume import Volume
-from astore.registry import BackendRegistry
-from astore.store import local_definitions as storage
-
-INLINE_XML = 16_384
-"""Documents longer than this are parsed in a thread."""
 
 
-class Catalogue(StateFolder):
-    """The part of :class:`~astore.manager.Manager` that knows the pools."""
+class Catalogue:
+    """The pools, by name.
 
-    @property
-    def registry(self) -> BackendRegistry:
-        """The backends."""
-        return self._registry
+    :ivar damaged: names of pools whose definitions cannot be read, and where those are.
+    """
 
-    @property
-    def damaged(self) -> tuple[storage.DamagedFile, ...]:
-        """Definition files that could not be read, and why. They are left as they are."""
-        return self._loaded.damaged
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._pools: dict[str, Pool] = {}
+        self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
+        self.damaged: dict[str, str] = {}
+
+    # ---------------------------------------------------------------------------------------- what there is, by name
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def get(self, name: str) -> Parts | None:
+        """Return the parts of the pool of this name, or None."""
+        pool = self._pools.get(name)
+        return None if pool is None else pool.parts
+
+    def all(self) -> list[Parts]:
+        """Return the parts of all pools in name order."""
+        return [pool.parts for _, pool in sorted(self._pools.items())]
+
+    def add(self, definition: PoolDef, host: Host, *, persistent: bool, autostart: bool = False) -> Parts:
+        """Add a pool, and return its parts."""
+        services = self._services
+        record = PoolRecord(services.bus, services.log, definition, persistent=persistent, autostart=autostart)
+        parts = Parts(record, services, host, self.all)
+        self._pools[record.name] = Pool(parts, self.handle)
+        return parts
+
+    def remove(self, record: PoolRecord) -> None:
+        """Take a pool out, if it is still in."""
+        record.gone = True
+        parts = self.get(record.name)
+        if parts is not None and parts.record is record:
+            del self._pools[record.name]
+
+    def handle(self, parts: Parts) -> Pool:
+        """Return the handle of a pool. :raises PoolNotFoundError: it is not here any more."""
+        parts.record.require_known()
+        return self.pool(parts.name)
+
+    # --------------------------------------------------------------------------------- lookups: see astore.Manager
 
     def pool(self, name: str) -> Pool:
-        """The pool of this name. :raises PoolNotFoundError: there is none."""
+        """See :meth:`astore.Manager.pool`."""
         pool = self._pools.get(name)
         if pool is None:
             raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
         return pool
 
     def pool_by_uuid(self, uuid: str) -> Pool:
-        """The pool with this UUID, however it is written. :raises PoolNotFoundError: there is none."""
+        """See :meth:`astore.Manager.pool_by_uuid`."""
         try:
             wanted = check_uuid(uuid)
         except DefinitionError:
@@ -65,7 +94,7 @@ class Catalogue(StateFolder):
         raise PoolNotFoundError(f"there is no pool with uuid {uuid!r}", what=uuid)
 
     def pool_by_target(self, path: str) -> Pool:
-        """The active pool whose target is this path. :raises PoolNotFoundError: there is none."""
+        """See :meth:`astore.Manager.pool_by_target`."""
         wanted = normal_path(path)
         for pool in self._sorted():
             if pool.active and pool.definition.target.path == wanted:
@@ -81,7 +110,7 @@ class Catalogue(StateFolder):
         types: Collection[str] | None = None,
         states: Collection[PoolState | str] | None = None,
     ) -> list[Pool]:
-        """Pools in name order, by libvirt's filters; None does not filter."""
+        """See :meth:`astore.Manager.pools`."""
         wanted = None if states is None else {PoolState(state) for state in states}
         return [
             pool
@@ -93,15 +122,8 @@ class Catalogue(StateFolder):
             and (wanted is None or pool.state in wanted)
         ]
 
-    def volume_by_key(self, key: str) -> Volume:
-        """The volume with this key, over all active pools. :raises VolumeNotFoundError: there is none."""
-        return self._volume_by("key", key)
-
-    def volume_by_path(self, path: str) -> Volume:
-        """The volume with this path, over all active pools. :raises VolumeNotFoundError: there is none."""
-        return self._volume_by("path", normal_path(path))
-
-    def _volume_by(self, field: str, value: str) -> Volume:
+    def volume_by(self, field: str, value: str) -> Volume:
+        """Return the volume of an active pool whose ``key`` or ``path`` this is. :raises VolumeNotFoundError: there is none."""
         pools = self._sorted()
         name = value.rstrip("/").rpartition("/")[2]
         for pool in pools:
@@ -115,56 +137,21 @@ class Catalogue(StateFolder):
                     return Volume(pool, info.name)
         raise VolumeNotFoundError(f"no active pool has a volume with the {field} {value!r}", what=value)
 
-    def dependents(self, volume: Volume) -> list[Volume]:
-        """The volumes, over all active pools, that need this one, in the order of pools and names.
-
-        They are backed by it, or have data in it; if it is a directory, they need a file that lies behind it.
-
-        :raises VolumeNotFoundError: it is not there.
-        """
-        return graph.dependents(volume.info, volume.pool, self._sorted())
-
-    def _sorted(self) -> list[Pool]:
+    def _sorted(self) -> Iterable[Pool]:
         return [pool for _, pool in sorted(self._pools.items())]
 
-    async def _accepted(self, definition: str | bytes | PoolDef) -> PoolDef:
-        """The definition, checked by the XML rules, wherever it came from, and by its backend, if there is one."""
-        self._check_open()
-        if not self._reads_xml:  # to import it takes long enough to be noticed, and so does to wait while others do
-            await self._in_store(importlib.import_module, "astore.xml")
-            self._reads_xml = True
-        from astore.xml import pool_from_xml, pool_to_xml
+    # ------------------------------------------------------------------------------- what may be defined beside them
 
-        if isinstance(definition, PoolDef):
-            try:
-                text: str | bytes = pool_to_xml(definition)
-            except (TypeError, ValueError, AttributeError) as error:
-                raise DefinitionError(f"this is no definition of a pool: {reason(error)}") from error
-        else:
-            text = definition
-        wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._in_store(pool_from_xml, text)
-        try:
-            backend = await self._registry.get(wanted.type)
-        except BackendError:
-            return wanted
-        try:
-            return checked(backend, wanted)
-        except AstoreError:
-            raise
-        except Exception as error:  # plugin code: it may raise anything
-            raise BackendError(
-                f"the backend of pool type {wanted.type!r} cannot check pool {wanted.name!r}: "
-                f"{type(error).__name__}: {reason(error)}",
-                type=wanted.type,
-            ) from error
+    def same_pool(self, wanted: PoolDef) -> Parts | None:
+        """Return the pool that a definition is about, by libvirt's rule: one name is one uuid, both ways.
 
-    def _same_pool(self, wanted: PoolDef) -> Pool | None:
-        """The pool that a definition is about, by libvirt's rule: one name is one uuid, both ways."""
-        by_name = self._pools.get(wanted.name)
+        :raises SourceConflictError: name or uuid are another pool's. DefinitionError: its definition here is damaged.
+        """
+        by_name = self.get(wanted.name)
         if by_name is not None:
-            if wanted.uuid is not None and by_name.uuid != wanted.uuid:
+            if wanted.uuid is not None and by_name.record.uuid != wanted.uuid:
                 raise SourceConflictError(
-                    f"pool {wanted.name!r} exists already with the uuid {by_name.uuid}",
+                    f"pool {wanted.name!r} exists already with the uuid {by_name.record.uuid}",
                     other=by_name.name,
                     field="name",
                 )
@@ -174,16 +161,15 @@ class Catalogue(StateFolder):
                 raise SourceConflictError(
                     f"the uuid {wanted.uuid} belongs to pool {pool.name!r} already", other=pool.name, field="uuid"
                 )
-        for file in self._loaded.damaged:
-            if file.name == wanted.name:
-                raise DefinitionError(
-                    f"there is a damaged definition of pool {wanted.name!r}: repair or remove {file.path} first"
-                )
+        if (path := self.damaged.get(wanted.name)) is not None:
+            raise DefinitionError(
+                f"there is a damaged definition of pool {wanted.name!r}: repair or remove {path} first"
+            )
         return None
 
-    def _check_source(self, wanted: PoolDef, known: Pool | None) -> None:
-        """No two pools of one type have the same source."""
-        backend = self._registry.loaded(wanted.type)
+    def check_source(self, wanted: PoolDef, known: Parts | None) -> None:
+        """:raises SourceConflictError: another pool of this type than ``known`` has the same source."""
+        backend = self._services.registry.loaded(wanted.type)
         if backend is None:
             return
         try:
@@ -196,31 +182,31 @@ class Catalogue(StateFolder):
             ) from error
         if not mine:
             return
-        for pool in self._pools.values():
-            if pool is known:
+        for other in self.all():
+            if other is known:
                 continue
-            for theirs in {id(d): d for d in (pool.definition, pool._definition) if d.type == wanted.type}.values():
-                if self._source_key(pool, theirs, backend) == mine:
+            for theirs in _definitions(other):
+                if theirs.type == wanted.type and self._source_key(theirs, backend) == mine:
                     fields = ", ".join(f"{field} {value!r}" for field, value in mine)
                     raise SourceConflictError(
-                        f"pool {pool.name!r} has the same source: {fields}", other=pool.name, field=mine[0][0]
+                        f"pool {other.name!r} has the same source: {fields}", other=other.name, field=mine[0][0]
                     )
 
-    @staticmethod
-    def _source_key(pool: Pool, definition: PoolDef, backend: Backend) -> object:
-        """What identifies the source of one of a pool's definitions; kept, since every new pool is compared with all."""
-        kept = pool._source_keys.get(id(definition))
+    def _source_key(self, definition: PoolDef, backend: Backend) -> object:
+        """Return what identifies the source of a pool's definition; kept, since every new pool is compared with all."""
+        kept = self._source_keys.get(id(definition))
         if kept is None or kept[0] is not definition or kept[1] is not backend:
             try:
                 key = backend.source_key(checked(backend, definition))
             except Exception:  # it is not acceptable, or its backend has a fault: no source that is known
                 key = ()
-            current = {id(pool.definition), id(pool._definition)}
-            pool._source_keys = {at: one for at, one in pool._source_keys.items() if at in current}
-            kept = pool._source_keys[id(definition)] = (definition, backend, key)
+            if len(self._source_keys) > 2 * len(self._pools) + 16:  # forget those of definitions that are gone
+                current = {id(one) for pool in self.all() for one in _definitions(pool)}
+                self._source_keys = {at: one for at, one in self._source_keys.items() if at in current}
+            kept = self._source_keys[id(definition)] = (definition, backend, key)
         return kept[2]
 
 
-def new_uuid() -> str:
-    """A random UUID, as libvirt writes it."""
-    return str(uuid_module.uuid4())
+def _definitions(pool: Parts) -> Iterable[PoolDef]:
+    """Return the definitions of a pool: that which it runs by, and the one that the next start takes."""
+    return {id(one): one for one in (pool.definition, pool.record.definition)}.values()

@@ -15,7 +15,6 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,11 +26,10 @@ from astore.errors import (
     StorageError,
     printable,
 )
+from astore.lanes import Lanes
+from astore.lanes.lane import PoolLane
+from astore.manager.manager import Manager
 from astore.model import PoolDef
-
-if TYPE_CHECKING:
-    from astore.lanes.lane import PoolLane
-    from astore.manager import Manager
 
 LIBVIRT_FOLDER = "/etc/libvirt/storage"
 """Where the libvirtd of a machine keeps its pools."""
@@ -114,10 +112,10 @@ async def import_pools(
     :raises StorageError: there is no such folder, or it cannot be listed. StoreError: the state folder cannot be read.
         Nothing is raised for an entry: see the report.
     """
-    manager._check_open()
-    assert manager._lanes is not None
+    await manager.reload()
     path = Path(folder)
-    lane = manager._lanes.lane(f"import from {printable(str(path))}", limit=2, timeout=manager._call_timeout)
+    lanes = Lanes(max_threads=2)
+    lane = lanes.lane(f"import from {printable(str(path))}", limit=2, timeout=manager.call_timeout)
     try:
         try:
             found = await lane.run(_look, path)
@@ -125,7 +123,6 @@ async def import_pools(
             raise
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}", errno=error.errno) from error
-        await manager.reload()
         count = len(found.files) + len(found.stray)
         entries: list[ImportedPool] = []
         for name in found.files:
@@ -140,7 +137,7 @@ async def import_pools(
             if on_progress is not None:
                 on_progress(len(entries), count, entries[-1])
     finally:
-        lane.close()
+        lanes.close()
     return ImportReport(printable(str(path)), tuple(entries))
 
 
@@ -174,18 +171,18 @@ async def _import(
 
 
 async def _read_definition(manager: Manager, lane: PoolLane, path: Path) -> PoolDef:
-    wanted = await manager._accepted(await lane.run(_read, path))
+    wanted = await manager.check(await lane.run(_read, path))
     if wanted.name != _stem(path.name):  # libvirt leaves such a file out too
         raise DefinitionError(f"it defines a pool {printable(wanted.name)!r}, which is not what it is named after")
     return wanted
 
 
 async def _define(manager: Manager, wanted: PoolDef, result: ImportedPool) -> ImportedPool:
-    pool = manager._pools.get(wanted.name)
+    pool = next((one for one in manager.pools() if one.name == wanted.name), None)
     action = ImportAction.UNCHANGED
     if pool is None or not pool.persistent:
         action = ImportAction.IMPORTED
-    elif pool._definition.to_xml() != msgspec.structs.replace(wanted, uuid=wanted.uuid or pool.uuid).to_xml():
+    elif pool.to_xml(inactive=True) != msgspec.structs.replace(wanted, uuid=wanted.uuid or pool.uuid).to_xml():
         action = ImportAction.UPDATED
     if pool is None or action is not ImportAction.UNCHANGED:
         pool = await manager.define(wanted)

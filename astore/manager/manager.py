@@ -1,13 +1,15 @@
-"""The Manager: the pools of one state folder, in one event loop."""
+"""Manager: the pools of one state folder, in one event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+import uuid
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 import msgspec
@@ -16,36 +18,37 @@ from astore.backend import Context, DiscoversSources
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.commands import LaneCommandRunner
 from astore.errors import (
+    AstoreError,
+    BackendError,
     DefinitionError,
-    InvalidStateError,
     LibvirtCode,
     SourceConflictError,
     UnsupportedOperationError,
+    reason,
 )
-from astore.events import (
-    DEFAULT_CAPACITY,
-    Event,
-    EventsStatistics,
-    PoolDefined,
-    Subscription,
-)
-from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
-from astore.manager.catalogue import Catalogue, new_uuid
-from astore.model import PoolDef, RefreshOutcome, RefreshReport
-from astore.names import check_host
-from astore.plugin_calls import answer
+from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
+from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, LanesStatistics
+from astore.manager.catalogue import Catalogue
+from astore.manager.keeper import Keeper
+from astore.manager.many import OnProgress, refresh_pools, start_pools
+from astore.model import PoolDef, PoolState, RefreshReport
+from astore.names import check_host, normal_path
+from astore.plugin_calls import answer, checked
+from astore.pools import graph
+from astore.pools.parts import Parts
 from astore.pools.pool import Pool
+from astore.pools.services import Services
+from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.store.local_files import LOCK_TIMEOUT, Version
-from astore.store.local_runs import OUTDATED_PAUSE, OutdatedError
+from astore.store.local_definitions import DamagedFile, DefinitionStore, default_state_dir
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
 
 T = TypeVar("T")
 
-OnProgress = Callable[[int, int, RefreshOutcome], None]
-"""Called after each pool with how many are done, how many there are, and the outcome; must not block."""
+INLINE_XML = 16_384
+"""Documents longer than this are parsed in a thread."""
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ class Statistics(msgspec.Struct, frozen=True):
     lanes: LanesStatistics
 
 
-class Manager(Catalogue):
+class Manager:
     """The pools of one state folder. Use it as ``async with astore.Manager() as manager``.
 
     Entering reads the definitions; leaving detaches: mounts and pools stay as they are, and are active again for the
@@ -81,26 +84,31 @@ class Manager(Catalogue):
         call_timeout: float = DEFAULT_TIMEOUT,
         event_capacity: int = DEFAULT_CAPACITY,
     ) -> None:
-        super().__init__(state_dir, registry, call_timeout=call_timeout, event_capacity=event_capacity)
-        self._max_threads = max_threads
+        if state_dir is not None and not str(state_dir):
+            raise ValueError("the state folder has no name")
+        self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
+        self._services = Services(
+            registry if registry is not None else BackendRegistry(),
+            EventBus(event_capacity),
+            max_threads=max_threads,
+            call_timeout=call_timeout,
+        )
+        self._catalogue = Catalogue(self._services)
+        self._keeper = Keeper(self._services, self._catalogue, DefinitionStore(self.state_dir))
+        self._reads_xml = False  # whether what reads documents is imported
 
     # --------------------------------------------------------------------------------------- entering and leaving
 
     async def __aenter__(self) -> Self:
-        if self._lanes is not None:
-            raise InvalidStateError("this Manager is open already", operation="open")
-        self._bus.open()
-        self._registry.listen(self._bus.publish)
-        self._lanes = Lanes(self._max_threads)
-        self._store_lane = self._lanes.lane(f"state folder {self.state_dir}", limit=4)
+        services = self._services
+        lanes = services.open()
+        lane = lanes.lane(f"state folder {self.state_dir}", limit=4)
+        self._keeper.open(lane)
         try:
-            await self._store_lane.run(self._registry.scan)
+            await lane.run(services.registry.scan)
             await self.reload()
         except BaseException:
-            self._registry.unlisten(self._bus.publish)
-            self._lanes.close()
-            self._lanes = None
-            self._bus.close()
+            services.close(lanes)
             raise
         return self
 
@@ -111,39 +119,90 @@ class Manager(Catalogue):
 
     async def aclose(self) -> None:
         """Detach from all pools, which stay as they are. May be called twice; takes about two seconds at most."""
-        lanes = self._lanes
+        lanes = self._services.lanes
         if lanes is None:
             return
-        self._closing = True  # nothing begins from here on: nobody would let go of it
+        self._services.closing = True  # nothing begins from here on: nobody would let go of it
         try:
-            await shielded(self._detach(list(self._pools.values())))
+            await shielded(self._detach(self._catalogue.all()))
         finally:
-            if self._lanes is lanes:  # else it was closed beside this, and perhaps opened anew
-                self._lanes = None
-                self._closing = False
-                self._registry.unlisten(self._bus.publish)
-                lanes.close()
-                self._bus.close()
+            self._services.close(lanes)  # unless it was closed beside this, and perhaps opened anew
 
-    async def _detach(self, pools: Sequence[Pool]) -> None:
+    async def _detach(self, pools: Sequence[Parts]) -> None:
         until = time.monotonic() + CLEANUP_SECONDS
-
-        async def leave(pool: Pool) -> None:
-            await pool._cancel_refresh("the Manager was closed", until=until)
-            await pool._detach(until=until)
-
         with anyio.move_on_after(CLEANUP_SECONDS / 2):
-            await self._save_snapshots(pools)
-        await asyncio.gather(*(leave(pool) for pool in pools), return_exceptions=True)
+            await self._keeper.save_snapshots(pools)
+        await asyncio.gather(*(pool.lifecycle.leave(until) for pool in pools), return_exceptions=True)
 
     async def reload(self, *, thoroughly: bool = True) -> None:
         """Take over what other processes did to the state folder since it was last read.
 
         :param thoroughly: also what an editor did to a definition in its place; False is cheaper where nothing has changed.
         """
-        self._check_open()
-        async with self._catalogue:
-            await self._reload(thoroughly=thoroughly)
+        self._services.check_open()
+        async with self._keeper.lock:
+            await self._keeper.reload(thoroughly=thoroughly)
+
+    # ---------------------------------------------------------------------------------------- lookups: never wait
+
+    @property
+    def registry(self) -> BackendRegistry:
+        """The backends."""
+        return self._services.registry
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds that one blocking call may take unless the backend says otherwise."""
+        return self._services.call_timeout
+
+    @property
+    def damaged(self) -> tuple[DamagedFile, ...]:
+        """Definition files that could not be read, and why. They are left as they are."""
+        return self._keeper.loaded.damaged
+
+    def pool(self, name: str) -> Pool:
+        """The pool of this name. :raises PoolNotFoundError: there is none."""
+        return self._catalogue.pool(name)
+
+    def pool_by_uuid(self, uuid: str) -> Pool:
+        """The pool with this UUID, however it is written. :raises PoolNotFoundError: there is none."""
+        return self._catalogue.pool_by_uuid(uuid)
+
+    def pool_by_target(self, path: str) -> Pool:
+        """The active pool whose target is this path. :raises PoolNotFoundError: there is none."""
+        return self._catalogue.pool_by_target(path)
+
+    def pools(
+        self,
+        *,
+        active: bool | None = None,
+        persistent: bool | None = None,
+        autostart: bool | None = None,
+        types: Collection[str] | None = None,
+        states: Collection[PoolState | str] | None = None,
+    ) -> list[Pool]:
+        """Pools in name order, by libvirt's filters; None does not filter."""
+        return self._catalogue.pools(
+            active=active, persistent=persistent, autostart=autostart, types=types, states=states
+        )
+
+    def volume_by_key(self, key: str) -> Volume:
+        """The volume with this key, over all active pools. :raises VolumeNotFoundError: there is none."""
+        return self._catalogue.volume_by("key", key)
+
+    def volume_by_path(self, path: str) -> Volume:
+        """The volume with this path, over all active pools. :raises VolumeNotFoundError: there is none."""
+        return self._catalogue.volume_by("path", normal_path(path))
+
+    def dependents(self, volume: Volume) -> list[Volume]:
+        """The volumes, over all active pools, that need this one, in the order of pools and names.
+
+        They are backed by it, or have data in it; if it is a directory, they need a file that lies behind it.
+
+        :raises VolumeNotFoundError: it is not there.
+        """
+        found = graph.dependents(volume.info, volume.pool.parts, self._catalogue.all())
+        return [Volume(self._catalogue.handle(one.pool), one.name) for one in found]
 
     # ------------------------------------------------------------------------------------------------ definitions
 
@@ -154,35 +213,43 @@ class Manager(Catalogue):
         :raises DefinitionError: it is not acceptable. SourceConflictError: another pool has its name, uuid or source.
             StoreError: it could not be written.
         """
-        accepted = await self._accepted(definition)
-        async with self._catalogue:
-            until = time.monotonic() + LOCK_TIMEOUT
-            while True:
-                await self._reload()
-                try:
-                    return await self._define(accepted)
-                except OutdatedError:  # another process was faster; what it did is to be looked at first
-                    if time.monotonic() > until:
-                        raise
-                    await asyncio.sleep(OUTDATED_PAUSE)
+        accepted = await self.check(definition)
+        return self._catalogue.handle(await self._keeper.define(accepted, _new_uuid))
 
-    async def _define(self, accepted: PoolDef) -> Pool:
-        """With the catalogue lock held, and all read."""
-        known = self._same_pool(accepted)
-        wanted = msgspec.structs.replace(accepted, uuid=known.uuid if known else accepted.uuid or new_uuid())
-        self._check_source(wanted, known)
+    async def check(self, definition: str | bytes | PoolDef) -> PoolDef:
+        """Return a definition as it would be kept: by the rules for documents, and with what its backend fills in.
 
-        def then(version: Version) -> Pool:
-            self._loaded.versions[wanted.name] = version
-            pool = self._pools.get(wanted.name)
-            if pool is None:  # new; or one that was transient, and has been stopped meanwhile
-                pool = self._pools[wanted.name] = self._new_pool(wanted, persistent=True)
-            else:
-                pool._redefine(wanted, autostart=pool.autostart)
-            pool._publish(PoolDefined)
-            return pool
+        :param definition: libvirt pool XML or a record.
+        :raises DefinitionError: it is not acceptable. BackendError: its backend cannot check it.
+        """
+        self._services.check_open()
+        if not self._reads_xml:  # to import it takes long enough to be noticed, and so does to wait while others do
+            await self._keeper.run(importlib.import_module, "astore.xml")
+            self._reads_xml = True
+        from astore.xml import pool_from_xml, pool_to_xml
 
-        return await self._change_store(then, self._store.save, wanted, loaded=self._loaded)
+        if isinstance(definition, PoolDef):
+            try:
+                text: str | bytes = pool_to_xml(definition)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise DefinitionError(f"this is no definition of a pool: {reason(error)}") from error
+        else:
+            text = definition
+        wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._keeper.run(pool_from_xml, text)
+        try:
+            backend = await self.registry.get(wanted.type)
+        except BackendError:
+            return wanted
+        try:
+            return checked(backend, wanted)
+        except AstoreError:
+            raise
+        except Exception as error:  # plugin code: it may raise anything
+            raise BackendError(
+                f"the backend of pool type {wanted.type!r} cannot check pool {wanted.name!r}: "
+                f"{type(error).__name__}: {reason(error)}",
+                type=wanted.type,
+            ) from error
 
     async def create(
         self, definition: str | bytes | PoolDef, *, build: bool = False, timeout: float | None = None
@@ -192,10 +259,11 @@ class Manager(Catalogue):
         :param build: make its storage first. :param timeout: as for :meth:`Pool.start`.
         :raises: what :meth:`define` and :meth:`Pool.start` raise; then there is no such pool.
         """
-        wanted = await self._accepted(definition)
-        async with self._catalogue:
-            await self._reload()
-            known = self._same_pool(wanted)
+        wanted = await self.check(definition)
+        keeper, catalogue = self._keeper, self._catalogue
+        async with keeper.lock:
+            await keeper.reload()
+            known = catalogue.same_pool(wanted)
             if known is not None:
                 raise SourceConflictError(
                     f"there is a pool {known.name!r} already: "
@@ -204,16 +272,16 @@ class Manager(Catalogue):
                     field="name",
                     libvirt_code=LibvirtCode.OPERATION_INVALID if wanted.uuid and known.active else None,
                 )
-            wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or new_uuid())
-            self._check_source(wanted, None)
-            pool = self._pools[wanted.name] = self._new_pool(wanted, persistent=False)
+            wanted = msgspec.structs.replace(wanted, uuid=wanted.uuid or _new_uuid())
+            catalogue.check_source(wanted, None)
+            pool = catalogue.add(wanted, keeper, persistent=False)
         try:
-            await pool._begin(build, timeout=timeout)
+            await pool.lifecycle.start(build=build, refresh=True, timeout=timeout, caught_up=True)
         except BaseException:
-            if self._pools.get(pool.name) is pool and not pool.active and not pool.persistent:
-                del self._pools[pool.name]
+            if not pool.active and not pool.record.persistent:
+                catalogue.remove(pool.record)
             raise
-        return pool
+        return catalogue.handle(pool)
 
     # ---------------------------------------------------------------------------------------------- many at once
 
@@ -233,23 +301,9 @@ class Manager(Catalogue):
         :raises PoolNotFoundError: a name is not a pool's. Nothing else is raised for a pool: see the report. What
             ``on_progress`` raises ends it, in an ``ExceptionGroup``.
         """
-        self._check_open()
+        self._services.check_open()
         pools = self.pools(active=True) if names is None else [self.pool(name) for name in dict.fromkeys(names)]
-        outcomes: dict[str, RefreshOutcome] = {}
-
-        async def one(pool: Pool) -> None:
-            began = time.monotonic()
-            try:
-                outcome = await pool.refresh(full=full, timeout=timeout)
-            except Exception as error:  # a backend may raise anything
-                outcome = RefreshOutcome(pool=pool.name, uuid=pool.uuid, seconds=time.monotonic() - began, error=error)
-            outcomes[pool.name] = outcome
-            if on_progress is not None:
-                on_progress(len(outcomes), len(pools), outcome)
-
-        began = time.monotonic()
-        await self._each(pools, one, limit)
-        return RefreshReport(tuple(outcomes[name] for name in sorted(outcomes)), time.monotonic() - began)
+        return await refresh_pools(pools, limit=limit, timeout=timeout, full=full, on_progress=on_progress)
 
     async def start_all(
         self, autostart_only: bool = True, *, limit: int = 16, timeout: float | None = None
@@ -260,20 +314,9 @@ class Manager(Catalogue):
         :param timeout: as for :meth:`Pool.start`.
         :return: for each pool tried, None or why it could not be started.
         """
-        self._check_open()
+        self._services.check_open()
         pools = self.pools(active=False, persistent=True, autostart=True if autostart_only else None)
-        outcomes: dict[str, Exception | None] = {}
-
-        async def one(pool: Pool) -> None:
-            try:
-                await pool.start(timeout=timeout)
-            except Exception as error:  # a backend may raise anything
-                outcomes[pool.name] = error
-            else:
-                outcomes[pool.name] = None
-
-        await self._each(pools, one, limit)
-        return dict(sorted(outcomes.items()))
+        return await start_pools(pools, limit=limit, timeout=timeout)
 
     def events(
         self,
@@ -287,7 +330,7 @@ class Manager(Catalogue):
         :param since: replay first what came after this number. :param pools: only about these pools.
         :param kinds: only events of these classes (or their subclasses).
         """
-        return self._bus.subscribe(since, pools=pools, kinds=kinds)
+        return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
 
     async def discover(
         self, type: str, host: str | None = None, *, port: int | None = None, spec: str | bytes | None = None
@@ -298,8 +341,7 @@ class Manager(Catalogue):
         :raises BackendError: no such backend. UnsupportedOperationError: it cannot. DefinitionError: not a host.
             OSError, CommandError, TimeoutError: the host, or the program that asks it, did not answer.
         """
-        self._check_open()
-        assert self._lanes is not None
+        lanes = self._services.check_open()
         from astore.xml import DiscoveredSources, host_from_xml
 
         if spec is not None:
@@ -309,24 +351,25 @@ class Manager(Catalogue):
             host, port = named.name, named.port
         if host is not None:
             host = check_host(host)
-        backend = await self._registry.get(type)
+        backend = await self.registry.get(type)
         if not isinstance(backend, DiscoversSources):
             raise UnsupportedOperationError(pool=None, type=type, operation="discover")
-        lane = self._lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self._call_timeout)
+        lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self.call_timeout)
         try:
-            context = Context("", "", lane, LaneCommandRunner(lane), self.log.bind(discover=type), self._call_timeout)
+            log = self._services.log.bind(discover=type)
+            context = Context("", "", lane, LaneCommandRunner(lane), log, self.call_timeout)
             return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
         finally:
             lane.close()
 
     async def capabilities(self) -> str:
         """libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all backends that work here."""
-        self._check_open()
+        self._services.check_open()
         from astore.xml import POOL_TYPES, capabilities_to_xml
 
-        await self._registry.load_all()
-        types = dict.fromkeys((*POOL_TYPES, *self._registry.types()))
-        backends = {type_: self._registry.loaded(type_) for type_ in types}
+        await self.registry.load_all()
+        types = dict.fromkeys((*POOL_TYPES, *self.registry.types()))
+        backends = {type_: self.registry.loaded(type_) for type_ in types}
         return capabilities_to_xml(
             (type_, backend is not None, backend.source_formats, backend.volume_formats)
             if backend is not None
@@ -336,28 +379,17 @@ class Manager(Catalogue):
 
     def statistics(self) -> Statistics:
         """Counts at this moment."""
-        self._check_open()
-        assert self._lanes is not None
-        pools = list(self._pools.values())
+        lanes = self._services.check_open()
+        pools = self._catalogue.all()
         return Statistics(
             pools=len(pools),
             active=sum(pool.active for pool in pools),
             volumes=sum(len(pool.snapshot) for pool in pools),
-            events=self._bus.statistics(),
-            lanes=self._lanes.statistics(),
+            events=self._services.bus.statistics(),
+            lanes=lanes.statistics(),
         )
 
-    @staticmethod
-    async def _each(pools: Sequence[Pool], call: Callable[[Pool], Any], limit: int) -> None:
-        """Call for each pool, ``limit`` at a time: that many workers, each taking the next."""
-        if limit < 1:
-            raise ValueError("limit must be at least 1")
-        waiting = iter(pools)
 
-        async def worker() -> None:
-            for pool in waiting:
-                await call(pool)
-
-        async with anyio.create_task_group() as group:
-            for _ in range(min(limit, len(pools))):
-                group.start_soon(worker)
+def _new_uuid() -> str:
+    """Return a random UUID, as libvirt writes it."""
+    return str(uuid.uuid4())

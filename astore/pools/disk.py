@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lxml import etree
 
@@ -13,15 +13,13 @@ from astore.model import VolumeInfo, VolumeType
 from astore.model.definitions import Host
 from astore.pools import graph
 from astore.pools.graph import Layer
+from astore.pools.parts import Member
 from astore.xml.reading import Element, add, render
-
-if TYPE_CHECKING:
-    from astore.pools.volume import Volume
 
 GLUSTER_PORT = 24007
 
 
-def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
+def disk_xml(volume: Member, target: str, bus: str, *, readonly: bool) -> str:
     """See :meth:`astore.Volume.disk_xml`. :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`."""
     images = _images(volume)
     info = volume.info
@@ -44,7 +42,7 @@ def disk_xml(volume: Volume, target: str, bus: str, *, readonly: bool) -> str:
     return render(disk)
 
 
-def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
+def qemu_blockdev(volume: Member, node_name: str | None) -> dict[str, Any]:
     """See :meth:`astore.Volume.qemu_blockdev`.
 
     :raises DefinitionError: a directory is no disk. StorageError: as :func:`_images`.
@@ -61,11 +59,11 @@ def qemu_blockdev(volume: Volume, node_name: str | None) -> dict[str, Any]:
     return node
 
 
-def _images(volume: Volume) -> list[Layer]:
+def _images(volume: Member) -> list[Layer]:
     """The images that a disk is read of, from the top down, as the graph knows them. :raises: as :func:`graph.layers`."""
     if volume.info.type in (VolumeType.DIR, VolumeType.NETDIR):
         raise DefinitionError(f"volume {volume.name!r} is a directory, which is no disk")
-    return graph.layers(volume, volume.pool._manager.pools())
+    return graph.layers(volume, volume.pool.others())
 
 
 def _libvirt_format(format: str | None) -> str:
@@ -78,7 +76,7 @@ def _disk_type(info: VolumeInfo) -> str:
     return "block" if info.type is VolumeType.BLOCK else "file"
 
 
-def _add_source(parent: Element, volume: Volume) -> None:
+def _add_source(parent: Element, volume: Member) -> None:
     info = volume.info
     if info.type is VolumeType.NETWORK:
         name, hosts = _gluster(volume, info)
@@ -94,7 +92,7 @@ def _add_source(parent: Element, volume: Volume) -> None:
         add(parent, "source", file=info.path)
 
 
-def _storage(volume: Volume) -> dict[str, Any]:
+def _storage(volume: Member) -> dict[str, Any]:
     """The node of a volume's bytes."""
     info = volume.info
     if info.type is not VolumeType.NETWORK:
@@ -114,7 +112,7 @@ def _storage(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _gluster(volume: Volume, info: VolumeInfo) -> tuple[str, tuple[Host, ...]]:
+def _gluster(volume: Member, info: VolumeInfo) -> tuple[str, tuple[Host, ...]]:
     """``volume/path`` and the pool's hosts, the one that the key names first."""
     found = parse_gluster_uri(info.key)
     return f"{found.volume}/{found.path}", volume.pool.definition.source.hosts

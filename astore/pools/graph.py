@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
-
-import msgspec
 
 from astore.errors import StorageError, printable
 from astore.images import ImageError, formats
@@ -20,10 +18,7 @@ from astore.images.gluster import parse_gluster_uri
 from astore.images.references import are_relative
 from astore.model import Place, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.places import beneath
-
-if TYPE_CHECKING:
-    from astore.pools.pool import Pool
-    from astore.pools.volume import Volume
+from astore.pools.parts import Member, Parts
 
 DEEPEST = 200
 """libvirt's limit for the length of a chain."""
@@ -31,7 +26,7 @@ DEEPEST = 200
 READ_THROUGH = (ReferenceKind.BACKING, ReferenceKind.PARENT)
 
 
-class ChainLink(msgspec.Struct, frozen=True):
+class Link(NamedTuple):
     """A file that an image is made of, the image itself first.
 
     :ivar path: an absolute path or a URL, or the name as the header has it where nobody can tell what it means.
@@ -42,7 +37,7 @@ class ChainLink(msgspec.Struct, frozen=True):
 
     path: str
     format: str | None = None
-    volume: Volume | None = None
+    volume: Member | None = None
     kind: ReferenceKind | None = None
     doubt: str | None = None
 
@@ -50,11 +45,11 @@ class ChainLink(msgspec.Struct, frozen=True):
 class Layer(NamedTuple):
     """A volume of a chain, and the format in which the one above has it read."""
 
-    volume: Volume
+    volume: Member
     format: str | None
 
 
-def chain(volume: Volume, pools: Sequence[Pool]) -> tuple[ChainLink, ...]:
+def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
     """The files that a volume is made of, from the top down.
 
     An image's data file and extents follow it, then what it is backed by. The chain ends with an image that is backed by
@@ -63,9 +58,9 @@ def chain(volume: Volume, pools: Sequence[Pool]) -> tuple[ChainLink, ...]:
     :raises VolumeNotFoundError: the volume is not there. StorageError: ELOOP: the chain loops, or is deeper than 200.
     """
     info = volume.info
-    links = [ChainLink(info.path, info.format, volume)]
+    links = [Link(info.path, info.format, volume)]
     seen = {(volume.pool.name, volume.name)}
-    here: Volume | None = volume
+    here: Member | None = volume
     images = 1
     while here is not None:
         info = here.info
@@ -91,12 +86,12 @@ def chain(volume: Volume, pools: Sequence[Pool]) -> tuple[ChainLink, ...]:
     return tuple(links)
 
 
-def _link(reference: Reference, pools: Sequence[Pool]) -> ChainLink:
+def _link(reference: Reference, pools: Sequence[Parts]) -> Link:
     """Describe what a reference leads to."""
     found = volume_at(reference, pools)
     path = reference.location or reference.name
     if found is None:
-        return ChainLink(path, reference.format, None, reference.kind, reference.doubt)
+        return Link(path, reference.format, None, reference.kind, reference.doubt)
     info = found.info
     path = info.path
     format, doubt = reference.format, reference.doubt
@@ -108,10 +103,10 @@ def _link(reference: Reference, pools: Sequence[Pool]) -> ChainLink:
         doubt = f"is {info.format}, and the image above says that it is {printable(format)}"
     if doubt is None and formats.driver_of(format) == formats.driver_of(info.format) and not _at_home(reference, found):
         doubt = "is named in another folder than its own, from where the relative names in its header lead elsewhere"
-    return ChainLink(path, format, found, reference.kind, doubt)
+    return Link(path, format, found, reference.kind, doubt)
 
 
-def _at_home(reference: Reference, volume: Volume) -> bool:
+def _at_home(reference: Reference, volume: Member) -> bool:
     """Whether a volume's references lead where they lead for somebody who opens it by this reference.
 
     QEMU puts relative names behind the folder of the name that it was given, which may be a link in another folder.
@@ -124,7 +119,7 @@ def _at_home(reference: Reference, volume: Volume) -> bool:
     return place.path.rpartition("/")[0] == folder.path
 
 
-def layers(volume: Volume, pools: Sequence[Pool]) -> list[Layer]:
+def layers(volume: Member, pools: Sequence[Parts]) -> list[Layer]:
     """The volumes of which an image is read, from the top down: volumes of active pools, all of them, and without a doubt.
 
     Headers are written by whoever may write to the pool, a guest or a local user.
@@ -145,10 +140,8 @@ def layers(volume: Volume, pools: Sequence[Pool]) -> list[Layer]:
     return found
 
 
-def volume_at(reference: Reference, pools: Sequence[Pool]) -> Volume | None:
+def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
     """The volume of an active pool that a reference leads to."""
-    from astore.pools.volume import Volume
-
     location, place = reference.location, reference.place
     if location is None:
         return None
@@ -157,36 +150,36 @@ def volume_at(reference: Reference, pools: Sequence[Pool]) -> Volume | None:
         for pool in pools:  # most have the last part of their path as their name, so that few need a walk through all
             info = pool.snapshot.get(name)
             if info is not None and _is_at(place, info, pool):
-                return Volume(pool, name)
+                return Member(pool, name)
         if place.identity is not None:
             for pool in pools:
                 for info in pool.volumes:
                     if info.identity == place.identity:
-                        return Volume(pool, info.name)
+                        return Member(pool, info.name)
         if place.path.startswith("/"):
             return None  # the kernel knows where it leads: to no volume, whatever the name looks like
     name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
     for pool in pools:
         info = pool.snapshot.get(name)
         if info is not None and _is_called(location, info, pool):
-            return Volume(pool, name)
+            return Member(pool, name)
     return None
 
 
-def _is_at(place: Place, info: VolumeInfo, pool: Pool) -> bool:
+def _is_at(place: Place, info: VolumeInfo, pool: Parts) -> bool:
     """Whether a place is that of a volume: the same file, or the same path where that is all that is known."""
     if place.identity is not None and place.identity == info.identity:
         return True
     return place.path == _path_of(info, pool)
 
 
-def _path_of(info: VolumeInfo, pool: Pool) -> str:
+def _path_of(info: VolumeInfo, pool: Parts) -> str:
     """The path of a volume, by where its pool's folder really is."""
     folder = pool.snapshot.folder
     return info.path if folder is None else beneath(folder.path, info.name)
 
 
-def _is_called(location: str, info: VolumeInfo, pool: Pool) -> bool:
+def _is_called(location: str, info: VolumeInfo, pool: Parts) -> bool:
     """Whether a path or URL means a volume by its text: on Gluster whichever of the pool's hosts it names."""
     if location in (info.path, info.key):
         return True
@@ -206,7 +199,7 @@ def _gluster(uri: str) -> tuple[str, str, str] | None:
     return found.socket or found.host or "", found.volume, "/".join(part for part in found.path.split("/") if part)
 
 
-def _leads_to(reference: Reference, info: VolumeInfo, pool: Pool, pools: Sequence[Pool]) -> bool:
+def _leads_to(reference: Reference, info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> bool:
     """Whether a reference may lead to a volume: as it is now, or by its text."""
     if reference.place is not None:
         if _is_at(reference.place, info, pool):
@@ -218,7 +211,7 @@ def _leads_to(reference: Reference, info: VolumeInfo, pool: Pool, pools: Sequenc
     return reference.location is not None and _is_called(reference.location, info, pool)
 
 
-def _leads_through(place: Place | None, info: VolumeInfo, pool: Pool) -> bool:
+def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:
     """Whether a place is a directory, or lies behind it."""
     if place is None:
         return False
@@ -228,15 +221,13 @@ def _leads_through(place: Place | None, info: VolumeInfo, pool: Pool) -> bool:
     return place.path == path or place.path.startswith(path + "/")
 
 
-def dependents(info: VolumeInfo, pool: Pool, pools: Sequence[Pool]) -> list[Volume]:
+def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Member]:
     """The volumes whose headers name this one: as what backs them, or as a file with data of theirs.
 
     Of a directory, those whose files lie behind it.
     """
-    from astore.pools.volume import Volume
-
     directory = info.type in (VolumeType.DIR, VolumeType.NETDIR)
-    found: list[Volume] = []
+    found: list[Member] = []
     for other in pools:
         for one in other.snapshot.referring:
             if other is pool and one.name == info.name:
@@ -247,12 +238,12 @@ def dependents(info: VolumeInfo, pool: Pool, pools: Sequence[Pool]) -> list[Volu
                     if directory
                     else _leads_to(reference, info, pool, pools)
                 ):
-                    found.append(Volume(other, one.name))
+                    found.append(Member(other, one.name))
                     break
     return found
 
 
-def pools_behind(info: VolumeInfo, pool: Pool, pools: Iterable[Pool]) -> Iterator[Pool]:
+def pools_behind(info: VolumeInfo, pool: Parts, pools: Iterable[Parts]) -> Iterator[Parts]:
     """The active pools whose folder is this directory, or lies behind it."""
     if info.type in (VolumeType.DIR, VolumeType.NETDIR):
         for other in pools:
@@ -260,7 +251,7 @@ def pools_behind(info: VolumeInfo, pool: Pool, pools: Iterable[Pool]) -> Iterato
                 yield other
 
 
-def _folder_of(pool: Pool) -> Place | None:
+def _folder_of(pool: Parts) -> Place | None:
     """Where a pool's folder is, as far as is known."""
     folder, path = pool.snapshot.folder, pool.definition.target.path
     return Place(path) if folder is None and path is not None else folder

@@ -1,64 +1,126 @@
-"""A pool: its states, its snapshot, and the refresh that its callers share.
-
-::
-
-    inactive ──start──► running ◄──refresh──► degraded        (some entries failed)
-        ▲  └─build──► building ─┐   ▲  │
-        │                       │   │  └── the source does not answer ──► inaccessible
-        └───────stop────────────┘   └──────────── refresh ─────────────────────┘
-
-Everything here belongs to one event loop. Between a test of state and its change there is no await; what lasts
-is serialised by the pool's lifecycle lock (start, stop, build, delete) or shared (refresh).
-"""
+"""Pool: the handle of a storage pool that programs hold."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-import anyio
-
-from astore.backend import (
-    Backend,
-    BuildsPools,
-    CutsLoose,
-    CutsPoolsLoose,
-    DeletesPools,
-    PoolSession,
-)
-from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
-from astore.errors import (
-    InvalidStateError,
-    LibvirtCode,
-    ManagerClosedError,
-    PoolInaccessibleError,
-    UnsupportedOperationError,
-    VolumeBusyError,
-)
-from astore.events import (
-    PoolBuilt,
-    PoolDeleted,
-    PoolStarted,
-    PoolStopped,
-)
-from astore.model import (
-    PoolDef,
-    PoolState,
-    Snapshot,
-)
-from astore.plugin_calls import answer, asked, checked, opened
-from astore.pools.volume_jobs import WorkingPool
+from astore.backend import Progress, abilities
+from astore.model import PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeDef, VolumeInfo
+from astore.pools import copies, volume_jobs
+from astore.pools.parts import Member, Parts
+from astore.pools.volume import Volume
 from astore.store.local_files import LOCK_TIMEOUT
-from astore.store.local_runs import OUTDATED_PAUSE, LastSeen, OutdatedError
-
-if TYPE_CHECKING:
-    from astore.lanes.lane import PoolLane
+from astore.store.local_runs import OUTDATED_PAUSE, OutdatedError
 
 
-class Pool(WorkingPool):
-    """A storage pool. Got from a :class:`~astore.manager.Manager`; never made by hand."""
+class Pool:
+    """A storage pool. Got from a :class:`~astore.Manager`; never made by hand.
+
+    :ivar parts: what it is made of, for astore itself: nothing of it is promised to stay.
+    """
+
+    def __init__(self, parts: Parts, handle: Callable[[Parts], Pool]) -> None:
+        self.parts = parts
+        self._handle = handle
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r} ({self.type}, {self.state})>"
+
+    # ------------------------------------------------------------------------------------- reads: they never wait
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.parts.name
+
+    @property
+    def uuid(self) -> str:
+        """Its UUID, in lower case with hyphens."""
+        return self.parts.record.uuid
+
+    @property
+    def type(self) -> str:
+        """Its type: ``dir``, ``netfs``, ``gluster`` …"""
+        return self.definition.type
+
+    @property
+    def definition(self) -> PoolDef:
+        """What it runs by, if it is active; else its definition."""
+        return self.parts.definition
+
+    @property
+    def state(self) -> PoolState:
+        """What it is doing."""
+        return self.parts.record.state
+
+    @property
+    def active(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self.parts.active
+
+    @property
+    def persistent(self) -> bool:
+        """Whether its definition stays when it is stopped."""
+        return self.parts.record.persistent
+
+    @property
+    def autostart(self) -> bool:
+        """Whether ``start_all`` starts it."""
+        return self.parts.record.autostart
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it is inaccessible, or why its last start failed; None while all is well."""
+        return self.parts.record.error
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the last good refresh found."""
+        return self.parts.snapshot
+
+    @property
+    def volumes(self) -> tuple[VolumeInfo, ...]:
+        """The volumes' records in name order, as the last good refresh found them."""
+        return self.parts.volumes
+
+    @property
+    def info(self) -> PoolInfo:
+        """The pool at a glance."""
+        return self.parts.record.info(backend=self.type in self.parts.services.registry)
+
+    def volume(self, name: str) -> Volume:
+        """A volume by its name.
+
+        :raises VolumeNotFoundError: the last snapshot has none of this name (an inactive pool's is empty).
+        """
+        self.parts.volume(name)
+        return Volume(self, name)
+
+    def to_xml(self, inactive: bool = False) -> str:
+        """libvirt's ``<pool>`` document.
+
+        :param inactive: the definition that the next start takes, instead of the one the pool runs by.
+        """
+        return self.parts.record.to_xml(self.info, inactive=inactive)
+
+    def abilities(self) -> tuple[str, ...]:
+        """The operations this pool supports beyond those that all do, as far as is known before it is started."""
+        life = self.parts.record.life
+        backend = life.backend if life is not None else None
+        backend = backend or self.parts.services.registry.loaded(self.type)
+        session = life.session if life is not None else None
+        return tuple(sorted({one for part in (backend, session) if part is not None for one in abilities(part)}))
+
+    async def wait_state(self, *states: PoolState | str, timeout: float | None = None) -> PoolState:
+        """Wait until the pool is in one of these states; say which.
+
+        :param timeout: seconds; TimeoutError when they pass.
+        """
+        return await self.parts.record.wait_state({PoolState(state) for state in states}, timeout)
+
+    # -------------------------------------------------------------------------------------------------- its life
 
     async def start(self, build: bool = False, *, refresh: bool = True, timeout: float | None = None) -> None:
         """Start the pool: connect or mount, and look at its volumes once.
@@ -68,20 +130,7 @@ class Pool(WorkingPool):
         :raises InvalidStateError: it is active. BackendError: its backend is missing or unusable.
             OSError: the source does not answer. TimeoutError: not in time.
         """
-        await self._manager._catch_up(self)
-        await self._begin(build, refresh=refresh, timeout=timeout)
-
-    async def _begin(self, build: bool, *, refresh: bool = True, timeout: float | None = None) -> None:
-        """As :meth:`start`. It is locked at once, so that nobody takes a new transient pool for one that has ended."""
-        self._manager._check_open()
-        async with self._lifecycle:
-            self._require_known()
-            self._require_inactive("start")
-            try:
-                await self._start(build, refresh, timeout)
-            except Exception as error:
-                self._error = error
-                raise
+        await self.parts.lifecycle.start(build=build, refresh=refresh, timeout=timeout)
 
     async def stop(self, force: bool = False) -> None:
         """Stop the pool (virsh: pool-destroy): unmount, disconnect. A transient pool is gone then.
@@ -91,264 +140,83 @@ class Pool(WorkingPool):
             ``force``: that work fails then). OSError, CommandError, TimeoutError: it could not be stopped (it
             stays active; never with ``force``).
         """
-        self._manager._check_open()
-        if not force or not self.active:
-            await self._manager._catch_up(self)
-        async with self._lifecycle:
-            if not force:
-                await self._manager._check_forgettable(self)
-            self._require_active("stop")
-            self._require_no_writers(force)
-            self._stopping = True  # no refresh begins from here on: it would mount again what is being unmounted
-            try:
-                await self._cancel_refresh("the pool is being stopped")
-                session = await self._session_to_stop(force)
-                if session is not None:
-                    await self._stop_session(session, force)
-                await shielded(self._become_inactive())
-            finally:
-                self._stopping = False
+        await self.parts.lifecycle.stop(force)
 
     async def build(self) -> None:
         """Make the pool's storage: a target directory, with the permissions of its definition or 0711.
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
-        await self._manager._catch_up(self)
-        async with self._lifecycle:
-            self._require_known()
-            self._require_inactive("build")
-            await self._build(*await self._backend_for_me())
+        await self.parts.lifecycle.build()
 
     async def delete(self) -> None:
         """Destroy the pool's storage (an empty target directory); the definition stays.
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
-        await self._manager._catch_up(self)
-        async with self._lifecycle:
-            self._require_known()
-            self._require_inactive("delete")
-            backend, definition = await self._backend_for_me()
-            if not isinstance(backend, DeletesPools):
-                raise UnsupportedOperationError(pool=self.name, type=self.type, operation="delete")
-            async with self._lent_lane(backend) as context:
-                await self._translated("delete", backend.delete(definition, context))
-            self._publish(PoolDeleted)
+        await self.parts.lifecycle.delete()
 
     async def undefine(self) -> None:
         """Remove the pool's definition. :raises InvalidStateError: it is active, or transient."""
         until = time.monotonic() + LOCK_TIMEOUT
         while True:
-            await self._manager._catch_up(self)
-            async with self._lifecycle:
-                self._require_known()
-                self._require_inactive("undefine")
-                try:
-                    return await self._manager._undefine(self)
-                except OutdatedError:  # another process was faster; what it did is to be looked at first
-                    if time.monotonic() > until:
-                        raise
+            try:
+                return await self.parts.lifecycle.undefine()
+            except OutdatedError:  # another process was faster; what it did is to be looked at first
+                if time.monotonic() > until:
+                    raise
             await asyncio.sleep(OUTDATED_PAUSE)
 
     async def set_autostart(self, autostart: bool) -> None:
         """Say whether ``start_all`` starts it. :raises InvalidStateError: it is transient."""
-        self._manager._check_open()
-        self._require_known()
-        if not self._persistent:
-            raise InvalidStateError(
-                f"pool {self.name!r} is transient: only a defined pool can be started automatically",
-                pool=self.name,
-                state=self._state,
-                operation="autostart",
-                libvirt_code=LibvirtCode.INTERNAL_ERROR,
-            )
-        await self._manager._set_autostart(self, autostart)
+        await self.parts.lifecycle.set_autostart(autostart)
 
-    # ---------------------------------------------------------------------------------------------- inner works
+    async def refresh(
+        self, name: str | None = None, full: bool = False, timeout: float | None = None
+    ) -> RefreshOutcome:
+        """Look at the source again. Callers while a refresh runs share it, and its outcome.
 
-    async def _start(self, build: bool, refresh: bool, timeout: float | None) -> None:
-        backend, definition = await self._backend_for_me()
-        if build and isinstance(backend, BuildsPools):  # as in libvirt, nothing to build is no error
-            await self._build(backend, definition)
-        self._manager.registry.acquire(backend)
-        lane: PoolLane | None = None
-        session: PoolSession | None = None
-        lanes = self._manager._lanes
-        try:
-            try:
-                lane = self._manager._pool_lane(self.name, backend)
-                async with asyncio.timeout(timeout):
-                    session = await opened(backend, definition, self._context(lane))
-                await self._manager._save_run(self, definition)
-                self._manager._check_open(lanes)
-            except OutdatedError as error:
-                raise InvalidStateError(
-                    f"pool {self.name!r} was started or undefined by another process meanwhile",
-                    pool=self.name,
-                    state=PoolState.RUNNING,
-                    operation="start",
-                ) from error
-            except Exception as error:
-                raise self._translate(error, "start") from error
-        except BaseException:
-            await shielded(self._undo_start(session, lane, backend))
-            raise
-        self._session, self._backend, self._lane = session, backend, lane
-        self._active_definition = definition
-        self._set_state(PoolState.RUNNING, None)
-        self._publish(PoolStarted)
-        self._log.debug("pool started")
-        if refresh:
-            try:
-                await self.refresh(timeout=timeout)
-            except BaseException:
-                # as in libvirt, a pool that cannot be read is not started; not even half
-                await shielded(self._give_up(session))
-                raise
+        :param name: look at this volume only. :param full: trust nothing known; read every header anew.
+        :param timeout: seconds; when they pass and nobody else waits, the pool is inaccessible.
+        :raises InvalidStateError: the pool is not active. OSError: the source cannot be read; the pool is inaccessible,
+            its last good snapshot stays. TimeoutError: not in time.
+        """
+        if name is not None:
+            return await self.parts.refresher.refresh_volume(name, timeout)
+        return await self.parts.refresher.refresh(full, timeout)
 
-    async def _undo_start(self, session: PoolSession | None, lane: PoolLane | None, backend: Backend) -> None:
-        """Leave nothing of a start that did not come to its end. Bounded."""
-        if session is not None:
-            if not await self._manager._runs_elsewhere(self):  # else it is their storage, too
-                await bounded(asked(session.stop))
-            await bounded(asked(session.aclose))
-            await self._manager._forget_run(self)
-        if lane is not None:
-            lane.close()
-        self._manager.registry.release(backend)
+    # ------------------------------------------------------------------------------------------------ new volumes
 
-    async def _give_up(self, session: PoolSession) -> None:
-        """Stop a pool whose first refresh failed. Bounded."""
-        self._stopping = True  # as in stop(): nobody may begin a refresh of what is being let go
-        try:
-            await self._cancel_refresh("the pool could not be started")
-            with contextlib.suppress(Exception):
-                await self._stop_session(session, force=True)
-            await self._become_inactive()
-        finally:
-            self._stopping = False
+    async def create_volume(self, definition: VolumeDef | str | bytes, *, prealloc_metadata: bool = False) -> Volume:
+        """Make a volume: complete, or not at all.
 
-    async def _session_to_stop(self, force: bool) -> PoolSession | None:
-        try:
-            async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
-                return await self._attached()
-        except Exception as error:
-            # The backend is gone, or what the pool needs of the machine, or its storage. Where nothing of the pool is left
-            # outside of processes (such as a mount), there is nothing to stop.
-            registry = self._manager.registry
-            backend = registry.loaded(self.type)
-            outside = self.type in registry and (backend is None or isinstance(backend, CutsPoolsLoose))
-            if (outside and not force) or isinstance(error, ManagerClosedError):
-                raise self._translate(error, "stop") from error
-            if force:
-                await self._cut_loose_unopened()
-            return None
+        :param definition: a record, or libvirt volume XML. Without a capacity it gets that of the volume it is backed by.
+        :param prealloc_metadata: qcow2: write all metadata now.
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
+            CommandError: qemu-img is missing, or what it said. StorageError: ENOSPC, EDQUOT …
+        """
+        info = await volume_jobs.create_volume(self.parts, definition, prealloc_metadata=prealloc_metadata)
+        return Volume(self, info.name)
 
-    async def _cut_loose_unopened(self) -> None:
-        backend = self._manager.registry.loaded(self.type)
-        if isinstance(backend, CutsPoolsLoose) and self._active_definition is not None:
-            with anyio.move_on_after(2 * CLEANUP_SECONDS), contextlib.suppress(Exception):
-                async with self._lent_lane(backend) as context:
-                    await backend.cut_loose(self._active_definition, context)
+    async def copy_volume(
+        self, source: Volume, definition: VolumeDef | str | bytes, *, on_progress: Progress | None = None
+    ) -> Volume:
+        """Make a volume out of another, of this pool or of any other: complete, or not at all.
 
-    async def _stop_session(self, session: PoolSession, force: bool) -> None:
-        if force:
-            end = session.cut_loose if isinstance(session, CutsLoose) else session.stop
-            await bounded(asked(end), 2 * CLEANUP_SECONDS)
-            return
-        try:
-            await answer(session.stop())
-        except Exception as error:
-            raise self._translate(error, "stop") from error
+        Within a pool the storage copies; from pool to pool the data are streamed, holes kept; into another format, or
+        with another backing file, qemu-img converts. On a backing file that is the source itself, or what the source is
+        backed by, a copy is thin; on any other it holds all data.
 
-    async def _become_inactive(self, *, forget: bool = True) -> None:
-        """After the storage was let go: close the session, forget the run, tell. Shielded by the caller."""
-        self._life += 1
-        self._active_definition = None
-        self._snapshot = Snapshot.EMPTY
-        self._set_state(PoolState.INACTIVE, None)  # first: from now on nobody attaches again
-        await self._cancel_refresh("the pool was stopped")
-        await self._detach()
-        if forget:
-            await self._manager._forget_run(self)
-        self._publish(PoolStopped)
+        :param definition: format and capacity are the source's where it does not say; of a record (not of a document) mode,
+            owner and group are too, the latter two only where the storage lets us.
+        :param on_progress: called with bytes done and in all.
+        :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there. StorageError: EPERM: it
+            would have to be converted, and needs a file that is no volume of an active pool.
+        """
+        member = Member(source.pool.parts, source.name)
+        info = await copies.copy_volume(self.parts, member, definition, on_progress)
+        return Volume(self, info.name)
 
-    async def _build(self, backend: Backend, definition: PoolDef) -> None:
-        if not isinstance(backend, BuildsPools):
-            raise UnsupportedOperationError(pool=self.name, type=self.type, operation="build")
-        self._set_state(PoolState.BUILDING, None)
-        try:
-            async with self._lent_lane(backend) as context:
-                await self._translated("build", backend.build(definition, context))
-        finally:
-            self._set_state(PoolState.INACTIVE, None)
-        self._publish(PoolBuilt)
-
-    async def _backend_for_me(self) -> tuple[Backend, PoolDef]:
-        backend = await self._manager.registry.get(self.type)
-        try:
-            return backend, checked(backend, self._definition)
-        except Exception as error:  # plugin code: it may raise anything
-            raise self._translate(error, "check") from error
-
-    @contextlib.asynccontextmanager
-    async def _lent_lane(self, backend: Backend) -> Any:
-        lane = self._manager._pool_lane(self.name, backend)
-        try:
-            yield self._context(lane)
-        finally:
-            lane.close()
-
-    async def _translated(self, operation: str, call: Any) -> None:
-        try:
-            await answer(call)
-        except Exception as error:
-            raise self._translate(error, operation) from error
-
-    def _require_no_writers(self, force: bool) -> None:
-        busy = self._written | dict.fromkeys(self._relied_on, "made the backing file of another")
-        if busy and not force:
-            told = ", ".join(f"{name!r} ({what})" for name, what in list(busy.items())[:3])
-            raise VolumeBusyError(
-                f"volumes of pool {self.name!r} are being worked on: {told}; wait, or force the stop",
-                pool=self.name,
-                state=self._state,
-                operation="stop",
-            )
-
-    def _require_inactive(self, operation: str) -> None:
-        if self._state is not PoolState.INACTIVE:
-            raise InvalidStateError(
-                f"pool {self.name!r} is {self._state}: it can not be asked to {operation} now"
-                + ("; stop it first" if self.active and operation != "start" else ""),
-                pool=self.name,
-                state=self._state,
-                operation=operation,
-            )
-
-    def _redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
-        """Take over a persistent definition; say whether it is another. An active pool goes on by the one it has."""
-        if self.active and self._active_definition is None:
-            self._active_definition = self._definition
-        same = self._persistent and self._definition == definition and self._autostart == autostart
-        self._definition, self._autostart, self._persistent = definition, autostart, True
-        return not same
-
-    def _restore(self, definition: PoolDef, seen: LastSeen | None, started_at: float, *, tell: bool) -> None:
-        """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
-        self._active_definition = definition
-        state, since, error = PoolState.RUNNING, started_at, None
-        if seen is not None:
-            since = seen.since
-            self._snapshot = seen.snapshot
-            self._generation = max(self._generation, seen.snapshot.generation)
-            if seen.error is not None:
-                state, error = PoolState.INACCESSIBLE, PoolInaccessibleError(seen.error, pool=self.name)
-            elif any(not error.skipped for error in seen.snapshot.errors):
-                state = PoolState.DEGRADED
-        if tell:
-            self._set_state(state, error)
-            self._publish(PoolStarted)
-        self._state, self._error, self._since, self._started_at = state, error, since, started_at
-        self._saved = self._last_seen
+    def handle_of(self, member: Member) -> Volume:
+        """Return the handle of a volume of any pool of the same Manager."""
+        return Volume(self._handle(member.pool), member.name)

@@ -1,189 +1,95 @@
-"""What a pool shows: its reads, which never wait, and its states.
-
-The rest of a pool is in :mod:`astore.pools.refresher` and :mod:`astore.pools.pool`.
-"""
+"""PoolRecord: what is known of a pool. It alone tells of changes, and nothing in it waits."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-import anyio
 import msgspec
+from structlog.stdlib import BoundLogger
 
-from astore.backend import (
-    Backend,
-    PoolSession,
-    abilities,
-)
-from astore.errors import (
-    AstoreError,
-    BackendError,
-    DefinitionError,
-    InvalidStateError,
-    LaneTimeoutError,
-    LibvirtCode,
-    ManagerClosedError,
-    PoolInaccessibleError,
-    PoolNotFoundError,
-    StorageError,
-    StoreError,
-    UnsupportedOperationError,
-    VolumeNotFoundError,
-    from_os_error,
-    reason,
-)
+from astore.errors import InvalidStateError, PoolInaccessibleError, PoolNotFoundError, reason
 from astore.events import (
     Event,
+    EventBus,
+    PoolAutostartChanged,
+    PoolRefreshed,
+    PoolStarted,
     PoolStateChanged,
+    PoolUndefined,
     VolumeAdded,
     VolumeChanged,
     VolumeRemoved,
 )
-from astore.model import (
-    Changes,
-    PoolDef,
-    PoolInfo,
-    PoolState,
-    Snapshot,
-    VolumeInfo,
-)
-from astore.pools.volume import Volume
+from astore.model import Changes, EntryError, PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeInfo
+from astore.pools.life import Life
 from astore.store.local_runs import LastSeen
 
-if TYPE_CHECKING:
-    from astore.lanes.lane import PoolLane
-    from astore.manager.catalogue import Catalogue
-    from astore.pools.pool import Pool
-    from astore.pools.refresher import Refreshing
 
-_PASSED_ON = (
-    InvalidStateError,
-    BackendError,
-    DefinitionError,
-    UnsupportedOperationError,
-    ManagerClosedError,
-    StoreError,
-)
-"""Errors that are as good to a pool's user as they are to whoever raised them."""
+class PoolRecord:
+    """Definition, state and snapshot of one pool.
 
+    :ivar definition: the persistent one; of a transient pool, the one that it runs by.
+    :ivar life: what it works with while it is active, else None. :ivar gone: no Manager knows it any more.
+    :ivar since: when it entered its state, in seconds since the epoch (0: not known).
+    :ivar error: why it is inaccessible, or why its last start failed.
+    :ivar saved: what was kept of it for the next process last.
+    """
 
-class PoolView:
-    """The part of :class:`~astore.pools.pool.Pool` that is not about doing."""
-
-    def __init__(self, manager: Catalogue, definition: PoolDef, *, persistent: bool, autostart: bool = False) -> None:
+    def __init__(
+        self, bus: EventBus, log: BoundLogger, definition: PoolDef, *, persistent: bool, autostart: bool = False
+    ) -> None:
         assert definition.uuid is not None
-        self._manager = manager
-        self._uuid = definition.uuid
-        self._definition = definition  # the persistent one; of a transient pool, the one it runs by
-        self._active_definition: PoolDef | None = None
-        self._persistent = persistent
-        self._autostart = autostart
-        self._state = PoolState.INACTIVE
-        self._since = 0.0  # not known of a pool that was found inactive
-        self._started_at = 0.0  # by whichever process
-        self._error: Exception | None = None
-        self._snapshot = Snapshot.EMPTY
-        self._saved: LastSeen | None = None
-        self._generation = 0
-        self._session: PoolSession | None = None
-        self._backend: Backend | None = None
-        self._lane: PoolLane | None = None
-        self._lifecycle = anyio.Lock()
-        self._attaching = anyio.Lock()
-        self._stopping = False
-        self._life = 0  # grows when it turns inactive: what was begun in an earlier life must not end in this one
-        self._written: dict[str, str] = {}  # the volumes that are being written, and what is done to them
-        self._relied_on: Counter[str] = Counter()  # the volumes on which others are being made
-        self._refresh: Refreshing | None = None
+        self.uuid = definition.uuid
+        self.definition = definition
+        self.persistent = persistent
+        self.autostart = autostart
+        self.state = PoolState.INACTIVE
+        self.since = 0.0
+        self.error: Exception | None = None
+        self.snapshot = Snapshot.EMPTY
+        self.generation = 0
+        self.life: Life | None = None
+        self.gone = False
+        self.saved: LastSeen | None = None
+        self.log = log.bind(pool=definition.name)
+        self._bus = bus
         self._state_waiters: set[asyncio.Event] = set()
-        self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
-        self._log = manager.log.bind(pool=definition.name)
-
-    def __repr__(self) -> str:
-        return f"<Pool {self.name!r} ({self.type}, {self.state})>"
-
-    # ------------------------------------------------------------------------------------- reads: they never wait
 
     @property
     def name(self) -> str:
-        """Its name."""
-        return self._definition.name
+        """The pool's name."""
+        return self.definition.name
 
     @property
-    def uuid(self) -> str:
-        """Its UUID, in lower case with hyphens."""
-        return self._uuid
-
-    @property
-    def type(self) -> str:
-        """Its type: ``dir``, ``netfs``, ``gluster`` …"""
-        return self.definition.type
-
-    @property
-    def definition(self) -> PoolDef:
-        """What it runs by, if it is active; else its definition."""
-        return self._active_definition or self._definition
-
-    @property
-    def state(self) -> PoolState:
-        """What it is doing."""
-        return self._state
+    def running(self) -> PoolDef:
+        """What the pool runs by, if it is active; else its definition."""
+        return self.definition if self.life is None else self.life.definition
 
     @property
     def active(self) -> bool:
-        """Whether it was started and not stopped since."""
-        return self._state.active
+        """Whether the pool was started and not stopped since."""
+        return self.state.active
 
     @property
-    def persistent(self) -> bool:
-        """Whether its definition stays when it is stopped."""
-        return self._persistent
+    def last_seen(self) -> LastSeen:
+        """What the next process needs to know of an active pool."""
+        error = self.error if self.state is PoolState.INACCESSIBLE else None
+        return LastSeen(self.snapshot, self.since, None if error is None else reason(error))
 
-    @property
-    def autostart(self) -> bool:
-        """Whether ``start_all`` starts it."""
-        return self._autostart
-
-    @property
-    def error(self) -> Exception | None:
-        """Why it is inaccessible, or why its last start failed; None while all is well."""
-        return self._error
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What the last good refresh found."""
-        return self._snapshot
-
-    @property
-    def volumes(self) -> tuple[VolumeInfo, ...]:
-        """The volumes' records in name order, as the last good refresh found them."""
-        return self._snapshot.volumes
-
-    @property
-    def info(self) -> PoolInfo:
-        """The pool at a glance."""
-        snapshot = self._snapshot
-        wrong = [error for error in snapshot.errors if not error.skipped]
-        why = reason(self._error) if self._error is not None else None
-        if why is None and self._state is PoolState.DEGRADED and wrong:
-            first = f"{wrong[0].name}: {wrong[0].message}"
-            why = (
-                f"cannot be read: {first}"
-                if len(wrong) == 1
-                else f"{len(wrong)} entries cannot be read; the first: {first}"
-            )
+    def info(self, *, backend: bool) -> PoolInfo:
+        """Return the pool at a glance. :param backend: whether there is a backend for its type."""
+        snapshot = self.snapshot
         return PoolInfo(
             name=self.name,
             uuid=self.uuid,
-            type=self.type,
-            state=self._state,
-            persistent=self._persistent,
-            autostart=self._autostart,
-            backend=self.type in self._manager.registry,
+            type=self.running.type,
+            state=self.state,
+            persistent=self.persistent,
+            autostart=self.autostart,
+            backend=backend,
             capacity=snapshot.capacity,
             allocation=snapshot.allocation,
             available=snapshot.available,
@@ -191,134 +97,206 @@ class PoolView:
             errors=len(snapshot.errors),
             generation=snapshot.generation,
             taken_at=snapshot.taken_at,
-            since=self._since,
-            error=why,
+            since=self.since,
+            error=self._why(),
         )
 
-    def volume(self, name: str) -> Volume:
-        """A volume by its name.
+    def _why(self) -> str | None:
+        if self.error is not None:
+            return reason(self.error)
+        wrong = [error for error in self.snapshot.errors if not error.skipped]
+        if self.state is not PoolState.DEGRADED or not wrong:
+            return None
+        first = f"{wrong[0].name}: {wrong[0].message}"
+        if len(wrong) == 1:
+            return f"cannot be read: {first}"
+        return f"{len(wrong)} entries cannot be read; the first: {first}"
 
-        :raises VolumeNotFoundError: the last snapshot has none of this name (an inactive pool's is empty).
-        """
-        if self._snapshot.get(name) is None:
-            raise VolumeNotFoundError(
-                f"pool {self.name!r} has no volume {name!r}",
-                what=name,
-                libvirt_code=None if self.active else LibvirtCode.OPERATION_INVALID,
-            )
-        return Volume(cast("Pool", self), name)
-
-    def to_xml(self, inactive: bool = False) -> str:
-        """libvirt's ``<pool>`` document.
-
-        :param inactive: the definition that the next start takes, instead of the one the pool runs by.
-        """
+    def to_xml(self, info: PoolInfo, *, inactive: bool) -> str:
+        """Return libvirt's ``<pool>`` document; see :meth:`astore.Pool.to_xml`."""
         if inactive:
-            return self._definition.to_xml()
-        definition, found = self.definition, self._snapshot.permissions
+            return self.definition.to_xml()
+        definition, found = self.running, self.snapshot.permissions
         if found is not None:  # the folder's are what an active pool has, whatever was asked for when it was made
             said = definition.target.permissions
             found = msgspec.structs.replace(found, label=None if said is None else said.label)
             target = msgspec.structs.replace(definition.target, permissions=found)
             definition = msgspec.structs.replace(definition, target=target)
-        return definition.to_xml(self.info)
+        return definition.to_xml(info)
 
-    def abilities(self) -> tuple[str, ...]:
-        """The operations this pool supports beyond those that all do, as far as is known before it is started."""
-        found: set[str] = set()
-        backend = self._backend or self._manager.registry.loaded(self.type)
-        if backend is not None:
-            found.update(abilities(backend))
-        if self._session is not None:
-            found.update(abilities(self._session))
-        return tuple(sorted(found))
-
-    async def wait_state(self, *states: PoolState | str, timeout: float | None = None) -> PoolState:
-        """Wait until the pool is in one of these states; say which.
-
-        :param timeout: seconds; TimeoutError when they pass.
-        """
-        wanted = {PoolState(state) for state in states}
+    async def wait_state(self, wanted: set[PoolState], timeout: float | None) -> PoolState:
+        """Wait until the pool is in one of these states; return it. :raises TimeoutError: after ``timeout`` seconds."""
         changed = asyncio.Event()
         self._state_waiters.add(changed)
         try:
             async with asyncio.timeout(timeout):
-                while self._state not in wanted:
+                while self.state not in wanted:
                     changed.clear()
                     await changed.wait()
         finally:
             self._state_waiters.discard(changed)
-        return self._state
+        return self.state
 
-    # ---------------------------------------------------------------------------------------------- inner works
+    # ----------------------------------------------------------------------------------------- what it is asked for
 
-    def _translate(self, error: Exception, operation: str) -> Exception:
-        """The error with the pool's name in it, of astore's own tree."""
-        if isinstance(error, _PASSED_ON):
-            return error
-        what = f"pool {self.name!r}: {operation}"
-        if isinstance(error, StorageError):
-            if error.pool is not None:
-                return error
-            return PoolInaccessibleError(
-                f"{what}: {reason(error)}", errno=error.errno, pool=self.name, libvirt_code=error.libvirt_code
-            )
-        if isinstance(error, TimeoutError):
-            return LaneTimeoutError(f"{what}: {reason(error) if str(error) else 'not in time'}", lane=self.name)
-        if isinstance(error, OSError):
-            return from_os_error(error, what, pool=self.name, inaccessible=True)
-        if isinstance(error, AstoreError):
-            return PoolInaccessibleError(f"{what}: {reason(error)}", pool=self.name, libvirt_code=error.libvirt_code)
-        return PoolInaccessibleError(
-            f"{what}: the backend failed with {type(error).__name__}: {reason(error)}", pool=self.name
-        )
-
-    @property
-    def _last_seen(self) -> LastSeen:
-        """What the next process is to know of an active pool."""
-        error = self._error if self._state is PoolState.INACCESSIBLE else None
-        return LastSeen(self._snapshot, self._since, None if error is None else reason(error))
-
-    def _require_known(self) -> None:
-        if self._manager._pools.get(self.name) is not self:
+    def require_known(self) -> None:
+        """:raises PoolNotFoundError: the pool was undefined, or it was transient and has been stopped."""
+        if self.gone:
             raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
 
-    def _require_active(self, operation: str) -> None:
-        if not self._state.active:
-            self._require_known()
-            raise InvalidStateError(
-                f"pool {self.name!r} is {self._state}: start it first",
-                pool=self.name,
-                state=self._state,
-                operation=operation,
-            )
+    def require_active(self, operation: str) -> Life:
+        """Return its life. :raises InvalidStateError: it is not active. PoolNotFoundError: as :meth:`require_known`."""
+        life = self.life
+        if life is None or not self.active:
+            self.require_known()
+            raise self.wrong_state(f"is {self.state}: start it first", operation)
+        return life
 
-    def _stopped_meanwhile(self, operation: str) -> InvalidStateError:
-        return InvalidStateError(
-            f"pool {self.name!r} was stopped meanwhile", pool=self.name, state=self._state, operation=operation
-        )
+    def require_usable(self, operation: str) -> Life:
+        """Return its life, for work to begin. :raises InvalidStateError: it is not active, or is being stopped."""
+        life = self.require_active(operation)
+        if life.ending:
+            raise self.wrong_state("is being stopped", operation)
+        return life
 
-    def _set_state(self, new: PoolState, error: Exception | None) -> None:
-        old = self._state
-        self._error = error
+    def require_inactive(self, operation: str) -> None:
+        """:raises InvalidStateError: it is active, or is being built. PoolNotFoundError: as :meth:`require_known`."""
+        self.require_known()
+        if self.state is not PoolState.INACTIVE:
+            hint = "; stop it first" if self.active and operation != "start" else ""
+            raise self.wrong_state(f"is {self.state}: it can not be asked to {operation} now{hint}", operation)
+
+    def wrong_state(self, what: str, operation: str) -> InvalidStateError:
+        """Return the error of an operation that the pool's state does not allow."""
+        return InvalidStateError(f"pool {self.name!r} {what}", pool=self.name, state=self.state, operation=operation)
+
+    # ------------------------------------------------------------------------- changes: told when they have happened
+
+    def publish(self, kind: Callable[..., Event], **fields: Any) -> None:
+        """Publish an event about this pool."""
+        self._bus.publish(cast("type[Event]", kind), pool=self.name, uuid=self.uuid, **fields)
+
+    def set_state(self, new: PoolState, error: Exception | None = None) -> None:
+        """Enter a state. :param error: why, if it is not a good one."""
+        old = self.state
+        self.error = error
         if old is new:
             return
-        self._state = new
-        self._since = time.time()
+        self.state = new
+        self.since = time.time()
         why = reason(error) if error is not None else None
-        self._publish(PoolStateChanged, old=old, new=new, reason=why)
+        self.publish(PoolStateChanged, old=old, new=new, reason=why)
         if new is PoolState.INACCESSIBLE:
-            self._log.warning("pool inaccessible", reason=why)
+            self.log.warning("pool inaccessible", reason=why)
         for waiter in self._state_waiters:
             waiter.set()
 
-    def _publish(self, kind: Callable[..., Event], **fields: Any) -> None:
-        self._manager._bus.publish(cast("type[Event]", kind), pool=self.name, uuid=self.uuid, **fields)
+    def begin(self, life: Life) -> None:
+        """The pool was started here."""
+        self.life = life
+        self.set_state(PoolState.RUNNING)
+        self.publish(PoolStarted)
+        self.log.debug("pool started")
 
-    def _publish_changes(self, snapshot: Snapshot, changes: Changes) -> None:
+    def restore(self, life: Life, seen: LastSeen | None, *, tell: bool) -> None:
+        """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
+        self.life = life
+        state, since, error = PoolState.RUNNING, life.started_at, None
+        if seen is not None:
+            since = seen.since
+            self.snapshot = seen.snapshot
+            self.generation = max(self.generation, seen.snapshot.generation)
+            if seen.error is not None:
+                state, error = PoolState.INACCESSIBLE, PoolInaccessibleError(seen.error, pool=self.name)
+            elif any(not error.skipped for error in seen.snapshot.errors):
+                state = PoolState.DEGRADED
+        if tell:
+            self.set_state(state, error)
+            self.publish(PoolStarted)
+        self.state, self.error, self.since = state, error, since
+        self.saved = self.last_seen
+
+    def end(self) -> None:
+        """The pool is not active any more. Whoever ended it closes what is left of its life."""
+        if self.life is not None:
+            self.life.ended = True
+        self.life = None
+        self.snapshot = Snapshot.EMPTY
+        self.set_state(PoolState.INACTIVE)
+
+    def redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
+        """Take over a persistent definition; return whether it is another. An active pool goes on by the one it has."""
+        same = self.persistent and self.definition == definition and self.autostart == autostart
+        self.definition, self.autostart, self.persistent = definition, autostart, True
+        return not same
+
+    def set_autostart(self, autostart: bool) -> None:
+        """Take over whether the pool is started automatically."""
+        if self.autostart != autostart:
+            self.autostart = autostart
+            self.publish(PoolAutostartChanged, autostart=autostart)
+
+    def become_transient(self) -> None:
+        """Another process undefined the pool while it is active."""
+        self.persistent = self.autostart = False
+        self.publish(PoolUndefined)
+
+    def take(self, snapshot: Snapshot, changes: Changes, seconds: float) -> RefreshOutcome:
+        """Take over what a whole refresh found. :param changes: how it differs from the snapshot that is here."""
+        self.generation += 1
+        self.snapshot = snapshot = snapshot.numbered(self.generation)
+        self._publish_changes(changes)
+        self.publish(
+            PoolRefreshed,
+            generation=snapshot.generation,
+            added=len(changes.added),
+            changed=len(changes.changed),
+            removed=len(changes.removed),
+            unchanged=changes.unchanged,
+            errors=sum(not error.skipped for error in snapshot.errors),
+        )
+        self._set_state_by(snapshot)
+        return self._outcome(changes, snapshot.errors, seconds)
+
+    def apply(self, patch: Mapping[str, VolumeInfo | EntryError | None], seconds: float = 0.0) -> RefreshOutcome:
+        """Take over what is known of single volumes: a record, an error, or None for those that are gone."""
+        before = self.snapshot
+        self.generation += 1
+        self.snapshot = before.patched(patch, self.generation)
+        pairs = {name: (before.get(name), self.snapshot.get(name)) for name in patch}
+        both = {name: new.same_as(old) for name, (old, new) in pairs.items() if old is not None and new is not None}
+        changes = Changes(
+            added=tuple(sorted(name for name, (old, new) in pairs.items() if old is None and new is not None)),
+            changed=tuple(sorted(name for name, same in both.items() if not same)),
+            removed=tuple(sorted(name for name, (old, new) in pairs.items() if old is not None and new is None)),
+            unchanged=sum(both.values()),
+        )
+        self._publish_changes(changes)
+        if self.state is not PoolState.INACCESSIBLE:
+            self._set_state_by(self.snapshot)
+        return self._outcome(changes, tuple(item for item in patch.values() if isinstance(item, EntryError)), seconds)
+
+    def _set_state_by(self, snapshot: Snapshot) -> None:
+        wrong = any(not error.skipped for error in snapshot.errors)
+        self.set_state(PoolState.DEGRADED if wrong else PoolState.RUNNING)
+
+    def _outcome(self, changes: Changes, errors: tuple[EntryError, ...], seconds: float) -> RefreshOutcome:
+        return RefreshOutcome(
+            pool=self.name,
+            uuid=self.uuid,
+            added=changes.added,
+            changed=changes.changed,
+            removed=changes.removed,
+            unchanged=changes.unchanged,
+            errors=errors,
+            seconds=seconds,
+            generation=self.snapshot.generation,
+        )
+
+    def _publish_changes(self, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
-        pool, uuid = self.name, self.uuid
-        # the records alone: the bus keeps what is published, and is not to keep a whole snapshot for one change of it
+        pool, uuid, snapshot = self.name, self.uuid, self.snapshot
+        # the records alone: the bus keeps what is published, and must not keep a whole snapshot for one change of it
         records = tuple(info for name in (*added, *changed) if (info := snapshot.get(name)) is not None)
 
         def build(index: int) -> Event:
@@ -328,4 +306,4 @@ class PoolView:
                 return VolumeChanged(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
             return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - len(records)])
 
-        self._manager._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)
+        self._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)

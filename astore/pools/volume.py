@@ -1,4 +1,4 @@
-"""A volume of a pool: a handle that looks into the pool's last snapshot, and what can be done with it."""
+"""Volume: the handle of a volume that programs hold."""
 
 from __future__ import annotations
 
@@ -6,16 +6,35 @@ import errno
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from astore.errors import StorageError, VolumeNotFoundError, printable
+import msgspec
+
+from astore.backend import Progress, VolumeFile
+from astore.errors import StorageError, printable
 from astore.model import ReferenceKind, VolumeInfo
 from astore.model.records import first_of
+from astore.pools import graph, upload, volume_jobs
+from astore.pools.parts import Member
+from astore.volume_io.downloads import Download
+from astore.volume_io.uploads import Source
 
 if TYPE_CHECKING:
-    from astore.backend import Progress, VolumeFile
-    from astore.pools.graph import ChainLink
     from astore.pools.pool import Pool
-    from astore.volume_io.downloads import Download
-    from astore.volume_io.uploads import Source
+
+
+class ChainLink(msgspec.Struct, frozen=True):
+    """A file of a chain: of an image, of what backs it, or of one that has data of theirs.
+
+    :ivar path: where it is, or what names it. :ivar format: the format in which it is read: what the image above says, or
+        else that of the volume.
+    :ivar volume: None where no active pool has it. :ivar kind: what the image above uses it for; None of the first.
+    :ivar doubt: why astore reads nothing through it, in words that follow what it is called.
+    """
+
+    path: str
+    format: str | None = None
+    volume: Volume | None = None
+    kind: ReferenceKind | None = None
+    doubt: str | None = None
 
 
 class Volume:
@@ -37,15 +56,16 @@ class Volume:
         return hash((id(self.pool), self.name))
 
     @property
+    def _member(self) -> Member:
+        return Member(self.pool.parts, self.name)
+
+    @property
     def info(self) -> VolumeInfo:
         """Its record in the pool's last snapshot.
 
         :raises VolumeNotFoundError: it is not there any more.
         """
-        info = self.pool.snapshot.get(self.name)
-        if info is None:
-            raise VolumeNotFoundError(f"pool {self.pool.name!r} has no volume {self.name!r}", what=self.name)
-        return info
+        return self._member.info
 
     @property
     def key(self) -> str:
@@ -75,12 +95,12 @@ class Volume:
 
     def to_xml(self) -> str:
         """libvirt's ``<volume>`` document for it."""
-        from astore.pools import graph
         from astore.xml import volume_info_to_xml
 
         info = self.info
         backing = first_of(info.references, ReferenceKind.BACKING)
-        below = None if backing is None else graph.volume_at(backing, self.pool._manager.pools(active=True))
+        pools = [pool for pool in self.pool.parts.others() if pool.active]
+        below = None if backing is None else graph.volume_at(backing, pools)
         return volume_info_to_xml(info, None if below is None else below.info)
 
     # --------------------------------------------------------------------------------------------------- its bytes
@@ -110,8 +130,10 @@ class Volume:
             header names other files; nothing was written then. TransferError: the storage said no (ENOSPC …), or there are
             more bytes than ``length``; ``done`` says how far it came. What ``source`` raises is raised as it is.
         """
-        return await self.pool._upload(
-            *(self.name, source),
+        return await upload.upload(
+            self.pool.parts,
+            self.name,
+            source,
             offset=offset,
             length=length,
             sparse=sparse,
@@ -137,7 +159,9 @@ class Volume:
         :param sparse: for what is a hole give an :class:`astore.Hole` instead of zeros.
         :param on_progress: called with bytes done and in all; must not block.
         """
-        return self.pool._download(self.name, offset=offset, length=length, sparse=sparse, on_progress=on_progress)
+        return volume_jobs.download(
+            self.pool.parts, self.name, offset=offset, length=length, sparse=sparse, on_progress=on_progress
+        )
 
     def open(self, *, write: bool = False, force: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
         """Open it for random access: ``async with volume.open() as file: await file.pread(512, 0)``.
@@ -145,7 +169,7 @@ class Volume:
         :param write: also for ``pwrite``, ``truncate``, ``punch``: locked against other writers meanwhile.
         :param force: also where other volumes are backed by this one.
         """
-        return self.pool._open_volume(self.name, write=write, force=force)
+        return volume_jobs.open_volume(self.pool.parts, self.name, write=write, force=force)
 
     # ------------------------------------------------------------------------------------------------- its life
 
@@ -158,7 +182,9 @@ class Volume:
         :param allocate: take the space of what it gains now. :param force: also where others are backed by it.
         :raises DefinitionError: it would become smaller. VolumeBusyError, VolumeInUseError, CommandError, StorageError.
         """
-        return await self.pool._resize(self.name, capacity, delta=delta, shrink=shrink, allocate=allocate, force=force)
+        return await volume_jobs.resize_volume(
+            self.pool.parts, self.name, capacity, delta=delta, shrink=shrink, allocate=allocate, force=force
+        )
 
     async def wipe(self, algorithm: str = "zero", *, on_progress: Progress | None = None, force: bool = False) -> None:
         """Overwrite its data, the image's header included, by one of libvirt's algorithms (see
@@ -167,21 +193,22 @@ class Volume:
         :param on_progress: called with bytes done and in all, over all passes; must not block.
         :raises DefinitionError: there is no such algorithm. VolumeBusyError, VolumeInUseError, TransferError.
         """
-        await self.pool._wipe(self.name, algorithm, on_progress=on_progress, force=force)
+        await volume_jobs.wipe_volume(self.pool.parts, self.name, algorithm, on_progress, force=force)
 
     async def delete(self, *, force: bool = False) -> None:
         """Remove it; a directory only if it is empty.
 
         :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it. StorageError: ENOTEMPTY …
         """
-        await self.pool._delete(self.name, force=force)
+        await volume_jobs.delete_volume(self.pool.parts, self.name, force=force)
 
     async def rename(self, name: str, *, force: bool = False) -> Volume:
         """Give it another name in its pool; returns the volume of that name.
 
         :raises VolumeExistsError: there is something of that name. VolumeInUseError: others are backed by it, by this name.
         """
-        return await self.pool._rename(self.name, name, force=force)
+        renamed = await volume_jobs.rename_volume(self.pool.parts, self.name, name, force=force)
+        return Volume(self.pool, renamed.name)
 
     async def set_format(self, format: str) -> VolumeInfo:
         """Say what it is where its content and what it was made as say different things.
@@ -190,7 +217,7 @@ class Volume:
             that is believed, with the files that it names.
         :raises DefinitionError: its header says something else. UnsupportedOperationError, StorageError.
         """
-        return await self.pool._set_format(self.name, format)
+        return await volume_jobs.set_volume_format(self.pool.parts, self.name, format)
 
     # --------------------------------------------------------------------------------------------- to others' eyes
 
@@ -199,9 +226,16 @@ class Volume:
 
         :raises StorageError: ELOOP: the chain loops, or is deeper than libvirt's 200.
         """
-        from astore.pools import graph
-
-        return graph.chain(self, self.pool._manager.pools())
+        return tuple(
+            ChainLink(
+                path=link.path,
+                format=link.format,
+                volume=None if link.volume is None else self.pool.handle_of(link.volume),
+                kind=link.kind,
+                doubt=link.doubt,
+            )
+            for link in graph.chain(self._member, self.pool.parts.others())
+        )
 
     def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
         """The ``<disk>`` element with which a libvirt domain uses it: ``type='network'`` on Gluster, with every host.
@@ -210,7 +244,7 @@ class Volume:
         """
         from astore.pools.disk import disk_xml
 
-        return disk_xml(self, target, bus, readonly=readonly)
+        return disk_xml(self._member, target, bus, readonly=readonly)
 
     def qemu_uri(self) -> str:
         """What QEMU's programs call it: its path, or its ``gluster://`` URI."""
@@ -220,4 +254,4 @@ class Volume:
         """The argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``) that opens it, with every host."""
         from astore.pools.disk import qemu_blockdev
 
-        return qemu_blockdev(self, node_name)
+        return qemu_blockdev(self._member, node_name)

@@ -9,9 +9,6 @@ import pytest
 from core_fakes import FakeBackend, Gate, fake_registry
 
 import astore
-import astore.cancellation
-import astore.pools.pool
-import astore.pools.refresher
 
 
 @pytest.fixture
@@ -41,5 +38,5 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups that hang are given up soon."""
-    for module in (astore.pools.pool, astore.pools.refresher, astore.cancellation):
-        monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)
+    for module in ("pools.life", "pools.lifecycle", "pools.refresher", "manager.keeper", "cancellation"):
+        monkeypatch.setattr(f"astore.{module}.CLEANUP_SECONDS", 0.05)

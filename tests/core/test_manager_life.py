@@ -207,10 +207,10 @@ async def test_closed_by_several(manager: astore.Manager, backend: FakeBackend) 
     await hold.reached()
     hold.release()
     await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
-    if manager._lanes is None:
+    if manager._services.lanes is None:
         await manager.__aenter__()
     await asyncio.wait(closing)
-    if manager._lanes is None:
+    if manager._services.lanes is None:
         await manager.__aenter__()
     assert (await pool.refresh()).unchanged == 3
     await manager.aclose()
@@ -221,7 +221,7 @@ async def test_a_session_that_never_closes(
     manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session whose close hangs holds up nobody for longer than the clean-up may take."""
-    monkeypatch.setattr("astore.pools.refresher.CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("astore.pools.life.CLEANUP_SECONDS", 0.05)
     async with manager:
         await (await manager.define(fake("p"))).start()
         backend.hold("aclose")

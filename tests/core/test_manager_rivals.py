@@ -44,7 +44,7 @@ async def test_a_look_that_was_given_up(manager: astore.Manager, other: astore.M
     pool = await manager.define(fake("pool", "/old"))
     await manager.reload()
     await other.define(fake("pool", "/new"))
-    read, go_on = manager._read_store, threading.Event()
+    read, go_on = manager._keeper._read, threading.Event()
 
     def slowly() -> Any:
         found = read()
@@ -52,7 +52,7 @@ async def test_a_look_that_was_given_up(manager: astore.Manager, other: astore.M
         return found
 
     with pytest.MonkeyPatch.context() as slow:
-        slow.setattr(manager, "_read_store", slowly)
+        slow.setattr(manager._keeper, "_read", slowly)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await pool.start()
@@ -173,7 +173,7 @@ async def test_undefined_and_defined_anew_elsewhere(manager: astore.Manager, oth
     mine = await manager.define(fake("pool"))
     await other.reload()
     theirs = other.pool("pool")
-    check = manager._catch_up
+    check = manager._keeper.catch_up
 
     async def overtaken(pool: Any) -> None:
         await check(pool)
@@ -182,7 +182,7 @@ async def test_undefined_and_defined_anew_elsewhere(manager: astore.Manager, oth
             await other.define(fake("pool", "/another"))
 
     with pytest.MonkeyPatch.context() as late:
-        late.setattr(manager, "_catch_up", overtaken)
+        late.setattr(manager._keeper, "catch_up", overtaken)
         with pytest.raises(astore.PoolNotFoundError):
             await mine.undefine()
     assert other.pool("pool").definition.target.path == "/another"
@@ -206,14 +206,14 @@ async def test_the_last_moment_before_a_stop(
     """Between looking for writers and stopping nobody becomes one."""
     pool = await manager.define(fake("pool"))
     await pool.start()
-    check = manager._check_forgettable
+    check = manager._keeper.check_end_run
 
-    async def checked_late(pool: Any) -> None:
-        await check(pool)
-        writing.enter_context(pool._claim("a", "written"))
+    async def checked_late(record: Any) -> None:
+        await check(record)
+        writing.enter_context(pool.parts.claims.claim("a", "written"))
 
     with contextlib.ExitStack() as writing:
-        monkeypatch.setattr(manager, "_check_forgettable", checked_late)
+        monkeypatch.setattr(manager._keeper, "check_end_run", checked_late)
         with pytest.raises(astore.VolumeBusyError):
             await pool.stop()
     monkeypatch.undo()
@@ -263,8 +263,9 @@ async def test_defined_here_and_created_there(manager: astore.Manager, other: as
         assert manager.pool(name).uuid == other.pool(name).uuid
         for one in found:
             assert isinstance(one, (astore.Pool, astore.InvalidStateError, astore.SourceConflictError)), one
-        for pool in (manager.pool(name), other.pool(name)):
-            await pool._manager.reload()
+        for owner in (manager, other):
+            pool = owner.pool(name)
+            await owner.reload()
             if pool.active:
                 await pool.stop()
         await manager.reload()
@@ -274,7 +275,7 @@ async def test_defined_here_and_created_there(manager: astore.Manager, other: as
 async def test_a_transient_pool_is_read_while_it_ends(manager: astore.Manager) -> None:
     """It is not found again by whoever reads the folder just before its file is gone."""
     pool = await manager.create(fake("pool"))
-    forget, asked, go_on = manager._store.forget_run, threading.Event(), threading.Event()
+    forget, asked, go_on = manager._keeper._store.forget_run, threading.Event(), threading.Event()
 
     def slowly(*args: Any) -> None:
         asked.set()
@@ -282,7 +283,7 @@ async def test_a_transient_pool_is_read_while_it_ends(manager: astore.Manager) -
         forget(*args)
 
     with pytest.MonkeyPatch.context() as slow:
-        slow.setattr(manager._store, "forget_run", slowly)
+        slow.setattr(manager._keeper._store, "forget_run", slowly)
         stopping = asyncio.ensure_future(pool.stop())
         await asyncio.to_thread(asked.wait, 10)
         await manager.reload()

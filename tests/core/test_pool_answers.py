@@ -57,8 +57,8 @@ async def test_snapshots(
         await pool.start()
     bad = pools[0]
     before = bad.snapshot
-    assert bad._session is not None
-    monkeypatch.setattr(bad._session, "refresh", answers(BAD_SNAPSHOTS[what]))
+    assert bad.parts.record.life.session is not None
+    monkeypatch.setattr(bad.parts.record.life.session, "refresh", answers(BAD_SNAPSHOTS[what]))
     report = await manager.refresh_all()
     assert [(one.pool, one.error is None) for one in report.pools] == [("bad", False), ("good", True), ("other", True)]
     assert (bad.state, bad.snapshot) == (PoolState.INACCESSIBLE, before)
@@ -90,7 +90,7 @@ async def test_sessions(
 
 async def test_cancelled_refresh(pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh that is cancelled inside fails, and is no stop."""
-    monkeypatch.setattr(pool._session, "refresh", cancelled)
+    monkeypatch.setattr(pool.parts.record.life.session, "refresh", cancelled)
     with pytest.raises(astore.PoolInaccessibleError, match="something of its own was cancelled"):
         await pool.refresh()
     assert pool.state is PoolState.INACCESSIBLE
@@ -136,7 +136,7 @@ async def test_a_timeout_of_an_earlier_life(
         finally:
             await asyncio.sleep(0.3)
 
-    monkeypatch.setattr(pool._session, "refresh", slow_to_give_up)
+    monkeypatch.setattr(pool.parts.record.life.session, "refresh", slow_to_give_up)
     late = asyncio.ensure_future(pool.refresh(timeout=0.05))
     await asyncio.sleep(0.15)
     await pool.stop(force=True)
@@ -160,7 +160,7 @@ async def test_a_refresh_that_cannot_be_cancelled(
                 continue
         return Snapshot({})
 
-    monkeypatch.setattr(pool._session, "refresh", stubborn)
+    monkeypatch.setattr(pool.parts.record.life.session, "refresh", stubborn)
     waiting = asyncio.ensure_future(pool.refresh())
     await asyncio.sleep(0.01)
     await pool.stop(force=True)
@@ -233,7 +233,7 @@ async def test_a_start_that_cannot_be_undone(
 ) -> None:
     """A start that fails at its end, and a session whose stop is no coroutine and fails: what is told is the start's error."""
     pool = await manager.define(fake("pool"))
-    save = manager._store.save_run
+    save = manager._keeper._store.save_run
 
     def save_half(*args: Any, **options: Any) -> None:
         save(*args, **options)
@@ -243,7 +243,7 @@ async def test_a_start_that_cannot_be_undone(
         raise OSError(5, "no")
 
     with monkeypatch.context() as failing:
-        failing.setattr(manager._store, "save_run", save_half)
+        failing.setattr(manager._keeper._store, "save_run", save_half)
         failing.setattr(backend.session_class, "stop", stop)
         with pytest.raises(astore.StoreError, match="the disk is full"):
             await pool.start()
@@ -254,7 +254,7 @@ async def test_a_start_that_cannot_be_undone(
 @pytest.mark.parametrize("answer", ["text", volume("another")], ids=["no record", "another's"])
 async def test_records(pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     """What is no record of the volume that was asked for is an error, and the volume stays as it was."""
-    monkeypatch.setattr(pool._session, "refresh_volume", answers(answer))
+    monkeypatch.setattr(pool.parts.record.life.session, "refresh_volume", answers(answer))
     with pytest.raises(astore.PoolInaccessibleError, match="TypeError: it returned"):
         await pool.refresh("a")
     assert names(pool) == ["a", "b", "c"]
@@ -270,7 +270,7 @@ async def test_a_stop_that_is_given_up(pool: astore.Pool, monkeypatch: pytest.Mo
                 await going_on.wait()
         return Snapshot({})
 
-    monkeypatch.setattr(pool._session, "refresh", stubborn)
+    monkeypatch.setattr(pool.parts.record.life.session, "refresh", stubborn)
     waiting = asyncio.ensure_future(pool.refresh())
     await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):

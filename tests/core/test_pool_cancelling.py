@@ -35,8 +35,8 @@ async def check_inactive(manager: astore.Manager, pool: astore.Pool, backend: Fa
     assert pool.volumes == ()
     assert backend.open_sessions == []
     assert in_use(manager) == {}
-    assert not pool._lifecycle.locked()
-    assert not manager._catalogue.locked()
+    assert not pool.parts.lifecycle.busy
+    assert not manager._keeper.lock.locked()
     assert not list(manager.state_dir.glob("run/*"))
 
 
@@ -164,7 +164,7 @@ async def test_refreshes(manager: astore.Manager, pool: astore.Pool, backend: Fa
         for count in range(12):
             await cancel_after(count, call)
             await eventually(lambda: asyncio.all_tasks() == before, "the end of all tasks")
-            assert pool._refresh is None
+            assert not pool.parts.refresher.running
             assert (pool.state, names(pool)) == (PoolState.RUNNING, ["a", "b", "c"])
     await check_active(manager, pool, backend)
 
@@ -177,7 +177,11 @@ async def test_attaching(no_leaks: LeakCheck, tmp_path: Path, backend: FakeBacke
         async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
             pool = manager.pool("pool")
             await cancel_after(count, pool.refresh)
-            assert len(backend.open_sessions) == (pool._session is not None) == in_use(manager).get("fake", 0)
+            assert (
+                len(backend.open_sessions)
+                == (pool.parts.record.life.session is not None)
+                == in_use(manager).get("fake", 0)
+            )
             await pool.refresh()
             await check_active(manager, pool, backend)
         assert backend.open_sessions == []

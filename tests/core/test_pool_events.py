@@ -130,7 +130,7 @@ async def test_waiting_for_a_state(pool: astore.Pool, backend: FakeBackend) -> N
     assert not never.done()
     never.cancel()
     await asyncio.wait([never])
-    assert not pool._state_waiters
+    assert not pool.parts.record._state_waiters
 
 
 async def test_events_say_what_changed(manager: astore.Manager, pool: astore.Pool, backend: FakeBackend) -> None:

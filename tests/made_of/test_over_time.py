@@ -176,7 +176,7 @@ async def test_links_that_loop_meanwhile(place: Place, monkeypatch: pytest.Monke
     """A name that leads nowhere by the time it is looked at again is that entry's error, and no more."""
     await place.raw("good")
     await place.raw("bad")
-    tree = place.pool._session.tree  # type: ignore[union-attr]
+    tree = place.pool.parts.record.life.session.tree  # type: ignore[union-attr]
     listing = tree.names_changed_ns
 
     def changed() -> int:
@@ -194,7 +194,7 @@ async def test_never_of_two_files(place: Place, monkeypatch: pytest.MonkeyPatch)
     """A record has the attributes and the header of one file, also where a name was given to another between the two."""
     await place.raw("image")
     await asyncio.to_thread((place.elsewhere / "new").write_bytes, await header(place, "plain"))
-    session = place.pool._session
+    session = place.pool.parts.record.life.session
     tree = session.tree  # type: ignore[union-attr]
     reading = tree.reading
 

@@ -136,7 +136,7 @@ async def test_received_in_the_last_moment(manager: Manager, odd: Pool, pool: Po
             assert "new" not in names(other)
         else:
             assert copy is not None
-            other._apply({"new": None})
+            other.parts.refresher.apply({"new": None})
 
     class SlowToClose(OddSession):
         @contextlib.asynccontextmanager
@@ -144,7 +144,7 @@ async def test_received_in_the_last_moment(manager: Manager, odd: Pool, pool: Po
             yield OddFile()
             await asyncio.sleep(30)
 
-    odd._session.__class__ = SlowToClose
+    odd.parts.record.life.session.__class__ = SlowToClose
     task = asyncio.ensure_future(other.copy_volume(odd.volume("x"), VolumeDef("new")))
     await asyncio.sleep(0.05)
     task.cancel()
@@ -168,7 +168,7 @@ async def test_no_conversion(odd: Pool, pool: Pool) -> None:
 
 async def test_pool_being_stopped(manager: Manager, pool: Pool, odd: Pool) -> None:
     """While a pool is being stopped, and in a Manager that was left, no work begins."""
-    hold = odd._backend.hold("stop")  # type: ignore[union-attr]
+    hold = odd.parts.record.life.backend.hold("stop")  # type: ignore[union-attr]
     stopping = asyncio.ensure_future(odd.stop())
     await hold.reached()
     with pytest.raises(InvalidStateError, match="being stopped"):
@@ -212,15 +212,18 @@ async def test_what_is_being_backed_by(pool: Pool, folder: Path, faults: Faults)
     await pool.refresh()
     base = pool.volume("base")
     wanted = VolumeDef("over", format="qcow2", backing=BackingStore("base", "raw"))
-    with pool._relying_on(base):
+    with base.pool.parts.claims.relied_on(base.name):
         for call in (base.delete, lambda: base.upload(b"x"), lambda: base.resize(2 * MIB), lambda: base.rename("x")):
             with pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being made the backing file of another"):
                 await call()
-        with pool._relying_on(base):
+        with base.pool.parts.claims.relied_on(base.name):
             pass
     with pytest.raises(VolumeExistsError):
         await pool.create_volume(VolumeDef("base", format="qcow2", backing=BackingStore("base", "raw")))
-    with pool._claim("base", "deleted"), pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being deleted"):
+    with (
+        pool.parts.claims.claim("base", "deleted"),
+        pytest.raises(VolumeBusyError, match="'base' of pool 'p' is being deleted"),
+    ):
         await pool.create_volume(wanted)
     await base.delete()
 
@@ -258,7 +261,7 @@ async def test_file_that_is_cut_while_it_is_read(pool: Pool, tmp_path: Path) -> 
         file.seek(MIB)
         file.write(b"x" * 6 * MIB)
     pieces = 0
-    async with chunks_of(path, pool._lane, sparse=True) as (chunks, size):
+    async with chunks_of(path, pool.parts.record.life.lane, sparse=True) as (chunks, size):
         assert size == 8 * MIB
         async for _ in chunks:
             pieces += 1
@@ -269,8 +272,8 @@ async def test_file_that_is_cut_while_it_is_read(pool: Pool, tmp_path: Path) -> 
 
 async def test_executor_whose_task_is_ended(pool: Pool) -> None:
     """Where the loop ends its tasks, who waits for a call is told."""
-    assert pool._lane is not None
-    executor = LaneExecutor(pool._lane)
+    assert pool.parts.record.life.lane is not None
+    executor = LaneExecutor(pool.parts.record.life.lane)
     gate = Gate()
     waiting = asyncio.wrap_future(executor.submit(gate))
     await eventually(lambda: gate.inside)

@@ -218,7 +218,9 @@ def _handle(type_: VolumeType, key: str, source: Source | None = None, format: s
         name = "p"
         definition = PoolDef(type="x", name="p", source=source or Source(), target=Target())
         snapshot = {"v": info}  # noqa: RUF012
-        _manager = type("Nobody", (), {"pools": lambda self: []})()
+        others = staticmethod(list)
+        volume = staticmethod(lambda name: info)
+        parts = property(lambda self: self)
 
     return Volume(Records(), "v")  # type: ignore[arg-type]
 

@@ -328,7 +328,7 @@ async def test_nothing_else_is_opened(far: Pool, near: Pool, tmp_path: Path, tem
                     await far.copy_volume(volume, VolumeDef("copy", format="raw"))
                 assert caught.value.errno in (errno.EAGAIN, errno.EPERM)
                 assert caught.value.pool == pool.name
-        session: Any = pool._session
+        session: Any = pool.parts.record.life.session
         record = (await pool.refresh("innocent"), pool.volume("innocent").info)[1]
         assert record.data_file is not None
         with pytest.raises(StorageError, match="its data in another file"):

@@ -88,7 +88,7 @@ class RefreshChecks(ConformanceBase):
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
         assert _counts(await pool.refresh(full=True)) == ((), (), (), 5)
-        pool._snapshot = falsified(pool.snapshot)
+        pool.parts.record.snapshot = falsified(pool.snapshot)
         assert _counts(await pool.refresh(full=True)) == ((), tuple(FIVE), (), 0)
         assert FALSE_CAPACITY not in {volume.capacity for volume in pool.volumes}
 
@@ -176,7 +176,7 @@ class RefreshChecks(ConformanceBase):
         """Who wants everything read does not get a refresh that trusts what is known."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
-        pool._snapshot = falsified(pool.snapshot)
+        pool.parts.record.snapshot = falsified(pool.snapshot)
         plain, full = await asyncio.gather(pool.refresh(), pool.refresh(full=True))
         assert full.generation == plain.generation + 1
         assert FALSE_CAPACITY not in {volume.capacity for volume in pool.volumes}

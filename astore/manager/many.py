@@ -1,0 +1,66 @@
+"""Work on many pools at once: one that fails or hangs costs only itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from astore.model import RefreshOutcome, RefreshReport
+from astore.pools.pool import Pool
+
+OnProgress = Callable[[int, int, RefreshOutcome], None]
+"""Called after each pool with how many are done, how many there are, and the outcome; must not block."""
+
+
+async def refresh_pools(
+    pools: Sequence[Pool], *, limit: int, timeout: float | None, full: bool, on_progress: OnProgress | None
+) -> RefreshReport:
+    """Refresh pools; see :meth:`astore.Manager.refresh_all`."""
+    outcomes: dict[str, RefreshOutcome] = {}
+
+    async def one(pool: Pool) -> None:
+        began = time.monotonic()
+        try:
+            outcome = await pool.refresh(full=full, timeout=timeout)
+        except Exception as error:  # a backend may raise anything
+            outcome = RefreshOutcome(pool=pool.name, uuid=pool.uuid, seconds=time.monotonic() - began, error=error)
+        outcomes[pool.name] = outcome
+        if on_progress is not None:
+            on_progress(len(outcomes), len(pools), outcome)
+
+    began = time.monotonic()
+    await _each(pools, one, limit)
+    return RefreshReport(tuple(outcomes[name] for name in sorted(outcomes)), time.monotonic() - began)
+
+
+async def start_pools(pools: Sequence[Pool], *, limit: int, timeout: float | None) -> dict[str, Exception | None]:
+    """Start pools; see :meth:`astore.Manager.start_all`."""
+    outcomes: dict[str, Exception | None] = {}
+
+    async def one(pool: Pool) -> None:
+        try:
+            await pool.start(timeout=timeout)
+        except Exception as error:  # a backend may raise anything
+            outcomes[pool.name] = error
+        else:
+            outcomes[pool.name] = None
+
+    await _each(pools, one, limit)
+    return dict(sorted(outcomes.items()))
+
+
+async def _each(pools: Sequence[Pool], call: Callable[[Pool], Awaitable[None]], limit: int) -> None:
+    """Call for each pool, ``limit`` at a time: that many workers, each taking the next."""
+    if limit < 1:
+        raise ValueError("limit must be at least 1")
+    waiting = iter(pools)
+
+    async def worker() -> None:
+        for pool in waiting:
+            await call(pool)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(limit, len(pools))):
+            group.start_soon(worker)

@@ -1,0 +1,282 @@
+"""Lifecycle: starting, stopping, building, deleting and undefining a pool, one at a time.
+
+::
+
+    inactive ──start──► running ◄──refresh──► degraded        (some entries failed)
+        ▲  └─build──► building ─┐   ▲  │
+        │                       │   │  └── the source does not answer ──► inaccessible
+        └───────stop────────────┘   └──────────── refresh ─────────────────────┘
+
+Between a test of state and its change there is no await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+
+import anyio
+
+from astore.backend import Backend, BuildsPools, Context, CutsLoose, CutsPoolsLoose, DeletesPools, PoolSession
+from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
+from astore.errors import InvalidStateError, LibvirtCode, ManagerClosedError, UnsupportedOperationError
+from astore.events import PoolBuilt, PoolDeleted, PoolStopped
+from astore.model import PoolDef, PoolState
+from astore.plugin_calls import answer, asked, checked
+from astore.pools.claims import Claims
+from astore.pools.host import Host
+from astore.pools.life import Life
+from astore.pools.record import PoolRecord
+from astore.pools.refresher import Refresher
+from astore.pools.services import Services
+from astore.pools.wording import about_pool
+from astore.store.local_runs import OutdatedError
+
+
+class Lifecycle:
+    """Starts and stops one pool. What lasts is serialised by one lock."""
+
+    def __init__(
+        self, record: PoolRecord, services: Services, host: Host, refresher: Refresher, claims: Claims
+    ) -> None:
+        self._record = record
+        self._services = services
+        self._host = host
+        self._refresher = refresher
+        self._claims = claims
+        self._lock = anyio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the pool is being started, stopped, built, deleted or undefined."""
+        return self._lock.locked()
+
+    async def start(self, *, build: bool, refresh: bool, timeout: float | None, caught_up: bool = False) -> None:
+        """See :meth:`astore.Pool.start`.
+
+        :param caught_up: the pool is known as it is: the lock is taken at once, so that nobody takes a new transient pool
+            for one that has ended.
+        """
+        if not caught_up:
+            await self._host.catch_up(self._record)
+        self._services.check_open()
+        async with self._lock:
+            self._record.require_inactive("start")
+            try:
+                await self._start(build, refresh, timeout)
+            except Exception as error:
+                self._record.error = error
+                raise
+
+    async def stop(self, force: bool) -> None:
+        """See :meth:`astore.Pool.stop`."""
+        record = self._record
+        self._services.check_open()
+        if not force or not record.active:
+            await self._host.catch_up(record)
+        async with self._lock:
+            if not force:
+                await self._host.check_end_run(record)
+            life = record.require_active("stop")
+            if not force:
+                self._claims.require_none()
+            life.ending = True  # no refresh begins from here on: it would mount again what is being unmounted
+            try:
+                await self._refresher.cancel("the pool is being stopped")
+                session = await self._session_to_stop(life, force)
+                if session is not None:
+                    await self._stop_session(session, force)
+                await shielded(self._become_inactive(life))
+            finally:
+                life.ending = False
+
+    async def build(self) -> None:
+        """See :meth:`astore.Pool.build`."""
+        await self._host.catch_up(self._record)
+        async with self._lock:
+            self._record.require_inactive("build")
+            await self._build(*await self._backend())
+
+    async def delete(self) -> None:
+        """See :meth:`astore.Pool.delete`."""
+        await self._host.catch_up(self._record)
+        async with self._lock:
+            self._record.require_inactive("delete")
+            backend, definition = await self._backend()
+            if not isinstance(backend, DeletesPools):
+                raise self._unsupported("delete")
+            async with self._lent(backend, definition) as context:
+                await self._translated("delete", backend.delete(definition, context))
+            self._record.publish(PoolDeleted)
+
+    async def undefine(self) -> None:
+        """See :meth:`astore.Pool.undefine`. :raises OutdatedError: another process changed the pool meanwhile."""
+        await self._host.catch_up(self._record)
+        async with self._lock:
+            self._record.require_inactive("undefine")
+            await self._host.undefine(self._record)
+
+    async def set_autostart(self, autostart: bool) -> None:
+        """See :meth:`astore.Pool.set_autostart`."""
+        record = self._record
+        self._services.check_open()
+        record.require_known()
+        if not record.persistent:
+            raise InvalidStateError(
+                f"pool {record.name!r} is transient: only a defined pool can be started automatically",
+                pool=record.name,
+                state=record.state,
+                operation="autostart",
+                libvirt_code=LibvirtCode.INTERNAL_ERROR,
+            )
+        await self._host.set_autostart(record, autostart)
+
+    async def ended_elsewhere(self) -> bool:
+        """Take over that another process has stopped the pool; return False if something is done to it here."""
+        life = self._record.life
+        if self.busy or life is None:
+            return False
+        async with self._lock:
+            await self._become_inactive(life, note=False)
+        return True
+
+    async def leave(self, until: float) -> None:
+        """Let go of what belongs to this process; the pool stays active for the next one. Bounded; never raises."""
+        await self._refresher.cancel("the Manager was closed", until=until)
+        life = self._record.life
+        if life is not None:
+            self._record.life = life.again()
+            await life.close(until)
+
+    # ------------------------------------------------------------------------------------------------- starting
+
+    async def _start(self, build: bool, refresh: bool, timeout: float | None) -> None:
+        record = self._record
+        backend, definition = await self._backend()
+        if build and isinstance(backend, BuildsPools):  # as in libvirt, nothing to build is no error
+            await self._build(backend, definition)
+        life = Life(self._services, record.uuid, definition, time.time())
+        lanes = self._services.lanes
+        try:
+            try:
+                async with asyncio.timeout(timeout):
+                    await life.open(backend)
+                await self._host.begin_run(record, life)
+                self._services.check_open(lanes)
+            except OutdatedError as error:
+                raise InvalidStateError(
+                    f"pool {record.name!r} was started or undefined by another process meanwhile",
+                    pool=record.name,
+                    state=PoolState.RUNNING,
+                    operation="start",
+                ) from error
+            except Exception as error:
+                raise about_pool(record.name, "start", error) from error
+        except BaseException:
+            await shielded(self._undo_start(life))
+            raise
+        record.begin(life)
+        if refresh:
+            try:
+                await self._refresher.refresh(False, timeout)
+            except BaseException:
+                # as in libvirt, a pool that cannot be read is not started; not even half
+                await shielded(self._give_up(life))
+                raise
+
+    async def _undo_start(self, life: Life) -> None:
+        """Leave nothing of a start that did not come to its end. Bounded."""
+        session = life.session
+        if session is not None and not await self._host.runs_elsewhere(self._record, life):
+            await bounded(asked(session.stop))  # else it is their storage, too
+        await life.close()
+        if session is not None:
+            await self._host.end_run(self._record, life)
+
+    async def _give_up(self, life: Life) -> None:
+        """Stop a pool whose first refresh failed. Bounded."""
+        life.ending = True  # as in stop(): nobody may begin a refresh of what is being let go
+        await self._refresher.cancel("the pool could not be started")
+        if life.session is not None:
+            with contextlib.suppress(Exception):
+                await self._stop_session(life.session, force=True)
+        await self._become_inactive(life)
+
+    async def _build(self, backend: Backend, definition: PoolDef) -> None:
+        if not isinstance(backend, BuildsPools):
+            raise self._unsupported("build")
+        self._record.set_state(PoolState.BUILDING)
+        try:
+            async with self._lent(backend, definition) as context:
+                await self._translated("build", backend.build(definition, context))
+        finally:
+            self._record.set_state(PoolState.INACTIVE)
+        self._record.publish(PoolBuilt)
+
+    # ------------------------------------------------------------------------------------------------- stopping
+
+    async def _session_to_stop(self, life: Life, force: bool) -> PoolSession | None:
+        try:
+            async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
+                return await life.attached()
+        except Exception as error:
+            # The backend is gone, or what the pool needs of the machine, or its storage. Where nothing of the pool is left
+            # outside of processes (such as a mount), there is nothing to stop.
+            type = life.definition.type
+            registry = self._services.registry
+            backend = registry.loaded(type)
+            outside = type in registry and (backend is None or isinstance(backend, CutsPoolsLoose))
+            if (outside and not force) or isinstance(error, ManagerClosedError):
+                raise about_pool(self._record.name, "stop", error) from error
+            if force and isinstance(backend, CutsPoolsLoose):
+                with anyio.move_on_after(2 * CLEANUP_SECONDS), contextlib.suppress(Exception):
+                    async with self._lent(backend, life.definition) as context:
+                        await backend.cut_loose(life.definition, context)
+            return None
+
+    async def _stop_session(self, session: PoolSession, force: bool) -> None:
+        if force:
+            end = session.cut_loose if isinstance(session, CutsLoose) else session.stop
+            await bounded(asked(end), 2 * CLEANUP_SECONDS)
+        else:
+            await self._translated("stop", session.stop())
+
+    async def _become_inactive(self, life: Life, *, note: bool = True) -> None:
+        """After the storage was let go: close the session, note that nobody runs the pool, tell. Shielded by the caller."""
+        self._record.end()  # first: from now on nobody attaches again
+        await self._refresher.cancel("the pool was stopped")
+        await life.close()
+        if note:
+            await self._host.end_run(self._record, life)
+        self._record.publish(PoolStopped)
+
+    # -------------------------------------------------------------------------------------------------- backends
+
+    async def _backend(self) -> tuple[Backend, PoolDef]:
+        definition = self._record.definition
+        backend = await self._services.registry.get(definition.type)
+        try:
+            return backend, checked(backend, definition)
+        except Exception as error:  # plugin code: it may raise anything
+            raise about_pool(self._record.name, "check", error) from error
+
+    @contextlib.asynccontextmanager
+    async def _lent(self, backend: Backend, definition: PoolDef) -> AsyncIterator[Context]:
+        """Lend the backend a lane while it works on the pool without a session."""
+        life = Life(self._services, self._record.uuid, definition, 0.0)
+        lane = self._services.pool_lane(self._record.name, backend)
+        try:
+            yield life.context(lane)
+        finally:
+            lane.close()
+
+    async def _translated(self, operation: str, call: Awaitable[None]) -> None:
+        try:
+            await answer(call)
+        except Exception as error:
+            raise about_pool(self._record.name, operation, error) from error
+
+    def _unsupported(self, operation: str) -> UnsupportedOperationError:
+        return UnsupportedOperationError(pool=self._record.name, type=self._record.definition.type, operation=operation)
