@@ -3,6 +3,10 @@
 A raw volume without a byte in it costs a dozen calls of the storage and no time for data; made alone, it costs more on the
 way to a thread and back than there. So whoever asks while the makers are busy waits with the others, is made with them, and the
 folder is synced once for all of them. Each is complete or not there, and its error is its own.
+
+What it is worth: 1,000 volumes, 16 asked for at a time, take 0.44 s of processor time on tmpfs, and 1.0 s one by one (2 cores,
+medians of 5). One by one the benchmark's row "dir, 1,000 raw volumes created" (at least 5 × libvirt, 5.2 to 5.7 with this)
+would be lost.
 """
 
 from __future__ import annotations

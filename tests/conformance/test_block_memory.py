@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
+
+from memory_blocks import memory
 
 from astore.model import PoolDef, Source
 from astore.registry import BackendRegistry
 from astore.testing.conformance import BackendConformance, SourceUnderTest
 from astore.testing.conformance.source import BREAK, CONTROL
-
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "blocks" / "memory.py"
-
-
-def _example() -> ModuleType:
-    """The example, which is on nobody's path."""
-    spec = importlib.util.spec_from_file_location("astore_memory_blocks", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-memory: Any = _example()
 
 
 class MemorySource(SourceUnderTest):
@@ -80,6 +64,7 @@ class TestBlockingCalls(BackendConformance):
 
     source_class = MemorySource
     backend_class: ClassVar[Any] = memory.MemoryBackend
+    many = 1000
 
     def make_source(self, folder: Path) -> MemorySource:
         """An empty storage."""
