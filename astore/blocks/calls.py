@@ -25,6 +25,7 @@ class Calls:
         self.lane = context.lane
         self._name = context.name
         self._timeout = context.timeout
+        self._undoing: set[asyncio.Future[Any]] = set()
 
     async def run(
         self,
@@ -46,7 +47,7 @@ class Calls:
 
         def undo(result: Any) -> None:
             if discard is not None and inspect.isawaitable(undoing := discard(result)):
-                loop.call_soon_threadsafe(lambda: asyncio.ensure_future(undoing))
+                loop.call_soon_threadsafe(self._await, undoing)
 
         answer: Any = await self.lane.run(func, *args, timeout=limit, discard=undo)
         if inspect.isawaitable(answer):
@@ -73,6 +74,11 @@ class Calls:
         finally:
             if not once.begun:
                 in_a_thread(once)
+
+    def _await(self, undoing: Awaitable[Any]) -> None:
+        future = asyncio.ensure_future(undoing)
+        self._undoing.add(future)
+        future.add_done_callback(self._undoing.discard)
 
     async def _within(self, call: Awaitable[T], limit: float) -> T:
         try:

@@ -156,7 +156,8 @@ class OpenBlocks:
 
     async def punch(self, offset: int, length: int) -> None:
         """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has none."""
-        end = min(offset + length, (await self.stat()).size)
+        size = (await self.stat()).size if self._size is None else self._size
+        end = min(offset + length, size)
         if end > offset:
             self._data = None
             await self.run(self.volume.discard, offset, end - offset)
