@@ -259,7 +259,7 @@ class TransferError(StorageError):
 
 
 class StoreError(StorageError):
-    """The state folder cannot be read or written."""
+    """The store of definitions, such as the state folder, cannot be read or written."""
 
 
 class LaneTimeoutError(AstoreError, TimeoutError):

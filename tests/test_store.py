@@ -1,7 +1,8 @@
-"""Definitions on disk: whole or not there, whoever is killed, whoever else writes."""
+"""The files of a LocalStore: whole or not there, whoever is killed, whoever else writes, whatever is in them."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -9,16 +10,17 @@ import random
 import stat
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from core_fakes import folder_locked
 
 from astore import (
     EntryError,
+    InvalidStateError,
     Manager,
     Permissions,
     Place,
@@ -31,10 +33,13 @@ from astore import (
     VolumeInfo,
     VolumeType,
 )
-from astore.store import local_definitions as storage
-from astore.store import local_runs as run_files
-from astore.store.local_definitions import DefinitionStore, default_state_dir
-from astore.store.local_runs import SNAPSHOT_FORMAT, LastSeen, OutdatedError, Runs, RunState, boot_id
+from astore.lanes import Lanes
+from astore.store import run_files
+from astore.store.contract import Contents, LastSeen, Run, Version
+from astore.store.local import LocalStore, default_state_dir
+from astore.store.local_files import LockedFolder
+from astore.store.run_files import RunFiles, boot_id
+from astore.store.snapshot_files import SNAPSHOT_FORMAT, SnapshotFiles
 
 UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
 
@@ -43,43 +48,79 @@ def pool(name: str = "a", path: str = "/x") -> PoolDef:
     return PoolDef(type="dir", name=name, uuid=UUID, target=Target(path))
 
 
-def run_state(name: str = "a", boot: str | None = None) -> RunState:
-    return RunState(pool(name), UUID, 1.5, boot_id() if boot is None else boot)
+def run(name: str = "a", started_at: float = 1.5) -> Run:
+    return Run(pool(name), UUID, started_at)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> DefinitionStore:
-    return DefinitionStore(tmp_path / "state")
+def lanes() -> Iterator[Lanes]:
+    lanes = Lanes()
+    yield lanes
+    lanes.close()
 
 
-def test_nothing_is_there_at_first(store: DefinitionStore) -> None:
+@pytest.fixture
+async def connect(lanes: Lanes, tmp_path: Path) -> Callable[..., Awaitable[LocalStore]]:
+    """Opens stores of a folder; by default that of the test."""
+
+    async def connect(folder: Path = tmp_path / "state") -> LocalStore:
+        store = LocalStore(folder)
+        await store.open(lanes.lane(store.name))
+        return store
+
+    return connect
+
+
+Connect = Callable[..., Awaitable[LocalStore]]
+
+
+@pytest.fixture
+async def store(connect: Connect) -> LocalStore:
+    return await connect()
+
+
+async def read(store: LocalStore) -> Contents:
+    found = await store.read()
+    assert found is not None
+    return found
+
+
+async def put(store: LocalStore, definition: PoolDef) -> Version:
+    return await store.put(definition, (await read(store)).revision)
+
+
+async def definitions(store: LocalStore) -> list[PoolDef]:
+    return [stored.definition for stored in (await read(store)).pools]
+
+
+async def test_not_opened(tmp_path: Path) -> None:
+    """A store that was lent no lane yet says so."""
+    with pytest.raises(InvalidStateError, match="was not opened"):
+        await LocalStore(tmp_path).read()
+
+
+async def test_nothing_is_there_at_first(store: LocalStore) -> None:
     """A folder that does not exist has no pools, and reading does not make it."""
-    assert store.load() == storage.Loaded((), ())
-    assert store.load_runs().active == {}
-    assert store.load_snapshot("a") is None
+    found = await read(store)
+    assert (found.pools, found.damaged, found.runs, found.lost) == ((), (), {}, True)
+    assert (await store.current("a")).lost
+    assert await store.load_snapshots({"a": 1.5}) == {}
     assert not store.folder.exists()
 
 
-def test_definitions_are_kept(store: DefinitionStore) -> None:
-    """Saved, replaced, marked for autostart, removed; in folders and files that are the owner's alone."""
-    store.save(pool())
-    store.save(pool("b c"))
-    store.save(pool(path="/y"))
-    store.set_autostart("a", True)
-    store.set_autostart("a", True)
-    again = DefinitionStore(store.folder)
-    assert [(item.definition, item.autostart) for item in again.load().pools] == [
-        (pool(path="/y"), True),
-        (pool("b c"), False),
-    ]
+async def test_whose_files_they_are(store: LocalStore) -> None:
+    """Folders and files are the owner's alone, and an autostart mark is a link."""
+    await put(store, pool())
+    await store.set_autostart("a", True)
+    await store.begin_run(run(), persistent=True)
+    await store.save_snapshot("a", 1.5, LastSeen(Snapshot.EMPTY, 1.5, None))
     assert (store.folder / "autostart" / "a.xml").resolve() == store.folder / "pools" / "a.xml"
-    for path in (store.folder, *store.folder.rglob("*")):
+    paths = [store.folder, *store.folder.rglob("*")]
+    assert len(paths) == 9
+    for path in paths:
         if not path.is_symlink():
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
-    store.set_autostart("a", False)
-    store.remove("b c")
-    store.remove("b c")
-    assert [(item.definition.name, item.autostart) for item in again.load().pools] == [("a", False)]
+    assert not (await read(store)).lost
 
 
 DAMAGE = {
@@ -93,65 +134,89 @@ DAMAGE["no uuid"] = PoolDef(type="dir", name="no uuid", target=Target("/x")).to_
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_files_are_reported_and_left(store: DefinitionStore, name: str) -> None:
+async def test_damaged_files_are_reported_and_left(store: LocalStore, name: str) -> None:
     """The others are loaded all the same."""
-    store.save(pool())
+    await put(store, pool())
     path = store.folder / "pools" / f"{name}.xml"
     path.write_bytes(DAMAGE[name])
-    loaded = store.load()
-    assert [item.definition.name for item in loaded.pools] == ["a"]
-    assert [(file.name, file.path) for file in loaded.damaged] == [(name, str(path))]
-    assert loaded.damaged[0].error
+    found = await read(store)
+    assert [stored.definition.name for stored in found.pools] == ["a"]
+    assert [(damaged.name, damaged.path) for damaged in found.damaged] == [(name, str(path))]
+    assert found.damaged[0].error
     assert path.read_bytes() == DAMAGE[name]
 
 
-def test_odd_things_in_the_folder(store: DefinitionStore) -> None:
-    """A folder, a dangling link, another suffix, a name that is no Unicode: none of them stops the rest."""
-    store.save(pool())
+async def test_odd_things_in_the_folder(store: LocalStore) -> None:
+    """A folder, a link to nowhere or itself, another suffix, a name that is no Unicode: none of them stops the rest."""
+    await put(store, pool())
     folder = store.folder / "pools"
     (folder / "dir.xml").mkdir()
     (folder / "link.xml").symlink_to("nowhere")
+    (folder / "loop.xml").symlink_to("loop.xml")
     (folder / "readme.txt").write_text("x")
     (folder / os.fsdecode(b"\xff.xml")).write_text("x")
     os.mkfifo(folder / "fifo.xml")
-    loaded = store.load()
-    assert [item.definition.name for item in loaded.pools] == ["a"]
-    assert {file.name for file in loaded.damaged} == {"dir", "fifo", "link"}
-    (folder / "loop.xml").symlink_to("loop.xml")
-    loaded = store.load()
-    store.save(pool("b"), loaded=loaded)
-    assert {file.name for file in loaded.damaged} == {"dir", "fifo", "link", "loop"}
+    found = await read(store)
+    assert [stored.definition.name for stored in found.pools] == ["a"]
+    assert [damaged.name for damaged in found.damaged] == ["dir", "fifo", "link", "loop"]
+    assert "its link leads nowhere" in found.damaged[2].error
+    await store.put(pool("b"), found.revision)
+    for damaged in found.damaged[2:]:
+        assert (await store.current(damaged.name)).version == damaged.version
+        await store.remove(damaged.name, damaged.version)
+    assert [damaged.name for damaged in (await read(store)).damaged] == ["dir", "fifo"]
 
 
-def test_leftovers_of_the_killed_are_removed(store: DefinitionStore) -> None:
+async def test_a_link_that_is_repaired(store: LocalStore, tmp_path: Path) -> None:
+    """What a link lacked may come into its place anywhere: a read that wants news only finds it."""
+    await put(store, pool())
+    (store.folder / "pools" / "b.xml").symlink_to(tmp_path / "later.xml")
+    found = await read(store)
+    assert [damaged.name for damaged in found.damaged] == ["b"]
+    assert await store.read(found.revision) is None
+    (tmp_path / "later.xml").write_text(pool("b").to_xml())
+    again = await store.read(found.revision)
+    assert again is not None
+    assert [stored.definition.name for stored in again.pools] == ["a", "b"]
+
+
+async def test_edited_in_place(store: LocalStore) -> None:
+    """What an editor changed in place is seen by who reads everything anew."""
+    await put(store, pool())
+    seen = (await read(store)).revision
+    (store.folder / "pools" / "a.xml").write_text(pool(path="/edited").to_xml())
+    assert await store.read(seen) is None
+    assert await definitions(store) == [pool(path="/edited")]
+
+
+async def test_leftovers_of_the_killed_are_removed(store: LocalStore) -> None:
     """Half-written files that are old; those of a writer at work stay."""
-    store.save(pool())
+    await put(store, pool())
     old, new = (store.folder / "pools" / f".{name}.tmp" for name in ("old", "new"))
     for path in (old, new):
         path.write_text("<pool")
     os.utime(old, (0, 0))
-    assert len(store.load().pools) == 1
+    assert await definitions(store) == [pool()]
     assert not old.exists()
     assert new.exists()
 
 
-def test_run_state(store: DefinitionStore) -> None:
-    """What is active is known to the next process, until it is forgotten."""
-    store.save_run("a", run_state())
-    assert DefinitionStore(store.folder).load_runs().active == {"a": run_state()}
-    store.forget_run("a", 1.5)
-    store.forget_run("a", 1.5)
-    assert store.load_runs().active == {}
+async def begin_in_another_boot(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave what a run of an earlier boot leaves."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run_files, "boot_id", lambda: "another boot")
+        await store.begin_run(run(), persistent=False)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xc1", b"\x93\x01\x02\x03"])
-def test_stale_run_state(store: DefinitionStore, content: bytes | None) -> None:
+async def test_stale_run_state(store: LocalStore, content: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier boot left, or what cannot be understood, is not returned and not kept."""
-    store.save_run("a", run_state(boot="another boot"))
+    await begin_in_another_boot(store, monkeypatch)
     path = store.folder / "run" / "a.run"
     if content is not None:
         path.write_bytes(content)
-    assert store.load_runs().active == {}
+    assert (await store.current("a")).started_at is None
+    assert (await read(store)).runs == {}
     assert not path.exists()
 
 
@@ -184,199 +249,180 @@ def snapshot(count: int) -> Snapshot:
     )
 
 
-def test_snapshots(store: DefinitionStore) -> None:
+@pytest.fixture
+def snapshots(tmp_path: Path) -> SnapshotFiles:
+    """Of a folder of its own."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    return SnapshotFiles(LockedFolder(tmp_path))
+
+
+def test_snapshots(snapshots: SnapshotFiles) -> None:
     """A snapshot comes back equal, its paths the same objects as its keys."""
     wanted = snapshot(3)
-    store.save_run("a", run_state())
-    store.save_snapshot("a", LastSeen(wanted, 5.0, "why"), 1.5)
-    seen = store.load_snapshot("a")
+    snapshots.write("a", 1.5, LastSeen(wanted, 5.0, "why"))
+    seen = snapshots.read("a")
     assert seen is not None
     assert (seen.since, seen.error) == (5.0, "why")
     found = seen.snapshot
-    assert found is not None
-    assert found.volumes == wanted.volumes
     for field in (
-        "generation",
-        "taken_at",
-        "capacity",
-        "allocation",
-        "available",
-        "errors",
-        "unsettled",
-        "permissions",
-        "folder",
+        *("volumes", "generation", "taken_at", "capacity", "allocation", "available"),
+        *("errors", "unsettled", "permissions", "folder"),
     ):
         assert getattr(found, field) == getattr(wanted, field), field
     assert found.volumes[0].path == "other"
     assert found.volumes[1].path is found.volumes[1].key
-    store.forget_run("a", 1.5)
-    assert store.load_snapshot("a") is None
+    assert snapshots.read("a", 1.5) is not None
+    assert snapshots.read("a", 2.0) is None
 
 
-def test_snapshots_that_cannot_be_understood(store: DefinitionStore) -> None:
+def test_snapshots_that_cannot_be_understood(snapshots: SnapshotFiles, tmp_path: Path) -> None:
     """Any byte changed, or any length: a snapshot or None, never an exception."""
-    store.save_run("a", run_state())
-    store.save_snapshot("a", LastSeen(snapshot(3), 5.0, None), 1.5)
-    path = store.folder / "run" / "a.snapshot"
+    snapshots.write("a", 1.5, LastSeen(snapshot(3), 5.0, None))
+    path = tmp_path / "run" / "a.snapshot"
     data = path.read_bytes()
     rng = random.Random(1)
     for _ in range(500):
         broken = bytearray(data)
         broken[rng.randrange(len(broken))] = rng.randrange(256)
         path.write_bytes(bytes(broken[: rng.choice((len(broken), rng.randrange(len(broken))))]))
-        store.load_snapshot("a")
+        snapshots.read("a")
     assert data[1] == SNAPSHOT_FORMAT
     path.write_bytes(data[:1] + bytes([SNAPSHOT_FORMAT - 1]) + data[2:])
-    assert store.load_snapshot("a") is None
+    assert snapshots.read("a") is None
 
 
-def test_the_fingerprint_tells(store: DefinitionStore) -> None:
-    """It changes with every change and with nothing else."""
-    seen = [store.fingerprint()]
-    for change in (
-        lambda: store.save(pool()),
-        lambda: store.set_autostart("a", True),
-        lambda: store.save_run("a", run_state()),
-        lambda: store.forget_run("a", 1.5),
-        lambda: store.remove("a"),
-    ):
-        time.sleep(0.02)  # coarser than any file system's clock
-        change()
-        assert store.fingerprint() not in seen
-        assert store.fingerprint() == store.fingerprint()
-        seen.append(store.fingerprint())
-
-
-def test_a_lock_that_is_not_to_be_had(store: DefinitionStore) -> None:
-    """Between threads and between stores: an error in words after the deadline."""
-    other = DefinitionStore(store.folder)
-    with store.locked():
+def test_a_lock_that_is_not_to_be_had(tmp_path: Path) -> None:
+    """Between threads and between processes: an error in words after the deadline."""
+    folder, other = LockedFolder(tmp_path / "state"), LockedFolder(tmp_path / "state")
+    with folder.locked():
         with pytest.raises(StoreError, match="locked"), other.locked(timeout=0.05):
             pass
-        with pytest.raises(StoreError, match="locked"), store.locked(timeout=0.05):
+        with pytest.raises(StoreError, match="locked"), folder.locked(timeout=0.05):
             pass
     with other.locked(timeout=5):
         pass
 
 
-def test_failures_are_said_and_change_nothing(store: DefinitionStore, tmp_path: Path) -> None:
+async def test_failures_are_said_and_change_nothing(connect: Connect, store: LocalStore, tmp_path: Path) -> None:
     """A state folder that is a file, and a folder in a definition's place."""
     (tmp_path / "file").write_text("x")
+    on_a_file = await connect(tmp_path / "file")
     with pytest.raises(StoreError, match="file"):
-        DefinitionStore(tmp_path / "file").save(pool())
-    with pytest.raises(StoreError):
-        DefinitionStore(tmp_path / "file").fingerprint()
-    store.save(pool())
+        await on_a_file.read()
+    seen = (await read(store)).revision
+    with pytest.raises(StoreError, match="file"):
+        await on_a_file.put(pool(), seen)
+    await put(store, pool())
     (store.folder / "pools" / "b.xml").mkdir()
     with pytest.raises(StoreError, match=r"b\.xml"):
-        store.save(pool("b"))
-    with pytest.raises(StoreError):
-        store.remove("b")
+        await put(store, pool("b"))
+    version = (await store.current("b")).version
+    assert version is not None
+    with pytest.raises(StoreError, match=r"b\.xml"):
+        await store.remove("b", version)
     assert not list(store.folder.rglob("*.tmp"))
-    with pytest.raises(StoreError):
-        with store.locked():
-            raise StoreError("inside")
 
 
 @pytest.mark.root
-def test_a_full_disk(tmp_path: Path) -> None:
+async def test_a_full_disk(connect: Connect, tmp_path: Path) -> None:
     """ENOSPC is an error in words; the old definition is whole."""
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
+    await asyncio.to_thread(subprocess.run, ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
     try:
-        store = DefinitionStore(folder / "state")
-        store.save(pool())
+        store = await connect(folder / "state")
+        await put(store, pool())
         with pytest.raises(StoreError, match="space"):
-            store.save(pool(path="/" + "/".join("y" * 200 for _ in range(1000))))
-        assert [item.definition for item in store.load().pools] == [pool()]
+            await put(store, pool(path="/" + "/".join("y" * 200 for _ in range(1000))))
+        assert await definitions(store) == [pool()]
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        await asyncio.to_thread(subprocess.run, ["umount", str(folder)], check=True)
 
 
-SAVE_FOR_EVER = f"""
-import sys
+PUT_FOR_EVER = f"""
+import asyncio, sys
 from astore import PoolDef, Target
-from astore.store.local_definitions import DefinitionStore
-store = DefinitionStore(sys.argv[1])
-number = 0
-while True:
-    number += 1
-    store.save(PoolDef(type="dir", name="p0", uuid={UUID!r}, target=Target("/" + "x" * (number % 3000))))
+from astore.lanes import Lanes
+from astore.store.local import LocalStore
+
+async def main():
+    store, number = LocalStore(sys.argv[1]), 0
+    await store.open(Lanes().lane("store"))
+    while True:
+        number += 1
+        seen = (await store.read()).revision
+        await store.put(PoolDef(type="dir", name="p0", uuid={UUID!r}, target=Target("/" + "x" * (number % 3000))), seen)
+
+asyncio.run(main())
 """
 
 
 PLACES = ["", "pools", "autostart", "run"]
 
 
-def everything(store: DefinitionStore) -> list[Callable[[], object]]:
-    """All ways to read or to change a state folder, to be refused."""
-    return [
-        store.load,
-        store.load_runs,
-        store.fingerprint,
-        lambda: store.save(pool("b")),
-        lambda: store.remove("a"),
+async def refused(connect: Connect, match: str) -> None:
+    """No way to read or to change the state folder is left, and the error says what to do."""
+    store, seen = await connect(), (await read(await connect(Path("/nowhere/at/all")))).revision
+    version: Any = None
+    calls: list[Callable[[], Awaitable[object]]] = [
+        store.read,
+        lambda: store.put(pool("b"), seen),
+        lambda: store.remove("a", version),
         lambda: store.set_autostart("a", True),
-        lambda: store.save_run("a", run_state()),
+        lambda: store.begin_run(run(), persistent=True),
     ]
+    for call in calls:
+        with pytest.raises(StoreError, match=match) as caught:
+            await call()
+        assert caught.value.errno == errno.EPERM
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
-def test_a_folder_that_others_may_write(store: DefinitionStore, place: str, mode: int) -> None:
+async def test_a_folder_that_others_may_write(connect: Connect, store: LocalStore, place: str, mode: int) -> None:
     """Refused, in words that say what to do, before anything is read, removed or written there; then used again."""
-    store.save(pool())
+    await put(store, pool())
     (store.folder / "run" / "old.tmp").touch()
     os.utime(store.folder / "run" / "old.tmp", (0, 0))
     before = sorted(store.folder.rglob("*"))
     (store.folder / place).chmod(mode)
-    for call in everything(DefinitionStore(store.folder)):
-        with pytest.raises(
-            StoreError, match=rf"{place} may be written by other users \(its mode is 0{mode:o}\)"
-        ) as caught:
-            call()
-        assert caught.value.errno == errno.EPERM
-        assert "chmod go-w" in str(caught.value)
+    await refused(connect, rf"{place} may be written by other users \(its mode is 0{mode:o}\).*chmod go-w")
     assert sorted(store.folder.rglob("*")) == before
-    assert DefinitionStore(store.folder).load_snapshot("a") is None
+    assert await store.load_snapshots({"a": 1.5}) == {}
     (store.folder / place).chmod(0o755)
-    assert len(DefinitionStore(store.folder).load().pools) == 1
+    assert await definitions(await connect()) == [pool()]
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("place", PLACES)
-def test_a_folder_of_somebody_else(store: DefinitionStore, place: str) -> None:
+async def test_a_folder_of_somebody_else(connect: Connect, store: LocalStore, place: str) -> None:
     """Refused by the name of its owner, whatever its mode."""
-    store.save(pool())
+    await put(store, pool())
     os.chown(store.folder / place, 12345, -1)
-    for call in everything(DefinitionStore(store.folder)):
-        with pytest.raises(StoreError, match=f"{place} belongs to user 12345, .*chown") as caught:
-            call()
-        assert caught.value.errno == errno.EPERM
+    await refused(connect, f"{place} belongs to user 12345, .*chown")
 
 
 @pytest.mark.root
-def test_a_folder_of_root(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_of_root(connect: Connect, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What root has made is good for another user as well, as far as he may read it."""
-    store.save(pool())
+    await put(store, pool())
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert len(DefinitionStore(store.folder).load().pools) == 1
+    assert await definitions(await connect()) == [pool()]
 
 
-def test_a_sticky_folder(tmp_path: Path) -> None:
+async def test_a_sticky_folder(connect: Connect, tmp_path: Path) -> None:
     """A folder such as /tmp will do, where nobody can touch what is another's; the folders in it are astore's alone."""
     tmp_path.chmod(0o1777)
-    store = DefinitionStore(tmp_path)
-    store.save(pool())
-    assert len(store.load().pools) == 1
+    store = await connect(tmp_path)
+    await put(store, pool())
+    assert await definitions(store) == [pool()]
     (tmp_path / "pools").chmod(0o1777)
     with pytest.raises(StoreError, match="pools may be written by other users"):
-        store.load()
+        await store.read()
 
 
 @pytest.mark.parametrize("foreign", [False, pytest.param(True, marks=pytest.mark.root)])
-def test_files_that_others_may_write(store: DefinitionStore, foreign: bool) -> None:
+async def test_files_that_others_may_write(connect: Connect, store: LocalStore, foreign: bool) -> None:
     """A definition is damaged, a run cannot be told, a snapshot is none; the other pools are served. Repaired, all is well."""
 
     def spoil(path: Path) -> None:
@@ -385,34 +431,35 @@ def test_files_that_others_may_write(store: DefinitionStore, foreign: bool) -> N
             path.chmod(0o600)
             os.chown(path, 12345, -1)
 
-    for name in ("a", "b"):
-        definition = msgspec.structs.replace(pool(name), uuid=UUID[:-1] + name)
-        store.save(definition)
-        store.save_run(name, RunState(definition, definition.uuid or "", 1.5))
-        store.save_snapshot(name, LastSeen(Snapshot.EMPTY, 1.5, None), 1.5)
+    runs = {name: Run(pool(name), UUID[:-1] + name, 1.5) for name in ("a", "b")}
+    for name, active in runs.items():
+        await put(store, msgspec.structs.replace(active.definition, uuid=active.uuid))
+        await store.begin_run(active, persistent=True)
+        await store.save_snapshot(name, 1.5, LastSeen(Snapshot.EMPTY, 1.5, None))
     folder = store.folder
     spoilt = [folder / "pools" / "a.xml", folder / "run" / "a.run", folder / "run" / "a.snapshot"]
     for path in spoilt:
         spoil(path)
-    again = DefinitionStore(folder)
-    loaded = again.load()
-    assert [item.definition.name for item in loaded.pools] == ["b"]
-    ((name, error),) = [(file.name, file.error) for file in loaded.damaged]
+    again = await connect()
+    found = await read(again)
+    assert [stored.definition.name for stored in found.pools] == ["b"]
+    ((name, error),) = [(damaged.name, damaged.error) for damaged in found.damaged]
     assert name == "a"
     assert ("belongs to user 12345" if foreign else "may be written by other users") in error
-    runs = again.load_runs()
-    assert (set(runs.active), runs.unknown) == ({"b"}, {"a"})
-    assert again.load_snapshot("a") is None
-    assert again.load_snapshot("b") is not None
-    before = again.fingerprint(loaded.damaged)
+    assert (set(found.runs), found.unknown) == ({"b"}, {"a"})
+    assert set(await again.load_snapshots({"a": 1.5, "b": 1.5})) == {"b"}
+    with pytest.raises(StoreError):
+        await again.current("a")
+    assert await again.read(found.revision) is None
     for path in spoilt:
         os.chown(path, os.geteuid(), -1)
         path.chmod(0o600)
-    assert again.fingerprint(loaded.damaged) != before
-    assert len(again.load().pools) == 2
+    repaired = await again.read(found.revision)
+    assert repaired is not None
+    assert (len(repaired.pools), repaired.runs) == (2, runs)
     (folder / "lock").chmod(0o666)
     with pytest.raises(StoreError, match="lock may be written by other users"):
-        again.save(pool())
+        await put(again, pool())
 
 
 async def test_a_manager_says_so(tmp_path: Path) -> None:
@@ -428,41 +475,24 @@ async def test_a_manager_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_kill_in_the_middle(tmp_path: Path) -> None:
+async def test_kill_in_the_middle(store: LocalStore) -> None:
     """However often a writer is killed, a definition is one whole version, and the next writer gets the lock."""
-    store = DefinitionStore(tmp_path)
-    store.save(pool("p0"))
+    await put(store, pool("p0"))
     for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)])
-        before = store.load().pools[0].definition
-        deadline = time.monotonic() + 60
-        while DefinitionStore(tmp_path).load().pools[0].definition == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        loaded = DefinitionStore(tmp_path).load()
-        assert not loaded.damaged
-        assert loaded.pools[0].definition.target.path.strip("x") == "/"
-        store.save(pool("p0"))
-
-
-def test_many_writers(store: DefinitionStore) -> None:
-    """Threads with stores of their own lose nothing."""
-
-    def work(who: int) -> None:
-        mine = DefinitionStore(store.folder)
-        for number in range(5):
-            mine.save(pool(f"w{who}-{number}"))
-            mine.set_autostart(f"w{who}-{number}", True)
-
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    loaded = store.load()
-    assert len(loaded.pools) == 20
-    assert all(item.autostart for item in loaded.pools)
+        (before,) = await definitions(store)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", PUT_FOR_EVER, str(store.folder))
+        try:
+            async with asyncio.timeout(60):
+                while await definitions(store) == [before]:
+                    assert process.returncode is None
+                    await asyncio.sleep(0.01)
+        finally:
+            process.kill()
+            await process.wait()
+        found = await read(store)
+        assert not found.damaged
+        assert found.pools[0].definition.target.path.strip("x") == "/"
+        await put(store, pool("p0"))
 
 
 def test_where_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,112 +513,123 @@ def test_without_a_boot_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert boot_id()
 
 
-def test_damaged_run_state(store: DefinitionStore) -> None:
+def test_damaged_run_state(tmp_path: Path) -> None:
     """Any byte changed: the pool is not active, and nobody is kept from reading the others."""
-    store.save_run("a", run_state())
-    path = store.folder / "run" / "a.run"
+    (tmp_path / "run").mkdir(mode=0o700)
+    runs, path = RunFiles(LockedFolder(tmp_path)), tmp_path / "run" / "a.run"
+    runs.write(run())
     data = path.read_bytes()
     rng = random.Random(2)
     for _ in range(2000):
         broken = bytearray(data)
         broken[rng.randrange(len(broken))] = rng.randrange(256)
         path.write_bytes(bytes(broken))
-        store.load_runs()
+        runs.read()
     path.unlink(missing_ok=True)
     path.mkdir()
-    store.save_run("b", run_state("b"))
-    assert store.load_runs().active.keys() == {"b"}
+    runs.write(run("b"))
+    assert runs.read() == ({"b": run("b")}, frozenset())
 
 
-def test_a_run_that_begins_while_runs_are_read(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_begins_while_runs_are_read(
+    connect: Connect, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is left of an earlier boot is removed, but not what another process has put into its place meanwhile."""
-    store.save_run("a", run_state(boot="another boot"))
-    find = DefinitionStore._run_of
+    await begin_in_another_boot(store, monkeypatch)
+    find, others = RunFiles.find, RunFiles(LockedFolder(store.folder))
 
-    def found_late(name: str) -> RunState | None:
-        state = find(store, name)
-        DefinitionStore(store.folder).save_run(name, run_state())
-        return state
+    def found_late(runs: RunFiles, name: str) -> Run | None:
+        found = find(runs, name)
+        others.write(run())
+        return found
 
     with monkeypatch.context() as slowly:
-        slowly.setattr(store, "_run_of", found_late)
-        assert store.load_runs().active == {}
-    assert store.load_runs().active.keys() == {"a"}
+        slowly.setattr(RunFiles, "find", found_late)
+        assert (await read(store)).runs == {}
+    assert (await read(store)).runs == {"a": run()}
 
 
-def test_snapshots_belong_to_a_run(store: DefinitionStore) -> None:
-    """What is known of an earlier run is neither written over what is known of the present one, nor read for it."""
-    seen = LastSeen(snapshot(1), 5.0, None)
-    store.save_snapshot("a", seen, 1.5)
-    store.save_run("a", run_state())
-    store.save_snapshot("a", seen, 1.0)
-    assert store.load_snapshot("a") is None
-    store.save_snapshot("a", seen, 1.5)
-    assert store.load_snapshot("a", 1.5) is not None
-    assert store.load_snapshot("a", 2.0) is None
-
-
-def test_runs_are_one_processes(store: DefinitionStore) -> None:
-    """A pool that is active is not started by another, and its end is told by whoever knows of this run alone."""
-    store.save_run("a", run_state())
-    with pytest.raises(OutdatedError):
-        store.save_run("a", msgspec.structs.replace(run_state(), started_at=7.0))
-    store.forget_run("a", 7.0)
-    assert store.load_runs().active.keys() == {"a"}
-    store.forget_run("a", 1.5)
-    assert store.load_runs().active == {}
-
-
-def test_run_state_that_cannot_be_read_now(store: DefinitionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_state_that_cannot_be_read_now(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told, and not taken for the end of the pool."""
-    store.save_run("a", run_state())
+    await store.begin_run(run(), persistent=False)
 
     def fail(*_: object) -> bytes:
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as failing:
         failing.setattr(run_files, "read_whole", fail)
-        assert store.load_runs() == Runs({}, frozenset({"a"}))
-    assert store.load_runs().active.keys() == {"a"}
+        found = await read(store)
+        assert (found.runs, found.unknown) == ({}, {"a"})
+    assert (await read(store)).runs == {"a": run()}
 
 
-def test_news(store: DefinitionStore) -> None:
-    """Whether a pool is as somebody knows it."""
-    version = store.save(pool())
-    assert not store.is_news("a", version=version, started_at=None)
-    store.save_run("a", run_state())
-    assert store.is_news("a", version=version, started_at=None)
-    assert not store.is_news("a", version=version, started_at=1.5)
-    assert store.is_news("a", version=version, started_at=1.0)
-    with pytest.raises(OutdatedError):
-        store.remove("a", version=version)
-    store.forget_run("a", 1.5)
-    other = store.save(pool(path="/y"))
-    assert store.is_news("a", version=version, started_at=None)
-    with pytest.raises(OutdatedError):
-        store.remove("a", version=version)
-    store.remove("a", version=other)
-    assert store.is_news("a", version=version, started_at=None)
-    assert not store.is_news("a", version=None, started_at=None)
+async def test_a_run_that_cannot_be_ended(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be written is told before anything is let go; a folder that is gone has no runs."""
+    await store.begin_run(run(), persistent=False)
+    await store.check_end_run("a")
+    with monkeypatch.context() as readonly:
+        readonly.setattr(os, "access", lambda *_: False)
+        with pytest.raises(StoreError) as caught:
+            await store.check_end_run("a")
+        assert caught.value.errno == errno.EACCES
+        await store.check_end_run("b")
+    store.folder.rename(store.folder.parent / "elsewhere")
+    await store.check_end_run("a")
+    await store.end_run("a", 1.5)
+    assert (await store.current("a")).lost
 
 
-def test_what_others_write_meanwhile(tmp_path: Path) -> None:
-    """Who has decided by what it read is told if that has changed since; its own changes are no news once they are read."""
-    one, other = DefinitionStore(tmp_path), DefinitionStore(tmp_path)
-    loaded = one.load()
-    other.save(pool("b"))
-    with pytest.raises(OutdatedError):
-        one.save(pool("a"), loaded=loaded)
-    one.save(pool("a"), loaded=one.load())
-    assert [item.definition.name for item in other.load().pools] == ["a", "b"]
+CHANGES: dict[str, Callable[[LocalStore, Contents], Awaitable[object]]] = {
+    "put": lambda store, found: store.put(pool(path="/other"), found.revision),
+    "remove": lambda store, found: store.remove("a", found.pools[0].version),
+    "autostart": lambda store, found: store.set_autostart("a", True),
+    "begin": lambda store, found: store.begin_run(run(), persistent=True),
+}
 
 
-def test_a_lock_that_is_not_wanted_any_more(store: DefinitionStore, tmp_path: Path) -> None:
-    """Nothing is written for whoever has given up, be it before or while it waited."""
-    given_up = threading.Event()
-    given_up.set()
-    for locked in (True, False):
-        with store.locked() if locked else contextlib.nullcontext(), pytest.raises(StoreError) as caught:
-            DefinitionStore(store.folder).save(pool(), given_up)
-        assert caught.value.errno == errno.ECANCELED
-    assert store.load().pools == ()
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("here", [True, False])
+async def test_given_up_while_it_waits_for_the_lock(store: LocalStore, lanes: Lanes, change: str, here: bool) -> None:
+    """A change that is cancelled while somebody else has the lock is not made later; threads and processes alike."""
+    await put(store, pool())
+    before = await read(store)
+    files = sorted(store.folder.rglob("*"))
+    holder: contextlib.AbstractContextManager[object] = (
+        contextlib.nullcontext() if here else folder_locked(store.folder)
+    )
+    rivals: list[asyncio.Future[object]] = []
+    with holder:
+        if here:  # another change of this store has the lock's thread side, and waits for the files'
+            with folder_locked(store.folder):
+                rivals = [asyncio.ensure_future(store.set_autostart("b", False)) for _ in range(2)]
+                await cancelled_while_it_waits(CHANGES[change](store, before), lanes)
+        else:
+            await cancelled_while_it_waits(CHANGES[change](store, before), lanes)
+    await asyncio.gather(*rivals)
+    after = await read(store)
+    assert (after.pools, after.runs) == (before.pools, before.runs)
+    assert sorted(store.folder.rglob("*")) == files
+
+
+async def cancelled_while_it_waits(call: Awaitable[object], lanes: Lanes) -> None:
+    """Cancel a call once a thread is at it. It does not take its time for that."""
+    busy = running(lanes)
+    task = asyncio.ensure_future(call)
+    while running(lanes) == busy:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def running(lanes: Lanes) -> int:
+    return sum(lane.running for lane in lanes.statistics().lanes)
+
+
+async def test_nobody_waits_for_ever(connect: Connect, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others who do not give the lock back are named after a time."""
+    await put(store, pool())
+    locked = LockedFolder.locked
+    monkeypatch.setattr(LockedFolder, "locked", lambda self, **options: locked(self, timeout=0.05, **options))
+    with folder_locked(store.folder), pytest.raises(StoreError, match="is locked by another process"):
+        await (await connect()).set_autostart("a", True)

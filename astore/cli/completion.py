@@ -9,7 +9,9 @@ from pathlib import Path
 import typer
 
 from astore.errors import printable
-from astore.store.local_definitions import DefinitionStore, default_state_dir
+from astore.store.local import default_state_dir
+from astore.store.local_files import LockedFolder
+from astore.store.snapshot_files import SnapshotFiles
 
 
 def _state_dir(context: typer.Context) -> Path:
@@ -25,7 +27,7 @@ def _state_dir(context: typer.Context) -> Path:
 
 def _pool_names(folder: Path) -> Iterator[str]:
     try:
-        DefinitionStore(folder).check()
+        LockedFolder(folder).check()
     except OSError:
         return
     for place, suffix in (("pools", ".xml"), ("run", ".run")):
@@ -48,10 +50,10 @@ def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
     """Volumes whose names begin so, of the pool that was said by --pool, or of all active ones, as they were last seen."""
     folder = _state_dir(ctx)
     pool = ctx.params.get("pool")
-    store = DefinitionStore(folder)
+    snapshots = SnapshotFiles(LockedFolder(folder))
     names: set[str] = set()
     for name in {pool} if pool and "/" not in pool else set(_pool_names(folder)):
-        seen = store.load_snapshot(name)
+        seen = snapshots.read(name)
         if seen is not None:
             names.update(volume for volume in seen.snapshot.by_name if volume.startswith(incomplete))
     return sorted(name for name in names if printable(name) == name)

@@ -14,33 +14,31 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import anyio
 import msgspec
 
-from astore.backend import Context, DiscoversSources
 from astore.cancellation import CLEANUP_SECONDS, shielded
-from astore.commands import LaneCommandRunner
 from astore.errors import (
     AstoreError,
     BackendError,
     DefinitionError,
     LibvirtCode,
     SourceConflictError,
-    UnsupportedOperationError,
     reason,
 )
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
-from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, LanesStatistics
+from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
 from astore.model import PoolDef, PoolState, RefreshReport
-from astore.names import check_host, normal_path
-from astore.plugin_calls import answer, checked
+from astore.names import normal_path
+from astore.plugin_calls import checked
 from astore.pools import graph
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
 from astore.pools.services import Services
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
-from astore.store.local_definitions import DamagedFile, DefinitionStore, default_state_dir
+from astore.store.contract import Damaged, Store
+from astore.store.local import LocalStore, default_state_dir
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
@@ -69,6 +67,8 @@ class Manager:
 
     :param state_dir: the folder of definitions; None is the machine's (root: /var/lib/astore) or the user's own.
         ValueError: it is the empty string.
+    :param store: keeps definitions and runs instead of a folder; see :mod:`astore.store.contract`. The Manager opens and closes
+        it. TypeError: a folder is given as well.
     :param registry: None makes one with the backends of all installed distributions.
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
@@ -79,6 +79,7 @@ class Manager:
         self,
         state_dir: str | Path | None = None,
         *,
+        store: Store | None = None,
         registry: BackendRegistry | None = None,
         max_threads: int = DEFAULT_MAX_THREADS,
         call_timeout: float = DEFAULT_TIMEOUT,
@@ -86,7 +87,13 @@ class Manager:
     ) -> None:
         if state_dir is not None and not str(state_dir):
             raise ValueError("the state folder has no name")
-        self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
+        if store is not None and state_dir is not None:
+            raise TypeError("a Manager has a state folder or a store")
+        self.state_dir: Path | None = None
+        """The folder of definitions; None if they are kept elsewhere."""
+        if store is None:
+            self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
+            store = LocalStore(self.state_dir)
         self._services = Services(
             registry if registry is not None else BackendRegistry(),
             EventBus(event_capacity),
@@ -94,7 +101,8 @@ class Manager:
             call_timeout=call_timeout,
         )
         self._catalogue = Catalogue(self._services)
-        self._keeper = Keeper(self._services, self._catalogue, DefinitionStore(self.state_dir))
+        self._keeper = Keeper(self._services, self._catalogue, store)
+        self._store_name = store.name
         self._reads_xml = False  # whether what reads documents is imported
 
     # --------------------------------------------------------------------------------------- entering and leaving
@@ -102,12 +110,13 @@ class Manager:
     async def __aenter__(self) -> Self:
         services = self._services
         lanes = services.open()
-        lane = lanes.lane(f"state folder {self.state_dir}", limit=4)
-        self._keeper.open(lane)
+        lane = lanes.lane(self._store_name, limit=4)
         try:
             await lane.run(services.registry.scan)
+            await self._keeper.open(lane)
             await self.reload()
         except BaseException:
+            await shielded(self._keeper.aclose())
             services.close(lanes)
             raise
         return self
@@ -124,18 +133,20 @@ class Manager:
             return
         self._services.closing = True  # nothing begins from here on: nobody would let go of it
         try:
-            await shielded(self._detach(self._catalogue.all()))
+            await shielded(self._detach(self._catalogue.all(), lanes))
         finally:
             self._services.close(lanes)  # unless it was closed beside this, and perhaps opened anew
 
-    async def _detach(self, pools: Sequence[Parts]) -> None:
+    async def _detach(self, pools: Sequence[Parts], lanes: Lanes) -> None:
         until = time.monotonic() + CLEANUP_SECONDS
         with anyio.move_on_after(CLEANUP_SECONDS / 2):
             await self._keeper.save_snapshots(pools)
         await asyncio.gather(*(pool.lifecycle.leave(until) for pool in pools), return_exceptions=True)
+        if self._services.lanes is lanes:
+            await self._keeper.aclose()
 
     async def reload(self, *, thoroughly: bool = True) -> None:
-        """Take over what other processes did to the state folder since it was last read.
+        """Take over what others did to the store since it was last read.
 
         :param thoroughly: also what an editor did to a definition in its place; False is cheaper where nothing has changed.
         """
@@ -156,9 +167,9 @@ class Manager:
         return self._services.call_timeout
 
     @property
-    def damaged(self) -> tuple[DamagedFile, ...]:
-        """Definition files that could not be read, and why. They are left as they are."""
-        return self._keeper.loaded.damaged
+    def damaged(self) -> tuple[Damaged, ...]:
+        """Definitions that could not be read, and why. They are left as they are."""
+        return self._keeper.damaged
 
     def pool(self, name: str) -> Pool:
         """The pool of this name. :raises PoolNotFoundError: there is none."""
@@ -341,26 +352,9 @@ class Manager:
         :raises BackendError: no such backend. UnsupportedOperationError: it cannot. DefinitionError: not a host.
             OSError, CommandError, TimeoutError: the host, or the program that asks it, did not answer.
         """
-        lanes = self._services.check_open()
-        from astore.xml import DiscoveredSources, host_from_xml
+        from astore.manager.discovery import discover_sources
 
-        if spec is not None:
-            if host is not None or port is not None:
-                raise DefinitionError("a source specification names the host: give no other", element="host")
-            named = host_from_xml(spec, type)
-            host, port = named.name, named.port
-        if host is not None:
-            host = check_host(host)
-        backend = await self.registry.get(type)
-        if not isinstance(backend, DiscoversSources):
-            raise UnsupportedOperationError(pool=None, type=type, operation="discover")
-        lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=self.call_timeout)
-        try:
-            log = self._services.log.bind(discover=type)
-            context = Context("", "", lane, LaneCommandRunner(lane), log, self.call_timeout)
-            return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
-        finally:
-            lane.close()
+        return await discover_sources(self._services, type, host, port, spec)
 
     async def capabilities(self) -> str:
         """libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all backends that work here."""

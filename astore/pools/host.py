@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 from astore.pools.life import Life
 from astore.pools.record import PoolRecord
+
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -13,6 +16,10 @@ class Host(Protocol):
 
     async def catch_up(self, record: PoolRecord) -> None:
         """Take over what other processes did to the pool. :raises ManagerClosedError: the Manager is closed."""
+        ...
+
+    async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Attempt a change until nobody was faster. :raises OutdatedError: others were, for ten seconds."""
         ...
 
     async def undefine(self, record: PoolRecord) -> None:

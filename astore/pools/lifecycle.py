@@ -32,7 +32,7 @@ from astore.pools.record import PoolRecord
 from astore.pools.refresher import Refresher
 from astore.pools.services import Services
 from astore.pools.wording import about_pool
-from astore.store.local_runs import OutdatedError
+from astore.store.contract import OutdatedError
 
 
 class Lifecycle:
@@ -112,7 +112,10 @@ class Lifecycle:
             self._record.publish(PoolDeleted)
 
     async def undefine(self) -> None:
-        """See :meth:`astore.Pool.undefine`. :raises OutdatedError: another process changed the pool meanwhile."""
+        """See :meth:`astore.Pool.undefine`."""
+        await self._host.until_current(self._undefine)
+
+    async def _undefine(self) -> None:
         await self._host.catch_up(self._record)
         async with self._lock:
             self._record.require_inactive("undefine")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 
 from astore.backend import Progress, abilities
@@ -11,8 +9,6 @@ from astore.model import PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot,
 from astore.pools import copies, volume_jobs
 from astore.pools.parts import Member, Parts
 from astore.pools.volume import Volume
-from astore.store.local_files import LOCK_TIMEOUT
-from astore.store.local_runs import OUTDATED_PAUSE, OutdatedError
 
 
 class Pool:
@@ -158,14 +154,7 @@ class Pool:
 
     async def undefine(self) -> None:
         """Remove the pool's definition. :raises InvalidStateError: it is active, or transient."""
-        until = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            try:
-                return await self.parts.lifecycle.undefine()
-            except OutdatedError:  # another process was faster; what it did is to be looked at first
-                if time.monotonic() > until:
-                    raise
-            await asyncio.sleep(OUTDATED_PAUSE)
+        await self.parts.lifecycle.undefine()
 
     async def set_autostart(self, autostart: bool) -> None:
         """Say whether ``start_all`` starts it. :raises InvalidStateError: it is transient."""

@@ -25,7 +25,7 @@ from astore.events import (
 )
 from astore.model import Changes, EntryError, PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeInfo
 from astore.pools.life import Life
-from astore.store.local_runs import LastSeen
+from astore.store.contract import LastSeen
 
 
 class PoolRecord:

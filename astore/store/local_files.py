@@ -23,7 +23,7 @@ STALE_AFTER = 600.0
 """Seconds after which a half-written file is taken for a killed process's."""
 
 
-Version: TypeAlias = tuple[int, int, int]
+FileVersion: TypeAlias = tuple[int, int, int]
 """What tells a file, as it is now, from what it was or is later."""
 
 LOCK_TIMEOUT = 10.0
@@ -74,16 +74,16 @@ def names_in(folder: Path, suffix: str) -> list[str]:
     """
     with saying(folder):
         try:
-            found = sorted(os.listdir(folder))
+            found = os.listdir(folder)
         except FileNotFoundError:
             return []
     for name in found:
         if name.endswith(".tmp"):
             _remove_stale(folder / name)
-    return [name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name)]
+    return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix) and _encodable(name))
 
 
-def version_of(path: Path) -> Version:
+def version_of(path: Path) -> FileVersion:
     """What changes when the file is written anew. :raises OSError: it cannot be looked at."""
     st = os.stat(path)
     return st.st_ino, st.st_mtime_ns, st.st_size
@@ -162,9 +162,9 @@ class LockedFolder:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._pools = self.folder / "pools"
-        self._autostart = self.folder / "autostart"
-        self._run = self.folder / "run"
+        self.pools = self.folder / "pools"
+        self.autostart = self.folder / "autostart"
+        self.run = self.folder / "run"
         self._thread_lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -205,7 +205,7 @@ class LockedFolder:
 
     def check(self) -> None:
         """:raises StoreError: others may have written the folder, or one in it, or it cannot be looked at."""
-        for folder in (self.folder, self._pools, self._autostart, self._run):
+        for folder in (self.folder, self.pools, self.autostart, self.run):
             with saying(folder):
                 try:
                     st = os.stat(folder)
@@ -217,7 +217,7 @@ class LockedFolder:
     def _made(self) -> Iterator[None]:
         self.check()
         with saying(self.folder):
-            for folder in (self.folder, self._pools, self._autostart, self._run):
+            for folder in (self.folder, self.pools, self.autostart, self.run):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -44,19 +43,19 @@ async def test_a_look_that_was_given_up(manager: astore.Manager, other: astore.M
     pool = await manager.define(fake("pool", "/old"))
     await manager.reload()
     await other.define(fake("pool", "/new"))
-    read, go_on = manager._keeper._read, threading.Event()
+    store = manager._keeper._store
+    read, go_on = store.read, asyncio.Event()
 
-    def slowly() -> Any:
-        found = read()
-        go_on.wait(10)
+    async def slowly(*args: Any) -> Any:
+        found = await read(*args)
+        await go_on.wait()
         return found
 
     with pytest.MonkeyPatch.context() as slow:
-        slow.setattr(manager._keeper, "_read", slowly)
+        slow.setattr(store, "read", slowly)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await pool.start()
-        go_on.set()
     await pool.start()
     assert pool.definition.target.path == "/new"
 
@@ -275,17 +274,18 @@ async def test_defined_here_and_created_there(manager: astore.Manager, other: as
 async def test_a_transient_pool_is_read_while_it_ends(manager: astore.Manager) -> None:
     """It is not found again by whoever reads the folder just before its file is gone."""
     pool = await manager.create(fake("pool"))
-    forget, asked, go_on = manager._keeper._store.forget_run, threading.Event(), threading.Event()
+    store = manager._keeper._store
+    end, asked, go_on = store.end_run, asyncio.Event(), asyncio.Event()
 
-    def slowly(*args: Any) -> None:
+    async def slowly(*args: Any) -> None:
         asked.set()
-        go_on.wait(10)
-        forget(*args)
+        await go_on.wait()
+        await end(*args)
 
     with pytest.MonkeyPatch.context() as slow:
-        slow.setattr(manager._keeper._store, "forget_run", slowly)
+        slow.setattr(store, "end_run", slowly)
         stopping = asyncio.ensure_future(pool.stop())
-        await asyncio.to_thread(asked.wait, 10)
+        await asked.wait()
         await manager.reload()
         assert manager.pools(active=True) == []
         go_on.set()

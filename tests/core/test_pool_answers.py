@@ -233,17 +233,17 @@ async def test_a_start_that_cannot_be_undone(
 ) -> None:
     """A start that fails at its end, and a session whose stop is no coroutine and fails: what is told is the start's error."""
     pool = await manager.define(fake("pool"))
-    save = manager._keeper._store.save_run
+    begin = manager._keeper._store.begin_run
 
-    def save_half(*args: Any, **options: Any) -> None:
-        save(*args, **options)
+    async def begin_half(*args: Any, **options: Any) -> None:
+        await begin(*args, **options)
         raise astore.StoreError("the disk is full", errno=28)
 
     def stop(_: Any) -> None:
         raise OSError(5, "no")
 
     with monkeypatch.context() as failing:
-        failing.setattr(manager._keeper._store, "save_run", save_half)
+        failing.setattr(manager._keeper._store, "begin_run", begin_half)
         failing.setattr(backend.session_class, "stop", stop)
         with pytest.raises(astore.StoreError, match="the disk is full"):
             await pool.start()

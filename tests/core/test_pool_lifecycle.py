@@ -142,10 +142,10 @@ async def test_a_start_whose_note_cannot_be_written(
 ) -> None:
     """A pool is not started if it cannot be noted that it is: stopped again, as if nothing had been."""
 
-    def full(*_: Any, **__: Any) -> None:
+    async def full(*_: Any, **__: Any) -> None:
         raise astore.StoreError("no space left", errno=28)
 
-    monkeypatch.setattr(manager._keeper._store, "save_run", full)
+    monkeypatch.setattr(manager._keeper._store, "begin_run", full)
     with pytest.raises(astore.StoreError, match="no space left"):
         await pool.start()
     assert (pool.state, backend.count("stop"), backend.count("refresh")) == (PoolState.INACTIVE, 1, 0)

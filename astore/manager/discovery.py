@@ -1,0 +1,35 @@
+"""Discovery: which sources a host offers for pools of a type."""
+
+from __future__ import annotations
+
+from astore.backend import Context, DiscoversSources
+from astore.commands import LaneCommandRunner
+from astore.errors import DefinitionError, UnsupportedOperationError
+from astore.names import check_host
+from astore.plugin_calls import answer
+from astore.pools.services import Services
+from astore.xml import DiscoveredSources, host_from_xml
+
+
+async def discover_sources(
+    services: Services, type: str, host: str | None, port: int | None, spec: str | bytes | None
+) -> DiscoveredSources:
+    """Ask a host; see :meth:`astore.Manager.discover`."""
+    lanes = services.check_open()
+    if spec is not None:
+        if host is not None or port is not None:
+            raise DefinitionError("a source specification names the host: give no other", element="host")
+        named = host_from_xml(spec, type)
+        host, port = named.name, named.port
+    if host is not None:
+        host = check_host(host)
+    backend = await services.registry.get(type)
+    if not isinstance(backend, DiscoversSources):
+        raise UnsupportedOperationError(pool=None, type=type, operation="discover")
+    lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=services.call_timeout)
+    try:
+        log = services.log.bind(discover=type)
+        context = Context("", "", lane, LaneCommandRunner(lane), log, services.call_timeout)
+        return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
+    finally:
+        lane.close()

@@ -1,0 +1,230 @@
+"""The store of one machine: a folder of files, safe against kill -9 and shared by several processes.
+
+::
+
+    pools/NAME.xml           the definition, as libvirt writes it
+    autostart/NAME.xml       a link to it: start_all() starts this pool
+    run/NAME.run             the pool is active since this boot, and what it runs by
+    run/NAME.snapshot        its last snapshot: a cache
+    lock                     held while a definition is changed
+
+A file is written beside its place, synced, and renamed over it, and its folder is synced: what is read is always one
+whole version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import platformdirs
+
+from astore.backend import Lane
+from astore.cancellation import bounded, retrieved, shielded
+from astore.errors import InvalidStateError
+from astore.model import PoolDef
+from astore.store.contract import Contents, Current, LastSeen, OutdatedError, Revision, Run, Store, Version
+from astore.store.definition_files import DefinitionFiles, FileState
+from astore.store.local_files import FileVersion, LockedFolder, saying
+from astore.store.run_files import RunFiles
+from astore.store.snapshot_files import SnapshotFiles
+
+T = TypeVar("T")
+
+
+def default_state_dir() -> Path:
+    """Root's is /var/lib/astore; another user's is where the platform keeps users' state."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/astore")
+    return platformdirs.user_state_path("astore")
+
+
+class _Marks(msgspec.Struct, frozen=True):
+    """What changes with the names in the folders; None for one that is not there."""
+
+    pools: FileVersion | None
+    autostart: FileVersion | None
+    run: FileVersion | None
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """A revision: what tells of other names, the definitions' names, and the files that may be repaired in place."""
+
+    marks: _Marks
+    names: tuple[str, ...]
+    damaged: dict[str, FileState]
+
+
+class LocalStore(Store):
+    """Keeps definitions, runs and snapshots in a folder. The folder is made with mode 0700 by the first change.
+
+    Nothing is read from a folder, or a file in it, that others than root and the user who runs astore can write.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.name = f"state folder {self.folder}"
+        self._files = LockedFolder(folder)
+        self._definitions = DefinitionFiles(self._files)
+        self._runs = RunFiles(self._files)
+        self._snapshots = SnapshotFiles(self._files)
+        self._lane: Lane | None = None
+
+    async def open(self, lane: Lane) -> None:
+        """Get ready to read. Nothing is made and nothing is read yet."""
+        self._lane = lane
+
+    async def aclose(self) -> None:
+        """Nothing: no file stays open between two calls."""
+
+    async def read(self, since: Revision | None = None) -> Contents | None:
+        """See :meth:`Store.read`. ``since=None`` also finds what an editor changed in place."""
+        return await self._call(self._read, since)
+
+    async def current(self, name: str) -> Current:
+        """See :meth:`Store.current`: one file is looked at, and another one is read."""
+        return await self._call(self._current, name)
+
+    async def put(self, definition: PoolDef, expected: Revision) -> Version:
+        """See :meth:`Store.put`."""
+        return await self._change(self._put, definition, expected)
+
+    async def remove(self, name: str, expected: Version) -> None:
+        """See :meth:`Store.remove`."""
+        await self._change(self._remove, name, expected)
+
+    async def set_autostart(self, name: str, on: bool) -> None:
+        """See :meth:`Store.set_autostart`."""
+        await self._change(self._set_autostart, name, on)
+
+    async def begin_run(self, run: Run, *, persistent: bool) -> None:
+        """See :meth:`Store.begin_run`."""
+        await self._change(self._begin_run, run, persistent)
+
+    async def end_run(self, name: str, started_at: float) -> None:
+        """See :meth:`Store.end_run`. Needs no lock: nobody writes another run while there is one."""
+        await self._change(self._end_run, name, started_at)
+
+    async def check_end_run(self, name: str) -> None:
+        """See :meth:`Store.check_end_run`: the folder may be read-only by now."""
+        await self._call(self._runs.check_remove, name)
+
+    async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
+        """See :meth:`KeepsSnapshots.save_snapshot`."""
+        await self._call(self._save_snapshot, name, started_at, seen)
+
+    async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
+        """See :meth:`KeepsSnapshots.load_snapshots`."""
+        return await self._call(self._load_snapshots, dict(runs))
+
+    # ------------------------------------------------------------------------------------------- on the lane, or not
+
+    async def _call(self, func: Callable[..., T], *args: Any) -> T:
+        if self._lane is None:
+            raise InvalidStateError(f"the {self.name} was not opened", operation="read")
+        return await self._lane.run(func, *args)
+
+    async def _change(self, func: Callable[..., T], *args: Any) -> T:
+        """Make a change. If the caller is cancelled, or the lane gives up: not at all, or wait for its end (bounded).
+
+        :param func: is given ``given_up`` first: once it is set, a change that has not begun must not begin.
+        """
+        given_up = threading.Event()
+        task = asyncio.get_running_loop().create_task(self._call(func, given_up, *args))
+        task.add_done_callback(retrieved)
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            given_up.set()
+            if not task.done():
+                await shielded(bounded(asyncio.wait([task])))
+            raise
+
+    # ------------------------------------------------------------------------------------------------ these block
+
+    def _read(self, since: Revision | None) -> Contents | None:
+        self._files.check()
+        marks = self._marks()
+        if isinstance(since, _Seen) and since.marks == marks and self._still_damaged(since):
+            return None
+        found = self._definitions.read()
+        runs, unknown = self._runs.read()
+        lost = marks.pools is None or not self._files.run.is_dir()
+        revision = Revision(_Seen(marks, found.names, found.states))
+        return Contents(revision, found.good, found.damaged, runs, unknown, lost)
+
+    def _still_damaged(self, seen: _Seen) -> bool:
+        return all(self._definitions.state(name) == state for name, state in seen.damaged.items())
+
+    def _current(self, name: str) -> Current:
+        run = self._runs.find(name)
+        lost = not (self._files.pools.is_dir() and self._files.run.is_dir())
+        return Current(self._definitions.version(name), None if run is None else run.started_at, lost)
+
+    def _put(self, given_up: threading.Event, definition: PoolDef, expected: Revision) -> Version:
+        with self._files.locked(given_up=given_up), saying(self._definitions.path(definition.name)):
+            run = self._runs.find(definition.name)
+            if not self._defines_the_same(expected) or (run is not None and run.uuid != definition.uuid):
+                raise OutdatedError(f"{self._files.pools} was changed meanwhile", errno=errno.EAGAIN)
+            return self._definitions.write(definition)
+
+    def _defines_the_same(self, seen: object) -> bool:
+        """Whether no definition was written or removed since. With the lock held, so the folders are there by now."""
+        if not isinstance(seen, _Seen) or seen.names != tuple(self._definitions.names()):
+            return False
+        return seen.marks.pools in (None, _mark(self._files.pools))
+
+    def _remove(self, given_up: threading.Event, name: str, expected: Version) -> None:
+        path = self._definitions.path(name)
+        with self._files.locked(given_up=given_up), saying(path):
+            if self._definitions.version(name) != expected or self._runs.find(name) is not None:
+                raise OutdatedError(f"{path} was changed meanwhile", errno=errno.EAGAIN)
+            self._definitions.remove(name)
+
+    def _set_autostart(self, given_up: threading.Event, name: str, on: bool) -> None:
+        with self._files.locked(given_up=given_up), saying(self._definitions.path(name)):
+            self._definitions.set_autostart(name, on)
+
+    def _begin_run(self, given_up: threading.Event, run: Run, persistent: bool) -> None:
+        name = run.name
+        with self._files.locked(given_up=given_up):
+            theirs = self._runs.find(name)
+            if theirs is not None and theirs.started_at != run.started_at:
+                raise OutdatedError(f"pool {name!r} was started meanwhile", errno=errno.EAGAIN)
+            gone = persistent and not self._definitions.path(name).exists()
+            if gone or self._definitions.uuid(name) not in (None, run.uuid):
+                raise OutdatedError(f"pool {name!r} was undefined meanwhile", errno=errno.EAGAIN)
+            self._runs.write(run)
+
+    def _end_run(self, given_up: threading.Event, name: str, started_at: float) -> None:
+        run = self._runs.find(name)
+        if run is not None and run.started_at == started_at and not given_up.is_set():
+            self._runs.remove(name)
+
+    def _save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
+        self._files.check()
+        run = self._runs.find(name)
+        if run is not None and run.started_at == started_at:
+            self._snapshots.write(name, started_at, seen)
+
+    def _load_snapshots(self, runs: dict[str, float]) -> dict[str, LastSeen]:
+        found = {name: self._snapshots.read(name, started_at) for name, started_at in runs.items()}
+        return {name: seen for name, seen in found.items() if seen is not None}
+
+    def _marks(self) -> _Marks:
+        return _Marks(_mark(self._files.pools), _mark(self._files.autostart), _mark(self._files.run))
+
+
+def _mark(folder: Path) -> FileVersion | None:
+    with saying(folder):
+        try:
+            st = os.stat(folder)
+        except FileNotFoundError:
+            return None
+    return st.st_ino, st.st_mtime_ns, st.st_nlink

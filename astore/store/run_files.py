@@ -1,0 +1,120 @@
+"""Runs as files of a state folder, which the next start of the machine makes void: ``run/NAME.run``. Everything here blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from astore.errors import AstoreError, StoreError
+from astore.model import PoolDef
+from astore.store.contract import Run
+from astore.store.local_files import FileVersion, LockedFolder, names_in, read_whole, saying, version_of, write_whole
+
+STALE_TIMEOUT = 0.2
+"""Seconds to wait for the lock for removing leftovers."""
+
+_NO_FILE = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG})
+"""Errors which say that there is no file of astore's."""
+
+
+class _StoredRun(msgspec.Struct, frozen=True):
+    definition: PoolDef
+    uuid: str
+    started_at: float
+    boot_id: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_StoredRun).decode
+
+
+@cache
+def boot_id() -> str:
+    """What names this boot of the machine (proc(5): /proc/sys/kernel/random/boot_id)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class RunFiles:
+    """The runs in one state folder."""
+
+    def __init__(self, folder: LockedFolder) -> None:
+        self._folder = folder
+
+    def read(self) -> tuple[dict[str, Run], frozenset[str]]:
+        """The runs of this boot by name, and the pools whose file cannot be read now. Leftovers of earlier boots are removed.
+
+        :raises StoreError: the folder cannot be read.
+        """
+        active: dict[str, Run] = {}
+        unknown: set[str] = set()
+        for name in names_in(self._folder.run, ".run"):
+            path = self._path(name)
+            try:
+                version = version_of(path)
+                run = self.find(name)
+            except StoreError:
+                unknown.add(name)
+            except OSError:  # removed meanwhile, or a link that leads nowhere
+                continue
+            else:
+                if run is not None:
+                    active[name] = run
+                elif path.is_file():
+                    self._remove_stale(name, version)
+        return active, frozenset(unknown)
+
+    def find(self, name: str) -> Run | None:
+        """The run of a pool. None if there is none, or one of an earlier boot, or one that makes no sense.
+
+        :raises StoreError: it cannot be read now.
+        """
+        path = self._path(name)
+        try:
+            with saying(path):
+                stored = _decode(read_whole(path))
+        except StoreError as error:
+            if error.errno in _NO_FILE:
+                return None
+            raise
+        except (ValueError, msgspec.MsgspecError):
+            return None
+        if stored.boot_id != boot_id() or stored.definition.name != name:
+            return None
+        return Run(stored.definition, stored.uuid, stored.started_at)
+
+    def write(self, run: Run) -> None:
+        """Write a run of this boot. Whoever does holds the folder's lock. :raises StoreError: that failed."""
+        stored = _StoredRun(run.definition, run.uuid, run.started_at, boot_id())
+        write_whole(self._path(run.name), _encode(stored), sync=False)
+
+    def remove(self, name: str) -> None:
+        """Remove a pool's run and its snapshot. :raises StoreError: that failed."""
+        with saying(self._path(name)):
+            for suffix in (".run", ".snapshot"):
+                (self._folder.run / f"{name}{suffix}").unlink(missing_ok=True)
+
+    def check_remove(self, name: str) -> None:
+        """:raises StoreError: :meth:`remove` would fail. (A state folder that is gone has no runs either.)"""
+        path = self._path(name)
+        with saying(path):
+            if path.exists() and not os.access(self._folder.run, os.W_OK | os.X_OK):
+                readonly = os.statvfs(self._folder.run).f_flag & os.ST_RDONLY
+                number = errno.EROFS if readonly else errno.EACCES
+                raise OSError(number, os.strerror(number))
+
+    def _path(self, name: str) -> Path:
+        return self._folder.run / f"{name}.run"
+
+    def _remove_stale(self, name: str, version: FileVersion) -> None:
+        """Remove what is no run of this boot, unless another process has started the pool meanwhile."""
+        with contextlib.suppress(AstoreError, OSError), self._folder.locked(timeout=STALE_TIMEOUT):
+            if version_of(self._path(name)) == version:
+                self.remove(name)

@@ -1,0 +1,141 @@
+"""Runs: each pool is active once, and whoever ends a run says which; and the snapshots of runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from astore.model import EntryError, Permissions, Place, Snapshot, VolumeInfo, VolumeType
+from astore.store.contract import KeepsSnapshots, LastSeen, OutdatedError, Store
+from astore.testing.stores.base import StoreSuiteBase, definition, held, put, remove, run
+
+
+def seen(count: int = 3, **changed: object) -> LastSeen:
+    """What may be known of a pool, with something in every field."""
+    volumes = {}
+    for index in range(count):
+        name = f"volume {index}"
+        key = f"/pool/{name}"
+        volumes[name] = VolumeInfo(
+            name, VolumeType.FILE, key, key if index else "another path", index, 2, 3, "raw", 4, 5, 6, 7, 8, 9, 10
+        )
+    snapshot = Snapshot(
+        volumes,
+        generation=7,
+        taken_at=1.5,
+        capacity=1 << 63,
+        allocation=2,
+        available=3,
+        errors=(EntryError("bad", "why", 5), EntryError("fifo", "it is one", None, True)),
+        unsettled=frozenset({"volume 0"}),
+        permissions=Permissions(0o750, 1, 2, "label"),
+        folder=Place("/pool", 1, 2, ((1, 1),)),
+    )
+    return msgspec.structs.replace(LastSeen(snapshot, 5.0, "why it is inaccessible"), **changed)
+
+
+class RunChecks(StoreSuiteBase):
+    """Runs and their snapshots."""
+
+    async def test_runs(self, store: Store, other: Store) -> None:
+        """A run is known to all until it is ended, and beginning or ending it twice changes nothing."""
+        await put(store, definition("a"))
+        for name, persistent in (("a", True), ("transient", False)):
+            for _ in range(2):
+                await store.begin_run(run(name), persistent=persistent)
+            assert (await other.current(name)).started_at == 1.5
+        assert (await held(other))[1] == {"a": run("a"), "transient": run("transient")}
+        for name in ("a", "transient"):
+            await store.check_end_run(name)
+            for client in (other, store):
+                await client.end_run(name, 1.5)
+            assert (await store.current(name)).started_at is None
+            await store.check_end_run(name)
+        assert (await held(store))[1] == {}
+
+    async def test_begun_twice(self, store: Store, other: Store) -> None:
+        """A pool that is active is not started by another, until it is stopped."""
+        await store.begin_run(run("a"), persistent=False)
+        for client in (store, other):
+            with pytest.raises(OutdatedError):
+                await client.begin_run(run("a", 7.0), persistent=False)
+        assert (await held(other))[1] == {"a": run("a")}
+        await other.end_run("a", 1.5)
+        await other.begin_run(run("a", 7.0), persistent=False)
+        assert (await held(store))[1] == {"a": run("a", 7.0)}
+
+    async def test_ended_by_who_knows_it(self, store: Store, other: Store) -> None:
+        """A run goes on when somebody ends an earlier one of the pool."""
+        await store.begin_run(run("a"), persistent=False)
+        for started_at in (1.0, 7.0):
+            await other.end_run("a", started_at)
+        assert (await held(store))[1] == {"a": run("a")}
+
+    async def test_of_what_is_defined(self, store: Store, other: Store) -> None:
+        """A run begins only while the definition is there, and is still the same pool's."""
+        with pytest.raises(OutdatedError):
+            await store.begin_run(run("a"), persistent=True)
+        await put(other, definition("a"))
+        for persistent in (True, False):
+            with pytest.raises(OutdatedError):
+                await store.begin_run(run("a", uuid_of="b"), persistent=persistent)
+        await put(other, definition("a", "/y"))
+        await store.begin_run(run("a"), persistent=True)
+        assert (await held(other))[1] == {"a": run("a")}
+
+    async def test_two_start_it(self, store: Store, other: Store) -> None:
+        """Of two who start a pool at the same moment one is refused."""
+        for number in range(10):
+            outcomes = await asyncio.gather(
+                store.begin_run(run("a", number + 0.25), persistent=False),
+                other.begin_run(run("a", number + 0.5), persistent=False),
+                return_exceptions=True,
+            )
+            won = outcomes.index(None)
+            assert isinstance(outcomes[1 - won], OutdatedError)
+            assert (await held(store))[1] == {"a": run("a", number + (0.25, 0.5)[won])}
+            await store.end_run("a", number + (0.25, 0.5)[won])
+
+    async def test_started_and_undefined(self, store: Store, other: Store) -> None:
+        """Of a start and a removal at the same moment one is refused."""
+        for _ in range(10):
+            await put(store, definition("a"))
+            begin, removal = await asyncio.gather(
+                store.begin_run(run("a"), persistent=True), remove(other, "a"), return_exceptions=True
+            )
+            assert [type(outcome) for outcome in (begin, removal)].count(OutdatedError) == 1
+            found, runs = await held(store)
+            assert ("a" in found, "a" in runs) == (begin is None, begin is None)
+            await store.end_run("a", 1.5)
+
+    async def test_snapshots(self, store: Store, other: Store) -> None:
+        """What is known of a run comes back equal, for that run alone, and is gone when it ends."""
+        self.need_snapshots(store)
+        assert isinstance(store, KeepsSnapshots)
+        assert isinstance(other, KeepsSnapshots)
+        assert await store.load_snapshots({"a": 1.5}) == {}
+        await store.save_snapshot("a", 1.5, seen())
+        assert await other.load_snapshots({"a": 1.5}) == {}, "it is not active"
+        for name in ("a", "b", "c"):
+            await store.begin_run(run(name), persistent=False)
+        await store.save_snapshot("a", 1.5, seen())
+        await store.save_snapshot("b", 1.5, seen(0, error=None))
+        await other.save_snapshot("a", 1.0, seen(1))
+        found = await other.load_snapshots({"a": 1.5, "b": 1.5, "c": 1.5, "d": 1.5})
+        assert sorted(found) == ["a", "b"]
+        wanted = seen()
+        assert (found["a"].since, found["a"].error) == (wanted.since, wanted.error)
+        for field in Snapshot.__slots__:
+            assert getattr(found["a"].snapshot, field, None) == getattr(wanted.snapshot, field, None), field
+        assert (found["b"].error, found["b"].snapshot.volumes) == (None, ())
+        assert await other.load_snapshots({"a": 2.0}) == {}
+        await store.end_run("a", 1.5)
+        assert await other.load_snapshots({"a": 1.5}) == {}
+
+    @staticmethod
+    def need_snapshots(store: Store) -> None:
+        """Skip the test of a store that keeps no snapshots."""
+        if not isinstance(store, KeepsSnapshots):
+            pytest.skip("the store keeps no snapshots")
