@@ -14,7 +14,7 @@ from astore.blocks.calls import Calls
 from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, MakesBlocks, RenamesBlocks
 from astore.blocks.open_blocks import BlockOpener, OpenBlocks, close_volume
 from astore.cancellation import bounded, shielded
-from astore.errors import DefinitionError
+from astore.errors import DefinitionError, StorageError, printable
 from astore.images import formats
 from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
@@ -86,22 +86,25 @@ class BlockCreator:
     async def copy(self, source: VolumeInfo, definition: VolumeDef, progress: Progress | None) -> VolumeInfo:
         """Make a volume with the bytes of another of the pool."""
         _check(definition)
-        checked_name(definition.name)
-        async with self._opener.volume(source, what="copy") as old:
+        size = source.physical
+        async with (
+            self._new(definition, max(size, definition.capacity or 0)) as new,
+            self._opener.volume(source, what="copy") as old,  # closed before the new one is in its place
+        ):
             with worded(source.name, "copy"):
-                size = (await old.stat()).size
-            return await self.receive(old, size, definition, progress)
+                if (await old.stat()).size != size:
+                    what = f"copy: volume {printable(source.name)!r} changed meanwhile; refresh it first"
+                    raise StorageError(what, errno=errno.EAGAIN)
+            await _fill(new, definition.name, old, size, progress)
+        return _info_of(new)
 
     async def receive(
         self, source: VolumeFile, size: int, definition: VolumeDef, progress: Progress | None
     ) -> VolumeInfo:
         """Make a volume with the bytes of a volume of any pool."""
         _check(definition)
-        count = copying.Count(size, progress)
         async with self._new(definition, max(size, definition.capacity or 0)) as new:
-            with worded(definition.name, "copy", count):
-                await copying.copy_blocks(source, new, size, count)
-                await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+            await _fill(new, definition.name, source, size, progress)
         return _info_of(new)
 
     async def convert(
@@ -227,6 +230,14 @@ class BlockCreator:
                     await self._calls.run(self._makes.remove, name)
                     removed.append(name)
         return removed
+
+
+async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progress: Progress | None) -> None:
+    """Copy ``size`` bytes into a new volume, and wait until they are safe."""
+    count = copying.Count(size, progress)
+    with worded(name, "copy", count):
+        await copying.copy_blocks(source, new, size, count)
+        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
 
 
 def _info_of(new: NewBlocks) -> VolumeInfo:

@@ -20,8 +20,8 @@ from astore.testing.conformance.base import (
     start_able,
 )
 from astore.testing.conformance.source import DIRECTORIES, IMAGES, SourceUnderTest
+from astore.testing.conformance.streams import DATA, chunks, given, taken
 from astore.testing.conformance.volumes_made import MIB
-from astore.testing.conformance.volumes_streamed import DATA, chunks, given, taken
 from astore.volume_io.volume_names import TEMPORARY
 
 

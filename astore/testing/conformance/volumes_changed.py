@@ -22,9 +22,9 @@ from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, NewSource, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest, qcow2, raw
+from astore.testing.conformance.streams import DATA, Watch, given, taken
 from astore.testing.conformance.volumes_copied import SPARSE, compare, qcow2_volume
 from astore.testing.conformance.volumes_made import MIB, checked, require_images
-from astore.testing.conformance.volumes_streamed import DATA, Watch, given, taken
 from astore.volume_io.blocks import Hole
 from astore.volume_io.wiping import ALGORITHMS, PASSES, passes_of
 

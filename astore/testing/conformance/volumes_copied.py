@@ -16,8 +16,8 @@ from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, NewSource, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest, qcow2
+from astore.testing.conformance.streams import DATA, Watch, given
 from astore.testing.conformance.volumes_made import MIB, checked, fetched, mode_of, qemu_img, require_images
-from astore.testing.conformance.volumes_streamed import DATA, Watch, given
 from astore.volume_io.blocks import Hole
 
 SPARSE = DATA[:MIB] + bytes(5 * MIB) + DATA[MIB : 3 * MIB + 7] + bytes(MIB)

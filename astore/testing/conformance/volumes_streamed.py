@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,14 @@ from astore.events import VolumeProgress
 from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
-from astore.pools.volume import Volume
 from astore.testing.conformance.base import ConformanceBase, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest
+from astore.testing.conformance.streams import DATA, Watch, chunks, given, taken
 from astore.testing.conformance.volumes_made import MIB
 from astore.volume_io.blocks import Hole
 
 FAR = (1 << 31) - 5, 1 << 31, (1 << 32) - 5, (1 << 33) + 12345
 """Offsets about 2 and 4 GiB, and beyond 8."""
-
-DATA = hashlib.shake_128(b"astore").digest(9 * MIB + 4321)
-
-
-def chunks(data: bytes, *sizes: int) -> list[bytes]:
-    """Cut data into pieces of these sizes, over and over."""
-    pieces, at, turn = [], 0, 0
-    while at < len(data):
-        size = sizes[turn % len(sizes)]
-        pieces.append(data[at : at + size])
-        at, turn = at + size, turn + 1
-    return pieces
-
-
-async def given(pieces: Iterable[Any]) -> AsyncIterator[Any]:
-    """The pieces, one by one."""
-    for piece in pieces:
-        await asyncio.sleep(0)
-        yield piece
-
-
-async def taken(volume: Volume, **options: Any) -> bytes:
-    """All that a download gives, holes as zeros."""
-    async with volume.download(**options) as blocks:
-        return b"".join([bytes(one.length) if isinstance(one, Hole) else one async for one in blocks])
 
 
 def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
@@ -57,24 +31,6 @@ def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
             file.seek(offset)
             file.write(one)
         file.truncate(size)
-
-
-class Watch:
-    """What ``on_progress`` told; it must grow, and say the same of the whole."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, int | None]] = []
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self.steps:
-            assert done > self.steps[-1][0]
-            assert total == self.steps[-1][1]
-        assert total is None or done <= total
-        self.steps.append((done, total))
-
-    def assert_complete(self, size: int, *, total: int | None) -> None:
-        """All was told of, and how much it would be."""
-        assert self.steps[-1] == (size, total)
 
 
 class StreamedVolumeChecks(ConformanceBase):
@@ -156,6 +112,14 @@ class StreamedVolumeChecks(ConformanceBase):
             await source.settle()
             assert await source.content(f"{number}") == data
             assert disk.info.capacity == len(data)
+
+    async def test_what_is_no_source(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
+        """What bytes cannot come from is refused by the source's error, and what was there stays."""
+        await start_able(pool, "create-volume", "open-volume")
+        data = DATA[:MIB]
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
+        await disk.upload(data)
+        await source.settle()
         nonsense: tuple[Any, ...] = (5, ["x"], given(["text"]), tmp_path)
         for wrong in nonsense:
             with pytest.raises(OSError if wrong is tmp_path else TypeError) as caught:

@@ -24,8 +24,8 @@ from astore.testing.conformance.base import (
     start_able,
 )
 from astore.testing.conformance.source import SourceUnderTest, raw
+from astore.testing.conformance.streams import DATA, taken
 from astore.testing.conformance.volumes_made import MIB, kinds_of
-from astore.testing.conformance.volumes_streamed import DATA, taken
 from astore.volume_io.volume_names import TEMPORARY
 
 LEFT = f"{TEMPORARY}0123456789abcdef.tmp"
