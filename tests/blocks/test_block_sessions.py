@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import Gate, eventually, quiet
+from core_fakes import eventually, quiet
 from memory_blocks import memory
 
 from astore.backend import Context, abilities
@@ -44,6 +44,7 @@ from astore.model import (
 from astore.pools.pool import Pool
 from astore.registry import BackendRegistry
 from astore.testing.conformance.source import qcow2
+from astore.testing.faults import Gate
 from astore.volume_io.blocks import Hole
 
 MIB = 1 << 20
