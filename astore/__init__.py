@@ -8,7 +8,7 @@
 
 from astore.deferred import lazily
 
-TYPE_CHECKING = False  # as typing's, which costs as much to import as Python to start
+TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
 if TYPE_CHECKING:
     from astore.backend import API_VERSION, Backend, Context, PoolSession
     from astore.errors import (

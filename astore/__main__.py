@@ -1,4 +1,4 @@
-"""``python -m astore``: the command."""
+"""Run the command with ``python -m astore``."""
 
 from astore.cli import main
 

@@ -1,10 +1,10 @@
-"""The names of a package, imported when they are first asked for (PEP 562)."""
+"""Lazy imports: a package's names are imported on first use (PEP 562)."""
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # as typing's, which costs as much to import as Python to start
+TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 def lazily(
     package: str, names: Sequence[str], modules: Sequence[str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Make the ``__getattr__`` and ``__dir__`` of a package that hands on names of its modules.
+    """Make the ``__getattr__`` and ``__dir__`` of a package that re-exports names of its modules.
 
-    A name is looked for in one module after the other, so whoever asks for a record does not import what works on it:
-    list first what the later modules import anyway.
+    A lookup imports one module after the other until one has the name. List first the modules that the later ones
+    import anyway.
 
-    :param package: its ``__name__``. :param names: what it hands on. :param modules: where they are, relative to it.
+    :param package: the package's ``__name__``. :param names: the names to re-export.
+    :param modules: the modules to search, relative to the package.
     """
     public = frozenset(names)
     shown = {module.partition(".")[0] for module in modules}

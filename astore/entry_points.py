@@ -1,4 +1,7 @@
-"""Which backends are installed, without importlib.metadata, which takes several times as long to import as Python to start."""
+"""Find the installed backends without importlib.metadata.
+
+Importing importlib.metadata takes several times as long as starting Python.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import sys
 
 
 def installed_types(group: str) -> frozenset[str]:
-    """The names of a group of entry points, as ``importlib.metadata.entry_points`` finds them. Blocks: it reads files.
+    """Return the names of a group of entry points, as ``importlib.metadata.entry_points`` does. Blocks: it reads files.
 
-    A distribution counts once, where it stands first on ``sys.path``. Where distributions may be elsewhere than in folders,
-    importlib.metadata is asked.
+    If a distribution is on ``sys.path`` twice, the first one counts. importlib.metadata is used if ``sys.path`` has
+    archives or ``sys.meta_path`` has further finders of distributions.
     """
     finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
     if len(finders) > 1 or any(os.path.isfile(entry) for entry in sys.path):
@@ -38,7 +41,7 @@ def _names_in(path: str, heading: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    except (OSError, ValueError):  # there are none, or they cannot be read: the others count
+    except (OSError, ValueError):  # no entry points, or an unreadable file: skip this distribution
         return []
     names: list[str] = []
     inside = False

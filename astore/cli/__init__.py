@@ -1,4 +1,4 @@
-"""The command ``astore``. Needs the extra ``cli`` (click and rich); without it, the command says so in one line."""
+"""The command ``astore``. It needs the extra ``cli`` (click and rich) and says so in one line if that is missing."""
 
 from astore.cli.entry import hold_standard_streams, main
 

@@ -1,4 +1,4 @@
-"""``python -m astore.cli``."""
+"""Run the command with ``python -m astore.cli``."""
 
 from astore.cli import main
 

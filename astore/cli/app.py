@@ -1,6 +1,6 @@
-"""The application: its groups, the options in front of a command, virsh's names, and what becomes of errors.
+"""The click application: groups, global options, virsh's command names and the handling of errors.
 
-Start-up is part of what a command-line tool is judged by: a command's module is imported when that command is asked for.
+Each command's module is imported only when that command runs, which keeps start-up fast.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ VOLUME = {
     "download": "volume_streams:download",
 }
 BACKEND = {"list": "backends:list_backends"}
-"""Commands by their names, in the order of the help: the module and the object in it."""
+"""The ``module:object`` of each command, in the order of the help."""
 
 VIRSH = {
     "pool-define": POOL["define"],
@@ -90,13 +90,13 @@ VIRSH = {
     "vol-upload": VOLUME["upload"],
     "vol-download": VOLUME["download"],
 }
-"""The same by virsh's names for them, which the help does not show."""
+"""The ``module:object`` of each command by its virsh name. The help does not list these names."""
 
 
 class Verbs(click.Group):
-    """A group whose commands are imported when they are asked for.
+    """A group that imports a command when it is used.
 
-    :param places: where they are, by their names. :param hidden: the same for those that the help does not show.
+    :param places: the ``module:object`` of each command by its name. :param hidden: more of them, not listed in the help.
     """
 
     def __init__(self, name: str, places: Mapping[str, str], hidden: Mapping[str, str], **settings: Any) -> None:
@@ -105,11 +105,11 @@ class Verbs(click.Group):
         self._hidden = hidden
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the help."""
+        """Return the command names in the order of the help."""
         return [*self.commands, *self._places]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is none of this name."""
+        """Import a command. Return None if there is no command of this name."""
         place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
         if place is None:
             return super().get_command(ctx, cmd_name)
@@ -120,15 +120,15 @@ class Verbs(click.Group):
 
 
 class Application(Verbs):
-    """The outermost group: Ctrl-C and a reader that went away end it as :class:`Exit` says, not as click would."""
+    """The outermost group. Ctrl-C and a broken pipe end it with the codes of :class:`Exit` instead of click's."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
-        """Parse the arguments. :raises click.Abort: interrupted. click.exceptions.Exit: nobody reads what it says."""
+        """Parse the arguments. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
         with _broken_off():
             return super().make_context(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. :raises click.Abort: interrupted. click.exceptions.Exit: nobody reads what it says."""
+        """Run the command. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
         with _broken_off():
             return super().invoke(ctx)
 
@@ -200,7 +200,7 @@ def run(argv: Sequence[str]) -> int:
         code = app.main(list(argv), prog_name="astore", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except SystemExit as error:  # shell completion ends so
+    except SystemExit as error:  # raised by click's shell completion
         return error.code if isinstance(error.code, int) else int(Exit.OK)
     except BrokenPipeError:
         drop_stdout()
@@ -218,7 +218,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _wrong_usage(error: click.ClickException) -> int:
-    """One line: what is wrong, and where it is said how it should be."""
+    """Print the error in one line that points to the help."""
     context = getattr(error, "ctx", None)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         print(error.format_message(), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``astore backend``: what drives the pools."""
+"""``astore backend``: list the backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names for the shell to complete: from the files' names in the state folder, without reading or importing anything else."""
+"""Shell completion of names. Pool names come from file names in the state folder, which keeps completion fast."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _pool_names(folder: Path) -> Iterator[str]:
 
 
 def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Pools whose names begin so."""
+    """Return the pool names that begin with ``incomplete``."""
     names = sorted({name for name in _pool_names(_state_dir(ctx)) if name.startswith(incomplete)})
     return [name for name in names if printable(name) == name]
 
 
 def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Volumes whose names begin so, of the pool that was said by --pool, or of all active ones, as they were last seen."""
+    """Return the volume names that begin with ``incomplete``, from the stored snapshots of --pool or of all active pools."""
     from astore.store.local_files import LockedFolder
     from astore.store.snapshot_files import SnapshotFiles
 
@@ -64,21 +64,21 @@ def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Formats of volumes."""
+    """Return the volume formats that begin with ``incomplete``."""
     from astore.xml.volume import VOLUME_FORMATS
 
     return [name for name in VOLUME_FORMATS if name.startswith(incomplete)]
 
 
 def complete_algorithm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Ways to wipe."""
+    """Return the wipe algorithms that begin with ``incomplete``."""
     from astore.volume_io.wiping import ALGORITHMS
 
     return [name for name in ALGORITHMS if name.startswith(incomplete)]
 
 
 def complete_type(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Pool types."""
+    """Return the pool types that begin with ``incomplete``."""
     from astore.xml import POOL_TYPES
 
     return [name for name in POOL_TYPES if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""The script that lets a shell complete the command's words, and where each shell looks for it."""
+"""Shell completion scripts: print one, or install it where the shell looks for it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _PLACES = {
     "zsh": ".zfunc/_astore",
     "fish": ".config/fish/completions/astore.fish",
 }
-"""Below the user's home: bash-completion's, the folder that zsh's own documentation uses, fish's."""
+"""Paths below the user's home: bash-completion's, the one in zsh's documentation, and fish's."""
 
 _ZSH_LINE = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 
 
 def script(app: click.Command) -> str:
-    """The script for the shell that runs this process. :raises click.UsageError: none that there is a script for."""
+    """Return the script for the shell that runs this process. :raises click.UsageError: there is none for this shell."""
     return _script(app, _shell())
 
 
 def install(app: click.Command) -> str:
-    """Put the script where the shell that runs this process looks for it; returns a line that says so.
+    """Install the script for the shell that runs this process, and return a line that says where.
 
-    :raises click.UsageError: as :func:`script`. OSError: it cannot be written.
+    :raises click.UsageError: there is no script for this shell. OSError: the script cannot be written.
     """
     shell = _shell()
     place = Path.home() / _PLACES[shell]

@@ -1,7 +1,7 @@
-"""``astore demo``: the main job on real images, written as a program that uses astore would be.
+"""``astore demo``: refresh pools of real images, written like any program that uses astore.
 
-:func:`tell` is the whole of it. What it works on is made by :mod:`astore.cli.demo_storage`, what it shows is written by
-:mod:`astore.cli.demo_show`.
+Read :func:`tell` first. :mod:`astore.cli.demo_storage` makes the images and :mod:`astore.cli.demo_show` prints the
+results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import rich.console  # noqa: F401 (here and not in the loop, which would wait for it)
+import rich.console  # noqa: F401 (imported here, since a slow import would block the event loop)
 
 import astore
 import astore.manager  # for the same reason
@@ -38,7 +38,7 @@ from astore.cli.output import Output, duration
 from astore.cli.progress import Ticker
 
 STOP_SECONDS = 10.0
-"""How long a pool may take to stop before it is given up by force."""
+"""Seconds that a pool may take to stop before it is stopped by force."""
 
 
 def run_demo(
@@ -48,16 +48,16 @@ def run_demo(
     fill: Callable[[Path, int], None] = fill_by_hand,
     output: Output | None = None,
 ) -> None:
-    """Run it. Everything is in a temporary folder, and nothing is left: no folder, process or mount, also after Ctrl-C.
+    """Run the demonstration in a temporary folder. It leaves no folder, process or mount behind, even after Ctrl-C.
 
-    :param make: makes the storage, and adds pools on it. :param images: how many images each folder gets (3 at least).
-    :param fill: makes that many images in a folder.
+    :param make: makes the storage and adds pools to it. :param images: how many images each folder gets (at least 3).
+    :param fill: makes that many images in a folder. :param output: where to print; None prints to standard output.
     :raises CliError: it was interrupted.
     """
     output = output if output is not None else Output()
     gone = "everything that was made for this is gone again"
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # it is to be seen as it comes, also through `tee`
+        sys.stdout.reconfigure(line_buffering=True)  # so that each line appears at once, also through `tee`
     try:
         with terminations_interrupt(), DemoStorage(output, images, fill) as storage, undisturbed_afterwards():
             heading(output, "Making storage")
@@ -72,7 +72,7 @@ def run_demo(
 
 
 async def tell(storage: DemoStorage, output: Output) -> None:
-    """Define and start pools, refresh them all at once, show what was found; change something, and refresh again."""
+    """Define, start and refresh the pools, change some images, and refresh again."""
     async with astore.Manager(storage.state_dir) as manager:
         try:
             async with manager.events(since=0) as events:
@@ -100,7 +100,7 @@ async def tell(storage: DemoStorage, output: Output) -> None:
 async def define_and_start(
     manager: astore.Manager, definitions: Sequence[astore.PoolDef], output: Output
 ) -> list[astore.Pool]:
-    """Define the pools and start them, all at once. A definition may as well be libvirt's XML."""
+    """Define the pools and start them concurrently. (``define`` takes libvirt's XML as well.)"""
     heading(output, "Defining and starting pools")
     output.xml(definitions[-1].to_xml())
     pools = [await manager.define(definition) for definition in definitions]
@@ -108,7 +108,7 @@ async def define_and_start(
         ticker.begin("starting", len(pools))
 
         async def start(pool: astore.Pool) -> None:
-            # refresh=False: else each start would look at its volumes, and there would be nothing left to show
+            # refresh=False: a start that refreshes would leave nothing for the next step to show
             await pool.start(build=pool.type == "netfs", refresh=False)
             ticker.step()
 
@@ -122,7 +122,7 @@ async def define_and_start(
 
 
 async def refresh(manager: astore.Manager, output: Output) -> astore.RefreshReport:
-    """Refresh all active pools at once. One that failed would cost only itself."""
+    """Refresh all active pools concurrently. A pool that fails does not affect the others."""
     async with Ticker(delay=0, stays=True) as ticker:
         ticker.begin("refreshing", len(manager.pools(active=True)))
         report = await manager.refresh_all(timeout=60, on_progress=lambda done, _all, _outcome: ticker.step(done))
@@ -133,7 +133,7 @@ async def refresh(manager: astore.Manager, output: Output) -> astore.RefreshRepo
 
 
 async def change_something(storage: DemoStorage, output: Output) -> list[str]:
-    """Add, grow and remove an image in one folder of each kind; say which pools will see it."""
+    """Add, grow and remove an image in one folder of each kind. Return the names of the pools that see the change."""
     noticing: list[str] = []
     by_kind = {len(names): (names, folder) for names, folder in reversed(storage.folders.items())}
     for _, (names, folder) in sorted(by_kind.items()):
@@ -141,12 +141,12 @@ async def change_something(storage: DemoStorage, output: Output) -> list[str]:
         show_change(output, names, done)
         noticing += names
     if len(by_kind) > 1:
-        await asyncio.sleep(SETTLE_SECONDS)  # another Gluster client trusts what it knows of a file for a second
+        await asyncio.sleep(SETTLE_SECONDS)  # another Gluster client caches a file's attributes for a second
     return noticing
 
 
 def received(events: astore.events.Subscription) -> list[astore.Event]:
-    """What is there to read now. (A program that follows events says ``async for event in events``.)"""
+    """Return the events received so far. (To follow events, write ``async for event in events``.)"""
     found: list[astore.Event] = []
     while (event := events.receive_nowait()) is not None:
         found.append(event)
@@ -154,7 +154,7 @@ def received(events: astore.events.Subscription) -> list[astore.Event]:
 
 
 async def stop_all(manager: astore.Manager) -> None:
-    """Stop every active pool: unmount what was mounted; by force, where its storage does not answer any more."""
+    """Stop every active pool; use force if its storage no longer answers."""
 
     async def stop(pool: astore.Pool) -> None:
         try:

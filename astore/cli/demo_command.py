@@ -1,4 +1,4 @@
-"""``astore demo``: the command; the demonstration itself is imported when it runs."""
+"""``astore demo``: the command. It imports the demonstration only when it runs."""
 
 from __future__ import annotations
 

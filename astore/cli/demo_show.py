@@ -1,4 +1,4 @@
-"""What the demonstration shows."""
+"""The output of ``astore demo``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EVENTS_OF_A_KIND = 2
 
 
 def heading(output: Output, text: str) -> None:
-    """A line that begins a part."""
+    """Print the heading of a part."""
     output.line("")
     output.line(f"── {text}", "bold cyan")
 
 
 def show_pools(output: Output, pools: Sequence[Pool], report: RefreshReport) -> None:
-    """The pools with their capacity, and how long each refresh took."""
+    """Print a table of the pools with their capacity and the time of each refresh."""
     seconds = {outcome.pool: outcome.seconds for outcome in report.pools}
     rows: list[list[Cell | str]] = [
         [
@@ -49,7 +49,7 @@ def show_pools(output: Output, pools: Sequence[Pool], report: RefreshReport) -> 
 
 
 def _spread(pools: Sequence[Pool]) -> list[Pool]:
-    """Some of many, every type among them."""
+    """Return at most POOLS_SHOWN pools, with each type represented."""
     by_type: dict[str, list[Pool]] = {}
     for pool in pools:
         by_type.setdefault(pool.type, []).append(pool)
@@ -58,7 +58,7 @@ def _spread(pools: Sequence[Pool]) -> list[Pool]:
 
 
 def show_volumes(output: Output, pools: Iterable[Pool]) -> None:
-    """The first volumes of one pool of each type."""
+    """Print the first volumes of one pool of each type."""
     rows = []
     seen: set[str] = set()
     for pool in pools:
@@ -76,7 +76,7 @@ def show_volumes(output: Output, pools: Iterable[Pool]) -> None:
 
 
 def show_events(output: Output, events: Sequence[Event]) -> None:
-    """The first of each kind in the order they came, and how many there were."""
+    """Print the first events of each kind in their order, then the number of each kind."""
     counts: Counter[str] = Counter()
     for event in events:
         kind = type(event).__name__
@@ -89,19 +89,19 @@ def show_events(output: Output, events: Sequence[Event]) -> None:
 
 
 def show_failures(output: Output, errors: Iterable[tuple[str, str]]) -> None:
-    """What could not be done, pool by pool."""
+    """Print one line for each failure: the pool and the reason."""
     for pool, why in errors:
         output.line(f"{pool}: {why}", "red")
 
 
 def show_change(output: Output, pools: Sequence[str], change: Change) -> None:
-    """What was done, and who is to notice."""
+    """Print a change that was made, and the pools that will see it."""
     where = f"In {pools[0]}" if len(pools) == 1 else f"In {' and '.join(pools)}, the same volume"
     output.line(f"{where}: {change.added} added, {change.grown} grown by 1 GiB, {change.removed} removed")
 
 
 def show_changes(output: Output, again: RefreshReport, first: RefreshReport, changed: Sequence[str]) -> None:
-    """What the second refresh found, beside the time of the first."""
+    """Print the results of the second refresh, with the times of both."""
     before = {outcome.pool: outcome.seconds for outcome in first.pools}
     rows = [
         [

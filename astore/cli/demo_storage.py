@@ -1,6 +1,6 @@
-"""What the demonstration works on: a temporary folder with images, and the pools on it. Blocking code.
+"""The storage of ``astore demo``: a temporary folder with images, and definitions of pools on it. Blocking code.
 
-Everything is made inside a ``with`` and gone after it, also after Ctrl-C.
+Leaving the ``with`` block of :class:`DemoStorage` removes everything, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETTLE_SECONDS = 1.1
 
 
 class Change(NamedTuple):
-    """What was done to a folder: the names of the image added, the one grown, the one removed."""
+    """A change to a folder: the names of the image added, the image grown and the image removed."""
 
     added: str
     grown: str
@@ -40,13 +40,13 @@ def fill_by_hand(folder: Path, images: int) -> None:
 
 
 class DemoStorage:
-    """A temporary folder with images, and the pools that are to be defined on them.
+    """A temporary folder with images, and the definitions of pools on them.
 
-    :param output: where to say what is being done. :param images: how many images each folder gets.
+    :param output: where to report progress. :param images: how many images each folder gets.
     :param fill: makes that many images in a folder.
 
-    :ivar folder: the temporary folder. :ivar stack: takes everything away; what was pushed last goes first.
-    :ivar definitions: what to define. :ivar folders: where to change something, by the names of the pools that will see it.
+    :ivar folder: the temporary folder. :ivar stack: undoes everything, in reverse order.
+    :ivar definitions: the pools to define. :ivar folders: the folders of images, by the names of the pools on them.
     """
 
     folder: Path
@@ -72,12 +72,12 @@ class DemoStorage:
 
     def make_place(self) -> None:
         """Make the temporary folder."""
-        with interruptions_wait():  # there is no moment at which it is there and nobody knows of it
+        with interruptions_wait():  # an interruption in between would leave the folder behind
             self.folder = Path(tempfile.mkdtemp(prefix="astore-demo-"))
             self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
 
     def make_folders(self, count: int) -> None:
-        """Make folders of images, each of which is a dir pool."""
+        """Make folders of images, and define a dir pool on each."""
         with Ticker() as ticker:
             ticker.begin("making images", count)
             for number in range(1, count + 1):
@@ -94,12 +94,12 @@ class DemoStorage:
         self._filled = time.monotonic()
 
     def add(self, folder: Path, *pools: PoolDef) -> None:
-        """Have pools defined, all of which see what is in a folder."""
+        """Add definitions of pools that all show the same folder."""
         self.definitions += pools
         self.folders[tuple(pool.name for pool in pools)] = folder
 
     def seconds_to_settle(self) -> float:
-        """How long to wait yet: images younger than a second are not trusted, and would be read again."""
+        """Return the seconds left until all images are a second old. A refresh reads younger ones again."""
         return max(0.0, self._filled + SETTLE_SECONDS - time.monotonic())
 
     @property
@@ -109,7 +109,7 @@ class DemoStorage:
 
 
 def change(folder: Path) -> Change:
-    """Add an image, grow one, remove one."""
+    """Add an image, grow one and remove one in a folder."""
     names = sorted(os.listdir(folder))
     grown = next(name for name in names if name.endswith(".raw"))
     done = Change("new.qcow2", grown, names[-1])

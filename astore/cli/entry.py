@@ -1,4 +1,4 @@
-"""The entry point of the command: it guards against interruptions from its first line, and ends the process at once."""
+"""The entry point of the command. It handles Ctrl-C from its first line, and ends the process without waiting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-TYPE_CHECKING = False  # as typing's, which costs as much to import as Python to start
+TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
@@ -15,12 +15,13 @@ _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 
 
 def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = os._exit) -> None:
-    """The console script: run the command, then end the process at once.
+    """Run the command as the console script does, then end the process at once.
 
-    Ending it by ``os._exit`` is what keeps an invocation from waiting for threads that hang in storage, and for libraries
-    whose clean-up takes seconds. Ctrl-C ends it with 130, from the first line on.
+    ``os._exit`` does not wait for threads that hang in storage, nor for libraries whose clean-up takes seconds.
+    Ctrl-C ends the process with 130, from the first line on.
 
-    :param argv: the arguments; None takes the process's. :param leave: called with the exit code, everything written.
+    :param argv: the arguments; None takes those of the process.
+    :param leave: called with the exit code after all output is flushed.
     """
     try:
         code = _run(argv, leave is os._exit)
@@ -30,14 +31,13 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
 
 
 def _run(argv: Sequence[str] | None, alone: bool) -> int:
-    """Run the command and write all that it says. :param alone: nothing else goes on in this process."""
+    """Run the command and flush its output. :param alone: nothing else runs in this process."""
     from astore.cli.interruptions import interruptions_exit
 
     if alone:
         interruptions_exit()
-        gc.set_threshold(
-            50_000
-        )  # what is imported stays: looking through it again and again takes a twentieth of the time
+        # imported modules are never garbage, and scanning them again and again takes a twentieth of the run time
+        gc.set_threshold(50_000)
     hold_standard_streams()
     try:
         from astore.cli.app import run
@@ -51,22 +51,25 @@ def _run(argv: Sequence[str] | None, alone: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # a reader that is gone, or a stream that was closed
+        except (OSError, ValueError):  # the reader is gone, or the stream is closed
             pass
     return code
 
 
 def hold_standard_streams() -> None:
-    """Put something behind standard input, output and error that were closed (`<&-`, `>&-`, `2>&-`).
+    """Open /dev/null in place of standard streams that were closed (`<&-`, `>&-`, `2>&-`).
 
-    Else the next file that is opened takes their numbers, and what a library writes to stderr goes into it. Input and
-    output fail when they are used, as closed ones should (gnulib's stdopen does the same); errors go nowhere.
+    Otherwise the next file that is opened takes their numbers, and a library that writes to stderr writes into it.
+    Using standard input or output then fails, as with a closed one (gnulib's stdopen does the same). Writing to
+    standard error succeeds and has no effect.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # which takes the lowest number that is free
+            os.set_inheritable(
+                os.open(os.devnull, flags), True
+            )  # open(2) returns the lowest free number, which is this one
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             setattr(sys, name, _stream(number, mode))
@@ -74,7 +77,7 @@ def hold_standard_streams() -> None:
 
 
 def _write_all() -> None:
-    """Where Python writes unbuffered (``PYTHONUNBUFFERED``), what write(2) does not take at once would be lost."""
+    """Buffer standard output under ``PYTHONUNBUFFERED``. Otherwise a short write(2) loses the rest of the text."""
     import io
 
     stream = sys.stdout

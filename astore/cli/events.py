@@ -1,8 +1,7 @@
-"""``astore events``: what happens in the state folder and to the storage of its pools, as it comes.
+"""``astore events``: print the events of the state folder and of its pools as they come.
 
-Events are numbered by the process that sees them: each invocation begins with 1. It joins the state folder, takes
-over once a second what other processes changed there, and refreshes the active pools every so often, which is how changes of
-volumes are noticed.
+The command joins the state folder and reloads it once a second, which finds the changes of other processes. It refreshes
+the active pools at an interval, which finds changed volumes. Each invocation numbers its events from 1.
 """
 
 from __future__ import annotations
@@ -29,11 +28,18 @@ if TYPE_CHECKING:
     from astore.manager import Manager
 
 POLL_SECONDS = 1.0
-"""How often the state folder is looked at; where nothing changed there, that is three calls of stat(2)."""
+"""Seconds between two looks at the state folder. If nothing changed, a look is three calls of stat(2)."""
 
 
 @command("events")
-@click.option("--pool", "pools", multiple=True, metavar="POOL", help="Only about these.", shell_complete=complete_pool)
+@click.option(
+    "--pool",
+    "pools",
+    multiple=True,
+    metavar="POOL",
+    help="Only events of this pool; may be given again.",
+    shell_complete=complete_pool,
+)
 @click.option(
     "--refresh",
     type=click.FloatRange(min=0),
@@ -45,8 +51,8 @@ POLL_SECONDS = 1.0
 @click.option(
     "--since", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Begin after number N."
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many.")
-@click.option("--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
+@click.option("--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after this time.")
 async def watch(
     session: Session, pools: tuple[str, ...], refresh: float, since: int, count: int | None, duration: float | None
 ) -> Answer:
@@ -69,7 +75,7 @@ async def watch(
                     group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
                 async for event in _wanted(stream, since, quiet=not session.settings.json):
                     text = shapes.line(as_shape(event)) if session.settings.json else in_words(event)
-                    # on a thread: a reader that is slow must not hold up the refreshes
+                    # on a thread: a slow reader must not hold up the refreshes
                     await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
                     written += 1
                     if written == count:
@@ -81,7 +87,7 @@ async def watch(
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong, without the task group around it."""
+    """Return the first error inside a group, or the error itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -92,12 +98,12 @@ async def _wanted(stream: AsyncIterator[kinds.Event], since: int, *, quiet: bool
         if event.seq <= since:
             continue
         if quiet and isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed):
-            continue  # people do not want to read every few seconds that nothing happened
+            continue  # people need no line every few seconds saying that nothing changed
         yield event
 
 
 THOROUGHLY_EVERY = 10
-"""Each so many looks at the state folder see also what an editor did."""
+"""Every tenth reload of the state folder also finds the changes that an editor made."""
 
 
 async def _follow_folder(manager: Manager) -> None:
@@ -108,7 +114,7 @@ async def _follow_folder(manager: Manager) -> None:
 
 async def _refresh_regularly(manager: Manager, every: float, timeout: float | None) -> None:
     while True:
-        await manager.refresh_all(timeout=timeout)  # a pool that fails turns inaccessible, which is an event
+        await manager.refresh_all(timeout=timeout)  # a failure makes the pool inaccessible, which is an event
         await asyncio.sleep(every)
 
 
@@ -122,7 +128,7 @@ def _write(output: Output, text: str, is_safe: bool) -> None:
 
 
 def as_shape(event: kinds.Event) -> dict[str, Any]:
-    """An event as JSON has it: its fields, with the volume in the shape that `vol list` gives it."""
+    """Return an event's fields for JSON, with the volume in the shape of `vol list`."""
     fields: dict[str, Any] = msgspec.to_builtins(event)
     if isinstance(event, kinds.VolumeAdded | kinds.VolumeChanged):
         fields["volume"] = msgspec.to_builtins(shapes.volume(event.pool, event.volume))
@@ -130,14 +136,14 @@ def as_shape(event: kinds.Event) -> dict[str, Any]:
 
 
 def in_words(event: kinds.Event) -> str:
-    """An event in one line: time, pool, what happened."""
+    """Return an event as one line: time, pool and description."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     about = f"{event.pool}: " if isinstance(event, kinds.PoolEvent) else ""
     return f"{clock} {about}{what_happened(event)}"
 
 
 def what_happened(event: kinds.Event) -> str:
-    """The same without time and pool."""
+    """Return the description of an event, without time and pool."""
     match event:
         case kinds.VolumeAdded(name=name, volume=volume):
             backing = f", backed by {volume.backing}" if volume.backing else ""

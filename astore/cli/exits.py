@@ -1,4 +1,4 @@
-"""Exit codes, and errors in one line that says what to do next."""
+"""Exit codes, and error messages of one line that say what to do next."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from astore.errors import (
 
 
 class Exit(enum.IntEnum):
-    """What the process returns. Stable: scripts rely on them."""
+    """The exit codes of the process. They are stable, since scripts rely on them."""
 
     OK = 0
     FAILED = 1
     USAGE = 2
     NOT_FOUND = 3
     PARTIAL = 4
-    """Some of several pools, files or volumes failed, others did not."""
+    """Some of several pools, files or volumes failed, but not all."""
     TIMEOUT = 124
-    """As timeout(1)."""
+    """The code of timeout(1)."""
     INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT. SIGTERM and SIGHUP end a command as that does."""
+    """Ctrl-C, SIGTERM or SIGHUP: 128 + SIGINT for all three."""
     BROKEN_PIPE = 141
-    """Whoever read the output went away: 128 + SIGPIPE."""
+    """The reader of the output is gone: 128 + SIGPIPE."""
 
 
 EXTRAS = frozenset({"gluster", "netfs"})
-"""The extras of astore's own distribution that install a backend, named like its pool type."""
+"""The extras of astore's distribution that install a backend. An extra has the name of its pool type."""
 
 
 class CliError(Exception):
-    """Something that only the command itself knows to be wrong; its text is the line to print."""
+    """An error of the command line itself. Its text is the line to print."""
 
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class CliError(Exception):
 
 
 def code_of(error: BaseException) -> Exit:
-    """The exit code for one failure."""
+    """Return the exit code for one failure."""
     if isinstance(error, CliError):
         return error.code
     if isinstance(error, NotFoundError):
@@ -70,7 +70,7 @@ def code_of(error: BaseException) -> Exit:
 
 
 def code_of_all(failed: Iterable[BaseException], succeeded: int) -> Exit:
-    """The exit code for several things done at once: all well, some failed, or all failed (alike)."""
+    """Return the exit code for several operations: OK, PARTIAL, or the failures' common code (FAILED if they differ)."""
     codes = {code_of(error) for error in failed}
     if not codes:
         return Exit.OK
@@ -80,16 +80,16 @@ def code_of_all(failed: Iterable[BaseException], succeeded: int) -> Exit:
 
 
 def shell_word(text: str) -> str:
-    """``text`` as it is to be typed into a shell."""
+    """Quote ``text`` for a shell."""
     return shlex.quote(printable(text))
 
 
 def explain(error: BaseException) -> str:
-    """One printable line: what is wrong, and what to do about it where that is known."""
+    """Return an error as one printable line, with advice where there is any."""
     if isinstance(error, InvalidStateError) and not isinstance(error, VolumeBusyError | VolumeInUseError):
         return _wrong_state(error)
     text = reason(error).rstrip(".")
-    if isinstance(error, DefinitionError) and error.line is None:  # of no document: nobody wrote an element
+    if isinstance(error, DefinitionError) and error.line is None:  # the definition was not XML
         text = text.removeprefix(f"<{error.element}>: ")
     hint = _hint(error)
     return f"{text}: {hint}" if hint else text

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: what was begun is taken back, however impatient they are, and the process returns 130."""
+"""Handling of Ctrl-C, SIGTERM and SIGHUP: clean up once, ignore further signals, and exit with 130."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
-"""What the process returns then: 128 + SIGINT."""
+"""The exit code of an interrupted process: 128 + SIGINT."""
 
 
 def interruptions_exit() -> None:
-    """From here on Ctrl-C ends the process at once, without a word: nothing is begun that would have to be taken back.
+    """Make Ctrl-C end the process at once and silently. Use it while there is nothing to clean up.
 
-    An exception would not do: raised in an import, it may come out of code that cannot pass it on. What is ignored stays so.
+    KeyboardInterrupt raised during an import may be swallowed by code that cannot pass it on. An ignored SIGINT stays
+    ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)
@@ -24,13 +25,13 @@ def interruptions_exit() -> None:
 
 def _exit(*_: object) -> None:
     if os.isatty(2):
-        os.write(2, b"\n")  # the terminal has written ^C
+        os.write(2, b"\n")  # end the line on which the terminal shows ^C
     os._exit(INTERRUPTED)
 
 
 @contextmanager
 def interruptions_raise() -> Iterator[None]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. Those that are ignored stay so, also those inside."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. Signals that are ignored, before or inside, stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,10 +49,10 @@ def interruptions_raise() -> Iterator[None]:
 
 @contextmanager
 def interruptions_cancel() -> Iterator[None]:
-    """Inside, the first Ctrl-C, SIGTERM or SIGHUP cancels the present task; more of them do not disturb what it does then.
+    """Cancel the current task on the first Ctrl-C, SIGTERM or SIGHUP. Further ones do not disturb its clean-up.
 
-    (asyncio.run does that for the first Ctrl-C alone.) Those that are ignored stay so: nohup's, and a shell's for background
-    jobs. Where this is not the main thread, signals are not handled.
+    (asyncio.run does that for the first Ctrl-C alone.) Ignored signals stay ignored, such as those of nohup and of a
+    shell's background jobs. Outside the main thread, signals are left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -88,15 +89,16 @@ def interruptions_cancel() -> Iterator[None]:
 
 @contextmanager
 def terminations_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does: what was made is taken away first.
+    """Make SIGTERM and SIGHUP act like Ctrl-C, so that the process cleans up first.
 
-    An interrupted process is about to end: there, whatever is ignored by then stays ignored.
+    The handlers are not restored after an interruption: the process is about to end, and signals that are ignored by then
+    stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     interrupted = False
@@ -113,9 +115,9 @@ def terminations_interrupt() -> Iterator[None]:
 
 @contextmanager
 def interrupted_once() -> Iterator[None]:
-    """Inside, the first Ctrl-C interrupts, and a second one does not cut short what is done about the first.
+    """Raise KeyboardInterrupt on the first Ctrl-C only. A second one does not cut the clean-up short.
 
-    (asyncio.run has a handler of its own, which it takes only where there is none but Python's.)
+    (asyncio.run installs its own handler only over Python's default one.)
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -126,13 +128,13 @@ def interrupted_once() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
-    yield  # if it raises, whatever comes after goes on being ignored
+    yield  # no `finally`: after an error, further signals stay ignored
     signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def interruptions_wait() -> Iterator[None]:
-    """An interruption that comes inside has its effect at the end. For what is short."""
+    """Delay an interruption until the end of the block. Use it for short blocks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,7 +154,7 @@ def interruptions_wait() -> Iterator[None]:
 
 @contextmanager
 def undisturbed_afterwards() -> Iterator[None]:
-    """Whatever happens inside, nothing interrupts what comes after it."""
+    """Ignore interruptions after the block, however it ends."""
     try:
         yield
     finally:
@@ -160,7 +162,7 @@ def undisturbed_afterwards() -> Iterator[None]:
 
 
 def ignore_interruptions() -> None:
-    """From here on everything is taken away again: a second Ctrl-C must not cut that short."""
+    """Ignore Ctrl-C, SIGTERM and SIGHUP from now on, so that nothing cuts the clean-up short."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""The other end of an upload or a download: files of this machine, pipes, standard input and output.
+"""The local end of an upload or a download: files, pipes, standard input and output.
 
-Whatever may be silent for ever (a pipe that nobody writes to or reads, a terminal, a hung mount) is waited for in threads
-that a cancellation leaves behind: Ctrl-C ends the command all the same.
+A pipe, a terminal or a hung mount may block for ever. Calls on them run in threads that a cancellation abandons, so Ctrl-C
+always ends the command.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ T = TypeVar("T")
 STANDARD_INPUT, STANDARD_OUTPUT = 0, 1
 
 PIECE = 4 << 20
-"""Bytes that are read at once: as much as an upload writes at once."""
+"""Bytes read at once: the size of an upload's writes."""
 
 PIPE_BYTES = 1 << 20
-"""What a pipe is asked to hold (Linux gives 64 KiB by itself, and this much to everybody)."""
+"""Bytes that a pipe should hold: the most that Linux grants without privileges (pipe(7)); its default is 64 KiB."""
 
 GIVING_UP_SECONDS = 1.0
-"""How long taking back what was begun may hold up a cancellation."""
+"""Seconds for which the clean-up of a download may hold up a cancellation."""
 
 
 async def in_thread(func: Callable[..., T], *args: object) -> T:
-    """Run a blocking call, which a cancellation leaves behind."""
+    """Run a blocking call on a thread, and abandon it when cancelled."""
     return await to_thread.run_sync(func, *args, abandon_on_cancel=True)
 
 
@@ -47,7 +47,7 @@ async def in_thread(func: Callable[..., T], *args: object) -> T:
 
 
 async def size_to_read(file: str) -> int | None:
-    """How many bytes a file (or standard input, `-`) has to give; None where that is not known. Raises nothing."""
+    """Return how many bytes a file (or standard input, `-`) holds, or None if that is unknown. Raises nothing."""
     return await in_thread(_size_to_read, file)
 
 
@@ -60,16 +60,16 @@ def _size_to_read(file: str) -> int | None:
 
 
 async def pieces_of(file: str) -> AsyncIterator[bytes]:
-    """What comes out of a pipe, a device, or standard input (`-`). :raises CliError: it cannot be read."""
+    """Yield the content of a pipe, a device or standard input (`-`). :raises CliError: it cannot be read."""
     source = _Source(file)
     await in_thread(source.open)
     while piece := await in_thread(source.read):
         yield piece
-    source.close()  # not where it was broken off: a read may be going on
+    source.close()  # no `finally`: after a cancellation, a read may still be running
 
 
 class _Source:
-    """A stream of this machine, by blocking calls."""
+    """A local stream, read by blocking calls."""
 
     def __init__(self, file: str) -> None:
         self.shown = "standard input" if file == "-" else file
@@ -84,7 +84,7 @@ class _Source:
             _widen(self._number)
 
     def read(self) -> bytes:
-        """As much as is worth a call, or what there is before the end."""
+        """Read up to PIECE bytes; fewer only at the end of the stream."""
         found: list[bytes] = []
         room = PIECE
         with _said_of(self.shown):
@@ -94,7 +94,7 @@ class _Source:
                 except BlockingIOError:
                     _wait_for(self._number, select.POLLIN)
                     continue
-                self._over = not data  # a terminal would go on after its end
+                self._over = not data  # remembered, since a terminal can be read on after its end
                 found.append(data)
                 room -= len(data)
         return found[0] if len(found) == 1 else b"".join(found)
@@ -108,7 +108,7 @@ class _Source:
 
 
 class Target(Protocol):
-    """Where a download goes, by blocking calls."""
+    """The destination of a download, written by blocking calls."""
 
     keeps_holes: bool
 
@@ -117,16 +117,16 @@ class Target(Protocol):
     def write(self, piece: bytearray | Hole) -> None: ...
 
     def finish(self) -> None:
-        """Everything was written."""
+        """Complete the destination after the last write."""
         ...
 
     def give_up(self) -> None:
-        """Take back what was begun; the call that a cancellation left behind may still be going on."""
+        """Remove an incomplete destination. A call that a cancellation abandoned may still be running."""
         ...
 
 
 async def target_for(file: str) -> Target:
-    """What a download to this file writes to; `-` is standard output. :raises CliError: there can be no such file."""
+    """Choose the target for a file name; `-` is standard output. :raises CliError: there can be no such file."""
     if file == "-":
         return Stream(None)
     return await in_thread(_target_for, file)
@@ -139,12 +139,12 @@ def _target_for(file: str) -> Target:
         except FileNotFoundError:
             return NewFile(file)
     if stat.S_ISDIR(mode):
-        raise CliError(f"{file} is a directory: name the file that is to be written in it")
+        raise CliError(f"{file} is a directory: name a file in it")
     return NewFile(file) if stat.S_ISREG(mode) else Stream(file)
 
 
 async def save(chunks: Download, target: Target) -> int:
-    """Write all of a download, and finish; returns how many bytes there were, holes included."""
+    """Write a whole download to a target. Return the number of bytes, holes included."""
     count = 0
     async for chunk in chunks:
         await in_thread(target.write, chunk)
@@ -155,7 +155,7 @@ async def save(chunks: Download, target: Target) -> int:
 
 @contextlib.asynccontextmanager
 async def opened(target: Target) -> AsyncIterator[Target]:
-    """The target, open; what is broken off inside is taken back."""
+    """Open a target, and give it up if the block raises."""
     try:
         await in_thread(target.open)
         yield target
@@ -170,7 +170,7 @@ async def _given_up(target: Target) -> None:
 
 
 class Stream:
-    """Standard output (None), a FIFO or a device: written to as it is."""
+    """Standard output (None), a FIFO or a device, written in place."""
 
     keeps_holes = False
 
@@ -198,11 +198,11 @@ class Stream:
                 os.close(self._number)
 
     def give_up(self) -> None:
-        """What was written cannot be taken back, and a write that hangs keeps it open."""
+        """Do nothing: written bytes cannot be taken back, and a hung write may still use the descriptor."""
 
 
 class NewFile:
-    """A regular file: written beside, and put in its place when it is complete. What is there until then stays as it is."""
+    """A regular file, written to a temporary file that replaces it on completion. Until then the old file stays."""
 
     keeps_holes = True
 
@@ -219,7 +219,7 @@ class NewFile:
         with self._turn, _said_of(self._path):
             if self._over:
                 return
-            self._place = os.path.realpath(self._path)  # a link goes on leading to it
+            self._place = os.path.realpath(self._path)  # so that a symbolic link stays a link
             folder, name = os.path.split(self._place)
             beside = os.path.join(folder, f".{name[:32]}.{secrets.token_hex(4)}.part")
             self._number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -241,7 +241,7 @@ class NewFile:
         with self._turn, _said_of(self._path):
             if self._beside is None:
                 return
-            os.ftruncate(self._number, self._at)  # it may end in a hole
+            os.ftruncate(self._number, self._at)  # the file may end in a hole
             number, self._number = self._number, -1
             os.close(number)
             os.replace(self._beside, self._place)
@@ -272,14 +272,14 @@ def _write_all(number: int, data: bytearray) -> None:
 
 
 def _wait_for(number: int, event: int) -> None:
-    """Whoever gave us the stream does not want to wait for it; we do."""
+    """Wait for a stream that another process made non-blocking."""
     poll = select.poll()
     poll.register(number, event)
     poll.poll()
 
 
 def _widen(number: int) -> None:
-    """Ask a pipe to hold more: that many fewer changes between its two programs."""
+    """Enlarge a pipe's buffer, which means fewer switches between its two programs."""
     with contextlib.suppress(OSError):
         if stat.S_ISFIFO(os.fstat(number).st_mode):
             fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -287,7 +287,7 @@ def _widen(number: int) -> None:
 
 @contextlib.contextmanager
 def _said_of(shown: str) -> Iterator[None]:
-    """What the system says of a file, with the file's name. A reader of standard output that is gone is no error."""
+    """Turn an OSError into a CliError that names the file. A broken pipe on standard output passes unchanged."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Doing something to several pools, files or volumes: one failure costs only itself, and each is said in its own line."""
+"""Commands on several pools, files or volumes. Failures are independent, and each gets its own line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What became of one: the word it was asked for by, the pool if there is one, and the error if there is one.
+    """The outcome for one pool, definition file or volume.
 
-    :ivar file: the definition file that it was about. :ivar volume: the name of the volume, where it was about one.
+    :ivar asked: the word on the command line. :ivar pool: the pool, if it was found. :ivar error: the failure, if any.
+    :ivar file: the definition file, if there was one. :ivar volume: the volume's name, if there was one.
     """
 
     asked: str
@@ -29,7 +30,7 @@ class Outcome(NamedTuple):
 
     @property
     def pool_name(self) -> str | None:
-        """The pool's, as far as it is known."""
+        """The pool's name, or None if it is unknown."""
         if self.pool is not None:
             return self.pool.name
         return self.asked if self.file is None and self.volume is None else None
@@ -43,7 +44,7 @@ async def each(
     label: str,
     limit: int = LIMIT,
 ) -> list[Outcome]:
-    """Call ``act`` for each pool, ``limit`` at a time; in the order of ``names``."""
+    """Call ``act`` for each pool, ``limit`` at a time. Return the outcomes in the order of ``names``."""
     import asyncio
 
     session.ticker.begin(label, len(names))
@@ -67,9 +68,10 @@ async def each(
 def chosen(
     session: Session, names: Sequence[str], all_of_them: bool, candidates: Sequence[Pool], options: str = "--all"
 ) -> list[str]:
-    """The pools that a command is about: those named, or all candidates.
+    """Return the names of the pools to work on: those given, or those of all candidates.
 
-    :param options: those that mean all candidates. :raises CliError: both, or neither.
+    :param options: the options that mean all candidates, for the error message.
+    :raises CliError: both or neither were given.
     """
     if bool(names) == all_of_them:
         raise CliError(f"name the pools, or say {options} (not both)", Exit.USAGE)
@@ -77,9 +79,10 @@ def chosen(
 
 
 def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str = "no pool to do that to") -> Answer:
-    """What is said about what was done: a line for each success, a line on stderr for each failure.
+    """Make the answer for several outcomes: a line for each success, and a line on stderr for each failure.
 
-    :param done: the sentence for one, with ``{name}`` and ``{file}``.
+    :param done: the sentence for a success, with ``{name}`` and ``{file}``.
+    :param nothing: the sentence if there are no outcomes.
     """
     problems = [_problem(outcome) for outcome in outcomes if outcome.error is not None]
     results = tuple(

@@ -1,7 +1,6 @@
-"""What people see: tables, sizes and times; coloured on a terminal, plain columns anywhere else.
+"""Output for people: tables, sizes and times, coloured on a terminal and plain elsewhere.
 
-Names come from strangers. On a terminal, whatever it would not show as a character is written as an escape, and nothing is ever
-taken for markup.
+Names are untrusted. Unprintable characters are escaped, and nothing is interpreted as markup.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 BAR_WIDTH = 8
 FOLDED_WIDTH = 10
-"""Characters to which a column may be folded where the terminal is narrow."""
+"""The smallest width, in characters, to which a narrow terminal folds a column."""
 
 STATE_STYLES = {
     "running": "green",
@@ -36,18 +35,18 @@ STATE_STYLES = {
     "failed": "red",
     "ready": "green",
 }
-"""Colours by the word for a state."""
+"""Colours by state."""
 
 
 class Cell(NamedTuple):
-    """A cell of a table, with rich's name of its style."""
+    """A cell of a table. ``style`` is a style of rich."""
 
     text: str
     style: str = ""
 
 
 class Column(NamedTuple):
-    """A column's heading, whether its cells stand at the right, and whether they may be folded into several lines."""
+    """A column of a table. ``right`` aligns its cells to the right; ``folds`` lets them break into several lines."""
 
     title: str
     right: bool = False
@@ -55,9 +54,9 @@ class Column(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a command has to say when it is done, for programs and for people.
+    """The result of a command, for programs and for people.
 
-    :ivar document: the shape for ``--json``, or what makes it if it is wanted. :ivar show: writes the same for people.
+    :ivar document: the shape for ``--json``, or a function that makes it. :ivar show: writes the same for people.
     :ivar problems: lines for stderr. :ivar code: the exit code.
     """
 
@@ -71,7 +70,7 @@ class Answer(NamedTuple):
 
 
 def size(value: int) -> str:
-    """``10.00 GiB``; bytes without decimals."""
+    """Format a number of bytes: ``10.00 GiB``, or ``512 B``."""
     amount = float(value)
     for unit in _UNITS:
         if amount < 1024 or unit == _UNITS[-1]:
@@ -81,29 +80,29 @@ def size(value: int) -> str:
 
 
 def yes_no(value: bool) -> str:
-    """The word."""
+    """Return ``yes`` or ``no``."""
     return "yes" if value else "no"
 
 
 def when(seconds: float | None) -> str:
-    """A moment in local time, or ``never``."""
+    """Format seconds since the epoch in local time; None and 0 are ``never``."""
     if not seconds:
         return "never"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def duration(seconds: float) -> str:
-    """``0.153 s``."""
+    """Format seconds: ``0.153 s``."""
     return f"{seconds:.3f} s"
 
 
 def state_cell(state: str, *, backend: bool = True) -> Cell:
-    """A pool's state in its colour."""
+    """Return a cell with a state in its colour."""
     return Cell(state if backend else f"{state} (no backend)", STATE_STYLES.get(state, "") if backend else "red")
 
 
 def bar(used: int, total: int, *, full: str = "█", empty: str = "░") -> Cell:
-    """How much of a capacity is used; ``-`` where that is not known."""
+    """Return a cell with a bar of the used share; ``-`` if the capacity is unknown."""
     if total <= 0:
         return Cell("-")
     share = min(max(used / total, 0.0), 1.0)
@@ -116,7 +115,10 @@ def bar(used: int, total: int, *, full: str = "█", empty: str = "░") -> Cell
 
 
 class Output:
-    """Where the answer goes. :param stream: standard output, or a stand-in. :param terminal: None: see for yourself."""
+    """Write answers to a stream.
+
+    :param stream: None is standard output. :param terminal: whether the stream is a terminal; None asks the stream.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, terminal: bool | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -124,11 +126,11 @@ class Output:
         self._console: Console | None = None
 
     def raw(self, text: str) -> None:
-        """A line that is safe already (JSON, XML, our own words)."""
+        """Write a line that needs no escaping, such as JSON."""
         self._stream.write(text + "\n")
 
     def value(self, text: str) -> None:
-        """A name or a path in a line of its own: as it is for a program that reads it, escaped for a terminal."""
+        """Write a name or a path on its own line: escaped for a terminal, as it is for anything else."""
         if self.terminal:
             self.raw(printable(text))
             return
@@ -141,7 +143,7 @@ class Output:
             buffer.flush()
 
     def line(self, text: str, style: str = "") -> None:
-        """A sentence."""
+        """Write a sentence, with unprintable characters escaped."""
         if not self.terminal:
             self._stream.write(f"{self._encodable(printable(text))}\n")
             return
@@ -150,19 +152,19 @@ class Output:
         self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def xml(self, text: str) -> None:
-        """A document; characters that a terminal might obey become character references, which mean the same."""
+        """Write an XML document. Control characters become character references, which mean the same."""
         self.raw("".join(c if c.isprintable() or c == "\n" else f"&#{ord(c)};" for c in text.rstrip("\n")))
 
     def bar(self, used: int, total: int, *, drawn: bool | None = None) -> Cell:
-        """How much of a capacity is used: drawn on a terminal (or as ``drawn`` says), in per cent elsewhere."""
+        """Return a cell with the used share of a capacity: a bar on a terminal (or as ``drawn`` says), else a percentage."""
         if self.terminal if drawn is None else drawn:
             return bar(used, total) if self._can("█░") else bar(used, total, full="#", empty=".")
         return Cell("-" if total <= 0 else f"{used / total * 100:.0f}%")
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, empty: str = "") -> None:
-        """Rows under headings. Nothing is cut off: a terminal too narrow for that gets a paragraph for each row.
+        """Write a table. Nothing is cut off: on a terminal that is too narrow, each row becomes a paragraph.
 
-        :param empty: what to tell people in place of a table without rows; programs get its headings.
+        :param empty: the sentence that a terminal gets if there are no rows; elsewhere the headings are written.
         """
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         if not self.terminal:
@@ -175,7 +177,7 @@ class Output:
             self._paragraphs(columns, cells)
 
     def fields(self, pairs: Sequence[tuple[str, Cell | str]]) -> None:
-        """Names with values, one in a line."""
+        """Write names with values, one pair in each line."""
         width = max((len(name) for name, _ in pairs), default=0) + 2
         for name, value in pairs:
             cell = value if isinstance(value, Cell) else Cell(value)
@@ -189,7 +191,7 @@ class Output:
 
     @property
     def console(self) -> Console:
-        """rich's console on this stream."""
+        """The rich console on this stream."""
         if self._console is None:
             from rich.console import Console
 
@@ -197,7 +199,7 @@ class Output:
         return self._console
 
     def _fits(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> bool:
-        """Whether the terminal is wide enough, with the columns folded that may be."""
+        """Return whether the terminal is wide enough once columns are folded."""
         needed = 2 * (len(columns) - 1)
         for index, column in enumerate(columns):
             width = max(_width(column.title), *(_width(printable(row[index].text)) for row in rows), 0)
@@ -234,7 +236,7 @@ class Output:
             self._stream.write(self._encodable("  ".join(padded).rstrip()) + "\n")
 
     def _can(self, text: str) -> bool:
-        """Whether the stream's encoding has these characters."""
+        """Return whether the stream's encoding has these characters."""
         try:
             text.encode(getattr(self._stream, "encoding", None) or "ascii")
         except UnicodeError:
@@ -242,7 +244,7 @@ class Output:
         return True
 
     def _encodable(self, text: str) -> str:
-        """What the stream can take of a text: the rest as escapes."""
+        """Escape the characters that the stream's encoding lacks."""
         if text.isascii() or self._can(text):
             return text
         encoding = getattr(self._stream, "encoding", None) or "ascii"
@@ -251,7 +253,7 @@ class Output:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Around what is written to standard output. :raises CliError: it cannot be written to (a reader that is gone aside)."""
+    """Turn errors of standard output into CliError, except a broken pipe. :raises CliError: it cannot be written to."""
     try:
         yield
     except BrokenPipeError:
@@ -262,7 +264,7 @@ def writing() -> Iterator[None]:
 
 
 def drop_stdout() -> None:
-    """Nobody takes it any more: let what is still buffered, and is flushed at exit, go nowhere."""
+    """Redirect standard output to /dev/null, so that the flush at exit cannot fail."""
     try:
         target = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -273,7 +275,7 @@ def drop_stdout() -> None:
 
 
 def _bytes(name: str) -> bytes:
-    """A name as the file system has it; one from a process with another locale in UTF-8."""
+    """Encode a name as the file system does; use UTF-8 if the locale lacks its characters."""
     try:
         return os.fsencode(name)
     except UnicodeEncodeError:
@@ -289,7 +291,7 @@ def _width(text: str) -> int:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, beginning with the program's name. A stderr that is gone is no error."""
+    """Write one line to stderr, after the program's name. A closed stderr is no error."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"astore: {printable(text)}\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from astore.cli.completion import complete_pool, complete_volume
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIMIT = 16
-"""How many pools are worked on at a time."""
+"""The default number of pools to work on at a time."""
 
 
 class _Argument(click.Argument):
-    """Shows in the usage whether its metavar may be left out or repeated."""
+    """An argument whose usage shows whether it is optional or repeatable."""
 
     def make_metavar(self, ctx: click.Context) -> str:
-        """``POOL``, ``[POOL]``, ``POOL...`` or ``[POOL]...``."""
+        """Return ``POOL``, ``[POOL]``, ``POOL...`` or ``[POOL]...``."""
         text = self.human_readable_name
         return (text if self.required else f"[{text}]") + ("..." if self.nargs != 1 else "")
 

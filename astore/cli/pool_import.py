@@ -1,4 +1,4 @@
-"""``astore pool import``: libvirt's pools become astore's."""
+"""``astore pool import``: take over libvirt's pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``astore pool list``: asked more often than anything else, so that it imports no more than it shows."""
+"""``astore pool list``. This is the most frequent command, so it imports as little as possible."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 @view("list")
 @click.option("--all", "everything", is_flag=True, help="Active and inactive ones.")
 @click.option("--inactive", is_flag=True, help="Only inactive ones.")
-@click.option("--autostart/--no-autostart", default=None, help="By that mark.")
+@click.option("--autostart/--no-autostart", default=None, help="Only those with, or without, that mark.")
 @click.option("--persistent", is_flag=True, help="Only those with a definition.")
 @click.option("--transient", is_flag=True, help="Only those without.")
 @click.option(
-    "--type", "types", multiple=True, metavar="TYPE", help="Of these types (also T1,T2).", shell_complete=complete_type
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help="Only these types (also T1,T2).",
+    shell_complete=complete_type,
 )
 @click.option("--details", is_flag=True, help="With sizes, persistence and errors.")
 @click.option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
@@ -78,7 +83,7 @@ def list_pools(
 
 
 def _nothing(wanted: str, others: int) -> str:
-    """What people are told in place of a list without pools."""
+    """Return the sentence for an empty list."""
     if others:
         return f"no {wanted}pools: `astore pool list --all` shows all there are ({others})"
     return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"

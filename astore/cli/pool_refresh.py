@@ -1,4 +1,4 @@
-"""``astore pool refresh``."""
+"""``astore pool refresh``: look at pools' volumes again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def refresh(session: Session, names: tuple[str, ...], everything: bool, fu
 
 
 def show_refresh(output: Output, outcomes: Sequence[RefreshOutcome], seconds: float) -> None:
-    """What refreshes found, pool by pool, and the entries that could not be read."""
+    """Write a table of refreshes, then the entries that could not be read."""
     if not outcomes:
         output.line("no pool was refreshed: `astore pool list --all` shows those there are")
         return

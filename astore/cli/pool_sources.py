@@ -1,4 +1,4 @@
-"""``astore pool discover`` and ``astore pool capabilities``: what there could be pools of."""
+"""``astore pool discover`` and ``astore pool capabilities``: find sources, and list the supported pool types."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SPEC_HELP = "A file with libvirt's <source> document, which names host and port; - is standard input."
 
 type_argument = argument("type", metavar="TYPE", help="A pool type.", shell_complete=complete_type)
-host_argument = argument("host", required=False, metavar="HOST", help="Whom to ask.")
+host_argument = argument("host", required=False, metavar="HOST", help="The host to ask.")
 port_argument = argument(
     "port", required=False, type=click.IntRange(min=1, max=65535), metavar="PORT", help="Its port."
 )
@@ -55,7 +55,7 @@ async def _discovered(
         found = await session.in_time(session.manager.discover(type, host, port=port, spec=document_))
     except DefinitionError as error:
         if host is None and spec is None and error.element == "host":
-            raise CliError(f"whom to ask must be said: `astore pool discover {type} HOST`", Exit.USAGE) from error
+            raise CliError(f"say which host to ask: `astore pool discover {type} HOST`", Exit.USAGE) from error
         raise
     if xml:
         text = found.to_xml()
@@ -129,7 +129,7 @@ async def _capabilities(session: Session, *, xml: bool) -> Answer:
 @type_argument
 @argument("spec", required=False, metavar="FILE", help=_SPEC_HELP)
 async def find_sources_by_file(session: Session, type: str, spec: str | None) -> Answer:
-    """Print the sources that a host, which a <source> document names, offers as libvirt's <sources> document."""
+    """Print libvirt's <sources> document for the host that a <source> document names."""
     return await _discovered(session, type, spec=spec, xml=True)
 
 
@@ -138,7 +138,7 @@ async def find_sources_by_file(session: Session, type: str, spec: str | None) ->
 @host_argument
 @port_argument
 async def find_sources(session: Session, type: str, host: str | None, port: int | None) -> Answer:
-    """Print the sources that a host offers as libvirt's <sources> document."""
+    """Print libvirt's <sources> document for a host."""
     return await _discovered(session, type, host, port, xml=True)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from astore.cli.standing import Standing, StandingPool
 
 ENTRIES_SHOWN = 10
-"""How many of a pool's bad entries are named to people; --json names all."""
+"""The number of a pool's bad entries to print; --json has all of them."""
 
 
 @view("info")
@@ -59,7 +59,7 @@ def info(standing: Standing, name: str, in_bytes: bool) -> Answer:
 
 
 def show_entries(output: Output, entries: Sequence[shapes.Entry], pool: str = "") -> None:
-    """The bad ones first: what is merely skipped matters less."""
+    """Write a pool's bad entries, then the skipped ones, which matter less."""
     ordered = sorted(entries, key=lambda entry: entry.skipped)
     for entry in ordered[:ENTRIES_SHOWN]:
         what = "skipped" if entry.skipped else "cannot be read"
@@ -96,7 +96,7 @@ def pool_uuid(standing: Standing, name: str) -> Answer:
 
 
 def pool_shape(pool: StandingPool) -> shapes.Pool:
-    """A pool as ``--json`` shows it."""
+    """Return a pool in the shape of ``--json``."""
     info = pool.info
     return shapes.Pool(
         name=info.name,

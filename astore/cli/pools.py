@@ -1,4 +1,4 @@
-"""``astore pool``: the commands that change something."""
+"""``astore pool``: the commands that change pools."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ allow_option = click.option(
     "allowed",
     multiple=True,
     metavar="OPTION",
-    help="A mount option that is refused unless it is meant, such as suid; may be given again.",
+    help="Allow a mount option that is refused by default, such as suid; may be given again.",
 )
 
 _LARGEST = 1 << 20
-"""Bytes that a definition may be long."""
+"""The largest size of a definition, in bytes."""
 
 
 @command("define")
@@ -85,7 +85,7 @@ async def start(
 @command("stop")
 @pool_arguments
 @click.option("--all", "everything", is_flag=True, help="All that are active.")
-@click.option("--force", is_flag=True, help="Give them up even where their storage hangs.")
+@click.option("--force", is_flag=True, help="Stop them even if their storage hangs.")
 @limit_option
 async def stop(session: Session, names: tuple[str, ...], everything: bool, force: bool, limit: int) -> Answer:
     """Stop pools: unmount, disconnect. (virsh: destroy; no volume is touched.)"""
@@ -122,7 +122,7 @@ async def undefine(session: Session, names: tuple[str, ...]) -> Answer:
 
 @command("autostart")
 @pool_arguments
-@click.option("--disable", is_flag=True, help="Not any more.")
+@click.option("--disable", is_flag=True, help="Remove the mark.")
 async def autostart(session: Session, names: tuple[str, ...], disable: bool) -> Answer:
     """Mark pools to be started by `astore pool start --autostart`."""
     outcomes = await each(
@@ -139,7 +139,7 @@ def _some(names: Sequence[str]) -> Sequence[str]:
 
 
 async def _allowing(xml: bytes, options: Sequence[str]) -> bytes | PoolDef:
-    """The definition, with these mount options allowed as well."""
+    """Return the definition with these mount options allowed as well."""
     if not options:
         return xml
     import msgspec
@@ -153,7 +153,7 @@ async def _allowing(xml: bytes, options: Sequence[str]) -> bytes | PoolDef:
 
 
 async def _from_files(session: Session, files: Sequence[str], label: str, act: DefineCall) -> list[Outcome]:
-    """Read each file and hand it on; in order, since one pool's definition may stand in another's way."""
+    """Read each file and call ``act`` with it, one by one: one definition may conflict with another."""
     session.ticker.begin(label, len(files))
     outcomes = []
     for file in files:
@@ -169,7 +169,7 @@ async def _from_files(session: Session, files: Sequence[str], label: str, act: D
 
 
 async def read_definition(file: str) -> bytes:
-    """What a file holds, or standard input (`-`); as much as a definition may be long, and one byte more.
+    """Read a file, or standard input (`-`), up to one byte more than a definition may have.
 
     :raises CliError: it cannot be read.
     """

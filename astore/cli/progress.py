@@ -1,4 +1,4 @@
-"""A progress display on stderr, for what lasts; it appears only on a terminal, and not before half a second has passed."""
+"""A progress display on stderr. It appears only on a terminal, and only after half a second."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 DELAY = 0.5
-"""Seconds that something may last without a display."""
+"""Seconds before the display appears."""
 
 _EVERY = 0.1
 
 
 class _Now(NamedTuple):
-    """What is being done; ``total`` is None where it is not known."""
+    """The state of the display. ``total`` is None if it is unknown."""
 
     label: str = ""
     done: int = 0
@@ -31,17 +31,17 @@ class _Now(NamedTuple):
 
 
 class Ticker:
-    """Counts what is done, and shows it from a thread of its own: its methods never wait.
+    """Count progress, and display it from a thread. The counting methods never wait.
 
-    :param shown: whether to display anything; None: if stderr is a terminal. :param delay: seconds before it appears.
-    :param stays: leave the last state on the terminal.
+    :param shown: whether to display anything; None displays if stderr is a terminal.
+    :param delay: seconds before the display appears. :param stays: leave the last state on the terminal.
     """
 
     def __init__(self, *, shown: bool | None = None, delay: float = DELAY, stays: bool = False) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
         self.delay = delay
         self.stays = stays
-        self._now = _Now()  # replaced in one step, so that it needs no lock
+        self._now = _Now()  # replaced atomically, so it needs no lock
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -61,7 +61,7 @@ class Ticker:
     async def __aenter__(self) -> Self:
         import asyncio
 
-        # a thread that starts is waited for, and so is its end: not by an event loop
+        # starting and joining a thread blocks, so keep both off the event loop
         await asyncio.to_thread(self.__enter__)
         return self
 
@@ -73,30 +73,30 @@ class Ticker:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     def begin(self, label: str, total: int = 0) -> None:
-        """Say what is being done now, in how many steps (0: that is not known); nothing is shown before."""
+        """Begin an operation. Nothing is shown before the first one. :param total: the number of steps; 0 if unknown."""
         self._now = _Now(label, 0, total or None)
 
     def step(self, done: int | None = None) -> None:
-        """One more step is done, or ``done`` are in all."""
+        """Count one more step, or set the count to ``done``."""
         now = self._now
         self._now = now.moved(now.done + 1 if done is None else done, now.total)
 
     def begin_bytes(self, label: str, total: int | None = None) -> None:
-        """The same for what is counted in bytes: shown with its rate, and how long it will still take."""
+        """Begin an operation that is counted in bytes, and show its rate and remaining time."""
         self._now = _Now(label, 0, total, in_bytes=True)
 
     def progress(self, done: int, total: int | None) -> None:
-        """So many bytes are done, of ``total`` if that is known."""
+        """Set the count of bytes, and the total if it is known."""
         now = self._now
         self._now = now.moved(done, now.total if total is None else total)
 
     @property
     def done(self) -> tuple[int, int | None]:
-        """How many steps or bytes are done, and of how many."""
+        """The number of steps or bytes done, and the total if it is known."""
         return self._now.done, self._now.total
 
     def stop(self) -> None:
-        """Show nothing any more."""
+        """Stop the display."""
         self._over.set()
 
     def _display(self) -> None:
@@ -114,7 +114,7 @@ class Ticker:
             while True:
                 now = self._now
                 if shown is None or (now.label, now.in_bytes) != (shown.label, shown.in_bytes):
-                    # another task, since the rate is that of its samples
+                    # a new task, since rich computes the rate from a task's samples
                     for old in progress.task_ids:
                         progress.remove_task(old)
                     progress.columns = _columns(now.in_bytes)
@@ -132,14 +132,14 @@ def _columns(in_bytes: bool) -> tuple[ProgressColumn, ...]:
     from rich.text import Text
 
     class Rate(rich.ProgressColumn):
-        """In the units of the sizes beside it."""
+        """The rate, in the same units as the sizes."""
 
         def render(self, task: rich.Task) -> Text:
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{size(int(speed))}/s", style="progress.data.speed")
 
     class Count(rich.MofNCompleteColumn):
-        """Nothing where there is nothing to count."""
+        """The count of steps; empty if the total is unknown."""
 
         def render(self, task: rich.Task) -> Text:
             return Text("") if task.total is None else super().render(task)

@@ -1,6 +1,6 @@
-"""How a command runs: its settings, what it works with, its answer; and the decorators that make commands of functions.
+"""Running a command: its settings, its session and its answer, and the decorators that turn functions into commands.
 
-asyncio and the Manager are imported for the commands that need them. The others look at the state folder and nothing else.
+Only the commands that need asyncio and the Manager import them. The others read the state folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ T = TypeVar("T")
 def common_options(envvar: str | None = None) -> list[click.Parameter]:
     """Make the options of every command.
 
-    :param envvar: of --state-dir in front of the command; behind it, the environment would overrule what was said in front.
+    :param envvar: the environment variable of --state-dir. Give it for the options before the command only: after the
+        command, the environment would override the option given before it.
     """
     return [
         click.Option(
@@ -43,7 +44,7 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
             ["--timeout"],
             type=click.FloatRange(min=0.001),
             metavar="SECONDS",
-            help="How long it may take: each pool, where it is about several.",
+            help="The time limit; with several pools, for each of them.",
         ),
         verbose_option(),
     ]
@@ -63,19 +64,19 @@ class Settings(NamedTuple):
     verbose: bool = False
 
     def with_verbose(self, verbose: bool) -> Settings:
-        """The same, verbose if ``verbose`` or if it was before."""
+        """Return a copy that is verbose if ``verbose`` or if this one is."""
         return self._replace(verbose=verbose or self.verbose)
 
 
 class Session(NamedTuple):
-    """What a command works with while its Manager is open. Nothing is written before that is closed again."""
+    """The Manager, settings and progress display of a running command. Its answer is written after the Manager closes."""
 
     manager: Manager
     settings: Settings
     ticker: Ticker
 
     def pool(self, name: str) -> Pool:
-        """A pool by its name or UUID. :raises PoolNotFoundError: there is none."""
+        """Return a pool by its name or UUID. :raises PoolNotFoundError: there is none."""
         from astore.errors import PoolNotFoundError
 
         try:
@@ -88,7 +89,7 @@ class Session(NamedTuple):
             raise
 
     async def in_time(self, call: Coroutine[Any, Any, T]) -> T:
-        """Let ``call`` take as long as --timeout says. :raises TimeoutError: it took longer, and was cancelled."""
+        """Await ``call`` for at most --timeout seconds. :raises TimeoutError: it took longer, and was cancelled."""
         import asyncio
 
         try:
@@ -105,9 +106,9 @@ W = TypeVar("W", bound=Callable[..., Any])
 
 
 def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
-    """Make a command of a coroutine that takes a :class:`Session` first; the options of every command are added.
+    """Turn a coroutine function whose first parameter is a :class:`Session` into a command with the common options.
 
-    :param signed: an argument may be a number below 0.
+    :param signed: an argument may be a negative number.
     """
 
     def decorate(work: Work) -> click.Command:
@@ -120,7 +121,7 @@ def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Comman
 
 
 def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
-    """Make a command of a function that takes a :class:`~astore.cli.standing.Standing` first, and only looks at that."""
+    """Turn a function whose first parameter is a :class:`~astore.cli.standing.Standing` into a command."""
 
     def decorate(work: Callable[..., Answer]) -> click.Command:
         def run(settings: Settings, arguments: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ def _command(
     run: Callable[[Settings, dict[str, Any]], None],
     context_settings: dict[str, Any],
 ) -> click.Command:
-    """A command that merges the options in front of it and behind it, and hands its own on."""
+    """Make a command that merges the common options given before and after its name."""
 
     def entry(*, state_dir: str | None, json: bool, timeout: float | None, verbose: bool, **arguments: Any) -> None:
         given: Settings = click.get_current_context().obj or Settings()
@@ -160,13 +161,13 @@ def _command(
 
 
 def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings) -> None:
-    """Open the Manager, do the work, close it, and answer.
+    """Open the Manager, do the work, close the Manager, and write the answer.
 
-    :raises click.exceptions.Exit: with the exit code, unless all went well; what there is to say was said.
+    :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
     """
     import asyncio
 
-    from astore import manager  # noqa: F401 (what takes long to import, while an interruption ends the process at once)
+    from astore import manager  # noqa: F401 (imported while Ctrl-C still ends the process at once)
     from astore.cli.progress import Ticker
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
@@ -190,9 +191,9 @@ async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settin
 
 
 def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
-    """Read the state folder and answer, without an event loop.
+    """Read the state folder and write the answer, without an event loop.
 
-    :raises click.exceptions.Exit: with the exit code, unless all went well; what there is to say was said.
+    :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
     """
     from astore.cli.standing import standing
 
@@ -202,7 +203,7 @@ def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
 
 
 def _check_folder(settings: Settings) -> None:
-    if settings.state_dir == "":  # as of an unset variable
+    if settings.state_dir == "":  # from an unset shell variable
         raise CliError("--state-dir: the folder has no name", Exit.USAGE)
 
 
@@ -225,7 +226,7 @@ def present(answer: Answer, settings: Settings) -> None:
 
 @contextmanager
 def reported(settings: Settings) -> Iterator[None]:
-    """Say errors in one line. :raises click.exceptions.Exit: in place of whatever was raised."""
+    """Report an error in one line. :raises click.exceptions.Exit: in place of that error."""
     try:
         yield
     except (click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -247,7 +248,7 @@ def reported(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def logs(verbose: bool) -> Iterator[None]:
-    """astore's log on stderr, or nowhere: what is wrong is said by the command itself."""
+    """Send astore's log to stderr if verbose, else drop it: the command reports errors itself."""
     import logging
 
     logger = logging.getLogger("astore")

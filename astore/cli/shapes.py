@@ -1,6 +1,6 @@
-"""The shapes of ``--json``, described in docs/cli-json.md: stable, snake_case, sizes in bytes, times in seconds.
+"""The shapes of ``--json``, described in docs/cli-json.md. Sizes are in bytes, times in seconds.
 
-Fields are only ever added. Every key is always there; what is not known is null.
+Fields are only ever added. Every key is always present; unknown values are null.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from astore.model import EntryError, PoolState, RefreshOutcome, VolumeInfo, Volu
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why something could not be done: ``type`` is the class of the exception, ``message`` what stderr says."""
+    """A failure: ``type`` is the class of the exception, ``message`` the line on stderr."""
 
     type: str
     message: str
@@ -32,7 +32,7 @@ class Damaged(msgspec.Struct, frozen=True):
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A pool at a glance. ``refreshed_at`` and ``since`` in seconds since the epoch."""
+    """A pool. ``refreshed_at`` and ``since`` are seconds since the epoch."""
 
     name: str
     uuid: str
@@ -55,7 +55,7 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An entry of a pool that is no volume, and why."""
+    """An entry of a pool that is no volume, with the reason."""
 
     name: str
     message: str
@@ -78,7 +78,7 @@ class PoolList(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of one pool, definition file or volume."""
+    """The outcome for one pool, definition file or volume."""
 
     ok: bool
     pool: str | None
@@ -90,14 +90,14 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """What a command did, one by one in the order given: define, create, start, stop, build, …, and ``vol delete``."""
+    """The outcomes of a command in the order of its arguments: ``pool define``, ``pool start``, …, and ``vol delete``."""
 
     action: str
     results: tuple[Done, ...]
 
 
 class Refreshed(msgspec.Struct, frozen=True):
-    """What a refresh found out about one pool."""
+    """The result of a refresh for one pool."""
 
     ok: bool
     pool: str
@@ -120,7 +120,7 @@ class Refresh(msgspec.Struct, frozen=True):
 
 
 class ImportedPool(msgspec.Struct, frozen=True):
-    """What became of one entry of libvirt's folder; ``other`` is the pool that a conflict is with."""
+    """The outcome for one entry of libvirt's folder. ``other`` is the pool that it conflicts with."""
 
     ok: bool
     file: str
@@ -162,7 +162,7 @@ class SourceHost(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A place where a pool could come from."""
+    """A source that a pool could use."""
 
     hosts: tuple[SourceHost, ...]
     directory: str | None
@@ -178,7 +178,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 class Capability(msgspec.Struct, frozen=True):
-    """One pool type: whether there is a backend for it, and the formats it knows, the default first."""
+    """A pool type: whether it has a backend, and its formats, the default first."""
 
     type: str
     supported: bool
@@ -195,8 +195,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 class Reference(msgspec.Struct, frozen=True):
     """A file that a volume's header names; ``kind`` is ``backing``, ``data``, ``extent`` or ``parent``.
 
-    ``location`` is the path or URL that QEMU would open, null where that cannot be told; ``doubt`` says why astore does not
-    read through it, null where it does.
+    ``location`` is the path or URL that QEMU would open, or null if that is unknown. ``doubt`` says why astore does not
+    read the file; null means that it does.
     """
 
     kind: str
@@ -207,7 +207,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Volume(msgspec.Struct, frozen=True):
-    """A volume as the last refresh found it; ``atime``, ``mtime`` and ``ctime`` in seconds since the epoch."""
+    """A volume as the last refresh found it; ``atime``, ``mtime`` and ``ctime`` are seconds since the epoch."""
 
     pool: str
     name: str
@@ -257,7 +257,7 @@ class VolumePath(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """``vol upload`` and ``vol download``: how many bytes went where, holes included."""
+    """``vol upload`` and ``vol download``: the bytes transferred, holes included, and the time it took."""
 
     pool: str
     name: str
@@ -266,10 +266,10 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class ChainLink(msgspec.Struct, frozen=True):
-    """A file that a volume is made of; ``pool`` and ``volume`` where an active pool has it.
+    """A file that a volume consists of. ``pool`` and ``volume`` are null if no active pool has it.
 
-    ``kind`` is null of the volume itself, else what the image above uses the file for, as in a :class:`Reference`; ``doubt``
-    says why astore does not read through it, null where it does.
+    ``kind`` is the use that the image above makes of the file, as in :class:`Reference`, and null for the volume itself.
+    ``doubt`` says why astore does not read the file; null means that it does.
     """
 
     path: str
@@ -315,7 +315,7 @@ class Backends(msgspec.Struct, frozen=True):
 
 
 def failure(error: BaseException | None, message: str | None = None) -> Failure | None:
-    """The shape of an exception; None of None."""
+    """Return the shape of an exception, or None for None."""
     if error is None:
         return None
     number = error.errno if isinstance(error, OSError) else None
@@ -324,7 +324,7 @@ def failure(error: BaseException | None, message: str | None = None) -> Failure 
 
 
 def entries(errors: tuple[EntryError, ...]) -> tuple[Entry, ...]:
-    """The shape of a snapshot's errors."""
+    """Return the shapes of a snapshot's errors."""
     return tuple(Entry(error.name, error.message, error.errno, error.skipped) for error in errors)
 
 
@@ -332,7 +332,7 @@ _VOLUME_FIELDS = tuple(name for name in Volume.__struct_fields__ if name != "ref
 
 
 def volume(pool: str, info: VolumeInfo) -> Volume:
-    """The shape of a volume's record."""
+    """Return the shape of a volume's record."""
     fields: dict[str, Any] = {name: getattr(info, name) for name in _VOLUME_FIELDS}
     references = tuple(Reference(one.kind, one.name, one.format, one.location, one.doubt) for one in info.references)
     fields["references"] = references
@@ -340,7 +340,7 @@ def volume(pool: str, info: VolumeInfo) -> Volume:
 
 
 def refreshed(outcome: RefreshOutcome, message: str | None = None) -> Refreshed:
-    """The shape of one pool's outcome; ``message`` is what stderr says of its error."""
+    """Return the shape of one pool's outcome. ``message`` is the line on stderr."""
     return Refreshed(
         ok=outcome.error is None,
         pool=outcome.pool,
@@ -360,18 +360,18 @@ def refreshed(outcome: RefreshOutcome, message: str | None = None) -> Refreshed:
 
 
 def document(shape: msgspec.Struct) -> str:
-    """One indented JSON document. ASCII only, so that it survives every locale and terminal.
+    """Return one indented JSON document, in ASCII, which survives every locale and terminal.
 
-    A name that is not UTF-8 has its bytes as lone surrogates (``\\udce4`` is byte 0xE4), as Python's ``os.fsdecode``.
+    A name that is not UTF-8 has its bytes as lone surrogates (``\\udce4`` is byte 0xE4), as from ``os.fsdecode``.
     """
     compact = line(shape)
     try:
-        # much faster than json.dumps(indent=2), but it does not take lone surrogates
+        # much faster than json.dumps(indent=2), but it rejects lone surrogates
         return msgspec.json.format(compact, indent=2)
     except msgspec.DecodeError:
         return json.dumps(json.loads(compact), indent=2)
 
 
 def line(shape: msgspec.Struct | dict[str, Any]) -> str:
-    """JSON in one line, for streams of documents."""
+    """Return JSON in one line, for a stream of documents."""
     return json.dumps(msgspec.to_builtins(shape))

@@ -1,4 +1,4 @@
-"""The pools of a state folder as they stand, for commands that only look: read once, without an event loop or a Manager."""
+"""The pools of a state folder, read once without an event loop or a Manager, for commands that change nothing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from astore.store.snapshot_files import SnapshotFiles
 GROUP = "astore.backends"
 
 READ_SECONDS = 60.0
-"""How long the state folder may take to be read; a Manager waits as long for one call to it."""
+"""Seconds that reading the state folder may take: a Manager's limit for one call to it."""
 
 
 class StandingPool(NamedTuple):
-    """A pool: what it runs by, what its next start takes, and what was known of it last."""
+    """A pool as the state folder has it.
+
+    :ivar definition: what it runs by. :ivar stored: what its next start takes. :ivar snapshot: its last known volumes.
+    """
 
     info: PoolInfo
     definition: PoolDef
@@ -35,14 +38,14 @@ class StandingPool(NamedTuple):
     snapshot: Snapshot
 
     def to_xml(self, inactive: bool) -> str:
-        """libvirt's ``<pool>`` document, as :meth:`astore.Pool.to_xml` gives it."""
+        """Return libvirt's ``<pool>`` document, as :meth:`astore.Pool.to_xml` does."""
         if inactive:
             return self.stored.to_xml()
         return definition_as_found(self.definition, self.snapshot).to_xml(self.info)
 
 
 class Standing(NamedTuple):
-    """All of a state folder: its pools in name order, and the definition files that cannot be read."""
+    """The content of a state folder: its pools in name order, and the definition files that cannot be read."""
 
     all: tuple[StandingPool, ...]
     damaged: tuple[Damaged, ...]
@@ -55,7 +58,7 @@ class Standing(NamedTuple):
         autostart: bool | None = None,
         types: Collection[str] | None = None,
     ) -> list[StandingPool]:
-        """Pools in name order, by libvirt's filters; None does not filter."""
+        """Return the pools that match libvirt's filters, in name order. None does not filter."""
         return [
             pool
             for pool in self.all
@@ -66,7 +69,7 @@ class Standing(NamedTuple):
         ]
 
     def pool(self, name: str) -> StandingPool:
-        """A pool by its name or UUID. :raises PoolNotFoundError: there is none."""
+        """Return a pool by its name or UUID. :raises PoolNotFoundError: there is none."""
         for pool in self.all:
             if pool.info.name == name:
                 return pool
@@ -81,10 +84,11 @@ class Standing(NamedTuple):
 
 
 def standing(state_dir: str | None) -> Standing:
-    """Read a state folder, on a thread of its own: an interruption does not wait for a file system that hangs.
+    """Read a state folder on a thread, so that an interruption does not wait for a hung file system.
 
-    :param state_dir: None is the machine's, or the user's own.
-    :raises StoreError: it cannot be read, or others may have written it. TimeoutError: it does not answer.
+    :param state_dir: None is the default: root's /var/lib/astore, or the user's own.
+    :raises StoreError: the folder cannot be read, or other users may have written to it.
+    :raises TimeoutError: the folder was not read within READ_SECONDS.
     """
     found: list[Standing | Exception] = []
 
@@ -136,7 +140,7 @@ def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPo
 
 
 def _active(stored: StandingPool | None, run: Run, seen: LastSeen | None, backend: bool) -> StandingPool:
-    """A pool that runs. A definition with another UUID is another pool's, which comes back when this one stops."""
+    """Make the record of an active pool. A stored definition with another UUID belongs to another pool of that name."""
     mine = stored if stored is not None and stored.info.uuid == run.uuid else None
     snapshot = Snapshot.EMPTY if seen is None else seen.snapshot
     info = pool_info(

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
-"""off_t's largest."""
+"""The largest off_t."""
 
 format_option = click.option("--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", shell_complete=complete_format)
 prealloc_metadata_option = click.option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes, from a number with libvirt's units. :raises CliError: it is no size."""
+    """Parse a size with one of libvirt's units into bytes. :raises CliError: it is no size."""
     from astore.xml.reading import parse_size as with_unit
 
     number = text.strip()
@@ -55,10 +55,10 @@ def _optional_size(text: str | None, what: str) -> int | None:
 @pool_argument("pool")
 @argument("name", metavar="NAME", help="The new volume's name.")
 @argument("capacity", required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.")
-@click.option("--allocation", metavar="SIZE", help="Take so much space at once (raw).")
+@click.option("--allocation", metavar="SIZE", help="How much space to take at once (raw).")
 @format_option
 @click.option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
-@click.option("--backing-vol-format", "backing_format", metavar="FORMAT", help="If no pool knows it.")
+@click.option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
 @prealloc_metadata_option
 @click.option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
 @click.option("--print-xml", is_flag=True, help="Only print the XML of what would be made.")
@@ -88,7 +88,7 @@ async def create(
         backing=None if backing is None else BackingStore(backing, backing_format),
     )
     if definition.capacity is None and backing is None and definition.format != "dir":
-        raise CliError(f"say how large {name!r} is to be: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
+        raise CliError(f"say how large to make {name!r}: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
     if print_xml:
         text = definition.to_xml()
         return Answer(shapes.Xml(text), lambda output: output.xml(text))
@@ -113,10 +113,10 @@ def _permissions(mode: str | None) -> Permissions | None:
 
 
 def _where_backing_is(session: Session, backing: str) -> str:
-    """A hint for a backing volume that is not in the pool of the new one."""
+    """Return a hint for a backing volume that is not in the new volume's pool."""
     elsewhere = [one for one in session.manager.pools(active=True) if one.snapshot.get(backing) is not None]
     if not elsewhere:
-        return "no active pool has it; for a file that is none of a pool's, say --backing-vol-format"
+        return "no active pool has it; for a file outside all pools, say --backing-vol-format"
     there = printable(elsewhere[0].volume(backing).info.path)
     return f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
 
@@ -149,7 +149,7 @@ async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_m
 @pool_option
 @click.option("--to", metavar="POOL", help="The pool of the new one, if it is another.", shell_complete=complete_pool)
 @format_option
-@click.option("--capacity", metavar="SIZE", help="If it is to be larger.")
+@click.option("--capacity", metavar="SIZE", help="The new volume's capacity, if larger.")
 async def clone(
     session: Session, volume: str, name: str, pool: str | None, to: str | None, format: str | None, capacity: str | None
 ) -> Answer:
@@ -170,8 +170,8 @@ async def clone(
 @volume_argument
 @argument("capacity", metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")
 @pool_option
-@click.option("--delta", is_flag=True, help="CAPACITY is what it is to have more (or less).")
-@click.option("--shrink", is_flag=True, help="It may become smaller: what is beyond is lost.")
+@click.option("--delta", is_flag=True, help="Add CAPACITY to what it has (with --shrink: subtract it).")
+@click.option("--shrink", is_flag=True, help="Allow a smaller capacity; data beyond it is lost.")
 @click.option("--allocate", is_flag=True, help="Take the space at once.")
 @force_option
 async def resize(
@@ -185,9 +185,9 @@ async def resize(
     force: bool,
 ) -> Answer:
     """Give a volume another capacity."""
-    if capacity.startswith("-"):  # which virsh takes too
+    if capacity.startswith("-"):  # virsh accepts this as well
         if not (delta and shrink):
-            raise CliError(f"the capacity {printable(capacity)!r}: less is said by --delta --shrink", Exit.USAGE)
+            raise CliError(f"the capacity {printable(capacity)!r}: to shrink, say --delta --shrink", Exit.USAGE)
         capacity = capacity[1:]
     amount = parse_size(capacity, "the capacity")
     found = await find_volume(session, volume, pool)
@@ -235,7 +235,7 @@ async def delete(session: Session, volumes: tuple[str, ...], pool: str | None, f
     outcomes: dict[str, Outcome] = {}
     session.ticker.begin("deleting", len(set(volumes)))
     waiting, refused = list(dict.fromkeys(volumes)), 0
-    while len(waiting) != refused:  # what is backed by one of them may be among the others
+    while len(waiting) != refused:  # try again: a volume backed by a refused one may be deleted by now
         refused = len(waiting)
         for text in waiting:
             outcomes[text] = await _deleted(session, text, pool, force)
@@ -258,7 +258,7 @@ async def _deleted(session: Session, text: str, pool: str | None, force: bool) -
 
 @command("rename")
 @volume_argument
-@argument("name", metavar="NAME", help="Its new name, which nobody has.")
+@argument("name", metavar="NAME", help="The new name, which must be free.")
 @pool_option
 @force_option
 async def rename(session: Session, volume: str, name: str, pool: str | None, force: bool) -> Answer:
@@ -273,7 +273,7 @@ async def rename(session: Session, volume: str, name: str, pool: str | None, for
 @argument("format", metavar="FORMAT", help="`raw`, or what its header says.")
 @pool_option
 async def set_format(session: Session, volume: str, format: str, pool: str | None) -> Answer:
-    """Say what a volume is that was made raw, and whose content says that it is something else."""
+    """Set the format of a volume that was made raw and has the header of another format."""
     found = await find_volume(session, volume, pool)
     await session.in_time(found.set_format(format))
     return _told(found, f"is {format}")
@@ -283,9 +283,9 @@ async def set_format(session: Session, volume: str, format: str, pool: str | Non
 @volume_argument
 @pool_option
 async def chain(session: Session, volume: str, pool: str | None) -> Answer:
-    """Show the files that a volume is made of: what backs it, down to the bottom, and what has data of it."""
+    """Show the files that a volume is made of: its backing chain and its data files."""
     top = await find_volume(session, volume, pool)
-    await session.manager.registry.load(one.type for one in session.manager.pools(active=True))  # who know their URLs
+    await session.manager.registry.load(one.type for one in session.manager.pools(active=True))
     links = top.backing_chain()
     found = tuple(
         shapes.ChainLink(
@@ -316,7 +316,7 @@ async def chain(session: Session, volume: str, pool: str | None) -> Answer:
 async def dependents(session: Session, volume: str, pool: str | None) -> Answer:
     """Show which volumes need this one."""
     found = await find_volume(session, volume, pool)
-    await session.manager.registry.load((found.pool.type,))  # which knows by which URLs others name its volumes
+    await session.manager.registry.load((found.pool.type,))  # the backend recognises the URLs of its pool
     others = session.manager.dependents(found)
     document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))
 
@@ -336,9 +336,9 @@ def _told(volume: Volume, what: str, problems: Sequence[str] = ()) -> Answer:
 
 @contextmanager
 def how_far(session: Session, volume: Volume) -> Iterator[None]:
-    """Who breaks off a work that cannot be taken back is told how far it came.
+    """Add to an interruption or a timeout how many bytes were written, since they cannot be taken back.
 
-    :raises CliError: instead of a cancellation: the command ends with it. TimeoutError: instead of another.
+    :raises CliError: the command was cancelled; this error replaces the cancellation. TimeoutError: it timed out.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""``astore vol upload`` and ``download``: volumes out of files and into them, standard input and output among them."""
+"""``astore vol upload`` and ``download``: copy files into volumes and back, also by standard input and output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ offset_option = click.option(
 @argument("file", metavar="FILE", help="What to write into it; `-` is standard input.")
 @pool_option
 @offset_option
-@click.option("--length", metavar="SIZE", help="How much it is: more is an error.")
+@click.option("--length", metavar="SIZE", help="The most to write: a longer file is an error.")
 @click.option("--sparse", is_flag=True, help="Make holes of zeros.")
 @force_option
 @click.option("--allow-references", is_flag=True, help="Also an image whose header names other files.")
@@ -55,7 +55,7 @@ async def upload(
     began = time.monotonic()
     session.ticker.begin_bytes(f"uploading to {found.name}", total if total is not None else limit)
     call = found.upload(
-        # the library reads regular files itself, and sees their holes
+        # given the name of a regular file, the library skips its holes
         pieces_of(file) if file == "-" or total is None else file,
         offset=start,
         length=limit,
@@ -74,7 +74,7 @@ async def upload(
 @argument("file", metavar="FILE", help="Where to write it to; `-` is standard output.")
 @pool_option
 @offset_option
-@click.option("--length", metavar="SIZE", help="At most so much.")
+@click.option("--length", metavar="SIZE", help="The most to read.")
 @click.option("--sparse", is_flag=True, help="Keep holes holes.")
 async def download(
     session: Session, volume: str, file: str, pool: str | None, offset: str, length: str | None, sparse: bool
@@ -87,7 +87,7 @@ async def download(
     began = time.monotonic()
     session.ticker.begin_bytes(f"downloading {found.name}", limit)
     count = await session.in_time(_download(session, found, file, start, limit, sparse))
-    if file == "-":  # where nothing else may be written to
+    if file == "-":  # standard output is the volume's content
         return Answer(None, lambda output: None)
     return _told(found, count, time.monotonic() - began, "downloaded from")
 
@@ -104,7 +104,7 @@ async def _download(session: Session, volume: Volume, file: str, offset: int, le
 
 
 def _check(file: str) -> None:
-    if not file:  # of which the system makes the folder one is in, or none
+    if not file:  # the system takes an empty name for the current folder, or for none
         raise CliError("the name of the file is empty: `-` is standard input or output", Exit.USAGE)
 
 

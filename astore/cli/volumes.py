@@ -1,4 +1,4 @@
-"""``astore vol``: the commands that show what the last refresh found in the pools."""
+"""``astore vol``: the commands that show volumes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from astore.pools.volume import Volume
 
 ANSWER_SECONDS = 5.0
-"""How long storage may take to tell what a volume is like now."""
+"""Seconds that a refresh of one volume may take without --timeout."""
 
 
 def shown_format(info: VolumeInfo) -> str:
-    """A volume's format, and what it looks like where that is something else."""
+    """Return a volume's format, with the format of its header if that differs."""
     return info.format or "-" if info.header_format is None else f"{info.format} (looks like {info.header_format})"
 
 
@@ -39,7 +39,7 @@ async def list_volumes(session: Session, name: str, details: bool, names_only: b
     pool = await looked_at(session, name)
     volumes = pool.volumes
     document = None
-    if session.settings.json:  # ten thousand records are not made for nothing
+    if session.settings.json:  # a large pool has ten thousand records: make them only if needed
         document = shapes.VolumeList(
             pool.name, pool.snapshot.taken_at or None, tuple(shapes.volume(pool.name, info) for info in volumes)
         )
@@ -157,7 +157,7 @@ async def _identity(
 
 
 async def looked_at(session: Session, name: str) -> Pool:
-    """An active pool that has been looked at. :raises InvalidStateError: it is inactive."""
+    """Return a pool that has a snapshot, after a refresh if need be. :raises InvalidStateError: it is inactive."""
     pool = session.pool(name)
     if not pool.active or not pool.snapshot.generation:
         session.ticker.begin("refreshing")
@@ -166,7 +166,7 @@ async def looked_at(session: Session, name: str) -> Pool:
 
 
 async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
-    """A volume by its name in a pool, by its key or path, or by a name that only one pool has."""
+    """Find a volume by its key or path, by its name in a pool, or by a name that only one pool has."""
     from astore.errors import VolumeNotFoundError
 
     text = await _whole_path(text)
@@ -184,7 +184,7 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
 
 
 async def _whole_path(text: str) -> str:
-    """A path as people type it, from here or with detours, as it is in records; anything else as it is."""
+    """Return a path as absolute and normalised, and any other text unchanged."""
     if not text.startswith(("/", "./", "../")):
         return text
     from anyio import to_thread
@@ -193,7 +193,7 @@ async def _whole_path(text: str) -> str:
 
 
 async def _looked_at_anew(session: Session, volume: Volume) -> Volume:
-    """The volume as its storage has it now; where that does not answer, as the last refresh found it."""
+    """Refresh a volume. If its storage does not answer, return it as the last refresh found it."""
     try:
         await volume.refresh(timeout=session.settings.timeout or ANSWER_SECONDS)
     except Exception:

@@ -258,7 +258,7 @@ def test_discovery_that_cannot_be(astore: Any) -> None:
     assert (ran.code, "do not support 'discover'" in ran.complaint) == (1, True)
     assert astore("pool", "discover", "nonsense").code == 1
     ran = astore("pool", "discover", "gluster")
-    assert (ran.code, ran.complaint) == (2, "whom to ask must be said: `astore pool discover gluster HOST`")
+    assert (ran.code, ran.complaint) == (2, "say which host to ask: `astore pool discover gluster HOST`")
     ran = astore("pool", "discover", "netfs", "-oevil")
     assert ran.code != 0
     assert astore("pool", "discover", "netfs", "--", "-oevil").code == 1

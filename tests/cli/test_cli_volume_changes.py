@@ -106,7 +106,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
     ("command", "code", "said"),
     [
         ("create images a.raw 1M", 1, "there is a volume 'a.raw' already: choose another name"),
-        ("create images x", 2, "say how large 'x' is to be: `astore vol create POOL NAME CAPACITY`"),
+        ("create images x", 2, "say how large to make 'x': `astore vol create POOL NAME CAPACITY`"),
         ("create images x 10X", 2, "the capacity '10X': unknown unit 'X'"),
         ("create images x 1.5G", 2, "the capacity '1.5G' is no size: a whole number, with a unit or without"),
         ("create images x 1M --allocation lots", 2, "--allocation 'lots' is no size"),
@@ -117,7 +117,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         (
             "create images x --backing-vol typo",
             2,
-            "no active pool has it; for a file that is none of a pool's, say --backing",
+            "no active pool has it; for a file outside all pools, say --backing",
         ),
         ("create images x --backing-vol a.raw --format raw", 1, "volumes of format 'raw' cannot be backed by others"),
         ("create images x --backing-vol typo --backing-vol-format raw", 1, "say which capacity the volume is to have"),
@@ -128,7 +128,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         ("resize a.raw 1K", 2, "shrinking must be asked for with --shrink"),
         ("resize a.raw 0", 1, "0 bytes cannot be a volume's capacity"),
         ("resize a.raw 2M --delta --shrink", 1, "-1048576 bytes cannot be a volume's capacity"),
-        ("resize a.raw -1K --shrink", 2, "the capacity '-1K': less is said by --delta --shrink"),
+        ("resize a.raw -1K --shrink", 2, "the capacity '-1K': to shrink, say --delta --shrink"),
         ("resize a.raw 1M --delat", 2, "--delat"),
         ("resize base.qcow2 20G", 1, "('web.qcow2')"),
         ("wipe a.raw --algorithm spit", 1, "there is no algorithm 'spit' to wipe by; there are zero, nnsa"),

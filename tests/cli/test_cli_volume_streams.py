@@ -262,7 +262,7 @@ def test_a_terminal_is_spared(astore: Any, filled: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("{0}", "{0} is a directory: name the file that is to be written in it"),
+        ("{0}", "{0} is a directory: name a file in it"),
         ("{0}/none/x", "{0}/none/x: No such file or directory"),
         ("{0}/a.txt/x", "{0}/a.txt/x: Not a directory"),
         ("/dev/full", "/dev/full: No space left on device"),
