@@ -67,9 +67,7 @@ def hold_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, flags), True
-            )  # open(2) returns the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, flags), True)  # open(2) takes the lowest free number: this one
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             setattr(sys, name, _stream(number, mode))

@@ -105,7 +105,7 @@ def _wrong_state(error: InvalidStateError) -> str:
         return f"pool {printable(pool)!r} is {state} already: `astore pool info {shell_word(pool)}` shows it"
     if pool and error.operation in {"build", "delete", "undefine"} and state not in {"", "building"}:
         return (
-            f"pool {printable(pool)!r} is {state}, which lets nobody {error.operation} it: stop it first "
+            f"pool {printable(pool)!r} is {state}: to {error.operation} it, stop it first "
             f"with `astore pool stop {shell_word(pool)}`"
         )
     return reason(error)

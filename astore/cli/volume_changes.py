@@ -285,6 +285,7 @@ async def set_format(session: Session, volume: str, format: str, pool: str | Non
 async def chain(session: Session, volume: str, pool: str | None) -> Answer:
     """Show the files that a volume is made of: its backing chain and its data files."""
     top = await find_volume(session, volume, pool)
+    # each backend recognises the URLs of its pools
     await session.manager.registry.load(one.type for one in session.manager.pools(active=True))
     links = top.backing_chain()
     found = tuple(
