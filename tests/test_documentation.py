@@ -223,7 +223,9 @@ def test_architecture_draws_the_contract() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = [one["layers"] for one in contracts if one.get("containers") == ["astore"]]
     (drawing,) = [text for kind, text, _ in blocks(ROOT / "docs" / "architecture.md") if kind == "text"]
-    assert [set(re.findall(r"\w+", floor)) for floor in drawing.splitlines()] == [set(re.findall(r"\w+", layer)) for layer in layers]
+    assert [set(re.findall(r"\w+", floor)) for floor in drawing.splitlines()] == [
+        set(re.findall(r"\w+", layer)) for layer in layers
+    ]
 
 
 def test_paths_are_told_from_other_code() -> None:
