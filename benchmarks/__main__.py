@@ -60,8 +60,8 @@ def table(rows: list[Row], notes: list[str]) -> str:
     lines = [
         "# How fast",
         "",
-        "Written by `make bench` (`python -m benchmarks --write docs/benchmarks.md`). Each line's sides were measured in turn",
-        "in one run; seconds are medians, and the ratio is what counts.",
+        "`make bench` measures, and `python -m benchmarks --write docs/benchmarks.md` writes this page. The sides of each",
+        "line were measured in turn in one run. Times are medians. Compare the ratios rather than the times.",
         "",
         f"Machine: {machine()}. {time.strftime('%Y-%m-%d')}.",
         "",
