@@ -36,9 +36,7 @@ VALID: dict[str, bytes] = {
 }
 FILES: dict[str, dict[int, bytes]] = {"vhdx": importlib.import_module("images.more_heads").VHDX}
 
-FORMATS = frozenset(
-    {"qcow", "qcow2", "qed", "vmdk", "vdi", "vpc", "ploop", "cow", "iso", "luks", "vhdx", "bochs", "cloop"}
-)
+FORMATS = frozenset(info.format for info in map(probe, VALID.values()) if info is not None)
 SLOWEST = 0.25
 BYTES = (0, 1, 2, 3, 4, 9, 16, 0x22, 0x2F, 0x3A, 0x7F, 0x80, 0xFE, 0xFF)
 NUMBERS = (0, 1, 8, 9, 16, 21, 72, 104, 511, 512, 1023, 1024, 4095, 4096, 20_000, 33_279, 33_280, 33_281, 1 << 31)

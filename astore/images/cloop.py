@@ -1,4 +1,4 @@
-"""Compressed loop images: the header that QEMU's block/cloop.c reads, which can only read them. libvirt says raw."""
+"""Compressed loop images, from the header that QEMU's block/cloop.c reads (read-only in QEMU; raw to libvirt)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORMAT = "cloop"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a header with cloop's magic, a shell script."""
+    """Read a header with cloop's magic, which is a shell script; None without it."""
     if not head.startswith(_MAGIC):
         return None
     cut_off(head, _BLOCKS_AT + _BLOCKS.size, _FORMAT)

@@ -29,28 +29,6 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
-FILE_FORMATS = (
-    "raw",
-    "none",
-    "dir",
-    "bochs",
-    "cloop",
-    "dmg",
-    "iso",
-    "vpc",
-    "vdi",
-    "fat",
-    "vhd",
-    "ploop",
-    "cow",
-    "qcow",
-    "qcow2",
-    "qed",
-    "vmdk",
-)
-"""What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
-
-
 _PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
 _USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""``<pool>`` documents."""
+"""Read and write ``<pool>`` documents."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
 
 
 def _choice(root: Element, path: str, name: str, choices: tuple[str, ...]) -> str | None:
-    """One of some words in an attribute of what is found by a path."""
+    """Return an attribute of the element at a path, which must be one of some words."""
     value = string_of(root, f"{path}/@{name}")
     return (
         None if value is None else choice(all_of(root, path)[0], value, name, choices, LibvirtCode.CONFIG_UNSUPPORTED)
@@ -142,7 +142,7 @@ def _namespaced(
 
 
 def _alone(element: Element) -> str:
-    """An element as a document of its own, with the namespaces that it uses and without indentation."""
+    """Return an element as a document of its own, with the namespaces that it uses and without indentation."""
     alone = copy.deepcopy(element)
     alone.tail = None
     for inner in alone.iter():
@@ -154,7 +154,7 @@ def _alone(element: Element) -> str:
 
 
 def _at(element: Element | None, check: Any, value: str) -> str:
-    """Check a value; an error says where it stands."""
+    """Check a value; an error names the line."""
     try:
         return str(check(value))
     except DefinitionError as error:

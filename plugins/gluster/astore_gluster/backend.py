@@ -9,7 +9,7 @@ import msgspec
 from astore.backend import Backend, Context, DiskSource, PoolSession, QemuNode
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
-from astore.model.definitions import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS
 from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM

@@ -11,7 +11,7 @@ from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
 from astore.cancellation import shielded
 from astore.model import DiscoveredSource, PoolDef
-from astore.model.definitions import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS
 from astore.names import check_path
 from astore_netfs.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.discovery import discover_sources
