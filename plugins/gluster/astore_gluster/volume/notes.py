@@ -1,4 +1,4 @@
-"""What astore notes at the files of a Gluster volume, in an extended attribute."""
+"""The note that astore keeps at files of a Gluster volume, in an extended attribute."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NOTE = b"user.astore.format"
 """The extended attribute in which the format of a volume is noted that was made raw, as on a mounted file system."""
 
 NOTE_ROOM = 64
-"""Bytes to read a note into."""
+"""The size of the buffer for a note, in bytes."""
 
 NO_NOTES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 """The errors of storage that keeps no extended attributes."""
 
 
 def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
-    """What a call for the note gave: the format, ``""`` where none is noted, None where none can be.
+    """Return the result of a call for the note: the format, ``""`` if none is noted, None if notes are not supported.
 
     :raises OSError: the volume does not answer.
     """
