@@ -17,8 +17,7 @@ class Template(NamedTuple):
     length: int
 
     def write(self, path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-        """Create the sparse file. :raises OSError: FileExistsError if it exists, or another error of the file system.
-        """
+        """Create the sparse file. :raises OSError: FileExistsError if it exists, or another error of the file system."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
         try:
             for offset, data in self.parts:

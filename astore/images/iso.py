@@ -1,5 +1,4 @@
-"""ISO 9660: the primary volume descriptor is the 17th sector, its identifier starts at the second byte (ECMA-119, 8.4).
-"""
+"""ISO 9660: the primary volume descriptor is the 17th sector, its identifier starts at the second byte (ECMA-119, 8.4)."""
 
 from __future__ import annotations
 

@@ -126,8 +126,7 @@ def _layers(protocol: str, rest: str, format: str | None) -> list[Found]:
 
 
 def _data(reference: Reference, volume_path: str) -> list[Found]:
-    """Locate an external data file. QEMU 7.2.22 opens it by its bare name; older ones treat it like a backing file's.
-    """
+    """Locate an external data file. QEMU 7.2.22 opens it by its bare name; older ones treat it like a backing file's."""
     name = reference.name
     if not has_protocol(name) or name.startswith("/"):
         return [_here(name, reference.format)]

@@ -240,8 +240,7 @@ def size_of(element: Element | None) -> int | None:
 
 
 def permissions_of(element: Element | None) -> Permissions | None:
-    """Read ``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it is empty.
-    """
+    """Read ``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it is empty."""
     if element is None:
         return None
     mode_text = string_of(element, "./mode")

@@ -70,7 +70,9 @@ def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
     compat = _compat(root)
     cluster_size = _size(root, "target/clusterSize")
     features = _features(root)
-    type_ = None if type_ in _DIRECTORIES and format_ != "dir" else type_  # the format decides whether it is a directory
+    type_ = (
+        None if type_ in _DIRECTORIES and format_ != "dir" else type_
+    )  # the format decides whether it is a directory
     return VolumeDef(
         name=name,
         capacity=capacity,

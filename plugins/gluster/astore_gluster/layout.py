@@ -61,8 +61,7 @@ _SECOND = 1_000_000_000
 
 
 def stat_layout(machine: str | None = None) -> StatLayout | None:
-    """Return the layout of ``struct stat`` on a machine (platform.machine()'s word; None: this one); None if unknown.
-    """
+    """Return the layout of ``struct stat`` on a machine (platform.machine()'s word; None: this one); None if unknown."""
     if sys.maxsize <= 2**32 and machine is None:
         return None
     return _LAYOUTS.get((machine or platform.machine()).lower())

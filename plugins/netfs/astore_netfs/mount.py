@@ -58,8 +58,7 @@ _FSTYPES = {"nfs": _NFS, "cifs": _CIFS, "glusterfs": _GLUSTER, "auto": _NFS | _C
 
 
 def is_expected(mount: Mount, definition: PoolDef) -> bool:
-    """Return whether a mount is of the definition's source: its file system, one of its hosts, and the whole directory.
-    """
+    """Return whether a mount is of the definition's source: its file system, one of its hosts, and the whole directory."""
     kind = source_format(definition)
     if mount.fstype not in _FSTYPES.get(kind, ()) or plain_source(mount.source) not in mount_sources(definition):
         return False
@@ -141,8 +140,9 @@ class MountPoint:
     # ------------------------------------------------------------------------------------------- mounting
 
     async def ensure(self) -> bool:
-        """Mount the pool unless it is mounted and works; return whether it was mounted now. A failed call mounts
-        nothing.
+        """Mount the pool unless it is mounted and works; return whether it was mounted now.
+
+        A failed or cancelled call leaves nothing mounted.
 
         :raises StorageError: something else is mounted there, or there is no directory. CommandError: mount failed.
         :raises LaneTimeoutError: it did not end in time, or the mount that is there hangs.

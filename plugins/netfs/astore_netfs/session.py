@@ -43,7 +43,7 @@ class MountedTree(WritableLocalTree):
 
 
 class NetfsSession(WritableTreeSession):
-    """Verify the mount before every scan, and mount again if it is stale or gone.
+    """A session that verifies the mount before every scan, and mounts again if it is stale or gone.
 
     :param tree: the tree on the mounted folder.
     :param mount: where it is mounted.

@@ -107,9 +107,7 @@ class GlusterTree(GlusterFolder, WritableTree):
         self.unlink(old)
 
     def link(self, file: GlusterFile, name: str) -> None:
-        """Give an open file a second name. :raises OSError: EEXIST: the name is taken; ENOENT: its first name is
-        another file's.
-        """
+        """Give an open file a second name. :raises OSError: EEXIST: the name is taken; ENOENT: the file lost its first."""
         path, new = os.fsencode(file.path), self.path(name)
         with self._using() as fs:
             data = ctypes.create_string_buffer(self._gfapi.layout.size)
