@@ -7,8 +7,9 @@ is an *ability*: a Protocol of a few methods, on the backend (:class:`DiscoversS
 volume abilities). What a backend can do is computed from it; what it cannot do is refused by the core with
 :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
 
-A backend whose pools are folders of files implements :class:`astore.trees.tree.FileTree` instead of a session and
-returns ``FileTreeSession(tree, context)`` from ``open``; listing and probing are then done for it.
+A backend whose pools are folders of files implements :class:`astore.trees.FileTree` instead of a session and
+returns ``FileTreeSession(tree, context)`` from ``open``; listing and probing are then done for it. One whose volumes are disks
+by themselves implements :class:`astore.blocks.BlockPool` and returns ``block_session(pool, context)``.
 
 Rules for plugin code: ``check`` and ``source_key`` touch nothing. Blocking calls go through ``context.lane``, programs
 through ``context.run_command``; both have deadlines. ``refresh`` returns data and keeps nothing of the

@@ -19,11 +19,11 @@ from volumes.model_file import GRAIN, BrokenFile, ModelFile, Steps, blobs, plain
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
-from astore.trees.writable_local import LocalFile
 from astore.volume_io import downloads
 from astore.volume_io.blocks import Filled, Hole, Take
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download, downloading
+from astore.volume_io.local_file import LocalFile
 from astore.volume_io.named_file import NamedFile
 from astore.volume_io.open_file import OpenFile
 
