@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import anyio
 
 from astore.backend import Context
-from astore.cancellation import shielded
+from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
 from astore.model import PoolDef
 from astore_netfs import kernel
@@ -43,8 +43,8 @@ T = TypeVar("T")
 STALE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED})
 """The errors of a mount that will never work again: its FUSE server is gone, or its NFS handle is invalid."""
 
-CLEANUP_SECONDS = 4.0
-"""How long undoing a mount that was not finished, or cutting one loose, may take."""
+_UNDO_SECONDS = 2 * CLEANUP_SECONDS
+"""How long it may take to undo an unfinished mount, or to detach a hung one."""
 
 MARK = "ASTORE_NETFS_MOUNT"
 """Environment variable of the mount command, which marks the processes that it leaves behind."""
@@ -200,19 +200,19 @@ class MountPoint:
             yield file.path
         finally:  # not on the lane: its threads may all hang
             with contextlib.suppress(TimeoutError):
-                await shielded(aside(file.remove, timeout=CLEANUP_SECONDS))
+                await shielded(aside(file.remove, timeout=_UNDO_SECONDS))
 
     async def _undo(self, mark: str, *, finished: bool) -> bool:
         """Undo a mount command, finished or not; return False if the mount is another process's."""
         try:
-            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=CLEANUP_SECONDS)
+            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=_UNDO_SECONDS)
         except Exception as error:
             self.context.log.warning("a mount could not be taken back", target=self._target, error=str(error))
             return True
 
     def _take_back(self, mark: str, finished: bool) -> bool:
         killed = kernel.kill_marked(mark)
-        deadline = time.monotonic() + CLEANUP_SECONDS / 2
+        deadline = time.monotonic() + _UNDO_SECONDS / 2
         while kernel.kill_marked(mark) and time.monotonic() < deadline:
             time.sleep(0.02)
         mount = find_mount(self._path)
@@ -266,7 +266,7 @@ class MountPoint:
         :raises OSError: it cannot be detached. TimeoutError: not in time.
         """
         self._given_up = True
-        await aside(self._cut, timeout=CLEANUP_SECONDS)
+        await aside(self._cut, timeout=_UNDO_SECONDS)
 
     def _cut(self) -> None:
         if find_mount(self._path) is None:  # the path may have a link that was never followed

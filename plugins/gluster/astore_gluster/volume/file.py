@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import FLOCK, LOCK_OFFSET, NO_LOCKS
+from astore.volume_io.notes import NO_NOTES
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
 from astore_gluster.volume.connection import Connection
-from astore_gluster.volume.notes import NO_NOTES, NOTE, NOTE_ROOM, noted
+from astore_gluster.volume.notes import NOTE, NOTE_ROOM, noted
 
 # Uninitialised bytes, filled before anybody else sees them: reads go straight into the result. (C API, bytes objects:
 # the content is uninitialized where the first argument is NULL.)

@@ -1,20 +1,16 @@
-"""The note that astore keeps at files of a Gluster volume, in an extended attribute."""
+"""The note that astore keeps at files of a Gluster volume: the one that :mod:`astore.volume_io.notes` sees on a mount."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 
+from astore.volume_io import notes
 from astore_gluster.libgfapi import failure
 
-NOTE = b"user.astore.format"
-"""The extended attribute in which the format of a volume is noted that was made raw, as on a mounted file system."""
+NOTE = notes.NOTE.encode()
 
 NOTE_ROOM = 64
 """The size of the buffer for a note, in bytes."""
-
-NO_NOTES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
-"""The errors of storage that keeps no extended attributes."""
 
 
 def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
@@ -24,8 +20,8 @@ def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
     """
     if length >= 0:
         return "raw" if room.raw[:length] == b"raw" else ""
-    if ctypes.get_errno() in (errno.ENODATA, errno.ERANGE):
+    if ctypes.get_errno() in notes.NOT_NOTED:
         return ""
-    if ctypes.get_errno() in NO_NOTES:
+    if ctypes.get_errno() in notes.NO_NOTES:
         return None
     raise failure()
