@@ -23,5 +23,5 @@ def read(head: bytes) -> ImageInfo | None:
     cut_off(head, _BLOCKS_AT + _BLOCKS.size, _FORMAT)
     block, count = _BLOCKS.unpack_from(head, _BLOCKS_AT)
     if not block or block % 512 or block > _LARGEST_BLOCK:
-        raise ImageError(f"its block size {block} is no multiple of 512 up to 64 MiB", format=_FORMAT)
+        raise ImageError(f"its block size {block} is not a multiple of 512 up to 64 MiB", format=_FORMAT)
     return ImageInfo(_FORMAT, block * count, cluster_size=block)

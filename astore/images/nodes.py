@@ -21,10 +21,10 @@ DEEPEST = 32
 MOST_BRACKETS = 256
 """The most objects and lists, counted before the text is parsed."""
 
-FROM_HERE = "is named from whatever folder QEMU is started in"
+FROM_HERE = "is named relative to the folder that QEMU is started in"
 _MALFORMED = "has a json: name that means nothing"
 _UNTOLD = "has a json: name that does not say where it is"
-_NO_DRIVER = "is described with a driver that is none"
+_NO_DRIVER = "is described with an invalid driver"
 _ANOTHER = "is one of several files that a json: name describes"
 
 
@@ -75,9 +75,9 @@ def _parsed(text: str) -> tuple[Node, list[tuple[str, Any]]]:
     except ImageError:
         raise
     except (ValueError, RecursionError):
-        raise ImageError("it is no JSON") from None
+        raise ImageError("it is not JSON") from None
     if not isinstance(value, dict):
-        raise ImageError("it is no object")
+        raise ImageError("it is not an object")
     twice: list[tuple[str, Any]] = []
     return _tree(value, 0, twice), twice
 
@@ -101,7 +101,7 @@ def _constant(word: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> Node:
     node = dict(pairs)
     if len(node) != len(pairs):
-        raise ImageError("it says a thing twice")
+        raise ImageError("it gives a key twice")
     return node
 
 

@@ -23,7 +23,7 @@ def read(head: bytes) -> ImageInfo | None:
     cut_off(head, _HEAD.size, _FORMAT)
     cluster, _, clusters, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
     if cluster & (cluster - 1) or not 1 << 12 <= cluster <= 1 << 26:
-        raise ImageError(f"its cluster_size {cluster} is no power of two from 2^12 to 2^26", format=_FORMAT)
+        raise ImageError(f"its cluster_size {cluster} is not a power of two from 2^12 to 2^26", format=_FORMAT)
     name = ""
     if features & _HAS_BACKING and length:
         checked_name_length(length, _LONGEST_BACKING_NAME, _FORMAT)

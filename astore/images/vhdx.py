@@ -95,7 +95,7 @@ def _items(read: Reader, region: int) -> dict[bytes, tuple[int, int]]:
 
 def _count(table: bytes, layout: struct.Struct, signature: bytes, what: str) -> int:
     if len(table) < layout.size or not table.startswith(signature):
-        raise ImageError(f"its {what} is none, or cut off", format=_FORMAT)
+        raise ImageError(f"its {what} is missing or cut off", format=_FORMAT)
     count = int(layout.unpack_from(table)[1])
     if count > _MOST_ENTRIES:
         raise ImageError(f"its {what} has {count} entries, more than {_MOST_ENTRIES}", format=_FORMAT)
@@ -113,7 +113,7 @@ def _whole(read: Reader, offset: int, table: bytes, needed: int, what: str) -> b
 def _item(read: Reader, items: dict[bytes, tuple[int, int]], kind: bytes, size: int) -> bytes:
     offset, _ = items.get(kind, (0, 0))
     if not offset:
-        raise ImageError("its metadata leaves out the size or the parameters", format=_FORMAT)
+        raise ImageError("its metadata has no size or no parameters", format=_FORMAT)
     raw = read(offset, size)
     if len(raw) < size:
         raise ImageError("its metadata is cut off", format=_FORMAT)

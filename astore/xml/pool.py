@@ -48,7 +48,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
     if type_ is None:
         raise wrong(root, "it has no attribute 'type'")
     if not _TYPE.fullmatch(type_):
-        raise wrong(root, f"{printable(type_)!r} is no pool type")
+        raise wrong(root, f"{printable(type_)!r} is not a pool type")
     source = source_of(root, type_)
     name = string_of(root, "./name")
     if name is None and type_ in NAMED:

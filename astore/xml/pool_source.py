@@ -170,7 +170,7 @@ def _protocol(source: Element, type_: str, format_: str | None) -> str | None:
     if type_ in FORMATS and format_ not in FORMATS[type_][:2]:
         raise wrong(element, f"a protocol version belongs to the formats nfs and auto, not to {format_}", _UNSUPPORTED)
     if "," in version or any(ord(c) < 33 for c in version):
-        raise wrong(element, f"{version!r} is no protocol version", LibvirtCode.XML_DETAIL)
+        raise wrong(element, f"{version!r} is not a protocol version", LibvirtCode.XML_DETAIL)
     return version
 
 

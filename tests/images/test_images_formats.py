@@ -331,7 +331,7 @@ def test_malformed_vhdx() -> None:
         ({REGIONS_AT: b"regi" + b"\xff" * 100}, "more than 2047"),
         ({REGIONS_AT: good[REGIONS_AT][:48].ljust(HEAD, b"\0")}, "no metadata region"),
         ({METADATA_AT: b""}, "metadata table is none"),
-        ({METADATA_AT: metadata[:32].ljust(HEAD, b"\0")}, "leaves out the size"),
+        ({METADATA_AT: metadata[:32].ljust(HEAD, b"\0")}, "has no size or no parameters"),
         ({METADATA_AT + (64 << 10): b""}, "metadata is cut off"),
         ({METADATA_AT + (64 << 10): data[:8] + b"\xff" * 8}, "more than 64 TiB"),
         ({REGIONS_AT: good[REGIONS_AT].replace(struct.pack("<Q", METADATA_AT), b"\xff" * 8)}, "beyond any file"),

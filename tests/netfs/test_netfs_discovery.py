@@ -116,8 +116,8 @@ async def test_no_answer_at_all(answering: Answering) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (b"", "no XML"),
-        (b"Connection failed.", "no XML"),
+        (b"", "not XML"),
+        (b"Connection failed.", "not XML"),
         (b"<cliOutput><opRet>-1</opRet><opErrstr>not allowed</opErrstr></cliOutput>", "not allowed"),
         (b"<cliOutput><opRet>-1</opRet></cliOutput>", "opRet -1"),
         (b"<cliOutput/>", "opRet missing"),

@@ -156,7 +156,7 @@ def _check_protocol(version: str | None, kind: str) -> None:
     if kind not in PROTOCOL_FORMATS:
         raise DefinitionError(f"a netfs source of format {kind!r} has no protocol version", element="protocol")
     if not _VERSION.fullmatch(version):
-        raise DefinitionError(f"{printable(version)!r} is no protocol version", element="protocol")
+        raise DefinitionError(f"{printable(version)!r} is not a protocol version", element="protocol")
 
 
 def _check_for_shell(definition: PoolDef) -> None:

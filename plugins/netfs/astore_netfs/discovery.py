@@ -86,7 +86,7 @@ def _worst(host: str, failures: list[Exception]) -> Exception:
         if isinstance(error, TimeoutError):
             return error
     error = StorageError(
-        f"{host} offers nothing that could be found: {reason(said[0])}",
+        f"{host} offers no sources: {reason(said[0])}",
         errno=errno.EHOSTUNREACH,
         libvirt_code=LibvirtCode.OPERATION_FAILED,
     )
@@ -115,7 +115,7 @@ def _volumes(output: bytes) -> list[str]:
     try:
         root = etree.fromstring(output, parser)
     except etree.XMLSyntaxError as error:
-        raise StorageError(f"gluster's answer is no XML: {_line(str(error))}", errno=errno.EPROTO) from error
+        raise StorageError(f"gluster's answer is not XML: {_line(str(error))}", errno=errno.EPROTO) from error
     result = (root.findtext("opRet") or "").strip()
     if root.tag != "cliOutput" or result != "0":
         said = (root.findtext("opErrstr") or "").strip() or f"opRet {result or 'missing'}"

@@ -95,7 +95,7 @@ class MountPoint:
             raise OSError(errno.ENOTCONN, "nothing is mounted there any more", self._target)
         self._require_ours(mount)
         if mount.id != mount_id(fd):
-            raise OSError(errno.ESTALE, "it was mounted anew meanwhile", self._target)
+            raise OSError(errno.ESTALE, "it was mounted again meanwhile", self._target)
 
     def _require_ours(self, mount: Mount) -> None:
         if not is_expected(mount, self.definition):
@@ -125,7 +125,7 @@ class MountPoint:
                     raise StorageError(
                         f"{self._target}: no server of {mount.source} answers: {reason(error)}", errno=error.errno
                     ) from error
-            self.context.log.warning("stale mount taken away", target=self._target, source=mount.source)
+            self.context.log.warning("stale mount detached", target=self._target, source=mount.source)
             # detaching costs its users nothing: it will never work again
             if find_mount(self._path) == mount:
                 kernel.detach(self._path)
@@ -133,7 +133,7 @@ class MountPoint:
     def _require_folder(self) -> None:
         if not os.path.isdir(self._path):
             raise StorageError(
-                f"{self._target} is no directory to mount on: create it, or build the pool",
+                f"{self._target} is not a directory to mount on: create it, or build the pool",
                 errno=errno.ENOTDIR if os.path.lexists(self._path) else errno.ENOENT,
             )
 

@@ -344,7 +344,7 @@ def _why_not(number: int) -> str:
     if number == errno.EIO:
         return "the volume does not come up (is it started?)"
     if number == errno.EINVAL:
-        return "what the server sent of the volume is not understood (after that, libgfapi may need a new process)"
+        return "libgfapi cannot read the server's volume file (it may need a new process after that)"
     return os.strerror(number)
 
 

@@ -79,7 +79,7 @@ class GlusterSession(WritableTreeSession):
                 self._make, limit, lost.connection, timeout=limit, discard=GlusterTree.close
             )
         except OSError as error:  # LaneTimeoutError and LaneStuckError are TimeoutErrors, and so OSErrors
-            self.context.log.info("cannot connect anew", tree=repr(lost), error=str(error))
+            self.context.log.info("cannot reconnect", tree=repr(lost), error=str(error))
             return False
         if self._closed:
             tree.close()
