@@ -341,7 +341,7 @@ def _until_gone(mount: Mount, unmount: Callable[[str], None], path: str) -> None
     call = _Call(unmount, path)
     while call.is_alive() and mount in mounts():
         call.join(0.02)
-    if call.error is not None and mount in mounts():  # another process unmounted it first
+    if call.error is not None and mount in mounts():  # if it is gone, another process unmounted it first
         raise call.error
 
 
