@@ -188,7 +188,7 @@ def check_head(head: bytes, padding: bytes) -> str:
     assert outcome(whole + TAIL) == told, "bytes beyond HEADER_SIZE are seen"
     first = whole[:FIRST_PAGE]
     if not needs_full_header(first):
-        assert outcome(first) == told, "the first page does not tell what the whole header does"
+        assert outcome(first) == told, "the first page gives another result than the whole header"
     if found is None:
         return "raw"
     if isinstance(found, str):

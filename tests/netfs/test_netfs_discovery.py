@@ -122,7 +122,7 @@ async def test_no_answer_at_all(answering: Answering) -> None:
         (b"<cliOutput><opRet>-1</opRet></cliOutput>", "opRet -1"),
         (b"<cliOutput/>", "opRet missing"),
         (b"<other><opRet>0</opRet></other>", "opRet 0"),
-        (b"<a>" * 10_000, "no XML"),
+        (b"<a>" * 10_000, "not XML"),
         (b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><cliOutput><opRet>&e;</opRet></cliOutput>", "gluster"),
         (b" " * (discovery.MAX_OUTPUT + 1), "too long"),
     ],

@@ -34,8 +34,8 @@ _RUNNING = frozenset({"helper", "uhelper"})
 """Options with which umount(8) runs another program: /sbin/umount.NAME."""
 
 _UNDOES = "it undoes nodev, nosuid or noexec, or may"
-_PASSES = "it is handed on to where nobody checks it, and may undo nodev, nosuid and noexec"
-_LABELS = "it says which programs of this machine may use what is mounted"
+_PASSES = "it is passed on unchecked, and may undo nodev, nosuid and noexec"
+_LABELS = "it decides which programs of this machine may use the mount"
 _HARMFUL = {
     **dict.fromkeys(("suid", "dev", "exec", "defaults"), _UNDOES),
     **dict.fromkeys(("user", "users", "owner", "group"), "it lets other users mount and unmount"),
@@ -148,7 +148,7 @@ class _Login:
         elif name in _PASSWORD2:
             self._take("password2", value)
         elif secret and name not in _USER:
-            raise _refused(f"CIFS has no option {name!r}: it is password=")
+            raise _refused(f"CIFS has no option {name!r}: use password=")
         elif _logs_in(option, self._kind):
             user, percent, password = value.partition("%")
             self._take("username", user)
