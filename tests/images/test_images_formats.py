@@ -327,10 +327,10 @@ def test_malformed_vhdx() -> None:
     good = vhdx()
     metadata, data = good[METADATA_AT], good[METADATA_AT + (64 << 10)]
     for changed, words in (
-        ({REGIONS_AT: b""}, "region table is none"),
+        ({REGIONS_AT: b""}, "region table is missing"),
         ({REGIONS_AT: b"regi" + b"\xff" * 100}, "more than 2047"),
         ({REGIONS_AT: good[REGIONS_AT][:48].ljust(HEAD, b"\0")}, "no metadata region"),
-        ({METADATA_AT: b""}, "metadata table is none"),
+        ({METADATA_AT: b""}, "metadata table is missing"),
         ({METADATA_AT: metadata[:32].ljust(HEAD, b"\0")}, "has no size or no parameters"),
         ({METADATA_AT + (64 << 10): b""}, "metadata is cut off"),
         ({METADATA_AT + (64 << 10): data[:8] + b"\xff" * 8}, "more than 64 TiB"),
