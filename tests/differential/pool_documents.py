@@ -103,7 +103,7 @@ STRICTER = (
         "a protocol version with blanks or control characters",
         "it reaches mount's command line",
         lambda root: bool(re.search(r"[\x00-\x20]", _text(root, "./source/protocol/@ver"))),
-        "no protocol version",
+        "not a protocol version",
     ),
     Difference(
         "a Gluster volume's name with '/'",
