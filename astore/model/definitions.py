@@ -29,28 +29,6 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
-FILE_FORMATS = (
-    "raw",
-    "none",
-    "dir",
-    "bochs",
-    "cloop",
-    "dmg",
-    "iso",
-    "vpc",
-    "vdi",
-    "fat",
-    "vhd",
-    "ploop",
-    "cow",
-    "qcow",
-    "qcow2",
-    "qed",
-    "vmdk",
-)
-"""What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
-
-
 _HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled when it is first used
 _HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 
