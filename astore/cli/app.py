@@ -175,7 +175,7 @@ app = Application(
     VIRSH,
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 not in time, "
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
     callback=_options,

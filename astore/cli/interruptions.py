@@ -128,7 +128,7 @@ def interrupted_once() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
-    yield  # no `finally`: after an error, further signals stay ignored
+    yield  # no `finally`: after an interruption, further signals stay ignored
     signal.signal(signal.SIGINT, before)
 
 
