@@ -172,10 +172,13 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
         with Ticker() as ticker:
+            running = _inside(work, settings, ticker)
             try:
-                answer = asyncio.run(_inside(work, settings, ticker))
+                answer = asyncio.run(running)
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
+            finally:
+                running.close()  # Ctrl-C may come before the loop has started it
         present(answer, settings)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
+import click
 import pytest
 
 from astore.cli.interruptions import interruptions_wait, terminations_interrupt
+from astore.cli.output import Answer
+from astore.cli.session import Session, Settings, perform
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -64,3 +71,20 @@ def test_elsewhere() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert done == [1, 2]
+
+
+def test_interrupted_before_the_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C while the event loop is being made ends the command with one line, without a warning of Python's."""
+
+    def interrupted(_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    async def work(_: Session) -> Answer:
+        raise AssertionError("the loop never runs")
+
+    monkeypatch.setattr(asyncio, "run", interrupted)
+    with ThreadPoolExecutor() as threads:  # whose signals are left alone
+        error = threads.submit(perform, work, Settings()).exception()
+    gc.collect()
+    assert isinstance(error, click.exceptions.Exit) and error.exit_code == 130
+    assert capsys.readouterr().err == "astore: interrupted\n"
