@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import msgspec
-
-Take = Callable[[], tuple[bytearray, int] | None]
-"""Gives a buffer to fill, and the offset to fill it from; None: there is no more to do now."""
-
-Filled = Callable[[int], None]
-"""Is told how many bytes there were for the buffer that was taken last."""
 
 
 class Hole(msgspec.Struct, frozen=True):

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Self
 
-from astore.backend import VolumeFile
+from astore.backend import Filled, ReadsBlocks, Take, VolumeFile
 from astore.cancellation import shielded
-from astore.volume_io.blocks import Blocks, Filled, Hole, Take
+from astore.volume_io.blocks import Blocks, Hole
 from astore.volume_io.copying import Count, next_data
 
 BLOCK = 2 << 20
@@ -31,13 +31,12 @@ STAY = 0.01
 
 
 async def read_blocks(file: VolumeFile, take: Take, filled: Filled) -> None:
-    """Fill buffers one after the other; in a thread, where the file has ``read_blocks`` of its own.
+    """Fill buffers one after the other; in one call if the file is a :class:`~astore.backend.ReadsBlocks`.
 
-    :raises: whatever a read raised; ``filled`` was not called for that one.
+    :raises: what a read raised; ``filled`` was not called for it.
     """
-    own = getattr(file, "read_blocks", None)
-    if own is not None:
-        await own(take, filled)
+    if isinstance(file, ReadsBlocks):
+        await file.read_blocks(take, filled)
         return
     while (job := take()) is not None:
         filled(await file.preadinto(*job))

@@ -6,10 +6,9 @@ import errno
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from astore.backend import VolumeFile
+from astore.backend import Filled, Take, VolumeFile
 from astore.errors import StorageError, printable, reason
 from astore.model import FileStat
-from astore.volume_io.blocks import Filled, Take
 from astore.volume_io.downloads import read_blocks
 
 T = TypeVar("T")

@@ -11,11 +11,10 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Lane
+from astore.backend import Filled, Lane, Take
 from astore.cancellation import SYNC_SECONDS, in_a_thread
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.blocks import Filled, Take
 
 T = TypeVar("T")
 

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from volumes.model_file import GRAIN, BrokenFile, ModelFile, Steps, blobs, plain, sizes
 
+from astore.backend import Filled, Take
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
 from astore.trees.writable_local import LocalFile
 from astore.volume_io import downloads
-from astore.volume_io.blocks import Filled, Hole, Take
+from astore.volume_io.blocks import Hole
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download, downloading
 from astore.volume_io.named_file import NamedFile
