@@ -1,8 +1,8 @@
 """astore's logger: structlog's, around the standard logger ``astore``, which the application configures.
 
-Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library
-sends them, and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute
-``astore`` as a dictionary.
+This module configures neither structlog nor logging: without a handler, warnings go to stderr as the standard library does
+it, and the rest nowhere. Bound fields appear in the message as ``key=value`` and in the record's attribute ``astore`` as a
+dictionary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:
-    """The logger, to bind fields to."""
+    """Return the logger."""
     return cast(
         structlog.stdlib.BoundLogger,
         structlog.wrap_logger(
