@@ -1,4 +1,4 @@
-"""How a libvirt domain and QEMU are told to use a volume."""
+"""Descriptions of a volume for its users: the ``<disk>`` of a libvirt domain, and QEMU's node."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _add_network_source(parent: Element, found: DiskSource) -> None:
 
 
 def _storage(volume: Member) -> QemuNode:
-    """The node of a volume's bytes."""
+    """Return QEMU's node of a volume's bytes."""
     info = volume.info
     if info.type is VolumeType.NETWORK:
         return naming.blockdev(volume.pool, info)
