@@ -41,7 +41,6 @@ ENTRY_POINT_GROUP = "astore.backends"
 """The group of entry points that announce backends: each is named after a pool type and loads a Backend class."""
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 Progress = Callable[[int, int | None], None]
 """Called with the bytes done and the bytes in all (None: unknown); must not block."""
 

@@ -70,18 +70,11 @@ def check_host(host: str) -> str:
         except ValueError:
             raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host") from None
         if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
-            raise DefinitionError(f"{printable(host)!r} has no good zone after '%'", element="host")
+            raise DefinitionError(f"{printable(host)!r} has no valid zone after '%'", element="host")
         return bare
     if not _HOST.fullmatch(host):
         raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
     return host
-
-
-def check_port(port: int) -> int:
-    """Return a TCP port unchanged. :raises DefinitionError: it is not in 1 to 65,535."""
-    if not 0 < port < 65_536:
-        raise DefinitionError(f"{port} is no port", element="host")
-    return port
 
 
 def check_mount_option(option: str) -> str:

@@ -22,7 +22,7 @@ async def answer(call: Awaitable[T]) -> T:
     except asyncio.CancelledError as error:
         if is_cancelled():
             raise
-        raise RuntimeError("something of its own was cancelled") from error
+        raise RuntimeError("a task of its own was cancelled") from error
 
 
 async def asked(method: Callable[..., Awaitable[T]], *args: object) -> T:

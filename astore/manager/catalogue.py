@@ -84,7 +84,9 @@ class Catalogue:
             wanted = check_uuid(uuid)
         except DefinitionError:
             raise PoolNotFoundError(
-                f"there is no pool with uuid {uuid!r}: it is none", what=uuid, libvirt_code=LibvirtCode.INVALID_ARG
+                f"there is no pool with uuid {uuid!r}: it is not a UUID",
+                what=uuid,
+                libvirt_code=LibvirtCode.INVALID_ARG,
             ) from None
         for pool in self._pools.values():
             if pool.uuid == wanted:

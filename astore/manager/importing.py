@@ -175,7 +175,7 @@ async def _import(
 async def _read_definition(manager: Manager, lane: PoolLane, path: Path) -> PoolDef:
     wanted = await manager.check(await lane.run(_read, path))
     if wanted.name != _stem(path.name):  # libvirt leaves such a file out too
-        raise DefinitionError(f"it defines a pool {printable(wanted.name)!r}, which is not what it is named after")
+        raise DefinitionError(f"it defines a pool {printable(wanted.name)!r}, and is not named after it")
     return wanted
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import msgspec
@@ -42,8 +42,6 @@ from astore.store.local import LocalStore, default_state_dir
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
-
-T = TypeVar("T")
 
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
@@ -242,7 +240,7 @@ class Manager:
             try:
                 text: str | bytes = pool_to_xml(definition)
             except (TypeError, ValueError, AttributeError) as error:
-                raise DefinitionError(f"this is no definition of a pool: {reason(error)}") from error
+                raise DefinitionError(f"this is not a definition of a pool: {reason(error)}") from error
         else:
             text = definition
         wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._keeper.run(pool_from_xml, text)

@@ -16,7 +16,7 @@ PROGRESS_SECONDS = 0.25
 
 @contextlib.contextmanager
 def reporting(record: PoolRecord, name: str, operation: str, on_progress: Progress | None) -> Iterator[Progress]:
-    """Yield the callback that work on a volume calls with its progress. The last step is always an event, except of short work."""
+    """Yield the callback that work on a volume calls with its progress. If it lasted, the last step is an event too."""
     told = time.monotonic()
     last: tuple[int, int | None] | None = None
 

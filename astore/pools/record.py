@@ -159,11 +159,11 @@ class PoolRecord:
         return life
 
     def require_inactive(self, operation: str) -> None:
-        """Check that the pool is inactive. :raises InvalidStateError: it is not. PoolNotFoundError: see :meth:`require_known`."""
+        """Check that the pool is inactive. :raises InvalidStateError: it is not. PoolNotFoundError: it is gone."""
         self.require_known()
         if self.state is not PoolState.INACTIVE:
             hint = "; stop it first" if self.active and operation != "start" else ""
-            raise self.wrong_state(f"is {self.state}: it can not be asked to {operation} now{hint}", operation)
+            raise self.wrong_state(f"is {self.state}: cannot {operation} it now{hint}", operation)
 
     def wrong_state(self, what: str, operation: str) -> InvalidStateError:
         """Return the error of an operation that the pool's state does not allow."""
