@@ -7,8 +7,9 @@ is an *ability*: a Protocol of a few methods, on the backend (:class:`DiscoversS
 :class:`CutsLoose`, and the volume abilities). :func:`abilities` finds them by the methods. The core refuses every other
 operation with :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
 
-A backend whose pools are folders of files implements :class:`astore.trees.tree.FileTree` instead of a session and
-returns ``FileTreeSession(tree, context)`` from ``open``; listing and probing are then done for it.
+A backend whose pools are folders of files implements :class:`astore.trees.FileTree` instead of a session and
+returns ``FileTreeSession(tree, context)`` from ``open``, which lists and probes for it. A backend whose volumes are disks
+by themselves implements :class:`astore.blocks.BlockPool` and returns ``block_session(pool, context)``.
 
 Rules for plugin code: ``check`` and ``source_key`` are pure. Blocking calls go through ``context.lane``, programs
 through ``context.run_command``; both have deadlines. ``refresh`` returns data and keeps no reference to the core's
@@ -24,9 +25,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import msgspec
-from structlog.stdlib import BoundLogger
 
 if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
     from astore.lanes.gil_turns import Aside, Turn
     from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
     from astore.model.definitions import Auth

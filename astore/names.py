@@ -16,8 +16,9 @@ from astore.model.definitions import shown_option
 NAME_BYTES = 250
 """The longest name of a pool: it is part of a file name, and NAME_MAX (limits.h) is 255."""
 
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# patterns that are plain strings are compiled on first use: that takes as long as importing a module
+_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?"
+_URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -72,7 +73,7 @@ def check_host(host: str) -> str:
         if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
             raise DefinitionError(f"{printable(host)!r} has no valid zone after '%'", element="host")
         return bare
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
     return host
 
@@ -127,7 +128,7 @@ def normal_path(path: str) -> str:
 
     Runs of ``/`` become one and a trailing one goes; exactly two at the beginning stay. A URL (``scheme://``) is unchanged.
     """
-    if _URI.match(path):
+    if re.match(_URI, path):
         return path
     lead = ""
     if path.startswith("//") and not path.startswith("///"):

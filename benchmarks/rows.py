@@ -17,6 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.row import Row
 from benchmarks.sides import first_refresh, settle, unchanged_refresh
+from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
 
 median = statistics.median
@@ -296,5 +297,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "memory": memory_rows,
     "volumes": volume_rows,
     "creating": creating_rows,
+    "startup": startup_rows,
 }
 """The rows by the names that ``--rows`` takes."""

@@ -73,6 +73,11 @@ class Libvirt:
         if self.why is None:
             self._bed.close()
 
+    @property
+    def uri(self) -> str:
+        """What virsh is told to connect to."""
+        return self._bed.uri
+
     def start(self, xml: str, name: str) -> None:
         self._bed.define(xml)
         self._bed.virsh("pool-start", name)

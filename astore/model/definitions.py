@@ -51,13 +51,13 @@ FILE_FORMATS = (
 """The formats of volumes in a pool of files, the default first (libvirt's virStorageFileFormat without luks)."""
 
 
-_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
-_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
+_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled on first use
+_HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 
 
 def shown_option(option: str) -> str:
     """Return a mount option for messages and logs: with ``***`` for a password."""
-    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
+    return re.sub(_HIDDEN_AFTER_USER, r"\1***", re.sub(_HIDDEN, r"\1***", option, count=1), count=1)
 
 
 class Host(msgspec.Struct, frozen=True):

@@ -32,9 +32,10 @@ from astore.pools.job_support import making, opened_volume, require_usable, seei
 from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
 from astore.pools.progress import reporting
-from astore.trees.headers import elsewhere
-from astore.trees.images import is_served, whole_sectors
 from astore.volume_io.copying import Count
+from astore.volume_io.export import whole_sectors
+from astore.volume_io.headers import elsewhere
+from astore.volume_io.qemu_img import is_served
 
 
 class _Backed(TypedDict, total=False):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from astore.errors import StorageError, printable, reason
-from astore.images import ImageError, dmg, needs_full_header, probe
-from astore.images.references import located
-from astore.model import EntryError, ImageInfo, VolumeInfo, VolumeType
+from astore.images import ImageError, needs_full_header
+from astore.model import EntryError, VolumeInfo, VolumeType
+from astore.volume_io.headers import recognised, record_of
+from astore.volume_io.volume_names import wrong_name
 
 if TYPE_CHECKING:
     from astore.model import FileStat
@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
     """What an entry is if its header need not be read; None if it must be."""
     mode = st[0]
-    if not (name.isascii() and name.isprintable()):
-        if any(ord(c) < 32 or c == "\x7f" for c in name):
-            return EntryError(printable(name), "its name has control characters", skipped=True)
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            return EntryError(printable(name), "its name is not UTF-8", errno.EILSEQ)
+    if not (name.isascii() and name.isprintable()) and (wrong := wrong_name(name)) is not None:
+        return wrong
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return None
     if stat.S_ISDIR(mode):
@@ -104,86 +99,6 @@ def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, notes: bool, 
     finally:
         reading.close()
     return record_of(name, tree.file_type, tree.key(name), st, image, made)
-
-
-def recognised(
-    name: str,
-    size: int,
-    head: bytes,
-    read: Callable[[int, int], bytes] | None,
-    noted: Callable[[], str | None],
-    made: str | None,
-    *,
-    notes: bool = True,
-) -> tuple[ImageInfo | None, str | None]:
-    """Say what a file's header says it is, and the format that it is known to have been made in.
-
-    :param size: of the file. :param read: gives more of it than ``head``. :param noted: gives what is noted at the file.
-    :param made: what is known where no notes are kept. :param notes: look for a note at every image.
-    :raises ImageError: its header is malformed, and it was not made raw.
-    """
-    try:
-        image = probe(head, read)
-    except ImageError as error:
-        made = _known(noted(), made)
-        if made != "raw":
-            raise
-        return ImageInfo(error.format), made
-    if image is None and name.endswith(dmg.SUFFIX) and read is not None:
-        image = dmg.read_trailer(read(max(size - dmg.TRAILER, 0), dmg.TRAILER))
-    if image is not None and (notes or image.references):
-        made = _known(noted(), made)
-    return image, made
-
-
-def _known(noted: str | None, made: str | None) -> str | None:
-    return made if noted is None else noted or None
-
-
-def record_of(
-    name: str, type: VolumeType, key: str, st: FileStat, image: ImageInfo | None, made: str | None = None
-) -> VolumeInfo:
-    """The record of an entry, with what its header says, if that was read.
-
-    :param made: the format that it is known to have been made in.
-    """
-    mode, inode, size, blocks, uid, gid, atime, mtime, ctime, device = st
-    if image is None or made == "raw":
-        fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
-        said = None if image is None else image.format
-        return VolumeInfo(
-            *(name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime),
-            device=device,
-            made=made,
-            header_format=said,
-        )
-    capacity = max(size - image.before, 0) if image.capacity is None else image.capacity
-    return VolumeInfo(
-        name,
-        type,
-        key,
-        key,
-        capacity,
-        blocks * 512,
-        size,
-        image.format,
-        mode,
-        uid,
-        gid,
-        inode,
-        atime,
-        mtime,
-        ctime,
-        located(image.references, key) if image.references else (),
-        image.compat,
-        image.features,
-        image.encryption,
-        image.cluster_size,
-        device,
-        made,
-        None,
-        image.extras,
-    )
 
 
 _SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})

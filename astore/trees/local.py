@@ -18,6 +18,7 @@ from astore.images import HEADER_SIZE
 from astore.model import FileStat, Permissions, Place
 from astore.places import place_of
 from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
+from astore.volume_io.notes import NO_NOTES, NOTE, noted_format
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening what became a FIFO must not wait for a writer; O_NOCTTY: nor make a terminal ours (open(2))
@@ -207,7 +208,7 @@ class LocalTree(FileTree):
         try:
             return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
         except OSError as error:
-            if error.errno in _NO_NOTES:
+            if error.errno in NO_NOTES:
                 return False
             raise
 
@@ -279,41 +280,6 @@ class LocalReading(Reading):
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
-
-
-NOTE = "user.astore.format"
-"""The extended attribute in which the format of a volume is noted that was made raw (xattr(7))."""
-
-_NO_NOTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
-_NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
-
-
-def noted_format(fd: int) -> str | None:
-    """The format that is noted at an open file, ``""`` if none is; None where the file system keeps no notes."""
-    try:
-        return "raw" if os.getxattr(fd, NOTE) == b"raw" else ""
-    except OSError as error:
-        if error.errno in _NOT_NOTED:
-            return ""
-        if error.errno in _NO_NOTES:
-            return None
-        raise
-
-
-def note_format(fd: int, format: str | None) -> bool:
-    """Note at an open file which format it was made in, or (None) take that back; False where no notes are kept."""
-    try:
-        if format is not None:
-            os.setxattr(fd, NOTE, format.encode())
-        else:
-            os.removexattr(fd, NOTE)
-    except OSError as error:
-        if error.errno == errno.ENODATA:
-            return True
-        if error.errno in _NO_NOTES or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return False
-        raise
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------ single calls

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -19,9 +18,9 @@ import msgspec
 from astore.errors import printable
 from astore.model import EntryError, KeptPermissions, Permissions, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
-from astore.trees.tree import TEMPORARY
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.volume_names import is_leftover, new_hidden_name
 
 T = TypeVar("T")
 
@@ -30,9 +29,6 @@ STALE_TRIES = 10
 
 DEFAULT_MODE = 0o600
 """A new volume's, where its definition names none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
-
-SUFFIX = ".tmp"
-"""How the names of hidden files end."""
 
 ATTEMPTS = 16
 """How many hidden files are tried: each may be taken for a leftover before it is locked, but not all of them."""
@@ -177,7 +173,7 @@ def start(
     """
     wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
-        hidden = f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
+        hidden = new_hidden_name()
         file = tree.create(hidden, DEFAULT_MODE)
         new = HiddenFile(tree, hidden, name, file, wanted, made)
         try:
@@ -215,7 +211,7 @@ def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:
     """Remove hidden files that nobody is making any more; returns their names. What cannot be told stays."""
     removed = []
     for name in names:
-        if not name.endswith(SUFFIX):
+        if not is_leftover(name):
             continue  # nothing of astore's, whatever it begins with
         with contextlib.suppress(OSError):
             file = tree.open(name, write=True)

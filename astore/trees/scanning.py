@@ -23,9 +23,11 @@ from astore.backend import Context, PoolSession
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
 from astore.model.records import FileStat
-from astore.trees.entries import entry_error, read_one, record_of, without_header
+from astore.trees.entries import entry_error, read_one, without_header
 from astore.trees.resolver import Resolver
-from astore.trees.tree import SETTLING_NS, TEMPORARY, Entry, FileTree
+from astore.trees.tree import SETTLING_NS, Entry, FileTree
+from astore.volume_io.headers import record_of
+from astore.volume_io.volume_names import TEMPORARY
 
 
 class FileTreeSession(PoolSession):

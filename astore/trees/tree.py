@@ -16,9 +16,6 @@ from astore.model.records import FileStat, Place
 FIRST_READ = 4096
 """Bytes that tell most images; reading the rest for all would cost more than reading twice for some."""
 
-TEMPORARY = ".astore-"
-"""How the names of files begin that are volumes in the making; no scan shows them."""
-
 SETTLING_NS = 1_000_000_000
 """An entry that changed this shortly before it was read may change again without its times showing it."""
 

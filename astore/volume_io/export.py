@@ -168,3 +168,8 @@ class Export:
         if offset + length > self.size:
             number = errno.ENOSPC if write else errno.EINVAL
             raise OSError(number, os.strerror(number))
+
+
+def whole_sectors(size: int) -> int:
+    """As many bytes, and as many more as make whole sectors."""
+    return (size + SECTOR - 1) // SECTOR * SECTOR

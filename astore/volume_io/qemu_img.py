@@ -206,6 +206,18 @@ class _OwnThread:
         return await future
 
 
+def is_served(node: QemuNode | None) -> bool:
+    """Whether QEMU gets an image from this process, and so waits for its lanes."""
+    return node is not None and node["file"]["driver"] == "nbd"
+
+
+def needed_capacity(definition: VolumeDef) -> int:
+    """:raises DefinitionError: it has none."""
+    if definition.capacity is None:
+        raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
+    return definition.capacity
+
+
 def image_end(said: CommandResult) -> int:
     """Where an image ends, by what ``qemu-img check --output=json`` said. :raises CommandError: it did not say."""
     try:

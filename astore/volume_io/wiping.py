@@ -10,9 +10,9 @@ import errno
 import os
 from collections.abc import Mapping
 
+from astore.backend import Lane, VolumeFile
 from astore.errors import DefinitionError, LibvirtCode, StorageError
 from astore.volume_io.copying import BLOCK, Count, data_ranges, side_by_side
-from astore.volume_io.open_file import OpenFile
 
 PUNCH_AT_ONCE = 1 << 30
 """Bytes whose space one call gives back."""
@@ -71,8 +71,12 @@ def passes_of(algorithm: str) -> int:
     return len(PASSES.get(algorithm, (b"",))) + (algorithm in VERIFIED)
 
 
-async def wipe(file: OpenFile, algorithm: str, count: Count) -> None:
-    """Overwrite all data of an open file. :raises StorageError: EIO: what was read back is not what had been written."""
+async def wipe(file: VolumeFile, algorithm: str, count: Count, lane: Lane) -> None:
+    """Overwrite all data of an open volume.
+
+    :param lane: whose threads make random data.
+    :raises StorageError: EIO: what was read back is not what had been written.
+    """
     size = (await file.stat()).size
     if algorithm == "trim":
         count.total = size
@@ -84,7 +88,7 @@ async def wipe(file: OpenFile, algorithm: str, count: Count) -> None:
     ranges = [found async for found in data_ranges(file, 0, size)]
     count.total = sum(stop - start for start, stop in ranges) * passes_of(algorithm)
     for pattern in PASSES[algorithm]:
-        await _one_pass(file, ranges, pattern, count)
+        await _one_pass(file, ranges, pattern, count, lane)
         await file.sync()  # or the next pass would overwrite what never left the cache
     if algorithm in VERIFIED:
         await _verify(file, ranges, PASSES[algorithm][-1] or b"\0", count)
@@ -94,27 +98,24 @@ def _blocks(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(at, min(at + BLOCK, stop)) for start, stop in ranges for at in range(start, stop, BLOCK)]
 
 
-async def _one_pass(file: OpenFile, ranges: list[tuple[int, int]], pattern: Pass, count: Count) -> None:
+async def _one_pass(file: VolumeFile, ranges: list[tuple[int, int]], pattern: Pass, count: Count, lane: Lane) -> None:
     blocks = iter(_blocks(ranges))
     width = 1 if pattern is None else len(pattern)
     whole = b"" if pattern is None else pattern * (BLOCK // width + 2)
 
-    def write(start: int, stop: int) -> None:
-        if pattern is None:
-            data: bytes | memoryview = os.urandom(stop - start)
-        else:
-            data = memoryview(whole)[start % width : start % width + stop - start]
-        file.file.pwrite(data, start)
-
     async def work() -> None:
         for start, stop in blocks:
-            await file.run(write, start, stop)
+            if pattern is None:
+                data: bytes | memoryview = await lane.run(os.urandom, stop - start)
+            else:
+                data = memoryview(whole)[start % width : start % width + stop - start]
+            await file.pwrite(data, start)
             count.add(stop - start)
 
     await side_by_side(work, file.in_flight)
 
 
-async def _verify(file: OpenFile, ranges: list[tuple[int, int]], pattern: bytes, count: Count) -> None:
+async def _verify(file: VolumeFile, ranges: list[tuple[int, int]], pattern: bytes, count: Count) -> None:
     whole = pattern * (BLOCK // len(pattern) + 2)
     for start, stop in _blocks(ranges):
         data = await file.pread(stop - start, start)

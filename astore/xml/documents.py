@@ -10,9 +10,10 @@ from lxml import etree
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host
 from astore.model.definitions import FILE_FORMATS
-from astore.xml.pool import add_source
 from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, read_format, read_host
-from astore.xml.reading import Element, add, all_of, parse, render
+from astore.xml.pool_writing import add_source
+from astore.xml.reading import Element, all_of, parse
+from astore.xml.writing import add, render
 
 
 class _Formats(NamedTuple):

@@ -46,6 +46,7 @@ POOL_TYPES = (
 NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
 _HOSTED = frozenset({"netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster"})
 _WITH_DEVICES = frozenset({"logical", "fs", "iscsi", "iscsi-direct", "disk", "zfs"})
+NO_TARGET = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 _ONLY_DEVICES = frozenset({"fs", "disk"})
 _WITH_DIRECTORY = frozenset({"netfs", "gluster"})
 _WITH_INITIATOR = frozenset({"iscsi", "iscsi-direct"})
@@ -75,7 +76,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
 _UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
-_WWN = re.compile("(0x)?[0-9a-fA-F]{16}")
+_WWN = "(0x)?[0-9a-fA-F]{16}"
 
 
 def source_of(root: Element, type_: str) -> Source:
@@ -84,7 +85,7 @@ def source_of(root: Element, type_: str) -> Source:
     :raises DefinitionError: something is not as it must be, or missing.
     """
     element = child(root, "source")
-    if element is None:
+    if element is None or not len(element):  # as of a dir pool
         source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
         format_ = read_format(element, type_)
@@ -246,7 +247,7 @@ def _check_adapter(adapter: Adapter | None, element: Element) -> None:
     if adapter.wwnn is None or adapter.wwpn is None:
         raise wrong(element, "an fc_host needs a wwnn and a wwpn")
     for name, value in {"wwnn": adapter.wwnn, "wwpn": adapter.wwpn, **parents}.items():
-        if value is not None and not _WWN.fullmatch(value):
+        if value is not None and not re.fullmatch(_WWN, value):
             raise wrong(element, f"an fc_host's {name} has 16 hexadecimal digits", LibvirtCode.INTERNAL_ERROR)
 
 

@@ -1,4 +1,4 @@
-"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network; and writing it."""
+"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
 NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
 _DETAIL = LibvirtCode.XML_DETAIL  # what libxml2 says, to libvirt
-_DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
-_PLACE = re.compile(r", line \d+, column \d+( \(.*\))?$")
-_INTEGER = re.compile(r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)")
+_DECLARATION = r"^\s*<\?xml\s[^>]*\?>"
+_PLACE = r", line \d+, column \d+( \(.*\))?$"
+_INTEGER = r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)"
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
@@ -47,7 +47,7 @@ def parse(text: str | bytes, root: str) -> Element:
         raise DefinitionError(f"the document is longer than {LARGEST_DOCUMENT} bytes")
     if isinstance(text, str):
         try:
-            text = _DECLARATION.sub("", text, count=1).encode()
+            text = re.sub(_DECLARATION, "", text, count=1).encode()
         except UnicodeEncodeError:
             raise DefinitionError("the document is not valid Unicode") from None
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
@@ -67,7 +67,7 @@ def parse(text: str | bytes, root: str) -> Element:
     try:
         element = etree.fromstring(text, parser)
     except etree.XMLSyntaxError as error:
-        why = _PLACE.sub("", printable(error.msg or str(error)))  # the place is told already
+        why = re.sub(_PLACE, "", printable(error.msg or str(error)))  # the place is told already
         raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
     except (ValueError, LookupError) as error:
         raise DefinitionError(f"not XML: {printable(str(error))}", libvirt_code=_DETAIL) from None
@@ -158,7 +158,7 @@ def integer(
 
     :param base: 8, 10, 16, or 0: by what it begins with.
     """
-    found = _INTEGER.fullmatch(text or "")
+    found = re.fullmatch(_INTEGER, text or "")
     try:
         if found is None or text is None:
             raise ValueError
@@ -256,20 +256,6 @@ def _id_of(element: Element, name: str) -> int | None:
     return None if number in (-1, (1 << 32) - 1) else number
 
 
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
-    """Append an element; attributes that are None are left out."""
-    element = etree.SubElement(parent, tag)
-    for name, value in attributes.items():
-        if value is not None:
-            element.set(name, safe(str(value)))
-    if text is not None:
-        element.text = safe(str(text))
-    return element
-
-
 def safe(text: str) -> str:
     """The text, if XML can hold it. :raises DefinitionError: it has control characters or is no Unicode."""
     if not text.isprintable():
@@ -277,24 +263,3 @@ def safe(text: str) -> str:
             if (c < " " and c not in "\t\n\r") or "\ud800" <= c <= "\udfff" or c in "\ufffe\uffff":
                 raise DefinitionError(f"{printable(shown_option(text))!r} cannot be written as XML")
     return text
-
-
-def add_permissions(parent: Element, permissions: Permissions | None) -> None:
-    """Append ``<permissions>``, if they say anything."""
-    if permissions is None or permissions == Permissions():
-        return
-    element = add(parent, "permissions")
-    if permissions.mode is not None:
-        add(element, "mode", f"0{permissions.mode:o}")
-    if permissions.owner is not None:
-        add(element, "owner", permissions.owner)
-    if permissions.group is not None:
-        add(element, "group", permissions.group)
-    if permissions.label is not None:
-        add(element, "label", permissions.label)
-
-
-def render(element: Element) -> str:
-    """The document, two blanks a level, with a newline at its end."""
-    etree.indent(element, "  ")
-    return str(etree.tostring(element, encoding="unicode")) + "\n"

@@ -14,19 +14,17 @@ from astore.names import check_volume_name
 from astore.xml.reading import (
     LARGEST_SIZE,
     Element,
-    add,
-    add_permissions,
     all_of,
     choice,
     integer,
     parse,
     parse_size,
     permissions_of,
-    render,
     string_of,
     uuid_of,
     wrong,
 )
+from astore.xml.writing import add, add_permissions, render
 
 VOLUME_FORMATS = tuple(word for word in FILE_FORMATS if word != "none")
 """What a volume of a pool of files may be asked to be; a LUKS volume is ``raw`` with an ``<encryption>``."""

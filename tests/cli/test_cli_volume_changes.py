@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from astore.cli import shapes
-from astore.trees.writable_local import LocalFile
+from astore.volume_io.local_file import LocalFile
 
 Make = Callable[..., Path]
 

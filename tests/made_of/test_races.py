@@ -28,8 +28,8 @@ from astore.pools.pool import Pool
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
 from astore.testing.faults import Call, Faults
-from astore.trees.tree import TEMPORARY
 from astore.volume_io import qemu_img
+from astore.volume_io.volume_names import TEMPORARY
 
 pytestmark = pytest.mark.qemu
 

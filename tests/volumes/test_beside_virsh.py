@@ -22,7 +22,7 @@ from astore.manager import Manager
 from astore.model import BackingStore, VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.faults import Faults
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 from beds import fuse
 from beds.libvirt import VirshError
 

@@ -20,11 +20,11 @@ from astore.backend import Filled, Take
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
-from astore.trees.writable_local import LocalFile
 from astore.volume_io import downloads
 from astore.volume_io.blocks import Hole
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download, downloading
+from astore.volume_io.local_file import LocalFile
 from astore.volume_io.named_file import NamedFile
 from astore.volume_io.open_file import OpenFile
 

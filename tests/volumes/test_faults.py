@@ -20,7 +20,8 @@ from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.faults import POINTS, Call, Faults, Gate
 from astore.trees.tree import FileTree
-from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.trees.writable_local import WritableLocalTree
+from astore.volume_io.local_file import LocalFile
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed

@@ -27,7 +27,7 @@ from astore.errors import PoolInaccessibleError, StorageError, TransferError
 from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 from beds import fuse
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from volumes.real_servers import MIB, dir_pool, gluster_pool, names_on, netfs_po
 from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 from beds import fuse
 
 OLD = os.urandom(8 * MIB)

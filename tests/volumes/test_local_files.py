@@ -19,8 +19,9 @@ from leaks import open_files
 
 from astore.trees import writable_local as local
 from astore.trees.placing import begin, found, remove_leftovers
-from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.trees.writable_local import WritableLocalTree
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.local_file import LocalFile
 
 
 @pytest.fixture

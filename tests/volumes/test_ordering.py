@@ -11,7 +11,8 @@ from astore.manager import Manager
 from astore.model import PoolDef, Target, VolumeDef
 from astore.trees import ordering
 from astore.trees.ordering import keeps_order
-from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.trees.writable_local import WritableLocalTree
+from astore.volume_io.local_file import LocalFile
 
 
 def order_of(folder: Path) -> bool:

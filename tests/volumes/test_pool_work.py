@@ -26,8 +26,8 @@ from astore.model import BackingStore, VolumeDef, VolumeInfo
 from astore.pools.pool import Pool
 from astore.testing.conformance.source import qcow2
 from astore.testing.faults import Faults, Gate
-from astore.trees.writable_local import LocalFile
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.local_file import LocalFile
 from astore.volume_io.uploads import LaneExecutor, chunks_of
 
 MIB = 1 << 20

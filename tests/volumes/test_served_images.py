@@ -25,7 +25,8 @@ from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
 from astore.testing.conformance.source import qcow2
 from astore.trees.session import WritableTreeSession
-from astore.trees.writable_local import LocalFile, WritableLocalTree
+from astore.trees.writable_local import WritableLocalTree
+from astore.volume_io.local_file import LocalFile
 
 pytestmark = pytest.mark.qemu
 

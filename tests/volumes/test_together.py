@@ -21,8 +21,8 @@ from astore.manager import Manager
 from astore.model import Permissions, VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.faults import Faults
-from astore.trees import opening
-from astore.trees.writable_local import LocalFile
+from astore.volume_io import session_files
+from astore.volume_io.local_file import LocalFile
 
 COUNT = 40
 
@@ -31,7 +31,7 @@ COUNT = 40
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean-ups wait for a quarter of a second."""
     monkeypatch.setattr(calls, "CLEANUP_SECONDS", 0.25)
-    monkeypatch.setattr(opening, "CLOSING_SECONDS", 0.25)
+    monkeypatch.setattr(session_files, "CLOSING_SECONDS", 0.25)
 
 
 def create(pool: Pool, *names: str) -> list[asyncio.Task[Any]]:

@@ -14,9 +14,9 @@ from astore.model import BackingStore, Permissions, VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.faults import Call, Faults
 from astore.trees import placing
-from astore.trees.writable_local import LocalFile
 from astore.volume_io import copying
 from astore.volume_io.blocks import Hole
+from astore.volume_io.local_file import LocalFile
 
 MIB = 1 << 20
 DATA = os.urandom(3 * MIB)

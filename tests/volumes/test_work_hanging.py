@@ -240,7 +240,7 @@ async def test_session_that_ends_first(folder: Path, context: Context) -> None:
     before = open_files()
 
     async def close_inside(make: bool) -> None:
-        async with session.new_volume("b") if make else session.open_volume(info, write=True) as file:
+        async with session.opener.new_volume("b") if make else session.open_volume(info, write=True) as file:
             await session.aclose()
             await file.stat()
 
@@ -249,17 +249,17 @@ async def test_session_that_ends_first(folder: Path, context: Context) -> None:
             await close_inside(make)
         assert os.listdir(folder) == ["a"]
         with pytest.raises(OSError):
-            async with session.new_volume("c"):
+            async with session.opener.new_volume("c"):
                 raise AssertionError("the session is closed")
         tree = await asyncio.to_thread(WritableLocalTree, str(folder))
         session = WritableTreeSession(tree, context)
 
     async def close_at_the_end() -> None:
-        async with session.new_volume("d") as new:
+        async with session.opener.new_volume("d") as new:
             place = new.made.place
 
             def place_and_end() -> object:
-                session._over = True  # as if aclose() ran in the moment between
+                session.opener.files.over = True  # as if aclose() ran in the moment between
                 return place()
 
             new.made.place = place_and_end  # type: ignore[method-assign, assignment]
@@ -267,7 +267,7 @@ async def test_session_that_ends_first(folder: Path, context: Context) -> None:
     with pytest.raises(OSError):
         await close_at_the_end()
     assert os.listdir(folder) == ["a"]
-    session._over = False
+    session.opener.files.over = False
     await session.aclose()
     await eventually(lambda: not open_files() - before)
 

@@ -27,7 +27,7 @@ pytest.register_assert_rewrite(
         f"{__name__}.{part}"
         for part in (
             *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing", "naming"),
-            *("volumes", "volumes_made", "streams", "volumes_streamed", "volumes_copied", "volumes_changed"),
+            *("streams", "volumes", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
             *("volumes_written_by_two", "volumes_cancelled"),
         )
     )

@@ -168,7 +168,7 @@ class RecordChecks(ConformanceBase):
         directory = good_kind.endswith("directory")
         assert (record.type in (VolumeType.DIR, VolumeType.NETDIR)) == directory
         assert stat.S_ISDIR(record.mode) == directory
-        assert stat.S_ISREG(record.mode) == (not directory)
+        assert (stat.S_ISREG(record.mode) or stat.S_ISBLK(record.mode)) == (not directory)
         if directory:
             assert record.format == "dir"
         elif good_kind == "raw":

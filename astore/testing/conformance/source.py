@@ -24,10 +24,12 @@ CONTROL = "control"
 """Names may have control characters."""
 BYTES = "bytes"
 """Names may have bytes that are no UTF-8."""
+PERMISSIONS = "permissions"
+"""Volumes have a mode and an owner of their own."""
 BREAK = "break"
 """The source can be made to stop answering, and to answer again."""
 
-EVERYTHING = frozenset({IMAGES, DIRECTORIES, LINKS, FIFOS, CONTROL, BYTES, BREAK})
+EVERYTHING = frozenset({IMAGES, DIRECTORIES, LINKS, FIFOS, CONTROL, BYTES, PERMISSIONS, BREAK})
 
 
 class SourceUnderTest(abc.ABC):

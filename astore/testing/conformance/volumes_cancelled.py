@@ -19,10 +19,10 @@ from astore.testing.conformance.base import (
     cancel_everywhere,
     start_able,
 )
-from astore.testing.conformance.source import SourceUnderTest
+from astore.testing.conformance.source import DIRECTORIES, IMAGES, SourceUnderTest
 from astore.testing.conformance.streams import DATA, chunks, given, taken
 from astore.testing.conformance.volumes_made import MIB
-from astore.trees.tree import TEMPORARY
+from astore.volume_io.volume_names import TEMPORARY
 
 
 class CancelledWorkChecks(ConformanceBase):
@@ -64,8 +64,10 @@ class CancelledWorkChecks(ConformanceBase):
                 if one.name != "witness":
                     await pool.volume(one.name).delete()
 
-        kinds = [VolumeDef("new", capacity=MIB, allocation=MIB), VolumeDef("new", format="dir")]
-        if await asyncio.to_thread(shutil.which, "qemu-img") is not None:
+        kinds = [VolumeDef("new", capacity=MIB, allocation=MIB)]
+        if DIRECTORIES in source.can:
+            kinds.append(VolumeDef("new", format="dir"))
+        if IMAGES in source.can and await asyncio.to_thread(shutil.which, "qemu-img") is not None:
             kinds.append(VolumeDef("new", capacity=MIB, format="qcow2"))
         for number, wanted in enumerate(kinds):
             if number:
@@ -97,7 +99,8 @@ class CancelledWorkChecks(ConformanceBase):
                 await pool.volume("copy").delete()
 
         jobs = [(near, VolumeDef("copy")), (far, VolumeDef("copy"))]
-        if "convert-volume" in pool.abilities() and await asyncio.to_thread(shutil.which, "qemu-img") is not None:
+        images = IMAGES in source.can and "convert-volume" in pool.abilities()
+        if images and await asyncio.to_thread(shutil.which, "qemu-img") is not None:
             jobs.append((far, VolumeDef("copy", format="qcow2")))
         for number, (original, wanted) in enumerate(jobs):
             if number:

@@ -15,7 +15,7 @@ from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, start_able
-from astore.testing.conformance.source import SourceUnderTest
+from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest
 from astore.testing.conformance.streams import DATA, Received, Watch, chunks, given, one_buffer, taken
 from astore.testing.conformance.volumes_made import MIB
 from astore.volume_io.blocks import Hole
@@ -88,6 +88,14 @@ class StreamedVolumeChecks(ConformanceBase):
             await source.settle()
             assert await source.content(f"{number}") == data
             assert disk.info.capacity == len(data)
+
+    async def test_what_is_no_source(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
+        """What bytes cannot come from is refused by the source's error, and what was there stays."""
+        await start_able(pool, "create-volume", "open-volume")
+        data = DATA[:MIB]
+        disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
+        await disk.upload(data)
+        await source.settle()
         nonsense: tuple[Any, ...] = (5, ["x"], given(["text"]), tmp_path)
         for wrong in nonsense:
             with pytest.raises(OSError if wrong is tmp_path else TypeError) as caught:
@@ -350,6 +358,8 @@ class StreamedVolumeChecks(ConformanceBase):
             async with disk.download():
                 raise AssertionError("there is nothing to download")
         assert (pool.volumes, await source.names()) == ((), set())
+        if DIRECTORIES not in source.can:
+            return
         folder = await pool.create_volume(VolumeDef("folder", format="dir"))
         with pytest.raises(StorageError):
             await folder.upload(b"x")

@@ -25,8 +25,8 @@ from astore.testing.conformance.base import (
 )
 from astore.testing.conformance.source import SourceUnderTest, raw
 from astore.testing.conformance.streams import DATA, taken
-from astore.testing.conformance.volumes_made import MIB
-from astore.trees.tree import TEMPORARY
+from astore.testing.conformance.volumes_made import MIB, kinds_of
+from astore.volume_io.volume_names import TEMPORARY
 
 LEFT = f"{TEMPORARY}0123456789abcdef.tmp"
 """What a volume in the making is called."""
@@ -170,8 +170,9 @@ class TwoWriterChecks(ConformanceBase):
     async def test_created_twice_at_once(self, pool: Pool, source: SourceUnderTest) -> None:
         """Of several who make a volume of one name, one does."""
         await start_able(pool, "create-volume")
+        kinds = kinds_of(source)
         results = await asyncio.gather(
-            *(pool.create_volume(VolumeDef("a.img", capacity=n, format=("raw", "dir")[n % 2])) for n in range(8)),
+            *(pool.create_volume(VolumeDef("a.img", capacity=n, format=kinds[n % len(kinds)])) for n in range(8)),
             return_exceptions=True,
         )
         assert sum(isinstance(result, Volume) for result in results) == 1
@@ -188,7 +189,7 @@ class TwoWriterChecks(ConformanceBase):
         session = await backend.open(definition, context)  # as another process has it
         try:
             assert isinstance(session, ReceivesVolumes)
-            for name, taken_by in (("first", None), ("second", "raw"), ("third", "dir")):
+            for name, taken_by in (("first", None), ("second", "raw"), ("third", kinds_of(source)[-1])):
                 faucet = Faucet()
                 call = session.receive_volume(faucet, faucet.size, VolumeDef(name))
                 making: asyncio.Task[VolumeInfo] = asyncio.ensure_future(call)

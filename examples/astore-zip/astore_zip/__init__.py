@@ -18,8 +18,7 @@ from astore import Backend, Context, DefinitionError, Device, PoolDef, PoolSessi
 from astore.images import HEADER_SIZE
 from astore.model import FileStat
 from astore.names import check_path
-from astore.trees.scanning import FileTreeSession
-from astore.trees.tree import FIRST_READ, Entry, FileTree
+from astore.trees import FIRST_READ, Entry, FileTree, FileTreeSession
 
 
 class ZipBackend(Backend):

@@ -10,8 +10,8 @@ import secrets
 from typing import Any, ClassVar
 
 from astore.model import FileStat
-from astore.trees.writable_local import FLOCK, LOCK_OFFSET, NO_LOCKS
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.local_file import FLOCK, LOCK_OFFSET, NO_LOCKS
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
 from astore_gluster.volume.connection import Connection

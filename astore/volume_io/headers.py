@@ -1,14 +1,95 @@
-"""What an open volume is by its own header, held against what is known of it: what was checked is what is worked on."""
+"""What a volume is by its own header, held against what is known of it: what was checked is what is worked on."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from astore.errors import StorageError, printable
-from astore.images import HEADER_SIZE, ImageError, formats
-from astore.model import Reference, ReferenceKind, VolumeInfo, VolumeType
-from astore.trees.entries import recognised, record_of
+from astore.images import HEADER_SIZE, ImageError, dmg, formats, probe
+from astore.images.references import located
+from astore.model import FileStat, ImageInfo, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.volume_io.blocking_file import TreeFile
+
+
+def recognised(
+    name: str,
+    size: int,
+    head: bytes,
+    read: Callable[[int, int], bytes] | None,
+    noted: Callable[[], str | None],
+    made: str | None,
+    *,
+    notes: bool = True,
+) -> tuple[ImageInfo | None, str | None]:
+    """Say what a file's header says it is, and the format that it is known to have been made in.
+
+    :param size: of the file. :param read: gives more of it than ``head``. :param noted: gives what is noted at the file.
+    :param made: what is known where no notes are kept. :param notes: look for a note at every image.
+    :raises ImageError: its header is malformed, and it was not made raw.
+    """
+    try:
+        image = probe(head, read)
+    except ImageError as error:
+        made = _known(noted(), made)
+        if made != "raw":
+            raise
+        return ImageInfo(error.format), made
+    if image is None and name.endswith(dmg.SUFFIX) and read is not None:
+        image = dmg.read_trailer(read(max(size - dmg.TRAILER, 0), dmg.TRAILER))
+    if image is not None and (notes or image.references):
+        made = _known(noted(), made)
+    return image, made
+
+
+def _known(noted: str | None, made: str | None) -> str | None:
+    return made if noted is None else noted or None
+
+
+def record_of(
+    name: str, type: VolumeType, key: str, st: FileStat, image: ImageInfo | None, made: str | None = None
+) -> VolumeInfo:
+    """The record of an entry, with what its header says, if that was read.
+
+    :param made: the format that it is known to have been made in.
+    """
+    mode, inode, size, blocks, uid, gid, atime, mtime, ctime, device = st
+    if image is None or made == "raw":
+        fmt = "dir" if type is VolumeType.DIR or type is VolumeType.NETDIR else "raw"
+        said = None if image is None else image.format
+        return VolumeInfo(
+            *(name, type, key, key, size, blocks * 512, size, fmt, mode, uid, gid, inode, atime, mtime, ctime),
+            device=device,
+            made=made,
+            header_format=said,
+        )
+    capacity = max(size - image.before, 0) if image.capacity is None else image.capacity
+    return VolumeInfo(
+        name,
+        type,
+        key,
+        key,
+        capacity,
+        blocks * 512,
+        size,
+        image.format,
+        mode,
+        uid,
+        gid,
+        inode,
+        atime,
+        mtime,
+        ctime,
+        located(image.references, key) if image.references else (),
+        image.compat,
+        image.features,
+        image.encryption,
+        image.cluster_size,
+        device,
+        made,
+        None,
+        image.extras,
+    )
 
 
 def is_raw(format: str | None) -> bool:

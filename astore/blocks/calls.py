@@ -1,0 +1,91 @@
+"""Calls: makes the calls of a block pool, whether they are coroutines or block."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from astore.backend import Context
+from astore.blocks.contract import Answer
+from astore.cancellation import Once, in_a_thread, to_the_end
+from astore.errors import LaneTimeoutError
+
+T = TypeVar("T")
+
+
+class Calls:
+    """Runs coroutines on the loop and blocking calls on the pool's lane, each with a deadline.
+
+    :param context: the pool's.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.lane = context.lane
+        self._name = context.name
+        self._timeout = context.timeout
+        self._undoing: set[asyncio.Future[Any]] = set()
+
+    async def run(
+        self,
+        func: Callable[..., Answer[T]],
+        *args: Any,
+        timeout: float | None = None,
+        discard: Callable[[T], object] | None = None,
+    ) -> T:
+        """Make a call.
+
+        :param timeout: in seconds; None is the pool's own.
+        :param discard: given what a blocking call returned that nobody is left to take. (A coroutine is cancelled instead.)
+        :raises LaneTimeoutError: it did not end in time.
+        """
+        limit = self._timeout if timeout is None else timeout
+        if inspect.iscoroutinefunction(func):
+            return await self._within(func(*args), limit)
+        loop = asyncio.get_running_loop()
+
+        def undo(result: Any) -> None:
+            if discard is not None and inspect.isawaitable(undoing := discard(result)):
+                loop.call_soon_threadsafe(self._await, undoing)
+
+        answer: Any = await self.lane.run(func, *args, timeout=limit, discard=undo)
+        if inspect.isawaitable(answer):
+            answer = await self._within(answer, limit)
+        result: T = answer
+        return result
+
+    async def to_the_end(
+        self, func: Callable[..., Answer[T]], *args: object, undo: Callable[[T], object] | None = None
+    ) -> T:
+        """Make a call and, cancelled, wait for its end all the same (bounded), and undo what it did."""
+        call: Callable[..., Any] = func
+        result: T = await to_the_end(self, call, *args, undo=undo)
+        return result
+
+    async def close(self, close: Callable[[], Answer[None]]) -> None:
+        """Make a call that closes something, in a thread of its own where the lane has none for it."""
+        if inspect.iscoroutinefunction(close):
+            await self.run(close)
+            return
+        once = Once(close)
+        try:
+            await self.lane.run(once)
+        finally:
+            if not once.begun:
+                in_a_thread(once)
+
+    def _await(self, undoing: Awaitable[Any]) -> None:
+        future = asyncio.ensure_future(undoing)
+        self._undoing.add(future)
+        future.add_done_callback(self._undoing.discard)
+
+    async def _within(self, call: Awaitable[T], limit: float) -> T:
+        try:
+            async with asyncio.timeout(None if limit == float("inf") else limit) as scope:
+                return await call
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            message = f"{self._name}: the call did not return within {limit:g} s"
+            raise LaneTimeoutError(message, lane=self._name, timeout=limit) from error

@@ -1,0 +1,259 @@
+"""BlockCreator: new volumes of a block pool: empty ones, copies, what is received, and what is converted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+
+import msgspec
+
+from astore.backend import Progress, QemuNode, VolumeFile
+from astore.blocks.calls import Calls
+from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, MakesBlocks, RenamesBlocks
+from astore.blocks.open_blocks import BlockOpener, OpenBlocks, close_volume
+from astore.cancellation import bounded, shielded
+from astore.errors import DefinitionError, StorageError, printable
+from astore.images import formats
+from astore.model import VolumeDef, VolumeInfo, VolumeType
+from astore.volume_io import copying, qemu_img
+from astore.volume_io.export import Export, whole_sectors
+from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
+from astore.volume_io.volume_names import checked_name, is_leftover, new_hidden_name
+from astore.volume_io.wording import worded
+
+ATTEMPTS = 16
+"""How many hidden volumes are tried: each may be taken for a leftover before it is locked, but not all of them."""
+
+Find = Callable[[str], Awaitable[VolumeInfo]]
+
+
+class NewBlocks(OpenBlocks):
+    """A volume in the making. Closed before it is ``placed``, it is removed.
+
+    :ivar names: those that it has, or may have. :ivar info: its record, once it is complete.
+    """
+
+    def __init__(self, creator: BlockCreator, calls: Calls, pool: BlockPool, volume: BlockVolume, name: str) -> None:
+        super().__init__(calls, pool, volume, name)
+        self._creator = creator
+        self.names = [name]
+        self.placed = False
+        self.info: VolumeInfo | None = None
+
+    async def remove(self) -> None:
+        """Remove it, whichever of its names it has."""
+        for name in self.names:
+            await self._creator.remove(name, self.volume.id)
+
+    async def close(self) -> None:
+        """Close the volume; nobody is in it."""
+        try:
+            await super().close()
+        finally:
+            if not self.placed:
+                await self.remove()
+
+
+class BlockCreator:
+    """Makes volumes in a block pool: where it can rename, hidden until they are complete.
+
+    :param calls: makes the pool's calls. :param pool: where. :param makes: the same pool.
+    :param opener: opens its volumes. :param worker: runs qemu-img. :param find: gives the record of a volume that is there.
+    """
+
+    def __init__(
+        self, calls: Calls, pool: BlockPool, makes: MakesBlocks, opener: BlockOpener, worker: QemuWorker, find: Find
+    ) -> None:
+        self._calls = calls
+        self._pool = pool
+        self._makes = makes
+        self._renames = pool if isinstance(pool, RenamesBlocks) else None
+        self._opener = opener
+        self._worker = worker
+        self._find = find
+
+    # ------------------------------------------------------------------------------------------------ new volumes
+
+    async def create(self, definition: VolumeDef) -> VolumeInfo:
+        """Make an empty volume."""
+        _check(definition)
+        async with self._new(definition, qemu_img.needed_capacity(definition)) as new:
+            pass
+        return _info_of(new)
+
+    async def copy(self, source: VolumeInfo, definition: VolumeDef, progress: Progress | None) -> VolumeInfo:
+        """Make a volume with the bytes of another of the pool."""
+        _check(definition)
+        size = source.physical
+        async with (
+            self._new(definition, max(size, definition.capacity or 0)) as new,
+            self._opener.volume(source, what="copy") as old,  # closed before the new one is in its place
+        ):
+            with worded(source.name, "copy"):
+                if (await old.stat()).size != size:
+                    what = f"copy: volume {printable(source.name)!r} changed meanwhile; refresh it first"
+                    raise StorageError(what, errno=errno.EAGAIN)
+            await _fill(new, definition.name, old, size, progress)
+        return _info_of(new)
+
+    async def receive(
+        self, source: VolumeFile, size: int, definition: VolumeDef, progress: Progress | None
+    ) -> VolumeInfo:
+        """Make a volume with the bytes of a volume of any pool."""
+        _check(definition)
+        async with self._new(definition, max(size, definition.capacity or 0)) as new:
+            await _fill(new, definition.name, source, size, progress)
+        return _info_of(new)
+
+    async def convert(
+        self, source: QemuNode, definition: VolumeDef, *, stored: int = 0, on_bytes: OnBytes = None
+    ) -> VolumeInfo:
+        """Make a volume with the disk of an image."""
+        check_convertible(definition)
+        _check(definition)
+        room = whole_sectors(qemu_img.needed_capacity(definition))
+        async with self._new(definition, room) as new:
+            with worded(definition.name, "convert"):
+                export = Export(new, room, room, write=True, on_bytes=on_bytes)
+                async with self._worker.serving(export) as served:
+                    storage = {**served, "discard": "unmap"}
+                    await self._worker.convert(source, storage, definition, stored=stored, export=export)
+        return _info_of(new)
+
+    async def _found(self, new: NewBlocks) -> VolumeInfo:
+        """The record of a volume that is in its place. :raises OSError: EEXIST: another has its name by now."""
+        info = await self._find(new.name)
+        if info.inode != new.volume.id:
+            raise FileExistsError(errno.EEXIST, "another took its name in the moment when it was made", new.name)
+        return info
+
+    @contextlib.asynccontextmanager
+    async def _new(self, definition: VolumeDef, size: int) -> AsyncIterator[NewBlocks]:
+        """A new volume, written to inside and in its place after; or not there at all.
+
+        :raises VolumeExistsError: there is something of this name. StorageError: the storage said no.
+        """
+        name = checked_name(definition.name)
+        with worded(name, "create"):
+            if await self._calls.run(self._pool.look, name) is not None:
+                raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
+            new = await self._begin(definition, size)
+        try:
+            with self._opener.files.keeping(new):
+                yield new
+                with worded(name, "create"):
+                    await new.sync()
+                    await self._place(new, name)
+                    await shielded(new.aclose())
+                    new.info = await self._found(new)
+                self._opener.files.check()  # or it was closed, and with that removed, in this very moment
+        except BaseException:
+            if new.placed:  # too late for closing it to remove it
+                await shielded(bounded(new.remove()))
+            with contextlib.suppress(Exception):
+                await shielded(new.aclose())
+            raise
+
+    async def _place(self, new: NewBlocks, name: str) -> None:
+        """Give a new volume its name, which nobody has."""
+        if self._renames is not None:
+            new.names.append(name)
+            await self._calls.to_the_end(self._renames.rename, new.name, name)
+            new.name = name
+        new.placed = True
+
+    async def _begin(self, definition: VolumeDef, size: int) -> NewBlocks:
+        """Make a volume, open and locked, which nobody has taken for a leftover."""
+        allocation = None if definition.allocation is None else min(definition.allocation, size)
+        wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
+        for _ in range(ATTEMPTS):
+            name = new_hidden_name() if self._renames is not None else definition.name
+            undo = partial(_remove_made, self._makes, name)
+            await self._calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
+            new = await self._opened(name)
+            if new is not None:
+                return new
+        raise OSError(errno.EAGAIN, "new volumes are taken away", definition.name)
+
+    async def _opened(self, name: str) -> NewBlocks | None:
+        """A volume that was made, open and locked; None if somebody else has removed it."""
+        try:
+            volume = await self._calls.to_the_end(self._pool.open, name, True, undo=close_volume)
+        except FileNotFoundError:
+            return None
+        except BaseException:
+            await shielded(bounded(self._calls.run(self._makes.remove, name)))
+            raise
+        new = NewBlocks(self, self._calls, self._pool, volume, name)
+        try:
+            if await new.run(volume.lock):
+                there = await self._calls.run(self._pool.look, name)
+                if isinstance(there, Block) and there.id == volume.id:
+                    return new
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await shielded(new.aclose())
+            raise
+        await shielded(new.aclose())
+        return None
+
+    async def remove(self, name: str, id: int) -> None:
+        """Remove a volume, if it is the one that has the name."""
+        there = await self._calls.run(self._pool.look, name)
+        if isinstance(there, Block) and there.id == id:
+            with contextlib.suppress(FileNotFoundError):
+                await self._calls.run(self._makes.remove, name)
+
+    # ------------------------------------------------------------------------------------------------------ removing
+
+    async def delete(self, volume: VolumeInfo) -> None:
+        """Remove a volume that nobody is writing."""
+        await self._opener.check_unused(volume)
+        with worded(volume.name, "delete"):
+            await self._calls.to_the_end(self._makes.remove, volume.name)
+
+    async def remove_leftovers(self, names: Iterable[str]) -> list[str]:
+        """Remove volumes that nobody is making any more; returns their names. What cannot be told stays."""
+        removed = []
+        for name in names:
+            if not is_leftover(name):
+                continue
+            with contextlib.suppress(OSError):
+                opened = await self._opener.opened(name, True)
+                try:
+                    idle = await opened.run(opened.volume.lock)
+                finally:
+                    await shielded(opened.aclose())
+                if idle:
+                    await self._calls.run(self._makes.remove, name)
+                    removed.append(name)
+        return removed
+
+
+async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progress: Progress | None) -> None:
+    """Copy ``size`` bytes into a new volume, and wait until they are safe."""
+    count = copying.Count(size, progress)
+    with worded(name, "copy", count):
+        await copying.copy_blocks(source, new, size, count)
+        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+
+
+def _info_of(new: NewBlocks) -> VolumeInfo:
+    assert new.info is not None
+    return new.info
+
+
+def _remove_made(makes: MakesBlocks, name: str, _: None) -> Answer[None]:
+    """Undo a create that nobody waits for any more."""
+    return makes.remove(name)
+
+
+def _check(definition: VolumeDef) -> None:
+    """:raises DefinitionError: it is no volume of blocks."""
+    if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or definition.format == "dir":
+        raise DefinitionError("a pool of blocks has no directories", element="format")
+    qemu_img.check_definition(definition)
+    if not formats.is_raw(definition.format):
+        raise DefinitionError(f"volumes of a pool of blocks are raw, and not {definition.format}", element="format")

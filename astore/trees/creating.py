@@ -1,0 +1,209 @@
+"""Creator: new volumes of a tree: empty ones, copies, and what is received from other pools."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable
+
+from astore.backend import Context, Progress, QemuNode, VolumeFile
+from astore.cancellation import to_the_end
+from astore.errors import StorageError, printable
+from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
+from astore.trees.batch_create import Makers
+from astore.trees.images import Grown, TreeImages, join_qemu
+from astore.trees.opening import NewVolume, Opener, info_of
+from astore.trees.placing import HiddenFile, found
+from astore.trees.space import Space
+from astore.trees.writable import WritableTree
+from astore.volume_io import copying, qemu_img
+from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.headers import examined, head_and_record, is_raw, unchanged_head
+from astore.volume_io.local_file import LocalFile
+from astore.volume_io.volume_names import checked_name
+from astore.volume_io.wording import worded
+
+DIRECTORY_MODE = 0o711
+
+
+class Creator:
+    """Makes volumes in a tree, each complete or not at all.
+
+    :param context: the pool's. :param current: gives its tree. :param opener: opens its volumes, and new ones.
+    :param images: has qemu-img work there. :param space: takes space there.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        current: Callable[[], WritableTree],
+        opener: Opener,
+        images: TreeImages,
+        space: Space,
+    ) -> None:
+        self._lane = context.lane
+        self._current = current
+        self._opener = opener
+        self._images = images
+        self._space = space
+        self._makers = Makers(context.lane, current)
+
+    async def aclose(self, seconds: float) -> None:
+        """Make nothing any more, and wait for what is being made together, but not for long."""
+        await self._makers.aclose(seconds)
+
+    async def create(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
+        """See :meth:`astore.trees.session.WritableTreeSession.create_volume`."""
+        kind = definition.format or "raw"
+        if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or kind == "dir":
+            return await self._make_directory(definition)
+        qemu_img.check_definition(definition)
+        capacity = qemu_img.needed_capacity(definition)
+        if kind == "raw" and not definition.allocation:
+            return await self._make_hole(definition, capacity)
+        async with self._opener.new_volume(definition.name, definition.permissions, kind) as new:
+            count = copying.Count(None, None)
+            with worded(definition.name, "create", count):
+                if definition.nocow:
+                    await new.run(_set_nocow, new.file)
+                if kind == "raw":
+                    await new.truncate(capacity)
+                    await self._space.take(new, 0, min(definition.allocation or 0, capacity), count)
+                else:
+                    await self._images.create(new, definition, capacity, prealloc_metadata, count)
+        return info_of(new)
+
+    async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
+        """A raw volume without data: made with the others that are asked for at the same time."""
+        prepare: Callable[[HiddenFile], object] | None = None
+        if definition.nocow:
+            prepare = _set_nocow_of
+        with worded(definition.name, "create"):
+            name = checked_name(definition.name)
+            return await self._makers.make(name, capacity, definition.permissions, prepare)
+
+    async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
+        name = checked_name(definition.name)
+        permissions = definition.permissions or Permissions()
+        tree = self._current()
+
+        def make() -> VolumeInfo:
+            mode = DIRECTORY_MODE if permissions.mode is None else permissions.mode
+            owners = [-1 if one is None else one for one in (permissions.owner, permissions.group)]
+            tree.mkdir(name, mode, *(owners if owners != [-1, -1] else ()))
+            try:
+                tree.sync_folder()
+                return found(tree, name)
+            except BaseException:
+                take_back()
+                raise
+
+        def take_back() -> None:
+            with contextlib.suppress(OSError):
+                tree.rmdir(name)
+
+        with worded(name, "create"):
+            return await to_the_end(self._lane, make, undo=lambda _: take_back())
+
+    async def copy(
+        self,
+        source: VolumeInfo,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backed: int | None = None,
+        backing: QemuNode | None = None,
+    ) -> VolumeInfo:
+        """See :meth:`astore.trees.session.WritableTreeSession.copy_volume`."""
+        what = f"copy: volume {printable(source.name)!r}"
+        async with self._making(definition, progress) as (new, count), self._opener.volume(source) as old:
+            with worded(definition.name, "copy", count):
+                await old.run(unchanged_head, old.file, source, what)
+                if not is_raw(source.format):
+                    await join_qemu(old, source, write=False)
+                size = count.total = (await old.stat()).size
+                if not await copying.copy_within(old, new, size, count):
+                    await _copy(old, size, new, count)
+                await self._finish(new, source, definition, size, backed, backing)
+        return info_of(new)
+
+    async def receive(
+        self,
+        source: VolumeFile,
+        size: int,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        like: VolumeInfo | None = None,
+        backed: int | None = None,
+        backing: QemuNode | None = None,
+    ) -> VolumeInfo:
+        """See :meth:`astore.trees.session.WritableTreeSession.receive_volume`."""
+        async with self._making(definition, progress) as (new, count):
+            with worded(definition.name, "copy", count):
+                count.total = size
+                await _copy(source, size, new, count)
+                await self._finish(new, like, definition, size, backed, backing)
+        return info_of(new)
+
+    @contextlib.asynccontextmanager
+    async def _making(
+        self, definition: VolumeDef, progress: Progress | None
+    ) -> AsyncIterator[tuple[NewVolume, copying.Count]]:
+        async with self._opener.new_volume(definition.name, definition.permissions, definition.format) as new:
+            if definition.nocow:
+                await new.run(_set_nocow, new.file)
+            yield new, copying.Count(None, progress)
+
+    async def _finish(
+        self,
+        new: NewVolume,
+        source: VolumeInfo | None,
+        definition: VolumeDef,
+        size: int,
+        backed: int | None,
+        backing: QemuNode | None,
+    ) -> None:
+        """See that a copy is what its source was, and give it the capacity that it is to have, and of a raw one the space.
+
+        :param source: the source's record. What its guest, or whoever may write to it, changed meanwhile is in the copy.
+        """
+        capacity = definition.capacity or 0
+        if is_raw(definition.format):
+            if capacity > size:
+                await new.truncate(capacity)
+            await self._space.take(new, 0, min(definition.allocation or 0, max(capacity, size)))
+        else:
+            image = await new.run(_copied, self._current(), new.made, source, definition)
+            if capacity > image.capacity and image.format == "luks":
+                await new.truncate(capacity + image.physical - image.capacity)
+            elif capacity > image.capacity:
+                await self._images.resize(new, image, Grown(capacity, False, backed, backing))
+        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+
+
+async def _copy(source: VolumeFile, size: int, new: NewVolume, count: copying.Count) -> None:
+    await new.truncate(size)
+    await copying.copy_blocks(source, new, size, count)
+
+
+def _copied(tree: WritableTree, made: HiddenFile, source: VolumeInfo | None, definition: VolumeDef) -> VolumeInfo:
+    """The record of a copy, while it is hidden. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
+    what = f"copy {printable(definition.name)!r}"
+    _, image = examined(made.file, definition.name, tree.key(made.hidden), tree.file_type)
+    if source is not None:
+        head_and_record(made.file, image, source, what)
+    elif image.format != definition.format:
+        raise StorageError(f"{what}: its source changed meanwhile; refresh it first", errno=errno.EAGAIN)
+    return image
+
+
+def _set_nocow(file: TreeFile) -> None:
+    # a wish: on most file systems there is nothing to switch off
+    if isinstance(file, LocalFile):
+        with contextlib.suppress(OSError):
+            file.set_nocow()
+
+
+def _set_nocow_of(made: HiddenFile) -> None:
+    _set_nocow(made.file)

@@ -1,0 +1,56 @@
+"""Space: takes space for files of a tree, all that is asked for or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from astore.backend import Context
+from astore.cancellation import bounded, shielded, to_the_end
+from astore.trees.writable import WritableTree
+from astore.volume_io.copying import Count
+from astore.volume_io.open_file import OpenFile
+
+ALLOCATE_AT_ONCE = 1 << 30
+"""Bytes that one call takes space for."""
+
+
+class Space:
+    """Takes space in a pool.
+
+    :param context: the pool's. :param current: gives its tree.
+    """
+
+    def __init__(self, context: Context, current: Callable[[], WritableTree]) -> None:
+        self._context = context
+        self._current = current
+
+    async def take(self, file: OpenFile, offset: int, length: int, count: Count | None = None) -> None:
+        """Take space for a range of an open file.
+
+        :raises OSError: ENOSPC: there is not so much; then none was taken in vain.
+        """
+        if length <= 0:
+            return
+        has = (await file.stat()).blocks * 512 if offset == 0 else 0
+        await self._check(length - min(has, length))
+        for at in range(offset, offset + length, ALLOCATE_AT_ONCE):
+            some = min(ALLOCATE_AT_ONCE, offset + length - at)
+            await to_the_end(file.lane, file.guarded, file.file.allocate, at, some)
+            if count is not None:
+                count.add(some)
+
+    async def take_after(self, file: OpenFile, size: int, length: int) -> None:
+        """Take space after the end of an open file, which had ``size`` bytes; where that fails it has as many again."""
+        try:
+            await self.take(file, size, length)
+        except BaseException:
+            await shielded(bounded(file.truncate(size)))
+            raise
+
+    async def _check(self, length: int) -> None:
+        if length > 0:
+            _, free = await self._context.lane.run(self._current().statvfs)
+            if length > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

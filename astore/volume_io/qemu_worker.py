@@ -1,0 +1,173 @@
+"""QemuWorker: runs qemu-img for one pool, on what the pool has open.
+
+qemu-img opens nothing by a name that somebody else could have written. It inherits open files, where the storage has such and
+their headers do not matter. Everything else is served to it (:mod:`astore.volume_io.nbd`), over the volume that the pool has
+open already, with the header that was checked. It is told of each image which files belong to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from astore.backend import CommandResult, Context, QemuNode
+from astore.cancellation import cleaned_up, to_the_end
+from astore.errors import CommandError, DefinitionError, StorageError
+from astore.images import formats
+from astore.model import VolumeDef, VolumeType
+from astore.volume_io import nbd, qemu_img
+from astore.volume_io.export import Export
+from astore.volume_io.open_file import OpenFile
+from astore.volume_io.private_folder import private_folder
+
+PROGRAMS = 4
+"""How many qemu-img one pool has at work at once."""
+
+OnBytes = Callable[[int], None] | None
+
+
+class QemuWorker:
+    """Runs qemu-img, a few at once, and hands it volumes.
+
+    :param context: the pool's.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._programs: asyncio.Semaphore | None = None
+
+    async def run(
+        self,
+        arguments: list[str],
+        operation: str,
+        *,
+        nodes: Sequence[QemuNode] = (),
+        stored: int = 0,
+        export: Export | None = None,
+        timeout: float = qemu_img.CREATE_SECONDS,
+    ) -> CommandResult:
+        """Run qemu-img.
+
+        :param nodes: what it is told of, whose open files it inherits. :param stored: bytes that it may have to read.
+        :param export: what it writes to, if that is served. :param timeout: in seconds.
+        :raises OSError: the storage said no to what is written there. CommandError: qemu-img did.
+        """
+        if self._programs is None:
+            self._programs = asyncio.Semaphore(PROGRAMS)
+        async with self._programs:
+            try:
+                return await qemu_img.run(
+                    *arguments,
+                    timeout=timeout,
+                    operation=operation,
+                    limits=qemu_img.limits(stored),
+                    descriptors=qemu_img.descriptors(*nodes),
+                )
+            except CommandError as error:
+                if export is not None and export.error is not None:
+                    raise export.error from error
+                raise
+
+    # ------------------------------------------------------------------------------------------ what it works on
+
+    @contextlib.asynccontextmanager
+    async def serving(self, export: Export) -> AsyncIterator[QemuNode]:
+        """Serve an open volume to it."""
+        async with (
+            private_folder(self._context, for_socket=True) as folder,
+            nbd.serving(export, self._context, folder) as storage,
+        ):
+            yield storage
+
+    @contextlib.asynccontextmanager
+    async def inherited(self, file: OpenFile, type: VolumeType) -> AsyncIterator[QemuNode]:
+        """Let it inherit an open file of this machine."""
+        lane = self._context.lane
+        descriptor = await to_the_end(lane, file.guarded, file.file.open_again, undo=os.close)
+        try:
+            yield qemu_img.descriptor_node(descriptor, type)
+        finally:
+            await cleaned_up(lane, lambda: os.close(descriptor))
+
+    @contextlib.asynccontextmanager
+    async def shim(self, backing: QemuNode | None, capacity: int) -> AsyncIterator[QemuNode | None]:
+        """The node of what backs an image whose header keeps its own name for that.
+
+        QEMU mixes a node with that name, unless the node has a file name of its own. So QEMU gets an empty image of ours,
+        which is backed by the node.
+        """
+        if backing is None:
+            yield None
+            return
+        name = qemu_img.filename(backing)
+        if len(name.encode()) > qemu_img.LONGEST_NAME:
+            raise StorageError("it is backed by a chain that is too long to be resized", errno=errno.EOPNOTSUPP)
+        async with private_folder(self._context) as folder:
+            path = f"{folder}/backing.qcow2"
+            create = ["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", backing["driver"], path, str(capacity)]
+            await self.run(create, "resizing a backed volume")
+            yield {"driver": "qcow2", "file": qemu_img.file_node(path)}
+
+    # ------------------------------------------------------------------------------------------------- what it does
+
+    @contextlib.asynccontextmanager
+    async def new_image(
+        self, definition: VolumeDef, capacity: int, *, prealloc_metadata: bool = False
+    ) -> AsyncIterator[str]:
+        """Have it make an empty image in a private folder; yields the path."""
+        async with private_folder(self._context) as folder:
+            path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
+            arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
+            await self.run([*arguments, path, str(capacity)], f"creating a {definition.format} volume")
+            yield path
+
+    async def convert(
+        self,
+        source: QemuNode,
+        storage: QemuNode,
+        definition: VolumeDef,
+        *,
+        backing: QemuNode | None = None,
+        stored: int = 0,
+        export: Export | None = None,
+    ) -> None:
+        """Have it copy the disk of one image into another, an empty one.
+
+        :param source: the image that is read. :param storage: of the image that is written.
+        :param definition: what that is; its capacity must be given.
+        :param backing: the node of its backing file, if what the source's own image has not is the same in it.
+        :param stored: how many bytes the source takes in its files. :param export: what serves ``storage``, if anything does.
+        """
+        kind = definition.format or "raw"
+        nodes = (source, storage, backing or {})
+
+        async def run(arguments: list[str]) -> None:
+            await self.run(
+                arguments,
+                f"converting from {source['driver']} to {kind}",
+                nodes=nodes,
+                stored=stored,
+                export=export,
+                timeout=qemu_img.CONVERT_SECONDS,
+            )
+
+        thin = backing is not None
+        if definition.backing is not None and backing is None:
+            # something unknown, so that nothing is left to what is there really
+            backing = {"driver": "null-co", "size": definition.capacity, "read-zeroes": False}
+        target = qemu_img.node(kind, storage, backing)
+        await run(qemu_img.convert_arguments(definition, source, target, thin=thin))
+        if definition.backing is not None:
+            await run(qemu_img.rebase_arguments(definition, qemu_img.node(kind, storage)))
+
+
+def check_convertible(definition: VolumeDef) -> None:
+    """:raises DefinitionError: nothing can be converted into such a volume."""
+    qemu_img.check_definition(definition)
+    if definition.backing is not None and not formats.can_be_backed_later(definition.format or "raw"):
+        raise DefinitionError(
+            f"nothing can be converted into a {definition.format} volume that is backed", element="backingStore"
+        )

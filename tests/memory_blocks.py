@@ -1,0 +1,23 @@
+"""The example of a block backend, examples/blocks/memory.py, which is on nobody's path."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "blocks" / "memory.py"
+
+
+def _example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("astore_memory_blocks", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+memory: Any = _example()
