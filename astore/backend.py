@@ -1,4 +1,4 @@
-"""The page for plugin authors: what a backend is, what it may add, and what the core lends it.
+"""The page for plugin authors: the contract of a backend, its optional abilities, and the services of the core.
 
 A :class:`Backend` drives one pool type. It is three things: ``type`` and ``api_version``; :meth:`Backend.check`,
 which is pure; and :meth:`Backend.open`, which gives a :class:`PoolSession`, a started pool. Everything else
@@ -267,7 +267,7 @@ class BuildsPools(Protocol):
     """Can create the pool's storage (a target directory, a file system)."""
 
     async def build(self, definition: PoolDef, context: Context) -> None:
-        """Create the storage; leave alone what is right already."""
+        """Create the storage. Storage that exists already and is right stays unchanged."""
         ...
 
 

@@ -71,7 +71,7 @@ def retrieved(task: asyncio.Task[Any]) -> None:
 
 
 async def bounded(call: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
-    """Wait for a clean-up, and cancel it if it takes too long. Never raises what it raises; returns even if it resists.
+    """Wait for a clean-up, and cancel it if it takes too long. Ignore its errors, and return even if it goes on.
 
     :param seconds: None means CLEANUP_SECONDS; GRACE_SECONDS may come on top.
     """

@@ -347,5 +347,5 @@ class Keeper:
                     record.saved = seen
                 except Exception as error:  # a plugin's snapshot may hold anything
                     self._services.log.info(
-                        "what is known of a pool was not kept", pool=record.name, error=reason(error)
+                        "the snapshot of a pool was not saved", pool=record.name, error=reason(error)
                     )

@@ -35,7 +35,7 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     :ivar path: the canonical path: without links, ``.`` and ``..``. It begins with a slash only in a local file system.
     :ivar device: with ``inode`` the identity of the file; None if the file does not exist, or was not looked at.
     :ivar through: the identities of the folders on the way, including those that ``..`` leaves again.
-    :ivar beside: the identity of the folder of the location's last part; another than the file's own if that part is a link.
+    :ivar beside: the identity of the folder that holds the location's last part, which may be a link to the file.
     """
 
     path: str
@@ -113,7 +113,7 @@ def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Referenc
 
 
 def name_of(references: tuple[Reference, ...], kind: ReferenceKind) -> str | None:
-    """The name in the first reference of a kind, or None."""
+    """Return the name in the first reference of a kind, or None."""
     found = first_of(references, kind)
     return None if found is None else found.name
 

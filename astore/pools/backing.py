@@ -41,7 +41,7 @@ def accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> Vo
 
 
 def relying_on(base: Member | None) -> contextlib.AbstractContextManager[None]:
-    """Keep a backing file as it is while a volume is being made on it. :raises VolumeBusyError: it is being changed."""
+    """Protect a backing file while a volume is being made on it. :raises VolumeBusyError: it is being changed."""
     return contextlib.nullcontext() if base is None else base.pool.claims.relied_on(base.name)
 
 

@@ -121,7 +121,7 @@ class _Conversion:
         await self._check_growth()
         if left_out := sorted({extra for layer in chain for extra in layer.volume.info.extras}):
             self.pool.record.log.warning(
-                "a conversion leaves out what is no part of the disk", volume=self.old.name, left_out=left_out
+                "a conversion leaves out parts of the image besides the disk", volume=self.old.name, left_out=left_out
             )
         total = whole_sectors(self.wanted.capacity or 0)
         count = Count(total, tell)

@@ -60,7 +60,7 @@ def qemu_blockdev(volume: Member, node_name: str | None) -> QemuNode:
 
 
 def _images(volume: Member) -> list[Layer]:
-    """The images that a disk is read of, from the top down, as the graph knows them. :raises: as :func:`graph.layers`."""
+    """Return the images of which a disk is read, from the top down. :raises: as :func:`graph.layers`."""
     if volume.info.type in (VolumeType.DIR, VolumeType.NETDIR):
         raise DefinitionError(f"volume {volume.name!r} is a directory, which is no disk")
     return graph.layers(volume, volume.pool.others())
