@@ -29,28 +29,6 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
-FILE_FORMATS = (
-    "raw",
-    "none",
-    "dir",
-    "bochs",
-    "cloop",
-    "dmg",
-    "iso",
-    "vpc",
-    "vdi",
-    "fat",
-    "vhd",
-    "ploop",
-    "cow",
-    "qcow",
-    "qcow2",
-    "qed",
-    "vmdk",
-)
-"""The formats of volumes in a pool of files, the default first (libvirt's virStorageFileFormat without luks)."""
-
-
 _HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled on first use
 _HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 

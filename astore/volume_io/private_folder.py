@@ -43,10 +43,11 @@ class PrivateFolder:
     """A new folder, locked; what others left is removed. Blocking.
 
     :param for_socket: its path has to be short.
+    :param place: the folder to make it in; None means the one for temporary files.
     """
 
-    def __init__(self, for_socket: bool = False) -> None:
-        place = tempfile.gettempdir()
+    def __init__(self, for_socket: bool = False, place: str | None = None) -> None:
+        place = tempfile.gettempdir() if place is None else place
         if for_socket and len(os.fsencode(place)) > LONGEST:
             place = "/tmp"  # noqa: S108  (in a folder of its own, as everywhere)
         for left in _left_behind(place):

@@ -1,7 +1,7 @@
-"""libvirt's XML to records and back, for every libvirt pool type, whether its backend is installed or not.
+"""Convert libvirt's XML to records and back, for every libvirt pool type, with or without its backend.
 
-What is accepted, refused and defaulted is libvirt 9.0's (formatstorage.rst, storage_conf.c); what is unknown is kept where a
-namespace says that it is somebody's, and ignored elsewhere, as libvirt does. Documents are hostile: see
+Accepted, refused and default values are those of libvirt 9.0 (formatstorage.rst, storage_conf.c). Unknown elements are
+kept if they have a namespace, and otherwise ignored, as in libvirt. Documents may be hostile: see
 :mod:`astore.xml.reading`.
 """
 

@@ -1,4 +1,4 @@
-"""Reading ``<pool>`` documents."""
+"""Read ``<pool>`` documents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
     if type_ is None:
         raise wrong(root, "it has no attribute 'type'")
     if not _TYPE.fullmatch(type_):
-        raise wrong(root, f"{printable(type_)!r} is no pool type")
+        raise wrong(root, f"{printable(type_)!r} is not a pool type")
     source = source_of(root, type_)
     name = string_of(root, "./name")
     if name is None and type_ in NAMED:
@@ -72,7 +72,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
 
 
 def _choice(root: Element, path: str, name: str, choices: tuple[str, ...]) -> str | None:
-    """One of some words in an attribute of what is found by a path."""
+    """Return an attribute of the element at a path, which must be one of some words."""
     value = string_of(root, f"{path}/@{name}")
     return (
         None if value is None else choice(all_of(root, path)[0], value, name, choices, LibvirtCode.CONFIG_UNSUPPORTED)
@@ -135,7 +135,7 @@ def _namespaced(
 
 
 def _alone(element: Element) -> str:
-    """An element as a document of its own, with the namespaces that it uses and without indentation."""
+    """Return an element as a document of its own, with the namespaces that it uses and without indentation."""
     alone = copy.deepcopy(element)
     alone.tail = None
     for inner in alone.iter():
@@ -147,7 +147,7 @@ def _alone(element: Element) -> str:
 
 
 def _at(element: Element | None, check: Any, value: str) -> str:
-    """Check a value; an error says where it stands."""
+    """Check a value; an error names the line."""
     try:
         return str(check(value))
     except DefinitionError as error:

@@ -1,4 +1,4 @@
-"""Writing ``<pool>`` documents."""
+"""Write ``<pool>`` documents."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
 
 
 def add_source(root: Element, source: Source) -> None:
-    """Append ``<source>``, which is empty where there is nothing to say."""
+    """Append ``<source>``, even if it is empty."""
     element = add(root, "source")
     for host in source.hosts:
         add(element, "host", name=host.name, port=host.port)

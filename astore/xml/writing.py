@@ -1,4 +1,4 @@
-"""Writing XML."""
+"""Write XML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from astore.xml.reading import Element, safe
 
 
 def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
-    """Append an element; attributes that are None are left out."""
+    """Append an element; attributes that are None are omitted."""
     element = etree.SubElement(parent, tag)
     for name, value in attributes.items():
         if value is not None:
@@ -20,7 +20,7 @@ def add(parent: Element, tag: str, text: object | None = None, /, **attributes: 
 
 
 def add_permissions(parent: Element, permissions: Permissions | None) -> None:
-    """Append ``<permissions>``, if they say anything."""
+    """Append ``<permissions>``, unless they are empty."""
     if permissions is None or permissions == Permissions():
         return
     element = add(parent, "permissions")
@@ -35,6 +35,6 @@ def add_permissions(parent: Element, permissions: Permissions | None) -> None:
 
 
 def render(element: Element) -> str:
-    """The document, two blanks a level, with a newline at its end."""
+    """Write the document, indented by two blanks, with a newline at its end."""
     etree.indent(element, "  ")
     return str(etree.tostring(element, encoding="unicode")) + "\n"

@@ -1,4 +1,4 @@
-"""A pool type whose volumes are blocks kept in the memory of this process: what a backend without files has to write.
+"""A pool type whose volumes are blocks in the memory of this process: an example of a backend without files.
 
 ``MemoryBackend`` makes blocking calls, which run on the pool's lane. ``MemoryOnTheLoopBackend`` has coroutines instead.
 """
@@ -18,11 +18,11 @@ from astore.backend import Context
 from astore.blocks import Block, BlockPool, BlockVolume, block_session
 
 GRAIN = 64 << 10
-"""Bytes of storage that are taken at once."""
+"""The unit in which storage is taken, in bytes."""
 
 
 def failure(number: int, name: str) -> OSError:
-    """The error of a call."""
+    """Return the error of a call."""
     return OSError(number, os.strerror(number), name)
 
 
@@ -30,7 +30,7 @@ def failure(number: int, name: str) -> OSError:
 
 
 class Image:
-    """What a storage of blocks keeps of a volume."""
+    """A volume as the storage keeps it."""
 
     def __init__(self, id: int, size: int) -> None:
         self.id, self.size = id, size
@@ -127,7 +127,7 @@ class Storage:
 
 
 STORAGES: dict[str, Storage] = {}
-"""The storages of this process, by the names of their sources."""
+"""The storages of this process, by source name."""
 
 
 # ------------------------------------------------------------------------------------------------- by blocking calls
@@ -235,7 +235,7 @@ class MemoryPool(BlockPool):
 
 
 class MemoryBackend(Backend):
-    """Pools in memory, by the name of their source."""
+    """Drive pools in memory, named by their sources."""
 
     type = "memory"
 
@@ -253,7 +253,7 @@ class MemoryBackend(Backend):
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
         name = definition.source.name or ""
         pool = MemoryPool(STORAGES.setdefault(name, Storage(name)))
-        pool.sizes()  # it answers
+        pool.sizes()  # raises if the storage does not answer
         return block_session(self.pool(pool.storage), context)
 
 
@@ -261,7 +261,7 @@ class MemoryBackend(Backend):
 
 
 class VolumeOnTheLoop(BlockVolume):
-    """An open volume whose calls are coroutines; each waits a round of the loop, as for an answer from a network."""
+    """An open volume whose calls are coroutines. Each waits for one round of the loop, as for an answer from a network."""
 
     def __init__(self, volume: MemoryVolume) -> None:
         self.id, self.volume = volume.id, volume
@@ -344,7 +344,7 @@ class PoolOnTheLoop(BlockPool):
 
 
 class MemoryOnTheLoopBackend(MemoryBackend):
-    """The same storage, without a thread."""
+    """Drive the same pools without threads."""
 
     def pool(self, storage: Storage) -> BlockPool:
         return PoolOnTheLoop(MemoryPool(storage))

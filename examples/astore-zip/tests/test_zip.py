@@ -1,4 +1,4 @@
-"""The pool type ``zip`` and astore's conformance suite, which says whether a backend is finished."""
+"""Run astore's conformance suite on the pool type ``zip``: a backend is finished when it passes."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from astore.testing.conformance import BackendConformance, SourceUnderTest
 
 
 class ArchiveSource(SourceUnderTest):
-    """An archive, and whoever else changes it: by writing it anew and renaming it into place."""
+    """An archive that is changed without astore: it is written again and renamed into place."""
 
     can = frozenset({"images", "directories", "control", "break"})
 
@@ -53,10 +53,10 @@ class ArchiveSource(SourceUnderTest):
 
 
 class TestZip(BackendConformance):
-    """Archives of this machine."""
+    """Run the conformance suite on archives of this machine."""
 
     source_class = ArchiveSource
 
     def make_source(self, folder: Path) -> ArchiveSource:
-        """An empty archive."""
+        """Make an empty archive."""
         return ArchiveSource(folder)
