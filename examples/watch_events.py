@@ -1,6 +1,6 @@
-"""Look at a folder every second and tell what changed in it, until Ctrl-C.
+"""Refresh a folder every second and print what changed in it, until Ctrl-C.
 
-The reader comes late, and asks for what it missed: events are numbered, and the last ones are kept.
+The reader comes late and asks for the events that it missed: events are numbered, and the last ones are kept.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ import astore
 
 
 async def refresh_again_and_again(pool: astore.Pool, seconds: float) -> None:
-    """astore starts no loop by itself: this one is ours, and ends with us."""
+    """Refresh in a task of this program: astore starts none by itself."""
     while True:
-        with contextlib.suppress(OSError):  # the pool is inaccessible, which an event tells; the next look may end it
+        with contextlib.suppress(OSError):  # an event reports the inaccessible pool; the next refresh may bring it back
             await pool.refresh(timeout=10)
         await asyncio.sleep(seconds)
 
@@ -29,7 +29,7 @@ def tell(event: astore.Event) -> None:
         case astore.PoolStateChanged():
             what = f"{event.pool}: {event.old} -> {event.new} {event.reason or ''}"
         case astore.Lagged():
-            what = f"{event.missed} events lost: begin again with what pool.snapshot has"
+            what = f"{event.missed} events lost: start again from pool.snapshot"
         case _:
             return
     print(f"{event.seq:4} {type(event).__name__:16} {what}", flush=True)

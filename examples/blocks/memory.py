@@ -1,6 +1,6 @@
-"""A pool type whose volumes are blocks kept in the memory of this process: what a backend without files has to write.
+"""A complete backend without files: its volumes are blocks in the memory of this process.
 
-``MemoryBackend`` makes blocking calls, which run on the pool's lane. ``MemoryOnTheLoopBackend`` has coroutines instead.
+``MemoryBackend`` has blocking calls, which run on the pool's lane. ``MemoryOnTheLoopBackend`` has coroutines instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from astore.backend import Context
 from astore.blocks import Block, BlockPool, BlockVolume, block_session
 
 GRAIN = 64 << 10
-"""Bytes of storage that are taken at once."""
+"""Storage is allocated in units of this many bytes."""
 
 
 def failure(number: int, name: str) -> OSError:
-    """The error of a call."""
+    """Make an OSError."""
     return OSError(number, os.strerror(number), name)
 
 
@@ -30,7 +30,7 @@ def failure(number: int, name: str) -> OSError:
 
 
 class Image:
-    """What a storage of blocks keeps of a volume."""
+    """A volume as the storage keeps it."""
 
     def __init__(self, id: int, size: int) -> None:
         self.id, self.size = id, size
@@ -99,7 +99,7 @@ class Image:
 
 
 class Storage:
-    """All volumes of one source, which several pools may use. Any thread may call it."""
+    """The volumes of one source, which several pools may share. Any thread may call it."""
 
     capacity = 1 << 40
     ids = itertools.count(1)
@@ -235,7 +235,7 @@ class MemoryPool(BlockPool):
 
 
 class MemoryBackend(Backend):
-    """Pools in memory, by the name of their source."""
+    """Pools in memory, identified by their source's name."""
 
     type = "memory"
 
@@ -261,7 +261,7 @@ class MemoryBackend(Backend):
 
 
 class VolumeOnTheLoop(BlockVolume):
-    """An open volume whose calls are coroutines; each waits a round of the loop, as for an answer from a network."""
+    """An open volume with coroutines; each waits one round of the loop, as if for a network's answer."""
 
     def __init__(self, volume: MemoryVolume) -> None:
         self.id, self.volume = volume.id, volume
@@ -299,7 +299,7 @@ class VolumeOnTheLoop(BlockVolume):
 
 
 class PoolOnTheLoop(BlockPool):
-    """A pool whose calls are coroutines."""
+    """A pool with coroutines."""
 
     def __init__(self, pool: MemoryPool) -> None:
         self.pool, self.device = pool, pool.device

@@ -1,7 +1,7 @@
 """Disk images in a zip archive as an astore pool, read-only: ``<source><device path='/srv/appliance.zip'/></source>``.
 
-A member is a volume, a folder in the archive a directory. The CRC in the archive's own table tells whether a member
-changed, so that of an archive written anew only what differs is read again.
+A member is a volume, a folder in the archive a directory. The CRC in the archive's table shows whether a member changed,
+so that only changed members of a rewritten archive are read again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from astore.trees import FIRST_READ, Entry, FileTree, FileTreeSession
 
 
 class ZipBackend(Backend):
-    """Pools that are an archive."""
+    """The backend of pools in an archive."""
 
     type = "zip"
     volume_formats = ("raw", "qcow2", "vmdk", "vdi", "vhd", "iso")
@@ -42,11 +42,11 @@ class ZipBackend(Backend):
 
 
 class ZipTree(FileTree):
-    """The top level of an archive, opened anew for every look at it: archives are replaced rather than changed."""
+    """The top level of an archive, which is reopened for each call: archives are replaced rather than changed."""
 
     def __init__(self, path: str) -> None:
         self.path, self.closed = path, False
-        self.entries()  # not there, or no archive: the pool does not start
+        self.entries()  # raises if there is no archive: then the pool does not start
 
     def entries(self) -> dict[str, Entry]:
         if self.closed:
@@ -92,7 +92,7 @@ class ZipTree(FileTree):
 
 @contextlib.contextmanager
 def _os_errors(path: str | None = None) -> Iterator[None]:
-    """zipfile has a dozen exceptions for what can be wrong with an archive; a FileTree has OSError."""
+    """Turn zipfile's dozen exceptions for bad archives into OSError, which a FileTree raises."""
     try:
         yield
     except OSError:

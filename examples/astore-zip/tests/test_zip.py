@@ -1,4 +1,4 @@
-"""The pool type ``zip`` and astore's conformance suite, which says whether a backend is finished."""
+"""Run astore's conformance suite on the pool type ``zip``; a backend that passes it is finished."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from astore.testing.conformance import BackendConformance, SourceUnderTest
 
 
 class ArchiveSource(SourceUnderTest):
-    """An archive, and whoever else changes it: by writing it anew and renaming it into place."""
+    """An archive and another program that changes it, by writing a new one and renaming it into place."""
 
     can = frozenset({"images", "directories", "control", "break"})
 
@@ -53,10 +53,10 @@ class ArchiveSource(SourceUnderTest):
 
 
 class TestZip(BackendConformance):
-    """Archives of this machine."""
+    """Local archives."""
 
     source_class = ArchiveSource
 
     def make_source(self, folder: Path) -> ArchiveSource:
-        """An empty archive."""
+        """Make an empty archive."""
         return ArchiveSource(folder)
