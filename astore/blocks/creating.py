@@ -23,7 +23,6 @@ from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
 from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
 from astore.volume_io.wording import worded
 
-
 Find = Callable[[str], Awaitable[VolumeInfo]]
 
 

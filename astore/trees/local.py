@@ -203,7 +203,7 @@ class LocalTree(FileTree):
         return LocalReading(self, entry, thorough)
 
     def has_notes(self) -> bool:
-        """Return whether files may have notes: the directory says so, or is sticky (then not everybody may note it, xattr(7))."""
+        """Return whether files may have notes: the directory says so, or it is sticky, so that not all users may say so."""
         folder = self._opened()
         try:
             return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
