@@ -4,8 +4,9 @@ A backend writes a :class:`BlockPool` and a :class:`BlockVolume`, and gets a ses
 :func:`astore.blocks.session.block_session`. A pool's further abilities follow from its methods:
 :class:`MakesBlocks`, :class:`ResizesBlocks`, :class:`RenamesBlocks`.
 
-Each method may be a coroutine function, which runs on the event loop and must not block it, or a blocking function, which runs
-on threads of the pool's lane, several calls at once. Both have the pool's deadline. Every method may raise OSError with an errno.
+Each method may be a coroutine function, which runs on the event loop and must not block it, or a blocking function, which
+runs on threads of the pool's lane, several calls at once. Both have the pool's deadline. Any method may raise OSError with an
+errno.
 """
 
 from __future__ import annotations

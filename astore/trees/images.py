@@ -143,21 +143,21 @@ class TreeImages:
         """Yield the storage node of a new, empty image without a backing file, and its export, if it is served."""
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
-        nobody = copying.Count(None, None)
+        uncounted = copying.Count(None, None)
         head = b""
         # on shared storage others could write file names into the header before QEMU reads it
         inherited = new.file.in_kernel and not (self._current().shared and formats.can_be_backed(kind))
         if formats.grows(kind) and not inherited:
             async with self._worker.new_image(definition, capacity) as path:
                 yield qemu_img.file_node(path), None
-                await self._put(path, new, nobody)
+                await self._put(path, new, uncounted)
             return
         if kind == "raw":
             room = whole_sectors(capacity)
             await new.truncate(room)
         else:
             room = whole_sectors(capacity + capacity // 16) + ROOM  # tables take a 64th and a 256th at most
-            head = await self.create(new, definition, capacity, False, nobody)
+            head = await self.create(new, definition, capacity, False, uncounted)
         if inherited:
             async with self._worker.inherited(new, VolumeType.FILE) as storage:
                 yield storage, None

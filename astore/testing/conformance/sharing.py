@@ -144,7 +144,7 @@ class SharingChecks(ConformanceBase):
             await pool.stop()
 
     async def test_two_managers_at_once(self, tmp_path: Path, source: SourceUnderTest) -> None:
-        """What one Manager starts, the other refreshes; what one stops is inactive for the other when it looks again."""
+        """What one Manager starts, the other refreshes; what one stops is inactive for the other after its next read of the state."""
         folder = tmp_path / "shared"
         async with (
             Manager(folder, registry=self.make_registry()) as one,

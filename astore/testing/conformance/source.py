@@ -33,11 +33,10 @@ EVERYTHING = frozenset({IMAGES, DIRECTORIES, LINKS, FIFOS, CONTROL, BYTES, PERMI
 
 
 class SourceUnderTest(abc.ABC):
-    """A fresh, empty source of one pool, and the other side of its storage: whoever makes and removes files there
-    without asking astore.
+    """An empty source of one pool, and another client that changes its storage without astore.
 
-    Names are ``str`` as os.fsdecode makes them (surrogates for what is not UTF-8). What cannot be done on this
-    storage is left out of :attr:`can`, and the tests that need it are not collected.
+    Names are ``str`` as os.fsdecode makes them (surrogates for bytes that are not UTF-8). Tests that need an ability
+    which :attr:`can` lacks are not collected.
 
     :ivar definition: a definition of a pool on this source; its name is unique in the test.
     """

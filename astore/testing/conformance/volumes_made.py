@@ -117,7 +117,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert await source.content("a.img") == bytes(5 * MIB + 1)
 
     async def test_create_allocated(self, pool: Pool) -> None:
-        """The allocation that a raw volume is to have is taken at once, and no more than its capacity."""
+        """A raw volume's allocation is allocated at once, up to its capacity."""
         await start_able(pool, "create-volume")
         for allocation, least, most in ((0, 0, MIB), (2 * MIB, 2 * MIB, 3 * MIB), (9 * MIB, 4 * MIB, 5 * MIB)):
             disk = await pool.create_volume(VolumeDef(f"{allocation}", capacity=4 * MIB, allocation=allocation))
@@ -233,7 +233,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (pool.volumes, await source.names()) == ((), set())
 
     async def test_directories(self, pool: Pool, source: SourceUnderTest) -> None:
-        """A directory is made with the mode it is to have, and removed only when it is empty."""
+        """A directory is created with its mode, and removed only when it is empty."""
         await start_able(pool, "create-volume", "delete-volume")
         if DIRECTORIES not in source.can:
             for wanted in (VolumeDef("folder", format="dir"), VolumeDef("folder", type=VolumeType.DIR)):
