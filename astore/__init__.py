@@ -6,94 +6,98 @@
 ...     report = await manager.refresh_all(timeout=30)
 """
 
-from astore.backend import API_VERSION, Backend, Context, PoolSession
-from astore.errors import (
-    AstoreError,
-    BackendConflictError,
-    BackendError,
-    BackendInUseError,
-    BackendLoadError,
-    CommandError,
-    DefinitionError,
-    InvalidStateError,
-    LaneStuckError,
-    LaneTimeoutError,
-    LibvirtCode,
-    ManagerClosedError,
-    NotFoundError,
-    PoolInaccessibleError,
-    PoolNotFoundError,
-    SourceConflictError,
-    StorageError,
-    StoreError,
-    TransferError,
-    UnknownBackendError,
-    UnsupportedOperationError,
-    VolumeBusyError,
-    VolumeExistsError,
-    VolumeInUseError,
-    VolumeNotFoundError,
-)
-from astore.events import (
-    BackendRegistered,
-    BackendUnregistered,
-    Event,
-    Lagged,
-    PoolAutostartChanged,
-    PoolBuilt,
-    PoolDefined,
-    PoolDeleted,
-    PoolEvent,
-    PoolRefreshed,
-    PoolStarted,
-    PoolStateChanged,
-    PoolStopped,
-    PoolUndefined,
-    VolumeAdded,
-    VolumeChanged,
-    VolumeEvent,
-    VolumeProgress,
-    VolumeRemoved,
-)
-from astore.manager import Manager, Statistics
-from astore.manager.importing import ImportAction, ImportedPool, ImportReport, import_pools
-from astore.model import (
-    Adapter,
-    Auth,
-    BackendInfo,
-    BackingStore,
-    Changes,
-    Device,
-    DiscoveredSource,
-    Encryption,
-    EntryError,
-    Extent,
-    FreeExtent,
-    Host,
-    ImageInfo,
-    PciAddress,
-    Permissions,
-    Place,
-    PoolDef,
-    PoolInfo,
-    PoolState,
-    Reference,
-    ReferenceKind,
-    RefreshOutcome,
-    RefreshReport,
-    Snapshot,
-    Source,
-    SourceDevice,
-    Target,
-    Timestamps,
-    VolumeDef,
-    VolumeInfo,
-    VolumeType,
-)
-from astore.pools.pool import Pool
-from astore.pools.volume import ChainLink, Volume
-from astore.registry import BackendRegistry
-from astore.volume_io.blocks import Hole
+from astore.deferred import lazily
+
+TYPE_CHECKING = False  # as typing's, which costs as much to import as Python to start
+if TYPE_CHECKING:
+    from astore.backend import API_VERSION, Backend, Context, PoolSession
+    from astore.errors import (
+        AstoreError,
+        BackendConflictError,
+        BackendError,
+        BackendInUseError,
+        BackendLoadError,
+        CommandError,
+        DefinitionError,
+        InvalidStateError,
+        LaneStuckError,
+        LaneTimeoutError,
+        LibvirtCode,
+        ManagerClosedError,
+        NotFoundError,
+        PoolInaccessibleError,
+        PoolNotFoundError,
+        SourceConflictError,
+        StorageError,
+        StoreError,
+        TransferError,
+        UnknownBackendError,
+        UnsupportedOperationError,
+        VolumeBusyError,
+        VolumeExistsError,
+        VolumeInUseError,
+        VolumeNotFoundError,
+    )
+    from astore.events import (
+        BackendRegistered,
+        BackendUnregistered,
+        Event,
+        Lagged,
+        PoolAutostartChanged,
+        PoolBuilt,
+        PoolDefined,
+        PoolDeleted,
+        PoolEvent,
+        PoolRefreshed,
+        PoolStarted,
+        PoolStateChanged,
+        PoolStopped,
+        PoolUndefined,
+        VolumeAdded,
+        VolumeChanged,
+        VolumeEvent,
+        VolumeProgress,
+        VolumeRemoved,
+    )
+    from astore.manager import Manager, Statistics
+    from astore.manager.importing import ImportAction, ImportedPool, ImportReport, import_pools
+    from astore.model import (
+        Adapter,
+        Auth,
+        BackendInfo,
+        BackingStore,
+        Changes,
+        Device,
+        DiscoveredSource,
+        Encryption,
+        EntryError,
+        Extent,
+        FreeExtent,
+        Host,
+        ImageInfo,
+        PciAddress,
+        Permissions,
+        Place,
+        PoolDef,
+        PoolInfo,
+        PoolState,
+        Reference,
+        ReferenceKind,
+        RefreshOutcome,
+        RefreshReport,
+        Snapshot,
+        Source,
+        SourceDevice,
+        Target,
+        Timestamps,
+        VolumeDef,
+        VolumeInfo,
+        VolumeType,
+    )
+    from astore.pools.pool import Pool
+    from astore.pools.volume import ChainLink, Volume
+    from astore.registry import BackendRegistry
+    from astore.volume_io.blocks import Hole
 
 __version__ = "0.1.0"
 
@@ -189,3 +193,23 @@ __all__ = [
     "VolumeType",
     "import_pools",
 ]
+
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    __all__,
+    (
+        "errors",
+        "model",
+        "events",
+        "backend",
+        "registry",
+        "volume_io.blocks",
+        "pools.volume",
+        "pools.pool",
+        "manager",
+        "manager.importing",
+    ),
+)
+
+del TYPE_CHECKING, lazily

@@ -25,9 +25,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import msgspec
-from structlog.stdlib import BoundLogger
 
 if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
     from astore.lanes.gil_turns import Aside, Turn
     from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
     from astore.model.definitions import Auth

@@ -2,16 +2,31 @@
 
 Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library
 sends them, and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute
-``astore`` as a dictionary.
+``astore`` as a dictionary. structlog takes ten times as long to import as Python to start, so it is imported for the first
+message that the standard logger lets through.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
-from typing import Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-import structlog
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+_LOGGER = logging.getLogger("astore")
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "exception": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "fatal": logging.CRITICAL,
+}
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], Mapping[str, Any]]:
@@ -23,13 +38,47 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str
     return ((f"{message} {fields}" if fields else message),), keywords
 
 
-def get_logger() -> structlog.stdlib.BoundLogger:
-    """The logger, to bind fields to."""
-    return cast(
-        structlog.stdlib.BoundLogger,
-        structlog.wrap_logger(
-            logging.getLogger("astore"),
+class _DeferredLogger:
+    """A structlog logger that is made when it is used for more than binding fields and messages nobody wants."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+
+    def bind(self, **fields: object) -> _DeferredLogger:
+        """Add fields, as structlog's ``bind``."""
+        return _DeferredLogger({**self._fields, **fields})
+
+    def __getattr__(self, name: str) -> Any:
+        level = _LEVELS.get(name)
+        if level is not None and not _LOGGER.isEnabledFor(level):
+            return _drop
+        return getattr(self._bound, name)
+
+    @cached_property
+    def _bound(self) -> BoundLogger:
+        import structlog
+
+        logger = structlog.wrap_logger(
+            _LOGGER,
             processors=[structlog.stdlib.filter_by_level, _render],
             wrapper_class=structlog.stdlib.BoundLogger,
-        ),
-    )
+        )
+        return cast("BoundLogger", logger.bind(**self._fields))
+
+
+def _drop(*_: object, **__: object) -> None:
+    """Log nothing."""
+
+
+def get_logger() -> BoundLogger:
+    """The logger, to bind fields to."""
+    return cast("BoundLogger", _DeferredLogger({}))
+
+
+def prepare() -> None:
+    """Import structlog, if warnings are logged at all.
+
+    Blocks: call it on a thread, so that no event loop waits for it when it logs the first.
+    """
+    if _LOGGER.isEnabledFor(logging.WARNING):
+        import structlog  # noqa: F401

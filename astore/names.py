@@ -16,8 +16,9 @@ from astore.model.definitions import shown_option
 NAME_BYTES = 250
 """A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
 
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# those that are texts are compiled when they are first used, which takes as long as to import a module
+_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?"
+_URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
@@ -72,7 +73,7 @@ def check_host(host: str) -> str:
         if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
             raise DefinitionError(f"{printable(host)!r} has no good zone after '%'", element="host")
         return bare
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
     return host
 
@@ -129,7 +130,7 @@ def check_allowed_option(name: str) -> str:
 def normal_path(path: str) -> str:
     """A path as libvirt writes it (virFileSanitizePath): runs of ``/`` become one and a trailing one goes; exactly two
     at the beginning stay; what begins with ``scheme://`` is left alone."""
-    if _URI.match(path):
+    if re.match(_URI, path):
         return path
     lead = ""
     if path.startswith("//") and not path.startswith("///"):

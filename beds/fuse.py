@@ -1,7 +1,7 @@
-"""The client process behind a FUSE mount: found, frozen, thawed, killed; and the connection cut loose.
+"""Find, freeze, thaw and kill the client process of a FUSE mount, and abort its connection.
 
-Nothing here looks *into* a mount, which would hang with it: mounts are told from the text of ``/proc/self/mountinfo``
-(proc(5)) and the client by its open ``/dev/fuse`` and the mount point on its command line.
+Nothing here looks *into* a mount, which would hang with it: mounts are found in the text of ``/proc/self/mountinfo``
+(proc(5)), and the client by its open ``/dev/fuse`` and the mount point on its command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONNECTIONS = "/sys/fs/fuse/connections"
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: where, what kind, from where, and the device's minor number."""
+    """One line of mountinfo: target, file system type, source, and the device's minor number."""
 
     target: str
     kind: str
@@ -36,7 +36,7 @@ def _unescape(word: str) -> str:
 
 
 def mounts(below: str | os.PathLike[str] = "/") -> list[Mount]:
-    """This process's mounts at and below a folder, in the order they were made."""
+    """Return this process's mounts at and below a folder, in the order they were made."""
     prefix = os.fspath(below).rstrip("/")
     found = []
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n"):
@@ -51,13 +51,13 @@ def mounts(below: str | os.PathLike[str] = "/") -> list[Mount]:
 
 
 def is_mounted(target: str | os.PathLike[str]) -> bool:
-    """Whether something is mounted right there; does not touch the mount."""
+    """Return whether something is mounted at the path, without touching the mount."""
     path = os.fspath(target)
     return any(mount.target == path for mount in mounts(path))
 
 
 def client_pid(target: str | os.PathLike[str]) -> int:
-    """The pid of the process that serves the FUSE mount at ``target``.
+    """Return the pid of the process that serves the FUSE mount at ``target``.
 
     :raises LookupError: there is no such process (any more).
     """
@@ -80,7 +80,7 @@ def _holds_fuse(pid: int) -> bool:
 
 
 def freeze(target: str | os.PathLike[str]) -> int:
-    """SIGSTOP the client: from now on every call on the mount hangs. Returns its pid."""
+    """SIGSTOP the client: from now on every call on the mount hangs. Return its pid."""
     pid = client_pid(target)
     os.kill(pid, signal.SIGSTOP)
     processes.wait_until(lambda: processes.state(pid) == "T", 5, f"process {pid} is stopped")
@@ -88,7 +88,7 @@ def freeze(target: str | os.PathLike[str]) -> int:
 
 
 def thaw(target: str | os.PathLike[str]) -> int:
-    """SIGCONT the client: what hung goes on. Returns its pid."""
+    """SIGCONT the client: hung calls go on. Return its pid."""
     pid = client_pid(target)
     os.kill(pid, signal.SIGCONT)
     return pid
@@ -102,7 +102,7 @@ def kill(target: str | os.PathLike[str]) -> None:
 
 
 def abort(target: str | os.PathLike[str]) -> None:
-    """Cut the FUSE connection: calls that hang on it return at once with ECONNABORTED.
+    """Abort the FUSE connection: calls that hang on it return at once with ECONNABORTED.
 
     :raises LookupError: nothing is mounted there.
     """
@@ -110,7 +110,7 @@ def abort(target: str | os.PathLike[str]) -> None:
     minors = [mount.minor for mount in mounts(path) if mount.target == path and mount.kind.startswith("fuse")]
     if not minors:
         raise LookupError(f"no FUSE mount at {path}")
-    # systemd has it mounted on most machines; elsewhere it is there for as long as it takes.
+    # systemd has it mounted on most machines; elsewhere it is mounted meanwhile.
     brought = not any(mount.kind == "fusectl" for mount in mounts(_CONNECTIONS))
     if brought:
         namespace.mount("fusectl", _CONNECTIONS, "fusectl")
@@ -125,7 +125,7 @@ def mount_gluster(host: str, volume: str, target: Path, log_file: Path, *, optio
     """Mount a Gluster volume by starting its client, ``glusterfs``, and wait until it answers.
 
     :param options: further arguments for the client, such as ``--direct-io-mode=enable``.
-    :raises RuntimeError: it could not be mounted; the end of its log is in the message.
+    :raises RuntimeError: the mount failed; the message has the end of its log.
     """
     target.mkdir(parents=True, exist_ok=True)
     argv = ["glusterfs", "--process-name", "fuse", f"--volfile-server={host}", f"--volfile-id=/{volume}"]
@@ -143,7 +143,7 @@ def mount_gluster(host: str, volume: str, target: Path, log_file: Path, *, optio
 
 
 def release(target: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-    """Unmount whatever is there and end its client, however broken; nothing there is no error."""
+    """Unmount the path and end its client, whatever their state; an unmounted path is no error."""
     path = os.fspath(target)
     try:
         pid = client_pid(path)

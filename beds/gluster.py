@@ -1,8 +1,8 @@
-"""A private Gluster: one to a few nodes on loopback addresses, with volumes, FUSE mounts and faults.
+"""A private Gluster: one to nine nodes on loopback addresses, with volumes, FUSE mounts and faults.
 
-glusterd takes neither ``localhost`` nor ``127.0.0.1`` for a brick's host, but any other address of 127.0.0.0/8. A brick
-asks *its* host for its volume file at port 24007, so every node has an address of its own, and the whole bed a network
-namespace of its own. Bricks need root: they write ``trusted.*`` attributes.
+glusterd accepts neither ``localhost`` nor ``127.0.0.1`` as a brick's host, but any other address of 127.0.0.0/8. A
+brick asks *its* host for its volume file at port 24007, so every node has an address of its own, and the whole bed a
+network namespace of its own. Bricks need root: they write ``trusted.*`` attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROGRAMS = frozenset({"glusterd", "glusterfsd", "glusterfs", "gluster"})
 
 
 class GlusterCommandError(RuntimeError):
-    """The ``gluster`` command said no; the message is what it printed."""
+    """The ``gluster`` command failed; the message is its output."""
 
 
 class _Node(NamedTuple):
@@ -45,13 +45,13 @@ class _Volume(NamedTuple):
 
 
 def _forget(pid_files: Iterable[Path]) -> None:
-    """Remove pid files of the killed: glusterd takes a zombie that nobody has reaped yet for a running brick."""
+    """Remove the pid files of killed bricks: glusterd takes an unreaped zombie for a running brick."""
     for path in list(pid_files):
         path.unlink(missing_ok=True)
 
 
 def missing() -> str | None:
-    """Why there can be no Gluster bed here, in words; None if there can."""
+    """Return why there can be no Gluster bed here; None if there can."""
     if os.geteuid() != 0:
         return "Gluster bricks need root"
     for program, package in (
@@ -65,10 +65,10 @@ def missing() -> str | None:
 
 
 class GlusterBed:
-    """One to nine glusterds with their volumes. A context manager; also :meth:`start` and :meth:`close`.
+    """One to nine glusterds with their volumes. Use it as a context manager, or call :meth:`start` and :meth:`close`.
 
-    :param folder: for everything it writes; made if need be. Must be on a file system with ``trusted.*`` attributes
-        (ext4, XFS, tmpfs). Afterwards only its ``log`` folders stay.
+    :param folder: for all its files; created if it is missing. It must be on a file system with ``trusted.*``
+        attributes (ext4, XFS, tmpfs). Afterwards only its ``log`` folders stay.
     :param nodes: how many glusterds; node *n* (from 1) has the address ``address_base`` + *n*.
     :raises BedUnavailable: (on start) not root, programs missing, or not in a private namespace.
     """
@@ -91,7 +91,7 @@ class GlusterBed:
         self.close()
 
     def start(self) -> None:
-        """Start the glusterds and make them one trusted pool."""
+        """Start the glusterds and join them in one trusted pool."""
         if why := missing():
             raise BedUnavailable(why)
         require_private_namespaces()
@@ -111,7 +111,7 @@ class GlusterBed:
         return len(rows) == len(self._nodes) and all(row[-1] == "Connected" for row in rows)
 
     def close(self) -> None:
-        """End every process of the bed, unmount, and remove all but the logs. May be called twice."""
+        """End every process of the bed, unmount, and remove everything except the logs. May be called twice."""
         for mounted in reversed(fuse.mounts(self.folder)):
             fuse.release(mounted.target)
         processes.end(self.pids, timeout=30)
@@ -125,7 +125,7 @@ class GlusterBed:
         shutil.rmtree(self.folder / "mounts", ignore_errors=True)
 
     def pids(self) -> list[int]:
-        """All running processes of the bed: glusterds, bricks, self-heal daemons, FUSE clients."""
+        """Return all running processes of the bed: glusterds, bricks, self-heal daemons, FUSE clients."""
         return processes.mentioning(self.folder, _PROGRAMS)
 
     @property
@@ -141,7 +141,7 @@ class GlusterBed:
     # ----------------------------------------------------------------------------------------------- nodes
 
     def start_node(self, number: int = 1) -> None:
-        """Start a node's glusterd (it starts the bricks of started volumes) and wait until it takes commands."""
+        """Start a node's glusterd (it starts the bricks of started volumes) and wait until it accepts commands."""
         node = self._nodes[number - 1]
         for part in ("work", "run", "log", "bricks"):
             (node.folder / part).mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class GlusterBed:
         argv = ["glusterd", "-N", "-p", str(node.folder / "run" / "glusterd.pid"), "-l", str(node.log)]
         for key, value in settings.items():
             argv += ["--xlator-option", f"management.{key}={value}"]
-        # PYTHON: glusterd runs what it names, and does not start where that is nothing
+        # PYTHON: glusterd runs the program that it names, and does not start without one
         environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
         quiet = subprocess.DEVNULL
         daemon = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
@@ -171,7 +171,7 @@ class GlusterBed:
         return True
 
     def kill_node(self, number: int) -> None:
-        """Kill a node as a power cut would: its glusterd, bricks and helpers at once."""
+        """Kill a node at once, like a power cut: its glusterd, bricks and helpers."""
         folder = self._nodes[number - 1].folder
         processes.end(lambda: processes.mentioning(folder, _PROGRAMS), timeout=30)
         if daemon := self._daemons.pop(number, None):
@@ -180,7 +180,7 @@ class GlusterBed:
         _forget((folder / "run").rglob("*.pid"))
 
     def gluster(self, *arguments: str, node: int = 1, timeout: float = 120) -> str:
-        """Run the ``gluster`` command against a node; returns what it printed.
+        """Run the ``gluster`` command against a node; return its output.
 
         :raises GlusterCommandError: it returned non-zero.
         """
@@ -210,7 +210,7 @@ class GlusterBed:
         *,
         start: bool = True,
     ) -> None:
-        """Create a volume (and start it): ``bricks`` × ``replica`` brick folders, spread over the nodes in turn.
+        """Create and start a volume: ``bricks`` × ``replica`` brick folders, spread over the nodes in turn.
 
         :param options: volume options, such as ``{"network.ping-timeout": 2}``.
         """
@@ -231,14 +231,14 @@ class GlusterBed:
         self.gluster("volume", "set", name, *words)
 
     def start_volume(self, name: str, *, force: bool = False) -> None:
-        """Start a volume; with ``force``, bricks of a started one that were killed."""
+        """Start a volume; with ``force``, restart killed bricks of a started one."""
         self.gluster("volume", "start", name, *(["force"] if force else []))
         processes.wait_until(
             lambda: len(self.brick_pids(name)) == len(self._volumes[name].bricks), 30, f"{name} has started"
         )
 
     def stop_volume(self, name: str) -> None:
-        """Stop a volume whatever uses it: its bricks end. (Killed, since glusterd would wait a second for them.)"""
+        """Stop a volume even if it is in use. (Its bricks are killed, since glusterd would wait a second for them.)"""
         self.kill_brick(name)
         self.gluster("volume", "stop", name, "force")
 
@@ -254,11 +254,11 @@ class GlusterBed:
     # ---------------------------------------------------------------------------------------------- bricks
 
     def brick(self, name: str, index: int = 0) -> Path:
-        """A brick's folder. To look at: files must be made through Gluster (see :meth:`mount`)."""
+        """Return a brick's folder. Only look at it: files must be made through Gluster (see :meth:`mount`)."""
         return self._volumes[name].bricks[index]
 
     def brick_pids(self, name: str, index: int | None = None) -> list[int]:
-        """The pids of a volume's brick processes, or of one of them."""
+        """Return the pids of a volume's brick processes, or of one of them."""
         paths = self._volumes[name].bricks
         wanted = {str(path) for path in (paths if index is None else paths[index : index + 1])}
         found = []
@@ -284,13 +284,13 @@ class GlusterBed:
         processes.wait_until(lambda: all(processes.state(pid) == "T" for pid in pids), 5, "bricks are stopped")
 
     def continue_brick(self, name: str, index: int | None = None) -> None:
-        """SIGCONT what :meth:`stop_brick` stopped."""
+        """SIGCONT the bricks that :meth:`stop_brick` stopped."""
         processes.send(self.brick_pids(name, index), signal.SIGCONT)
 
     # ---------------------------------------------------------------------------------------------- mounts
 
     def mount(self, name: str, *, options: tuple[str, ...] = ()) -> Path:
-        """The folder where the volume is mounted by FUSE; mounted on first use.
+        """Return the folder where the volume is mounted by FUSE; it is mounted on first use.
 
         :raises BedUnavailable: there is no /dev/fuse.
         """
@@ -303,7 +303,7 @@ class GlusterBed:
         return target
 
     def unmount(self, name: str) -> None:
-        """Undo :meth:`mount`, frozen or broken as it may be; not mounted is no error."""
+        """Undo :meth:`mount`, even of a frozen or broken client; an unmounted volume is no error."""
         target = self.folder / "mounts" / name
         fuse.release(target)
         if target.exists():

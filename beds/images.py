@@ -1,7 +1,7 @@
-"""Disk images by the ten thousand: each kind is made once by qemu-img, and its bytes are written as often as wanted.
+"""Make disk images by the ten thousand: qemu-img makes each kind once, and its bytes are then written repeatedly.
 
-Written sparse: only blocks that are not zero reach the file system, so that 10,000 images of 10 GiB take seconds. The
-same arguments give the same bytes: what qemu-img draws by lot (a VMDK's CID, a VDI's UUIDs) is overwritten.
+Images are written sparse: only blocks that are not zero reach the file system, so 10,000 images of 10 GiB take seconds.
+The same arguments give the same bytes: qemu-img's random ids (a VMDK's CID, a VDI's UUIDs) are overwritten.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _BLOCK = 4096
 
 @lru_cache(maxsize=64)
 def template(kind: str, size: int, backing: str | None = None, backing_format: str | None = None) -> Template:
-    """The bytes of one image, by qemu-img where there is one, else (qcow2 and raw) by hand.
+    """Return the bytes of one image, made by qemu-img if it is installed, otherwise (qcow2 and raw) by hand.
 
     :param kind: qemu-img's name of the format. :param size: virtual size in bytes.
-    :param backing: a backing file's name as the header is to have it; it need not exist.
-    :raises BedUnavailable: there is no qemu-img, and it takes one. :raises RuntimeError: qemu-img refused.
+    :param backing: the backing file's name for the header; the file need not exist.
+    :raises BedUnavailable: the format needs qemu-img, which is missing. :raises RuntimeError: qemu-img failed.
     """
     if kind != "raw" and shutil.which("qemu-img") is not None:
         return _by_qemu_img(kind, size, backing, backing_format)
@@ -37,7 +37,7 @@ def template(kind: str, size: int, backing: str | None = None, backing_format: s
 
 
 make_images = partial(blank.make_images, template=template)
-"""Make many images, by qemu-img where there is one; see :func:`astore.images.blank.make_images`."""
+"""Make many images, with qemu-img if it is installed; see :func:`astore.images.blank.make_images`."""
 
 
 def _by_qemu_img(kind: str, size: int, backing: str | None, backing_format: str | None) -> Template:
@@ -56,7 +56,7 @@ def _by_qemu_img(kind: str, size: int, backing: str | None, backing_format: str 
 
 
 def _without_chance(kind: str, data: bytes) -> bytes:
-    """Overwrite what qemu-img draws by lot."""
+    """Overwrite qemu-img's random ids."""
     if kind == "vmdk":
         # VMDK 1.1 descriptor: a text within the first 64 KiB, NUL behind it; its CID has eight hexadecimal digits, or fewer.
         told = re.search(rb"\nCID=([0-9a-f]+)[^\0]*", data)
@@ -71,7 +71,7 @@ def _without_chance(kind: str, data: bytes) -> bytes:
 
 
 def _sparse(data: bytes) -> Template:
-    """Split into runs of blocks that hold anything."""
+    """Split an image into runs of blocks that are not zero."""
     parts: list[tuple[int, bytes]] = []
     zero = bytes(_BLOCK)
     start: int | None = None
@@ -81,7 +81,7 @@ def _sparse(data: bytes) -> Template:
         if not empty and start is None:
             start = offset
         elif empty and start is not None:
-            # The end of a run matters as little as its last zeros do.
+            # Zeros at the end of a run need not be written.
             parts.append((start, data[start:offset].rstrip(b"\0")))
             start = None
     return Template(tuple(parts), len(data))

@@ -1,7 +1,7 @@
-"""A private libvirtd with nothing but its storage driver: an oracle to compare with, and a rival to race.
+"""A private libvirtd with only its storage driver: an oracle to compare with, and a rival to race.
 
 libvirt 9's paths are compiled in, except the folder of its sockets; its state, definitions and caches go to empty file
-systems that only the private namespace sees. It starts in well under a second, because it is shown no other driver.
+systems that only the private namespace sees. It starts in well under a second, because it loads no other driver.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from beds import BedUnavailable, fuse, processes
 from beds.namespace import cover, require_private_namespaces, uncover
 
 COVERED_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/etc/libvirt", "/var/log/libvirt")
-"""The folders that libvirtd has compiled in."""
+"""The folders whose paths are compiled into libvirtd."""
 
 _STORAGE_DRIVERS = (
     "/usr/lib/*/libvirt/connection-driver/libvirt_driver_storage.so",
@@ -29,11 +29,11 @@ _STORAGE_DRIVERS = (
 
 
 class VirshError(RuntimeError):
-    """``virsh`` returned non-zero; the message is what it printed."""
+    """``virsh`` returned non-zero; the message is its output."""
 
 
 def missing() -> str | None:
-    """Why there can be no libvirt bed here, in words; None if there can."""
+    """Return why there can be no libvirt bed here; None if there can."""
     if os.geteuid() != 0:
         return "a system libvirtd needs root"
     for program, package in (("libvirtd", "libvirt-daemon"), ("virsh", "libvirt-clients")):
@@ -43,10 +43,10 @@ def missing() -> str | None:
 
 
 class LibvirtBed:
-    """One private libvirtd at a time. A context manager; also :meth:`start` and :meth:`close`.
+    """One private libvirtd at a time. Use it as a context manager, or call :meth:`start` and :meth:`close`.
 
-    :param folder: for its configuration, sockets and log; made if need be; a short path, since a socket's may have 107
-        bytes at most (unix(7)).
+    :param folder: for its configuration, sockets and log; created if it is missing. Its path must be short, since a
+        socket's may have at most 107 bytes (unix(7)).
     :raises BedUnavailable: (on start) not root, programs missing, or not in a private namespace.
     """
 
@@ -67,7 +67,7 @@ class LibvirtBed:
 
     @property
     def socket(self) -> Path:
-        """Its read-write socket."""
+        """The read-write socket."""
         return self.folder / "sockets" / "libvirt-sock"
 
     @property
@@ -76,7 +76,7 @@ class LibvirtBed:
         return f"storage+unix:///system?socket={self.socket}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start libvirtd and wait until it answers."""
         if why := missing():
             raise BedUnavailable(why)
         require_private_namespaces()
@@ -105,7 +105,7 @@ class LibvirtBed:
         configuration.write_text(
             f'unix_sock_dir = "{self.socket.parent}"\n'
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nmdns_adv = 0\n'
-            "keepalive_interval = -1\n"  # else it drops a client that has let 30 s pass without a call
+            "keepalive_interval = -1\n"  # otherwise it drops a client after 30 s without a call
             f'log_level = 3\nlog_outputs = "3:file:{self.log}"\n'
         )
         return subprocess.Popen(
@@ -118,11 +118,11 @@ class LibvirtBed:
 
     @property
     def log(self) -> Path:
-        """Its log file: warnings and errors."""
+        """The log file: warnings and errors."""
         return self.folder / "libvirtd.log"
 
     def virsh(self, *arguments: str, timeout: float = 300) -> str:
-        """Run virsh against it; returns what it printed. A refresh of a gluster pool takes libvirt 10 s and more.
+        """Run virsh against it; return its output. libvirt refreshes a gluster pool in 10 s or more.
 
         :raises VirshError: it returned non-zero.
         """
@@ -140,17 +140,17 @@ class LibvirtBed:
         return done.stdout
 
     def define(self, xml: str) -> None:
-        """``pool-define`` from text. :raises VirshError: it was refused."""
+        """Define a pool from XML with ``pool-define``. :raises VirshError: it was refused."""
         path = self.folder / "define.xml"
         path.write_text(xml)
         self.virsh("pool-define", str(path))
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """Return its processes."""
         return processes.mentioning(self.folder, {"libvirtd"})
 
     def close(self) -> None:
-        """End it, and unmount what its pools had mounted. May be called twice."""
+        """End libvirtd, and unmount what its pools had mounted. May be called twice."""
         processes.end(self.pids, grace=5.0, timeout=20)
         if self._daemon is not None:
             self._daemon.wait(timeout=10)
@@ -167,7 +167,7 @@ class LibvirtBed:
 
 
 def _targets(state: Path) -> list[str]:
-    """Target paths of the pools that were active, from libvirtd's run-time state files."""
+    """Return the target paths of the pools that were active, from libvirtd's run-time state files."""
     targets = []
     for path in state.glob("*.xml") if state.is_dir() else ():
         _, found, rest = path.read_text().partition("<path>")

@@ -1,7 +1,7 @@
-"""A network and a mount namespace for this process alone, so that test servers meet nothing of the machine's owner.
+"""Move this process into its own network and mount namespace, so that test servers never meet the machine's own.
 
-Inside there is only loopback: a private glusterd gets port 24007 to itself, and what is mounted is seen by this process
-and its children, and is gone when the last of them ends (network_namespaces(7), mount_namespaces(7)).
+Inside there is only loopback: a private glusterd has port 24007 to itself. Mounts are seen by this process and its
+children only, and vanish when the last of them ends (network_namespaces(7), mount_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import struct
 from beds import BedUnavailable
 
 PRIVATE_FOLDERS = ("/run/gluster", "/var/lib/glusterd", "/var/log/glusterfs")
-"""Folders whose paths are compiled into Gluster's programs: covered by an empty tmpfs each."""
+"""Folders whose paths are compiled into Gluster's programs; an empty tmpfs covers each."""
 
 HOST_NAMESPACE = "ASTORE_TEST_HOST_NAMESPACE"
 """Set to 1, this environment variable keeps tests in the machine's own namespaces (and thereby without most beds)."""
 
 _MARK = "ASTORE_PRIVATE_NAMESPACES"
-"""Environment variable with the ids of the namespaces that were made, so that child processes know where they are."""
+"""Environment variable with the ids of the new namespaces; child processes recognise them by it."""
 
 # linux/sched.h, linux/mount.h, linux/sockios.h, linux/if.h
 _CLONE_NEWNS = 0x00020000
@@ -47,7 +47,7 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str | os.PathLike[str], kind: str, *, flags: int = 0, data: str = "") -> None:
-    """mount(2), without the program of that name. :raises OSError: as the kernel says."""
+    """Call mount(2), without the program mount. :raises OSError: as the kernel says."""
     path = os.fspath(target)
     result = _libc.mount(
         os.fsencode(source), os.fsencode(path), kind.encode(), ctypes.c_ulong(flags), data.encode() if data else None
@@ -61,10 +61,10 @@ def bind(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
 
 
 def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
-    """umount2(2); never follows a link and never looks at what is mounted, so that it cannot hang on a dead server.
+    """Call umount2(2), without following links or touching the mount's server, so that it cannot hang.
 
-    :param lazy: take it out of the tree now and let go of it when nobody uses it any more.
-    :raises OSError: EINVAL where nothing is mounted, EBUSY where it is in use.
+    :param lazy: detach the mount now, and release it when it is no longer in use.
+    :raises OSError: EINVAL if nothing is mounted, EBUSY if it is in use.
     """
     path = os.fspath(target)
     result = _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
@@ -76,12 +76,12 @@ def _identity() -> str:
 
 
 def in_private_namespaces() -> bool:
-    """Whether this process, or the one that started it, has called :func:`enter_private_namespaces`."""
+    """Return whether this process, or the one that started it, has called :func:`enter_private_namespaces`."""
     return os.environ.get(_MARK) == _identity()
 
 
 def require_private_namespaces() -> None:
-    """:raises BedUnavailable: this process lives in the machine's own namespaces."""
+    """Require private namespaces. :raises BedUnavailable: this process lives in the machine's own."""
     if not in_private_namespaces():
         raise BedUnavailable("a private server needs a namespace of its own: call enter_private_namespaces() first")
 
@@ -89,9 +89,9 @@ def require_private_namespaces() -> None:
 def enter_private_namespaces() -> None:
     """Move this process into a network and a mount namespace of its own, with loopback up.
 
-    Mounts made outside do not come in. Mounts made inside, and new entries of /run, do not get out. Gluster's compiled-in
-    folders are covered by empty ones. Done already (by this process or the one that started it), nothing happens. There
-    is no way back.
+    Mounts made outside do not appear inside; mounts made inside, and new entries of /run, do not appear outside. Empty
+    folders cover Gluster's compiled-in ones. If this process or the one that started it is inside already, nothing
+    happens. There is no way back.
 
     :raises BedUnavailable: not root, not permitted, or threads are running already (a namespace belongs to a thread).
     """
@@ -110,16 +110,16 @@ def enter_private_namespaces() -> None:
         _loopback_up()
     except OSError as error:
         raise BedUnavailable(f"private namespaces are not permitted here: {error}") from error
-    detach("/run")  # servers make folders there that a new machine does not have
+    detach("/run")  # servers create folders there that a new machine lacks
     for folder in PRIVATE_FOLDERS:
         cover(folder)
     os.environ[_MARK] = _identity()
 
 
 def cover(folder: str) -> bool:
-    """Put an empty tmpfs over a folder of the machine's. If it is not there, make it, for this namespace alone.
+    """Cover a folder of the machine with an empty tmpfs. A missing folder is created, for this namespace alone.
 
-    :returns: False if its parent is not there either.
+    :returns: False if the parent is missing too.
     :raises OSError: it cannot be mounted on.
     """
     if not os.path.isdir(folder):
@@ -134,10 +134,10 @@ def cover(folder: str) -> bool:
 
 
 def uncover(folder: str) -> None:
-    """Undo :func:`cover`. :raises OSError: EINVAL where nothing covers it."""
+    """Undo :func:`cover`. :raises OSError: EINVAL if nothing covers it."""
     unmount(folder, lazy=True)
     if os.path.dirname(folder) in _detached:
-        with contextlib.suppress(OSError):  # the machine's own: busy, because it is mounted here
+        with contextlib.suppress(OSError):  # the machine's own entry: busy, because it is mounted here
             os.rmdir(folder)
 
 
@@ -146,10 +146,10 @@ _detached: set[str] = set()
 
 
 def detach(folder: str) -> None:
-    """Keep the entries that are made in a folder from now on, and those that are removed, inside this namespace.
+    """Keep changes of a folder's entries inside this namespace from now on.
 
-    A tmpfs covers the folder, and the machine's own entries are mounted in it again, with their content and the mounts
-    below them. Files and folders among them cannot be removed.
+    A tmpfs covers the folder, and the machine's entries are mounted in it again, with their content and the mounts
+    below them. These files and folders cannot be removed.
 
     :raises OSError: as the kernel says.
     """
@@ -158,7 +158,7 @@ def detach(folder: str) -> None:
         found = os.stat(below)
         mount("tmpfs", folder, "tmpfs", data=f"mode={found.st_mode & 0o7777:o},uid={found.st_uid},gid={found.st_gid}")
         for entry in list(os.scandir(f"/proc/self/fd/{below}")):
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                 _show_again(entry, os.path.join(folder, entry.name))
     finally:
         os.close(below)

@@ -1,7 +1,7 @@
-"""Processes of other programs: find those of a bed, wait for them, end them; by pid, never by a bare name.
+"""Find the processes of a bed, wait for them, and end them: by pid, never by name alone.
 
-A daemon is nobody's child, so waiting is done by pidfd (pidfd_open(2)), which becomes readable when its process ends
-and cannot come to mean another process.
+A daemon is no child of ours, so waiting uses a pidfd (pidfd_open(2)): it becomes readable when its process ends, and
+never comes to mean another process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def arguments(pid: int) -> tuple[str, ...]:
-    """The command line of a process; empty for one that is gone, a zombie or a kernel thread."""
+    """Return a process's command line; empty for a process that is gone, a zombie or a kernel thread."""
     try:
         data = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -25,7 +25,7 @@ def arguments(pid: int) -> tuple[str, ...]:
 
 
 def state(pid: int) -> str:
-    """The state letter of proc(5): R, S, D, T (stopped), Z (zombie); empty for one that is gone."""
+    """Return a process's state letter of proc(5): R, S, D, T (stopped), Z (zombie); empty if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -34,9 +34,9 @@ def state(pid: int) -> str:
 
 
 def in_another_container(pid: int) -> bool:
-    """Whether a process has another process namespace than this one: its paths mean other files.
+    """Return whether a process has another PID namespace than this one: its paths mean other files.
 
-    A process that is gone, or that this user may not look at, counts as such.
+    A process that is gone, or that this user may not inspect, counts as such.
     """
     try:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
@@ -45,9 +45,9 @@ def in_another_container(pid: int) -> bool:
 
 
 def mentioning(folder: str | os.PathLike[str], programs: Collection[str]) -> list[int]:
-    """Pids of processes of these programs (names without a folder) that have ``folder`` in their command line.
+    """Return the pids of processes of these programs (names without a folder) with ``folder`` in their command line.
 
-    Processes of containers are listed in /proc too, and may name a folder alike: they are left out.
+    Processes of containers are skipped: /proc lists them too, and their paths mean other files.
     """
     found = []
     needle = os.fspath(folder)
@@ -62,7 +62,7 @@ def mentioning(folder: str | os.PathLike[str], programs: Collection[str]) -> lis
 
 
 def _within(word: str, folder: str) -> bool:
-    """Whether an argument names the folder or something in it, not merely a sibling whose name begins alike."""
+    """Return whether an argument names the folder or something in it, not a sibling with the same beginning."""
     start = word.find(folder)
     while start >= 0:
         end = start + len(folder)
@@ -73,12 +73,12 @@ def _within(word: str, folder: str) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process exists and is more than a zombie."""
+    """Return whether the process exists and is not a zombie."""
     return state(pid) not in ("", "Z", "X")
 
 
 def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
-    """Wait until all these processes have ended, for ``timeout`` seconds at most; returns those that have not."""
+    """Wait at most ``timeout`` seconds until all these processes have ended; return those that have not."""
     deadline = time.monotonic() + timeout
     left = []
     for pid in pids:
@@ -97,7 +97,7 @@ def wait_gone(pids: Iterable[int], timeout: float) -> list[int]:
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each; those that are gone are passed over."""
+    """Send a signal to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -106,8 +106,8 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 def end(find: Callable[[], Sequence[int]], *, timeout: float = 10.0, grace: float = 0.0) -> None:
     """End the processes that ``find`` finds, until it finds none.
 
-    :param grace: seconds that they are given to end by themselves after SIGTERM; 0: SIGKILL at once.
-    :raises RuntimeError: some are still there after ``timeout`` seconds.
+    :param grace: seconds for them to end after SIGTERM; 0: SIGKILL at once.
+    :raises RuntimeError: some still run after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     if grace:

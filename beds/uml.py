@@ -1,7 +1,7 @@
-"""A Linux kernel of our own, as an ordinary process: for file systems that the machine's kernel does not have.
+"""Run a Linux kernel as an ordinary process, for file systems that the machine's kernel does not have.
 
-User-mode Linux (Debian's package ``user-mode-linux``) boots with the file system of this machine as its root, read-only,
-runs one program and ends. Its network is a loopback device of its own; what it mounts, kills or hangs is its own too.
+User-mode Linux (Debian's package ``user-mode-linux``) boots with this machine's file system as its root, read-only,
+runs one program and ends. Its network, mounts and processes are its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KERNEL = "linux.uml"
 _MODULES = Path("/usr/lib/uml/modules")
 _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
-# /run and /var/lib/nfs are what the usual daemons write to; everything else is this machine's, and stays as it is.
+# The usual daemons write to /run and /var/lib/nfs; everything else is this machine's, and read-only.
 _INIT = """\
 #!/bin/sh
 export PATH={path} HOME=/run LC_ALL=C TMPDIR=/run/tmp
@@ -45,11 +45,11 @@ sleep 60
 
 
 class GuestError(RuntimeError):
-    """The guest did not come to its end, or its program did not; what was said is in the message."""
+    """The guest or its program failed; the message has their output."""
 
 
 def missing() -> str | None:
-    """Why there can be no guest here, in words; None if there can."""
+    """Return why there can be no guest here; None if there can."""
     path = f"{os.environ.get('PATH', os.defpath)}:{_ADMIN_PATH}"
     for program, package in ((_KERNEL, "user-mode-linux"), ("depmod", "kmod"), ("ip", "iproute2")):
         if shutil.which(program, path=path) is None:
@@ -62,12 +62,12 @@ def run_in_guest(
 ) -> str:
     """Boot a guest, run a program in it as root, and wait until the guest has powered off.
 
-    The program finds ``folder`` at ``/run/host`` (the only place of this machine that it can write to) and is free to
-    write below ``/run``.
+    The program finds ``folder`` at ``/run/host`` (the only place of this machine that it can write to) and may write
+    below ``/run``.
 
     :param argv: the program; paths are this machine's. :param folder: an empty one; its path has no blanks.
-    :param modules: of the kernel, loaded before; those that it asks for itself need not be named.
-    :returns: what the program wrote to stdout and stderr.
+    :param modules: kernel modules to load first; those that the kernel requests by itself may be omitted.
+    :returns: the program's stdout and stderr.
     :raises BedUnavailable: see :func:`missing`.
     :raises GuestError: it did not end in ``timeout`` seconds (and was killed), or not with 0.
     """
@@ -91,7 +91,7 @@ def run_in_guest(
 
 
 def _link_modules(folder: Path, path: str) -> None:
-    """Make ``folder`` a root for modprobe, by which the kernel finds what it needs; no index is among Debian's files."""
+    """Make ``folder`` a root for modprobe, which finds the kernel's modules by an index; Debian ships none."""
     modprobe = folder / "modprobe"
     modprobe.write_text(f'#!/bin/sh\nPATH={path} exec modprobe -d {folder} "$@"\n', encoding="utf-8")
     modprobe.chmod(0o755)
@@ -104,9 +104,9 @@ def _link_modules(folder: Path, path: str) -> None:
 
 
 def _boot(init: Path, console: Path, memory: str, timeout: float, path: str) -> bool:
-    """Run the kernel; say whether it ended by itself."""
+    """Run the kernel; return whether it ended by itself."""
     argv = [_KERNEL, f"mem={memory}", "rootfstype=hostfs", "ro", f"init={init}", "con0=fd:0,fd:1", "con=null", "quiet"]
-    # the kernel keeps a socket in its home folder, and leaves it there when it is killed
+    # a killed kernel leaves a socket in its home folder
     with console.open("wb") as output, tempfile.TemporaryDirectory(prefix="astore-uml-") as home:
         kernel = subprocess.Popen(
             argv,
@@ -122,7 +122,7 @@ def _boot(init: Path, console: Path, memory: str, timeout: float, path: str) -> 
         except subprocess.TimeoutExpired:
             return False
         finally:
-            # what runs in the guest are processes here, with the kernel's arguments
+            # the guest's processes are processes here, with the kernel's arguments
             processes.end(lambda: processes.mentioning(init.parent, {_KERNEL}), timeout=30)
             kernel.wait()
 

@@ -1,7 +1,7 @@
 """Print the table of how fast refreshes are: ``python -m benchmarks [--quick] [--rows …] [--write FILE]``.
 
-Needs root (a private Gluster, FUSE, a private libvirtd). Pairs are run in turn; medians are quoted, and ratios are
-what counts: the machine it runs on may be as noisy as it likes, but both sides of a ratio were measured side by side.
+Needs root (a private Gluster, FUSE, a private libvirtd). The sides of a pair run in turn; times are medians. The ratio
+counts: a noisy machine slows down both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.row import Row
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating"
+        "--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,startup"
     )
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")
@@ -52,16 +52,16 @@ def main() -> int:
     if options.write:
         options.write.write_text(text)
     sys.stdout.flush()
-    os._exit(0 if all(row.met for row in rows) else 1)  # not by way of libgfapi's threads
+    os._exit(0 if all(row.met for row in rows) else 1)  # without waiting for libgfapi's threads
 
 
 def table(rows: list[Row], notes: list[str]) -> str:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = [
         "# How fast",
         "",
-        "Written by `make bench` (`python -m benchmarks --write docs/benchmarks.md`). Each line's sides were measured in turn",
-        "in one run; seconds are medians, and the ratio is what counts.",
+        "`make bench` measures, and `python -m benchmarks --write docs/benchmarks.md` writes this page. The sides of each",
+        "line were measured in turn in one run. Times are medians. Compare the ratios rather than the times.",
         "",
         f"Machine: {machine()}. {time.strftime('%Y-%m-%d')}.",
         "",
@@ -78,7 +78,7 @@ def table(rows: list[Row], notes: list[str]) -> str:
 
 
 def machine() -> str:
-    """What it ran on, in one line."""
+    """Return the machine, in one line."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -92,7 +92,7 @@ def machine() -> str:
 
 
 def _amount(row: Row) -> str:
-    """Of what is no time its number alone: the unit stands beside it."""
+    """Format a row's value; a number that is not a time stands alone, its unit is in the row's name."""
     return f"{row.astore:.3g}" if row.work.startswith(("memory", "another")) else _seconds(row.astore)
 
 
@@ -103,7 +103,7 @@ def _seconds(value: float | None) -> str:
 
 
 def median(values: list[float]) -> float:
-    """The median."""
+    """Return the median."""
     return statistics.median(values)
 
 

@@ -1,4 +1,4 @@
-"""What all rows share: a folder, the real servers, a Manager."""
+"""The resources that all rows share: a folder, the real servers, a Manager."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.sides import Libvirt, Limit, say
 
 
 class Bench:
-    """What all rows share: a folder, a Gluster, a libvirt, a Manager; each made when first needed."""
+    """The resources that all rows share: a folder, a Gluster, a libvirt, a Manager; each made when first needed."""
 
     def __init__(self, folder: Path, *, pairs: int, with_libvirt: bool) -> None:
         self.folder = folder
@@ -75,9 +75,9 @@ class Bench:
         return None if self._libvirt.why else self._libvirt
 
     def apart(self) -> Path:
-        """A new file system, ext4 where it can be made: how fast files are made on another depends on what was deleted there.
+        """Make a new file system, ext4 if possible: how fast files are created depends on earlier deletions.
 
-        (For minutes ext4 gives the inodes of deleted files to nobody, and looks at all of them again and again.)
+        (For minutes ext4 does not reuse the inodes of deleted files, but searches through all of them.)
         """
         folder = self.folder / "apart"
         if not folder.exists():

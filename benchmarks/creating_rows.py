@@ -1,4 +1,4 @@
-"""The rows on making many volumes at once: beside libvirt, beside the C limit, and beside another pool's refresh."""
+"""Rows on creating many volumes at once: compared with libvirt, with the C limit, and during another pool's refresh."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TURNS = 5
 
 
 async def creating_rows(bench: Bench) -> list[Row]:
-    """1,000 raw volumes of 10 GiB, 16 at a time, all sides in turn and each time in a new folder.
+    """Create 1,000 raw volumes of 10 GiB, 16 at a time; the sides run in turn, each time in a new folder.
 
-    libvirt's folders and those of ``dir`` lie on a new file system, and nothing is deleted in between.
+    The folders of libvirt and ``dir`` lie on a new file system, and nothing is deleted meanwhile.
     """
     bed = bench.gluster
     bed.create_volume("making")
@@ -88,7 +88,7 @@ def _gluster(bench: Bench, name: str, folder: str) -> str:
 
 
 async def _pool(bench: Bench, root: astore.Pool, kind: str, name: str) -> astore.Pool:
-    """A started pool on a new folder."""
+    """Start a pool on a new folder."""
     if kind == "dir":
         folder = bench.apart() / name
         folder.mkdir()
@@ -112,7 +112,7 @@ async def _create(pool: astore.Pool, prefix: str, count: int = COUNT) -> float:
 
 
 async def _refresh_beside(beside: astore.Pool, pool: astore.Pool) -> float:
-    """How many times as long another pool's refresh takes while volumes are created: medians, measured in turn."""
+    """Return how many times as long another pool's refresh takes while volumes are created: medians, in turn."""
     alone: list[float] = []
     meanwhile: list[float] = []
     for turn in range(TURNS):

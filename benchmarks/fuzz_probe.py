@@ -1,13 +1,13 @@
-"""Probe mutated headers and locate mutated names, a million by default: nothing but ImageError may come out.
+"""Probe mutated headers and locate mutated names, a million by default: only ImageError may be raised.
 
-``python -m benchmarks.fuzz_probe [COUNT] [SEED]``; it prints the seed, so that what it finds can be found again. Of every
-header it also checks that
+``python -m benchmarks.fuzz_probe [COUNT] [SEED]`` prints the seed, so that a failure can be repeated. It also checks of
+every header that
 
 - bytes beyond HEADER_SIZE change nothing;
-- what a header says that is cut off does not change when something follows: nothing was read beyond its end;
-- where ``needs_full_header`` says that the first page tells, the whole header tells the same;
-- what is told can be written down: as UTF-8, and by XML's rules;
-- every file that is named has a location or a doubt;
+- the result for a header that is cut off does not change when bytes follow: nothing was read beyond its end;
+- if the first page is enough by ``needs_full_header``, the whole header gives the same result;
+- the result can be written: as UTF-8, and in XML;
+- every named file has a location or a doubt;
 - a header without references has no backing file;
 - no header and no name takes more than SLOWEST seconds of CPU.
 """
@@ -36,9 +36,7 @@ VALID: dict[str, bytes] = {
 }
 FILES: dict[str, dict[int, bytes]] = {"vhdx": importlib.import_module("images.more_heads").VHDX}
 
-FORMATS = frozenset(
-    {"qcow", "qcow2", "qed", "vmdk", "vdi", "vpc", "ploop", "cow", "iso", "luks", "vhdx", "bochs", "cloop"}
-)
+FORMATS = frozenset(info.format for info in map(probe, VALID.values()) if info is not None)
 SLOWEST = 0.25
 BYTES = (0, 1, 2, 3, 4, 9, 16, 0x22, 0x2F, 0x3A, 0x7F, 0x80, 0xFE, 0xFF)
 NUMBERS = (0, 1, 8, 9, 16, 21, 72, 104, 511, 512, 1023, 1024, 4095, 4096, 20_000, 33_279, 33_280, 33_281, 1 << 31)
@@ -94,7 +92,7 @@ PIECES = (
 
 
 def mutated(rng: random.Random, heads: list[bytes]) -> bytes:
-    """A header with a few bytes or fields changed, most of them in its first hundred bytes, perhaps cut off or spliced."""
+    """Change a few bytes or fields of a header, mostly in its first hundred bytes; perhaps cut it off or splice it."""
     head = bytearray(rng.choice(heads))
     for _ in range(rng.randrange(1, 6)):
         at = min(int(rng.expovariate(0.02)), len(head) - 1)
@@ -128,7 +126,7 @@ def outcome(head: bytes) -> ImageInfo | str | None:
 
 
 def check_vhdx(rng: random.Random) -> str:
-    """Read a VHDX image on, with some bytes of its tables changed."""
+    """Read the rest of a VHDX image, with some bytes of its tables changed."""
     pieces = {at: bytearray(piece) for at, piece in FILES["vhdx"].items()}
     for _ in range(rng.randrange(1, 5)):
         piece = rng.choice(list(pieces.values()))
@@ -173,14 +171,14 @@ def check_name(name: str, format: str | None = None) -> None:
 
 
 def is_open_ended(found: ImageInfo, head: bytes) -> bool:
-    """Whether what follows a header may belong to it: a text, the name of a VHD's parent, LUKS2's JSON area."""
+    """Return whether the bytes after a header may belong to it: a text, a VHD's parent's name, LUKS2's JSON area."""
     if found.format == "vmdk":
         return head.startswith(b"#") or 0 not in head[512:]
     return found.format == "luks" or any(one.kind is ReferenceKind.PARENT for one in found.references)
 
 
 def check_head(head: bytes, padding: bytes) -> str:
-    """What came out of a header: a format, ``raw`` or ``error``. :raises AssertionError: it is not what it should be."""
+    """Return the result for a header: a format, ``raw`` or ``error``. :raises AssertionError: a check failed."""
     found = outcome(head)
     needs_full_header(head)
     whole = (head + padding)[:HEADER_SIZE]
@@ -190,7 +188,7 @@ def check_head(head: bytes, padding: bytes) -> str:
     assert outcome(whole + TAIL) == told, "bytes beyond HEADER_SIZE are seen"
     first = whole[:FIRST_PAGE]
     if not needs_full_header(first):
-        assert outcome(first) == told, "the first page does not tell what the whole header does"
+        assert outcome(first) == told, "the first page gives another result than the whole header"
     if found is None:
         return "raw"
     if isinstance(found, str):
@@ -232,7 +230,7 @@ def mutated_name(rng: random.Random) -> str:
 
 
 def run(count: int, seed: int) -> Counter[str]:
-    """Check ``count`` headers, and a name for every tenth; returns how many came out as what."""
+    """Check ``count`` headers, and a name for every tenth; return how often each result occurred."""
     rng = random.Random(seed)
     heads = [head[:2600] for name, head in VALID.items() if name != "iso"]
     iso = VALID["iso"]

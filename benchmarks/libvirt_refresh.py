@@ -1,9 +1,9 @@
 """Refresh pools of a libvirtd all at once, one thread for each: ``libvirt_refresh.py URI one|many POOL …``.
 
-Prints the seconds. With ``one``, all threads use one connection, as those of one program do (libvirtd serves five requests of
-a connection at a time: ``max_client_requests`` in libvirtd.conf). With ``many``, each has a connection of its own.
+It prints the seconds. With ``one``, all threads share one connection, as in one program (libvirtd serves five requests
+of a connection at a time: ``max_client_requests`` in libvirtd.conf). With ``many``, each has its own.
 
-Run by the Python that has libvirt's bindings, which is Debian's.
+The Python that has libvirt's bindings runs it: Debian's.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.row import Row
 from benchmarks.sides import first_refresh, settle, unchanged_refresh
+from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
 
 median = statistics.median
@@ -49,7 +50,7 @@ async def netfs_rows(bench: Bench, count: int = 1_000) -> list[Row]:
             f"<format type='glusterfs'/></source><target><path>{target}</path></target></pool>"
         )
 
-    # a mount for each side: a shared one would be warm for the second
+    # a mount for each side: the second side would find a shared one warm
     pool = await bench.manager.define(xml("fuse-astore"))
     return await _against_libvirt(
         bench,
@@ -241,9 +242,9 @@ async def memory_rows(bench: Bench, count: int = 10_000) -> list[Row]:
 
 
 class _Probe:
-    """Measures how late the event loop comes to what is due, every 2 ms; and how long it waited for a processor meanwhile.
+    """A probe of how late the event loop reaches a timer due every 2 ms, and how long it waited for a processor meanwhile.
 
-    (The second number of /proc/thread-self/schedstat: nanoseconds on a run queue, which are none of astore's.)
+    (The second number of /proc/thread-self/schedstat: nanoseconds on a run queue, which are not astore's.)
     """
 
     def __init__(self, delays: list[float], waits: list[float]) -> None:
@@ -266,7 +267,7 @@ class _Probe:
 
 
 def _waited() -> float:
-    """Seconds for which this thread was ready to run, and there was no processor for it."""
+    """Return the seconds for which this thread was ready to run, but had no processor."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):
@@ -296,5 +297,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "memory": memory_rows,
     "volumes": volume_rows,
     "creating": creating_rows,
+    "startup": startup_rows,
 }
-"""The rows by the names that ``--rows`` takes."""
+"""The rows by the names that ``--rows`` accepts."""

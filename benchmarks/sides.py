@@ -21,7 +21,7 @@ _PYTHON = "/usr/bin/python3"
 
 
 def compiled(source: str, folder: Path) -> Path | str:
-    """The program made of a C file beside this one, or why that was not possible."""
+    """Compile a C file beside this one; return the program, or why that failed."""
     if shutil.which("cc") is None or shutil.which("pkg-config") is None:
         return "no C compiler or pkg-config"
     flags = subprocess.run(
@@ -41,7 +41,7 @@ def compiled(source: str, folder: Path) -> Path | str:
 
 
 class Limit:
-    """The C program beside this file, which lists and reads with nothing in the way."""
+    """The C program beside this file, which lists and reads without any overhead."""
 
     def __init__(self, folder: Path) -> None:
         program = compiled("gfapi_limit.c", folder)
@@ -49,7 +49,7 @@ class Limit:
         self.why = program if isinstance(program, str) else None
 
     def run(self, host: str, volume: str, directory: str, mode: str, *, rounds: int = 1, threads: int = 8) -> float:
-        """Seconds of the best-placed round: the median of ``rounds`` in one process, its first left out if there are more."""
+        """Return the seconds of a good round: the median of ``rounds`` in one process, without the first of several."""
         done = subprocess.run(
             [str(self._program), host, volume, directory, mode, str(threads), str(rounds)],
             capture_output=True,
@@ -61,7 +61,7 @@ class Limit:
 
 
 class Libvirt:
-    """A private libvirtd, asked by virsh; virsh's own start is not counted (it times its commands itself)."""
+    """A private libvirtd, called through virsh; virsh's own start does not count (it times its commands itself)."""
 
     def __init__(self, folder: Path) -> None:
         self.why = missing()
@@ -73,28 +73,33 @@ class Libvirt:
         if self.why is None:
             self._bed.close()
 
+    @property
+    def uri(self) -> str:
+        """What virsh is told to connect to."""
+        return self._bed.uri
+
     def start(self, xml: str, name: str) -> None:
         self._bed.define(xml)
         self._bed.virsh("pool-start", name)
 
     def refresh(self, name: str) -> float:
-        """Seconds of one pool-refresh."""
+        """Return the seconds of one pool-refresh."""
         said = self._bed.virsh("-t", "pool-refresh", name)
         found = re.search(r"\(Time: ([0-9.]+) ms\)", said)
         assert found is not None, said
         return float(found[1]) / 1000
 
     def refresh_each(self, names: Sequence[str]) -> float:
-        """Seconds until all are refreshed, one virsh a pool."""
+        """Return the seconds until all are refreshed, one virsh for each pool."""
         with ThreadPoolExecutor(len(names)) as threads:
             began = time.perf_counter()
             list(threads.map(self.refresh, names))
             return time.perf_counter() - began
 
     def refresh_all(self, names: Sequence[str], connections: str = "one") -> float | None:
-        """Seconds until all are refreshed, one thread a pool; None: there are no bindings.
+        """Return the seconds until all are refreshed, one thread for each pool; None without libvirt's bindings.
 
-        :param connections: ``one`` for all threads, as a program has it, or ``many``.
+        :param connections: ``one`` for all threads, as in one program, or ``many``.
         """
         program = Path(__file__).with_name("libvirt_refresh.py")
         done = subprocess.run(
@@ -105,10 +110,10 @@ class Libvirt:
         return float(done.stdout) if done.returncode == 0 else None
 
     def create_volumes(self, pool: str, count: int) -> float:
-        """Seconds to create so many raw volumes of 10 GiB, 16 at a time; virsh's own start is not counted."""
+        """Return the seconds to create so many raw volumes of 10 GiB, 16 at a time, without virsh's own start."""
 
         def create(numbers: Sequence[int]) -> None:
-            # one virsh for each sixteenth: its commands come one after the other, as those of 16 users would
+            # one virsh for each sixteenth, with its commands in sequence, like 16 users
             for first in range(0, len(numbers), 20):
                 words = [
                     f"vol-create-as {pool} n{number}.raw 10G --allocation 0" for number in numbers[first : first + 20]
@@ -127,7 +132,7 @@ class Libvirt:
 
 
 async def first_refresh(pool: astore.Pool) -> float:
-    """Seconds of the first refresh of a pool just started."""
+    """Return the seconds of the first refresh of a new pool."""
     if pool.active:
         await pool.stop()
     await pool.start(refresh=False)
@@ -137,7 +142,7 @@ async def first_refresh(pool: astore.Pool) -> float:
 
 
 async def unchanged_refresh(pool: astore.Pool) -> float:
-    """Seconds of a refresh that finds nothing changed."""
+    """Return the seconds of a refresh that finds nothing changed."""
     began = time.perf_counter()
     outcome = await pool.refresh()
     seconds = time.perf_counter() - began
@@ -146,7 +151,7 @@ async def unchanged_refresh(pool: astore.Pool) -> float:
 
 
 def settle(pool_count: Callable[[], bool] | None = None) -> None:
-    """Let what was written become older than what a refresh takes for unsettled."""
+    """Wait until a refresh no longer takes the latest writes for unsettled."""
     time.sleep(1.5)
 
 

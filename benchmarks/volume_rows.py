@@ -1,4 +1,4 @@
-"""The rows on work on volumes: uploads, downloads, copies, creations; each beside dd, libvirt or the C limit."""
+"""Rows on work on volumes: uploads, downloads, copies; each compared with dd, libvirt or the C limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FUSE_SIDE = "through FUSE"
 
 
 async def volume_rows(bench: Bench) -> list[Row]:
-    """All of them, with volumes of ``bench.mebibytes``."""
+    """Return all of them, with volumes of ``bench.mebibytes``."""
     bed = bench.gluster
     bed.create_volume("bulk")
     folder = bench.folder / "bulk"
@@ -159,7 +159,7 @@ async def _gluster_streams(bench: Bench, pool: astore.Pool, mebibytes: int) -> l
 
 
 async def _sparse(bench: Bench, pool: astore.Pool, gibibytes: int = 64) -> list[Row]:
-    """A volume of 64 GiB with 1 GiB of data in pieces, up and down again, beside 1 GiB without holes."""
+    """Upload and download a volume of 64 GiB with 1 GiB of data in pieces, compared with 1 GiB without holes."""
 
     async def chunks() -> AsyncIterator[bytes | astore.Hole]:
         hole = (gibibytes * 1024 - 1024) // 64

@@ -1,1 +1,1 @@
-"""``make demo``: what ``astore demo`` shows, on all kinds of storage: folders and, as root, a private Gluster."""
+"""``make demo``: run ``astore demo`` on folders and, as root, on a private Gluster."""

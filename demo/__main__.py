@@ -15,11 +15,11 @@ from demo.servers import fill, make_everything
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it, and say in one line what went wrong. :param argv: None takes the process's. :returns: the exit code."""
+    """Run the demonstration; print an error in one line. :param argv: None: the process's. :returns: the exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
     if options.pools < 1 or options.images < 3:
-        parser.error("it takes one pool at least, and three images in each")
+        parser.error("it needs at least one pool, and three images in each")
     try:
         run_demo(
             lambda storage: make_everything(storage, options.pools, with_gluster=options.gluster),

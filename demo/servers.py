@@ -1,4 +1,4 @@
-"""Pools on a private Gluster, each of its volumes seen over gfapi and over FUSE; and images of more formats."""
+"""Pools on a private Gluster, each volume once by gfapi and once by FUSE, and images of more formats."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ GLUSTER_VOLUMES = 2
 
 
 def make_everything(storage: DemoStorage, pools: int, *, with_gluster: bool) -> None:
-    """Make folders and, where that can be done, volumes of a private Gluster; say why there is none.
+    """Create folders and, if possible, volumes of a private Gluster; return why there are none.
 
     :param pools: how many folders. :param with_gluster: whether to try.
     """
-    # before anything else: namespaces are for a process with one thread, and a progress display has its own
+    # first: namespaces need a process with one thread, and a progress display starts another
     problem = private_machine() if with_gluster else "left out, as asked for"
     storage.make_folders(pools)
     if problem is None:
@@ -34,7 +34,7 @@ def make_everything(storage: DemoStorage, pools: int, *, with_gluster: bool) -> 
 
 
 def fill(folder: Path, count: int) -> None:
-    """Make images in a folder, of more formats than ``astore demo`` does where there is qemu-img."""
+    """Make images in a folder; with qemu-img, of more formats than ``astore demo``."""
     formats = ("qcow2", "raw", "qcow2", "vmdk", "vdi") if shutil.which("qemu-img") else ("qcow2", "raw", "qcow2")
     make_images(folder, count, size=IMAGE_SIZE, backing_every=2, formats=formats, template=_undisturbed)
 
@@ -45,7 +45,7 @@ def _undisturbed(kind: str, size: int, backing: str | None, backing_format: str 
 
 
 def private_machine() -> str | None:
-    """Enter private namespaces for a Gluster; else say in a sentence why there is none."""
+    """Enter private namespaces for a Gluster; return a sentence if that is impossible."""
     if os.geteuid() != 0:
         return (
             "as root this demonstration also starts a private Gluster and refreshes the same volumes over gfapi "
@@ -68,16 +68,16 @@ def private_machine() -> str | None:
 
 
 def make_gluster_pools(storage: DemoStorage) -> str | None:
-    """Volumes of a private Gluster, each as two pools: over gfapi without a mount, and mounted by FUSE.
+    """Create volumes of a private Gluster, each as two pools: by gfapi without a mount, and mounted by FUSE.
 
-    :returns: why there are none, if it does not work; nothing of it is left then.
+    :returns: why there are none; a failed attempt leaves nothing behind.
     """
     made: list[tuple[Path, PoolDef, PoolDef]] = []
     with Ticker() as ticker, contextlib.ExitStack() as own:
         ticker.begin("starting a private Gluster", GLUSTER_VOLUMES)
         try:
             bed = own.enter_context(gluster.GlusterBed(storage.folder / "gluster"))
-            own.callback(_release_mounts, storage.folder)  # what was mounted from it must go before it does
+            own.callback(_release_mounts, storage.folder)  # unmount its volumes before it stops
             for number in range(1, GLUSTER_VOLUMES + 1):
                 made.append(_make_volume(storage, bed, f"vol{number}"))
                 ticker.step()
@@ -110,6 +110,6 @@ def _make_volume(storage: DemoStorage, bed: gluster.GlusterBed, volume: str) -> 
 
 
 def _release_mounts(folder: Path) -> None:
-    """Unmount what is still mounted there: an interrupted demonstration may not have stopped its pools."""
+    """Unmount the mounts that are left: an interrupted demonstration may not have stopped its pools."""
     for mounted in reversed(fuse.mounts(folder)):
         fuse.release(mounted.target)

@@ -1,4 +1,4 @@
-"""Make a pool of each folder on the command line, refresh all of them at once, and print their volumes and events."""
+"""Make a pool of each folder on the command line, refresh all of them at once, and print the volumes and events."""
 
 import asyncio
 import sys
@@ -16,7 +16,7 @@ async def main(folders: list[Path]) -> None:
         print(f"{len(report.pools)} refreshed in {report.seconds:.3f} s, {len(report.failed)} failed")
         for pool in manager.pools():
             print(f"{pool.name}: {pool.state}", pool.error or f"with {pool.info.available >> 30} GiB free")
-            for volume in pool.volumes:  # from the last snapshot, without waiting
+            for volume in pool.volumes:  # from the last snapshot: nothing to wait for
                 print(f"  {volume.name:16} {volume.format:6} {volume.capacity >> 20:8} MiB  {volume.backing or ''}")
         async with manager.events(since=0) as events:  # everything from the first event on
             while event := events.receive_nowait():

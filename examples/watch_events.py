@@ -1,6 +1,6 @@
 """Refresh a folder every second and print what changed in it, until Ctrl-C.
 
-The reader comes late and asks for the events that it missed: events are numbered, and the last ones are kept.
+The reader starts late and asks for the events it missed: events are numbered, and the last ones are kept.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ import astore
 
 
 async def refresh_again_and_again(pool: astore.Pool, seconds: float) -> None:
-    """Refresh in a task of this program: astore starts none by itself."""
+    """Refresh the pool in a loop of our own: astore does not refresh by itself."""
     while True:
-        with contextlib.suppress(OSError):  # an event reports the inaccessible pool; the next refresh may bring it back
+        with contextlib.suppress(OSError):  # an event says that the pool is inaccessible; the next refresh may succeed
             await pool.refresh(timeout=10)
         await asyncio.sleep(seconds)
 
@@ -29,7 +29,7 @@ def tell(event: astore.Event) -> None:
         case astore.PoolStateChanged():
             what = f"{event.pool}: {event.old} -> {event.new} {event.reason or ''}"
         case astore.Lagged():
-            what = f"{event.missed} events lost: start again from pool.snapshot"
+            what = f"{event.missed} events lost: begin again with pool.snapshot"
         case _:
             return
     print(f"{event.seq:4} {type(event).__name__:16} {what}", flush=True)

@@ -37,6 +37,7 @@ EXECUTED = {
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"# (file|from): (\S+)\n")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w.-]+\.(?:py|md|toml))`")
 
 
 class Block(NamedTuple):
@@ -201,6 +202,37 @@ def test_pages_link_to_what_there_is() -> None:
             assert file.exists(), f"{page.name}: {target}"
             if heading:
                 assert heading in headings(file), f"{page.name}: {target}"
+
+
+def test_architecture_names_what_there_is() -> None:
+    """Every file and folder that docs/architecture.md names is in the checkout."""
+    named = set(PATH.findall((ROOT / "docs" / "architecture.md").read_text()))
+    assert len(named) > 50
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_architecture_names_every_package() -> None:
+    """docs/architecture.md has a line about each package and each module at the top of astore."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    top = [*(ROOT / "astore").glob("[!_]*.py"), *(file.parent for file in (ROOT / "astore").glob("*/__init__.py"))]
+    names = {f"astore/{one.name}" + "/" * one.is_dir() for one in top}
+    assert sorted(name for name in names if f"\n| `{name}` |" not in page) == []
+
+
+def test_architecture_draws_the_contract() -> None:
+    """The floors in docs/architecture.md are the layers that import-linter checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one.get("containers") == ["astore"]]
+    (drawing,) = [text for kind, text, _ in blocks(ROOT / "docs" / "architecture.md") if kind == "text"]
+    assert [set(re.findall(r"\w+", floor)) for floor in drawing.splitlines()] == [
+        set(re.findall(r"\w+", layer)) for layer in layers
+    ]
+
+
+def test_paths_are_told_from_other_code() -> None:
+    """What counts as a path of the checkout, and what does not."""
+    text = "`astore/a.py`, `beds/`, `pyproject.toml`, `.ci/run`, `Pool`, `pool.refresh()`, `life.check`, `/srv/x y`, a/b.py"
+    assert PATH.findall(text) == ["astore/a.py", "beds/", "pyproject.toml", ".ci/run"]
 
 
 def headings(page: Path) -> set[str]:

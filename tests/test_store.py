@@ -36,8 +36,8 @@ from astore import (
 from astore.lanes import Lanes
 from astore.store import run_files
 from astore.store.contract import Contents, LastSeen, Run, Version
-from astore.store.local import LocalStore, default_state_dir
-from astore.store.local_files import LockedFolder
+from astore.store.local import LocalStore
+from astore.store.local_files import LockedFolder, default_state_dir
 from astore.store.run_files import RunFiles, boot_id
 from astore.store.snapshot_files import SNAPSHOT_FORMAT, SnapshotFiles
 

@@ -11,7 +11,7 @@ from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
 from astore.errors import DefinitionError, StorageError
 from astore.model import PoolDef, Source
-from astore.model.definitions import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS
 from astore.names import check_path
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
@@ -24,7 +24,7 @@ class DirectoryBackend(Backend):
     volume_formats: ClassVar[tuple[str, ...]] = FILE_FORMATS
 
     def check(self, definition: PoolDef) -> PoolDef:
-        """A target path is required; a source means nothing here and is kept as it is."""
+        """Require a target path; a source means nothing here and is kept unchanged."""
         path = definition.target.path
         if not path:
             raise DefinitionError("a dir pool needs a target path", element="target")
@@ -32,7 +32,7 @@ class DirectoryBackend(Backend):
         return msgspec.structs.replace(definition, target=target, source=definition.source or Source())
 
     def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
-        """The target path."""
+        """Return the target path."""
         return (("target path", definition.target.path or ""),)
 
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
@@ -47,9 +47,9 @@ class DirectoryBackend(Backend):
         return WritableTreeSession(tree, context)
 
     async def build(self, definition: PoolDef, context: Context) -> None:
-        """Make the folder and those above it, with the definition's permissions or mode 0711."""
+        """Create the folder and missing parents, with the definition's permissions or mode 0711."""
         await build_target(definition, context)
 
     async def delete(self, definition: PoolDef, context: Context) -> None:
-        """Remove the folder, if it is empty."""
+        """Remove the folder if it is empty."""
         await delete_target(definition, context)

@@ -1,10 +1,11 @@
-"""Making and removing the folder where a pool is seen: the abilities ``build`` and ``delete`` of pools with a target.
+"""Create and remove a pool's folder: the abilities ``build`` and ``delete`` of pools with a target.
 
-libvirt's rules: the folder gets the definition's permissions, or mode 0711; folders above it that are missing are made as
-mkdir(1) would; what is there already keeps whatever the definition does not speak of; only an empty folder is removed.
+The rules are libvirt's: the folder gets the definition's permissions, or mode 0711; missing parents are created as by
+mkdir(1); an existing folder keeps every attribute that the definition does not give; only an empty folder is removed.
 
-Not libvirt's: the folder itself may not be a symbolic link, and above it only links of root's or of this process's user are
-followed. The way to it is walked by descriptors, and what was looked at is what is changed, whatever takes its name meanwhile.
+Two rules are astore's: the folder itself may not be a symbolic link, and above it only links owned by root or this
+process's user are followed. The path is walked by descriptors, so the folder that was checked is the one that is
+changed, even if its name is taken meanwhile.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from astore.errors import DefinitionError, StorageError, from_os_error
 from astore.model import Permissions, PoolDef
 
 MAX_LINKS = 40
-"""As many as the kernel follows (path_resolution(7))."""
+"""The most symbolic links followed, as in the kernel (path_resolution(7))."""
 
 DEFAULT_MODE = 0o711
-"""What a pool's folder gets where the definition names no mode (libvirt's VIR_STORAGE_DEFAULT_POOL_PERM_MODE)."""
+"""The mode of a folder if the definition gives none (libvirt's VIR_STORAGE_DEFAULT_POOL_PERM_MODE)."""
 
 
 async def build_target(definition: PoolDef, context: Context) -> None:
-    """Make the folder ``definition.target.path``, on the lane. Failed or cancelled, it leaves no folder that was not there.
+    """Create the folder ``definition.target.path``, on the lane. A failed or cancelled build removes what it created.
 
     :raises DefinitionError: the definition has no target path.
-    :raises StorageError: it cannot be made, something else is there, such as a symbolic link, or its permissions cannot be
-        set.
+    :raises StorageError: the folder cannot be created, something else is there, such as a symbolic link, or its
+        permissions cannot be set.
     """
     path = _path(definition)
     permissions = definition.target.permissions or Permissions()
@@ -49,11 +50,11 @@ async def build_target(definition: PoolDef, context: Context) -> None:
 
 
 async def _undo(building: asyncio.Future[_Made], context: Context) -> None:
-    """Remove what a cancelled build made, before whoever builds next takes it for a folder that was there."""
+    """Remove the folders of a cancelled build, before the next build takes them for existing ones."""
     with anyio.move_on_after(CLEANUP_SECONDS):
         with contextlib.suppress(Exception):
             await context.lane.run((await asyncio.shield(building)).remove)
-    building.cancel()  # storage that hangs: its thread removes it when it comes to it
+    building.cancel()  # hung storage: its thread removes the folders when it returns
 
 
 async def delete_target(definition: PoolDef, context: Context) -> None:
@@ -77,26 +78,26 @@ def _path(definition: PoolDef) -> str:
 
 
 def _worded(error: OSError, what: str, context: Context) -> OSError:
-    if isinstance(error, TimeoutError | StorageError):  # the lane's own deadline is no word of the storage's
+    if isinstance(error, TimeoutError | StorageError):  # the lane's own deadline is not the storage's error
         return error
-    plain = OSError(error.errno, error.strerror)  # without the path, which the message names already
+    plain = OSError(error.errno, error.strerror)  # the message names the path already
     if context.name:
         what = f"pool {context.name!r}: {what}"
     return from_os_error(plain, what, pool=context.name or None)
 
 
 class _Made:
-    """The folders that a build has made, each with a descriptor of the folder that it is in."""
+    """The folders that a build created, each with a descriptor of its parent."""
 
     def __init__(self) -> None:
         self._folders: list[tuple[int, str]] = []
 
     def add(self, parent: int, name: str) -> None:
-        """Note that ``name`` was made in the folder ``parent``."""
+        """Record that ``name`` was created in the folder ``parent``."""
         self._folders.append((os.dup(parent), name))
 
     def remove(self) -> None:
-        """Remove them again, the innermost first, as far as they are empty. Blocks."""
+        """Remove the folders, the innermost first, as far as they are empty. Blocks."""
         while self._folders:
             parent, name = self._folders.pop()
             with contextlib.suppress(OSError):
@@ -104,7 +105,7 @@ class _Made:
             os.close(parent)
 
     def close(self) -> None:
-        """Keep them. May be called twice, and after :meth:`remove`."""
+        """Keep the folders, and close the descriptors. May be called twice, and after :meth:`remove`."""
         while self._folders:
             os.close(self._folders.pop()[0])
 
@@ -112,7 +113,7 @@ class _Made:
 
 
 def _build(path: str, permissions: Permissions) -> _Made:
-    """Make the folder and those above it that are missing; returns those made."""
+    """Create the folder and missing parents; return the folders created."""
     made = _Made()
     try:
         parent, name = _folder_above(path, made)
@@ -131,15 +132,15 @@ def _build(path: str, permissions: Permissions) -> _Made:
 
 
 def _folder_above(path: str, made: _Made) -> tuple[int, str]:
-    """A descriptor of the folder that a path's last part is in, and that part. What is missing on the way is made.
+    """Return a descriptor of the parent of a path's last part, and that part. Create the parents that are missing.
 
-    :raises OSError: something is in the way.
+    :raises OSError: a part of the path is not a directory.
     """
     parts = [part for part in path.split("/") if part]
     if not parts:
         return _root(), "."
     parts, last = parts[-2::-1], parts[-1]
-    given = len(parts)  # below that many parts left, a part is the path's own; else it is of a link that was followed
+    given = len(parts)  # with fewer parts left, a part is the path's own; otherwise it comes from a link
     links = 0
     folder = _root()
     try:
@@ -148,7 +149,7 @@ def _folder_above(path: str, made: _Made) -> tuple[int, str]:
             inner = _open(part, folder)
             if inner < 0:
                 if len(parts) >= given:
-                    raise FileNotFoundError(errno.ENOENT, f"a symbolic link leads to {part!r}, which is not there")
+                    raise FileNotFoundError(errno.ENOENT, f"a symbolic link leads to {part!r}, which does not exist")
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o777, dir_fd=folder)
                     made.add(folder, part)
@@ -179,13 +180,13 @@ def _root() -> int:
 
 
 def _open(name: str, parent: int, *, made: bool = False) -> int:
-    """A descriptor of a folder, or of whatever else has that name, a link itself too; -1 if there is nothing.
+    """Return a descriptor of a folder, a link or another file; -1 if the name does not exist.
 
-    :param made: it was just made, and must be a folder.
+    :param made: the folder was just created, and must be one.
     """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        # with O_DIRECTORY, since without it nothing is mounted on an automounter's folder
+        # O_DIRECTORY triggers an automounter's folder; O_PATH alone does not
         return os.open(name, flags | os.O_DIRECTORY, dir_fd=parent)
     except FileNotFoundError:
         if made:
@@ -198,9 +199,9 @@ def _open(name: str, parent: int, *, made: bool = False) -> int:
 
 
 def _link_in(fd: int, name: str) -> str | None:
-    """Where a symbolic link leads that may be followed; None if this is a folder.
+    """Return the target of a symbolic link that may be followed; None if ``fd`` is a folder.
 
-    :raises OSError: it is neither, or a link that anybody may have laid there.
+    :raises OSError: it is neither, or a link of another user.
     """
     try:
         st = os.fstat(fd)
@@ -217,7 +218,7 @@ def _link_in(fd: int, name: str) -> str | None:
 
 
 def _make_folder(parent: int, name: str, mode: int | None, made: _Made) -> tuple[int, bool]:
-    """A descriptor of the pool's folder, and whether it had to be made."""
+    """Return a descriptor of the pool's folder, and whether it was created."""
     created = False
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, DEFAULT_MODE if mode is None else mode, dir_fd=parent)
@@ -232,13 +233,13 @@ def _make_folder(parent: int, name: str, mode: int | None, made: _Made) -> tuple
     os.close(folder)
     if stat.S_ISLNK(found):
         raise OSError(errno.ELOOP, "it is a symbolic link: name the folder that it leads to")
-    raise NotADirectoryError(errno.ENOTDIR, "something else than a directory is there")
+    raise NotADirectoryError(errno.ENOTDIR, "it is not a directory")
 
 
 def _set_permissions(folder: int, permissions: Permissions, created: bool) -> None:
     mode = permissions.mode
     if created and mode is None:
-        mode = DEFAULT_MODE  # once more: mkdir(2) took the umask off
+        mode = DEFAULT_MODE  # again: mkdir(2) applied the umask
     owner = -1 if permissions.owner is None else permissions.owner
     group = -1 if permissions.group is None else permissions.group
     if mode is None and owner == group == -1:

@@ -1,109 +1,206 @@
-"""The application: groups, options of every command, virsh's names, and what becomes of errors.
+"""The application: its groups, the options in front of a command, virsh's names, and what becomes of errors.
 
-Start-up is part of what a command-line tool is judged by: what a command needs is imported when it runs.
+Start-up is part of what a command-line tool is judged by: a command's module is imported when that command is asked for.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
-import typer
-from typer.core import TyperGroup
+import click
 
-from astore.cli import backends, pool_import, pool_sources, pool_views, pools, volume_changes, volume_streams, volumes
-from astore.cli import events as watching
-from astore.cli.demo_command import register as register_demo
 from astore.cli.exits import Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import CONTEXT_SETTINGS, JSON, STATE_DIR, TIMEOUT, VERBOSE, VIRSH, Settings, is_usage_error
+from astore.cli.session import Settings, common_options
 
-# modules that are imported for the commands they add
-__all__ = ["app", "pool_import", "pool_sources", "pool_views", "run", "volume_changes", "volume_streams"]
+POOL = {
+    "define": "pools:define",
+    "create": "pools:create",
+    "start": "pools:start",
+    "stop": "pools:stop",
+    "build": "pools:build",
+    "delete": "pools:delete",
+    "undefine": "pools:undefine",
+    "autostart": "pools:autostart",
+    "import": "pool_import:import_command",
+    "discover": "pool_sources:discover",
+    "capabilities": "pool_sources:capabilities",
+    "list": "pool_list:list_pools",
+    "info": "pool_views:info",
+    "dumpxml": "pool_views:dumpxml",
+    "refresh": "pool_refresh:refresh",
+}
+VOLUME = {
+    "list": "volumes:list_volumes",
+    "info": "volumes:info",
+    "dumpxml": "volumes:dumpxml",
+    "path": "volumes:path",
+    "create": "volume_changes:create",
+    "create-xml": "volume_changes:create_xml",
+    "clone": "volume_changes:clone",
+    "resize": "volume_changes:resize",
+    "wipe": "volume_changes:wipe",
+    "delete": "volume_changes:delete",
+    "rename": "volume_changes:rename",
+    "set-format": "volume_changes:set_format",
+    "chain": "volume_changes:chain",
+    "dependents": "volume_changes:dependents",
+    "upload": "volume_streams:upload",
+    "download": "volume_streams:download",
+}
+BACKEND = {"list": "backends:list_backends"}
+"""Commands by their names, in the order of the help: the module and the object in it."""
+
+VIRSH = {
+    "pool-define": POOL["define"],
+    "pool-create": POOL["create"],
+    "pool-start": POOL["start"],
+    "pool-destroy": POOL["stop"],
+    "pool-build": POOL["build"],
+    "pool-delete": POOL["delete"],
+    "pool-undefine": POOL["undefine"],
+    "pool-autostart": POOL["autostart"],
+    "pool-list": POOL["list"],
+    "pool-info": POOL["info"],
+    "pool-dumpxml": POOL["dumpxml"],
+    "pool-refresh": POOL["refresh"],
+    "pool-name": "pool_views:pool_name",
+    "pool-uuid": "pool_views:pool_uuid",
+    "pool-capabilities": "pool_sources:capabilities_xml",
+    "find-storage-pool-sources": "pool_sources:find_sources_by_file",
+    "find-storage-pool-sources-as": "pool_sources:find_sources",
+    "vol-list": VOLUME["list"],
+    "vol-info": VOLUME["info"],
+    "vol-dumpxml": VOLUME["dumpxml"],
+    "vol-path": VOLUME["path"],
+    "vol-key": "volumes:vol_key",
+    "vol-name": "volumes:vol_name",
+    "vol-pool": "volumes:vol_pool",
+    "vol-create": VOLUME["create-xml"],
+    "vol-create-as": VOLUME["create"],
+    "vol-clone": VOLUME["clone"],
+    "vol-resize": VOLUME["resize"],
+    "vol-wipe": VOLUME["wipe"],
+    "vol-delete": VOLUME["delete"],
+    "vol-upload": VOLUME["upload"],
+    "vol-download": VOLUME["download"],
+}
+"""The same by virsh's names for them, which the help does not show."""
 
 
-class Application(TyperGroup):
-    """Lists the groups before the commands that stand alone, and says so when it is interrupted.
+class Verbs(click.Group):
+    """A group whose commands are imported when they are asked for.
 
-    What is needed every day comes first. And typer makes of a Ctrl-C that comes while it is at work a code without a word.
+    :param places: where they are, by their names. :param hidden: the same for those that the help does not show.
     """
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Parse the arguments. :raises typer.Abort: interrupted."""
-        try:
-            return super().make_context(*arguments, **settings)
-        except KeyboardInterrupt:
-            raise typer.Abort from None
+    def __init__(self, name: str, places: Mapping[str, str], hidden: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(name, no_args_is_help=True, **settings)
+        self._places = places
+        self._hidden = hidden
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command. :raises typer.Abort: interrupted."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Abort from None
-
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the help."""
-        return sorted(super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup))
+        return [*self.commands, *self._places]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name."""
+        place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = place.partition(":")
+        found = getattr(import_module(f"astore.cli.{module}"), name)
+        assert isinstance(found, click.Command)
+        return found
 
 
-app = typer.Typer(
-    name="astore",
+class Application(Verbs):
+    """The outermost group: Ctrl-C and a reader that went away end it as :class:`Exit` says, not as click would."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """Parse the arguments. :raises click.Abort: interrupted. click.exceptions.Exit: nobody reads what it says."""
+        with _broken_off():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. :raises click.Abort: interrupted. click.exceptions.Exit: nobody reads what it says."""
+        with _broken_off():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _broken_off() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    except BrokenPipeError:
+        drop_stdout()
+        raise click.exceptions.Exit(Exit.BROKEN_PIPE) from None
+
+
+def _options(**given: Any) -> None:
+    click.get_current_context().obj = Settings(**given)
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        import astore
+
+        print(f"astore {astore.__version__}")
+        context.exit()
+
+
+def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from astore.cli.completion_scripts import install, script
+
+        act = script if parameter.name == "show_completion" else install
+        print(act(context.find_root().command))
+        context.exit()
+
+
+def _eager(name: str, callback: Any, help: str) -> click.Option:
+    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help)
+
+
+app = Application(
+    "astore",
+    {"events": "events:watch", "demo": "demo_command:demo"},
+    VIRSH,
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 not in time, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    cls=Application,
+    callback=_options,
+    params=[
+        *common_options("ASTORE_STATE_DIR"),
+        _eager("--version", _version, "Print the version and exit."),
+        _eager("--install-completion", _completion, "Install completion for the current shell."),
+        _eager("--show-completion", _completion, "Show completion for the current shell, to copy or customize it."),
+    ],
 )
-app.add_typer(pools.app, name="pool")
-app.add_typer(volumes.app, name="vol")
-app.add_typer(backends.app, name="backend")
-watching.register(app)
-register_demo(app)
-for _name, _entry in VIRSH.items():
-    app.command(_name, hidden=True, context_settings=CONTEXT_SETTINGS.get(_entry))(_entry)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        import astore
-
-        print(f"astore {astore.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    state_dir: Annotated[str | None, STATE_DIR] = None,
-    json: Annotated[bool, JSON] = False,
-    timeout: Annotated[float | None, TIMEOUT] = None,
-    verbose: Annotated[bool, VERBOSE] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    context.obj = Settings(state_dir, json, timeout, verbose)
+for _group in (
+    Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
+    Verbs("vol", VOLUME, {}, help="Make, fill, change and look at the volumes of pools."),
+    Verbs("backend", BACKEND, {}, help="Look at the backends."),
+):
+    app.add_command(_group)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
-    stdout, stderr = sys.stdout, sys.stderr
     try:
-        code = typer.main.get_command(app).main(list(argv), prog_name="astore", standalone_mode=False)
+        code = app.main(list(argv), prog_name="astore", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except SystemExit as error:  # shell completion ends so, and so does typer where the reader went away
-        if isinstance(error.__context__, BrokenPipeError):
-            sys.stdout, sys.stderr = stdout, stderr  # which it had wrapped
-            drop_stdout()
-            return Exit.BROKEN_PIPE
+    except SystemExit as error:  # shell completion ends so
         return error.code if isinstance(error.code, int) else int(Exit.OK)
     except BrokenPipeError:
         drop_stdout()
@@ -112,23 +209,20 @@ def run(argv: Sequence[str]) -> int:
         complain(f"standard output: {error.strerror}")
         drop_stdout()
         return Exit.FAILED
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         ignore_interruptions()
         complain("interrupted")
         return Exit.INTERRUPTED
-    except Exception as error:
-        if not is_usage_error(error):
-            raise
+    except click.ClickException as error:
         return _wrong_usage(error)
 
 
-def _wrong_usage(error: Exception) -> int:
+def _wrong_usage(error: click.ClickException) -> int:
     """One line: what is wrong, and where it is said how it should be."""
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "astore"
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(context.get_help() if context is not None else path, file=sys.stderr)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
         return Exit.USAGE
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    complain(f"{' '.join(message.split()).rstrip('.')}: see `{path} --help`")
+    path = context.command_path if context is not None else "astore"
+    complain(f"{' '.join(error.format_message().split()).rstrip('.')}: see `{path} --help`")
     return Exit.USAGE

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import typer
-
 from astore.cli import shapes
 from astore.cli.output import Answer, Cell, Column, Output, state_cell
 from astore.cli.session import Session, command
 
-app = typer.Typer(help="Look at the backends.", no_args_is_help=True, rich_markup_mode=None)
 
-
-@command(app, "list")
+@command("list")
 async def list_backends(session: Session) -> Answer:
     """Load every backend and show what came of it."""
     session.ticker.begin("loading backends")

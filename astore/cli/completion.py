@@ -6,26 +6,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import typer
+import click
 
 from astore.errors import printable
-from astore.store.local import default_state_dir
-from astore.store.local_files import LockedFolder
-from astore.store.snapshot_files import SnapshotFiles
 
 
-def _state_dir(context: typer.Context) -> Path:
-    current: typer.Context | None = context
+def _state_dir(context: click.Context) -> Path:
+    current: click.Context | None = context
     while current is not None:
         given = current.params.get("state_dir")
         if given:
             return Path(given)
-        current = current.parent  # type: ignore[assignment]
+        current = current.parent
+    from astore.store.local_files import default_state_dir
+
     given = os.environ.get("ASTORE_STATE_DIR")
     return Path(given) if given else default_state_dir()
 
 
 def _pool_names(folder: Path) -> Iterator[str]:
+    from astore.store.local_files import LockedFolder
+
     try:
         LockedFolder(folder).check()
     except OSError:
@@ -40,14 +41,17 @@ def _pool_names(folder: Path) -> Iterator[str]:
                 yield name.removesuffix(suffix)
 
 
-def complete_pool(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Pools whose names begin so."""
     names = sorted({name for name in _pool_names(_state_dir(ctx)) if name.startswith(incomplete)})
     return [name for name in names if printable(name) == name]
 
 
-def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Volumes whose names begin so, of the pool that was said by --pool, or of all active ones, as they were last seen."""
+    from astore.store.local_files import LockedFolder
+    from astore.store.snapshot_files import SnapshotFiles
+
     folder = _state_dir(ctx)
     pool = ctx.params.get("pool")
     snapshots = SnapshotFiles(LockedFolder(folder))
@@ -59,21 +63,21 @@ def complete_volume(ctx: typer.Context, incomplete: str) -> list[str]:
     return sorted(name for name in names if printable(name) == name)
 
 
-def complete_format(incomplete: str) -> list[str]:
+def complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Formats of volumes."""
     from astore.xml.volume import VOLUME_FORMATS
 
     return [name for name in VOLUME_FORMATS if name.startswith(incomplete)]
 
 
-def complete_algorithm(incomplete: str) -> list[str]:
+def complete_algorithm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Ways to wipe."""
     from astore.volume_io.wiping import ALGORITHMS
 
     return [name for name in ALGORITHMS if name.startswith(incomplete)]
 
 
-def complete_type(incomplete: str) -> list[str]:
+def complete_type(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Pool types."""
     from astore.xml import POOL_TYPES
 

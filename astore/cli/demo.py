@@ -13,7 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import rich.console  # noqa: F401 (here and not in the loop, which would wait for it)
+
 import astore
+import astore.manager  # for the same reason
 from astore.cli.demo_show import (
     heading,
     show_change,

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from astore.cli.session import VERBOSE, Settings, logs, reported
+from astore.cli.session import Settings, logs, reported, verbose_option
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("demo")(demo)
-
-
-def demo(
-    context: typer.Context,
-    pools: Annotated[int, typer.Option("--pools", min=1, max=500, metavar="N", help="How many dir pools.")] = 10,
-    images: Annotated[int, typer.Option("--images", min=3, max=100_000, metavar="N", help="How many in each.")] = 100,
-    verbose: Annotated[bool, VERBOSE] = False,
-) -> None:
+@click.command("demo", params=[verbose_option()])
+@click.option(
+    "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
+)
+@click.option(
+    "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
+)
+def demo(pools: int, images: int, verbose: bool) -> None:
     """Show astore at work on real images, and leave nothing behind.
 
     Makes pools in a temporary folder, refreshes them all at once, shows what was found and the events as they came, then
     changes something and shows an incremental refresh pick up just that.
     """
-    settings: Settings = context.obj or Settings()
+    settings: Settings = click.get_current_context().obj or Settings()
     if settings.json:
-        raise typer.BadParameter("demo is for people: it has no --json")
+        raise click.BadParameter("demo is for people: it has no --json")
     settings = settings.with_verbose(verbose)
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo

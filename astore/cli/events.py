@@ -12,11 +12,11 @@ import itertools
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import click
 import msgspec
-import typer
 from anyio import to_thread
 
 from astore import events as kinds
@@ -32,31 +32,23 @@ POLL_SECONDS = 1.0
 """How often the state folder is looked at; where nothing changed there, that is three calls of stat(2)."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    command(app, "events")(watch)
-
-
+@command("events")
+@click.option("--pool", "pools", multiple=True, metavar="POOL", help="Only about these.", shell_complete=complete_pool)
+@click.option(
+    "--refresh",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to refresh the active pools; 0: never.",
+)
+@click.option(
+    "--since", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Begin after number N."
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many.")
+@click.option("--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long.")
 async def watch(
-    session: Session,
-    pools: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pool", metavar="POOL", help="Only about these.", autocompletion=complete_pool, show_default=False
-        ),
-    ] = None,
-    refresh: Annotated[
-        float,
-        typer.Option("--refresh", min=0, metavar="SECONDS", help="How often to refresh the active pools; 0: never."),
-    ] = 10.0,
-    since: Annotated[int, typer.Option("--since", min=0, metavar="N", help="Begin after number N.")] = 0,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, metavar="N", help="End after so many.", show_default=False)
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option("--for", min=0, metavar="SECONDS", help="End after so long.", show_default=False),
-    ] = None,
+    session: Session, pools: tuple[str, ...], refresh: float, since: int, count: int | None, duration: float | None
 ) -> Answer:
     """Print events as they come, until Ctrl-C.
 
@@ -64,14 +56,14 @@ async def watch(
     within a second. Volumes are looked at every --refresh seconds. Numbers are this invocation's own and begin with 1.
     """
     session.ticker.stop()
-    for name in pools or ():
+    for name in pools:
         if not any(pool.name == name for pool in session.manager.pools()):
             complain(f"there is no pool {name!r} yet: waiting for it")
     output = Output()
     written = 0
     try:
         with anyio.move_on_after(duration):
-            async with anyio.create_task_group() as group, session.manager.events(0, pools=pools) as stream:
+            async with anyio.create_task_group() as group, session.manager.events(0, pools=pools or None) as stream:
                 group.start_soon(_follow_folder, session.manager)
                 if refresh:
                     group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)

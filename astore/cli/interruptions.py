@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130
+"""What the process returns then: 128 + SIGINT."""
+
+
+def interruptions_exit() -> None:
+    """From here on Ctrl-C ends the process at once, without a word: nothing is begun that would have to be taken back.
+
+    An exception would not do: raised in an import, it may come out of code that cannot pass it on. What is ignored stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+
+
+def _exit(*_: object) -> None:
+    if os.isatty(2):
+        os.write(2, b"\n")  # the terminal has written ^C
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def interruptions_raise() -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. Those that are ignored stay so, also those inside."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, before[number])
 
 
 @contextmanager
@@ -21,6 +56,8 @@ def interruptions_cancel() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    import asyncio
+
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     cancelled = False

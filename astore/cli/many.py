@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from astore.cli import shapes
 from astore.cli.exits import CliError, Exit, code_of_all, explain
 from astore.cli.output import Answer, Output
+from astore.cli.parameters import LIMIT
 
 if TYPE_CHECKING:
     from astore.cli.session import Session
     from astore.pools.pool import Pool
-
-LIMIT = 16
-"""How many pools are worked on at a time."""
 
 
 class Outcome(NamedTuple):
@@ -47,6 +44,8 @@ async def each(
     limit: int = LIMIT,
 ) -> list[Outcome]:
     """Call ``act`` for each pool, ``limit`` at a time; in the order of ``names``."""
+    import asyncio
+
     session.ticker.begin(label, len(names))
     turn = asyncio.Semaphore(limit)
 

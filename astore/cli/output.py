@@ -57,11 +57,11 @@ class Column(NamedTuple):
 class Answer(NamedTuple):
     """What a command has to say when it is done, for programs and for people.
 
-    :ivar document: the shape for ``--json``. :ivar show: writes the same for people.
+    :ivar document: the shape for ``--json``, or what makes it if it is wanted. :ivar show: writes the same for people.
     :ivar problems: lines for stderr. :ivar code: the exit code.
     """
 
-    document: msgspec.Struct | None
+    document: msgspec.Struct | Callable[[], msgspec.Struct] | None
     show: Callable[[Output], None]
     problems: Sequence[str] = ()
     code: Exit = Exit.OK

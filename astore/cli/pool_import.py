@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from astore.cli import shapes
 from astore.cli.exits import code_of_all, explain
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
-from astore.cli.pools import app
+from astore.cli.parameters import argument
 from astore.cli.session import Session, command
 from astore.manager.importing import LIBVIRT_FOLDER, ImportedPool, import_pools
 
@@ -18,13 +16,15 @@ if TYPE_CHECKING:
 
 _STYLES = {"imported": "green", "updated": "green", "conflict": "red", "unreadable": "red", "failed": "red"}
 
-Folder = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="libvirt's folder of definitions, with `autostart` in it; only read.")
-]
 
-
-@command(app, "import")
-async def import_command(session: Session, folder: Folder = LIBVIRT_FOLDER) -> Answer:
+@command("import")
+@argument(
+    "folder",
+    default=LIBVIRT_FOLDER,
+    metavar="FOLDER",
+    help="libvirt's folder of definitions, with `autostart` in it; only read.",
+)
+async def import_command(session: Session, folder: str) -> Answer:
     """Take over libvirt's own pools: their definitions and autostart marks. May be repeated; starts nothing."""
     session.ticker.begin("importing")
 

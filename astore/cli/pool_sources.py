@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from astore.cli import shapes
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
-from astore.cli.pools import app, read_definition
-from astore.cli.session import VIRSH, Session, command, entry_point
+from astore.cli.parameters import argument
+from astore.cli.pools import read_definition
+from astore.cli.session import Session, command
 from astore.errors import DefinitionError
 
 if TYPE_CHECKING:
     from astore.model import DiscoveredSource
 
-Type = Annotated[str, typer.Argument(metavar="TYPE", help="A pool type.", autocompletion=complete_type)]
-Host = Annotated[str | None, typer.Argument(metavar="HOST", help="Whom to ask.", show_default=False)]
-Port = Annotated[int | None, typer.Argument(metavar="PORT", min=1, max=65535, help="Its port.", show_default=False)]
 _SPEC_HELP = "A file with libvirt's <source> document, which names host and port; - is standard input."
-Spec = Annotated[str | None, typer.Option("--spec", metavar="FILE", help=_SPEC_HELP, show_default=False)]
-SpecFile = Annotated[str | None, typer.Argument(metavar="FILE", help=_SPEC_HELP, show_default=False)]
+
+type_argument = argument("type", metavar="TYPE", help="A pool type.", shell_complete=complete_type)
+host_argument = argument("host", required=False, metavar="HOST", help="Whom to ask.")
+port_argument = argument(
+    "port", required=False, type=click.IntRange(min=1, max=65535), metavar="PORT", help="Its port."
+)
 
 
-@command(app, "discover")
+@command("discover")
+@type_argument
+@host_argument
+@port_argument
+@click.option("--spec", metavar="FILE", help=_SPEC_HELP)
+@click.option("--xml", is_flag=True, help="libvirt's <sources> document.")
 async def discover(
-    session: Session,
-    type: Type,
-    host: Host = None,
-    port: Port = None,
-    spec: Spec = None,
-    xml: Annotated[bool, typer.Option("--xml", help="libvirt's <sources> document.")] = False,
+    session: Session, type: str, host: str | None, port: int | None, spec: str | None, xml: bool
 ) -> Answer:
     """Ask a host which sources it offers for pools of a type."""
+    return await _discovered(session, type, host, port, spec, xml=xml)
+
+
+async def _discovered(
+    session: Session,
+    type: str,
+    host: str | None = None,
+    port: int | None = None,
+    spec: str | None = None,
+    *,
+    xml: bool,
+) -> Answer:
     document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
     try:
@@ -73,12 +87,14 @@ def _show_sources(output: Output, document: shapes.Sources) -> None:
     output.table([*columns, Column("Format")], rows)
 
 
-@command(app, "capabilities")
-async def capabilities(
-    session: Session,
-    xml: Annotated[bool, typer.Option("--xml", help="libvirt's <storagepoolCapabilities> document.")] = False,
-) -> Answer:
+@command("capabilities")
+@click.option("--xml", is_flag=True, help="libvirt's <storagepoolCapabilities> document.")
+async def capabilities(session: Session, xml: bool) -> Answer:
     """Show which pool types can be used here, and their formats."""
+    return await _capabilities(session, xml=xml)
+
+
+async def _capabilities(session: Session, *, xml: bool) -> Answer:
     from astore.xml import POOL_TYPES
 
     registry = session.manager.registry
@@ -109,26 +125,24 @@ async def capabilities(
     return Answer(shapes.Capabilities(tuple(found)), show)
 
 
-async def _find_sources_by_file(session: Session, type: Type, spec: SpecFile = None) -> Answer:
+@command("find-storage-pool-sources")
+@type_argument
+@argument("spec", required=False, metavar="FILE", help=_SPEC_HELP)
+async def find_sources_by_file(session: Session, type: str, spec: str | None) -> Answer:
     """Print the sources that a host, which a <source> document names, offers as libvirt's <sources> document."""
-    return await discover(session, type, spec=spec, xml=True)
+    return await _discovered(session, type, spec=spec, xml=True)
 
 
-async def _find_sources(
-    session: Session,
-    type: Type,
-    host: Host = None,
-    port: Port = None,
-) -> Answer:
+@command("find-storage-pool-sources-as")
+@type_argument
+@host_argument
+@port_argument
+async def find_sources(session: Session, type: str, host: str | None, port: int | None) -> Answer:
     """Print the sources that a host offers as libvirt's <sources> document."""
-    return await discover(session, type, host, port, xml=True)
+    return await _discovered(session, type, host, port, xml=True)
 
 
-async def _capabilities_xml(session: Session) -> Answer:
+@command("pool-capabilities")
+async def capabilities_xml(session: Session) -> Answer:
     """Print libvirt's <storagepoolCapabilities> document."""
-    return await capabilities(session, xml=True)
-
-
-VIRSH["find-storage-pool-sources"] = entry_point(_find_sources_by_file)
-VIRSH["find-storage-pool-sources-as"] = entry_point(_find_sources)
-VIRSH["pool-capabilities"] = entry_point(_capabilities_xml)
+    return await _capabilities(session, xml=True)

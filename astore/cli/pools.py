@@ -3,85 +3,78 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from astore.cli.completion import complete_pool
 from astore.cli.exits import CliError, Exit
-from astore.cli.many import LIMIT, Outcome, answer, chosen, each
+from astore.cli.many import Outcome, answer, chosen, each
 from astore.cli.output import Answer
+from astore.cli.parameters import argument, limit_option, pool_arguments
 from astore.cli.session import Session, command
 
 if TYPE_CHECKING:
     from astore.model import PoolDef
     from astore.pools.pool import Pool
 
-app = typer.Typer(help="Define, start, refresh and look at pools.", no_args_is_help=True, rich_markup_mode=None)
-
-Name = Annotated[str, typer.Argument(metavar="POOL", help="A pool's name or UUID.", autocompletion=complete_pool)]
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="POOL", help="Names or UUIDs.", autocompletion=complete_pool, show_default=False),
-]
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help="libvirt pool XML; `-` is standard input.")]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-option",
-        metavar="OPTION",
-        help="A mount option that is refused unless it is meant, such as suid; may be given again.",
-        show_default=False,
-    ),
-]
-Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many pools at a time.")]
+definition_files = argument(
+    "files", nargs=-1, required=True, metavar="FILE", help="libvirt pool XML; `-` is standard input."
+)
+allow_option = click.option(
+    "--allow-option",
+    "allowed",
+    multiple=True,
+    metavar="OPTION",
+    help="A mount option that is refused unless it is meant, such as suid; may be given again.",
+)
 
 _LARGEST = 1 << 20
 """Bytes that a definition may be long."""
 
 
-@command(app, "define", virsh="pool-define")
-async def define(session: Session, files: Files, allow_option: AllowOption = None) -> Answer:
+@command("define")
+@definition_files
+@allow_option
+async def define(session: Session, files: tuple[str, ...], allowed: tuple[str, ...]) -> Answer:
     """Define pools, or define them anew, from libvirt XML."""
 
     async def act(xml: bytes) -> Pool:
-        return await session.manager.define(await _allowing(xml, allow_option))
+        return await session.manager.define(await _allowing(xml, allowed))
 
     outcomes = await _from_files(session, files, "defining", act)
     return answer("define", outcomes, "pool {name} defined from {file}")
 
 
-@command(app, "create", virsh="pool-create")
-async def create(
-    session: Session,
-    files: Files,
-    build: Annotated[bool, typer.Option("--build", help="Make their storage first.")] = False,
-    allow_option: AllowOption = None,
-) -> Answer:
+@command("create")
+@definition_files
+@click.option("--build", is_flag=True, help="Make their storage first.")
+@allow_option
+async def create(session: Session, files: tuple[str, ...], build: bool, allowed: tuple[str, ...]) -> Answer:
     """Start transient pools: they are gone when they are stopped."""
     timeout = session.settings.timeout
 
     async def act(xml: bytes) -> Pool:
-        return await session.manager.create(await _allowing(xml, allow_option), build=build, timeout=timeout)
+        return await session.manager.create(await _allowing(xml, allowed), build=build, timeout=timeout)
 
     outcomes = await _from_files(session, files, "creating", act)
     return answer("create", outcomes, "pool {name} created from {file}")
 
 
-@command(app, "start", virsh="pool-start")
+@command("start")
+@pool_arguments
+@click.option("--all", "everything", is_flag=True, help="All that are defined and inactive.")
+@click.option("--autostart", is_flag=True, help="All that are marked for it.")
+@click.option("--build", is_flag=True, help="Make their storage first.")
+@limit_option
 async def start(
-    session: Session,
-    names: Names = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that are defined and inactive.")] = False,
-    autostart: Annotated[bool, typer.Option("--autostart", help="All that are marked for it.")] = False,
-    build: Annotated[bool, typer.Option("--build", help="Make their storage first.")] = False,
-    limit: Limit = LIMIT,
+    session: Session, names: tuple[str, ...], everything: bool, autostart: bool, build: bool, limit: int
 ) -> Answer:
     """Start pools: connect or mount, and look at their volumes."""
     if everything and autostart:
         raise CliError("--all and --autostart: say one of them", Exit.USAGE)
     candidates = session.manager.pools(active=False, persistent=True, autostart=True if autostart else None)
-    wanted = chosen(session, names or (), everything or autostart, candidates, "--all or --autostart")
+    wanted = chosen(session, names, everything or autostart, candidates, "--all or --autostart")
     timeout = session.settings.timeout
     outcomes = await each(
         session, wanted, lambda pool: pool.start(build, timeout=timeout), label="starting", limit=limit
@@ -89,49 +82,48 @@ async def start(
     return answer("start", outcomes, "pool {name} started", nothing="no pool is waiting to be started")
 
 
-@command(app, "stop", virsh="pool-destroy", also="destroy")
-async def stop(
-    session: Session,
-    names: Names = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that are active.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Give them up even where their storage hangs.")] = False,
-    limit: Limit = LIMIT,
-) -> Answer:
+@command("stop")
+@pool_arguments
+@click.option("--all", "everything", is_flag=True, help="All that are active.")
+@click.option("--force", is_flag=True, help="Give them up even where their storage hangs.")
+@limit_option
+async def stop(session: Session, names: tuple[str, ...], everything: bool, force: bool, limit: int) -> Answer:
     """Stop pools: unmount, disconnect. (virsh: destroy; no volume is touched.)"""
-    wanted = chosen(session, names or (), everything, session.manager.pools(active=True))
+    wanted = chosen(session, names, everything, session.manager.pools(active=True))
     outcomes = await each(
         session, wanted, lambda pool: session.in_time(pool.stop(force)), label="stopping", limit=limit
     )
     return answer("stop", outcomes, "pool {name} stopped", nothing="no pool is active")
 
 
-@command(app, "build", virsh="pool-build")
-async def build(session: Session, names: Names = None) -> Answer:
+@command("build")
+@pool_arguments
+async def build(session: Session, names: tuple[str, ...]) -> Answer:
     """Make pools' storage: a target directory."""
     outcomes = await each(session, _some(names), lambda pool: session.in_time(pool.build()), label="building")
     return answer("build", outcomes, "pool {name} built")
 
 
-@command(app, "delete", virsh="pool-delete")
-async def delete(session: Session, names: Names = None) -> Answer:
+@command("delete")
+@pool_arguments
+async def delete(session: Session, names: tuple[str, ...]) -> Answer:
     """Destroy pools' storage: an empty target directory. Their definitions stay."""
     outcomes = await each(session, _some(names), lambda pool: session.in_time(pool.delete()), label="deleting")
     return answer("delete", outcomes, "pool {name}: its storage is deleted")
 
 
-@command(app, "undefine", virsh="pool-undefine")
-async def undefine(session: Session, names: Names = None) -> Answer:
+@command("undefine")
+@pool_arguments
+async def undefine(session: Session, names: tuple[str, ...]) -> Answer:
     """Remove pools' definitions. Their storage stays."""
     outcomes = await each(session, _some(names), lambda pool: session.in_time(pool.undefine()), label="undefining")
     return answer("undefine", outcomes, "pool {name} undefined")
 
 
-@command(app, "autostart", virsh="pool-autostart")
-async def autostart(
-    session: Session,
-    names: Names = None,
-    disable: Annotated[bool, typer.Option("--disable", help="Not any more.")] = False,
-) -> Answer:
+@command("autostart")
+@pool_arguments
+@click.option("--disable", is_flag=True, help="Not any more.")
+async def autostart(session: Session, names: tuple[str, ...], disable: bool) -> Answer:
     """Mark pools to be started by `astore pool start --autostart`."""
     outcomes = await each(
         session, _some(names), lambda pool: session.in_time(pool.set_autostart(not disable)), label="marking"
@@ -140,13 +132,13 @@ async def autostart(
     return answer("autostart", outcomes, done)
 
 
-def _some(names: list[str] | None) -> list[str]:
+def _some(names: Sequence[str]) -> Sequence[str]:
     if not names:
         raise CliError("name at least one pool: `astore pool list --all` shows those there are", Exit.USAGE)
     return names
 
 
-async def _allowing(xml: bytes, options: list[str] | None) -> bytes | PoolDef:
+async def _allowing(xml: bytes, options: Sequence[str]) -> bytes | PoolDef:
     """The definition, with these mount options allowed as well."""
     if not options:
         return xml
@@ -160,7 +152,7 @@ async def _allowing(xml: bytes, options: list[str] | None) -> bytes | PoolDef:
     return msgspec.structs.replace(definition, allowed_options=allowed)
 
 
-async def _from_files(session: Session, files: list[str], label: str, act: DefineCall) -> list[Outcome]:
+async def _from_files(session: Session, files: Sequence[str], label: str, act: DefineCall) -> list[Outcome]:
     """Read each file and hand it on; in order, since one pool's definition may stand in another's way."""
     session.ticker.begin(label, len(files))
     outcomes = []

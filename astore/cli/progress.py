@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from types import TracebackType
@@ -60,6 +59,8 @@ class Ticker:
             self._thread.join(timeout=2.0)
 
     async def __aenter__(self) -> Self:
+        import asyncio
+
         # a thread that starts is waited for, and so is its end: not by an event loop
         await asyncio.to_thread(self.__enter__)
         return self
@@ -67,6 +68,8 @@ class Ticker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import asyncio
+
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     def begin(self, label: str, total: int = 0) -> None:

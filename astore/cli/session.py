@@ -1,59 +1,57 @@
-"""How a command runs: its settings, its Manager, its answer; and the decorator that makes a command of a coroutine."""
+"""How a command runs: its settings, what it works with, its answer; and the decorators that make commands of functions.
+
+asyncio and the Manager are imported for the commands that need them. The others look at the state folder and nothing else.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import logging
 import sys
-import traceback
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import typer
+import click
 
 from astore.cli.exits import CliError, Exit, code_of, explain
-from astore.cli.interruptions import ignore_interruptions, interruptions_cancel
+from astore.cli.interruptions import ignore_interruptions, interruptions_cancel, interruptions_raise
 from astore.cli.output import Answer, Output, complain, writing
-from astore.cli.progress import Ticker
 
 if TYPE_CHECKING:
+    from astore.cli.progress import Ticker
+    from astore.cli.standing import Standing
     from astore.manager import Manager
     from astore.pools.pool import Pool
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
-_PANEL = "Options of every command"
+
+def common_options(envvar: str | None = None) -> list[click.Parameter]:
+    """Make the options of every command.
+
+    :param envvar: of --state-dir in front of the command; behind it, the environment would overrule what was said in front.
+    """
+    return [
+        click.Option(
+            ["--state-dir"],
+            envvar=envvar,
+            show_envvar=True,
+            metavar="FOLDER",
+            help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
+        ),
+        click.Option(["--json"], is_flag=True, help="One JSON document instead of a table."),
+        click.Option(
+            ["--timeout"],
+            type=click.FloatRange(min=0.001),
+            metavar="SECONDS",
+            help="How long it may take: each pool, where it is about several.",
+        ),
+        verbose_option(),
+    ]
 
 
-def _state_dir(envvar: str | None) -> Any:
-    return typer.Option(
-        "--state-dir",
-        envvar=envvar,
-        metavar="FOLDER",
-        help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    )
-
-
-STATE_DIR = _state_dir("ASTORE_STATE_DIR")
-"""In front of the command; there the environment counts too. Behind it, it would overrule what was said in front."""
-_STATE_DIR_BEHIND = _state_dir(None)
-JSON = typer.Option("--json", help="One JSON document instead of a table.", rich_help_panel=_PANEL)
-TIMEOUT = typer.Option(
-    "--timeout",
-    metavar="SECONDS",
-    min=0.001,
-    help="How long it may take: each pool, where it is about several.",
-    rich_help_panel=_PANEL,
-    show_default=False,
-)
-VERBOSE = typer.Option(
-    "--verbose", "-v", help="Log to stderr, and show where errors come from.", rich_help_panel=_PANEL
-)
+def verbose_option() -> click.Option:
+    """Make the option --verbose."""
+    return click.Option(["--verbose", "-v"], is_flag=True, help="Log to stderr, and show where errors come from.")
 
 
 class Settings(NamedTuple):
@@ -91,6 +89,8 @@ class Session(NamedTuple):
 
     async def in_time(self, call: Coroutine[Any, Any, T]) -> T:
         """Let ``call`` take as long as --timeout says. :raises TimeoutError: it took longer, and was cancelled."""
+        import asyncio
+
         try:
             async with asyncio.timeout(self.settings.timeout) as limit:
                 return await call
@@ -100,93 +100,88 @@ class Session(NamedTuple):
             raise TimeoutError(f"not done within {self.settings.timeout:g} s") from error
 
 
-Work = Callable[Concatenate[Session, P], Coroutine[Any, Any, Answer]]
-
-VIRSH: dict[str, Callable[..., None]] = {}
-"""Commands by virsh's names for them."""
+Work = Callable[..., Coroutine[Any, Any, Answer]]
+W = TypeVar("W", bound=Callable[..., Any])
 
 
-CONTEXT_SETTINGS: dict[Callable[..., None], dict[str, Any]] = {}
-"""What click is to be told about some of the commands."""
-
-
-def command(
-    app: typer.Typer, name: str, *, virsh: str = "", also: str = "", signed: bool = False
-) -> Callable[[Work[P]], Work[P]]:
+def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
     """Make a command of a coroutine that takes a :class:`Session` first; the options of every command are added.
 
-    :param virsh: virsh's name, accepted in its place. :param also: another name in the same group, not shown in the help.
     :param signed: an argument may be a number below 0.
     """
 
-    def decorate(work: Work[P]) -> Work[P]:
-        entry = entry_point(work)
-        settings = {"ignore_unknown_options": True} if signed else {}
-        CONTEXT_SETTINGS[entry] = settings
-        app.command(name, context_settings=settings)(entry)
-        if also:
-            app.command(also, hidden=True, context_settings=settings)(entry)
-        if virsh:
-            VIRSH[virsh] = entry
-        return work
+    def decorate(work: Work) -> click.Command:
+        def run(settings: Settings, arguments: dict[str, Any]) -> None:
+            perform(lambda session: work(session, **arguments), settings)
+
+        return _command(name, work, run, {"ignore_unknown_options": True} if signed else {})
 
     return decorate
 
 
-def entry_point(work: Work[P]) -> Callable[..., None]:
-    """The function that typer calls: ``work``'s parameters and the options of every command."""
+def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Make a command of a function that takes a :class:`~astore.cli.standing.Standing` first, and only looks at that."""
 
-    def entry(
-        context: typer.Context,
-        *,
-        state_dir: str | None,
-        json: bool,
-        timeout: float | None,
-        verbose: bool,
-        **arguments: Any,
-    ) -> None:
-        given: Settings = context.obj or Settings()
+    def decorate(work: Callable[..., Answer]) -> click.Command:
+        def run(settings: Settings, arguments: dict[str, Any]) -> None:
+            look(lambda standing: work(standing, **arguments), settings)
+
+        return _command(name, work, run, {})
+
+    return decorate
+
+
+def _command(
+    name: str,
+    work: Callable[..., object],
+    run: Callable[[Settings, dict[str, Any]], None],
+    context_settings: dict[str, Any],
+) -> click.Command:
+    """A command that merges the options in front of it and behind it, and hands its own on."""
+
+    def entry(*, state_dir: str | None, json: bool, timeout: float | None, verbose: bool, **arguments: Any) -> None:
+        given: Settings = click.get_current_context().obj or Settings()
         settings = Settings(
             state_dir if state_dir is not None else given.state_dir,
             json or given.json,
             timeout if timeout is not None else given.timeout,
             verbose or given.verbose,
         )
-        perform(lambda session: work(session, **arguments), settings)  # type: ignore[call-arg]
+        run(settings, arguments)
 
-    parameters = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
-    keyword, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
-    common: list[tuple[str, Any, object]] = [
-        ("context", typer.Context, empty),
-        ("state_dir", Annotated[str | None, _STATE_DIR_BEHIND], None),
-        ("json", Annotated[bool, JSON], False),
-        ("timeout", Annotated[float | None, TIMEOUT], None),
-        ("verbose", Annotated[bool, VERBOSE], False),
-    ]
-    parameters = [parameter.replace(kind=keyword) for parameter in parameters]
-    parameters += [inspect.Parameter(name, keyword, annotation=kind, default=value) for name, kind, value in common]
-    entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    entry.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    entry.__name__, entry.__doc__ = work.__name__, work.__doc__
-    return entry
+    parameters: list[click.Parameter] = getattr(work, "__click_params__", [])
+    return click.Command(
+        name,
+        callback=entry,
+        params=[*reversed(parameters), *common_options()],
+        help=work.__doc__,
+        context_settings=context_settings,
+    )
 
 
 def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings) -> None:
     """Open the Manager, do the work, close it, and answer.
 
-    :raises typer.Exit: with the exit code, unless all went well; what there is to say was said.
+    :raises click.exceptions.Exit: with the exit code, unless all went well; what there is to say was said.
     """
-    with logs(settings.verbose), reported(settings):
+    import asyncio
+
+    from astore import manager  # noqa: F401 (what takes long to import, while an interruption ends the process at once)
+    from astore.cli.progress import Ticker
+
+    with logs(settings.verbose), reported(settings), interruptions_raise():
         with Ticker() as ticker:
-            answer = asyncio.run(_inside(work, settings, ticker))
+            try:
+                answer = asyncio.run(_inside(work, settings, ticker))
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
         present(answer, settings)
 
 
 async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker) -> Answer:
     from astore.manager import Manager
 
-    if settings.state_dir == "":  # as of an unset variable
-        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
+    _check_folder(settings)
     ticker.begin("reading the state folder")
     with interruptions_cancel():
         async with Manager(settings.state_dir) as manager:
@@ -194,58 +189,73 @@ async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settin
             return await work(Session(manager, settings, ticker))
 
 
-def present(answer: Answer, settings: Settings) -> None:
-    """Write an answer. :raises typer.Exit: its code is not 0."""
-    from astore.cli import shapes
+def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
+    """Read the state folder and answer, without an event loop.
 
+    :raises click.exceptions.Exit: with the exit code, unless all went well; what there is to say was said.
+    """
+    from astore.cli.standing import standing
+
+    with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
+        _check_folder(settings)
+        present(work(standing(settings.state_dir)), settings)
+
+
+def _check_folder(settings: Settings) -> None:
+    if settings.state_dir == "":  # as of an unset variable
+        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
+
+
+def present(answer: Answer, settings: Settings) -> None:
+    """Write an answer. :raises click.exceptions.Exit: its code is not 0."""
     with writing():
         output = Output()
         if not settings.json:
             answer.show(output)
         elif answer.document is not None:
-            output.raw(shapes.document(answer.document))
+            from astore.cli import shapes
+
+            output.raw(shapes.document(answer.document() if callable(answer.document) else answer.document))
         sys.stdout.flush()
     for problem in answer.problems:
         complain(problem)
     if answer.code:
-        raise typer.Exit(answer.code)
+        raise click.exceptions.Exit(answer.code)
 
 
 @contextmanager
 def reported(settings: Settings) -> Iterator[None]:
-    """Say errors in one line. :raises typer.Exit: in place of whatever was raised."""
+    """Say errors in one line. :raises click.exceptions.Exit: in place of whatever was raised."""
     try:
         yield
-    except (typer.Exit, typer.Abort, BrokenPipeError):
+    except (click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         ignore_interruptions()
         complain("interrupted")
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        raise click.exceptions.Exit(Exit.INTERRUPTED) from None
     except Exception as error:
-        if is_usage_error(error):
+        if isinstance(error, click.ClickException):
             raise
         if settings.verbose:
+            import traceback
+
             traceback.print_exc()
         complain(explain(error))
-        raise typer.Exit(code_of(error)) from None
-
-
-def is_usage_error(error: BaseException) -> bool:
-    """Whether typer raised it about the arguments. (Its base class has lived in different modules.)"""
-    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
+        raise click.exceptions.Exit(code_of(error)) from None
 
 
 @contextmanager
 def logs(verbose: bool) -> Iterator[None]:
     """astore's log on stderr, or nowhere: what is wrong is said by the command itself."""
+    import logging
+
     logger = logging.getLogger("astore")
     handler = logging.StreamHandler() if verbose else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)
-    if verbose:
-        logger.setLevel(logging.DEBUG)
+    logger.setLevel(logging.DEBUG if verbose else logging.CRITICAL + 1)
     try:
         yield
     finally:

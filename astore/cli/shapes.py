@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from astore.errors import AstoreError, reason
-from astore.manager.importing import ImportAction
 from astore.model import EntryError, PoolState, RefreshOutcome, VolumeInfo, VolumeType
 
 
@@ -125,7 +124,7 @@ class ImportedPool(msgspec.Struct, frozen=True):
 
     ok: bool
     file: str
-    action: ImportAction
+    action: str
     pool: str | None
     uuid: str | None
     type: str | None

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from astore.cli import shapes
 from astore.cli.completion import complete_algorithm, complete_format, complete_pool, complete_volume
 from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Column, Output, size
-from astore.cli.pools import Name, read_definition
+from astore.cli.parameters import argument, force_option, pool_argument, pool_option, volume_argument
+from astore.cli.pools import read_definition
 from astore.cli.session import Session, command
-from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
+from astore.cli.volumes import find_volume
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
@@ -26,34 +26,8 @@ if TYPE_CHECKING:
 _MOST = 2**63 - 1
 """off_t's largest."""
 
-NewName = Annotated[str, typer.Argument(metavar="NAME", help="The new volume's name.")]
-Capacity = Annotated[str, typer.Argument(metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")]
-NewCapacity = Annotated[
-    str | None,
-    typer.Argument(metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.", show_default=False),
-]
-Allocation = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Take so much space at once (raw).", show_default=False)
-]
-Backing = Annotated[
-    str | None,
-    typer.Option(
-        "--backing-vol", metavar="NAME", help="The volume, or file, that it is backed by.", show_default=False
-    ),
-]
-BackingFormat = Annotated[
-    str | None, typer.Option("--backing-vol-format", metavar="FORMAT", help="If no pool knows it.", show_default=False)
-]
-Mode = Annotated[str | None, typer.Option(metavar="OCTAL", help="Permissions (default 0600).", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Even if other volumes are backed by it.")]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", autocompletion=complete_format, show_default=False
-    ),
-]
-PreallocMetadata = Annotated[bool, typer.Option("--prealloc-metadata", help="qcow2: write all metadata now.")]
-PrintXml = Annotated[bool, typer.Option("--print-xml", help="Only print the XML of what would be made.")]
+format_option = click.option("--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", shell_complete=complete_format)
+prealloc_metadata_option = click.option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
 
 
 def parse_size(text: str, what: str) -> int:
@@ -77,19 +51,29 @@ def _optional_size(text: str | None, what: str) -> int | None:
     return None if text is None else parse_size(text, what)
 
 
-@command(app, "create", virsh="vol-create-as")
+@command("create")
+@pool_argument("pool")
+@argument("name", metavar="NAME", help="The new volume's name.")
+@argument("capacity", required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.")
+@click.option("--allocation", metavar="SIZE", help="Take so much space at once (raw).")
+@format_option
+@click.option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
+@click.option("--backing-vol-format", "backing_format", metavar="FORMAT", help="If no pool knows it.")
+@prealloc_metadata_option
+@click.option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
+@click.option("--print-xml", is_flag=True, help="Only print the XML of what would be made.")
 async def create(
     session: Session,
-    pool: Name,
-    name: NewName,
-    capacity: NewCapacity = None,
-    allocation: Allocation = None,
-    format: FormatOption = None,
-    backing: Backing = None,
-    backing_format: BackingFormat = None,
-    prealloc_metadata: PreallocMetadata = False,
-    mode: Mode = None,
-    print_xml: PrintXml = False,
+    pool: str,
+    name: str,
+    capacity: str | None,
+    allocation: str | None,
+    format: str | None,
+    backing: str | None,
+    backing_format: str | None,
+    prealloc_metadata: bool,
+    mode: str | None,
+    print_xml: bool,
 ) -> Answer:
     """Make a volume: complete, or not at all."""
     from astore.model import BackingStore, VolumeDef
@@ -137,13 +121,11 @@ def _where_backing_is(session: Session, backing: str) -> str:
     return f"pool {printable(elsewhere[0].name)!r} has one of this name: say its path, {there}"
 
 
-@command(app, "create-xml", virsh="vol-create")
-async def create_xml(
-    session: Session,
-    pool: Name,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="libvirt volume XML; `-` is standard input.")],
-    prealloc_metadata: PreallocMetadata = False,
-) -> Answer:
+@command("create-xml")
+@pool_argument("pool")
+@argument("file", metavar="FILE", help="libvirt volume XML; `-` is standard input.")
+@prealloc_metadata_option
+async def create_xml(session: Session, pool: str, file: str, prealloc_metadata: bool) -> Answer:
     """Make a volume as libvirt's XML says."""
     from astore.model import VolumeDef
 
@@ -161,26 +143,15 @@ async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_m
     return _told(volume, "created")
 
 
-@command(app, "clone", virsh="vol-clone")
+@command("clone")
+@volume_argument
+@argument("name", metavar="NAME", help="The new volume's name.")
+@pool_option
+@click.option("--to", metavar="POOL", help="The pool of the new one, if it is another.", shell_complete=complete_pool)
+@format_option
+@click.option("--capacity", metavar="SIZE", help="If it is to be larger.")
 async def clone(
-    session: Session,
-    volume: VolumeName,
-    name: NewName,
-    pool: PoolOption = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="POOL",
-            help="The pool of the new one, if it is another.",
-            autocompletion=complete_pool,
-            show_default=False,
-        ),
-    ] = None,
-    format: FormatOption = None,
-    capacity: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="If it is to be larger.", show_default=False)
-    ] = None,
+    session: Session, volume: str, name: str, pool: str | None, to: str | None, format: str | None, capacity: str | None
 ) -> Answer:
     """Make a volume out of another, in any pool and format."""
     from astore.model import VolumeDef
@@ -195,16 +166,23 @@ async def clone(
     return _told(made, f"cloned from {source.name!r}", problems)
 
 
-@command(app, "resize", virsh="vol-resize", signed=True)
+@command("resize", signed=True)
+@volume_argument
+@argument("capacity", metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")
+@pool_option
+@click.option("--delta", is_flag=True, help="CAPACITY is what it is to have more (or less).")
+@click.option("--shrink", is_flag=True, help="It may become smaller: what is beyond is lost.")
+@click.option("--allocate", is_flag=True, help="Take the space at once.")
+@force_option
 async def resize(
     session: Session,
-    volume: VolumeName,
-    capacity: Capacity,
-    pool: PoolOption = None,
-    delta: Annotated[bool, typer.Option("--delta", help="CAPACITY is what it is to have more (or less).")] = False,
-    shrink: Annotated[bool, typer.Option("--shrink", help="It may become smaller: what is beyond is lost.")] = False,
-    allocate: Annotated[bool, typer.Option("--allocate", help="Take the space at once.")] = False,
-    force: Force = False,
+    volume: str,
+    capacity: str,
+    pool: str | None,
+    delta: bool,
+    shrink: bool,
+    allocate: bool,
+    force: bool,
 ) -> Answer:
     """Give a volume another capacity."""
     if capacity.startswith("-"):  # which virsh takes too
@@ -223,21 +201,19 @@ async def resize(
     return _told(found, f"resized to {size(found.info.capacity)}")
 
 
-@command(app, "wipe", virsh="vol-wipe")
-async def wipe(
-    session: Session,
-    volume: VolumeName,
-    pool: PoolOption = None,
-    algorithm: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="zero, nnsa, dod, bsi, gutmann, schneier, pfitzner7, pfitzner33, random or trim.",
-            autocompletion=complete_algorithm,
-        ),
-    ] = "zero",
-    force: Force = False,
-) -> Answer:
+@command("wipe")
+@volume_argument
+@pool_option
+@click.option(
+    "--algorithm",
+    default="zero",
+    show_default=True,
+    metavar="NAME",
+    help="zero, nnsa, dod, bsi, gutmann, schneier, pfitzner7, pfitzner33, random or trim.",
+    shell_complete=complete_algorithm,
+)
+@force_option
+async def wipe(session: Session, volume: str, pool: str | None, algorithm: str, force: bool) -> Answer:
     """Overwrite a volume's data."""
     found = await find_volume(session, volume, pool)
     session.ticker.begin_bytes(f"wiping {found.name}")
@@ -246,15 +222,13 @@ async def wipe(
     return _told(found, "wiped")
 
 
-@command(app, "delete", virsh="vol-delete")
-async def delete(
-    session: Session,
-    volumes: Annotated[
-        list[str], typer.Argument(metavar="VOLUME", help="Names, keys or paths.", autocompletion=complete_volume)
-    ],
-    pool: PoolOption = None,
-    force: Force = False,
-) -> Answer:
+@command("delete")
+@argument(
+    "volumes", nargs=-1, required=True, metavar="VOLUME", help="Names, keys or paths.", shell_complete=complete_volume
+)
+@pool_option
+@force_option
+async def delete(session: Session, volumes: tuple[str, ...], pool: str | None, force: bool) -> Answer:
     """Remove volumes; directories only if they are empty."""
     from astore.errors import VolumeInUseError
 
@@ -282,35 +256,33 @@ async def _deleted(session: Session, text: str, pool: str | None, force: bool) -
     return Outcome(text, found.pool, None, volume=found.name)
 
 
-@command(app, "rename")
-async def rename(
-    session: Session,
-    volume: VolumeName,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its new name, which nobody has.")],
-    pool: PoolOption = None,
-    force: Force = False,
-) -> Answer:
+@command("rename")
+@volume_argument
+@argument("name", metavar="NAME", help="Its new name, which nobody has.")
+@pool_option
+@force_option
+async def rename(session: Session, volume: str, name: str, pool: str | None, force: bool) -> Answer:
     """Give a volume another name in its pool."""
     found = await find_volume(session, volume, pool)
     renamed = await session.in_time(found.rename(name, force=force))
     return _told(renamed, f"renamed from {found.name!r}")
 
 
-@command(app, "set-format")
-async def set_format(
-    session: Session,
-    volume: VolumeName,
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="`raw`, or what its header says.")],
-    pool: PoolOption = None,
-) -> Answer:
+@command("set-format")
+@volume_argument
+@argument("format", metavar="FORMAT", help="`raw`, or what its header says.")
+@pool_option
+async def set_format(session: Session, volume: str, format: str, pool: str | None) -> Answer:
     """Say what a volume is that was made raw, and whose content says that it is something else."""
     found = await find_volume(session, volume, pool)
     await session.in_time(found.set_format(format))
     return _told(found, f"is {format}")
 
 
-@command(app, "chain")
-async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("chain")
+@volume_argument
+@pool_option
+async def chain(session: Session, volume: str, pool: str | None) -> Answer:
     """Show the files that a volume is made of: what backs it, down to the bottom, and what has data of it."""
     top = await find_volume(session, volume, pool)
     await session.manager.registry.load(one.type for one in session.manager.pools(active=True))  # who know their URLs
@@ -338,8 +310,10 @@ async def chain(session: Session, volume: VolumeName, pool: PoolOption = None) -
     return Answer(shapes.Chain(found), show)
 
 
-@command(app, "dependents")
-async def dependents(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("dependents")
+@volume_argument
+@pool_option
+async def dependents(session: Session, volume: str, pool: str | None) -> Answer:
     """Show which volumes need this one."""
     found = await find_volume(session, volume, pool)
     await session.manager.registry.load((found.pool.type,))  # which knows by which URLs others name its volumes
@@ -366,6 +340,8 @@ def how_far(session: Session, volume: Volume) -> Iterator[None]:
 
     :raises CliError: instead of a cancellation: the command ends with it. TimeoutError: instead of another.
     """
+    import asyncio
+
     try:
         yield
     except (asyncio.CancelledError, TimeoutError) as error:

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from astore.cli import shapes
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, size
+from astore.cli.parameters import argument, force_option, pool_option, volume_argument
 from astore.cli.session import Session, command
-from astore.cli.volume_changes import Force, how_far, parse_size
-from astore.cli.volumes import PoolOption, VolumeName, app, find_volume
+from astore.cli.volume_changes import how_far, parse_size
+from astore.cli.volumes import find_volume
 
 if TYPE_CHECKING:
     from astore.pools.volume import Volume
 
-Offset = Annotated[str, typer.Option(metavar="SIZE", help="Where in the volume to begin.", show_default=False)]
+
+offset_option = click.option(
+    "--offset", default="0", show_default=True, metavar="SIZE", help="Where in the volume to begin."
+)
 
 
-@command(app, "upload", virsh="vol-upload")
+@command("upload")
+@volume_argument
+@argument("file", metavar="FILE", help="What to write into it; `-` is standard input.")
+@pool_option
+@offset_option
+@click.option("--length", metavar="SIZE", help="How much it is: more is an error.")
+@click.option("--sparse", is_flag=True, help="Make holes of zeros.")
+@force_option
+@click.option("--allow-references", is_flag=True, help="Also an image whose header names other files.")
 async def upload(
     session: Session,
-    volume: VolumeName,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What to write into it; `-` is standard input.")],
-    pool: PoolOption = None,
-    offset: Offset = "0",
-    length: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="How much it is: more is an error.", show_default=False)
-    ] = None,
-    sparse: Annotated[bool, typer.Option("--sparse", help="Make holes of zeros.")] = False,
-    force: Force = False,
-    allow_references: Annotated[
-        bool, typer.Option("--allow-references", help="Also an image whose header names other files.")
-    ] = False,
+    volume: str,
+    file: str,
+    pool: str | None,
+    offset: str,
+    length: str | None,
+    sparse: bool,
+    force: bool,
+    allow_references: bool,
 ) -> Answer:
     """Write a file into a volume."""
     from astore.cli.local_files import pieces_of, size_to_read
@@ -61,15 +69,15 @@ async def upload(
     return _told(found, count, time.monotonic() - began, "uploaded to")
 
 
-@command(app, "download", virsh="vol-download")
+@command("download")
+@volume_argument
+@argument("file", metavar="FILE", help="Where to write it to; `-` is standard output.")
+@pool_option
+@offset_option
+@click.option("--length", metavar="SIZE", help="At most so much.")
+@click.option("--sparse", is_flag=True, help="Keep holes holes.")
 async def download(
-    session: Session,
-    volume: VolumeName,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it to; `-` is standard output.")],
-    pool: PoolOption = None,
-    offset: Offset = "0",
-    length: Annotated[str | None, typer.Option(metavar="SIZE", help="At most so much.", show_default=False)] = None,
-    sparse: Annotated[bool, typer.Option("--sparse", help="Keep holes holes.")] = False,
+    session: Session, volume: str, file: str, pool: str | None, offset: str, length: str | None, sparse: bool
 ) -> Answer:
     """Read a volume into a file: complete, or not at all."""
     _check(file)

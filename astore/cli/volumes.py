@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from stat import filemode
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from astore.cli import shapes
-from astore.cli.completion import complete_pool, complete_volume
 from astore.cli.exits import CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when
-from astore.cli.pools import Name
-from astore.cli.session import VIRSH, Session, command, entry_point
+from astore.cli.parameters import pool_argument, pool_option, volume_argument
+from astore.cli.session import Session, command
 from astore.errors import printable
 from astore.model import ReferenceKind, VolumeInfo
 
@@ -22,22 +21,8 @@ if TYPE_CHECKING:
     from astore.pools.pool import Pool
     from astore.pools.volume import Volume
 
-app = typer.Typer(
-    help="Make, fill, change and look at the volumes of pools.", no_args_is_help=True, rich_markup_mode=None
-)
-
 ANSWER_SECONDS = 5.0
 """How long storage may take to tell what a volume is like now."""
-
-VolumeName = Annotated[
-    str, typer.Argument(metavar="VOLUME", help="A name, a key or a path.", autocompletion=complete_volume)
-]
-PoolOption = Annotated[
-    str | None,
-    typer.Option(
-        "--pool", metavar="POOL", help="Where to look for a name.", autocompletion=complete_pool, show_default=False
-    ),
-]
 
 
 def shown_format(info: VolumeInfo) -> str:
@@ -45,13 +30,11 @@ def shown_format(info: VolumeInfo) -> str:
     return info.format or "-" if info.header_format is None else f"{info.format} (looks like {info.header_format})"
 
 
-@command(app, "list", virsh="vol-list")
-async def list_volumes(
-    session: Session,
-    name: Name,
-    details: Annotated[bool, typer.Option("--details", help="With types, times and paths.")] = False,
-    names_only: Annotated[bool, typer.Option("--name", help="Names alone, one in a line.")] = False,
-) -> Answer:
+@command("list")
+@pool_argument("name")
+@click.option("--details", is_flag=True, help="With types, times and paths.")
+@click.option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
+async def list_volumes(session: Session, name: str, details: bool, names_only: bool) -> Answer:
     """List a pool's volumes, as the last refresh found them."""
     pool = await looked_at(session, name)
     volumes = pool.volumes
@@ -83,13 +66,11 @@ async def list_volumes(
     return Answer(document, show)
 
 
-@command(app, "info", virsh="vol-info")
-async def info(
-    session: Session,
-    volume: VolumeName,
-    pool: PoolOption = None,
-    in_bytes: Annotated[bool, typer.Option("--bytes", help="Sizes in bytes.")] = False,
-) -> Answer:
+@command("info")
+@volume_argument
+@pool_option
+@click.option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
+async def info(session: Session, volume: str, pool: str | None, in_bytes: bool) -> Answer:
     """Show one volume as it is now: format, sizes, backing file."""
     found = await _looked_at_anew(session, await find_volume(session, volume, pool))
     record = found.info
@@ -126,37 +107,45 @@ async def info(
     return Answer(shapes.volume(found.pool.name, record), show)
 
 
-@command(app, "dumpxml", virsh="vol-dumpxml")
-async def dumpxml(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("dumpxml")
+@volume_argument
+@pool_option
+async def dumpxml(session: Session, volume: str, pool: str | None) -> Answer:
     """Print a volume's libvirt XML, as it is now."""
     xml = (await _looked_at_anew(session, await find_volume(session, volume, pool))).to_xml()
     return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
 
 
-@command(app, "path", virsh="vol-path")
-async def path(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("path")
+@volume_argument
+@pool_option
+async def path(session: Session, volume: str, pool: str | None) -> Answer:
     """Print where a volume is: an absolute path, or a URL."""
     return await _identity(session, volume, pool, lambda found: found.path)
 
 
-async def vol_key(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("vol-key")
+@volume_argument
+@pool_option
+async def vol_key(session: Session, volume: str, pool: str | None) -> Answer:
     """Print a volume's key."""
     return await _identity(session, volume, pool, lambda found: found.key)
 
 
-async def vol_name(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("vol-name")
+@volume_argument
+@pool_option
+async def vol_name(session: Session, volume: str, pool: str | None) -> Answer:
     """Print the name of the volume with a key or a path."""
     return await _identity(session, volume, pool, lambda found: found.name)
 
 
-async def vol_pool(session: Session, volume: VolumeName, pool: PoolOption = None) -> Answer:
+@command("vol-pool")
+@volume_argument
+@pool_option
+async def vol_pool(session: Session, volume: str, pool: str | None) -> Answer:
     """Print the name of the pool that a volume is in."""
     return await _identity(session, volume, pool, lambda found: found.pool)
-
-
-VIRSH["vol-key"] = entry_point(vol_key)
-VIRSH["vol-name"] = entry_point(vol_name)
-VIRSH["vol-pool"] = entry_point(vol_pool)
 
 
 async def _identity(

@@ -1,16 +1,16 @@
-"""What an image's first bytes say: its format, virtual size, the files that it names and what belongs to them.
+"""Read an image's header: its format, virtual size, and the other files that it names.
 
-:func:`probe` looks at no more than the first 33,280 bytes, and nothing but :class:`ImageError` comes out of it. Every
-format has a module of its own, written from the format's own document, named there. Only VHDX has its size further back,
-for which there is a reader. Where the named files are, :func:`astore.images.references.located` says.
+:func:`probe` reads at most the first 33,280 bytes and raises only :class:`ImageError`. Every format has a module of its
+own, written from the document that the module names. Only VHDX stores its size further back, and needs a reader for it.
+:func:`astore.images.references.located` says where the named files are.
 
-A format is recognised by its magic *and* a known version, as in libvirt: what has neither, or ends before its version,
-is raw. VMDK, Bochs and cloop, which libvirt 9 takes for raw, wholly or in part, are recognised as in QEMU; dmg is not, which
-QEMU tells by the file's name. What is recognised must then be sound. libvirt 9 lists an image with a malformed header as if it
-had no backing file; here that is an error, since a backing file that nobody sees is one that nobody protects.
+A format is recognised by its magic *and* a known version, as in libvirt; a file without both is raw. VMDK, Bochs and
+cloop, which libvirt 9 takes for raw, wholly or in part, are recognised as in QEMU. dmg is not: QEMU recognises it by
+the file's name. A recognised header must be sound. libvirt 9 lists an image with a malformed header as if it had no
+backing file; here that is an error, since a backing file that nobody sees is not protected.
 
-A magic at the beginning decides before VDI's at 64 and ISO 9660's at 32,769, so that most images are told by their first
-page. (libvirt asks for those two first; only a file made to be two things at once shows the difference.)
+A magic at the beginning decides before VDI's at 64 and ISO 9660's at 32,769, so the first page is enough for most
+images. (libvirt looks at those two first; the results differ only for a file made to be two formats at once.)
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from astore.images.vhdx import Reader
 from astore.model import ImageInfo
 
 FIRST_PAGE = 4096
-"""Bytes that tell most images."""
+"""The bytes that are enough to recognise most images."""
 
 
 class _Format(NamedTuple):
-    """How one format is read.
+    """The functions that read one format.
 
-    ``read`` returns None, and raises nothing, for what it does not recognise. ``reaches_beyond`` says whether a header's
-    first page leaves out what ``read`` would look at, and None where ``read`` would return None; a format has none if its
-    header fits in a page. ``read_on`` tells by a reader what ``read`` cannot,
-    and ``longer`` gives more of a header that does not end within what was read.
+    ``read`` returns None for a header that it does not recognise. ``reaches_beyond`` returns whether ``read`` would
+    need more than a header's first page, and None where ``read`` would return None; it is None if the header fits in a
+    page. ``read_on`` reads through a reader what ``read`` cannot reach. ``longer`` returns more of a header that does
+    not end within the bytes that were read.
     """
 
     read: Callable[[bytes], ImageInfo | None]
@@ -62,20 +62,21 @@ _BY_MAGIC: dict[bytes, tuple[_Format, ...]] = {
 }
 """Formats with a magic at offset 0, by its first four bytes."""
 _BY_CHARACTER = dict.fromkeys((b"#", b" ", b"v"), (_DESCRIPTOR,))
-"""A descriptor of VMDK begins with comments, or blank lines, or its version."""
+"""A VMDK descriptor begins with a comment, a blank line or its version."""
 
 _VDI = _Format(vdi.read)
 
 
 def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
-    """What the beginning of a file says.
+    """Recognise an image by the beginning of its file.
 
-    :param head: the first HEADER_SIZE bytes of the file, or all of it if it is shorter; more are ignored.
-    :param read: returns what a file has at an offset, up to a length, both in bytes. It is asked for VHDX, some six times and
-        for 64 KiB at most, and for a qcow2 header that does not end within ``head``: its first cluster, of 2 MiB at most. What
-        it raises is passed on. Without it the capacity of a VHDX image is None: it is not the file's size.
-    :return: None for what has no known magic, or an unknown version: raw.
-    :raises ImageError: it has a format's magic and version, but the header is malformed or cut off.
+    :param head: the first HEADER_SIZE bytes of the file, or all of a shorter file; further bytes are ignored.
+    :param read: returns the file's bytes at an offset, up to a length, both in bytes. It is called for VHDX, about six
+        times and for at most 64 KiB, and for a qcow2 header that does not end within ``head``: for its first cluster,
+        at most 2 MiB. Its errors are passed on. Without it the capacity of a VHDX image is None: it is not the file's
+        size.
+    :return: None for raw: an unknown magic or version.
+    :raises ImageError: the header has a format's magic and version, but is malformed or cut off.
     """
     formats = _BY_MAGIC.get(head[:4]) or _BY_CHARACTER.get(head[:1])
     if formats is not None:
@@ -99,13 +100,13 @@ def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
 
 
 def needs_full_header(head: bytes) -> bool:
-    """Whether the first page of a file leaves open what it is.
+    """Return whether the first page of a file is too little to recognise its format.
 
-    If not, :func:`probe` says of ``head`` what it would say of HEADER_SIZE bytes. What has no magic may still be an ISO
-    image; a qcow2 image's backing name may lie anywhere in its first cluster.
+    If it is enough, :func:`probe` returns the same for ``head`` as for HEADER_SIZE bytes. A file without a magic may
+    still be an ISO image; a qcow2 image's backing name may lie anywhere in its first cluster.
 
-    :param head: the first FIRST_PAGE bytes of the file or more; fewer never tell. A file that is no longer than what was
-        read of it needs no more, whatever this says.
+    :param head: the first FIRST_PAGE bytes of the file or more; fewer are never enough. For a file that ends within
+        ``head``, ignore the answer: there is no more to read.
     """
     if len(head) < FIRST_PAGE:
         return True
@@ -121,7 +122,7 @@ def _reaches_beyond(format: _Format, head: bytes) -> bool | None:
         return format.reaches_beyond(head)
     try:
         return None if format.read(head) is None else False
-    except ImageError:  # all that it looks at is there already
+    except ImageError:  # the whole header is there already
         return False
 
 

@@ -1,4 +1,4 @@
-"""Write empty qcow2 and raw images without qemu-img, by the thousand: for tests and demonstrations."""
+"""Write empty qcow2 and raw images without qemu-img, thousands at a time, for tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _CLUSTER = 65536
 
 
 class Template(NamedTuple):
-    """The bytes of an image: ``parts`` are (offset, bytes) of all that is not zero, ``length`` the file's size."""
+    """The bytes of an image: ``parts`` are the (offset, bytes) that are not zero, ``length`` is the file's size."""
 
     parts: tuple[tuple[int, bytes], ...]
     length: int
 
     def write(self, path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-        """Make the file, sparse. :raises OSError: as the file system says; FileExistsError: it is there already."""
+        """Create the sparse file. :raises OSError: FileExistsError if it exists, or another error of the file system."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
         try:
             for offset, data in self.parts:
@@ -29,7 +29,8 @@ class Template(NamedTuple):
 
 
 MakeTemplate = Callable[[str, int, str | None, str | None], Template]
-"""Makes an image of a format (qemu-img's name for it), a size in bytes, a backing file's name and its format."""
+"""A function that makes an image: of a format (qemu-img's name), a size in bytes, a backing file's name and its format.
+"""
 
 
 def make_images(
@@ -45,11 +46,11 @@ def make_images(
     """Make ``count`` images in an existing folder: ``vm00000.qcow2``, ``vm00001.qcow2``, …
 
     :param size: the virtual size of each, in bytes (a multiple of 512).
-    :param backing_every: every so many-th image that is qcow2 is backed by the first image (0: none is).
-    :param formats: taken in turn; qemu-img's names, which also are the files' suffixes.
-    :param template: what makes an image; None: :func:`by_hand`.
-    :returns: their names, in order.
-    :raises FileExistsError: one is there already.
+    :param backing_every: back every n-th image by the first one, if it is qcow2 (0: none).
+    :param formats: the formats, taken in turn; qemu-img's names, which are also the files' suffixes.
+    :param template: makes an image; None: :func:`by_hand`.
+    :returns: the file names, in order.
+    :raises FileExistsError: one of the files exists.
     """
     make = template if template is not None else by_hand
     names = tuple(f"{prefix}{number:05d}.{formats[number % len(formats)]}" for number in range(count))
@@ -66,7 +67,7 @@ def make_images(
 
 
 def by_hand(kind: str, size: int, backing: str | None = None, backing_format: str | None = None) -> Template:
-    """An empty image of the format qcow2 or raw. :param size: in bytes. :raises ValueError: it is another format."""
+    """Return an empty qcow2 or raw image. :param size: in bytes. :raises ValueError: ``kind`` is another format."""
     if kind == "raw":
         return Template((), size)
     if kind == "qcow2":
@@ -75,12 +76,13 @@ def by_hand(kind: str, size: int, backing: str | None = None, backing_format: st
 
 
 def qcow2_by_hand(size: int, backing: str | None = None, backing_format: str | None = None) -> Template:
-    """A valid, empty qcow2 version 3 image with 64 KiB clusters (QEMU's docs/interop/qcow2.txt).
+    """Return a valid, empty qcow2 version 3 image with 64 KiB clusters (QEMU's docs/interop/qcow2.txt).
 
-    Four clusters or more: header, refcount table, one refcount block, L1 table.
+    It has at least four clusters: header, refcount table, one refcount block, L1 table.
 
-    :param size: the virtual size, in bytes. :param backing: a backing file's name as the header is to have it; it need
-        not exist. :param backing_format: its format as the header is to have it; None: the header does not say.
+    :param size: the virtual size, in bytes.
+    :param backing: the backing file's name for the header; the file need not exist.
+    :param backing_format: the backing file's format for the header; None: the header names none.
     """
     l1_entries = -(-size // (_CLUSTER * _CLUSTER // 8))
     l1_clusters = -(-l1_entries * 8 // _CLUSTER) or 1

@@ -1,4 +1,4 @@
-"""Bochs' growing disks: the structure bochs_header of QEMU's block/bochs.c, which can only read them. libvirt says raw."""
+"""Bochs' growing disks, from the structure bochs_header of QEMU's block/bochs.c (read-only in QEMU; raw to libvirt)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST = 1 << 51
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a header with Bochs' magic; None if it is no growing disk of version 1 or 2."""
+    """Read a header with Bochs' magic; None unless it is a growing disk of version 1 or 2."""
     if len(head) < _HEAD.size:
         return None
     magic, kind, subtype, version = _HEAD.unpack_from(head)

@@ -1,4 +1,4 @@
-"""Compressed loop images: the header that QEMU's block/cloop.c reads, which can only read them. libvirt says raw."""
+"""Compressed loop images, from the header that QEMU's block/cloop.c reads (read-only in QEMU; raw to libvirt)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FORMAT = "cloop"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a header with cloop's magic, a shell script."""
+    """Read a header with cloop's magic, which is a shell script; None without it."""
     if not head.startswith(_MAGIC):
         return None
     cut_off(head, _BLOCKS_AT + _BLOCKS.size, _FORMAT)
     block, count = _BLOCKS.unpack_from(head, _BLOCKS_AT)
     if not block or block % 512 or block > _LARGEST_BLOCK:
-        raise ImageError(f"its block size {block} is no multiple of 512 up to 64 MiB", format=_FORMAT)
+        raise ImageError(f"its block size {block} is not a multiple of 512 up to 64 MiB", format=_FORMAT)
     return ImageInfo(_FORMAT, block * count, cluster_size=block)

@@ -1,6 +1,6 @@
-"""User-mode Linux's cow, version 2: the structure cow_header_v2 of Linux's arch/um/drivers/cow_user.c.
+"""User-mode Linux's cow, version 2, from the structure cow_header_v2 of Linux's arch/um/drivers/cow_user.c.
 
-Its size is where a 32-bit User-mode Linux writes it, at 1,036, without padding; libvirt looks there too.
+The size is at 1,036, where a 32-bit User-mode Linux writes it without padding; libvirt reads it there too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FORMAT = "cow"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the magic ``OOOM``; None if its version is not 2."""
+    """Read a header with the magic ``OOOM``; None if its version is not 2."""
     if head[4:8] != b"\0\0\0\2":
         return None
     cut_off(head, _HEAD.size, _FORMAT)

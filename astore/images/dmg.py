@@ -1,6 +1,6 @@
-"""Apple's disk images: the block ``koly`` at the end of the file, as QEMU's block/dmg.c reads it.
+"""Apple's disk images, from the block ``koly`` at the end of the file, as QEMU's block/dmg.c reads it.
 
-Like QEMU, astore looks for it only in files whose names end in ``.dmg``.
+Like QEMU, astore looks for the block only in files whose names end in ``.dmg``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from astore.model import ImageInfo
 
 SUFFIX = ".dmg"
 TRAILER = 512
-"""Bytes of the block."""
+"""The size of the block, in bytes."""
 
 _SECTORS = struct.Struct(">Q")
 
 
 def read_trailer(tail: bytes) -> ImageInfo | None:
-    """The image that a file is, by its last TRAILER bytes; None if they are no such block."""
+    """Read a file's last TRAILER bytes; None if they are not a ``koly`` block."""
     if len(tail) != TRAILER or not tail.startswith(b"koly"):
         return None
     (sectors,) = _SECTORS.unpack_from(tail, 0x1EC)

@@ -1,4 +1,4 @@
-"""The one exception that comes out of reading headers."""
+"""The only exception that reading headers raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that headers have in common. Every read of a name is checked against the bytes that there are."""
+"""Read the parts that headers share. Every read of a name stays within the header's bytes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from astore.images.formats import name_of_driver
 from astore.model import Reference, ReferenceKind
 
 HEADER_SIZE = 33_280
-"""Bytes that tell every format; no more are looked at."""
+"""The bytes that are enough to recognise every format; the rest of a file is not read."""
 
 LARGEST = (1 << 63) - 1
-"""off_t's: no file can be larger."""
+"""The largest ``off_t``, and so the largest file, in bytes."""
 
 LONGEST_BACKING_NAME = 1023
-"""qcow's and qcow2's documents: a backing file name has 1,023 bytes at most."""
+"""The longest backing file name of qcow and qcow2, in bytes (their documents)."""
 
 _UNSPEAKABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-# XML 1.0, 2.2 "Characters": what no document can hold, nor any name that is to be reported in one
+# characters that an XML document cannot hold (XML 1.0, 2.2 "Characters"), and so no name that is reported
 
 
 def name_at(head: bytes, offset: int, length: int, format: str, what: str = "backing file name") -> str:
-    """A name within the header, up to a NUL.
+    """Return the name at an offset in the header, up to a NUL.
 
-    :raises ImageError: it reaches beyond the header, or is no text.
+    :raises ImageError: the name reaches beyond the header, or is not text.
     """
     end = offset + length
     if end > len(head):
@@ -33,7 +33,7 @@ def name_at(head: bytes, offset: int, length: int, format: str, what: str = "bac
 
 
 def text_of(raw: bytes, format: str, what: str) -> str:
-    """Bytes as text, up to a NUL. :raises ImageError: they are not UTF-8, or have control characters in them."""
+    """Decode bytes up to a NUL. :raises ImageError: they are not UTF-8, or have control characters."""
     try:
         text = raw.partition(b"\0")[0].decode()
     except UnicodeDecodeError:
@@ -42,16 +42,16 @@ def text_of(raw: bytes, format: str, what: str) -> str:
 
 
 def speakable(text: str, what: str, format: str = "") -> str:
-    """``text`` itself. :raises ImageError: it has characters that no name should have and no XML document can hold."""
+    """Return ``text``. :raises ImageError: it has control characters or others that XML cannot hold."""
     if not text.isprintable() and _UNSPEAKABLE.search(text) is not None:
         raise ImageError(f"the {what} has control characters", format=format)
     return text
 
 
 def backing(name: str, format: str | None = None) -> tuple[Reference, ...]:
-    """The reference to a backing file, or none if it has no name.
+    """Return the reference to a backing file, or none for an empty name.
 
-    :param format: QEMU's word for its format, as the header has it.
+    :param format: QEMU's word for the backing file's format, from the header.
     """
     if not name:
         return ()
@@ -65,20 +65,20 @@ def backing(name: str, format: str | None = None) -> tuple[Reference, ...]:
 
 
 def checked_size(size: int, format: str) -> int:
-    """A virtual size in bytes. :raises ImageError: no file can be so large."""
+    """Return a virtual size in bytes. :raises ImageError: no file can be so large."""
     if size > LARGEST:
         raise ImageError(f"its size of {size} bytes is more than any file's", format=format)
     return size
 
 
 def checked_name_length(length: int, limit: int, format: str) -> int:
-    """The length of a backing file name in bytes. :raises ImageError: it is more than ``limit``."""
+    """Return the length of a backing file name in bytes. :raises ImageError: it is more than ``limit``."""
     if length > limit:
         raise ImageError(f"its backing file name has {length:,} bytes, more than {limit:,}", format=format)
     return length
 
 
 def cut_off(head: bytes, needed: int, format: str) -> None:
-    """:raises ImageError: the header ends before ``needed`` bytes."""
+    """Check the header's length. :raises ImageError: the header ends before ``needed`` bytes."""
     if len(head) < needed:
         raise ImageError(f"the header ends after {len(head)} bytes of {needed}", format=format)

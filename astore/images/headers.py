@@ -1,4 +1,4 @@
-"""Headers without the names of other files."""
+"""Remove the names of other files from headers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from astore.images import vmdk
 
 
 def without_references(format: str | None, head: bytes) -> bytes:
-    """Take the name of the backing file out of an image's first bytes, and change nothing else.
+    """Remove the backing file's name from an image's first bytes, and change nothing else.
 
-    QEMU takes what it is told of a backing file together with the name in the header, where there is one, which is wrong.
-    qcow2's name keeps its place, for the header's extensions may end there; it has no length then. qcow2's data file and
-    VMDK's extents stay: an image without them is none.
+    QEMU combines the backing file that it is given with the name in the header, which is wrong here. qcow2's name stays
+    in place, with length 0: the header's extensions may end there. qcow2's data file and VMDK's extents stay: the image
+    has no data without them.
 
-    :param format: libvirt's word. :param head: the first HEADER_SIZE bytes, or all of a shorter file.
+    :param format: libvirt's word.
+    :param head: the first HEADER_SIZE bytes, or all of a shorter file.
     """
     if format == "qcow2":
         return head[:16] + bytes(len(head[16:20])) + head[20:]

@@ -1,4 +1,4 @@
-"""ISO 9660: ECMA-119, 8.4: the primary volume descriptor is in the seventeenth sector, its identifier at its second byte."""
+"""ISO 9660: the primary volume descriptor is the 17th sector, its identifier starts at the second byte (ECMA-119, 8.4)."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ MAGIC_OFFSET = 32_769
 MAGIC_END = MAGIC_OFFSET + len(MAGIC)
 
 INFO = ImageInfo("iso")
-"""All that is said of such an image: its capacity is the file's own size."""
+"""The result for every ISO image; its capacity is the file's size."""

@@ -12,18 +12,18 @@ from astore.model import ImageInfo
 _FORMAT = "luks"
 _MAGIC = b"LUKS\xba\xbe"
 _HEADER_SIZES = {b"\0\1": 592, b"\0\2": 4096}
-"""LUKS1's phdr and LUKS2's binary header, by version."""
+"""The sizes of LUKS1's phdr and LUKS2's binary header, by version."""
 _PAYLOAD_OFFSET = struct.Struct(">104xI")
-"""LUKS1's, in sectors."""
+"""The payload offset of LUKS1, in sectors."""
 _LUKS2_SIZE = struct.Struct(">8xQ")
-"""LUKS2's hdr_size: of the binary header with the JSON area."""
+"""hdr_size of LUKS2: the binary header with the JSON area."""
 
 
 def read(head: bytes) -> ImageInfo | None:
     """Read a header with LUKS's magic; None if its version is neither 1 nor 2.
 
-    The capacity is what the file has behind the payload's offset. LUKS2 says where that is in its JSON area; where it lies
-    beyond the header, or says something else, no bytes are taken off. (QEMU 7.2 knows LUKS1 only.)
+    The capacity is the file's size without the bytes before the payload. LUKS2 names the payload's offset in its JSON
+    area; if the header does not contain it, the offset counts as 0. (QEMU 7.2 reads LUKS1 only.)
     """
     if head[:6] != _MAGIC:
         return None
@@ -36,14 +36,14 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the JSON area does; None if :func:`read` would return None."""
+    """Return whether the JSON area reaches beyond ``head``; None if :func:`read` would return None."""
     if head[:6] != _MAGIC or head[6:8] not in _HEADER_SIZES:
         return None
     return head[7] == 2 and _LUKS2_SIZE.unpack_from(head)[0] > len(head) and head.find(b"\0", 4096) < 0
 
 
 def _segment_offset(head: bytes) -> int:
-    """Where the first segment of a LUKS2 volume begins, in bytes; 0 if that is not told."""
+    """Return where the first segment of a LUKS2 volume begins, in bytes; 0 if unknown."""
     area = head[4096 : _LUKS2_SIZE.unpack_from(head)[0]]
     text, end, _ = area.partition(b"\0")
     if not end:

@@ -1,7 +1,7 @@
 """QEMU's ``json:`` names: a node of its block graph, as BlockdevOptions in its qapi/block-core.json.
 
-What is wanted of it is where the data is and of which format: a format's node over a protocol's. Whatever else a name says is
-a doubt. So is a node of another kind, but the files at the bottom are found all the same.
+A node should give the data's place and format: a format's node over a protocol's. Any other option raises a doubt, and
+so does any other kind of node, but the files at the bottom are found all the same.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from astore.images.paths import absolute, has_protocol
 from astore.images.protocols import GONE, PROTOCOLS, SERVER_KEYS, Node, servers_of, text_at
 
 DEEPEST = 32
-"""Nodes below one another, the parts of dotted keys counted."""
+"""The deepest nesting of nodes; each part of a dotted key counts."""
 MOST_BRACKETS = 256
-"""Objects and lists in all, counted before the parser is let loose on them."""
+"""The most objects and lists, counted before the text is parsed."""
 
-FROM_HERE = "is named from whatever folder QEMU is started in"
+FROM_HERE = "is named relative to the folder that QEMU is started in"
 _MALFORMED = "has a json: name that means nothing"
 _UNTOLD = "has a json: name that does not say where it is"
-_NO_DRIVER = "is described with a driver that is none"
+_NO_DRIVER = "is described with an invalid driver"
 _ANOTHER = "is one of several files that a json: name describes"
 
 
@@ -37,9 +37,9 @@ class Found(NamedTuple):
 
 
 def read_node(text: str, told: str | None) -> list[Found]:
-    """Find the files that a node leads to, given the JSON after ``json:``. The first is the one that is read.
+    """Find the files that a node leads to, from the JSON after ``json:``. The first is the one that is read.
 
-    :param told: the format that the header gives, which QEMU lets win over the node's.
+    :param told: the format in the header, which QEMU prefers to the node's.
     """
     try:
         top, twice = _parsed(text)
@@ -65,7 +65,7 @@ _IN_STRING = re.compile(r"""\\.|\"""", re.DOTALL)
 
 
 def _parsed(text: str) -> tuple[Node, list[tuple[str, Any]]]:
-    """The node with dotted keys as objects, and what it says twice. :raises ImageError: it is none."""
+    """Return the node with dotted keys as objects, and any repeated keys. :raises ImageError: it is not a node."""
     if text.count("{") + text.count("[") > MOST_BRACKETS:
         raise ImageError("it is nested too deep")
     if "'" in text:
@@ -75,15 +75,15 @@ def _parsed(text: str) -> tuple[Node, list[tuple[str, Any]]]:
     except ImageError:
         raise
     except (ValueError, RecursionError):
-        raise ImageError("it is no JSON") from None
+        raise ImageError("it is not JSON") from None
     if not isinstance(value, dict):
-        raise ImageError("it is no object")
+        raise ImageError("it is not an object")
     twice: list[tuple[str, Any]] = []
     return _tree(value, 0, twice), twice
 
 
 def _double_quoted(found: re.Match[str]) -> str:
-    """A string between double quotation marks, as QEMU's JSON also has them between single ones."""
+    """Turn a string in single quotation marks, which QEMU's JSON allows, into one in double quotation marks."""
     whole = found[0]
     if len(whole) < 2 or whole[-1] != found[1]:
         raise ImageError("it has a string without an end")
@@ -101,12 +101,12 @@ def _constant(word: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> Node:
     node = dict(pairs)
     if len(node) != len(pairs):
-        raise ImageError("it says a thing twice")
+        raise ImageError("it gives a key twice")
     return node
 
 
 def _tree(flat: Node | list[Any], depth: int, twice: list[tuple[str, Any]]) -> Node:
-    """``{"file.driver": …}`` as ``{"file": {"driver": …}}``, in the objects below as well; a list as ``{"0": …}``."""
+    """Turn ``{"file.driver": …}`` into ``{"file": {"driver": …}}``, at every depth, and a list into ``{"0": …}``."""
     tree: Node = {}
     for key, value in flat.items() if isinstance(flat, dict) else ((str(at), one) for at, one in enumerate(flat)):
         *parents, last = key.split(".")
@@ -139,7 +139,7 @@ _OVER_FILE = frozenset({"driver", "file"})
 
 
 def _format_and_leaf(top: Node, told: str | None, doubts: list[str]) -> tuple[str | None, Node]:
-    """The format of the image, and the node of the protocol that it is read through."""
+    """Return the format of the image, and the node of the protocol that it is read through."""
     driver = text_at(top, "driver")
     if driver in PROTOCOLS:
         if told is not None:
@@ -175,7 +175,7 @@ def _through(driver: str) -> str:
 
 
 def _below(node: Node) -> Node:
-    """The node below one, or itself."""
+    """Return the node below one, or the node itself."""
     for key in ("file", "image"):
         below = node.get(key)
         if isinstance(below, dict):
@@ -191,7 +191,7 @@ def _doubt_options(node: Node, known: frozenset[str], doubts: list[str]) -> None
 
 
 def _location(node: Node, doubts: list[str]) -> str | None:
-    """Where a protocol's node has its data. A driver that is not named is that of files."""
+    """Return where a protocol's node has its data. Without a driver it is a file's node."""
     driver = text_at(node, "driver")
     if driver is None and "driver" in node:
         doubts.append(_NO_DRIVER)
@@ -214,7 +214,7 @@ def _location(node: Node, doubts: list[str]) -> str | None:
 
 
 def _by_filename(filename: str | None) -> str | None:
-    """A ``filename`` where QEMU takes none: it may have meant something to an older one. What is relative is not told."""
+    """Return a ``filename`` where QEMU 7.2 allows none, but older ones may have read it; None for a relative name."""
     if filename is None or filename.startswith("json:"):
         return None
     if filename.startswith("file:") or not has_protocol(filename):
@@ -223,7 +223,7 @@ def _by_filename(filename: str | None) -> str | None:
 
 
 def _leaves(top: Node, main: Node) -> Iterator[tuple[str, str | None]]:
-    """Location and format of each file in the tree that is not the main one."""
+    """Yield the location and format of each file in the tree, except the main one."""
     waiting: list[tuple[Node, str | None]] = [(top, None)]
     while waiting:
         node, format = waiting.pop()
@@ -237,7 +237,7 @@ def _leaves(top: Node, main: Node) -> Iterator[tuple[str, str | None]]:
 
 
 def _paths(key: str, value: Any) -> Iterator[str]:
-    """The file that a value names which is given a second time."""
+    """Yield the file that a value names and that is given twice."""
     if isinstance(value, dict):
         yield from (place for place, _ in _leaves(value, {}))
     elif key in ("filename", "url") and isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Plain file names, and how they become paths and URLs.
+"""Turn plain file names into paths and URLs.
 
-Names are never resolved by the letter where the file system might resolve them otherwise: ``a/../b`` is not ``b`` if ``a`` is a
-symbolic link, so ``..`` stays as it is. ``.`` and empty parts mean nothing anywhere, and are taken out.
+``..`` stays as it is: ``a/../b`` is not ``b`` if ``a`` is a symbolic link. ``.`` and empty parts mean nothing anywhere
+and are removed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import re
 from urllib.parse import quote
 
 URL_SAFE = "/;@&=+$,-_.!~*'()"
-"""What stays as it is in the path of a volume's URL, beside letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
+"""Characters that stay unescaped in a volume's URL, besides letters and digits (libxml2's xmlSaveUri, and so libvirt).
+"""
 
 URL_PARTS = frozenset("%?#")
-"""What QEMU takes for parts of a URL in a name that it puts behind one."""
+"""Characters that QEMU takes for parts of a URL in a name that it appends to one."""
 
 _PROTOCOL = re.compile(r"[^/:]*+:")
 
 
 def has_protocol(name: str) -> bool:
-    """Whether a name has a ``:`` before its first ``/`` (QEMU's path_has_protocol)."""
+    """Return whether a name has a ``:`` before its first ``/`` (QEMU's path_has_protocol)."""
     return _PROTOCOL.match(name) is not None
 
 
@@ -29,24 +30,25 @@ def without_protocol(name: str) -> str:
 
 
 def named_beside(name: str, path: str) -> str:
-    """Spell the name of a volume, as an image in the same pool is to have it in its header.
+    """Spell a volume's name for the header of an image in the same pool.
 
-    :param path: the volume's path or URL. QEMU would take ``%``, ``?`` and ``#`` for parts of a URL: then it is the whole URL.
+    :param path: the volume's path or URL. It is returned whole if the name has ``%``, ``?`` or ``#``, which QEMU would
+        take for parts of a URL.
     """
     return path if is_url(path) and not URL_PARTS.isdisjoint(name) else without_protocol(name)
 
 
 def absolute(name: str) -> str | None:
-    """An absolute file name, tidied up; None for a relative one."""
+    """Return an absolute file name without empty parts and ``.``; None for a relative one."""
     return beside(name, "/") if name.startswith("/") else None
 
 
 def beside(name: str, volume_path: str) -> str | None:
-    """A plain file name, absolute or seen from an image's folder; None if it names nothing.
+    """Return the path of a plain file name, absolute or relative to an image's folder; None if it is empty.
 
-    Beside a URL a relative name becomes a URL in the same folder, escaped like a volume's key.
+    Next to a URL, a relative name becomes a URL in the same folder, escaped like a volume's key.
 
-    :param volume_path: the image's own absolute path, or its URL.
+    :param volume_path: the image's absolute path, or its URL.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts:
@@ -62,5 +64,5 @@ def beside(name: str, volume_path: str) -> str | None:
 
 
 def is_url(volume_path: str) -> bool:
-    """Whether a volume's path is a URL, and no path of this machine."""
+    """Return whether a volume's path is a URL, not a path of this machine."""
     return "://" in volume_path and not volume_path.startswith("/")

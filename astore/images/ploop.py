@@ -1,4 +1,4 @@
-"""ploop, which is also Parallels' image format: the structure ploop_pvd_header of the OpenVZ kernel's ploop1_image.h."""
+"""ploop, also the format of Parallels, from the structure ploop_pvd_header of the OpenVZ kernel's ploop1_image.h."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION = b"\2\0\0\0"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the signature ``WithoutFreeSpace`` or ``WithouFreSpacExt``; None if its version is not 2."""
+    """Read a header with the signature ``WithoutFreeSpace`` or ``WithouFreSpacExt``; None if its version is not 2."""
     extended = head[:16] == b"WithouFreSpacExt"
     if (not extended and head[:16] != b"WithoutFreeSpace") or head[16:20] != _VERSION:
         return None

@@ -1,6 +1,6 @@
-"""QEMU's drivers that read from a place: how a ``json:`` node says which, and the URL that is the same place.
+"""QEMU's protocol drivers: how a ``json:`` node names a place, and the URL of the same place.
 
-The keys are those of BlockdevOptions in QEMU's qapi/block-core.json, and what old QEMUs wrote in their place.
+The keys are those of BlockdevOptions in QEMU's qapi/block-core.json, and those that older QEMUs wrote instead.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _url(driver: str) -> Callable[[Node], str | None]:
 
 
 def text_at(node: Any, key: str) -> str | None:
-    """A string or a number as text; None if it is absent, empty, no text for a name, or anything else."""
+    """Return a string or a number as text; None if it is absent, empty, not allowed in a name, or of another type."""
     value = node.get(key) if isinstance(node, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
@@ -112,13 +112,13 @@ def text_at(node: Any, key: str) -> str | None:
 
 
 def _server(node: Node) -> Node:
-    """The server of a node; old QEMUs wrote its parts into the node itself."""
+    """Return the server of a node; older QEMUs wrote its parts into the node itself."""
     server = node.get("server")
     return server if isinstance(server, dict) else node
 
 
 def servers_of(node: Node) -> list[Any]:
-    """The servers of a node: a list is an object with the keys 0, 1, …, and a single server is one."""
+    """Return the servers of a node: a list, an object with the keys 0, 1, … or a single server."""
     servers = node.get("server")
     if not isinstance(servers, dict):
         return []
@@ -139,7 +139,7 @@ def _address(server: Any) -> str | None:
 class Protocol(NamedTuple):
     """A driver that reads from a place. ``describe`` makes the place's URL; None for a file's ``filename``.
 
-    ``keys`` say where it is. Any other changes what is read, or how.
+    ``keys`` name the place. Any other key changes what is read, or how.
     """
 
     describe: Callable[[Node], str | None] | None
@@ -165,6 +165,6 @@ PROTOCOLS = {
     "nvme": _protocol(_nvme, "device", "namespace"),
     **{scheme: _protocol(_url(scheme), "url") for scheme in ("http", "https", "ftp", "ftps", "tftp")},
 }
-"""QEMU's drivers that read from a place, by name."""
+"""QEMU's protocol drivers, by name."""
 GONE = frozenset({"sheepdog", "tftp"})
-"""Drivers that QEMU 7.2 has no more."""
+"""Drivers that QEMU 7.2 no longer has."""

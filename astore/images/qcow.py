@@ -1,4 +1,4 @@
-"""qcow, version 1: the structure QCowHeader of QEMU's block/qcow.c."""
+"""qcow, version 1, from the structure QCowHeader of QEMU's block/qcow.c."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION = b"\0\0\0\1"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the magic ``QFI\\xfb``; None if its version is not 1."""
+    r"""Read a header with the magic ``QFI\xfb``; None if its version is not 1."""
     if head[4:8] != _VERSION:
         return None
     cut_off(head, _HEAD.size, _FORMAT)
@@ -38,7 +38,7 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the backing name does, which may be anywhere in the file; None if :func:`read` would return None."""
+    """Return whether the backing name ends beyond ``head``; None if :func:`read` would return None."""
     if head[4:8] != _VERSION:
         return None
     _, offset, length, *_ = _HEAD.unpack_from(head)

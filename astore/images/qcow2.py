@@ -1,8 +1,8 @@
-"""qcow2, versions 2 and 3: QEMU's docs/interop/qcow2.txt.
+"""qcow2, versions 2 and 3, from QEMU's docs/interop/qcow2.txt.
 
-The backing name and the header extensions are in the first cluster, which may have 2 MiB. A name that begins or ends
-beyond HEADER_SIZE bytes is legal then: whoever can read it reads the whole cluster, and for others it is an error, not an
-image without a backing file. (qemu-img puts it behind the header and its extensions, within the first 2 KiB.)
+The backing name and the header extensions are in the first cluster, which may have 2 MiB. A name beyond HEADER_SIZE
+bytes is legal: with a reader the whole cluster is read. Without one it is an error, since the image does have a backing
+file. (qemu-img writes the name right after the extensions, within the first 2 KiB.)
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
 MOST_EXTENSIONS = 256
-"""QEMU knows five, and writes each once."""
+"""The most header extensions: QEMU knows five, and writes each once."""
 LONGEST_FORMAT_NAME = 15
-"""QEMU's (block/qcow2.c, qcow2_read_extensions)."""
+"""The longest name of a backing format, in bytes (QEMU's block/qcow2.c, qcow2_read_extensions)."""
 
 INCOMPATIBLE_DATA_FILE = 1 << 2
 INCOMPATIBLE_EXTENDED_L2 = 1 << 4
@@ -52,7 +52,7 @@ _FORMAT = "qcow2"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the magic ``QFI\\xfb``; None if its version is not 2 or 3."""
+    r"""Read a header with the magic ``QFI\xfb``; None if its version is not 2 or 3."""
     if len(head) < _V3_SIZE:
         needed = _SIZES.get(head[4:8])
         if needed is None:
@@ -102,14 +102,14 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def _data(name: str | None) -> tuple[Reference, ...]:
-    """The reference to an external data file, whose bytes are the disk's."""
+    """Return the reference to an external data file, which holds the disk's bytes."""
     if name is None:
         return (Reference(ReferenceKind.DATA, "", "raw", doubt="has no name in the header"),)
     return (Reference(ReferenceKind.DATA, name, "raw"),)
 
 
 def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | None]:
-    """The backing format and the data file's name, from the extensions between the header and the backing name.
+    """Return the backing format and the data file's name, from the extensions between the header and the backing name.
 
     Without an end mark they end where the name begins or the first cluster ends (``end``).
     """
@@ -138,7 +138,7 @@ def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | No
 
 
 def first_cluster(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
-    """All that a header may take, where that is more than ``head``: the first cluster. None: there is no more."""
+    """Read the first cluster, where it is longer than ``head``; None if it is not."""
     cluster_bits = _HEAD(head)[3] if len(head) >= _V2_SIZE else 0
     if not 9 <= cluster_bits <= 21 or 1 << cluster_bits <= len(head):
         return None
@@ -147,7 +147,7 @@ def first_cluster(head: bytes, read: Callable[[int, int], bytes]) -> bytes | Non
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the backing name does, or the extensions where they matter; None if :func:`read` would return None."""
+    """Return whether the name or the extensions end beyond ``head``; None if :func:`read` would return None."""
     version, offset, length, cluster_bits, _, _, _ = _HEAD(head)
     if version == 3:
         incompatible, _, _, _, start = _V3(head)

@@ -1,4 +1,4 @@
-"""QED: QEMU's docs/interop/qed_spec.txt."""
+"""QED, from QEMU's docs/interop/qed_spec.txt."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _FORMAT = "qed"
 _HAS_BACKING = 1 << 0
 _BACKING_IS_RAW = 1 << 2
 _LONGEST_BACKING_NAME = 4095
-"""The document has no limit; QEMU's is PATH_MAX with the NUL."""
+"""The longest backing file name, in bytes: QEMU's PATH_MAX without the NUL. The document has no limit."""
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with the magic ``QED\\0``; the format has no versions."""
+    r"""Read a header with the magic ``QED\0``; None without it. The format has no versions."""
     cut_off(head, _HEAD.size, _FORMAT)
     cluster, _, clusters, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
     if cluster & (cluster - 1) or not 1 << 12 <= cluster <= 1 << 26:
-        raise ImageError(f"its cluster_size {cluster} is no power of two from 2^12 to 2^26", format=_FORMAT)
+        raise ImageError(f"its cluster_size {cluster} is not a power of two from 2^12 to 2^26", format=_FORMAT)
     name = ""
     if features & _HAS_BACKING and length:
         checked_name_length(length, _LONGEST_BACKING_NAME, _FORMAT)
@@ -39,6 +39,6 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def reaches_beyond(head: bytes) -> bool:
-    """Whether the backing name lies beyond what was read."""
+    """Return whether the backing name ends beyond ``head``."""
     _, _, _, features, _, _, _, _, offset, length = _HEAD.unpack_from(head)
     return bool(features & _HAS_BACKING and length and offset + length > len(head))

@@ -1,7 +1,7 @@
-"""Where the files are that an image's header names: relative names, QEMU's protocols and its ``json:``.
+"""Find the files that an image's header names: relative names, QEMU's protocols, and ``json:`` names.
 
-The rules are QEMU's (its manual, "Disk images", and block.c), since QEMU is what will open the files. Where a rule leads to no
-place that can be told, or to more than a place, the reference says so in its ``doubt``.
+The rules are QEMU's (its manual, "Disk images", and block.c), since QEMU opens the files. If a name leads to no known
+place, or to several, its reference has a ``doubt``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from astore.images.paths import URL_PARTS, absolute, beside, has_protocol, is_ur
 from astore.model import Reference, ReferenceKind
 
 LONGEST_NAME = 65_536
-"""In characters."""
+"""The longest name that is looked at, in characters."""
 
 _NO_NAME = "has a name that means nothing"
 
@@ -23,21 +23,21 @@ NETWORK = frozenset(
         *("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"),
     }
 )
-"""Protocols of names that are URLs, or like them, in QEMU 7.2."""
+"""Protocols whose names are URLs, or like URLs, in QEMU 7.2."""
 _DEVICES = frozenset({"host_device", "host_cdrom"})
 _LAYERS = {"blkdebug": "blkdebug", "blkverify": "blkverify", "fat": "vvfat"}
-"""Protocols of names that have file names in them, between colons, and their drivers."""
+"""Protocols whose names contain file names, between colons, and their drivers."""
 _MOST_PARTS = 16
 
 
 def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Reference, ...]:
-    """Say of each file where it is, and whether anything is against reading through it.
+    """Add to each reference its file's location, and a doubt if the file may not be what is read.
 
-    A ``json:`` name may describe several files: the one that is read comes first, then the others, each with a doubt. Nothing
-    is raised: a name that means nothing has a doubt and no location.
+    A ``json:`` name may describe several files: the file that is read comes first, then the others, each with a doubt.
+    A name that means nothing gets a doubt and no location; it is not an error.
 
-    :param references: as :func:`astore.images.probe` returns them.
-    :param volume_path: the image's own absolute path, or its URL.
+    :param references: the references that :func:`astore.images.probe` returned.
+    :param volume_path: the image's absolute path, or its URL.
     """
     if not references:
         return references
@@ -48,7 +48,7 @@ def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Refere
 
 
 def are_relative(references: tuple[Reference, ...]) -> bool:
-    """Whether names among them mean something else, or nothing, for an image in another folder."""
+    """Return whether any of the names means something else, or nothing, for an image in another folder."""
     if not references:
         return False
     there = located(references, "/elsewhere/volume")
@@ -63,7 +63,7 @@ def _located(reference: Reference, volume_path: str) -> list[Reference]:
         and volume_path.startswith("/")
         and name.isprintable()
     ):
-        # the most common, and the same as below
+        # a shortcut for the most common case
         location = beside(name, volume_path)
         if location is not None and len(name) <= LONGEST_NAME:
             return [Reference(reference.kind, name, reference.format, location, reference.doubt)]
@@ -86,7 +86,7 @@ def _located(reference: Reference, volume_path: str) -> list[Reference]:
 
 
 def _plain(name: str, volume_path: str, format: str | None) -> Found:
-    """A name that QEMU puts behind the image's folder, whatever is in it, unless it begins with a slash."""
+    """Locate a name that QEMU appends to the image's folder, unless it begins with a slash."""
     doubt = None
     if is_url(volume_path) and not name.startswith("/") and not URL_PARTS.isdisjoint(name):
         doubt = "has a name that QEMU would read as a part of a URL"
@@ -114,7 +114,7 @@ def _backing(reference: Reference, volume_path: str) -> list[Found]:
 
 
 def _here(name: str, format: str | None) -> Found:
-    """A name that QEMU hands to the kernel as it is."""
+    """Locate a name that QEMU passes to the kernel unchanged."""
     location = absolute(name)
     return Found(location, format, FROM_HERE if location is None else None)
 
@@ -126,7 +126,7 @@ def _layers(protocol: str, rest: str, format: str | None) -> list[Found]:
 
 
 def _data(reference: Reference, volume_path: str) -> list[Found]:
-    """An external data file, which QEMU 7.2.22 opens by its name as it is; older ones take it for a backing file's."""
+    """Locate an external data file. QEMU 7.2.22 opens it by its bare name; older ones treat it like a backing file's."""
     name = reference.name
     if not has_protocol(name) or name.startswith("/"):
         return [_here(name, reference.format)]
@@ -135,6 +135,6 @@ def _data(reference: Reference, volume_path: str) -> list[Found]:
 
 
 def _parent(name: str, volume_path: str, format: str | None) -> Found:
-    """The name of a parent in another system's words."""
+    """Locate a parent that is named in another system's words."""
     name = name.removeprefix(".\\")
     return Found(None if "\\" in name or name.startswith("(") else beside(name, volume_path), format, None)

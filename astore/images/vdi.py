@@ -1,4 +1,4 @@
-"""VDI, version 1.1: the structure VdiHeader of QEMU's block/vdi.c, after VirtualBox's VDICore.h."""
+"""VDI, version 1.1, from the structure VdiHeader of QEMU's block/vdi.c, after VirtualBox's VDICore.h."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from astore.images.fields import checked_size, cut_off
 from astore.model import ImageInfo
 
 MAGIC = b"\x7f\x10\xda\xbe"
-"""At 0x40: 0xbeda107f, little-endian."""
+"""0xbeda107f, little-endian, at 0x40."""
 _VERSION = b"\1\0\1\0"
 # at 0x170: disk_size; then block_size at 0x178
 _SIZES = struct.Struct("<QI")
@@ -18,7 +18,7 @@ _FORMAT = "vdi"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """A header with VDI's signature; None if its version is not 1.1."""
+    """Read a header with VDI's signature; None if its version is not 1.1."""
     if head[0x44:0x48] != _VERSION:
         return None
     cut_off(head, _HEADER_SIZE, _FORMAT)

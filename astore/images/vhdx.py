@@ -1,7 +1,7 @@
-"""VHDX: Microsoft's [MS-VHDX], Virtual Hard Disk v2 File Format.
+"""VHDX, from Microsoft's [MS-VHDX], Virtual Hard Disk v2 File Format.
 
-The first bytes have the magic only. Size and parent are in the metadata region, whose place is in the region table at
-192 KiB, so that a reader is needed. The checksums are not checked, and a log that was not replayed is not looked at.
+The first bytes have only the magic. Size and parent are in the metadata region, which the region table at 192 KiB
+points to: hence the reader. Checksums are not checked, and an unreplayed log is ignored.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _INFO = ImageInfo(_FORMAT)
 
 _REGIONS_AT = 192 << 10
 _TABLE_SIZE = 64 << 10
-"""Of the region table, and of the metadata table at the beginning of its region."""
+"""The size of the region table, and of the metadata table at the beginning of its region, in bytes."""
 _FIRST = 4096
-"""Bytes of a table that are read first."""
+"""How much of a table is read first, in bytes."""
 # signature, entry count, then entries
 _REGION_HEAD = struct.Struct("<4s4xI4x")
 _REGION = struct.Struct("<16sQII")
@@ -47,12 +47,12 @@ Reader = Callable[[int, int], bytes]
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read what the first bytes say: the format. The capacity that it leaves open is not the file's size."""
+    """Read the format from the first bytes. The capacity stays unknown; it is not the file's size."""
     return _INFO if head[:8] == MAGIC else None
 
 
 def read_on(read: Reader) -> ImageInfo:
-    """Read the virtual size, the block size and the parent, by some six short reads.
+    """Read the virtual size, the block size and the parent, in about six short reads.
 
     :raises ImageError: a table is malformed or cut off.
     """
@@ -80,7 +80,7 @@ def _metadata_region(read: Reader) -> int:
 
 
 def _items(read: Reader, region: int) -> dict[bytes, tuple[int, int]]:
-    """Offset in the file and length of each item of metadata."""
+    """Return the offset in the file and the length of each metadata item."""
     if region > 1 << 62:
         raise ImageError(f"its metadata region at {region} lies beyond any file", format=_FORMAT)
     table = read(region, _FIRST)
@@ -95,7 +95,7 @@ def _items(read: Reader, region: int) -> dict[bytes, tuple[int, int]]:
 
 def _count(table: bytes, layout: struct.Struct, signature: bytes, what: str) -> int:
     if len(table) < layout.size or not table.startswith(signature):
-        raise ImageError(f"its {what} is none, or cut off", format=_FORMAT)
+        raise ImageError(f"its {what} is missing or cut off", format=_FORMAT)
     count = int(layout.unpack_from(table)[1])
     if count > _MOST_ENTRIES:
         raise ImageError(f"its {what} has {count} entries, more than {_MOST_ENTRIES}", format=_FORMAT)
@@ -113,7 +113,7 @@ def _whole(read: Reader, offset: int, table: bytes, needed: int, what: str) -> b
 def _item(read: Reader, items: dict[bytes, tuple[int, int]], kind: bytes, size: int) -> bytes:
     offset, _ = items.get(kind, (0, 0))
     if not offset:
-        raise ImageError("its metadata leaves out the size or the parameters", format=_FORMAT)
+        raise ImageError("its metadata has no size or no parameters", format=_FORMAT)
     raw = read(offset, size)
     if len(raw) < size:
         raise ImageError("its metadata is cut off", format=_FORMAT)
@@ -121,7 +121,7 @@ def _item(read: Reader, items: dict[bytes, tuple[int, int]], kind: bytes, size: 
 
 
 def _parent(read: Reader, items: dict[bytes, tuple[int, int]]) -> str:
-    """The parent's path as its locator has it. QEMU does not read it, so nonsense there makes no image malformed."""
+    """Return the parent's path from its locator. QEMU does not read it, so a malformed one is no error."""
     offset, length = items.get(_LOCATOR, (0, 0))
     raw = read(offset, min(length, _TABLE_SIZE)) if offset and length else b""
     if len(raw) < _LOCATOR_HEAD.size:

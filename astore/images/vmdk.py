@@ -1,12 +1,12 @@
 """VMDK: VMware's Virtual Disk Format 1.1, and VMware 3's COWD, as QEMU's block/vmdk.c reads them.
 
-QEMU looks for the parent in a fixed place: in the 10,240 bytes behind the first sector of a sparse file, or at the beginning
-of a descriptor file. It goes by no other field of the header, and opens the parent whatever the parentCID says. The name
-begins two bytes behind the word ``parentFileNameHint``, which may stand anywhere, also in a comment, and ends at the next
-quotation mark.
+QEMU looks for the parent in a fixed place: in the 10,240 bytes after the first sector of a sparse file, or at the
+beginning of a descriptor file. It ignores the header's other fields, and opens the parent whatever the parentCID says.
+The name begins two bytes after the word ``parentFileNameHint``, which may stand anywhere, even in a comment, and ends
+at the next quotation mark.
 
-Extents are those of a descriptor file, and of a sparse file with a capacity of 0. What an extent line says of the size is
-taken for the extent's size, where QEMU goes by the header of a sparse extent.
+Extents are read from a descriptor file, and from a sparse file with a capacity of 0. An extent's size is the one in its
+line; QEMU takes it from the header of a sparse extent.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _COWD = struct.Struct("<4xIIII")
 _FORMAT = "vmdk"
 _NEWEST = 3
 _LARGEST_GRAIN = 1 << 21
-"""In sectors: QEMU's limit, 1 GiB."""
+"""The largest grain, in sectors: QEMU's limit, 1 GiB."""
 
 PARENT_WORD = b"parentFileNameHint"
 SPARSE_TEXT = 512
-"""Where QEMU looks for the parent in a sparse file."""
+"""Where QEMU looks for the parent in a sparse file, in bytes."""
 TEXT_SIZE = 10_240
-"""How many bytes QEMU looks at for the parent."""
+"""How many bytes QEMU searches for the parent."""
 LONGEST_PARENT_NAME = 4095
-"""QEMU's: PATH_MAX with the NUL."""
+"""The longest name of a parent, in bytes: QEMU's PATH_MAX without the NUL."""
 
 _DESCRIPTOR = re.compile(rb"(?:#[^\n]*+\n| ++\r?\n)*+version=[123]\r?\n")
-"""What QEMU takes for a descriptor file, if it is in the first 512 bytes."""
+"""The beginning of a descriptor file, for QEMU, if it is in the first 512 bytes."""
 _PROBED = 512
 _BLANK = re.compile(rb"\s*+")
-# as sscanf reads "%10s %lld %10s \"%511[^\n\r\"]\" %lld"; nothing in it gives back what it took
+# as sscanf reads "%10s %lld %10s \"%511[^\n\r\"]\" %lld"; every quantifier is possessive, so it never backtracks
 _EXTENT = re.compile(
     rb'([^\s]{1,10}+)\s*+([+-]?[0-9]++)\s*+([^\s]{1,10}+)\s*+"([^\n\r"]{1,511}+)(?:"\s*+([+-]?[0-9]++))?'
 )
 _FLAT = {b"FLAT": True, b"VMFS": False}
-"""Types of extents that are the bytes of the disk, and whether an offset in the file has to follow the name."""
+"""Types of extents that hold the disk's bytes, and whether an offset in the file follows the name."""
 _SPARSE_TYPES = frozenset({b"SPARSE", b"VMFSSPARSE", b"SESPARSE"})
 _MOST_DIGITS = 19
 
@@ -75,7 +75,7 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the descriptor does; None if :func:`read` would return None."""
+    """Return whether the descriptor ends beyond ``head``; None if :func:`read` would return None."""
     version, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
     split = not capacity and offset
     if version > _NEWEST and not split:
@@ -86,7 +86,7 @@ def reaches_beyond(head: bytes) -> bool | None:
 
 
 def read_cowd(head: bytes) -> ImageInfo | None:
-    """Read a VMware 3 sparse disk (magic ``COWD``); QEMU knows no versions of it."""
+    """Read a VMware 3 sparse disk (magic ``COWD``); QEMU does not check its version."""
     if len(head) < 8:
         return None
     cut_off(head, _COWD.size, _FORMAT)
@@ -95,14 +95,14 @@ def read_cowd(head: bytes) -> ImageInfo | None:
 
 
 def cowd_reaches_beyond(head: bytes) -> bool:
-    """Whether the descriptor does."""
+    """Return whether the descriptor ends beyond ``head``."""
     return _text_reaches_beyond(head, SPARSE_TEXT)
 
 
 def read_descriptor(head: bytes) -> ImageInfo | None:
-    """Read a descriptor file, whose extents are other files; None if QEMU would not take it for one.
+    """Read a descriptor file, whose extents are other files; None if QEMU would not recognise it.
 
-    :raises ImageError: (also) it is longer than HEADER_SIZE: extents that were not read would be missing in the sum.
+    :raises ImageError: (also) the file is longer than HEADER_SIZE: unread extents would be missing from the sum.
     """
     if not is_descriptor(head):
         return None
@@ -115,19 +115,19 @@ def read_descriptor(head: bytes) -> ImageInfo | None:
 
 
 def is_descriptor(head: bytes) -> bool:
-    """Whether QEMU would take a file that begins so for a descriptor file."""
+    """Return whether QEMU would recognise a file with this beginning as a descriptor file."""
     return _DESCRIPTOR.match(head[:_PROBED]) is not None
 
 
 def descriptor_reaches_beyond(head: bytes) -> bool | None:
-    """Whether a descriptor file does; None if :func:`read_descriptor` would return None."""
+    """Return whether a descriptor file ends beyond ``head``; None if :func:`read_descriptor` would return None."""
     if not is_descriptor(head):
         return None
     return b"\0" not in head or _text_reaches_beyond(head, 0)
 
 
 def without_parent(head: bytes) -> bytes:
-    """Take the word that QEMU looks for out of an image's first bytes. It leaves the name, which means nothing then."""
+    """Remove the word that QEMU looks for from an image's first bytes. The name stays, and means nothing without it."""
     start = SPARSE_TEXT if head[:4] in (b"KDMV", b"COWD") else 0
     end = start + TEXT_SIZE
     return head[:start] + head[start:end].replace(PARENT_WORD, b"parentFileNameGone") + head[end:]
@@ -165,9 +165,9 @@ def _embedded(head: bytes, offset: int) -> bytes:
 
 
 def _extents(text: bytes) -> tuple[int, tuple[Reference, ...]]:
-    """The sum of the extents' sectors, and the extents.
+    """Return the sum of the extents' sectors, and the extents.
 
-    QEMU tries every line, and its sscanf goes from one line to the next: an extent that follows a blank line counts twice.
+    QEMU tries every line, and its sscanf crosses line ends: an extent after a blank line counts twice.
     """
     sectors = 0
     found: dict[tuple[bytes, str], None] = {}
@@ -192,7 +192,7 @@ def _extents(text: bytes) -> tuple[int, tuple[Reference, ...]]:
 
 
 def _extent(text: bytes, at: int) -> tuple[int, bytes, str] | None:
-    """Size in sectors, name and format of the extent that a line describes; None if QEMU passes it over."""
+    """Return size in sectors, name and format of the extent that a line describes; None if QEMU skips it."""
     line = _EXTENT.match(text, at)
     if line is None or line[1] != b"RW":
         return None

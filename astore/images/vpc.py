@@ -1,7 +1,6 @@
-"""VHD (Virtual PC): Microsoft's Virtual Hard Disk Image Format Specification, version 1.0.
+"""VHD (Virtual PC), from Microsoft's Virtual Hard Disk Image Format Specification, version 1.0.
 
-A dynamic or differencing image has a copy of its footer at its beginning; a fixed one has none, and is raw to us as it is
-to libvirt.
+A dynamic or differencing image begins with a copy of its footer. A fixed one does not, and is raw, as in libvirt.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _FORMAT = "vpc"
 _VERSION = b"\0\1\0\0"
 _TYPES = frozenset({2, 3, 4})
 _DIFFERENCING = 4
-# creators whose images have the size that they say, not their geometry's (QEMU's block/vpc.c, vpc_open)
+# creators whose images have the size in their footer, not their geometry's (QEMU's block/vpc.c, vpc_open)
 _BY_SIZE = frozenset({b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"})
 _GEOMETRY_MAX = 65535 * 16 * 255
 
@@ -50,7 +49,7 @@ def read(head: bytes) -> ImageInfo | None:
 
 
 def reaches_beyond(head: bytes) -> bool | None:
-    """Whether the parent's name does; None if :func:`read` would return None."""
+    """Return whether the parent's name ends beyond ``head``; None if :func:`read` would return None."""
     if head[:8] != b"conectix" or head[12:16] != _VERSION:
         return None
     offset, *_, kind = _DISK.unpack_from(head)

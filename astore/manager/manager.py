@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -25,6 +25,7 @@ from astore.errors import (
 )
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
+from astore.logs import prepare
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
@@ -38,7 +39,8 @@ from astore.pools.services import Services
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
 from astore.store.contract import Damaged, Store
-from astore.store.local import LocalStore, default_state_dir
+from astore.store.local import LocalStore
+from astore.store.local_files import default_state_dir
 
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
@@ -47,6 +49,13 @@ T = TypeVar("T")
 
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
+
+
+def _import_ahead() -> None:
+    """Import what is needed before long, and takes long enough for an event loop to notice. Blocks."""
+    prepare()
+    for module in ("pool", "volume", "documents"):
+        import_module(f"astore.xml.{module}")
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -103,7 +112,6 @@ class Manager:
         self._catalogue = Catalogue(self._services)
         self._keeper = Keeper(self._services, self._catalogue, store)
         self._store_name = store.name
-        self._reads_xml = False  # whether what reads documents is imported
 
     # --------------------------------------------------------------------------------------- entering and leaving
 
@@ -113,6 +121,7 @@ class Manager:
         lane = lanes.lane(self._store_name, limit=4)
         try:
             await lane.run(services.registry.scan)
+            await lane.run(_import_ahead)
             await self._keeper.open(lane)
             await self.reload()
         except BaseException:
@@ -233,9 +242,6 @@ class Manager:
         :raises DefinitionError: it is not acceptable. BackendError: its backend cannot check it.
         """
         self._services.check_open()
-        if not self._reads_xml:  # to import it takes long enough to be noticed, and so does to wait while others do
-            await self._keeper.run(importlib.import_module, "astore.xml")
-            self._reads_xml = True
         from astore.xml import pool_from_xml, pool_to_xml
 
         if isinstance(definition, PoolDef):

@@ -29,35 +29,13 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
-FILE_FORMATS = (
-    "raw",
-    "none",
-    "dir",
-    "bochs",
-    "cloop",
-    "dmg",
-    "iso",
-    "vpc",
-    "vdi",
-    "fat",
-    "vhd",
-    "ploop",
-    "cow",
-    "qcow",
-    "qcow2",
-    "qed",
-    "vmdk",
-)
-"""What the volumes of a pool of files may be, the default first (libvirt's virStorageFileFormat, less luks)."""
-
-
-_PASSWORD = re.compile(r"(pass(?:word|wd)?2?\s*=).*", re.IGNORECASE | re.DOTALL)
-_USER_AND_PASSWORD = re.compile(r"(user(?:name)?\s*=[^%]*%).*", re.IGNORECASE | re.DOTALL)
+_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled when it is first used
+_HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 
 
 def shown_option(option: str) -> str:
     """A mount option as messages and logs show it: a password in it is ``***``."""
-    return _USER_AND_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***", option, count=1), count=1)
+    return re.sub(_HIDDEN_AFTER_USER, r"\1***", re.sub(_HIDDEN, r"\1***", option, count=1), count=1)
 
 
 class Host(msgspec.Struct, frozen=True):

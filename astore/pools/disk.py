@@ -11,7 +11,8 @@ from astore.model import VolumeInfo, VolumeType
 from astore.pools import graph, naming
 from astore.pools.graph import Layer
 from astore.pools.parts import Member
-from astore.xml.reading import Element, add, render
+from astore.xml.reading import Element
+from astore.xml.writing import add, render
 
 
 def disk_xml(volume: Member, target: str, bus: str, *, readonly: bool) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
-
-import msgspec
-from structlog.stdlib import BoundLogger
+from typing import TYPE_CHECKING, Any, cast
 
 from astore.errors import InvalidStateError, PoolInaccessibleError, PoolNotFoundError, reason
 from astore.events import (
@@ -24,8 +21,12 @@ from astore.events import (
     VolumeRemoved,
 )
 from astore.model import Changes, EntryError, PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeInfo
+from astore.pools.glance import definition_as_found, pool_info, state_when_last_seen
 from astore.pools.life import Life
 from astore.store.contract import LastSeen
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
 
 
 class PoolRecord:
@@ -81,48 +82,23 @@ class PoolRecord:
 
     def info(self, *, backend: bool) -> PoolInfo:
         """Return the pool at a glance. :param backend: whether there is a backend for its type."""
-        snapshot = self.snapshot
-        return PoolInfo(
-            name=self.name,
+        return pool_info(
+            self.running,
             uuid=self.uuid,
-            type=self.running.type,
             state=self.state,
             persistent=self.persistent,
             autostart=self.autostart,
             backend=backend,
-            capacity=snapshot.capacity,
-            allocation=snapshot.allocation,
-            available=snapshot.available,
-            volumes=len(snapshot),
-            errors=len(snapshot.errors),
-            generation=snapshot.generation,
-            taken_at=snapshot.taken_at,
+            snapshot=self.snapshot,
             since=self.since,
-            error=self._why(),
+            error=None if self.error is None else reason(self.error),
         )
-
-    def _why(self) -> str | None:
-        if self.error is not None:
-            return reason(self.error)
-        wrong = [error for error in self.snapshot.errors if not error.skipped]
-        if self.state is not PoolState.DEGRADED or not wrong:
-            return None
-        first = f"{wrong[0].name}: {wrong[0].message}"
-        if len(wrong) == 1:
-            return f"cannot be read: {first}"
-        return f"{len(wrong)} entries cannot be read; the first: {first}"
 
     def to_xml(self, info: PoolInfo, *, inactive: bool) -> str:
         """Return libvirt's ``<pool>`` document; see :meth:`astore.Pool.to_xml`."""
         if inactive:
             return self.definition.to_xml()
-        definition, found = self.running, self.snapshot.permissions
-        if found is not None:  # the folder's are what an active pool has, whatever was asked for when it was made
-            said = definition.target.permissions
-            found = msgspec.structs.replace(found, label=None if said is None else said.label)
-            target = msgspec.structs.replace(definition.target, permissions=found)
-            definition = msgspec.structs.replace(definition, target=target)
-        return definition.to_xml(info)
+        return definition_as_found(self.running, self.snapshot).to_xml(info)
 
     async def wait_state(self, wanted: set[PoolState], timeout: float | None) -> PoolState:
         """Wait until the pool is in one of these states; return it. :raises TimeoutError: after ``timeout`` seconds."""
@@ -200,15 +176,13 @@ class PoolRecord:
     def restore(self, life: Life, seen: LastSeen | None, *, tell: bool) -> None:
         """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
         self.life = life
-        state, since, error = PoolState.RUNNING, life.started_at, None
+        state, since, error = state_when_last_seen(seen), life.started_at, None
         if seen is not None:
             since = seen.since
             self.snapshot = seen.snapshot
             self.generation = max(self.generation, seen.snapshot.generation)
             if seen.error is not None:
-                state, error = PoolState.INACCESSIBLE, PoolInaccessibleError(seen.error, pool=self.name)
-            elif any(not error.skipped for error in seen.snapshot.errors):
-                state = PoolState.DEGRADED
+                error = PoolInaccessibleError(seen.error, pool=self.name)
         if tell:
             self.set_state(state, error)
             self.publish(PoolStarted)

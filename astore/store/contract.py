@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Mapping
-from typing import NewType, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NewType, Protocol, runtime_checkable
 
 import msgspec
 
-from astore.backend import Lane
 from astore.errors import StoreError
 from astore.model import PoolDef, Snapshot
+
+if TYPE_CHECKING:
+    from astore.backend import Lane
 
 Revision = NewType("Revision", object)
 """All that a store held at one moment. Opaque."""

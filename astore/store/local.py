@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import platformdirs
 
 from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
@@ -36,13 +35,6 @@ from astore.store.run_files import RunFiles
 from astore.store.snapshot_files import SnapshotFiles
 
 T = TypeVar("T")
-
-
-def default_state_dir() -> Path:
-    """Root's is /var/lib/astore; another user's is where the platform keeps users' state."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/astore")
-    return platformdirs.user_state_path("astore")
 
 
 class _Marks(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 import time
@@ -31,6 +30,15 @@ LOCK_TIMEOUT = 10.0
 
 PAUSE = 0.05
 """Seconds between two tries for the lock."""
+
+
+def default_state_dir() -> Path:
+    """Root's is /var/lib/astore; another user's is where the platform keeps users' state."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/astore")
+    import platformdirs  # only now: most commands have no need of it
+
+    return platformdirs.user_state_path("astore")
 
 
 @contextlib.contextmanager
@@ -94,14 +102,19 @@ def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
 
     :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes, or others may have written it.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        require_ours(os.fstat(file.fileno()), path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        st = os.fstat(fd)
+        require_ours(st, path)
         parts: list[bytes] = []
         room = largest + 1
-        # in pieces: read(n) takes n bytes of memory at once
-        while room > 0 and (part := file.read(min(room, 1 << 20))):
-            parts.append(part)
-            room -= len(part)
+        piece = min(max(st.st_size + 1, 4096), 1 << 20)  # what is asked for is allocated first
+        with contextlib.suppress(BlockingIOError):  # a FIFO that nobody writes to now
+            while room > 0 and (part := os.read(fd, min(room, piece))):
+                parts.append(part)
+                room -= len(part)
+    finally:
+        os.close(fd)
     if room <= 0:
         raise StoreError(f"it is larger than {largest} bytes", errno=errno.EFBIG)
     return b"".join(parts)
@@ -113,7 +126,7 @@ def write_whole(path: Path, data: bytes, *, sync: bool) -> None:
     :param sync: see to it that it is on disk, and its name too.
     :raises StoreError: that failed; what was there stays.
     """
-    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
+    beside = path.parent / f".{os.urandom(8).hex()}.tmp"
     with saying(path):
         try:
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

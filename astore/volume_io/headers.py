@@ -150,4 +150,4 @@ def check_whole(info: VolumeInfo, what: str) -> None:
     reference = elsewhere(info)
     if reference is not None:
         where = printable(reference.location or reference.name)
-        raise StorageError(f"{what}: its data is in another file, {where}", errno=errno.EPERM)
+        raise StorageError(f"{what}: it has its data in another file, {where}", errno=errno.EPERM)

@@ -11,7 +11,8 @@ NOTE = "user.astore.format"
 NO_NOTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
 """Errors of file systems that keep no notes, or none of this user's."""
 
-_NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
+NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
+"""The errors of a file without a note, or with another one."""
 
 
 def noted_format(fd: int) -> str | None:
@@ -19,7 +20,7 @@ def noted_format(fd: int) -> str | None:
     try:
         return "raw" if os.getxattr(fd, NOTE) == b"raw" else ""
     except OSError as error:
-        if error.errno in _NOT_NOTED:
+        if error.errno in NOT_NOTED:
             return ""
         if error.errno in NO_NOTES:
             return None

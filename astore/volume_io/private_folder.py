@@ -41,11 +41,16 @@ async def private_folder(context: Context, *, for_socket: bool = False) -> Async
 class PrivateFolder:
     """A new, locked folder. Making one removes leftovers. Its methods block.
 
-    :param for_socket: the path must be short.
+    <<<<<<< HEAD
+        :param for_socket: the path must be short.
+    =======
+        :param for_socket: its path has to be short.
+        :param place: the folder to make it in; None means the one for temporary files.
+    >>>>>>> 0475e68768f34a2bc21f0ca236084c0c4858e783
     """
 
-    def __init__(self, for_socket: bool = False) -> None:
-        place = tempfile.gettempdir()
+    def __init__(self, for_socket: bool = False, place: str | None = None) -> None:
+        place = tempfile.gettempdir() if place is None else place
         if for_socket and len(os.fsencode(place)) > LONGEST:
             place = "/tmp"  # noqa: S108  (safe: mkdtemp makes a folder in it)
         for left in _left_behind(place):

@@ -1,4 +1,4 @@
-"""libvirt's other storage documents: ``<storagepoolCapabilities>``, ``<sources>``, and the ``<source>`` that asks for them."""
+"""libvirt's other documents: ``<storagepoolCapabilities>``, ``<sources>``, and the ``<source>`` of a discovery."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host
-from astore.model.definitions import FILE_FORMATS
-from astore.xml.pool import add_source
+from astore.model.formats import FILE_FORMATS
 from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, read_format, read_host
-from astore.xml.reading import Element, add, all_of, parse, render
+from astore.xml.pool_writing import add_source
+from astore.xml.reading import Element, all_of, parse
+from astore.xml.writing import add, render
 
 
 class _Formats(NamedTuple):
@@ -22,7 +23,7 @@ class _Formats(NamedTuple):
 
 _FILES = _Formats("raw", ("none", "raw", *FILE_FORMATS[2:]))
 _PARTITIONS = ("none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm", "linux-raid", "extended")
-# libvirt's own types have these formats in its order, whether it has a backend for them or not (storage_conf.c)
+# the formats of libvirt's types, in its order, with or without a backend (storage_conf.c)
 _SOURCES = {type_: _Formats(DEFAULT_FORMATS[type_], all_) for type_, all_ in FORMATS.items()}
 _VOLUMES = {
     **dict.fromkeys(("dir", "fs", "netfs", "gluster", "vstorage"), _FILES),
@@ -32,28 +33,28 @@ _VOLUMES = {
 
 
 def capabilities_to_xml(types: Iterable[tuple[str, bool, Sequence[str], Sequence[str]]]) -> str:
-    """``<storagepoolCapabilities>``, as ``virsh pool-capabilities`` prints it.
+    """Write ``<storagepoolCapabilities>``, as ``virsh pool-capabilities`` prints it.
 
-    :param types: for each pool type: its name, whether there is a backend for it, the formats that its source may have
-        and those that its volumes may have, the default first. A type of libvirt's that has none has libvirt's.
+    :param types: for each pool type: its name, whether it has a backend, the formats of its source, and the formats of
+        its volumes, the default first. A libvirt type without a backend gets libvirt's formats.
     """
     root = etree.Element("storagepoolCapabilities")
     for name, supported, pool_formats, volume_formats in types:
         pool = add(root, "pool", type=name, supported="yes" if supported else "no")
-        nobody = not (supported or pool_formats or volume_formats)
+        unknown = not (supported or pool_formats or volume_formats)
         for option, enum, formats, libvirts in (
             ("poolOptions", "sourceFormatType", pool_formats, _SOURCES.get(name)),
             ("volOptions", "targetFormatType", volume_formats, _VOLUMES.get(name)),
         ):
             if formats:
                 _add_formats(add(pool, option), enum, _ordered(formats, libvirts.all if libvirts else ()))
-            elif nobody and libvirts:
+            elif unknown and libvirts:
                 _add_formats(add(pool, option), enum, libvirts)
     return render(root)
 
 
 def _ordered(formats: Sequence[str], order: Sequence[str]) -> _Formats:
-    """libvirt's in libvirt's order, and others behind them."""
+    """Return the formats in libvirt's order, followed by the others."""
     return _Formats(
         formats[0], [*(one for one in order if one in formats), *(one for one in formats if one not in order)]
     )
@@ -67,17 +68,17 @@ def _add_formats(parent: Element, name: str, formats: _Formats) -> None:
 
 
 class DiscoveredSources(tuple[DiscoveredSource, ...]):
-    """What was found, as records; and as libvirt's document."""
+    """The sources that a discovery found: records, and libvirt's document."""
 
     __slots__ = ()
 
     def to_xml(self) -> str:
-        """``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
+        """Write ``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
         return sources_to_xml(self)
 
 
 def sources_to_xml(sources: Iterable[DiscoveredSource]) -> str:
-    """``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
+    """Write ``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
     root = etree.Element("sources")
     for found in sources:
         add_source(root, found.source)
@@ -85,17 +86,17 @@ def sources_to_xml(sources: Iterable[DiscoveredSource]) -> str:
 
 
 def host_from_xml(text: str | bytes, type: str) -> Host:
-    """The one host that a ``<source>`` names, with which ``virsh find-storage-pool-sources`` is told whom to ask.
+    """Read the one host that a ``<source>`` names: the input of ``virsh find-storage-pool-sources``.
 
-    :param type: the pool type that sources are wanted for.
-    :raises DefinitionError: it is no such document, or names no host or several.
+    :param type: the pool type of the sources.
+    :raises DefinitionError: it is not such a document, or does not name exactly one host.
     """
     root = parse(text, "source")
     hosts = [read_host(host) for host in all_of(root, "./host")]
     read_format(root, type)
     if len(hosts) != 1:
         raise DefinitionError(
-            f"whom to ask is one host; {len(hosts) or 'none'} are named",
+            f"one host is needed, {len(hosts) or 'none'} given",
             element="host",
             libvirt_code=LibvirtCode.CONFIG_UNSUPPORTED,
         )

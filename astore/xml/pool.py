@@ -1,4 +1,4 @@
-"""``<pool>`` documents."""
+"""Read ``<pool>`` documents."""
 
 from __future__ import annotations
 
@@ -10,33 +10,26 @@ import msgspec
 from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
-from astore.model import Adapter, PoolDef, PoolInfo, Source, Target
+from astore.model import PoolDef, Source, Target
 from astore.names import check_allowed_option, check_mount_option, check_path, check_pool_name, normal_path
-from astore.xml.pool_source import NAMED, POOL_TYPES, source_of
+from astore.xml.pool_source import NAMED, NO_TARGET, POOL_TYPES, source_of
 from astore.xml.reading import (
     ASTORE_NAMESPACE,
     FS_NAMESPACE,
     RBD_NAMESPACE,
     Element,
-    add,
-    add_permissions,
     all_of,
     attribute,
     child,
     choice,
     parse,
     permissions_of,
-    render,
-    safe,
     string_of,
     uuid_of,
     wrong,
     yes_no,
 )
 
-__all__ = ["POOL_TYPES", "pool_from_xml", "pool_to_xml"]
-
-_NO_TARGET = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 _WITH_COW = frozenset({"fs", "dir"})
 _TYPE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -48,7 +41,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
     if type_ is None:
         raise wrong(root, "it has no attribute 'type'")
     if not _TYPE.fullmatch(type_):
-        raise wrong(root, f"{printable(type_)!r} is no pool type")
+        raise wrong(root, f"{printable(type_)!r} is not a pool type")
     source = source_of(root, type_)
     name = string_of(root, "./name")
     if name is None and type_ in NAMED:
@@ -79,7 +72,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
 
 
 def _choice(root: Element, path: str, name: str, choices: tuple[str, ...]) -> str | None:
-    """One of some words in an attribute of what is found by a path."""
+    """Return an attribute of the element at a path, which must be one of some words."""
     value = string_of(root, f"{path}/@{name}")
     return (
         None if value is None else choice(all_of(root, path)[0], value, name, choices, LibvirtCode.CONFIG_UNSUPPORTED)
@@ -95,7 +88,7 @@ def _cow(root: Element, type_: str) -> bool | None:
 
 
 def _target(root: Element, type_: str, source: Source) -> Target:
-    if type_ in _NO_TARGET:
+    if type_ in NO_TARGET:
         return Target()
     path = string_of(root, "./target/path")
     if type_ == "logical":
@@ -142,7 +135,7 @@ def _namespaced(
 
 
 def _alone(element: Element) -> str:
-    """An element as a document of its own, with the namespaces that it uses and without indentation."""
+    """Return an element as a document of its own, with the namespaces that it uses and without indentation."""
     alone = copy.deepcopy(element)
     alone.tail = None
     for inner in alone.iter():
@@ -154,125 +147,10 @@ def _alone(element: Element) -> str:
 
 
 def _at(element: Element | None, check: Any, value: str) -> str:
-    """Check a value; an error says where it stands."""
+    """Check a value; an error names the line."""
     try:
         return str(check(value))
     except DefinitionError as error:
         if element is None or error.line is not None:
             raise
         raise wrong(element, str(error).removeprefix(f"<{error.element}>: ")) from None
-
-
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
-    """Write a ``<pool>`` document; see :meth:`astore.PoolDef.to_xml`."""
-    spaces: dict[str, str] = {}
-    if definition.mount_options:
-        spaces["fs"] = FS_NAMESPACE
-    if definition.config_options:
-        spaces["rbd"] = RBD_NAMESPACE
-    if definition.allowed_options:
-        spaces["astore"] = ASTORE_NAMESPACE
-    root = etree.Element("pool", nsmap=spaces)
-    root.set("type", safe(definition.type))
-    add(root, "name", definition.name)
-    if definition.uuid is not None:
-        add(root, "uuid", definition.uuid)
-    add(root, "capacity", info.capacity if info else 0, unit="bytes")
-    add(root, "allocation", info.allocation if info else 0, unit="bytes")
-    add(root, "available", info.available if info else 0, unit="bytes")
-    if definition.features_cow is not None:
-        add(add(root, "features"), "cow", state="yes" if definition.features_cow else "no")
-    add_source(root, definition.source)
-    target = definition.target
-    if definition.type not in _NO_TARGET and (target.path is not None or target.permissions is not None):
-        element = add(root, "target")
-        if target.path is not None:
-            add(element, "path", target.path)
-        add_permissions(element, target.permissions)
-    if definition.refresh_allocation is not None:
-        add(add(root, "refresh"), "volume", allocation=definition.refresh_allocation)
-    if definition.mount_options:
-        options = add(root, f"{{{FS_NAMESPACE}}}mount_opts")
-        for name in definition.mount_options:
-            add(options, f"{{{FS_NAMESPACE}}}option", name=name)
-    if definition.allowed_options:
-        options = add(root, f"{{{ASTORE_NAMESPACE}}}mount_opts")
-        for name in definition.allowed_options:
-            add(options, f"{{{ASTORE_NAMESPACE}}}allow", name=name)
-    if definition.config_options:
-        options = add(root, f"{{{RBD_NAMESPACE}}}config_opts")
-        for name, value in definition.config_options:
-            add(options, f"{{{RBD_NAMESPACE}}}option", name=name, value=value)
-    for text in definition.foreign:
-        try:
-            root.append(etree.fromstring(text, etree.XMLParser(resolve_entities=False, no_network=True)))
-        except etree.XMLSyntaxError as error:
-            raise DefinitionError(f"a foreign element is not XML: {error.msg}") from None
-    return render(root)
-
-
-def add_source(root: Element, source: Source) -> None:
-    """Add ``<source>`` to an element."""
-    element = add(root, "source")
-    for host in source.hosts:
-        add(element, "host", name=host.name, port=host.port)
-    for device in source.devices:
-        separator = None if device.part_separator is None else "yes" if device.part_separator else "no"
-        inner = add(element, "device", path=device.path, part_separator=separator)
-        for extent in device.free_extents:
-            add(inner, "freeExtent", start=extent.start, end=extent.end)
-    if source.directory is not None:
-        add(element, "dir", path=source.directory)
-    if source.adapter is not None:
-        _add_adapter(element, source.adapter)
-    if source.name is not None:
-        add(element, "name", source.name)
-    if source.initiator is not None:
-        add(add(element, "initiator"), "iqn", name=source.initiator)
-    if source.format is not None:
-        add(element, "format", type=source.format)
-    if source.auth is not None:
-        auth = add(element, "auth", type=source.auth.type, username=source.auth.username)
-        add(
-            auth,
-            "secret",
-            type=source.auth.secret_type,
-            uuid=source.auth.secret_uuid,
-            usage=source.auth.secret_usage,
-        )
-    if source.protocol_version is not None:
-        add(element, "protocol", ver=source.protocol_version)
-    if source.vendor is not None:
-        add(element, "vendor", name=source.vendor)
-    if source.product is not None:
-        add(element, "product", name=source.product)
-
-
-def _add_adapter(parent: Element, adapter: Adapter) -> None:
-    element = add(
-        parent,
-        "adapter",
-        type=adapter.type,
-        name=adapter.name,
-        parent=adapter.parent,
-        parent_wwnn=adapter.parent_wwnn,
-        parent_wwpn=adapter.parent_wwpn,
-        parent_fabric_wwn=adapter.parent_fabric_wwn,
-        managed=None if adapter.managed is None else "yes" if adapter.managed else "no",
-        wwnn=adapter.wwnn,
-        wwpn=adapter.wwpn,
-    )
-    if adapter.parent_address is not None:
-        inner = add(element, "parentaddr", unique_id=adapter.unique_id)
-        address = adapter.parent_address
-        add(
-            inner,
-            "address",
-            domain=f"0x{address.domain:04x}",
-            bus=f"0x{address.bus:02x}",
-            slot=f"0x{address.slot:02x}",
-            function=f"0x{address.function:x}",
-        )

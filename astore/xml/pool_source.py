@@ -1,5 +1,8 @@
-"""Reading the ``<source>`` of a ``<pool>``, by the rules of libvirt 9.0's storage_conf.c, storage_adapter_conf.c and
-storage_source_conf.c: everything is read and must be right, and what the pool's type has no use for is left out then."""
+"""Read the ``<source>`` of a ``<pool>``, by the rules of libvirt 9.0.
+
+(storage_conf.c, storage_adapter_conf.c and storage_source_conf.c.) Everything is read and must be valid; then the parts
+that the pool's type does not use are dropped.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,13 @@ POOL_TYPES = (
     "zfs",
     "vstorage",
 )
-"""libvirt 9.0's."""
+"""libvirt 9.0's pool types."""
 
-# storage_conf.c, poolTypeInfo: what the source of each type has, and must have
+# the parts that the source of each type has, and must have (storage_conf.c, poolTypeInfo)
 NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
 _HOSTED = frozenset({"netfs", "iscsi", "iscsi-direct", "rbd", "sheepdog", "gluster"})
 _WITH_DEVICES = frozenset({"logical", "fs", "iscsi", "iscsi-direct", "disk", "zfs"})
+NO_TARGET = frozenset({"rbd", "sheepdog", "gluster", "iscsi-direct"})
 _ONLY_DEVICES = frozenset({"fs", "disk"})
 _WITH_DIRECTORY = frozenset({"netfs", "gluster"})
 _WITH_INITIATOR = frozenset({"iscsi", "iscsi-direct"})
@@ -71,20 +75,20 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "disk": ("unknown", "dos", "dvh", "gpt", "mac", "bsd", "pc98", "sun", "lvm2"),
     "logical": ("unknown", "lvm2"),
 }
-"""The formats that a source may have, for the types that have any; in libvirt's order."""
+"""The formats of a source, for the types that have any; in libvirt's order."""
 
 DEFAULT_FORMATS = {"fs": "auto", "netfs": "auto", "disk": "unknown", "logical": "lvm2"}
 _UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
-_WWN = re.compile("(0x)?[0-9a-fA-F]{16}")
+_WWN = "(0x)?[0-9a-fA-F]{16}"
 
 
 def source_of(root: Element, type_: str) -> Source:
-    """The source of a pool. A type that libvirt does not know keeps all that is there.
+    """Read the source of a pool. A type that libvirt does not know keeps all parts.
 
-    :raises DefinitionError: something is not as it must be, or missing.
+    :raises DefinitionError: a part is invalid or missing.
     """
     element = child(root, "source")
-    if element is None:
+    if element is None or not len(element):  # as of a dir pool
         source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
         format_ = read_format(element, type_)
@@ -106,7 +110,7 @@ def source_of(root: Element, type_: str) -> Source:
 
 
 def _of_type(source: Source, type_: str, element: Element) -> Source:
-    """What a source of this type has of all that was read."""
+    """Return the parts of a source that its type uses."""
     if type_ in _HOSTED and not source.hosts:
         raise wrong(element, f"a {type_} pool needs a source host")
     if type_ in _ONLY_DEVICES and not source.devices:
@@ -139,7 +143,7 @@ def _of_type(source: Source, type_: str, element: Element) -> Source:
 
 
 def read_format(element: Element, type_: str) -> str | None:
-    """The source's format, or its type's default. :raises DefinitionError: the type has no such format."""
+    """Read the source's format, or its type's default. :raises DefinitionError: the type has no such format."""
     format_ = string_of(element, "./format/@type")
     if type_ not in FORMATS:
         return format_
@@ -149,7 +153,7 @@ def read_format(element: Element, type_: str) -> str | None:
 
 
 def read_host(element: Element) -> Host:
-    """One of the source's hosts. :raises DefinitionError: it has no name, or no valid port."""
+    """Read one of the source's hosts. :raises DefinitionError: it has no name, or no valid port."""
     name, port = element.get("name"), element.get("port")
     if name is None:
         raise wrong(element, "it has no attribute 'name'")
@@ -163,11 +167,11 @@ def _protocol(source: Element, type_: str, format_: str | None) -> str | None:
         return None
     element = child(source, "protocol")
     assert element is not None
-    # libvirt compares numbers that mean nfs and auto for netfs, and whatever comes first and second for other types
+    # libvirt compares the formats' numbers: nfs and auto for netfs, the first two for other types
     if type_ in FORMATS and format_ not in FORMATS[type_][:2]:
         raise wrong(element, f"a protocol version belongs to the formats nfs and auto, not to {format_}", _UNSUPPORTED)
     if "," in version or any(ord(c) < 33 for c in version):
-        raise wrong(element, f"{version!r} is no protocol version", LibvirtCode.XML_DETAIL)
+        raise wrong(element, f"{version!r} is not a protocol version", LibvirtCode.XML_DETAIL)
     return version
 
 
@@ -190,7 +194,7 @@ def _adapter(element: Element | None) -> Adapter | None:
         return None
     type_, name = element.get("type"), element.get("name")
     if type_ is None:
-        # before there were types, the name alone meant a scsi_host, and nothing else was allowed beside it
+        # an adapter without a type is a scsi_host, of which only the name may be given
         if any(element.get(other) is not None for other in ("wwnn", "wwpn", "parent")):
             raise wrong(element, "an adapter with wwnn, wwpn or parent must have the type fc_host")
         if child(element, "parentaddr") is not None:
@@ -246,7 +250,7 @@ def _check_adapter(adapter: Adapter | None, element: Element) -> None:
     if adapter.wwnn is None or adapter.wwpn is None:
         raise wrong(element, "an fc_host needs a wwnn and a wwpn")
     for name, value in {"wwnn": adapter.wwnn, "wwpn": adapter.wwpn, **parents}.items():
-        if value is not None and not _WWN.fullmatch(value):
+        if value is not None and not re.fullmatch(_WWN, value):
             raise wrong(element, f"an fc_host's {name} has 16 hexadecimal digits", LibvirtCode.INTERNAL_ERROR)
 
 

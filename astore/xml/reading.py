@@ -1,4 +1,4 @@
-"""Reading hostile XML: bounded in size and depth, no DTD, no entities, no network; and writing it."""
+"""Read hostile XML, bounded in size and depth, without DTD, entities or network."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from astore.names import check_uuid
 Element: TypeAlias = etree._Element
 
 LARGEST_DOCUMENT = 1 << 20
-"""Bytes that a document may have; libvirt's largest messages are of that order."""
+"""The largest document, in bytes; libvirt's largest messages are of that order."""
 
 DEEPEST = 64
 MOST_ELEMENTS = 20_000
 MOST_NAMESPACES = 256
-"""How often namespaces may be declared: each name with a prefix is looked up among all that are in scope."""
+"""The most declarations of namespaces: each name with a prefix is looked up among all in scope."""
 
 FS_NAMESPACE = "http://libvirt.org/schemas/storagepool/fs/1.0"
 ASTORE_NAMESPACE = "urn:astore:storagepool:1.0"
-"""Of what only astore reads; libvirt drops it."""
+"""The namespace of elements that only astore reads; libvirt drops them."""
 RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
 NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
-_DETAIL = LibvirtCode.XML_DETAIL  # what libxml2 says, to libvirt
-_DECLARATION = re.compile(r"^\s*<\?xml\s[^>]*\?>")
-_PLACE = re.compile(r", line \d+, column \d+( \(.*\))?$")
-_INTEGER = re.compile(r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)")
+_DETAIL = LibvirtCode.XML_DETAIL  # libvirt's code for libxml2's errors
+_DECLARATION = r"^\s*<\?xml\s[^>]*\?>"
+_PLACE = r", line \d+, column \d+( \(.*\))?$"
+_INTEGER = r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)"
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
 
 
 def parse(text: str | bytes, root: str) -> Element:
-    """The root element of a document, which must have this name.
+    """Return the root element of a document, which must have this name.
 
     :raises DefinitionError: it is not well-formed, too large, too deep, has a DTD, or is another document.
     """
@@ -47,7 +47,7 @@ def parse(text: str | bytes, root: str) -> Element:
         raise DefinitionError(f"the document is longer than {LARGEST_DOCUMENT} bytes")
     if isinstance(text, str):
         try:
-            text = _DECLARATION.sub("", text, count=1).encode()
+            text = re.sub(_DECLARATION, "", text, count=1).encode()
         except UnicodeEncodeError:
             raise DefinitionError("the document is not valid Unicode") from None
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
@@ -67,7 +67,7 @@ def parse(text: str | bytes, root: str) -> Element:
     try:
         element = etree.fromstring(text, parser)
     except etree.XMLSyntaxError as error:
-        why = _PLACE.sub("", printable(error.msg or str(error)))  # the place is told already
+        why = re.sub(_PLACE, "", printable(error.msg or str(error)))  # the error has the line already
         raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
     except (ValueError, LookupError) as error:
         raise DefinitionError(f"not XML: {printable(str(error))}", libvirt_code=_DETAIL) from None
@@ -97,17 +97,17 @@ def _name(element: Element) -> str:
 
 
 def line_of(element: Element) -> int | None:
-    """The line of the document that the element stands on."""
+    """Return the line of the document that the element stands on."""
     return cast("int | None", element.sourceline)
 
 
 def wrong(element: Element, message: str, libvirt_code: LibvirtCode | None = None) -> DefinitionError:
-    """The error that says what is wrong with an element."""
+    """Return the error for an element, with its line."""
     return DefinitionError(message, line=line_of(element), element=_name(element), libvirt_code=libvirt_code)
 
 
 def child(element: Element | None, *path: str) -> Element | None:
-    """The first descendant along a path of names."""
+    """Return the first descendant along a path of names."""
     for name in path:
         if element is None:
             return None
@@ -116,7 +116,7 @@ def child(element: Element | None, *path: str) -> Element | None:
 
 
 def text_of(element: Element | None, *path: str) -> str | None:
-    """The text of a descendant, as XPath's string(); None if there is no such element or it is empty."""
+    """Return the text of a descendant, like XPath's string(); None if it is absent or empty."""
     found = child(element, *path)
     if found is None:
         return None
@@ -129,7 +129,7 @@ def _xpath(path: str) -> etree.XPath:
 
 
 def string_of(element: Element, path: str) -> str | None:
-    """What libvirt's virXPathString gives for ``string(path)``: the text of the first that there is; None if it is empty.
+    """Return the first value at an XPath, like libvirt's virXPathString for ``string(path)``; None if it is empty.
 
     The path is one of this package's own, such as ``./source/format/@type``.
     """
@@ -137,12 +137,12 @@ def string_of(element: Element, path: str) -> str | None:
 
 
 def all_of(element: Element, path: str) -> list[Element]:
-    """The elements that an XPath finds."""
+    """Return the elements that an XPath finds."""
     return cast("list[Element]", _xpath(path)(element))
 
 
 def attribute(element: Element | None, name: str, *, required: bool = False) -> str | None:
-    """An attribute; None if it is not there or empty."""
+    """Return an attribute; None if it is absent or empty."""
     if element is None:
         return None
     value = element.get(name)
@@ -154,17 +154,17 @@ def attribute(element: Element | None, name: str, *, required: bool = False) -> 
 def integer(
     element: Element, text: str | None, what: str, *, base: int = 10, least: int = 0, most: int = LARGEST_SIZE
 ) -> int:
-    """A whole number between ``least`` and ``most``, as C's strtol() reads it: blanks before it, none after it.
+    """Read a whole number between ``least`` and ``most``, like C's strtol(): blanks may stand before it, not after it.
 
-    :param base: 8, 10, 16, or 0: by what it begins with.
+    :param base: 8, 10, 16, or 0: by the number's prefix.
     """
-    found = _INTEGER.fullmatch(text or "")
+    found = re.fullmatch(_INTEGER, text or "")
     try:
         if found is None or text is None:
             raise ValueError
         digits = found["digits"].lower()
         if base == 0 and not digits.startswith("0x"):
-            base = 8 if digits.startswith("0") else 10  # unlike Python, for which "010" is none
+            base = 8 if digits.startswith("0") else 10  # "010" is no number for Python
         number = int(digits, base)
     except ValueError:
         raise wrong(element, f"{what} {printable(text or '')!r} is no number") from None
@@ -182,14 +182,14 @@ def choice(
     choices: tuple[str, ...],
     libvirt_code: LibvirtCode | None = None,
 ) -> str | None:
-    """One of some words, or None."""
+    """Return one of some words, or None."""
     if value is not None and value not in choices:
         raise wrong(element, f"{what} {printable(value)!r} is none of {', '.join(choices)}", libvirt_code)
     return value
 
 
 def uuid_of(element: Element, text: str) -> str:
-    """A UUID in its usual form; see :func:`astore.names.check_uuid`."""
+    """Return a UUID in its usual form; see :func:`astore.names.check_uuid`."""
     try:
         return check_uuid(text)
     except DefinitionError as error:
@@ -197,7 +197,7 @@ def uuid_of(element: Element, text: str) -> str:
 
 
 def yes_no(element: Element | None, name: str) -> bool | None:
-    """An attribute that is ``yes`` or ``no``; None if it is not there."""
+    """Read an attribute that is ``yes`` or ``no``; None if it is absent."""
     value = None if element is None else element.get(name)
     if element is None or value is None:
         return None
@@ -205,11 +205,12 @@ def yes_no(element: Element | None, name: str) -> bool | None:
 
 
 def parse_size(text: str, unit: str | None = None, *, element: Element | None = None, most: int = LARGEST_SIZE) -> int:
-    """A size in bytes, as libvirt reads it (virStrToLong_ullp, virScaleInteger): blanks before it, no sign but ``+``.
+    """Read a size in bytes, as libvirt does (virStrToLong_ullp, virScaleInteger): blanks before it, no sign but ``+``.
 
-    Units in any case: B, byte, bytes; K, KiB … E, EiB are powers of 1024, KB … EB of 1000.
+    Units are case-insensitive: B, byte, bytes; K, KiB … E, EiB are powers of 1024, KB … EB of 1000.
 
-    :param most: the largest that it may be. :raises DefinitionError: no number, an unknown unit, or too large.
+    :param most: the largest size allowed, in bytes.
+    :raises DefinitionError: no number, an unknown unit, or too large.
     """
     name = None if element is None else _name(element)
     line = None if element is None else line_of(element)
@@ -232,14 +233,14 @@ def parse_size(text: str, unit: str | None = None, *, element: Element | None = 
 
 
 def size_of(element: Element | None) -> int | None:
-    """The size that an element with a ``unit`` gives."""
+    """Read the size of an element with a ``unit``."""
     if element is None:
         return None
     return parse_size(text_of(element) or "", element.get("unit"), element=element)
 
 
 def permissions_of(element: Element | None) -> Permissions | None:
-    """``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it says nothing."""
+    """Read ``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it is empty."""
     if element is None:
         return None
     mode_text = string_of(element, "./mode")
@@ -256,45 +257,10 @@ def _id_of(element: Element, name: str) -> int | None:
     return None if number in (-1, (1 << 32) - 1) else number
 
 
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
-    """Append an element; attributes that are None are left out."""
-    element = etree.SubElement(parent, tag)
-    for name, value in attributes.items():
-        if value is not None:
-            element.set(name, safe(str(value)))
-    if text is not None:
-        element.text = safe(str(text))
-    return element
-
-
 def safe(text: str) -> str:
-    """The text, if XML can hold it. :raises DefinitionError: it has control characters or is no Unicode."""
+    """Return the text. :raises DefinitionError: XML cannot hold it: it has control characters or is not Unicode."""
     if not text.isprintable():
         for c in text:
             if (c < " " and c not in "\t\n\r") or "\ud800" <= c <= "\udfff" or c in "\ufffe\uffff":
                 raise DefinitionError(f"{printable(shown_option(text))!r} cannot be written as XML")
     return text
-
-
-def add_permissions(parent: Element, permissions: Permissions | None) -> None:
-    """Append ``<permissions>``, if they say anything."""
-    if permissions is None or permissions == Permissions():
-        return
-    element = add(parent, "permissions")
-    if permissions.mode is not None:
-        add(element, "mode", f"0{permissions.mode:o}")
-    if permissions.owner is not None:
-        add(element, "owner", permissions.owner)
-    if permissions.group is not None:
-        add(element, "group", permissions.group)
-    if permissions.label is not None:
-        add(element, "label", permissions.label)
-
-
-def render(element: Element) -> str:
-    """The document, two blanks a level, with a newline at its end."""
-    etree.indent(element, "  ")
-    return str(etree.tostring(element, encoding="unicode")) + "\n"

@@ -1,4 +1,4 @@
-"""``<volume>`` documents."""
+"""Read and write ``<volume>`` documents."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from lxml import etree
 
 from astore.errors import LibvirtCode, printable
 from astore.model import BackingStore, Encryption, Permissions, VolumeDef, VolumeInfo, VolumeType
-from astore.model.definitions import FILE_FORMATS, Extent, SourceDevice, Timestamps
+from astore.model.definitions import Extent, SourceDevice, Timestamps
+from astore.model.formats import FILE_FORMATS
 from astore.names import check_volume_name
 from astore.xml.reading import (
     LARGEST_SIZE,
     Element,
-    add,
-    add_permissions,
     all_of,
     choice,
     integer,
     parse,
     parse_size,
     permissions_of,
-    render,
     string_of,
     uuid_of,
     wrong,
 )
+from astore.xml.writing import add, add_permissions, render
 
 VOLUME_FORMATS = tuple(word for word in FILE_FORMATS if word != "none")
-"""What a volume of a pool of files may be asked to be; a LUKS volume is ``raw`` with an ``<encryption>``."""
+"""The formats that a new volume may have; a LUKS volume is ``raw`` with an ``<encryption>``."""
 
 LARGEST_CAPACITY = (1 << 63) - 1
-"""No file is larger (off_t)."""
+"""The largest file (off_t), in bytes."""
 
 _UNSUPPORTED = LibvirtCode.CONFIG_UNSUPPORTED
 _TYPES = tuple(kind.value for kind in VolumeType)
@@ -50,8 +49,7 @@ _DEVICE_PATH = re.compile(r"(/|[a-zA-Z]:\\)[^\n\r]+")
 def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
     """Read a ``<volume>`` document; see :meth:`astore.VolumeDef.from_xml`.
 
-    In the order, and with the XPaths, of libvirt's virStorageVolDefParseXML: where something is there twice, it is the
-    first that counts.
+    Order and XPaths are those of libvirt's virStorageVolDefParseXML: of a repeated element the first counts.
     """
     root = parse(text, "volume")
     name = string_of(root, "./name")
@@ -70,14 +68,16 @@ def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
     compat = _compat(root)
     cluster_size = _size(root, "target/clusterSize")
     features = _features(root)
-    type_ = None if type_ in _DIRECTORIES and format_ != "dir" else type_  # it is the format that makes a directory
+    type_ = (
+        None if type_ in _DIRECTORIES and format_ != "dir" else type_
+    )  # the format decides whether it is a directory
     return VolumeDef(
         name=name,
         capacity=capacity,
         allocation=capacity if allocation is None and not copied else allocation,
         format=format_ or "raw",
         type=None if type_ is None else VolumeType(type_),
-        # a document that says nothing of a copy's permissions means the defaults, as in libvirt, and not its source's
+        # a copy without <permissions> gets the defaults, as in libvirt, not its source's
         permissions=Permissions() if permissions is None and copied else permissions,
         compat="1.1" if compat is None and features is not None else compat,
         features=features or (),
@@ -120,7 +120,7 @@ def _compat(root: Element) -> str | None:
 
 
 def _features(root: Element) -> tuple[str, ...] | None:
-    """What is asked for in ``<features>``; None if there is no such element."""
+    """Return the features in ``<features>``; None if there is no such element."""
     if not all_of(root, "./target/features"):
         return None
     found = set()
@@ -141,7 +141,7 @@ def _backing(root: Element) -> BackingStore | None:
 
 
 def _timestamps(root: Element, parent: str) -> Timestamps | None:
-    """Times that can be read; since libvirt reads none, none is an error."""
+    """Read the valid times; libvirt reads none, so an invalid one is no error."""
     times: list[int | None] = []
     for name in _TIMES:
         found = _TIME.fullmatch(string_of(root, f"./{parent}/timestamps/{name}") or "")
@@ -157,7 +157,7 @@ def _timestamps(root: Element, parent: str) -> Timestamps | None:
 
 
 def _source(root: Element) -> tuple[SourceDevice, ...]:
-    """The devices it lies on, as far as they can be read; libvirt reads none."""
+    """Read the devices that the volume lies on, as far as they are valid; libvirt reads none."""
     devices = []
     for element in all_of(root, "./source/device"):
         path = element.get("path") or ""
@@ -173,7 +173,7 @@ def _source(root: Element) -> tuple[SourceDevice, ...]:
 
 
 def _encryption(root: Element) -> Encryption | None:
-    """As libvirt's virStorageEncryptionParseNode, which looks at cipher and ivgen for ``luks`` alone, not for ``luks2``."""
+    """Read ``<encryption>`` like virStorageEncryptionParseNode: cipher and ivgen only for ``luks``, not ``luks2``."""
     encryptions = all_of(root, "./target/encryption")
     if not encryptions:
         return None
@@ -207,7 +207,7 @@ def _encryption(root: Element) -> Encryption | None:
 
 
 def _secret(encryption: Element) -> tuple[str | None, str | None]:
-    """The uuid or the usage of its secret. libvirt reads several, but makes no volume of such a document."""
+    """Read the uuid or the usage of the secret. libvirt reads several, but creates no volume from such a document."""
     secrets = all_of(encryption, "./secret")
     if len(secrets) > 1:
         raise wrong(secrets[1], "one secret is enough")
@@ -278,7 +278,7 @@ def _add_timestamps(parent: Element, times: Timestamps | None) -> None:
         value = getattr(times, f"{name}_ns")
         if value is not None:
             seconds, fraction = divmod(value, 10**9)
-            seconds %= 1 << 64  # what is before 1970 as libvirt writes it; the schema knows no sign
+            seconds %= 1 << 64  # times before 1970 as libvirt writes them; the schema allows no sign
             add(element, name, f"{seconds}.{fraction:09d}" if fraction else seconds)
 
 
@@ -306,15 +306,15 @@ def _add_encryption(parent: Element, encryption: Encryption) -> None:
 
 
 def volume_info_to_xml(info: VolumeInfo, backing: VolumeInfo | None = None) -> str:
-    """The ``<volume>`` document that describes a volume that was found, as ``virsh vol-dumpxml`` shows it.
+    """Write the ``<volume>`` document of an existing volume, as ``virsh vol-dumpxml`` prints it.
 
-    :param backing: what is known of the image that it is backed by.
+    :param backing: the image that backs it, if that is known.
     """
     root = etree.Element("volume")
     root.set("type", info.type)
     add(root, "name", info.name)
     add(root, "key", info.key)
-    directory = info.type is VolumeType.DIR  # which has no size, to libvirt
+    directory = info.type is VolumeType.DIR  # libvirt gives it no size
     add(root, "capacity", 0 if directory else info.capacity, unit="bytes")
     add(root, "allocation", 0 if directory else info.allocation, unit="bytes")
     if info.physical and not directory:
@@ -326,7 +326,7 @@ def volume_info_to_xml(info: VolumeInfo, backing: VolumeInfo | None = None) -> s
     _add_what_was_found(target, info)
     if info.encryption is not None:
         add(target, "encryption", format="luks" if info.encryption == "luks" else "qcow")
-    later = info.compat is not None and info.compat != "0.10"  # libvirt has no word for the first, nor features of it
+    later = info.compat is not None and info.compat != "0.10"  # libvirt writes neither 0.10 nor features for it
     if later:
         add(target, "compat", info.compat)
     if info.cluster_size is not None and info.format == "qcow2":
@@ -345,12 +345,12 @@ def volume_info_to_xml(info: VolumeInfo, backing: VolumeInfo | None = None) -> s
 
 
 def _word(format_: str) -> str:
-    """What libvirt calls a format: LUKS is raw to it, with an ``<encryption>``."""
+    """Return libvirt's word for a format: LUKS is raw, with an ``<encryption>``."""
     return "raw" if format_ == "luks" else format_
 
 
 def _add_what_was_found(parent: Element, info: VolumeInfo) -> None:
-    """The permissions, less set-uid and the like, and the times of a file."""
+    """Add a file's permissions, without set-uid and the like, and its times."""
     permissions = add(parent, "permissions")
     add(permissions, "mode", f"0{stat.S_IMODE(info.mode) & 0o777:o}")
     add(permissions, "owner", info.uid)

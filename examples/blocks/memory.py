@@ -1,6 +1,6 @@
-"""A complete backend without files: its volumes are blocks in the memory of this process.
+"""A pool type whose volumes are blocks in the memory of this process: an example of a backend without files.
 
-``MemoryBackend`` has blocking calls, which run on the pool's lane. ``MemoryOnTheLoopBackend`` has coroutines instead.
+``MemoryBackend`` makes blocking calls, which run on the pool's lane. ``MemoryOnTheLoopBackend`` has coroutines instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from astore.backend import Context
 from astore.blocks import Block, BlockPool, BlockVolume, block_session
 
 GRAIN = 64 << 10
-"""Storage is allocated in units of this many bytes."""
+"""The unit in which storage is taken, in bytes."""
 
 
 def failure(number: int, name: str) -> OSError:
-    """Make an OSError."""
+    """Return the error of a call."""
     return OSError(number, os.strerror(number), name)
 
 
@@ -99,7 +99,7 @@ class Image:
 
 
 class Storage:
-    """The volumes of one source, which several pools may share. Any thread may call it."""
+    """All volumes of one source, which several pools may use. Any thread may call it."""
 
     capacity = 1 << 40
     ids = itertools.count(1)
@@ -127,7 +127,7 @@ class Storage:
 
 
 STORAGES: dict[str, Storage] = {}
-"""The storages of this process, by the names of their sources."""
+"""The storages of this process, by source name."""
 
 
 # ------------------------------------------------------------------------------------------------- by blocking calls
@@ -235,7 +235,7 @@ class MemoryPool(BlockPool):
 
 
 class MemoryBackend(Backend):
-    """Pools in memory, identified by their source's name."""
+    """Drive pools in memory, named by their sources."""
 
     type = "memory"
 
@@ -253,7 +253,7 @@ class MemoryBackend(Backend):
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
         name = definition.source.name or ""
         pool = MemoryPool(STORAGES.setdefault(name, Storage(name)))
-        pool.sizes()  # it answers
+        pool.sizes()  # raises if the storage does not answer
         return block_session(self.pool(pool.storage), context)
 
 
@@ -261,7 +261,7 @@ class MemoryBackend(Backend):
 
 
 class VolumeOnTheLoop(BlockVolume):
-    """An open volume with coroutines; each waits one round of the loop, as if for a network's answer."""
+    """An open volume whose calls are coroutines. Each waits for one round of the loop, as for an answer from a network."""
 
     def __init__(self, volume: MemoryVolume) -> None:
         self.id, self.volume = volume.id, volume
@@ -299,7 +299,7 @@ class VolumeOnTheLoop(BlockVolume):
 
 
 class PoolOnTheLoop(BlockPool):
-    """A pool with coroutines."""
+    """A pool whose calls are coroutines."""
 
     def __init__(self, pool: MemoryPool) -> None:
         self.pool, self.device = pool, pool.device
@@ -344,7 +344,7 @@ class PoolOnTheLoop(BlockPool):
 
 
 class MemoryOnTheLoopBackend(MemoryBackend):
-    """The same storage, without a thread."""
+    """Drive the same pools without threads."""
 
     def pool(self, storage: Storage) -> BlockPool:
         return PoolOnTheLoop(MemoryPool(storage))

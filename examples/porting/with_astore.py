@@ -1,4 +1,4 @@
-"""Take a pool and its volumes through a whole life by astore: with_astore.py STATE_FOLDER FOLDER."""
+"""Take a pool and its volumes through their whole life, with astore: with_astore.py STATE_FOLDER FOLDER."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""Take a pool and its volumes through a whole life by libvirt-python: with_libvirt.py URI FOLDER."""
+"""Take a pool and its volumes through their whole life, with libvirt-python: with_libvirt.py URI FOLDER."""
 
 import io
 import sys

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shellingham
 
 import astore as library
-from astore.cli.app import run
-from astore.cli.session import VIRSH
+from astore.cli.app import VIRSH
 
 Make = Callable[..., Path]
 
@@ -119,13 +119,13 @@ def complete(astore: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     """What bash is told for a command line whose last word is being typed."""
 
     def words(*line: str) -> list[str]:
-        monkeypatch.setenv("_ASTORE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("_ASTORE_COMPLETE", "bash_complete")
         monkeypatch.setenv("COMP_WORDS", " ".join(("astore", *line)))
         monkeypatch.setenv("COMP_CWORD", str(len(line)))
         ran = astore()
         monkeypatch.delenv("_ASTORE_COMPLETE")
         assert ran.code == 0, ran
-        return list(ran.out.split())
+        return [line.partition(",")[2] for line in ran.out.split()]
 
     return words
 
@@ -174,10 +174,40 @@ def test_completion_without_a_state_folder(
     assert complete("pool", "info", "--state-dir", str(tmp_path / "none"), "x") == []
     make_pool("images")
     monkeypatch.delenv("ASTORE_STATE_DIR")
-    monkeypatch.setattr("astore.cli.completion.default_state_dir", lambda: astore.state_dir)
+    monkeypatch.setattr("astore.store.local_files.default_state_dir", lambda: astore.state_dir)
     assert complete("pool", "info", "im") == ["images"]
 
 
-def test_completion_is_installed_by_typer(astore: Any) -> None:
-    """--show-completion prints the script for a shell."""
-    assert run(["--show-completion", "bash"]) in (0, 1)
+@pytest.mark.parametrize(
+    ("shell", "place"),
+    [
+        ("bash", ".local/share/bash-completion/completions/astore"),
+        ("zsh", ".zfunc/_astore"),
+        ("fish", ".config/fish/completions/astore.fish"),
+    ],
+)
+def test_completion_is_shown_and_installed(
+    astore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, place: str
+) -> None:
+    """--show-completion prints the script for the shell one is in, --install-completion puts it where that looks for it."""
+    monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, f"/bin/{shell}"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = astore.good("--show-completion").out
+    assert f"_ASTORE_COMPLETE={shell}_complete" in script
+    for _ in range(2):
+        assert place in astore.good("--install-completion").out
+    assert (tmp_path / place).read_text().strip() == script.strip()
+    if shell == "zsh":
+        assert (tmp_path / ".zshrc").read_text() == "fpath+=~/.zfunc; autoload -Uz compinit; compinit\n"
+
+
+def test_completion_for_a_shell_that_nobody_knows(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says for which there is one."""
+
+    def unknown() -> tuple[str, str]:
+        raise shellingham.ShellDetectionFailure
+
+    monkeypatch.setattr("shellingham.detect_shell", unknown)
+    ran = astore("--show-completion")
+    assert ran.code == 2
+    assert ran.complaint.startswith("there is no completion for this program, only for bash, zsh, fish")

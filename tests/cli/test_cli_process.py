@@ -111,7 +111,7 @@ def test_completion_in_bash(astore: Any, make_pool: Make) -> None:
     make_pool("images")
     make_pool("isos", start=False)
     script = """
-        eval "$(_ASTORE_COMPLETE=source_bash astore)"
+        eval "$(_ASTORE_COMPLETE=bash_source astore)"
         complete -p astore
         ask() { COMP_WORDS=(astore "$@"); COMP_CWORD=$#; COMPREPLY=(); _astore_completion astore; echo "${COMPREPLY[@]}"; }
         ask pool start i

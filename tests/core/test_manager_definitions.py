@@ -326,7 +326,7 @@ from loop_guard import loop_guard
 
 async def main():
     async with astore.Manager(sys.argv[1]) as manager:
-        assert "astore.xml" not in sys.modules
+        assert "astore.xml.pool_writing" in sys.modules
         text = "<pool type='tape'><name>p{}</name><target><path>/p{}</path></target></pool>"
         await asyncio.gather(*(manager.define(text.format(number, number)) for number in range(50)))
 

@@ -153,7 +153,7 @@ LIBVIRT_ONLY = (
 
 ASTORE_ONLY = (
     Difference(
-        "a backing file that is not there",
+        "a backing file that does not exist",
         "it is not looked at where the document says format and capacity, since it may be anywhere",
         lambda root: _text(root, "./backingStore/path").endswith("absent"),
         "inaccessible backing store",
@@ -175,13 +175,13 @@ ASTORE_ONLY = (
 
 NO_CAPACITY = "a capacity of 0 bytes of a volume that is backed by another"
 NO_SIZE_IN_HEADER = "the capacity of an image whose header says 0 bytes"
-KIBIBYTES = "the capacity of a new image that is not whole KiB"
+KIBIBYTES = "a capacity of a new image that is not a multiple of 1 KiB"
 SECTORS = "the size of a new image's file"
 IMAGE_BLOCKS = "the blocks of a new image's file"
 MORE_THAN_CAPACITY = "a raw volume with more allocation than capacity"
 DIRECTORY_MODE = "the mode of a new directory"
 DEFAULT_COMPAT = "the compat of a new qcow2 volume that names none"
-BACKING_FORMAT = "the format of a backing file, where the document names none"
+BACKING_FORMAT = "the format of a backing file, if the document names none"
 UNDESCRIBED = "a volume backed by an image that is not raw, if its own header cannot say so"
 
 IN_WHAT_IS_MADE = {

@@ -103,7 +103,7 @@ STRICTER = (
         "a protocol version with blanks or control characters",
         "it reaches mount's command line",
         lambda root: bool(re.search(r"[\x00-\x20]", _text(root, "./source/protocol/@ver"))),
-        "no protocol version",
+        "not a protocol version",
     ),
     Difference(
         "a Gluster volume's name with '/'",
@@ -141,7 +141,7 @@ KEPT_FOREIGN = "elements of namespaces that libvirt does not read, or not in a p
 KEPT_EXTENTS = "free extents of a source's device"
 LARGE_IDS = "owners and groups of 2,147,483,648 and more"
 LINE_ENDS = "tabs and line ends in attributes, and carriage returns"
-LAXER_THAN_SCHEMA = "documents that libvirt's schema refuses and libvirt reads: it does not ask its schema"
+LAXER_THAN_SCHEMA = "documents that violate libvirt's schema, but that libvirt reads"
 WRITTEN = (UNESCAPED, KEPT_FOREIGN, KEPT_EXTENTS, LARGE_IDS, LINE_ENDS)
 """Both accept, and write something else: the documentation has what."""
 

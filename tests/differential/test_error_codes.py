@@ -112,9 +112,9 @@ SITUATIONS = [
     Situation("a transient pool that is active already", TRANSIENT, ("create", pool("t", uuid=UUID), False), 55),
     make("a volume that is there", volume(), 90, FILLED),
     Situation("a file that no refresh has seen", FOREIGN, ("new_volume", "p", volume(), False), 55, 90,
-              "A new volume in the place of a file that no refresh has seen"),
+              "A new volume with the name of a file that no refresh has seen"),
     Situation("a copy named as a volume that is there", FILLED, ("clone", "p", volume(), "p", "v"), 1, 90,
-              "A copy with the name of a volume that is there"),
+              "A copy with the name of an existing volume"),
     # documents of pools
     define("no XML", "nonsense", 35),
     define("an empty document", "", 35),
@@ -209,7 +209,7 @@ async def test_same_number(one: Situation, sides: tuple[LibvirtSide, AstoreSide]
 
 LIBVIRT_LETS = [
     ("redefine a pool without naming its uuid", DEFINED, ("define", pool("p", folder="q")), 9, None,
-     "A definition without uuid, of a name that there is"),
+     "A definition without a uuid for an existing pool"),
     ("start a defined pool by another document", BUILT, ("create", pool("p", uuid=UUID), False), None, 9,
      "A transient start of a pool that is defined and inactive"),
     ("build what has nothing to build", [("define", pool("g", type="gluster", source=GLUSTER))], ("build", "g"), None, 3,

@@ -28,7 +28,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "differences-from-libvirt.md").read
 DIFFERENCES = (
     "Discovery: a glusterd without volumes",
     "Discovery of Gluster volumes: another port than 24007",
-    "Discovery: a host's name that is none",
+    "Discovery: an invalid host name",
 )
 
 

@@ -81,7 +81,7 @@ SCHEMA_IS_STRICTER = (
         lambda root: bool(root.get("type") == "ploop"),
     ),
     Difference(
-        "the path of a backing file that is relative, an URI, or has line ends",
+        "a path of a backing file that is relative, a URI, or has line ends",
         "it is what the image's header has; libvirt writes it so",
         lambda root: not re.fullmatch(r"(/|[a-zA-Z]:\\)[^\n\r]+", _text(root, "./backingStore/path") or "/x"),
     ),

@@ -136,7 +136,7 @@ REFUSED = [
     ("qcow", 48, b"\xff", "not UTF-8"),
     ("qed", 4, struct.pack("<I", 3), "cluster_size 3 "),
     ("qed", 4, struct.pack("<I", 0), "cluster_size 0 "),
-    ("qed", 4, struct.pack("<I", 1 << 30), "no power of two"),
+    ("qed", 4, struct.pack("<I", 1 << 30), "not a power of two"),
     ("qed", 12, struct.pack("<I", 0), "header of 0 clusters ends before"),
     ("qed", 56, struct.pack("<I", 65_530), "header of 1 clusters ends before"),
     ("qed", 56, struct.pack("<I", 40_000), "lies beyond the header"),

@@ -21,7 +21,7 @@ FILE = {"driver": "file", "filename": "/x"}
 OTHER = {"driver": "file", "filename": "/y"}
 DATA, EXTENT, PARENT = ReferenceKind.DATA, ReferenceKind.EXTENT, ReferenceKind.PARENT
 
-FROM_HERE = "is named from whatever folder QEMU is started in"
+FROM_HERE = "is named relative to the folder that QEMU is started in"
 MALFORMED = "has a json: name that means nothing"
 UNTOLD = "has a json: name that does not say where it is"
 ANOTHER = "is one of several files that a json: name describes"
@@ -80,8 +80,8 @@ DOUBTED = [
     (node(driver="qcow2", file={"filename": "x"}), None, FROM_HERE),
     (node(driver="qcow2", file="a-node"), None, "is described by the name of a node, which QEMU alone knows"),
     (node(filename="/x"), None, "is described by neither a driver nor a file"),
-    (node(driver={"a": 1}, file=FILE), None, "is described with a driver that is none"),
-    (node(file={"driver": None, "filename": "/x"}), None, "is described with a driver that is none"),
+    (node(driver={"a": 1}, file=FILE), None, "is described with an invalid driver"),
+    (node(file={"driver": None, "filename": "/x"}), None, "is described with an invalid driver"),
     (qcow2(), "raw", "is said to be raw, and described as qcow2"),
     (node(**FILE), "qcow2", "is said to be qcow2, and described as what QEMU's driver 'file' reads"),
     (node(driver="raw", file={"driver": "qcow2", "file": FILE}), None, "is described as an image inside another"),

@@ -180,7 +180,7 @@ async def log_in(manager: astore.Manager, name: str, *options: str) -> Seen:
         "shown": shown or "Sesame" in words,
         "mounts": mounted(name),
         "names": names(pool),
-        "left": [str(path) for path in Path("/run").glob("astore-credentials-*")],
+        "left": [str(path) for path in Path("/run").glob("astore-*")],
     }
 
 

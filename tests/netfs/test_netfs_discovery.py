@@ -116,13 +116,13 @@ async def test_no_answer_at_all(answering: Answering) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (b"", "no XML"),
-        (b"Connection failed.", "no XML"),
+        (b"", "not XML"),
+        (b"Connection failed.", "not XML"),
         (b"<cliOutput><opRet>-1</opRet><opErrstr>not allowed</opErrstr></cliOutput>", "not allowed"),
         (b"<cliOutput><opRet>-1</opRet></cliOutput>", "opRet -1"),
         (b"<cliOutput/>", "opRet missing"),
         (b"<other><opRet>0</opRet></other>", "opRet 0"),
-        (b"<a>" * 10_000, "no XML"),
+        (b"<a>" * 10_000, "not XML"),
         (b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><cliOutput><opRet>&e;</opRet></cliOutput>", "gluster"),
         (b" " * (discovery.MAX_OUTPUT + 1), "too long"),
     ],

@@ -334,7 +334,7 @@ async def test_a_mount_that_is_cancelled(
 def test_what_the_killed_leave_is_removed(place: Path) -> None:
     """The next file's maker removes what nobody has locked any more; what is in use stays."""
     dead = CredentialsFile(b"dead")
-    os.close(dead._fd)  # as if its process had ended
+    os.close(dead._folder._fd)  # as if its process had ended
     alive = CredentialsFile(b"alive")
     another = CredentialsFile(b"another")
     assert not os.path.exists(dead.path)

@@ -1,7 +1,7 @@
 """Disk images in a zip archive as an astore pool, read-only: ``<source><device path='/srv/appliance.zip'/></source>``.
 
-A member is a volume, a folder in the archive a directory. The CRC in the archive's table shows whether a member changed,
-so that only changed members of a rewritten archive are read again.
+A member is a volume, and a folder in the archive is a directory. The CRC in the archive's table shows whether a member
+changed, so astore reads only the members that differ when an archive is rewritten.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from astore.trees import FIRST_READ, Entry, FileTree, FileTreeSession
 
 
 class ZipBackend(Backend):
-    """The backend of pools in an archive."""
+    """Drive pools that are zip archives."""
 
     type = "zip"
     volume_formats = ("raw", "qcow2", "vmdk", "vdi", "vhd", "iso")
@@ -42,11 +42,11 @@ class ZipBackend(Backend):
 
 
 class ZipTree(FileTree):
-    """The top level of an archive, which is reopened for each call: archives are replaced rather than changed."""
+    """The top level of an archive. Every call opens the archive again: archives are replaced rather than changed."""
 
     def __init__(self, path: str) -> None:
         self.path, self.closed = path, False
-        self.entries()  # raises if there is no archive: then the pool does not start
+        self.entries()  # raises if there is no archive: the pool does not start
 
     def entries(self) -> dict[str, Entry]:
         if self.closed:
@@ -55,7 +55,7 @@ class ZipTree(FileTree):
         if not stat.S_ISREG(own.st_mode):  # opening a FIFO would wait for its writer
             raise OSError(errno.EINVAL, "not a regular file", self.path)
         with _os_errors(self.path):
-            archive = zipfile.ZipFile(self.path)  # it closes with the last entry that holds it
+            archive = zipfile.ZipFile(self.path)  # closed when the last entry that holds it is gone
             for member in archive.infolist():
                 name, slash, _ = member.filename.partition("/")
                 mode = (stat.S_IFDIR if slash else stat.S_IFREG) | (stat.S_IMODE(member.external_attr >> 16) or 0o444)
@@ -92,7 +92,7 @@ class ZipTree(FileTree):
 
 @contextlib.contextmanager
 def _os_errors(path: str | None = None) -> Iterator[None]:
-    """Turn zipfile's dozen exceptions for bad archives into OSError, which a FileTree raises."""
+    """Turn zipfile's exceptions, of which there are a dozen, into the OSError that a FileTree raises."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""Run astore's conformance suite on the pool type ``zip``; a backend that passes it is finished."""
+"""Run astore's conformance suite on the pool type ``zip``: a backend is finished when it passes."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from astore.testing.conformance import BackendConformance, SourceUnderTest
 
 
 class ArchiveSource(SourceUnderTest):
-    """An archive and another program that changes it, by writing a new one and renaming it into place."""
+    """An archive that is changed without astore: it is written again and renamed into place."""
 
     can = frozenset({"images", "directories", "control", "break"})
 
@@ -53,7 +53,7 @@ class ArchiveSource(SourceUnderTest):
 
 
 class TestZip(BackendConformance):
-    """Local archives."""
+    """Run the conformance suite on archives of this machine."""
 
     source_class = ArchiveSource
 

@@ -1,1 +1,1 @@
-"""astore-gluster."""
+"""astore-gluster: pools of the type ``gluster``."""

@@ -9,7 +9,7 @@ import msgspec
 from astore.backend import Backend, Context, DiskSource, PoolSession, QemuNode
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
-from astore.model.definitions import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS
 from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM
@@ -19,30 +19,30 @@ from astore_gluster.volume.session import LOST, GlusterSession
 from astore_gluster.volume.tree import GlusterTree
 
 LONGEST_DIRECTORY = 4096 - NAME_ROOM
-"""Bytes of the folder's path: with a file's name added, it is to fit in the bricks' PATH_MAX."""
+"""The longest path of a folder, in bytes: with a file's name it must fit in the bricks' PATH_MAX."""
 
 
 class GlusterBackend(Backend):
-    """Drives pools of type ``gluster``.
+    """Pools of the type ``gluster``.
 
-    :param connections: where pools find their connections; all backends of a process share one by default.
+    :param connections: the cache of connections; by default one that all backends of the process share.
     """
 
     type = "gluster"
-    lane_threads = 10  # eight that read headers, and one for short calls beside them
+    lane_threads = 10  # eight to read headers, one for short calls
     volume_formats = FILE_FORMATS
 
     def __init__(self, connections: ConnectionCache = CONNECTIONS) -> None:
         self._connections = connections
 
     def require(self) -> None:
-        """Load libgfapi. :raises BackendLoadError: it is missing or too old, in words."""
+        """Load libgfapi. :raises BackendLoadError: it is missing or too old."""
         libgfapi.load()
 
     def check(self, definition: PoolDef) -> PoolDef:
-        """Validate; ``dir`` becomes ``/`` where there is none, and a target is dropped: a Gluster pool has none.
+        """Check the definition; ``dir`` defaults to ``/``, and a target is dropped: a Gluster pool has none.
 
-        :raises DefinitionError: the volume's name, the folder or a host is missing or not acceptable.
+        :raises DefinitionError: the volume's name, the folder or a host is missing or invalid.
         """
         source = definition.source
         _check_volume(source.name)
@@ -58,7 +58,7 @@ class GlusterBackend(Backend):
         )
 
     def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
-        """Volume, folder and hosts, in whatever order these are named."""
+        """Return volume, folder and hosts, independent of the hosts' order."""
         source = definition.source
         hosts = sorted(str(server) for server in servers_of(source.hosts))
         return (
@@ -68,9 +68,9 @@ class GlusterBackend(Backend):
         )
 
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
-        """Connect to the volume, or join the connection that there is, and see that the folder is there.
+        """Connect to the volume, or share a connection to it, and check that the folder exists.
 
-        :raises OSError: no host answers, or there is no such volume or folder, in words.
+        :raises OSError: no host answers, or there is no such volume or folder.
         """
         source = definition.source
         key = Key(source.name or "", servers_of(source.hosts))
@@ -78,7 +78,7 @@ class GlusterBackend(Backend):
         url = url_parts(source.hosts[0], key.volume, directory)
 
         def make(timeout: float, instead_of: Connection | None = None) -> GlusterTree:
-            # a little less than the lane gives this call: who waits for another's attempt should not count as stuck
+            # a little less than the lane's deadline: a call that waits for another's attempt is not stuck
             return make_tree(self._connections, key, directory, url, timeout * 0.9, instead_of)
 
         tree = await context.lane.run(make, context.timeout, discard=GlusterTree.close)
@@ -87,7 +87,7 @@ class GlusterBackend(Backend):
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None
     ) -> Sequence[DiscoveredSource]:
-        """The volumes that a host knows, see :func:`astore_gluster.discovery.discover`."""
+        """Return a host's volumes, see :func:`astore_gluster.discovery.discover`."""
         if host is None:
             raise DefinitionError(
                 "discovering gluster sources needs a host", element="host", libvirt_code=LibvirtCode.INVALID_ARG
@@ -97,15 +97,15 @@ class GlusterBackend(Backend):
         return await discover(server, context)
 
     def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
-        """See :func:`astore_gluster.naming.disk_source`."""
+        """Return a volume as a domain's disk; see :func:`astore_gluster.naming.disk_source`."""
         return naming.disk_source(definition, volume)
 
     def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
-        """See :func:`astore_gluster.naming.blockdev`."""
+        """Return a volume as a node of QEMU's; see :func:`astore_gluster.naming.blockdev`."""
         return naming.blockdev(definition, volume)
 
     def volume_named(self, definition: PoolDef, location: str) -> str | None:
-        """See :func:`astore_gluster.naming.volume_named`."""
+        """Return the volume that a URL names; see :func:`astore_gluster.naming.volume_named`."""
         return naming.volume_named(definition, location)
 
 
@@ -117,10 +117,9 @@ def make_tree(
     timeout: float,
     instead_of: Connection | None = None,
 ) -> GlusterTree:
-    """Connect to a volume, and see that it answers and that the folder is there. Blocks.
+    """Connect to a volume, and check that it answers and that the folder exists. Blocks.
 
-    A connection that others hold already may be one that does not work any more (see :meth:`ConnectionCache.acquire`):
-    then there is one more attempt, with one made afresh.
+    A connection that others hold may no longer work (see :meth:`ConnectionCache.acquire`); then a new one is tried.
 
     :param instead_of: a connection that does not work.
     """
@@ -153,7 +152,7 @@ def _check_volume(name: str | None) -> None:
 
 
 def _checked_directory(path: str) -> str:
-    """The folder's path without doubled, trailing and do-nothing parts."""
+    """Return the folder's path without empty parts, ``.`` and trailing slashes."""
     if not path.startswith("/"):
         raise DefinitionError(
             f"the directory in a Gluster volume must begin with '/', and {path!r} does not", element="dir"

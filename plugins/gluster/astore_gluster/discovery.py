@@ -1,4 +1,4 @@
-"""Which volumes a Gluster host offers, as the program ``gluster`` tells it."""
+"""Find the volumes of a Gluster host with the program ``gluster``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from astore.model import DiscoveredSource, Host, Source
 from astore_gluster.servers import DEFAULT_PORT, is_volume_name
 
 MAX_OUTPUT = 16 << 20
-"""Bytes of XML that are looked at: a volume takes about 2 KiB."""
+"""The largest XML answer, in bytes: a volume takes about 2 KiB."""
 
 MAX_SOURCES = 20_000
-"""Volumes that one host may offer."""
+"""The most volumes of one host."""
 
 
 async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]:
     """Ask a host's glusterd for its volumes, started or not.
 
-    :param host: checked already; a name that begins with ``/`` is the path of glusterd's socket.
-    A source that is found has no port, as in libvirt: it is the one that everybody knows.
-
+    :param host: a checked one; a name that begins with ``/`` is the path of glusterd's socket.
+    :returns: sources without a port, as in libvirt: the port is always the default.
     :raises DefinitionError: another port than 24007, which the program cannot reach.
-    :raises StorageError: glusterd does not answer or says no.
+    :raises StorageError: glusterd does not answer, or reports an error.
     :raises CommandError: the program ``gluster`` is missing (Debian: glusterfs-cli).
     """
     if host.port not in (None, DEFAULT_PORT):
@@ -34,7 +33,7 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
     result = await context.run_command(
         ("gluster", "--xml", "--mode=script", "--log-file=/dev/null", where, "volume", "info", "all"), check=False
     )
-    # on the lane: megabytes of XML, as a hostile server may send, would keep the event loop
+    # on the lane: a hostile server's megabytes of XML would block the event loop
     return await context.lane.run(_sources, host, result)
 
 
@@ -46,7 +45,7 @@ def _sources(host: Host, result: CommandResult) -> tuple[DiscoveredSource, ...]:
 
 
 def parse(host: Host, result: CommandResult) -> list[str]:
-    """The names in what ``gluster --xml volume info all`` wrote, each once, in its order. :raises StorageError: it failed."""
+    """Return the volumes in ``gluster``'s XML, without repetition. :raises StorageError: ``gluster`` failed."""
     said = result.stderr[:4000].decode(errors="replace") + result.stdout[:4000].decode(errors="replace")
     failed = f"the volumes of Gluster host {host.name} cannot be listed"
     if result.returncode != 0:
@@ -61,9 +60,9 @@ def parse(host: Host, result: CommandResult) -> list[str]:
     except etree.XMLSyntaxError as error:
         raise _failed(f"{failed}: its answer is not XML ({_line(str(error))})", errno.EPROTO) from error
     if root.findtext("opRet") != "0":
-        raise _failed(f"{failed}: {_line(root.findtext('opErrstr') or 'it does not say why')}", errno.EIO)
+        raise _failed(f"{failed}: {_line(root.findtext('opErrstr') or 'no reason given')}", errno.EIO)
     names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
-    # what a server says is not trusted more than what a user says
+    # a server's names are checked like a user's
     good = list(dict.fromkeys(name for name in names if is_volume_name(name)))
     if len(good) > MAX_SOURCES:
         raise _failed(f"{failed}: it offers more than {MAX_SOURCES}", errno.EMSGSIZE)

@@ -1,7 +1,7 @@
-"""``struct stat``, ``struct dirent`` and ``struct statvfs`` as the C library of this machine lays them out.
+"""The layouts of ``struct stat``, ``struct dirent`` and ``struct statvfs`` in this machine's C library.
 
-libgfapi fills in the C library's own structures, which differ between architectures. They are read with
-:class:`struct.Struct` rather than through ctypes structures: one unpacking makes all the numbers of an entry.
+libgfapi fills in the C library's structures, which differ between architectures. They are read with
+:class:`struct.Struct`, not ctypes structures: one unpacking reads all numbers of an entry.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from astore.model import FileStat
 
 
 class StatLayout(NamedTuple):
-    """A ``struct stat``: ``members`` unpacks inode, mode, uid, gid, size, blocks and the times (access, modification,
-    change; seconds and nanoseconds of each); ``size`` is the whole structure's, in bytes.
+    """The layout of ``struct stat``.
+
+    :ivar members: unpacks inode, mode, uid, gid, size, blocks and the times (access, modification, change; seconds and
+        nanoseconds of each).
+    :ivar size: the size of the structure, in bytes.
     """
 
     members: struct.Struct
@@ -45,10 +48,10 @@ DIRENT_NAME = 19
 """Where the name starts in ``struct dirent``: after d_ino and d_off (8 bytes each), d_reclen (2) and d_type (1)."""
 
 DIRENT_ROOM = 560
-"""Bytes for one ``struct dirent``: glfs.h asks for 512, and says that it may become more."""
+"""Bytes for one ``struct dirent``: glfs.h asks for 512, and warns that more may be needed."""
 
 NAME_ROOM = 256
-"""Bytes of the longest name (NAME_MAX) and its NUL."""
+"""The longest name (NAME_MAX) with its NUL, in bytes."""
 
 STATVFS_ROOM = 256
 """Bytes for a ``struct statvfs`` (112 on 64-bit machines)."""
@@ -58,20 +61,20 @@ _SECOND = 1_000_000_000
 
 
 def stat_layout(machine: str | None = None) -> StatLayout | None:
-    """The layout of ``struct stat`` on a machine (platform.machine()'s word; None: this one), or None if unknown."""
+    """Return the layout of ``struct stat`` on a machine (platform.machine()'s word; None: this one); None if unknown."""
     if sys.maxsize <= 2**32 and machine is None:
         return None
     return _LAYOUTS.get((machine or platform.machine()).lower())
 
 
 def decode_stat(layout: StatLayout, data: bytes | bytearray | memoryview, device: int | str = 0) -> FileStat:
-    """Make a FileStat out of the bytes of a ``struct stat``. :param device: what tells the volume from all others."""
+    """Decode a ``struct stat``. :param device: identifies the volume."""
     inode, mode, uid, gid, size, blocks, a, a_ns, m, m_ns, c, c_ns = layout.members.unpack_from(data)
     times = (a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
     return FileStat(mode, inode, size, blocks, uid, gid, *times, device)
 
 
 def decode_statvfs(data: bytes) -> tuple[int, int]:
-    """Bytes in all (f_frsize × f_blocks) and bytes free (f_frsize × f_bfree) out of a ``struct statvfs``."""
+    """Return the total bytes (f_frsize × f_blocks) and free bytes (f_frsize × f_bfree) in a ``struct statvfs``."""
     frsize, blocks, bfree = _STATVFS.unpack_from(data)
     return frsize * blocks, frsize * bfree

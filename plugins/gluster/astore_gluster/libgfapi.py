@@ -1,13 +1,12 @@
-"""Every foreign declaration: libgfapi, loaded through the package gfapi and declared with the types of its headers.
+"""The declarations of libgfapi's functions, with the types of its headers; the package gfapi loads the library.
 
-The package gfapi finds and loads the library; of its own declarations none is used, since several are too narrow (offsets
-as ``int``) or lack arguments (``glfs_ftruncate``), and its Dir, File and Volume objects call into the library when the
-garbage collector takes them, which after the end of the connection is a crash. Sources of what is declared here:
-``glfs.h`` and ``glfs-handles.h`` of GlusterFS 10.
+gfapi's own declarations are not used: several are too narrow (offsets as ``int``) or lack arguments
+(``glfs_ftruncate``). Its Dir, File and Volume objects call the library when they are garbage-collected, which crashes
+after the end of the connection. The declarations are those of ``glfs.h`` and ``glfs-handles.h`` of GlusterFS 10.
 
-:func:`load` gives the one :class:`Gfapi` of the process. Its attributes are the bare functions, without the prefix
-``glfs_``: pointers are integers (None for NULL), and a failure is a negative number or None with the errno in
-:func:`ctypes.get_errno`. :func:`failure` makes an OSError of it.
+:func:`load` returns the process's only :class:`Gfapi`. Its attributes are the bare functions, without the prefix
+``glfs_``. Pointers are integers (None for NULL). A failed call returns a negative number or None, and leaves its errno
+in :func:`ctypes.get_errno`; :func:`failure` makes an OSError of it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from astore.errors import BackendLoadError
 from astore_gluster.layout import StatLayout, stat_layout
 
 OLDEST: Final = "6.0"
-"""The oldest GlusterFS whose libgfapi will do. It is told by its symbols, see :data:`DECLARATIONS`."""
+"""The oldest GlusterFS whose libgfapi is supported. Its symbols tell the version, see :data:`DECLARATIONS`."""
 
 XREADDIRP_STAT: Final = 1
 XREADDIRP_HANDLE: Final = 2
@@ -41,7 +40,7 @@ _size = ctypes.c_size_t
 _ssize = ctypes.c_ssize_t
 
 DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
-    # name without glfs_: the version that brought it (in this form), its result, its arguments
+    # name without glfs_: the version that added it (in this form), its result, its arguments
     "new": ("3.4.0", _ptr, (_text,)),
     "set_volfile_server": ("3.4.0", _int, (_ptr, _text, _text, _int)),
     "set_logging": ("3.4.0", _int, (_ptr, _text, _int)),
@@ -86,8 +85,8 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "h_open": ("3.4.2", _ptr, (_ptr, _ptr, _int)),
     "posix_lock": ("3.4.0", _int, (_ptr, _int, _ptr)),
     "fd_set_lkowner": ("3.10.7", _int, (_ptr, _ptr, _int)),
-    # In 6.0 these got their pointers to struct glfs_stat, under the old names. That a library has the new form is told by
-    # copy_file_range, which came with the same version.
+    # In 6.0 these got their pointers to struct glfs_stat, under the old names. A library with copy_file_range, which came
+    # with the same version, has the new form.
     "copy_file_range": ("6.0", _ssize, (_ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr)),
     "pread": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr)),
     "pwrite": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr, _ptr)),
@@ -95,7 +94,7 @@ DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "fsync": ("6.0", _int, (_ptr, _ptr, _ptr)),
     "fdatasync": ("6.0", _int, (_ptr, _ptr, _ptr)),
 }
-"""The functions that may wait for a server. They run without the GIL and keep their errno."""
+"""The functions that may wait for a server. They release the GIL and keep their errno."""
 
 MEMORY_DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "xreaddirplus_get_stat": ("3.11.0", _ptr, (_ptr,)),
@@ -103,16 +102,18 @@ MEMORY_DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
     "object_copy": ("3.11.0", _ptr, (_ptr,)),
     "free": ("3.7.16", None, (_ptr,)),
 }
-"""The functions that only touch memory, called once for each entry of a listing. They keep the GIL: giving it up takes
-longer than the call, and getting it back may take as long as another thread likes."""
+"""The functions that only touch memory, called once for each entry of a listing.
+
+They keep the GIL: releasing it takes longer than the call, and another thread may keep it for long.
+"""
 
 
 class Gfapi:
     """libgfapi's functions, with their types.
 
     :param library: the loaded library.
-    :param layout: how ``struct stat`` looks on this machine.
-    :raises BackendLoadError: naming the first symbol that is missing, or the machine if it is not known.
+    :param layout: the layout of ``struct stat`` on this machine.
+    :raises BackendLoadError: naming the first missing symbol, or the unknown machine.
     """
 
     new: Callable[[bytes], Pointer]
@@ -199,16 +200,16 @@ _loaded: Gfapi | None = None
 
 def _forget_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # in a child process: whoever may have held it is not there
+    _lock = threading.Lock()  # in a child process, the thread that held it does not exist
 
 
 os.register_at_fork(after_in_child=_forget_lock)
 
 
 def load() -> Gfapi:
-    """The library, loaded on first use. Any thread may ask.
+    """Return the library, loaded on first use. Any thread may call it.
 
-    :raises BackendLoadError: saying what to install; the next call tries again.
+    :raises BackendLoadError: naming the package to install; the next call tries again.
     """
     global _loaded
     with _lock:
@@ -218,10 +219,10 @@ def load() -> Gfapi:
 
 
 def _import_client() -> ctypes.CDLL:
-    """The library as the package gfapi loads it.
+    """Load the library with the package gfapi.
 
-    gfapi 1.2 takes ``Iterator`` from :mod:`collections`, where Python 3.10 no longer has it, and raises a bare Exception
-    where there is no library.
+    gfapi 1.2 imports ``Iterator`` from :mod:`collections`, which Python 3.10 removed, and raises a bare Exception if
+    there is no library.
     """
     lend = not hasattr(collections, "Iterator")
     if lend:
@@ -243,7 +244,7 @@ def _import_client() -> ctypes.CDLL:
 
 
 def failure(what: str | bytes | None = None) -> OSError:
-    """The OSError of the libgfapi function that just failed on this thread; ``what`` is the path it was about."""
+    """Return the OSError of the libgfapi call that just failed on this thread; ``what`` is its path."""
     number = ctypes.get_errno() or errno.EIO
     return OSError(number, os.strerror(number), what) if what is not None else OSError(number, os.strerror(number))
 
@@ -252,10 +253,10 @@ _local = threading.local()
 
 
 def scratch(size: int) -> ctypes.Array[ctypes.c_char]:
-    """A buffer of ``size`` bytes at least, this thread's own until it asks again.
+    """Return a buffer of at least ``size`` bytes, which belongs to this thread until its next call.
 
-    Keep it in a variable while the library has its address: the interpreter, as it ends, takes what a thread's storage
-    holds, but not the variables of a thread that is still in a call.
+    Keep it in a variable while the library has its address: at its end the interpreter frees a thread's storage, but
+    not the variables of a thread that is still in a call.
     """
     room: ctypes.Array[ctypes.c_char] | None = getattr(_local, "room", None)
     if room is None or len(room) < size:

@@ -1,4 +1,4 @@
-"""How the volumes of a Gluster pool are named to others: to libvirt, to QEMU, and in the headers of images."""
+"""Name the volumes of a Gluster pool for libvirt, for QEMU, and in the headers of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from astore_gluster.uri import parse_uri
 
 
 def disk_source(definition: PoolDef, volume: VolumeInfo) -> DiskSource:
-    """The source of a domain's disk: ``VOLUME/path``, and all hosts."""
+    """Return the source of a domain's disk: ``VOLUME/path``, and all hosts."""
     hosts = tuple(
         DiskHost(socket=host.name, transport="unix")
         if host.name.startswith("/")
@@ -20,7 +20,7 @@ def disk_source(definition: PoolDef, volume: VolumeInfo) -> DiskSource:
 
 
 def blockdev(definition: PoolDef, volume: VolumeInfo) -> QemuNode:
-    """BlockdevOptionsGluster of QEMU's QMP reference."""
+    """Return BlockdevOptionsGluster of QEMU's QMP reference."""
     return {
         "driver": "gluster",
         "volume": definition.source.name,
@@ -30,7 +30,7 @@ def blockdev(definition: PoolDef, volume: VolumeInfo) -> QemuNode:
 
 
 def volume_named(definition: PoolDef, location: str) -> str | None:
-    """The name of the entry of the pool's folder that a URL means, whichever of the pool's hosts it names."""
+    """Return the name of the entry of the pool's folder that a URL names, on any of the pool's hosts; else None."""
     found = parse_uri(location)
     source = definition.source
     if found is None or found.volume != source.name:

@@ -1,4 +1,4 @@
-"""The hosts of a Gluster pool: what may stand in the XML, which of them answer, and the URLs of what they serve."""
+"""The hosts of a Gluster pool: check them, find one that answers, and make the URLs of their files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ DEFAULT_PORT = 24007
 """Where glusterd listens (GF_DEFAULT_BASE_PORT in glusterfs's glusterfs.h)."""
 
 LONGEST_NAME = 254
-"""Bytes of a volume's name. For a longer one, glusterd 10.3 sends a volume file that cannot be parsed, and libgfapi's parser
-never recovers: every later connection of the process fails with EINVAL (seen)."""
+"""The longest name of a volume, in bytes.
+
+For a longer one, glusterd 10.3 sends a volume file that cannot be parsed, and libgfapi's parser never recovers: every
+later connection of the process fails with EINVAL (seen).
+"""
 
 URL_SAFE = "/;@&=+$,-_.!~*'()"
-"""What libxml2's xmlSaveUri, and so libvirt, leaves as it is in the path of a URL, beside letters and digits."""
+"""Characters that stay unescaped in a URL's path, besides letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
 
 
 class Server(NamedTuple):
-    """One management daemon: over ``tcp`` by host and port, or over ``unix`` by the path of its socket (port 0)."""
+    """One management daemon: over ``tcp`` at a host and port, or over ``unix`` at a socket's path (port 0)."""
 
     transport: str
     host: str
@@ -40,7 +43,7 @@ class Server(NamedTuple):
 
 
 def servers_of(hosts: Iterable[Host]) -> tuple[Server, ...]:
-    """The servers that ``<host>`` elements name; a name that begins with ``/`` is the path of glusterd's socket."""
+    """Return the servers of ``<host>`` elements; a name that begins with ``/`` is the path of glusterd's socket."""
     return tuple(
         dict.fromkeys(
             Server("unix", host.name, 0)
@@ -52,7 +55,7 @@ def servers_of(hosts: Iterable[Host]) -> tuple[Server, ...]:
 
 
 def url_parts(host: Host, volume: str, directory: str) -> tuple[str, str]:
-    """What stands before and after a (quoted) name in the URL of a file: libvirt's form, over a socket QEMU's.
+    """Return the text before and after a (quoted) name in a file's URL: in libvirt's form, or QEMU's for a socket.
 
     ``gluster://host[:port]/volume/dir/`` and nothing, or ``gluster+unix:///volume/dir/`` and ``?socket=path``.
     """
@@ -65,24 +68,23 @@ def url_parts(host: Host, volume: str, directory: str) -> tuple[str, str]:
 
 
 def quote_path(path: str) -> str:
-    """A path as it stands in a URL: UTF-8, or whatever bytes it was made of, in percent escapes."""
+    """Quote a path for a URL: its UTF-8, or its undecodable bytes, in percent escapes."""
     return quote(os.fsencode(path), safe=URL_SAFE)
 
 
 class Answers(NamedTuple):
-    """``servers`` in the order in which to ask them, if one answered; else none, and ``failures`` says why."""
+    """``servers`` in the order to try them, if one answered; else empty, and ``failures`` says why."""
 
     servers: tuple[Server, ...]
     failures: tuple[tuple[Server, OSError], ...]
 
 
 def ask(servers: Sequence[Server], timeout: float) -> Answers:
-    """Connect to every server at once, until one takes the connection. Blocks, for ``timeout`` seconds at most, and while
-    names are resolved.
+    """Connect to every server at once, until one accepts. Blocks for at most ``timeout`` seconds, not counting DNS.
 
-    libgfapi tries its servers one after the other: it stays 3 s with each that refuses and minutes with one that swallows
-    packets, in a call that nobody can end. So whoever answers is named first and whoever refused last, and if nobody
-    answers it is not called.
+    libgfapi tries its servers one after the other, in a call that cannot be interrupted: it waits 3 s for each that
+    refuses, and minutes for one that drops packets. So the server that answers is tried first, and those that refuse
+    last; if none answers, libgfapi is not called.
     """
     failures: dict[Server, OSError] = {}
     answered: set[Server] = set()
@@ -116,7 +118,7 @@ def _socket(fileobj: object) -> socket.socket:
 
 
 def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Begin to connect to a server, at every address that it has."""
+    """Begin to connect to a server, at each of its addresses."""
     targets: list[tuple[int, object]]
     if server.transport == "unix":
         targets = [(socket.AF_UNIX, server.host)]
@@ -147,7 +149,7 @@ def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:
 
 
 def is_volume_name(name: str) -> bool:
-    """Whether this may be the name of a volume: libvirt's rules, as many bytes as glusterd bears, and no option."""
+    """Return whether a volume may have this name: libvirt's rules, glusterd's longest name, and no option."""
     return (
         bool(name)
         and "/" not in name
@@ -158,9 +160,9 @@ def is_volume_name(name: str) -> bool:
 
 
 def check_server(host: Host) -> None:
-    """See that a ``<host>`` can be given to libgfapi and to a command line.
+    """Check that libgfapi and a command line can take a ``<host>``.
 
-    :raises DefinitionError: no name, an unfit one, or a port out of range.
+    :raises DefinitionError: the name is missing or invalid, or the port is out of range.
     """
     name = host.name
     if not name:

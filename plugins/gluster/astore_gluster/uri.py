@@ -1,4 +1,4 @@
-"""Gluster's URLs, as QEMU's block/gluster.c takes them apart."""
+"""Parse Gluster's URLs, like QEMU's block/gluster.c."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import msgspec
 
 LONGEST_URI = 65_536
-"""In characters."""
+"""The longest URL, in characters."""
 
 _URI = re.compile(
     r"gluster(?:\+(?P<transport>tcp|unix|rdma))?://"
@@ -33,17 +33,17 @@ class GlusterLocation(msgspec.Struct, frozen=True):
 
     @property
     def server(self) -> str:
-        """The host or socket as a ``<host>`` names it; empty if the URL names none."""
+        """Return the host or socket, as in a ``<host>``; empty if the URL names none."""
         return self.socket or self.host or ""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the path, without empty ones and ``.``, which mean nothing."""
+        """Return the parts of the path, without empty ones and ``.``."""
         return tuple(part for part in self.path.split("/") if part not in ("", "."))
 
 
 def parse_uri(uri: str) -> GlusterLocation | None:
-    """Take a URL apart; None for what is no Gluster URL with a volume and a file. Its characters may be escaped UTF-8."""
+    """Parse a URL; None unless it is a Gluster URL with a volume and a file. It may have escaped UTF-8."""
     found = _URI.fullmatch(uri) if len(uri) <= LONGEST_URI and uri.isprintable() else None
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""astore-netfs: pools of the type ``netfs``, on NFS, glusterfs (by FUSE) and CIFS mounts that it makes and watches over."""
+"""astore-netfs: pools of the type ``netfs``, on NFS, glusterfs (FUSE) and CIFS mounts that it makes and monitors."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from astore.backend import Backend, Context, PoolSession
 from astore.backends.target import build_target, delete_target
 from astore.cancellation import shielded
 from astore.model import DiscoveredSource, PoolDef
-from astore.model.definitions import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS
 from astore.names import check_path
 from astore_netfs.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.discovery import discover_sources
@@ -29,9 +29,9 @@ class NetfsBackend(Backend):
     lane_threads: ClassVar[int] = READERS + 2
 
     def check(self, definition: PoolDef) -> PoolDef:
-        """Host, directory and target are required; the format is ``auto`` where none is given.
+        """Require host, directory and target; the format defaults to ``auto``.
 
-        :raises DefinitionError: as :func:`astore_netfs.mount_argv`, for whatever could not be mounted as it stands.
+        :raises DefinitionError: the definition cannot be mounted; see :func:`astore_netfs.mount_argv`.
         """
         check_source(definition)
         source = msgspec.structs.replace(definition.source, format=source_format(definition))
@@ -41,13 +41,13 @@ class NetfsBackend(Backend):
         )
 
     def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
-        """The directory and the hosts, in whatever order they are named."""
+        """Return the directory and the hosts, independent of their order."""
         directory = (definition.source.directory or "").strip("/")
         hosts = ",".join(sorted({host.name.lower() for host in definition.source.hosts}))
         return (("source dir", directory), ("source host", hosts))
 
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
-        """Mount the source, unless it is mounted already, and open the folder.
+        """Mount the source, unless it is mounted, and open the folder.
 
         :raises StorageError: something else is mounted there, or there is no folder. CommandError: mount failed.
         :raises LaneTimeoutError: the server does not answer.
@@ -63,26 +63,26 @@ class NetfsBackend(Backend):
         return NetfsSession(tree, mount, context)
 
     async def cut_loose(self, definition: PoolDef, context: Context) -> None:
-        """Cut the mount of a pool loose that hangs so that no session can be opened: see ``NetfsSession.cut_loose``.
+        """Detach the mount of a pool that hangs before a session can be opened; see ``NetfsSession.cut_loose``.
 
-        :raises OSError: it cannot be taken out. TimeoutError: not in time.
+        :raises OSError: it cannot be detached. TimeoutError: not in time.
         """
         await MountPoint(definition, context).cut()
 
     async def build(self, definition: PoolDef, context: Context) -> None:
-        """Make the target folder and those above it; the server's own folder is left alone where it is mounted already."""
+        """Create the target folder and missing parents. If the source is mounted there, its folder is not changed."""
         _, mount = await context.lane.run(locate, target_path(definition))
         if mount is None:
             await build_target(definition, context)
 
     async def delete(self, definition: PoolDef, context: Context) -> None:
-        """Remove the target folder, if it is empty and nothing is mounted on it. Nothing happens to the source."""
+        """Remove the target folder if it is empty and nothing is mounted on it. The source is not changed."""
         await delete_target(definition, context)
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None
     ) -> Sequence[DiscoveredSource]:
-        """The NFS exports and the Gluster volumes of a host; see :func:`astore_netfs.discovery.discover_sources`."""
+        """Return a host's NFS exports and Gluster volumes; see :func:`astore_netfs.discovery.discover_sources`."""
         return await discover_sources(host, context)
 
 

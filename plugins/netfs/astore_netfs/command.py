@@ -1,6 +1,6 @@
-"""The programs that mount and unmount, and their arguments: libvirt's, word for word, wherever libvirt's work.
+"""The commands that mount and unmount a netfs source: libvirt's arguments, wherever they work.
 
-A definition's host, directory, target and options become arguments of programs here, so they are checked here.
+The definition's host, directory, target and options become arguments here, and are checked here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FORMATS = ("auto", "nfs", "glusterfs", "cifs")
 """The source formats, the default first."""
 
 PROTOCOL_FORMATS = ("auto", "nfs")
-"""Those that know ``<protocol ver=…>``."""
+"""The formats that allow ``<protocol ver=…>``."""
 
 _ALWAYS = "nodev,nosuid,noexec"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]*")
@@ -25,20 +25,21 @@ _SHELL = re.compile(r"[\s\\*?\[]")
 
 
 def mount_argv(definition: PoolDef, credentials: str | None = None) -> list[str]:
-    """The command that mounts a netfs pool's source on its target.
+    """Return the command that mounts a netfs pool's source on its target.
 
-    A password, and whose it is, are not among its arguments, which all users can see: they belong into a file.
+    Passwords and the logins that go with them are not among its arguments, which all users can see; they belong in a
+    file.
 
-    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), except in these places: an IPv6 host
-    is in brackets for NFS, whose ``HOST:DIR`` would be ambiguous without (nfs(5)); a slash before the name of a CIFS
-    share is left out, since mount.cifs does not take ``//HOST//SHARE``; CIFS is mounted as a guest only where no option says
-    who logs in, or how; and hosts after the first serve a glusterfs mount
-    as ``backup-volfile-servers``. The helpers of glusterfs and CIFS take an IPv6 host only as it is:
-    with brackets, mount.glusterfs 10.3 asks a server ``[:`` and mount.cifs 7.0 cannot resolve the name.
+    The arguments are those of libvirt 9.0 (``virStorageBackendFileSystemMountCmd``), with these exceptions. An IPv6
+    host is in brackets for NFS, whose ``HOST:DIR`` would otherwise be ambiguous (nfs(5)). A slash before the name of a
+    CIFS share is dropped, since mount.cifs does not accept ``//HOST//SHARE``. CIFS is mounted as a guest only if no
+    option says how to log in. Hosts after the first serve a glusterfs mount as ``backup-volfile-servers``. The helpers
+    of glusterfs and CIFS get an IPv6 host without brackets: with them, mount.glusterfs 10.3 asks a server ``[:`` and
+    mount.cifs 7.0 cannot resolve the name.
 
-    :param credentials: the file with what :func:`astore_netfs.options.split_credentials` gives, if it gives any.
-    :raises DefinitionError: host, directory or target is missing or cannot be handed to a program safely, or an option is
-        refused.
+    :param credentials: the path of the file with the credentials of :func:`astore_netfs.options.split_credentials`, if
+        any.
+    :raises DefinitionError: host, directory or target is missing or unsafe as an argument, or an option is refused.
     """
     check_source(definition)
     kind = source_format(definition)
@@ -62,17 +63,17 @@ def mount_argv(definition: PoolDef, credentials: str | None = None) -> list[str]
 
 
 def umount_argv(definition: PoolDef) -> list[str]:
-    """The command that unmounts a netfs pool's target, unless it is in use."""
+    """Return the command that unmounts a netfs pool's target; it fails while the mount is in use."""
     return ["umount", target_path(definition)]
 
 
 def mount_source(definition: PoolDef) -> str:
-    """What is mounted, from the first host: ``HOST:DIR``, or ``//HOST/DIR`` for CIFS; DIR as it was written."""
+    """Return the source from the first host: ``HOST:DIR``, or ``//HOST/DIR`` for CIFS; DIR as it was written."""
     return _source(source_format(definition), definition.source.hosts[0].name, definition.source.directory or "")
 
 
 def mount_sources(definition: PoolDef) -> frozenset[str]:
-    """All the ways in which mountinfo may spell the definition's source, in :func:`plain_source`'s form."""
+    """Return every spelling of the definition's source in mountinfo, in the form of :func:`plain_source`."""
     kind = source_format(definition)
     directory = definition.source.directory or ""
     spelled = set()
@@ -81,7 +82,7 @@ def mount_sources(definition: PoolDef) -> frozenset[str]:
         for name in (bare, _bracketed(bare)):
             if kind == "cifs":
                 spelled.add(plain_source(f"//{name}/{directory.lstrip('/')}"))
-            else:  # with and without the slash is one volume to Gluster; NFS adds it
+            else:  # Gluster accepts a volume with and without the slash; NFS adds it
                 spelled.add(plain_source(f"{name}:{directory}"))
                 spelled.add(plain_source(f"{name}:/{directory.lstrip('/')}"))
                 spelled.add(plain_source(f"{name}:{directory.lstrip('/')}"))
@@ -89,18 +90,18 @@ def mount_sources(definition: PoolDef) -> frozenset[str]:
 
 
 def plain_source(source: str) -> str:
-    """A mount's source without slashes at its end, except the one of ``HOST:/``."""
+    """Return a mount's source without slashes at its end, except the one of ``HOST:/``."""
     bare = source.rstrip("/")
     return bare + "/" if bare.endswith(":") else bare
 
 
 def source_format(definition: PoolDef) -> str:
-    """The source's format, by default ``auto``."""
+    """Return the source's format, by default ``auto``."""
     return definition.source.format or FORMATS[0]
 
 
 def target_path(definition: PoolDef) -> str:
-    """Where the pool is mounted. :raises DefinitionError: the definition names no target."""
+    """Return where the pool is mounted. :raises DefinitionError: the definition has no target."""
     if not definition.target.path:
         raise DefinitionError("a netfs pool needs a target path", element="target")
     return definition.target.path
@@ -108,7 +109,7 @@ def target_path(definition: PoolDef) -> str:
 
 def _source(kind: str, host: str, directory: str) -> str:
     bare = check_host(host)
-    if kind == "cifs":  # libvirt's third slash is what mount.cifs takes for a share without a name
+    if kind == "cifs":  # mount.cifs takes libvirt's third slash for a share without a name
         return f"//{bare}/{directory.lstrip('/')}"
     return f"{bare if kind == 'glusterfs' else _bracketed(bare)}:{directory}"
 
@@ -122,9 +123,9 @@ def _bracketed(host: str) -> str:
 
 
 def check_source(definition: PoolDef) -> None:
-    """Everything that :func:`mount_argv` makes arguments of.
+    """Check every part that :func:`mount_argv` makes arguments of.
 
-    :raises DefinitionError: naming the element at fault.
+    :raises DefinitionError: naming the invalid element.
     """
     source, kind = definition.source, source_format(definition)
     if kind not in FORMATS:
@@ -155,13 +156,13 @@ def _check_protocol(version: str | None, kind: str) -> None:
     if kind not in PROTOCOL_FORMATS:
         raise DefinitionError(f"a netfs source of format {kind!r} has no protocol version", element="protocol")
     if not _VERSION.fullmatch(version):
-        raise DefinitionError(f"{printable(version)!r} is no protocol version", element="protocol")
+        raise DefinitionError(f"{printable(version)!r} is not a protocol version", element="protocol")
 
 
 def _check_for_shell(definition: PoolDef) -> None:
-    # mount.glusterfs is a shell script that splits what it is given at blanks and expands patterns in it: a target
+    # mount.glusterfs is a shell script that splits its arguments at blanks and expands patterns: a target
     # "/mnt/x --log-file=/etc/passwd" would be two arguments of the client.
-    if ":" in (definition.source.directory or ""):  # and takes what follows the last colon for the volume
+    if ":" in (definition.source.directory or ""):  # it also takes the text after the last colon for the volume
         raise DefinitionError("a glusterfs source directory has no ':'", element="dir")
     words = {
         "dir": (definition.source.directory or "",),

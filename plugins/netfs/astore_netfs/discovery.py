@@ -1,4 +1,4 @@
-"""What a host offers to be mounted: its NFS exports, and its Gluster volumes."""
+"""Find the sources of a host: its NFS exports and its Gluster volumes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from astore.names import check_host
 
 _EXPORT = re.compile(r"(/.*\S)\s+\S+|(/\S*)\s*")
 MAX_OUTPUT = 4 << 20
-"""Bytes that a program's answer may have; one that writes more is killed."""
+"""The most bytes of a program's output; a program that writes more is killed."""
 
 MAX_SOURCES = 20_000
-"""Exports, and volumes, that one host may offer."""
+"""The most exports, or volumes, of one host."""
 
 _LONGEST_LINE = 8192
-"""Characters of a line of showmount's: PATH_MAX (limits.h) is 4,096."""
+"""The longest line of showmount's, in characters: PATH_MAX (limits.h) is 4,096."""
 
 
 async def discover_sources(host: str | None, context: Context) -> tuple[DiscoveredSource, ...]:
     """Ask a host for its NFS exports (``showmount``) and its Gluster volumes (``gluster``), both at once.
 
-    What one of the two answers counts, whatever becomes of the other.
+    One answer is enough.
 
-    :raises DefinitionError: no host, or none that is one.
+    :raises DefinitionError: no host, or an invalid one.
     :raises StorageError: the host answers neither. CommandError: neither program is installed.
     :raises LaneTimeoutError: the host did not answer in time.
     """
@@ -50,7 +50,7 @@ async def discover_sources(host: str | None, context: Context) -> tuple[Discover
             failures.append(answer)
             continue
         try:
-            # on the lane: megabytes, as a hostile server may send, would keep the event loop
+            # on the lane: a hostile server's megabytes would block the event loop
             found += await context.lane.run(_sources, name, kind, answer.stdout)
         except StorageError as error:
             failures.append(error)
@@ -67,7 +67,7 @@ async def _ask(argv: list[str], context: Context) -> CommandResult | Exception:
 
 
 def _sources(host: str, kind: str, output: bytes) -> list[DiscoveredSource]:
-    """The sources in a program's answer. :raises StorageError: it is none, or offers too many."""
+    """Return the sources in a program's output. :raises StorageError: it is malformed, or lists too many."""
     directories = _exports(output) if kind == "nfs" else _volumes(output)
     if len(directories) > MAX_SOURCES:
         raise StorageError(f"{host} offers more than {MAX_SOURCES} sources of format {kind}", errno=errno.EMSGSIZE)
@@ -78,7 +78,7 @@ def _sources(host: str, kind: str, output: bytes) -> list[DiscoveredSource]:
 
 
 def _worst(host: str, failures: list[Exception]) -> Exception:
-    """The one error to raise where nobody answered: what the host said goes before what this machine lacks."""
+    """Return the error to raise if both programs failed: the host's error before a missing program's."""
     said = [error for error in failures if not (isinstance(error, CommandError) and error.returncode is None)]
     if not said:
         return failures[0]
@@ -86,7 +86,7 @@ def _worst(host: str, failures: list[Exception]) -> Exception:
         if isinstance(error, TimeoutError):
             return error
     error = StorageError(
-        f"{host} offers nothing that could be found: {reason(said[0])}",
+        f"{host} offers no sources: {reason(said[0])}",
         errno=errno.EHOSTUNREACH,
         libvirt_code=LibvirtCode.OPERATION_FAILED,
     )
@@ -95,7 +95,7 @@ def _worst(host: str, failures: list[Exception]) -> Exception:
 
 
 def _exports(output: bytes) -> list[str]:
-    """The directories in showmount's list: each line a path and, last, those it is exported to (showmount(8))."""
+    """Return the directories in showmount's list: each line is a path and, last, its clients (showmount(8))."""
     found: dict[str, None] = {}
     for line in output[:MAX_OUTPUT].decode("utf-8", "replace").split("\n"):
         match = _EXPORT.fullmatch(line.strip()) if len(line) <= _LONGEST_LINE else None
@@ -105,9 +105,9 @@ def _exports(output: bytes) -> list[str]:
 
 
 def _volumes(output: bytes) -> list[str]:
-    """The names of volumes in what ``gluster --xml volume info`` prints.
+    """Return the names of volumes in the output of ``gluster --xml volume info``.
 
-    :raises StorageError: it is not that, or an error's text.
+    :raises StorageError: it is malformed, or reports an error.
     """
     if len(output) > MAX_OUTPUT:
         raise StorageError("gluster's answer is too long", errno=errno.EMSGSIZE)
@@ -115,7 +115,7 @@ def _volumes(output: bytes) -> list[str]:
     try:
         root = etree.fromstring(output, parser)
     except etree.XMLSyntaxError as error:
-        raise StorageError(f"gluster's answer is no XML: {_line(str(error))}", errno=errno.EPROTO) from error
+        raise StorageError(f"gluster's answer is not XML: {_line(str(error))}", errno=errno.EPROTO) from error
     result = (root.findtext("opRet") or "").strip()
     if root.tag != "cliOutput" or result != "0":
         said = (root.findtext("opErrstr") or "").strip() or f"opRet {result or 'missing'}"
@@ -129,5 +129,5 @@ def _volumes(output: bytes) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """What a program or a server says, as a message shows it: in one line of plain characters, and not endless."""
+    """Return the text of a program or server for a message: one line of printable characters, at most 500."""
     return printable(" ".join(text[:2000].split()))[:500]

@@ -1,4 +1,4 @@
-"""The system calls and kernel files with which a mount is let go without asking its server: blocking, but never on it."""
+"""System calls and kernel files that release a mount without asking its server. They block, but never on the server."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def _check(result: int, what: str, path: str) -> None:
 
 
 def detach(path: str, *, force: bool = False) -> None:
-    """Take the mount at a path out of the tree now, whoever uses it (umount2(2), MNT_DETACH).
+    """Detach the mount at a path from the tree now, even if it is in use (umount2(2), MNT_DETACH).
 
-    Resolves the path only as far as the mount, and so does not ask its server anything.
+    The path is resolved only as far as the mount, so the server is not asked.
 
-    :param force: first fail the calls that wait for its server (MNT_FORCE; NFS and CIFS know it).
-    :raises OSError: EINVAL where nothing is mounted, EPERM.
+    :param force: first fail the calls that wait for the server (MNT_FORCE; only NFS and CIFS support it).
+    :raises OSError: EINVAL if nothing is mounted, EPERM.
     """
     flags = _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0)
     _check(_libc.umount2(os.fsencode(path), flags), "umount", path)
 
 
 def fail_waiting(path: str) -> None:
-    """Fail the calls that wait for the server of the mount at a path; the mount stays (umount2(2), MNT_FORCE).
+    """Fail the calls that wait for the server of the mount at a path (umount2(2), MNT_FORCE).
 
-    An idle mount is unmounted by it.
+    The mount stays if it is in use; an idle one is unmounted.
     """
     with contextlib.suppress(OSError):
         _check(_libc.umount2(os.fsencode(path), _MNT_FORCE | _UMOUNT_NOFOLLOW), "umount", path)
 
 
 def abort_fuse(mount: Mount) -> None:
-    """Cut a FUSE mount's connection to its server: calls that hang on it return at once with ECONNABORTED.
+    """Abort a FUSE mount's connection to its server: calls that hang on it return at once with ECONNABORTED.
 
-    :raises OSError: there is no such connection (any more), or not permitted.
+    :raises OSError: the connection is gone, or the call is not permitted.
     """
     with _connection(mount) as folder:
         fd = os.open(os.path.join(folder, "abort"), os.O_WRONLY | os.O_CLOEXEC)
@@ -62,9 +62,9 @@ def abort_fuse(mount: Mount) -> None:
 
 
 def fuse_hangs(mount: Mount, seconds: float) -> bool:
-    """Whether a FUSE mount's server had calls to answer all the time that it was looked at.
+    """Return whether a FUSE mount's server had unanswered calls for the whole of ``seconds``.
 
-    ``waiting`` that stays above zero is how the kernel's fuse.rst knows a server that hangs; the mount is not touched.
+    By the kernel's fuse.rst, a server hangs if ``waiting`` stays above zero. The mount itself is not touched.
 
     :raises OSError: as for :func:`abort_fuse`.
     """
@@ -81,7 +81,7 @@ def fuse_hangs(mount: Mount, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _connection(mount: Mount) -> Iterator[str]:
-    """A connection's folder in fusectl (fuse.rst), where that is mounted or else mounted for the moment."""
+    """Yield the connection's folder in fusectl (fuse.rst), which is mounted temporarily if it is not."""
     connection = str(mount.major << 20 | mount.minor)  # the kernel's dev_t
     table = mounts()
     for control in table:
@@ -100,10 +100,10 @@ def _connection(mount: Mount) -> Iterator[str]:
 
 
 def gluster_client_lives(path: str) -> bool:
-    """Whether a call on a glusterfs mount that fails was failed by its client process, and not for want of one.
+    """Return whether a failing glusterfs mount still has its client process.
 
-    With its bricks down a client answers ENOTCONN, as the kernel does for a client that is dead. The one question that
-    it answers without them is for this attribute, which by default it does not pass on (fuse-bridge.c).
+    With its bricks down a client answers ENOTCONN, and so does the kernel for a dead client. Only this attribute tells
+    them apart: by default the client answers for it without asking the bricks (fuse-bridge.c).
     """
     try:
         os.getxattr(path, "security.capability")
@@ -113,10 +113,10 @@ def gluster_client_lives(path: str) -> bool:
 
 
 def kill_marked(mark: str) -> int:
-    """Kill every process that was started with ``mark`` (``NAME=value``) in its environment; how many there were.
+    """Kill every process with ``mark`` (``NAME=value``) in its environment; return how many there were.
 
-    A mount helper leaves a server of its own behind, in a session of its own; what it cannot leave behind is the
-    environment (/proc/PID/environ, proc(5)). rpc.statd is spared: started by one mount.nfs, it serves every NFS mount.
+    A mount helper leaves a server in a session of its own, but the server keeps the environment (/proc/PID/environ,
+    proc(5)). rpc.statd is spared: one mount.nfs starts it, and it serves every NFS mount.
     """
     word = mark.encode()
     killed = 0

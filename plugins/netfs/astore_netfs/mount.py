@@ -1,7 +1,7 @@
-"""A netfs pool's mount: made, proved, renewed when it is stale, unmounted, and cut loose when its server hangs.
+"""A netfs pool's mount: make it, verify it, renew it when it is stale, unmount it, and detach it when its server hangs.
 
-A mount that is not the pool's is never touched. What is mounted is told from the text of mountinfo; whether it still
-works is asked on the pool's lane, where asking may hang.
+Mounts of others are never touched. The text of mountinfo says what is mounted; whether a mount works is tested on the
+pool's lane, where the test may hang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import anyio
 
 from astore.backend import Context
-from astore.cancellation import shielded
+from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
 from astore.model import PoolDef
 from astore_netfs import kernel
@@ -41,13 +41,13 @@ from astore_netfs.options import Credentials, split_credentials
 T = TypeVar("T")
 
 STALE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED})
-"""What calls on a mount say that will never work again: its FUSE server is gone, its NFS handle means nothing any more."""
+"""The errors of a mount that will never work again: its FUSE server is gone, or its NFS handle is invalid."""
 
-CLEANUP_SECONDS = 4.0
-"""How long undoing a mount that was not finished, or cutting one loose, may take."""
+_UNDO_SECONDS = 2 * CLEANUP_SECONDS
+"""How long it may take to undo an unfinished mount, or to detach a hung one."""
 
 MARK = "ASTORE_NETFS_MOUNT"
-"""Environment variable of the mount command, by which the processes it leaves behind are known."""
+"""Environment variable of the mount command, which marks the processes that it leaves behind."""
 
 _BUSY_SECONDS = 1.0
 _HANG_SECONDS = 0.3
@@ -58,43 +58,44 @@ _FSTYPES = {"nfs": _NFS, "cifs": _CIFS, "glusterfs": _GLUSTER, "auto": _NFS | _C
 
 
 def is_expected(mount: Mount, definition: PoolDef) -> bool:
-    """Whether a mount is of the definition's source: that file system, from one of its hosts, and all of it."""
+    """Return whether a mount is of the definition's source: its file system, one of its hosts, and the whole directory."""
     kind = source_format(definition)
     if mount.fstype not in _FSTYPES.get(kind, ()) or plain_source(mount.source) not in mount_sources(definition):
         return False
     if mount.root == "/":
         return True
-    # a CIFS mount of a folder in a share may show that folder, too; else it is a bind mount of a part
+    # a CIFS mount of a folder in a share may show that folder; any other root is a bind mount of a part
     return mount.fstype in _CIFS and mount.root == "/" + "/".join(plain_source(mount.source).split("/")[4:])
 
 
 class MountPoint:
     """The place where one pool is mounted.
 
-    :param definition: checked; ``target.path`` says where. :param context: the pool's.
+    :param definition: a checked one; ``target.path`` is the place.
+    :param context: the pool's.
     """
 
     def __init__(self, definition: PoolDef, context: Context) -> None:
         self.definition = definition
         self.context = context
         self._target = target_path(definition)
-        self._path = self._target  # as mountinfo has it: without symbolic links
+        self._path = self._target  # without symbolic links, as in mountinfo
         self._given_up = False
 
     # ------------------------------------------------------------------------------------------- what is there
 
     def prove(self, fd: int) -> None:
-        """Make sure that an open descriptor is on the pool's mount, and that this is what the path leads to. Blocks.
+        """Check that a descriptor is on the pool's mount, and that the pool's path leads to this mount. Blocks.
 
-        :raises OSError: ENOTCONN, nothing is mounted there any more; ESTALE, it was mounted anew; StorageError, something
-            else is mounted there.
+        :raises OSError: ENOTCONN: nothing is mounted there any more; ESTALE: it was mounted again. StorageError:
+            something else is mounted there.
         """
         mount = find_mount(self._path)
         if mount is None:
             raise OSError(errno.ENOTCONN, "nothing is mounted there any more", self._target)
         self._require_ours(mount)
         if mount.id != mount_id(fd):
-            raise OSError(errno.ESTALE, "it was mounted anew meanwhile", self._target)
+            raise OSError(errno.ESTALE, "it was mounted again meanwhile", self._target)
 
     def _require_ours(self, mount: Mount) -> None:
         if not is_expected(mount, self.definition):
@@ -106,7 +107,7 @@ class MountPoint:
             )
 
     def _look(self) -> Mount | None:
-        """The pool's mount if it works, None if there is none; a stale one is taken away. Blocks, perhaps on the server."""
+        """Return the pool's mount if it works, None if there is none; detach a stale one. May block on the server."""
         while True:
             self._path, mount = locate(self._target)
             if mount is None:
@@ -120,26 +121,28 @@ class MountPoint:
                 if error.errno not in STALE:
                     raise
                 if mount.fstype in _GLUSTER and kernel.gluster_client_lives(self._path):
-                    # mounted anew it would be no better, and nothing would be there for those who wait with it
+                    # a new mount would not work either, and would drop the calls that wait for the bricks
                     raise StorageError(
                         f"{self._target}: no server of {mount.source} answers: {reason(error)}", errno=error.errno
                     ) from error
-            self.context.log.warning("stale mount taken away", target=self._target, source=mount.source)
-            # detached, since whoever still uses it has lost nothing by that: it will never work again
+            self.context.log.warning("stale mount detached", target=self._target, source=mount.source)
+            # detaching costs its users nothing: it will never work again
             if find_mount(self._path) == mount:
                 kernel.detach(self._path)
 
     def _require_folder(self) -> None:
         if not os.path.isdir(self._path):
             raise StorageError(
-                f"{self._target} is no directory to mount on: create it, or build the pool",
+                f"{self._target} is not a directory to mount on: create it, or build the pool",
                 errno=errno.ENOTDIR if os.path.lexists(self._path) else errno.ENOENT,
             )
 
     # ------------------------------------------------------------------------------------------- mounting
 
     async def ensure(self) -> bool:
-        """Have the pool mounted, and working; whether it had to be mounted. Cancelled or failed, it has mounted nothing.
+        """Mount the pool unless it is mounted and works; return whether it was mounted now.
+
+        A failed or cancelled call leaves nothing mounted.
 
         :raises StorageError: something else is mounted there, or there is no directory. CommandError: mount failed.
         :raises LaneTimeoutError: it did not end in time, or the mount that is there hangs.
@@ -156,7 +159,7 @@ class MountPoint:
 
     @contextlib.asynccontextmanager
     async def _claimed(self) -> AsyncIterator[None]:
-        """Keep other processes of astore from mounting here at once: a second mount would go on top of the first."""
+        """Keep other astore processes from mounting here meanwhile: a second mount would cover the first."""
         deadline = time.monotonic() + self.context.timeout
         while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
             if time.monotonic() > deadline:
@@ -183,33 +186,33 @@ class MountPoint:
             undone = await shielded(self._undo(mark, finished=isinstance(error, CommandError)))
             if undone or not isinstance(error, CommandError):
                 raise
-            return False  # it failed since somebody else had mounted the very same
+            return False  # it failed because another process had mounted the same source
         return True
 
     @contextlib.asynccontextmanager
     async def _in_file(self, credentials: Credentials | None) -> AsyncIterator[str | None]:
-        """The path of a file with a password, which is there for as long as this lasts; None without a password."""
+        """Yield the path of a file with the password, which exists meanwhile; None without a password."""
         if credentials is None:
             yield None
             return
         file = await self.context.lane.run(CredentialsFile, credentials.text(), discard=CredentialsFile.remove)
         try:
             yield file.path
-        finally:  # not on the lane, whose threads may all hang
+        finally:  # not on the lane: its threads may all hang
             with contextlib.suppress(TimeoutError):
-                await shielded(aside(file.remove, timeout=CLEANUP_SECONDS))
+                await shielded(aside(file.remove, timeout=_UNDO_SECONDS))
 
     async def _undo(self, mark: str, *, finished: bool) -> bool:
-        """Take back what a mount command has done, or would still do; False if what is mounted is another's work."""
+        """Undo a mount command, finished or not; return False if the mount is another process's."""
         try:
-            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=CLEANUP_SECONDS)
+            return await aside(self._take_back, f"{MARK}={mark}", finished, timeout=_UNDO_SECONDS)
         except Exception as error:
             self.context.log.warning("a mount could not be taken back", target=self._target, error=str(error))
             return True
 
     def _take_back(self, mark: str, finished: bool) -> bool:
         killed = kernel.kill_marked(mark)
-        deadline = time.monotonic() + CLEANUP_SECONDS / 2
+        deadline = time.monotonic() + _UNDO_SECONDS / 2
         while kernel.kill_marked(mark) and time.monotonic() < deadline:
             time.sleep(0.02)
         mount = find_mount(self._path)
@@ -223,9 +226,10 @@ class MountPoint:
     # ------------------------------------------------------------------------------------------- unmounting
 
     async def unmount(self) -> None:
-        """Unmount the pool, if it is the pool that is mounted there.
+        """Unmount the pool if it is mounted.
 
-        :raises StorageError: EBUSY, it is in use. CommandError: umount failed. LaneTimeoutError: it did not end in time.
+        :raises StorageError: EBUSY, it is in use. CommandError: umount failed. LaneTimeoutError: it did not end in
+            time.
         """
         deadline = time.monotonic() + _BUSY_SECONDS
         while await self.context.lane.run(self._mounted):
@@ -243,7 +247,7 @@ class MountPoint:
                         errno=errno.EBUSY,
                         pool=self.context.name or None,
                     ) from error
-                await anyio.sleep(0.05)  # a call of our own that was given up may be in there still
+                await anyio.sleep(0.05)  # an abandoned call of our own may still be in it
 
     def _mounted(self) -> bool:
         self._path, mount = locate(self._target)
@@ -255,17 +259,17 @@ class MountPoint:
         return False
 
     async def cut(self) -> None:
-        """Make every call that hangs on the mount return, and take it out of the tree. Never waits for the server.
+        """Make every call that hangs on the mount return, and detach it. Never waits for the server.
 
-        Who uses a mount that does not hang keeps what he has open.
+        If the mount does not hang, its open files stay usable.
 
-        :raises OSError: it cannot be taken out. TimeoutError: not in time.
+        :raises OSError: it cannot be detached. TimeoutError: not in time.
         """
         self._given_up = True
-        await aside(self._cut, timeout=CLEANUP_SECONDS)
+        await aside(self._cut, timeout=_UNDO_SECONDS)
 
     def _cut(self) -> None:
-        if find_mount(self._path) is None:  # by a link that was never followed, perhaps
+        if find_mount(self._path) is None:  # the path may have a link that was never followed
             self._path, _ = locate(self._target)
         for _ in range(16):
             mount = find_mount(self._path)
@@ -276,10 +280,10 @@ class MountPoint:
                 try:
                     if kernel.fuse_hangs(mount, _HANG_SECONDS):
                         kernel.abort_fuse(mount)
-                except OSError as error:  # root is not root: it can be detached at least
+                except OSError as error:  # not permitted, in a container for example: detach it all the same
                     self.context.log.warning("connection not aborted", target=self._target, error=str(error))
             elif force := _hangs(self._path, _HANG_SECONDS):
-                for _ in range(3):  # a call that was failed may be followed by the next one of the same thread
+                for _ in range(3):  # a thread whose call failed may make another one
                     _until_gone(mount, kernel.fail_waiting, self._path)
                     time.sleep(0.05)
                 if find_mount(self._path) != mount:
@@ -291,7 +295,7 @@ class MountPoint:
 
 
 def _claim(path: str) -> int:
-    """A descriptor of the folder that is to be mounted on, locked (flock(2)); -1 while another process has it."""
+    """Return a descriptor of the folder to mount on, locked (flock(2)); -1 while another process has the lock."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -310,9 +314,9 @@ def _close(fd: int) -> None:
 
 
 def _ask(path: str) -> None:
-    """Have the server of the file system at a path answer: for attributes alone a cache may speak, long after its end.
+    """Make the server of the file system at a path answer. (Attributes alone may come from a cache.)
 
-    :raises OSError: what the server says, or the kernel where there is none.
+    :raises OSError: the server's error, or the kernel's if the server is gone.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -322,7 +326,7 @@ def _ask(path: str) -> None:
 
 
 def _hangs(path: str, seconds: float) -> bool:
-    """Whether the file system at a path does not answer. The thread that asks it is left behind where it does not."""
+    """Return whether the file system at a path does not answer; its thread then stays behind."""
 
     asking = _Call(_ask, path)
     asking.join(seconds)
@@ -330,19 +334,19 @@ def _hangs(path: str, seconds: float) -> bool:
 
 
 def _until_gone(mount: Mount, unmount: Callable[[str], None], path: str) -> None:
-    """Unmount, and return when the mount is out of the tree; the kernel may need longer to take leave of its server.
+    """Unmount, and return when the mount is out of the tree; the kernel may disconnect from the server later.
 
     :raises OSError: it cannot be unmounted.
     """
     call = _Call(unmount, path)
     while call.is_alive() and mount in mounts():
         call.join(0.02)
-    if call.error is not None and mount in mounts():  # else somebody was faster
+    if call.error is not None and mount in mounts():  # if it is gone, another process unmounted it first
         raise call.error
 
 
 class _Call(threading.Thread):
-    """A call with a path that may never return, and what came of it."""
+    """A call with a path that may never return, and its result."""
 
     def __init__(self, func: Callable[[str], None], path: str) -> None:
         super().__init__(name="astore-netfs", daemon=True)
@@ -351,7 +355,7 @@ class _Call(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Call."""
+        """Make the call."""
         try:
             self._call()
         except OSError as error:
@@ -359,9 +363,9 @@ class _Call(threading.Thread):
 
 
 async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
-    """Run a blocking call on a thread of its own: for when the lane may have none left.
+    """Run a blocking call on a new daemon thread, for when every thread of the lane may hang.
 
-    :raises TimeoutError: it did not return in ``timeout`` seconds; the thread, a daemon, is left behind.
+    :raises TimeoutError: it did not return in ``timeout`` seconds; its thread stays behind.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -380,7 +384,7 @@ async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
             result = func(*args)
         except BaseException as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(deliver, result, failure)
 
     threading.Thread(target=work, name="astore-netfs", daemon=True).start()

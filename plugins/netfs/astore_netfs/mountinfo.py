@@ -1,7 +1,6 @@
-"""What is mounted where, from the text of ``/proc/self/mountinfo`` (proc(5)) and from nothing else.
+"""Find mounts in the text of ``/proc/self/mountinfo`` (proc(5)), and nowhere else.
 
-To touch a mount in order to learn about it is to hang with it when its server hangs. The text is the kernel's own and
-always there.
+Touching a mount hangs if its server hangs. Reading the kernel's text never does.
 """
 
 from __future__ import annotations
@@ -14,17 +13,18 @@ from typing import NamedTuple
 MOUNTINFO = "/proc/self/mountinfo"
 
 _MAX_LINKS = 40
-"""As many as the kernel follows (path_resolution(7))."""
+"""The most symbolic links followed, as in the kernel (path_resolution(7))."""
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo, its escapes undone.
+    """One line of mountinfo, unescaped.
 
-    :ivar id: the mount's number. :ivar parent: that of the mount it is on. :ivar major, minor: of its device.
-    :ivar root: the folder of its file system that is seen here. :ivar target: where it is mounted.
-    :ivar options: of the mount. :ivar fstype: with its sub-type, as in ``fuse.glusterfs``. :ivar source: what is mounted.
+    :ivar id: the mount's number. :ivar parent: the number of the mount below it. :ivar major, minor: its device.
+    :ivar root: the folder of the file system that is visible. :ivar target: where it is mounted.
+    :ivar options: the mount's options. :ivar fstype: with its sub-type, as in ``fuse.glusterfs``. :ivar source: what is
+        mounted.
     """
 
     id: int
@@ -39,13 +39,13 @@ class Mount(NamedTuple):
 
 
 def mounts() -> list[Mount]:
-    """The mounts that this process sees, in the kernel's order. Does not touch them."""
+    """Return the mounts that this process sees, in the kernel's order, without touching them."""
     with open(MOUNTINFO, "rb") as file:
         return parse(file.read())
 
 
 def parse(text: bytes) -> list[Mount]:
-    """The mounts that a mountinfo text tells of; a line that is none of proc(5)'s is passed over."""
+    """Return the mounts in a text of mountinfo; malformed lines are skipped."""
     found = []
     for line in text.split(b"\n"):  # not splitlines(): a carriage return is not escaped
         mount = _mount(line.split(b" "))
@@ -79,17 +79,18 @@ def _text(field: bytes) -> str:
 
 
 def find_mount(target: str, table: Iterable[Mount] | None = None) -> Mount | None:
-    """The mount that is seen at a path, or None where nothing is mounted right there.
+    """Return the mount that is visible at a path, or None if nothing is mounted there.
 
-    Of several mounts on one path that is the topmost; one that a later mount further up covers is not seen.
+    Of several mounts on one path, that is the topmost. A mount that a later mount on a parent covers is not visible.
 
-    :param target: an absolute path without symbolic links. :param table: mounts to look through, else :func:`mounts`.
+    :param target: an absolute path without symbolic links.
+    :param table: the mounts to search; None: :func:`mounts`.
     """
     found = mounts() if table is None else list(table)
     ids = {mount.id for mount in found}
     on: dict[tuple[int | None, str], Mount] = {}
     for mount in found:
-        # the root of what this process sees is on a mount that it does not see, or (the kernel's first) on itself
+        # the parent of this process's root is a mount that it does not see, or (for the kernel's first) itself
         parent = mount.parent if mount.parent in ids and mount.parent != mount.id else None
         on[parent, mount.target] = mount
     seen: Mount | None = None
@@ -100,7 +101,7 @@ def find_mount(target: str, table: Iterable[Mount] | None = None) -> Mount | Non
 
 
 def _prefixes(path: str) -> list[str]:
-    """``/a/b`` is reached by ``/``, ``/a`` and ``/a/b``."""
+    """Return the paths that lead to a path: ``/``, ``/a`` and ``/a/b`` for ``/a/b``."""
     prefixes = ["/"]
     for part in path.split("/"):
         if part:
@@ -109,10 +110,10 @@ def _prefixes(path: str) -> list[str]:
 
 
 def locate(target: str) -> tuple[str, Mount | None]:
-    """A path as mountinfo would have it, and what is mounted there.
+    """Return a path as mountinfo spells it, and the mount there.
 
-    The text is asked first, for the path as it is; only if nothing is mounted there are symbolic links resolved, and then
-    without touching what the text says is a mount: that is no link, and may hang.
+    The path is looked up as it is first. Only if nothing is mounted there, symbolic links are resolved, without
+    touching any mount: a mount is not a link, and may hang.
     """
     table = mounts()
     mount = find_mount(target, table)
@@ -123,7 +124,7 @@ def locate(target: str) -> tuple[str, Mount | None]:
 
 
 def _without_links(path: str, table: list[Mount]) -> str:
-    """As os.path.realpath(), which would ask the server of a mount for its root's attributes."""
+    """Resolve links like os.path.realpath(), which would ask a mount's server for the attributes of its root."""
     seen = "/"
     parts = path.split("/")[::-1]
     links = _MAX_LINKS
@@ -145,7 +146,7 @@ def _without_links(path: str, table: list[Mount]) -> str:
 
 
 def _link(path: str) -> str | None:
-    """Where a symbolic link leads; None if it is none, or nothing."""
+    """Return the target of a symbolic link; None if the path is not one."""
     try:
         return os.readlink(path)
     except OSError:
@@ -153,6 +154,6 @@ def _link(path: str) -> str | None:
 
 
 def mount_id(fd: int) -> int:
-    """The number of the mount that an open descriptor is on (``mnt_id`` in /proc/self/fdinfo, proc(5))."""
+    """Return the number of the mount of an open descriptor (``mnt_id`` in /proc/self/fdinfo, proc(5))."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
         return next(int(line[7:]) for line in file if line.startswith(b"mnt_id:"))

@@ -1,7 +1,7 @@
-"""What the mount options of a definition may be: which are refused, which have to be allowed, and which are secrets.
+"""Check a definition's mount options: some are refused, some must be allowed, and some are secrets.
 
-mount(8) takes names as they are written, so that ``SUID`` means nothing to it; here they are compared without regard to case,
-and to blanks and quotes around them, so that nothing depends on how a helper reads them.
+mount(8) is case-sensitive: ``SUID`` means nothing to it. Here names are compared without case, blanks and quotes, so
+that nothing depends on how a helper reads them.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from astore.model.definitions import shown_option
 from astore.names import check_allowed_option, check_mount_option, check_path
 
 LONGEST_PASSWORD = 512
-"""Bytes of a password, and as many of a user's name and a domain together; mount.cifs.c's MOUNT_PASSWD_SIZE."""
+"""The longest password, and the longest user name with domain, in bytes: mount.cifs.c's MOUNT_PASSWD_SIZE."""
 
 _OTHERWISE = frozenset(
     {
         *("bind", "rbind", "move", "remount", "loop", "offset", "sizelimit", "encryption"),
         *("shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"),
-        *("source", "unc", "target", "path"),  # of CIFS: another share than the definition's
+        *("source", "unc", "target", "path"),  # CIFS: another share than the definition's
     }
 )
-"""Options by which mount(8), or a helper, does something else than mounting what is named."""
+"""Options with which mount(8) or a helper does something other than mount the source."""
 
 _WRITING = frozenset({"log-file", "dump-fuse", "volfile", "pid-file"})
-"""Options by which mount.glusterfs(8) has a local file written, or read in place of what the server says."""
+"""Options with which mount.glusterfs(8) writes a local file, or reads one instead of the server's volume file."""
 
 _RUNNING = frozenset({"helper", "uhelper"})
-"""Options by which umount(8) runs another program: /sbin/umount.NAME."""
+"""Options with which umount(8) runs another program: /sbin/umount.NAME."""
 
 _UNDOES = "it undoes nodev, nosuid or noexec, or may"
-_PASSES = "it is handed on to where nobody checks it, and may undo nodev, nosuid and noexec"
-_LABELS = "it says which programs of this machine may use what is mounted"
+_PASSES = "it is passed on unchecked, and may undo nodev, nosuid and noexec"
+_LABELS = "it decides which programs of this machine may use the mount"
 _HARMFUL = {
     **dict.fromkeys(("suid", "dev", "exec", "defaults"), _UNDOES),
     **dict.fromkeys(("user", "users", "owner", "group"), "it lets other users mount and unmount"),
     **dict.fromkeys(("fuse-mountopts", "xlator-option"), _PASSES),
     **dict.fromkeys(("context", "fscontext", "defcontext", "rootcontext"), _LABELS),
 }
-"""Options that have to be allowed, and why."""
+"""Options that must be allowed, and why."""
 
 _USER = frozenset({"user", "username"})
 _PASSWORD = frozenset({"password", "pass"})
@@ -54,7 +54,7 @@ _SECRET = re.compile(r"pass(?:word|wd)?2?")
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Who logs in to a CIFS server, by a password that no argument of a program shows."""
+    """The credentials for a CIFS server; no program's argument shows them."""
 
     password: str
     password2: str | None = None
@@ -65,10 +65,10 @@ class Credentials(msgspec.Struct, frozen=True):
         return f"Credentials(username={self.username!r}, domain={self.domain!r})"
 
     def text(self) -> bytes:
-        """What mount.cifs(8) reads by its option ``credentials=``.
+        """Return the text for mount.cifs(8)'s option ``credentials=``.
 
-        The second password, for servers whose passwords change, comes first: mount.cifs before 7.3 takes it for the first
-        one, and then the next line in its place.
+        The second password, for servers that rotate passwords, comes first: mount.cifs before 7.3 takes it for the
+        first one, and then replaces it by the next line.
         """
         fields = {
             "username": self.username,
@@ -79,9 +79,9 @@ class Credentials(msgspec.Struct, frozen=True):
         return "".join(f"{name}={value}\n" for name, value in fields.items() if value is not None).encode()
 
     def clean(self, error: CommandError) -> None:
-        """Take the passwords out of what a program said. (mount.cifs says none.)"""
+        """Remove the passwords from an error's output. (mount.cifs prints none.)"""
         for secret in (self.password, self.password2):
-            if secret is not None and len(secret) >= 4:  # a shorter one is found in any text
+            if secret is not None and len(secret) >= 4:  # a shorter one occurs in any text
                 error.args = tuple(
                     word.replace(secret, "***") if isinstance(word, str) else word for word in error.args
                 )
@@ -89,15 +89,15 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def option_name(option: str) -> str:
-    """By which name an option is known."""
+    """Return an option's name, normalised."""
     return option.partition("=")[0].strip().strip("\"'").strip().casefold()
 
 
 def check_options(definition: PoolDef, kind: str) -> None:
-    """See that the mount options of a definition harm nobody who has not said that they are meant.
+    """Check that a definition's mount options are harmless, or explicitly allowed.
 
     :param kind: the source's format.
-    :raises DefinitionError: naming the option, without a password that is in it.
+    :raises DefinitionError: naming the option, without any password in it.
     """
     allowed = {option_name(check_allowed_option(name)) for name in definition.allowed_options}
     for option in definition.mount_options:
@@ -118,9 +118,9 @@ def check_options(definition: PoolDef, kind: str) -> None:
 
 
 def split_credentials(definition: PoolDef, kind: str) -> tuple[tuple[str, ...], Credentials | None]:
-    """The mount options that may be seen by all, and what may not, if there is any.
+    """Split the mount options into those that everybody may see, and the credentials, if any.
 
-    :raises DefinitionError: a password where none belongs, two of them, or one that is too long.
+    :raises DefinitionError: a password does not belong here, is given twice, or is too long.
     """
     login = _Login(kind)
     for option in definition.mount_options:
@@ -129,16 +129,16 @@ def split_credentials(definition: PoolDef, kind: str) -> tuple[tuple[str, ...], 
 
 
 class _Login:
-    """The mount options of a definition, read one by one: which of them log in, and what may be seen by all."""
+    """The mount options of a definition, read one by one: the logins, and the options that everybody may see."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._seen: list[str] = []
-        self._beside: list[str] = []  # would go to the file with a password, but is no secret
+        self._beside: list[str] = []  # goes to the file along with a password, but is not secret
         self._found: dict[str, str] = {}
 
     def read(self, option: str) -> None:
-        """:raises DefinitionError: see :func:`split_credentials`."""
+        """Read an option. :raises DefinitionError: see :func:`split_credentials`."""
         name, value = option_name(option), option.partition("=")[2]
         secret = _SECRET.fullmatch(name) is not None or (name in _USER and "%" in value)
         if secret and self._kind != "cifs":
@@ -148,7 +148,7 @@ class _Login:
         elif name in _PASSWORD2:
             self._take("password2", value)
         elif secret and name not in _USER:
-            raise _refused(f"CIFS has no option {name!r}: it is password=")
+            raise _refused(f"CIFS has no option {name!r}: use password=")
         elif _logs_in(option, self._kind):
             user, percent, password = value.partition("%")
             self._take("username", user)
@@ -173,7 +173,7 @@ class _Login:
         self._found[field] = value
 
     def split(self) -> tuple[tuple[str, ...], Credentials | None]:
-        """:raises DefinitionError: see :func:`split_credentials`."""
+        """Return the result. :raises DefinitionError: see :func:`split_credentials`."""
         found = self._found
         if "password" not in found:
             if "password2" in found:
@@ -188,12 +188,12 @@ class _Login:
 
 
 def is_anonymous(definition: PoolDef, kind: str) -> bool:
-    """Whether a CIFS source is to be mounted as a guest: no option says who logs in, or how."""
+    """Return whether to mount a CIFS source as a guest: no option says how to log in."""
     return not any(option_name(option) in _IDENTIFYING or _logs_in(option, kind) for option in definition.mount_options)
 
 
 def _logs_in(option: str, kind: str) -> bool:
-    """Whether this is who logs in; without a value, and to all but CIFS, ``user`` is who may mount."""
+    """Return whether an option logs a user in: CIFS's ``user`` with a value. Elsewhere it means who may mount."""
     return kind == "cifs" and option_name(option) in _USER and bool(option.partition("=")[2])
 
 

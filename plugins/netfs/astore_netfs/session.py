@@ -1,4 +1,4 @@
-"""A started netfs pool: a :class:`~astore.trees.session.WritableTreeSession` that watches over its mount."""
+"""A started netfs pool: a :class:`~astore.trees.session.WritableTreeSession` that monitors its mount."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 READERS = 8
-"""Threads that read headers at once: a server is waited for, and one FUSE client serves them in turn anyway."""
+"""Threads that read headers at once; more would not help, since one FUSE client answers them in turn."""
 
 
 class MountedTree(WritableLocalTree):
-    """The mounted folder, proved whenever it is opened, and open only as long as a call is in it.
+    """The mounted folder, verified whenever it is opened, and open only during a call.
 
-    So an idle pool keeps nobody from unmounting, another process of astore least of all; nor does a call that was given
-    up, and that came to open the folder only afterwards.
+    So an idle pool never keeps another process from unmounting, and neither does an abandoned call that opens the
+    folder late.
 
     :raises OSError: the folder cannot be opened.
     """
@@ -38,14 +38,15 @@ class MountedTree(WritableLocalTree):
 
     def _open(self) -> Folder:
         folder = super()._open()
-        self.detach()  # whoever has asked for it holds it
+        self.detach()  # the caller holds it
         return folder
 
 
 class NetfsSession(WritableTreeSession):
-    """Proves before every scan that it looks at the mount it expects, and mounts anew what is stale or gone.
+    """A session that verifies the mount before every scan, and mounts again if it is stale or gone.
 
-    :param tree: over the mounted folder. :param mount: where it is mounted.
+    :param tree: the tree on the mounted folder.
+    :param mount: where it is mounted.
     """
 
     tree: MountedTree
@@ -55,18 +56,18 @@ class NetfsSession(WritableTreeSession):
         self.mount = mount
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """List the folder and read what is new or changed; a mount that is stale or gone is made anew first.
+        """List the folder and read new and changed files; mount again first if the mount is stale or gone.
 
         :raises OSError: the server does not answer, or something else is mounted there.
         """
         return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
-        """One entry, its header read anew; the mount as for :meth:`refresh`."""
+        """Look up one entry and read its header; the mount is handled as in :meth:`refresh`."""
         return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name, before))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
-        # The mount is proved by the scan itself; asking beforehand would be a second way round for nothing.
+        # The scan itself verifies the mount; a check beforehand would only cost another round trip.
         try:
             return await act()
         except OSError as error:
@@ -77,18 +78,18 @@ class NetfsSession(WritableTreeSession):
         return await act()
 
     async def stop(self) -> None:
-        """Unmount. Refused by the kernel while it is in use, the pool stays as it is.
+        """Unmount. If the kernel refuses because the mount is in use, the pool stays as it is.
 
         :raises StorageError: EBUSY, it is in use. CommandError, LaneTimeoutError: it cannot be unmounted.
         """
         await self.mount.unmount()
 
     async def cut_loose(self) -> None:
-        """Make every call that hangs on the mount return, and unmount, without asking the server."""
+        """Make every call that hangs on the mount return, and detach it, without asking the server."""
         self.tree.close()
         await self.mount.cut()
 
     async def aclose(self) -> None:
-        """Let go of the folder, after work on volumes was ended; the mount stays."""
+        """Close the folder, after all work on volumes has ended; the mount stays."""
         await self.end_work()
-        self.tree.close()  # not on the lane, which may be stuck: closing a directory asks no server (unlike a file)
+        self.tree.close()  # not on the lane, which may be stuck; closing a directory, unlike a file, asks no server

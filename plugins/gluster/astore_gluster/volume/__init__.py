@@ -1,1 +1,1 @@
-"""One Gluster volume through libgfapi: connections, and the tree of files that a pool is."""
+"""One Gluster volume through libgfapi: connections, and the tree of a pool's files."""

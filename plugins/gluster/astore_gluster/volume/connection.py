@@ -1,9 +1,9 @@
-"""Connections to Gluster volumes: one for each (volume, servers), shared, counted, bounded, and closed where nobody waits.
+"""Connections to Gluster volumes: one for each (volume, servers), shared, counted, limited, and closed aside.
 
-A connection (a ``glfs_t``) takes 10 to 30 ms to make, holds 7 threads and 2 MB, and takes 10 s to close, whatever it did
-(measured with GlusterFS 10.3). So pools that name the same volume and servers share one; one that nobody holds is kept
-for a while, for the pool that is started again; and closing is left to a daemon thread. A process that ends does not
-close its connections at all, which is safe as long as no function of the library is called afterwards.
+A connection (a ``glfs_t``) takes 10 to 30 ms to make, has 7 threads and 2 MB, and takes 10 s to close, even unused
+(measured with GlusterFS 10.3). So pools with the same volume and servers share one. An idle connection is kept for a
+while, for a pool that is started again. A daemon thread closes connections. A process that ends does not close them,
+which is safe as long as no function of the library is called afterwards.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from astore_gluster.libgfapi import Gfapi
 from astore_gluster.servers import LONGEST_NAME, Server, ask
 
 ANSWER_TIMEOUT = 5.0
-"""Seconds that a host has to take a TCP connection."""
+"""The time for a host to accept a TCP connection, in seconds."""
 
 
 class Key(NamedTuple):
-    """What makes two connections the same."""
+    """The volume and servers of a connection; equal keys share one."""
 
     volume: str
     servers: tuple[Server, ...]
@@ -38,12 +38,12 @@ class Key(NamedTuple):
 
 
 class Connection:
-    """A volume that is connected. Hold it from before the first use of ``fs`` until after the last.
+    """A connected volume. Hold it from before the first use of ``fs`` until after the last.
 
-    :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether a call on it was ever answered.
-    :ivar holds: how many holds there are: pools, calls in progress, and handles that were kept. It changes only under
-        ``lock``, which is its cache's; so does ``idle_since``.
-    :param on_idle: called with the lock held when the last hold is given back.
+    :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether any call on it was answered.
+    :ivar holds: the number of holds: pools, calls in progress, and kept handles. It changes only under ``lock``, the
+        cache's lock; so does ``idle_since``.
+    :param on_idle: called with the lock held when the last hold is dropped.
     """
 
     __slots__ = ("_device", "_foreign", "_lock", "_on_idle", "answered", "fs", "gfapi", "holds", "idle_since", "key")
@@ -64,7 +64,7 @@ class Connection:
 
     @property
     def device(self) -> str:
-        """What tells the volume from all others: its id, whatever its servers are called, or (not over a socket) its name.
+        """The identity of the volume: its id, the same on all its servers, or else (not over a socket) its name.
 
         May ask the volume's servers once.
         """
@@ -83,28 +83,28 @@ class Connection:
         return f"<Connection {self.key} holds={self.holds}>"
 
     def hold(self) -> None:
-        """Keep it open once more; it must be held already. :raises OSError: EBADF, see :meth:`check`."""
+        """Add a hold; there must be one already. :raises OSError: EBADF, see :meth:`check`."""
         if self._foreign:
             self.check()
         with self._lock:
             self.holds += 1
 
     def check(self) -> None:
-        """See that it is this process's. :raises OSError: EBADF: it was made before a fork."""
+        """Check that the connection is this process's. :raises OSError: EBADF: it was made before a fork."""
         if self._foreign:
             raise OSError(errno.EBADF, f"{self.key}: the connection belongs to the parent process")
 
     def drop(self) -> None:
-        """Give a hold back. The last one makes the connection idle. Never slow."""
+        """Drop a hold. The last one makes the connection idle. Never blocks for long."""
         with self._lock:
             self.holds -= 1
             if not self.holds and not self._foreign:
                 self._on_idle(self)
 
     def disown(self, lock: threading.Lock) -> None:
-        """Refuse to be used any more, after a fork: the connection is the parent's.
+        """Refuse all further use, after a fork: the connection is the parent's.
 
-        :param lock: in place of the old one, which a thread of the parent's may have held for ever.
+        :param lock: replaces the old one, which a thread of the parent may hold for ever.
         """
         self._foreign = True
         self._lock = lock
@@ -125,10 +125,10 @@ class _Opening:
 class ConnectionCache:
     """The connections of a process.
 
-    :param limit: how many there may be, in use or idle; as many more may be about to be closed.
-    :param idle_limit: how many of them may be kept without being used.
-    :param idle_seconds: for how long.
-    :param library: gives the library.
+    :param limit: the most connections, in use or idle; as many more may be closing.
+    :param idle_limit: the most idle connections.
+    :param idle_seconds: how long an idle connection is kept.
+    :param library: returns the library.
     """
 
     def __init__(
@@ -157,14 +157,14 @@ class ConnectionCache:
         self._reaper: threading.Thread | None = None
 
     def _forked(self) -> None:
-        # a child process has the memory of these connections but not their threads: it begins anew
+        # a child process has these connections' memory but not their threads: it starts without any
         inherited = [*self._open.values(), *self._replaced]
         self._begin()
         for connection in inherited:
             connection.disown(self._lock)
 
     def statistics(self) -> dict[str, int]:
-        """How many connections are ``open``, how many of these ``idle``, and how many being made or closed."""
+        """Return how many connections are ``open``, how many of these ``idle``, and how many being made or closed."""
         with self._lock:
             return {
                 "open": len(self._open) + len(self._replaced),
@@ -174,13 +174,14 @@ class ConnectionCache:
             }
 
     def acquire(self, key: Key, timeout: float = 60.0, *, instead_of: Connection | None = None) -> Connection:
-        """A connection, held once for the caller. Blocks; however many threads ask for one, it is made once.
+        """Return a connection, held once for the caller. Blocks; concurrent calls make one connection.
 
         :param timeout: seconds to wait for another thread that is making it.
-        :param instead_of: a connection that does not work any more and is not wanted: a volume that was deleted and made
-            again under its name has other bricks, which a connection never learns of. Who holds it keeps it.
-        :raises OSError: ENOENT: no such volume; ECONNREFUSED, ENOTCONN, ETIMEDOUT …: no server answers; EIO: the volume is not
-            started; EMFILE: too many connections; ETIMEDOUT: another thread tries and hangs. In words, with host and volume.
+        :param instead_of: a connection that no longer works. (A volume that was deleted and created again has other
+            bricks, which a connection never learns.) Its other holders keep it.
+        :raises OSError: ENOENT: no such volume; ECONNREFUSED, ENOTCONN, ETIMEDOUT …: no server answers; EIO: the volume
+            is not started; EMFILE: too many connections; ETIMEDOUT: another thread hangs in the attempt. The message
+            names host and volume.
         """
         with self._lock:
             connection = self._open.get(key)
@@ -196,7 +197,7 @@ class ConnectionCache:
         return self._join(key, opening, timeout) if opening is not None else self._make(key, mine, timeout)
 
     def _make_room(self) -> None:
-        """See that one more connection is allowed, at the cost of an idle one if need be. The lock is held."""
+        """Check that another connection is allowed; close an idle one if necessary. The lock is held."""
         if self._closing >= self.limit:
             raise OSError(errno.EMFILE, f"{self._closing} connections to Gluster volumes are still being closed")
         if len(self._open) + len(self._replaced) + len(self._opening) >= self.limit:
@@ -216,7 +217,7 @@ class ConnectionCache:
             raise
         else:
             with self._lock:
-                connection.holds += opening.waiting  # each of those who wait has a hold from now on
+                connection.holds += opening.waiting  # each waiting thread has a hold from now on
                 del self._opening[key]
                 replaced = self._open.get(key)
                 if replaced is not None and replaced.holds:
@@ -261,8 +262,8 @@ class ConnectionCache:
             why = "that cannot be the name of a volume" if number == errno.EINVAL else os.strerror(number)
             raise OSError(number, f"{key}: {why}")
         gfapi.set_logging(fs, b"/dev/null", libgfapi.LOG_NONE)
-        # With it a write is said to have succeeded that no brick has seen yet, and when it fails the next call does instead:
-        # nobody could tell any more how much is there. Blocks that are written side by side are none the slower (measured).
+        # With it a write succeeds before any brick has seen it, and its failure is reported by the next call: nobody could
+        # tell how much was written. Without it, concurrent writes are no slower (measured).
         gfapi.set_xlator_option(fs, b"*-write-behind", b"pass-through", b"true")
         failed = any(
             gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port) != 0
@@ -279,7 +280,7 @@ class ConnectionCache:
         return Connection(gfapi, fs, key, self._lock, self._idle)
 
     def _idle(self, connection: Connection) -> None:
-        """The last hold of a connection was given back. The lock is held."""
+        """Start the clock of a connection whose last hold was dropped. The lock is held."""
         if connection in self._replaced:
             self._replaced.remove(connection)
             self._finish(connection.gfapi, connection.fs)
@@ -295,7 +296,7 @@ class ConnectionCache:
                 self._reaper = reaper
 
     def _reap(self) -> None:
-        """Close what has been idle for long enough; end when nothing is idle."""
+        """Close connections that have been idle for long enough; return when none is idle."""
         with self._lock:
             while True:
                 idle = [connection for connection in self._open.values() if not connection.holds]
@@ -310,7 +311,7 @@ class ConnectionCache:
                     self._changed.wait(left)
 
     def close_idle(self) -> None:
-        """Begin to close every connection that nobody holds. Does not wait for it."""
+        """Begin to close every idle connection, without waiting for it."""
         with self._lock:
             for connection in list(self._open.values()):
                 if not connection.holds:
@@ -318,37 +319,37 @@ class ConnectionCache:
             self._changed.notify_all()
 
     def _close(self, connection: Connection) -> None:
-        """Take a connection that nobody holds out, and have it closed. The lock is held."""
+        """Remove an idle connection, and have it closed. The lock is held."""
         del self._open[connection.key]
         self._finish(connection.gfapi, connection.fs)
 
     def _finish(self, gfapi: Gfapi, fs: int) -> None:
-        """Have a ``glfs_t`` closed. The lock is held."""
+        """Have a ``glfs_t`` closed in the background. The lock is held."""
         self._closing += 1
 
         def finish() -> None:
-            gfapi.fini(fs)  # its result only says that something was still referenced
+            gfapi.fini(fs)  # the result only tells that something was still referenced
             with self._lock:
                 self._closing -= 1
 
-        # no thread can be started when the interpreter is about to end: then the connection ends with it
+        # at its end the interpreter starts no threads; the connection ends with the process
         with contextlib.suppress(RuntimeError):
             threading.Thread(target=finish, name="astore-gluster-fini", daemon=True).start()
 
 
 def _why_not(number: int) -> str:
-    """What libgfapi means by the errno of a glfs_init that failed."""
+    """Return the meaning of the errno of a failed glfs_init."""
     if number == errno.ENOENT:
         return "there is no such volume"
     if number == errno.EIO:
         return "the volume does not come up (is it started?)"
     if number == errno.EINVAL:
-        return "what the server sent of the volume is not understood (after that, libgfapi may need a new process)"
+        return "libgfapi cannot read the server's volume file (it may need a new process after that)"
     return os.strerror(number)
 
 
 def _nothing() -> None:
-    """What a cache that is gone does in a child process."""
+    """Reset a cache that no longer exists, in a child process: do nothing."""
 
 
 CONNECTIONS = ConnectionCache()

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import FLOCK, LOCK_OFFSET, NO_LOCKS
+from astore.volume_io.notes import NO_NOTES
 from astore_gluster.layout import decode_stat
 from astore_gluster.libgfapi import failure
 from astore_gluster.volume.connection import Connection
-from astore_gluster.volume.notes import NO_NOTES, NOTE, NOTE_ROOM, noted
+from astore_gluster.volume.notes import NOTE, NOTE_ROOM, noted
 
-# Bytes to be filled before anybody else sees them: what is read goes straight to where it is wanted. (C API, bytes objects:
+# Uninitialised bytes, filled before anybody else sees them: reads go straight into the result. (C API, bytes objects:
 # the content is uninitialized where the first argument is NULL.)
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
@@ -32,8 +33,8 @@ _LAST = 2**63 - 1
 class GlusterFile(TreeFile):
     """A file that :meth:`GlusterTree.open` or :meth:`GlusterTree.create` opened. Offsets and lengths are in bytes.
 
-    All calls block, any thread may make them, and several at once; each may raise OSError. :meth:`close` must not be called
-    while others are in progress.
+    All calls block, and may raise OSError. Any thread may make them, several at once, except :meth:`close`: no other
+    call may be in progress then.
     """
 
     in_flight: ClassVar[int] = 4
@@ -59,13 +60,13 @@ class GlusterFile(TreeFile):
 
     @property
     def _fd_to_write(self) -> int:
-        # libgfapi takes what is written to a file open for reading, and loses it later, without a word (seen)
+        # libgfapi accepts writes to a file open for reading, and loses them later without an error (seen)
         if not self._write:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
         return self._open_fd
 
     def _check_range(self, offset: int, length: int = 0) -> None:
-        # ctypes would take what does not fit modulo 2⁶⁴, and the library a negative length for a huge one
+        # ctypes would take a large number modulo 2⁶⁴, and the library a negative length for a huge one
         if offset < 0 or length < 0 or offset + length > _LAST:
             raise OSError(errno.EINVAL, f"no file has bytes {offset} to {offset + length}", self.path)
 
@@ -75,21 +76,21 @@ class GlusterFile(TreeFile):
         return result
 
     def stat(self) -> FileStat:
-        """The file's attributes."""
+        """Return the file's attributes."""
         layout = self._gfapi.layout
         data = ctypes.create_string_buffer(layout.size)
         self._checked(self._gfapi.fstat(self._open_fd, ctypes.addressof(data)))
         return decode_stat(layout, data.raw, self._connection.device)
 
     def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
         self._check_range(offset, length)
         data: bytes = _new_bytes(None, length)
         done = self._read_all(_address_of(data), length, offset)
         return data if done == length else data[:done]
 
     def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; fewer bytes only where the file ends."""
+        """Fill ``buffer`` from ``offset`` on; return the number of bytes, fewer only at the end of the file."""
         length = len(buffer)
         self._check_range(offset, length)
         memory = (ctypes.c_char * length).from_buffer(buffer)
@@ -114,7 +115,7 @@ class GlusterFile(TreeFile):
             return
         view = memoryview(data)
         if not isinstance(data, bytes) and not view.readonly and view.c_contiguous:
-            # no copy: the call gets the address of the caller's own memory
+            # no copy: the call gets the address of the caller's memory
             buffer = (ctypes.c_char * length).from_buffer(view)
             self._write_all(ctypes.addressof(buffer), length, offset)
         else:
@@ -132,12 +133,12 @@ class GlusterFile(TreeFile):
             done += count
 
     def truncate(self, length: int) -> None:
-        """Set the file's size; what it gains is a hole."""
+        """Set the file's size; added bytes are a hole."""
         self._check_range(length)
         self._checked(self._gfapi.ftruncate(self._fd_to_write, length, None, None))
 
     def allocate(self, offset: int, length: int, *, keep_size: bool = False) -> None:
-        """Take space for a range now; the file grows to hold it unless ``keep_size``."""
+        """Allocate space for a range; the file grows to hold it unless ``keep_size``."""
         self._check_range(offset, length)
         self._checked(self._gfapi.fallocate(self._fd_to_write, int(keep_size), offset, length))
 
@@ -152,7 +153,7 @@ class GlusterFile(TreeFile):
         self._checked(self._gfapi.zerofill(self._fd_to_write, offset, length))
 
     def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``; None where there is nothing but a hole up to the end."""
+        """Return where data begin at or after ``offset``; None if there are none."""
         self._check_range(offset)
         result = self._gfapi.lseek(self._open_fd, offset, os.SEEK_DATA)
         if result < 0 and ctypes.get_errno() == errno.ENXIO:
@@ -160,29 +161,28 @@ class GlusterFile(TreeFile):
         return self._checked(result)
 
     def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``: at the end of the file at the latest."""
+        """Return where a hole begins at or after ``offset``; the end of the file counts as one."""
         self._check_range(offset)
         return self._checked(self._gfapi.lseek(self._open_fd, offset, os.SEEK_HOLE))
 
     def copy_range(self, offset: int, target: Any, target_offset: int, length: int) -> int:
-        """Not with this library: always an error that says to copy by hand.
+        """Raise EXDEV: the caller must copy by hand.
 
-        ``glfs_copy_file_range`` of GlusterFS 10.3 copies a file's first bytes whatever offset it is given, says that it copied
-        all it was asked for where there is less, and fails at random while a file's opening is put off (all seen). Parts of
-        the client know nothing of it, so that it may miss what was just written
-        (https://github.com/gluster/glusterfs/issues/4045, open).
+        ``glfs_copy_file_range`` of GlusterFS 10.3 copies a file's first bytes whatever the offset, reports a full copy
+        past the end of the file, and fails at random while the open is delayed (all seen). Parts of the client ignore
+        it, so it may miss recent writes (https://github.com/gluster/glusterfs/issues/4045, open).
 
         :raises OSError: EXDEV.
         """
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), self.path, None, target.path)
 
     def noted_format(self) -> str | None:
-        """The format that is noted at the file, ``""`` if none is."""
+        """Return the format noted at the file, ``""`` if none is."""
         room = ctypes.create_string_buffer(NOTE_ROOM)
         return noted(self._gfapi.fgetxattr(self._open_fd, NOTE, ctypes.addressof(room), NOTE_ROOM), room)
 
     def note_format(self, format: str | None) -> bool:
-        """Note which format the file was made in, or (None) take that back."""
+        """Note the format in which the file was created, or (None) remove the note."""
         if format is not None:
             value = format.encode()
             result = self._gfapi.fsetxattr(self._open_fd, NOTE, value, len(value), 0)
@@ -201,13 +201,13 @@ class GlusterFile(TreeFile):
         self._checked(self._gfapi.fchown(self._open_fd, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF))
 
     def sync(self) -> None:
-        """Wait until what was written is on the bricks' disks."""
+        """Wait until all writes are on the bricks' disks."""
         self._checked(self._gfapi.fsync(self._open_fd, None, None))
 
     def lock(self) -> bool:
-        """Take an advisory lock (fcntl(2)) that the bricks keep, and give up when this client is gone.
+        """Take an advisory lock (fcntl(2)); the bricks hold it, and release it when this client is gone.
 
-        Its owner is this very file: libgfapi's own owner is the process, which would not keep two of its files apart.
+        Its owner is this file object. libgfapi's default owner is the process, which two of its files would share.
         """
         owner = ctypes.create_string_buffer(secrets.token_bytes(16), 16)
         self._checked(self._gfapi.fd_set_lkowner(self._open_fd, ctypes.addressof(owner), 16))
@@ -221,7 +221,7 @@ class GlusterFile(TreeFile):
         return True
 
     def close(self) -> None:
-        """Close the file. May be called twice. :raises OSError: a write that was put off failed."""
+        """Close the file. May be called twice. :raises OSError: a delayed write failed."""
         fd, self._fd = self._fd, None
         if fd is None:
             return

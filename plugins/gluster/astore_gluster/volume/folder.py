@@ -1,8 +1,7 @@
 """A folder of a Gluster volume as a :class:`~astore.trees.tree.FileTree`, without a mount.
 
-A scan is one listing in which the server sends the attributes of each entry along with its name
-(``glfs_xreaddirplus_r``); a header is one anonymous read by the handle that the listing gave. Nothing else is a round
-trip, save for symbolic links, which are followed one by one.
+A scan is one listing, with the attributes of each entry (``glfs_xreaddirplus_r``). A header is one anonymous read by
+the handle from the listing. Only symbolic links take more round trips: they are followed one by one.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from astore_gluster.volume.notes import NOTE, NOTE_ROOM
 from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
 
 MAX_LINKS = 40
-"""Symbolic links followed one after the other before it is called a loop: the kernel's limit (path_resolution(7))."""
+"""The most symbolic links followed: the kernel's limit (path_resolution(7))."""
 
 _SECOND = 1_000_000_000
 
 
 class GlusterFolder(FileTree):
-    """A folder of a volume, to be read.
+    """A folder of a volume, to read.
 
-    :param connection: to the volume; one hold on it is taken over, and given back by :meth:`close`.
+    :param connection: to the volume; the tree takes over one hold, and drops it in :meth:`close`.
     :param directory: the folder's path in the volume, from its root ``/``.
-    :param url: what stands before and after a quoted name in the URL of a file.
+    :param url: the text before and after a quoted name in a file's URL.
     """
 
     file_type = VolumeType.NETWORK
@@ -60,14 +59,14 @@ class GlusterFolder(FileTree):
         return f"<{type(self).__name__} {self._before}{self._after}>"
 
     def key(self, name: str) -> str:
-        """The URL of an entry: ``gluster://host[:port]/volume/dir/name``, escaped as libvirt does."""
+        """Return the URL of an entry: ``gluster://host[:port]/volume/dir/name``, escaped as by libvirt."""
         return f"{self._before}{quote_path(name)}{self._after}"
 
     def path(self, name: str) -> bytes:
-        """An entry's path in the volume. :raises OSError: EINVAL: not the name of an entry."""
+        """Return an entry's path in the volume. :raises OSError: EINVAL: not a name of an entry."""
         try:
             raw = os.fsencode(name)
-        except UnicodeEncodeError:  # no name that os.fsdecode() makes
+        except UnicodeEncodeError:  # not a name from os.fsdecode()
             raw = b""
         if not raw or b"/" in raw or b"\0" in raw or raw in (b".", b".."):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
@@ -77,7 +76,7 @@ class GlusterFolder(FileTree):
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[int]:
-        """The ``glfs_t``, which stays open meanwhile even if the tree is closed."""
+        """Hold the connection and yield the ``glfs_t``, which stays open even if the tree is closed."""
         self._hold()
         try:
             yield self._fs
@@ -98,7 +97,7 @@ class GlusterFolder(FileTree):
             listing = self._gfapi.opendir(fs, self._directory)
             if listing is None:
                 error = failure(self._directory)
-                self.statvfs()  # of a volume whose bricks are all gone, opendir says such things as ENOTDIR
+                self.statvfs()  # if all bricks are gone, opendir gives misleading errors such as ENOTDIR
                 raise error
             try:
                 yield from self._entries(listing, want)
@@ -106,7 +105,7 @@ class GlusterFolder(FileTree):
                 self._gfapi.closedir(listing)
 
     def _entries(self, listing: int, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
-        # The loop runs once for each entry of the folder, changed or not: hence the local names, and one unpacking.
+        # The loop runs for every entry, changed or not: hence the local names, and one unpacking.
         gfapi = self._gfapi
         read, get_stat, free, string_at = (
             gfapi.xreaddirplus_r,
@@ -139,7 +138,7 @@ class GlusterFolder(FileTree):
                     mode = 0
                 kind = mode & 0o170000
                 if kind == 0 or kind == modes.S_IFLNK:
-                    # the server sent no attributes, as it may for entries of another brick; or a link, to be followed
+                    # a link, or no attributes, as the server may send for entries of another brick
                     found = self._look(name, want)
                 else:
                     times = (a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns)
@@ -153,7 +152,7 @@ class GlusterFolder(FileTree):
                 yield found
 
     def _keep(self, item: int | None) -> int | None:
-        """A handle of the entry that was just listed, to be read by; None where the server gave none."""
+        """Return a handle of the entry just listed, to read it by; None if the server sent none."""
         handle = self._gfapi.xreaddirplus_get_object(item)
         kept = self._gfapi.object_copy(handle) if handle else None
         if kept:
@@ -161,7 +160,7 @@ class GlusterFolder(FileTree):
         return kept
 
     def _look(self, name: str, want: Callable[[str, FileStat], bool]) -> Entry | tuple[str, OSError] | None:
-        """The entry ``name`` if it is there and wanted, looked up on its own."""
+        """Look up the entry ``name``; None if it is gone or not wanted."""
         try:
             entry = self._find(name)
         except VanishedError:
@@ -177,9 +176,9 @@ class GlusterFolder(FileTree):
         return entry if wanted else None
 
     def lookup(self, name: str) -> Entry | None:
-        """One entry, links followed; None where there is none, or a link that leads nowhere.
+        """Look up one entry, following links; None if there is none, or a link leads nowhere.
 
-        :raises OSError: ELOOP: a link that leads in circles; ENOENT: the folder is not there; and whatever the volume says.
+        :raises OSError: ELOOP: links form a circle; ENOENT: the folder is gone; or another error of the volume.
         """
         try:
             return self._find(name)
@@ -201,12 +200,12 @@ class GlusterFolder(FileTree):
             return Entry(name, stat, None)
 
     def _resolve(self, fs: int, path: bytes, within: bytes | None = None) -> tuple[int, FileStat]:
-        """The handle and attributes of what is at the end of a path.
+        """Return the handle and attributes of the file at the end of a path.
 
-        :param within: the folder, with a slash, that links must not lead out of; they may name entries of it only.
+        :param within: the folder, with a slash, to which links may lead; they may name only its entries.
 
-        libgfapi can follow links by itself, but goes around a loop 2,000 times, which takes it 0.3 s: a folder of such links
-        would keep a refresh from ever ending.
+        libgfapi can follow links by itself, but goes around a loop 2,000 times, which takes 0.3 s: a refresh of a
+        folder of such links would never end.
         """
         gfapi = self._gfapi
         data = ctypes.create_string_buffer(gfapi.layout.size)
@@ -241,11 +240,11 @@ class GlusterFolder(FileTree):
     # ------------------------------------------------------------------------------------------------------- headers
 
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of a regular file, without opening it; see :meth:`astore.trees.tree.FileTree.read_header`.
+        """Read the beginning of a regular file without opening it; see :meth:`astore.trees.tree.FileTree.read_header`.
 
-        This reads the listed file, never another one that has taken its name.
+        It reads the listed file, never another one that has taken its name.
 
-        :raises OSError: ENOENT: it is not there any more; EINVAL: it is no regular file.
+        :raises OSError: ENOENT: the file is gone; EINVAL: it is not a regular file.
         """
         reading = self.reading(entry)
         try:
@@ -254,22 +253,22 @@ class GlusterFolder(FileTree):
             reading.close()
 
     def reading(self, entry: Entry, *, thorough: bool = False) -> Reading:
-        """The entry's file, by its handle, for its header to be read; where the listing gave none, it is looked up here."""
+        """Return the entry's file, to read its header by its handle; an entry listed without one is looked up."""
         return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry), self._connection)
 
     def name_of(self, location: str) -> str | None:
-        """The name of an entry of the folder that a URL means by its text alone, or None."""
+        """Return the name of the entry that a URL names by its text alone, or None."""
         name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
         return name if name and self.key(name) == location else None
 
     def has_notes(self) -> bool:
-        """Whether the folder says so."""
+        """Return whether the folder has astore's note."""
         room = ctypes.create_string_buffer(NOTE_ROOM)
         with self._using() as fs:
             return self._gfapi.getxattr(fs, self._directory, NOTE, ctypes.addressof(room), NOTE_ROOM) >= 0
 
     def place_of(self, location: str) -> Place | None:
-        """Where a URL of this volume leads, whichever of its servers it names; None for any other."""
+        """Return where a URL of this volume leads, on any of its servers; None for another URL."""
         found, key = parse_uri(location), self._connection.key
         if found is None or found.volume != key.volume:
             return None
@@ -278,7 +277,7 @@ class GlusterFolder(FileTree):
         return self._place("/" + "/".join(found.parts))
 
     def folder_place(self) -> Place | None:
-        """Where the folder is in its volume."""
+        """Return where the folder is in its volume."""
         if self._folder is None:
             self._folder = self._place(os.fsdecode(self._directory))
         return self._folder
@@ -313,14 +312,14 @@ class GlusterFolder(FileTree):
     # ------------------------------------------------------------------------------------------------ the whole tree
 
     def statvfs(self) -> tuple[int, int]:
-        """The volume's size and what is free of it, in bytes."""
+        """Return the volume's size and free space, in bytes."""
         room = scratch(STATVFS_ROOM)
         with self._using() as fs:
             self._check(self._gfapi.statvfs(fs, self._directory, ctypes.addressof(room)), self._directory)
             return decode_statvfs(ctypes.string_at(room, STATVFS_ROOM))
 
     def check_folder(self) -> None:
-        """See that the folder is there. :raises OSError: ENOENT; ENOTDIR: it is something else; and so on."""
+        """Check that the folder exists. :raises OSError: ENOENT; ENOTDIR: it is not a folder; or another error."""
         data = ctypes.create_string_buffer(self._gfapi.layout.size)
         with self._using() as fs:
             self._check(self._gfapi.stat(fs, self._directory, ctypes.addressof(data)), self._directory)
@@ -328,7 +327,7 @@ class GlusterFolder(FileTree):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._directory)
 
     def close(self) -> None:
-        """Let go of the connection; calls in progress, and handles that were kept, keep it open until they are done."""
+        """Drop the connection; it stays open for calls in progress and kept handles."""
         with self._lock:
             if self._closed:
                 return

@@ -1,31 +1,27 @@
-"""What astore notes at the files of a Gluster volume, in an extended attribute."""
+"""The note that astore keeps at files of a Gluster volume: the one that :mod:`astore.volume_io.notes` sees on a mount."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 
+from astore.volume_io import notes
 from astore_gluster.libgfapi import failure
 
-NOTE = b"user.astore.format"
-"""The extended attribute in which the format of a volume is noted that was made raw, as on a mounted file system."""
+NOTE = notes.NOTE.encode()
 
 NOTE_ROOM = 64
-"""Bytes to read a note into."""
-
-NO_NOTES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
-"""The errors of storage that keeps no extended attributes."""
+"""The size of the buffer for a note, in bytes."""
 
 
 def noted(length: int, room: ctypes.Array[ctypes.c_char]) -> str | None:
-    """What a call for the note gave: the format, ``""`` where none is noted, None where none can be.
+    """Return the result of a call for the note: the format, ``""`` if none is noted, None if notes are not supported.
 
     :raises OSError: the volume does not answer.
     """
     if length >= 0:
         return "raw" if room.raw[:length] == b"raw" else ""
-    if ctypes.get_errno() in (errno.ENODATA, errno.ERANGE):
+    if ctypes.get_errno() in notes.NOT_NOTED:
         return ""
-    if ctypes.get_errno() in NO_NOTES:
+    if ctypes.get_errno() in notes.NO_NOTES:
         return None
     raise failure()

@@ -1,4 +1,4 @@
-"""Files of a Gluster volume, read by the handles that a listing gave: their headers, and what astore noted at them."""
+"""Read files of a Gluster volume by the handles from a listing: their headers, and astore's note."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from astore_gluster.volume.connection import Connection
 from astore_gluster.volume.notes import NOTE, NOTE_ROOM, noted
 
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
-"""The errors of a name, or of a handle, whose file was removed."""
+"""The errors of a name, or a handle, whose file was removed."""
 
 
 class VanishedError(FileNotFoundError):
-    """The entry itself is not there, as opposed to what a link leads to."""
+    """The entry itself is gone, as opposed to the target of a link."""
 
 
 class GlusterReading(Reading):
-    """A file of the volume, read by its handle, which leads to this one file whatever becomes of its name.
+    """A file of the volume, read by its handle: always the same file, even if its name changes.
 
     :param entry: with a handle, which holds ``connection`` open.
     """
@@ -35,7 +35,7 @@ class GlusterReading(Reading):
         self._gfapi = connection.gfapi
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of the file. A file that was removed since it was listed may still be read, as its brick likes."""
+        """Read the beginning of the file. Whether a file removed since the listing can be read is up to its brick."""
         size = self.entry.stat.size
         room = scratch(HEADER_SIZE)
         address = ctypes.addressof(room)
@@ -52,7 +52,7 @@ class GlusterReading(Reading):
     def _fill(self, address: int, done: int, length: int, size: int) -> int:
         """Fill the buffer at ``address`` from ``done`` up to ``length`` bytes; return how far it is filled.
 
-        Asking again just to be told that a file of ``size`` bytes ends would be a round trip for each small file.
+        A file of ``size`` bytes is not read past its end: that would be another round trip for each small file.
         """
         read, fs, handle = self._gfapi.h_anonymous_read, self._fs, self.entry.handle
         end = min(length, size)
@@ -66,7 +66,7 @@ class GlusterReading(Reading):
         return done
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from anywhere in the file."""
+        """Read bytes anywhere in the file."""
         room = ctypes.create_string_buffer(length)
         count = self._gfapi.h_anonymous_read(self._fs, self.entry.handle, ctypes.addressof(room), length, offset)
         if count < 0:
@@ -74,11 +74,11 @@ class GlusterReading(Reading):
         return room.raw[:count]
 
     def made(self) -> str | None:
-        """The format that astore noted at the file."""
+        """Return the format that astore noted at the file."""
         room = ctypes.create_string_buffer(NOTE_ROOM)
         address = ctypes.addressof(room)
         return noted(self._gfapi.h_getxattrs(self._fs, self.entry.handle, NOTE, address, NOTE_ROOM), room)
 
     def close(self) -> None:
-        """Let go of the handle."""
+        """Close the handle."""
         self.tree.release(self.entry)

@@ -1,4 +1,4 @@
-"""A started gluster pool, which connects anew when its connection is lost."""
+"""A started gluster pool, which reconnects when its connection is lost."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from astore_gluster.volume.tree import GlusterTree
 T = TypeVar("T")
 
 LOST = frozenset({errno.ENOTCONN, errno.ESTALE})
-"""What a volume says whose bricks are gone, for the moment or (deleted, and made again under its name) for good."""
+"""The errors of a volume whose bricks are gone, temporarily or (after it was deleted and created again) for good."""
 
 PATIENCE = 5.0
-"""Seconds that a new connection may take before the old one's error is told after all."""
+"""Seconds to wait for a new connection before the old one's error is raised."""
 
 PAUSE = 10.0
-"""Seconds from one attempt to the next: each costs a connection, and a second to be closed again."""
+"""Seconds between attempts: each costs a connection, and a second to close it."""
 
 
 class MakeTree(Protocol):
-    """Connects and opens the folder; see :func:`astore_gluster.backend.make_tree`. Blocks."""
+    """A function that connects and opens the folder; see :func:`astore_gluster.backend.make_tree`. Blocks."""
 
     def __call__(self, timeout: float, instead_of: Connection | None = None) -> GlusterTree: ...
 
 
 class GlusterSession(WritableTreeSession):
-    """Reads the folder by ``tree``, and by another one on a new connection when that one's is lost.
+    """A session on ``tree``, which it replaces by a tree on a new connection when the old one is lost.
 
-    libgfapi comes back by itself to bricks that were away, some 3 s after they are back; but never to the bricks of a volume
-    that was deleted and made again.
+    libgfapi reconnects by itself to bricks that were away, some 3 s after they are back, but never to the bricks of a
+    volume that was deleted and created again.
 
     :param make: makes such trees.
     """
@@ -45,15 +45,15 @@ class GlusterSession(WritableTreeSession):
     def __init__(self, tree: GlusterTree, make: MakeTree, context: Context) -> None:
         super().__init__(tree, context)
         self._make = make
-        self._tried = -PAUSE  # when it was last tried
+        self._tried = -PAUSE  # time of the last attempt
         self._closed = False
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """List the folder and read what is new or changed. :raises OSError: the volume does not answer."""
+        """List the folder and read new and changed files. :raises OSError: the volume does not answer."""
         return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
-        """One entry, its header read anew. :raises OSError: the volume does not answer."""
+        """Look up one entry and read its header. :raises OSError: the volume does not answer."""
         return await self._renewing(lambda: WritableTreeSession.refresh_volume(self, name, before))
 
     async def _renewing(self, act: Callable[[], Awaitable[T]]) -> T:
@@ -66,9 +66,9 @@ class GlusterSession(WritableTreeSession):
         return await act()
 
     async def _renew(self, lost: GlusterTree) -> bool:
-        """Take another tree in the place of one whose connection is lost; say whether there is one."""
+        """Replace a tree whose connection is lost; return whether there is a new one."""
         if self.tree is not lost:
-            return True  # another call was faster
+            return True  # another call replaced it first
         now = time.monotonic()
         if self._closed or now - self._tried < PAUSE:
             return False
@@ -79,7 +79,7 @@ class GlusterSession(WritableTreeSession):
                 self._make, limit, lost.connection, timeout=limit, discard=GlusterTree.close
             )
         except OSError as error:  # LaneTimeoutError and LaneStuckError are TimeoutErrors, and so OSErrors
-            self.context.log.info("cannot connect anew", tree=repr(lost), error=str(error))
+            self.context.log.info("cannot reconnect", tree=repr(lost), error=str(error))
             return False
         if self._closed:
             tree.close()
@@ -90,7 +90,7 @@ class GlusterSession(WritableTreeSession):
         return True
 
     async def aclose(self) -> None:
-        """Let go of the connection, after work on volumes was ended. Not on the lane, which may be stuck."""
+        """Drop the connection, after all work on volumes has ended. Not on the lane, which may be stuck."""
         self._closed = True
         await self.end_work()
         self.tree.close()

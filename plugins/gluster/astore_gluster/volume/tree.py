@@ -1,4 +1,4 @@
-"""A folder of a Gluster volume in which files can be made and changed: a :class:`~astore.trees.writable.WritableTree`."""
+"""A folder of a Gluster volume, to read and write: a :class:`~astore.trees.writable.WritableTree`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from astore_gluster.volume.notes import NOTE
 from astore_gluster.volume.reading import GONE
 
 STALE_WAITS = (0.0, 0.02, 0.1, 0.3, 0.7)
-"""Seconds between attempts to open what the client remembers and the bricks do not: md-cache remembers for one."""
+"""Seconds between attempts to open a file that only the client's cache knows: md-cache keeps it for one second."""
 
 
 class GlusterTree(GlusterFolder, WritableTree):
-    """A folder of a volume, to be read and written; made as :class:`~astore_gluster.volume.folder.GlusterFolder` is."""
+    """A folder of a volume, to read and write; made like :class:`~astore_gluster.volume.folder.GlusterFolder`."""
 
     makers = 4
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
-        """The attributes of an entry. :raises OSError: ENOENT, and so on."""
+        """Return the attributes of an entry. :raises OSError: ENOENT, and others."""
         path = self.path(name)
         with self._using() as fs:
             if follow:
@@ -42,9 +42,10 @@ class GlusterTree(GlusterFolder, WritableTree):
             return decode_stat(self._gfapi.layout, data.raw, self._connection.device)
 
     def open(self, name: str, *, write: bool = False) -> GlusterFile:
-        """Open a regular file; links are followed within the folder only.
+        """Open a regular file; links are followed only within the folder.
 
-        :raises OSError: EISDIR, EINVAL: it is something else (a FIFO is not even opened). EXDEV: a link out of the folder.
+        :raises OSError: EISDIR, EINVAL: it is not a regular file (a FIFO is not even opened). EXDEV: a link out of the
+            folder.
         """
         for wait in STALE_WAITS:
             try:
@@ -61,7 +62,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 if not modes.S_ISREG(stat.mode):
                     kind = errno.EISDIR if modes.S_ISDIR(stat.mode) else errno.EINVAL
                     raise OSError(kind, "it is not a regular file", name)
-                # by its handle: what has the path may be another by now
+                # by its handle: the path may be another file's by now
                 fd = self._gfapi.h_open(fs, handle, os.O_RDWR if write else os.O_RDONLY)
                 if fd is None and ctypes.get_errno() in GONE:
                     raise _StaleError(*failure(path).args)
@@ -70,7 +71,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 self._gfapi.h_close(handle)
 
     def create(self, name: str, mode: int = 0o600) -> GlusterFile:
-        """Make a new regular file and open it for writing. :raises OSError: EEXIST: the name is taken."""
+        """Create a regular file and open it for writing. :raises OSError: EEXIST: the name is taken."""
         path = self.path(name)
         with self._using() as fs:
             return self._opened(self._gfapi.creat(fs, path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), path)
@@ -87,10 +88,10 @@ class GlusterTree(GlusterFolder, WritableTree):
             self._check(function(fs, path, *arguments), path)
 
     def rename(self, old: str, new: str) -> None:
-        """Give an entry another name that nobody has. :raises OSError: EEXIST: the name is taken.
+        """Rename an entry to an unused name. :raises OSError: EEXIST: the name is taken.
 
-        A file gets the second name first, which never replaces anything, and then loses the first. A directory cannot
-        have two: were the name taken by an empty one in this very moment, that would be replaced.
+        A file first gets the second name as a hard link, which never replaces anything, and then loses the first. A
+        directory cannot have two names: an empty directory that takes the name at this very moment is replaced.
         """
         if modes.S_ISDIR(self.stat(old, follow=False).mode):
             try:
@@ -106,7 +107,7 @@ class GlusterTree(GlusterFolder, WritableTree):
         self.unlink(old)
 
     def link(self, file: GlusterFile, name: str) -> None:
-        """Give an open file a second name. :raises OSError: EEXIST: the name is taken; ENOENT: its first is another file's."""
+        """Give an open file a second name. :raises OSError: EEXIST: the name is taken; ENOENT: the file lost its first."""
         path, new = os.fsencode(file.path), self.path(name)
         with self._using() as fs:
             data = ctypes.create_string_buffer(self._gfapi.layout.size)
@@ -123,7 +124,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 # by their handles: the names may be others' by now
                 if self._gfapi.h_link(fs, handle, folder, new.rpartition(b"/")[2]) < 0:
                     error = failure(new)
-                    if error.errno == errno.ESTALE:  # which is what it says of a name that is taken (seen)
+                    if error.errno == errno.ESTALE:  # the error for a taken name (seen)
                         self.stat(name, follow=False)
                         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from error
                     raise error
@@ -137,7 +138,7 @@ class GlusterTree(GlusterFolder, WritableTree):
         self._call(self._gfapi.unlink, name)
 
     def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
-        """Make a directory; -1 leaves owner or group as it is. :raises OSError: EEXIST: the name is taken."""
+        """Create a directory; -1 leaves owner or group unchanged. :raises OSError: EEXIST: the name is taken."""
         self._call(self._gfapi.mkdir, name, mode)
         if uid != -1 or gid != -1:
             try:
@@ -156,20 +157,20 @@ class GlusterTree(GlusterFolder, WritableTree):
         self._call(self._gfapi.chmod, name, mode)
 
     def set_owner(self, name: str, uid: int = -1, gid: int = -1) -> None:
-        """Set an entry's owner and group; -1 leaves one as it is."""
+        """Set an entry's owner and group; -1 leaves one unchanged."""
         self._call(self._gfapi.chown, name, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF)
 
     _folder_noted = False
 
     def note_folder(self) -> None:
-        """Note at the folder that something is noted at files of it."""
+        """Note at the folder that some of its files have notes."""
         if not self._folder_noted:
             with self._using() as fs:
                 self._folder_noted = self._gfapi.setxattr(fs, self._directory, NOTE, b"yes", 3, 0) >= 0
 
     def sync_folder(self) -> None:
-        """Nothing to wait for: libgfapi has no call for it, and the bricks' own for directories does nothing."""
+        """Do nothing: libgfapi has no call for it, and the bricks' own call for directories does nothing."""
 
 
 class _StaleError(FileNotFoundError):
-    """What the client knows by the name is not there any more; by now there may be another of that name."""
+    """The client's cache knows the name, but its file is gone; another file may have taken the name."""

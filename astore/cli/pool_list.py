@@ -1,0 +1,119 @@
+"""``astore pool list``: asked more often than anything else, so that it imports no more than it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from astore.cli.completion import complete_type
+from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
+from astore.cli.session import view
+
+if TYPE_CHECKING:
+    from astore.cli import shapes
+    from astore.cli.standing import Standing, StandingPool
+    from astore.store.contract import Damaged
+
+
+@view("list")
+@click.option("--all", "everything", is_flag=True, help="Active and inactive ones.")
+@click.option("--inactive", is_flag=True, help="Only inactive ones.")
+@click.option("--autostart/--no-autostart", default=None, help="By that mark.")
+@click.option("--persistent", is_flag=True, help="Only those with a definition.")
+@click.option("--transient", is_flag=True, help="Only those without.")
+@click.option(
+    "--type", "types", multiple=True, metavar="TYPE", help="Of these types (also T1,T2).", shell_complete=complete_type
+)
+@click.option("--details", is_flag=True, help="With sizes, persistence and errors.")
+@click.option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
+@click.option("--uuid", "uuids_only", is_flag=True, help="UUIDs alone, one in a line.")
+def list_pools(
+    standing: Standing,
+    everything: bool,
+    inactive: bool,
+    autostart: bool | None,
+    persistent: bool,
+    transient: bool,
+    types: tuple[str, ...],
+    details: bool,
+    names_only: bool,
+    uuids_only: bool,
+) -> Answer:
+    """List pools: the active ones, unless told otherwise."""
+    pools = standing.pools(
+        active=None if everything else not inactive,
+        persistent=None if persistent == transient else persistent,
+        autostart=autostart,
+        types=[name for part in types for name in part.split(",")] if types else None,
+    )
+    damaged = standing.damaged
+    problems = [f"{file.path} is damaged: {file.error}: repair it or remove it" for file in damaged]
+    shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
+
+    filtered = bool(types or autostart is not None or persistent or transient)
+    wanted = "such " if filtered or everything else "inactive " if inactive else "active "
+    empty = _nothing(wanted, len(standing.all))
+
+    def show(output: Output) -> None:
+        if names_only or uuids_only:
+            for pool in pools:
+                output.value(
+                    " ".join(([pool.info.uuid] if uuids_only else []) + ([pool.info.name] if names_only else []))
+                )
+        elif details:
+            _detailed(output, pools, shown, empty)
+        else:
+            _brief(output, pools, shown, empty)
+
+    def document() -> shapes.PoolList:
+        from astore.cli import shapes
+        from astore.cli.pool_views import pool_shape
+
+        bad = tuple(shapes.Damaged(file.name, file.path, file.error) for file in damaged)
+        return shapes.PoolList(tuple(pool_shape(pool) for pool in pools), bad)
+
+    return Answer(document, show, problems)
+
+
+def _nothing(wanted: str, others: int) -> str:
+    """What people are told in place of a list without pools."""
+    if others:
+        return f"no {wanted}pools: `astore pool list --all` shows all there are ({others})"
+    return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
+
+
+def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
+    columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True), Column("Autostart")]
+    columns += [Column("Volumes", right=True), Column("Capacity", right=True), Column("Used")]
+    rows: list[list[Cell | str]] = []
+    for pool in pools:
+        info = pool.info
+        sizes: list[Cell | str] = ["-"] * 3
+        if info.active:
+            sizes = [str(info.volumes), size(info.capacity), output.bar(info.allocation, info.capacity)]
+        state = state_cell(info.state, backend=info.backend)
+        rows.append([info.name, info.type, state, yes_no(info.autostart), *sizes])
+    rows += [[file.name, "-", state_cell("damaged"), *["-"] * 4] for file in damaged]
+    output.table(columns, rows, empty=empty)
+
+
+def _detailed(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
+    columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True)]
+    columns += [Column("Autostart"), Column("Persistent")]
+    columns += [Column(title, right=True) for title in ("Volumes", "Capacity", "Allocation", "Available")]
+    columns += [Column("Used"), Column("Refreshed"), Column("Error", folds=True)]
+    rows: list[list[Cell | str]] = []
+    for pool in pools:
+        info = pool.info
+        sizes: list[Cell | str] = ["-"] * 6
+        if info.active:
+            sizes = [str(info.volumes), size(info.capacity), size(info.allocation), size(info.available)]
+            sizes += [output.bar(info.allocation, info.capacity), when(info.taken_at)]
+        state = state_cell(info.state, backend=info.backend)
+        rows.append(
+            [info.name, info.type, state, yes_no(info.autostart), yes_no(info.persistent), *sizes, info.error or "-"]
+        )
+    rows += [[file.name, "-", state_cell("damaged"), "-", "yes", *["-"] * 6, file.error] for file in damaged]
+    output.table(columns, rows, empty=empty)

@@ -1,0 +1,154 @@
+"""The pools of a state folder as they stand, for commands that only look: read once, without an event loop or a Manager."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from astore.entry_points import installed_types
+from astore.errors import DefinitionError, PoolNotFoundError
+from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
+from astore.names import check_uuid
+from astore.pools.glance import definition_as_found, pool_info, state_when_last_seen
+from astore.store.contract import Damaged, LastSeen, Run
+from astore.store.definition_files import DefinitionFiles
+from astore.store.local_files import LockedFolder, default_state_dir
+from astore.store.run_files import RunFiles
+from astore.store.snapshot_files import SnapshotFiles
+
+GROUP = "astore.backends"
+
+READ_SECONDS = 60.0
+"""How long the state folder may take to be read; a Manager waits as long for one call to it."""
+
+
+class StandingPool(NamedTuple):
+    """A pool: what it runs by, what its next start takes, and what was known of it last."""
+
+    info: PoolInfo
+    definition: PoolDef
+    stored: PoolDef
+    snapshot: Snapshot
+
+    def to_xml(self, inactive: bool) -> str:
+        """libvirt's ``<pool>`` document, as :meth:`astore.Pool.to_xml` gives it."""
+        if inactive:
+            return self.stored.to_xml()
+        return definition_as_found(self.definition, self.snapshot).to_xml(self.info)
+
+
+class Standing(NamedTuple):
+    """All of a state folder: its pools in name order, and the definition files that cannot be read."""
+
+    all: tuple[StandingPool, ...]
+    damaged: tuple[Damaged, ...]
+
+    def pools(
+        self,
+        *,
+        active: bool | None = None,
+        persistent: bool | None = None,
+        autostart: bool | None = None,
+        types: Collection[str] | None = None,
+    ) -> list[StandingPool]:
+        """Pools in name order, by libvirt's filters; None does not filter."""
+        return [
+            pool
+            for pool in self.all
+            if (active is None or pool.info.active == active)
+            and (persistent is None or pool.info.persistent == persistent)
+            and (autostart is None or pool.info.autostart == autostart)
+            and (types is None or pool.info.type in types)
+        ]
+
+    def pool(self, name: str) -> StandingPool:
+        """A pool by its name or UUID. :raises PoolNotFoundError: there is none."""
+        for pool in self.all:
+            if pool.info.name == name:
+                return pool
+        try:
+            uuid = check_uuid(name)
+        except DefinitionError:
+            uuid = ""
+        for pool in self.all:
+            if pool.info.uuid == uuid:
+                return pool
+        raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
+
+
+def standing(state_dir: str | None) -> Standing:
+    """Read a state folder, on a thread of its own: an interruption does not wait for a file system that hangs.
+
+    :param state_dir: None is the machine's, or the user's own.
+    :raises StoreError: it cannot be read, or others may have written it. TimeoutError: it does not answer.
+    """
+    found: list[Standing | Exception] = []
+
+    def read() -> None:
+        try:
+            found.append(_read(LockedFolder(default_state_dir() if state_dir is None else Path(state_dir))))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=read, name="astore-state-folder", daemon=True)
+    thread.start()
+    thread.join(READ_SECONDS)
+    if not found:
+        raise TimeoutError(f"the state folder was not read within {READ_SECONDS:g} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _read(folder: LockedFolder) -> Standing:
+    folder.check()
+    definitions, (runs, _unknown) = DefinitionFiles(folder).read(), RunFiles(folder).read()
+    snapshots = SnapshotFiles(folder)
+    types = installed_types(GROUP)
+    pools = {
+        item.definition.name: _inactive(item.definition, item.autostart, item.definition.type in types)
+        for item in definitions.good
+    }
+    for name, run in runs.items():
+        seen = snapshots.read(name, run.started_at)
+        pools[name] = _active(pools.get(name), run, seen, run.definition.type in types)
+    return Standing(tuple(pool for _, pool in sorted(pools.items())), definitions.damaged)
+
+
+def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPool:
+    assert definition.uuid is not None
+    info = pool_info(
+        definition,
+        uuid=definition.uuid,
+        state=PoolState.INACTIVE,
+        persistent=True,
+        autostart=autostart,
+        backend=backend,
+        snapshot=Snapshot.EMPTY,
+        since=0.0,
+        error=None,
+    )
+    return StandingPool(info, definition, definition, Snapshot.EMPTY)
+
+
+def _active(stored: StandingPool | None, run: Run, seen: LastSeen | None, backend: bool) -> StandingPool:
+    """A pool that runs. A definition with another UUID is another pool's, which comes back when this one stops."""
+    mine = stored if stored is not None and stored.info.uuid == run.uuid else None
+    snapshot = Snapshot.EMPTY if seen is None else seen.snapshot
+    info = pool_info(
+        run.definition,
+        uuid=run.uuid,
+        state=state_when_last_seen(seen),
+        persistent=mine is not None,
+        autostart=mine is not None and mine.info.autostart,
+        backend=backend,
+        snapshot=snapshot,
+        since=run.started_at if seen is None else seen.since,
+        error=None if seen is None else seen.error,
+    )
+    definition = msgspec.structs.replace(run.definition, uuid=run.uuid)
+    return StandingPool(info, run.definition, definition if mine is None else mine.stored, snapshot)

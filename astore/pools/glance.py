@@ -1,0 +1,71 @@
+"""A pool at a glance, from its record: for a Manager's pools, and for whoever looks at a state folder without a Manager."""
+
+from __future__ import annotations
+
+import msgspec
+
+from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
+from astore.store.contract import LastSeen
+
+
+def state_when_last_seen(seen: LastSeen | None) -> PoolState:
+    """The state of a pool that another process started, from what was known of it when that process left."""
+    if seen is None:
+        return PoolState.RUNNING
+    if seen.error is not None:
+        return PoolState.INACCESSIBLE
+    return PoolState.DEGRADED if any(not error.skipped for error in seen.snapshot.errors) else PoolState.RUNNING
+
+
+def definition_as_found(definition: PoolDef, snapshot: Snapshot) -> PoolDef:
+    """The definition with the permissions of the pool's folder: those count, whatever was asked for when it was made."""
+    found = snapshot.permissions
+    if found is None:
+        return definition
+    said = definition.target.permissions
+    found = msgspec.structs.replace(found, label=None if said is None else said.label)
+    return msgspec.structs.replace(definition, target=msgspec.structs.replace(definition.target, permissions=found))
+
+
+def pool_info(
+    definition: PoolDef,
+    *,
+    uuid: str,
+    state: PoolState,
+    persistent: bool,
+    autostart: bool,
+    backend: bool,
+    snapshot: Snapshot,
+    since: float,
+    error: str | None,
+) -> PoolInfo:
+    """Sum up a pool.
+
+    :param definition: what it runs by, if it is active. :param backend: whether there is a backend for its type.
+    :param since: when it entered its state, in seconds since the epoch. :param error: why it is inaccessible.
+    """
+    why = error
+    if why is None and state is PoolState.DEGRADED:
+        wrong = [entry for entry in snapshot.errors if not entry.skipped]
+        if wrong:
+            first = f"{wrong[0].name}: {wrong[0].message}"
+            few = len(wrong) == 1
+            why = f"cannot be read: {first}" if few else f"{len(wrong)} entries cannot be read; the first: {first}"
+    return PoolInfo(
+        name=definition.name,
+        uuid=uuid,
+        type=definition.type,
+        state=state,
+        persistent=persistent,
+        autostart=autostart,
+        backend=backend,
+        capacity=snapshot.capacity,
+        allocation=snapshot.allocation,
+        available=snapshot.available,
+        volumes=len(snapshot),
+        errors=len(snapshot.errors),
+        generation=snapshot.generation,
+        taken_at=snapshot.taken_at,
+        since=since,
+        error=why,
+    )
