@@ -41,12 +41,8 @@ async def private_folder(context: Context, *, for_socket: bool = False) -> Async
 class PrivateFolder:
     """A new, locked folder. Making one removes leftovers. Its methods block.
 
-    <<<<<<< HEAD
-        :param for_socket: the path must be short.
-    =======
-        :param for_socket: its path has to be short.
-        :param place: the folder to make it in; None means the one for temporary files.
-    >>>>>>> 0475e68768f34a2bc21f0ca236084c0c4858e783
+    :param for_socket: the path must be short.
+    :param place: the folder to make it in; None: the one for temporary files.
     """
 
     def __init__(self, for_socket: bool = False, place: str | None = None) -> None:

@@ -144,7 +144,7 @@ class SharingChecks(ConformanceBase):
             await pool.stop()
 
     async def test_two_managers_at_once(self, tmp_path: Path, source: SourceUnderTest) -> None:
-        """What one Manager starts, the other refreshes; what one stops is inactive for the other after its next read of the state."""
+        """A pool that one Manager starts can be refreshed by the other; a stop is seen by its next read of the state."""
         folder = tmp_path / "shared"
         async with (
             Manager(folder, registry=self.make_registry()) as one,
