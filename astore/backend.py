@@ -1,19 +1,19 @@
-"""The page for plugin authors: what a backend is, what it may add, and what the core lends it.
+"""The page for plugin authors: the contract of a backend, its optional abilities, and the services of the core.
 
 A :class:`Backend` drives one pool type. It is three things: ``type`` and ``api_version``; :meth:`Backend.check`,
 which is pure; and :meth:`Backend.open`, which gives a :class:`PoolSession`, a started pool. Everything else
 is an *ability*: a Protocol of a few methods, on the backend (:class:`DiscoversSources`, :class:`BuildsPools`,
-:class:`DeletesPools`, :class:`NamesVolumes`) or on the session (:class:`RefreshesVolume`, :class:`CutsLoose`, and the
-volume abilities). What a backend can do is computed from it; what it cannot do is refused by the core with
-:class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
+:class:`DeletesPools`, :class:`CutsPoolsLoose`, :class:`NamesVolumes`) or on the session (:class:`RefreshesVolume`,
+:class:`CutsLoose`, and the volume abilities). :func:`abilities` finds them by the methods. The core refuses every other
+operation with :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
 
 A backend whose pools are folders of files implements :class:`astore.trees.FileTree` instead of a session and
-returns ``FileTreeSession(tree, context)`` from ``open``; listing and probing are then done for it. One whose volumes are disks
+returns ``FileTreeSession(tree, context)`` from ``open``, which lists and probes for it. A backend whose volumes are disks
 by themselves implements :class:`astore.blocks.BlockPool` and returns ``block_session(pool, context)``.
 
-Rules for plugin code: ``check`` and ``source_key`` touch nothing. Blocking calls go through ``context.lane``, programs
-through ``context.run_command``; both have deadlines. ``refresh`` returns data and keeps nothing of the
-core's. A failure of the whole source is an ``OSError`` (any :class:`~astore.errors.AstoreError` will do); a failure of one
+Rules for plugin code: ``check`` and ``source_key`` are pure. Blocking calls go through ``context.lane``, programs
+through ``context.run_command``; both have deadlines. ``refresh`` returns data and keeps no reference to the core's
+objects. A failure of the whole source is an ``OSError`` or any :class:`~astore.errors.AstoreError`; a failure of one
 entry is an :class:`~astore.model.EntryError` in the snapshot.
 """
 
@@ -34,17 +34,23 @@ if TYPE_CHECKING:
     from astore.model.definitions import Auth
 
 API_VERSION = 1
-"""The version of this page. A backend says which one it was written for; the registry takes these: (1,)."""
+"""The version of this page. A backend names the one it was written for."""
 
 API_VERSIONS_ACCEPTED = (1,)
+"""The versions that the registry accepts."""
 
 ENTRY_POINT_GROUP = "astore.backends"
-"""Distributions announce a backend here: the entry point's name is the pool type, its object a Backend class."""
+"""The group of entry points that announce backends: each is named after a pool type and loads a Backend class."""
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 Progress = Callable[[int, int | None], None]
-"""Called with bytes done and bytes in all (None: unknown); must not block."""
+"""Called with the bytes done and the bytes in all (None: unknown); must not block."""
+
+Take = Callable[[], tuple[bytearray, int] | None]
+"""Return a buffer to fill and the offset to read from; None: there is nothing more to read now."""
+
+Filled = Callable[[int], None]
+"""Called with the number of bytes that were read into the buffer taken last."""
 
 QemuNode = dict[str, Any]
 """A node of QEMU's block layer (BlockdevOptions in QEMU's QMP reference), as in ``json:{…}``."""
@@ -54,7 +60,7 @@ QemuNode = dict[str, Any]
 
 
 class Lane(Protocol):
-    """The pool's own blocking-call threads: a few, under a global cap, fair among pools, each call with a deadline."""
+    """A few threads for one pool's blocking calls: under a global cap, fair among pools, each call with a deadline."""
 
     async def run(
         self,
@@ -66,44 +72,46 @@ class Lane(Protocol):
         """Run ``func(*args)`` on a lane thread.
 
         :param timeout: seconds; None means the lane's own deadline.
-        :param discard: given the result if nobody is left to take it (cancelled, or too late), on the lane thread.
+        :param discard: called with the result, on the lane thread, if the caller was cancelled or the deadline passed.
         :raises LaneTimeoutError: the deadline passed; the thread is counted as stuck until it returns.
         :raises LaneStuckError: every thread is stuck already.
         """
         ...
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
-        """From a lane thread: let up to ``count`` more threads of this lane run ``func`` beside the present call.
+        """Let up to ``count`` more threads of this lane run ``func`` beside the present call. Call it on a lane thread.
 
-        They start if and when threads are free, so ``func`` must be able to find nothing left to do, and the caller
-        must be able to do all the work alone. They share the present call's deadline. Never waits.
+        Assistants start if and when threads are free: ``func`` must return at once if nothing is left to do, and the caller
+        must be able to do all the work alone. Assistants share the present call's deadline. Never waits.
         """
         ...
 
     def turn(self) -> Turn:
-        """From a lane thread: a turn at what is more computing than waiting, such as listing a folder.
+        """Return a turn at work that computes more than it waits, such as listing a folder. Call it on a lane thread.
 
-        To be entered, and its ``step()`` to be called after every 64 or so small pieces of work. Threads that compute at
-        the same time are no faster in Python, and keep the event loop from its work. Who waits for storage all the same
-        loses nothing: see :mod:`astore.lanes.gil_turns`.
+        Enter the turn, and call its ``step()`` after every 64 or so small pieces of work. Python threads that compute at
+        the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing:
+        see :mod:`astore.lanes.gil_turns`.
         """
         ...
 
     def aside(self, most: float) -> Aside:
-        """From a lane thread: work that can wait, and lets those who take turns go first: by ``step()``, before each piece.
+        """Return background work that lets threads with turns go first. Call it on a lane thread.
 
-        :param most: how many seconds it waits for them at most, all in all.
+        Call its ``step()`` before each small piece of work.
+
+        :param most: seconds that it waits for other threads at most, in all.
         """
         ...
 
     @property
     def in_company(self) -> bool:
-        """Whether threads take turns now, or are expected to: work that can wait had better do little at once."""
+        """Whether threads take turns now, or are expected to: background work then goes on in small pieces."""
         ...
 
 
 class CommandResult(msgspec.Struct, frozen=True):
-    """What a program returned: bytes as it wrote them."""
+    """The result of a program; its output as bytes, unchanged."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -112,7 +120,7 @@ class CommandResult(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a program may use at most: ``memory`` in bytes of address space, ``cpu`` in seconds of processor time."""
+    """The limits of a program: ``memory`` in bytes of address space, ``cpu`` in seconds of processor time."""
 
     memory: int
     cpu: float
@@ -132,21 +140,25 @@ class CommandRunner(Protocol):
         descriptors: Sequence[int] = (),
         max_output: int = 16 << 20,
     ) -> CommandResult:
-        """:param limits: what it may use; it is ended by the kernel where it uses more.
-        :param descriptors: open files that it inherits, by the same numbers; they stay open until this returns.
-        :param max_output: bytes that it may write to stdout, and as many to stderr.
-        :raises CommandError: it is missing, returned non-zero (with ``check``), or wrote too much and was killed.
-        :raises LaneTimeoutError: it did not end in ``timeout`` seconds, and was killed.
+        """Run a program to its end.
+
+        :param timeout: seconds; None means the runner's own deadline.
+        :param check: raise if the program returns non-zero.
+        :param limits: the kernel kills a program that exceeds them.
+        :param descriptors: open files that the program inherits under the same numbers; keep them open until this returns.
+        :param max_output: bytes that the program may write to stdout, and as many to stderr.
+        :raises CommandError: the program is missing, returned non-zero (with ``check``), or wrote too much and was killed.
+        :raises LaneTimeoutError: the program did not end in ``timeout`` seconds, and was killed.
         """
         ...
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What the core lends a backend for one pool (or one discovery).
+    """The services that the core lends a backend for one pool (or one discovery).
 
-    :ivar name: the pool's name. :ivar uuid: its UUID ('' during discovery).
-    :ivar lane: its threads. :ivar run_command: for programs. :ivar log: bound to the pool.
-    :ivar timeout: seconds that one blocking call may take unless it says otherwise.
+    :ivar name: the pool's name. :ivar uuid: its UUID. Both are '' during discovery.
+    :ivar lane: the pool's threads. :ivar run_command: runs programs. :ivar log: the logger, bound to the pool.
+    :ivar timeout: the default deadline of a blocking call, in seconds.
     """
 
     name: str
@@ -161,7 +173,7 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Backend(abc.ABC):
-    """Drives all the pools of one type. Made without arguments; holds no state of any one pool."""
+    """Drives all pools of one type. Created without arguments; keeps no state of a single pool."""
 
     type: ClassVar[str]
     """The pool type, ``<pool type='…'>``."""
@@ -169,67 +181,67 @@ class Backend(abc.ABC):
     api_version: ClassVar[int] = API_VERSION
 
     source_formats: ClassVar[tuple[str, ...]] = ()
-    """What ``<source><format type=…>`` may say, the default first; empty: no such element."""
+    """The values of ``<source><format type=…>``, the default first; empty: pools of this type have no such element."""
 
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
-    """The image formats its volumes may have, the default first (for the capabilities document)."""
+    """The image formats that volumes may have, the default first (for the capabilities document)."""
 
     lane_threads: ClassVar[int] = 4
-    """How many threads each of its pools may have blocking calls on at once."""
+    """How many threads each pool may use for blocking calls at once."""
 
     def require(self) -> None:
-        """Make sure that what the backend needs of the machine is there. Called once, in a worker thread, on loading.
+        """Check that the programs and libraries the backend needs are installed. Called once on loading, in a worker thread.
 
-        :raises BackendLoadError: (or ImportError, OSError) saying what to install.
+        :raises BackendLoadError: (or ImportError, OSError) naming what to install.
         """
 
     @abc.abstractmethod
     def check(self, definition: PoolDef) -> PoolDef:
-        """Validate; return the definition with this type's defaults filled in. Pure: touches nothing outside.
+        """Validate a definition; return it with this type's defaults filled in. Must be pure.
 
         :raises DefinitionError: naming the element at fault.
         """
 
     @abc.abstractmethod
     def source_key(self, definition: PoolDef) -> tuple[tuple[str, str], ...]:
-        """What identifies the source of a checked definition: (field, value) pairs.
+        """Return the (field, value) pairs that identify the source of a checked definition. Must be pure.
 
-        Two pools of this type with equal pairs are the same storage, and the second is refused by these fields.
+        Two pools of this type with equal pairs share their storage, so the core refuses the second; the error names the pairs.
         """
 
     @abc.abstractmethod
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
-        """Start the pool, or join it where another process already did. Either way afterwards it works.
+        """Start the pool, or join it if another process has started it.
 
-        Cancelled or failed, it leaves nothing of this process behind.
+        A call that fails or is cancelled leaves nothing of this process behind.
 
-        :raises OSError: the source does not answer or does not exist, in words naming host and volume or path.
+        :raises OSError: the source does not answer or does not exist; the message names host and volume, or path.
         """
 
 
 class PoolSession(abc.ABC):
-    """A started pool. One for each started pool and Manager."""
+    """A started pool; each Manager has one session for each."""
 
     @abc.abstractmethod
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """Look at the source and say what is there now.
+        """Return a snapshot of the source.
 
-        :param previous: the last good snapshot (empty at first): records of unchanged entries are to be taken over from
-            it **as the same objects**.
-        :param full: trust nothing of ``previous``.
+        :param previous: the last good snapshot (empty at first). Take the records of unchanged entries from it **as the same
+            objects**.
+        :param full: trust nothing in ``previous``.
         :raises OSError: the source as a whole cannot be read.
         """
 
     async def stop(self) -> None:
-        """Stop the pool for good (unmount …), beyond what :meth:`aclose` does. Called before ``aclose``.
+        """Stop the pool for all processes (unmount it, for example). Called before :meth:`aclose`.
 
-        Not called where no session can be opened, since the storage does not answer: a backend whose pools leave something
-        outside of processes, such as a mount, is :class:`CutsPoolsLoose` too, and then such a stop is refused, or forced.
+        The core cannot call this if the storage does not answer, since no session can be opened then. A backend whose pools
+        leave something outside of processes, such as a mount, is :class:`CutsPoolsLoose` too: such a stop must be forced.
         """
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Let go of what belongs to this process. May be called twice; closes even where it fails. Never slow."""
+        """Release what belongs to this process. May be called twice; closes even if it fails. Never slow."""
 
 
 # ---------------------------------------------------------------------------------- abilities a backend may have
@@ -237,12 +249,14 @@ class PoolSession(abc.ABC):
 
 @runtime_checkable
 class DiscoversSources(Protocol):
-    """Can say which sources a host offers."""
+    """Can list the sources that a host offers."""
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None
     ) -> Sequence[DiscoveredSource]:
-        """:raises DefinitionError: no host given where one is needed, or not a host name.
+        """Return the sources that a host offers.
+
+        :raises DefinitionError: the type needs a host and none is given, or it is no host name.
         :raises OSError: the host does not answer. CommandError: the program that asks it is missing.
         """
         ...
@@ -250,10 +264,10 @@ class DiscoversSources(Protocol):
 
 @runtime_checkable
 class BuildsPools(Protocol):
-    """Can make the pool's storage (a target directory, a file system)."""
+    """Can create the pool's storage (a target directory, a file system)."""
 
     async def build(self, definition: PoolDef, context: Context) -> None:
-        """Make it; what is there already and is right is left alone."""
+        """Create the storage. Storage that exists already and is right stays unchanged."""
         ...
 
 
@@ -262,23 +276,23 @@ class DeletesPools(Protocol):
     """Can destroy the pool's storage."""
 
     async def delete(self, definition: PoolDef, context: Context) -> None:
-        """Remove it; a directory only when it is empty."""
+        """Remove the storage; a directory only if it is empty."""
         ...
 
 
 @runtime_checkable
 class CutsPoolsLoose(Protocol):
-    """Can end a pool whose storage hangs so that no session can be opened, such as one that another process started."""
+    """Can end a pool whose storage hangs, if no session can be opened: for example one that another process started."""
 
     async def cut_loose(self, definition: PoolDef, context: Context) -> None:
-        """As :meth:`CutsLoose.cut_loose`, without a session."""
+        """Do what :meth:`CutsLoose.cut_loose` does, without a session."""
         ...
 
 
 class DiskHost(msgspec.Struct, frozen=True):
     """A ``<host>`` in the source of a domain's disk: a ``name`` with a ``port``, or the path of a ``socket``.
 
-    :ivar port: None is the protocol's own. :ivar transport: ``unix`` of a socket, or ``rdma``; None is TCP.
+    :ivar port: None means the protocol's default. :ivar transport: ``unix`` for a socket, or ``rdma``; None means TCP.
     """
 
     name: str | None = None
@@ -290,8 +304,8 @@ class DiskHost(msgspec.Struct, frozen=True):
 class DiskSource(msgspec.Struct, frozen=True):
     """The ``<source>`` of a domain's disk whose bytes come over the network.
 
-    :ivar protocol: libvirt's word for it. :ivar name: what the volume is called there, without a leading ``/``.
-    :ivar hosts: all of them, the preferred one first. :ivar auth: as whom the domain logs in; its type is the secret's.
+    :ivar protocol: libvirt's word for it. :ivar name: the volume's name in that protocol, without a leading ``/``.
+    :ivar hosts: all hosts, the preferred one first. :ivar auth: the domain's login; ``type`` is the type of the secret.
     """
 
     protocol: str
@@ -302,27 +316,28 @@ class DiskSource(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class NamesVolumes(Protocol):
-    """Can say how volumes are named to others that are no files of this machine (those of the type ``network``).
+    """Can name volumes of the type ``network``, which are no files of this machine, to libvirt and QEMU.
 
-    The methods are pure, like :meth:`Backend.check`: the core calls them on the event loop, for any active pool, with a session
-    or without. They get the definition that the pool runs by and the volume's record.
+    The methods are pure, like :meth:`Backend.check`: the core calls them on the event loop, for any active pool, with or
+    without a session. They get the definition that the pool runs by and the volume's record.
     """
 
     def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
-        """Where a libvirt domain finds the volume's bytes."""
+        """Return the ``<source>`` by which a libvirt domain reads the volume."""
         ...
 
     def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
-        """The node of QEMU's protocol driver that reads the volume's bytes, with every host."""
+        """Return the node of QEMU's protocol driver that reads the volume, with every host."""
         ...
 
     def volume_named(self, definition: PoolDef, location: str) -> str | None:
-        """The name that a volume of this pool at a location has, or would have; None if the location is not the pool's.
+        """Return the name that a volume at a location has, or would have; None if the location is not in this pool.
 
-        The core finds by this which volume a header means, however its name is spelled, and protects that volume.
+        The core uses it to find the volume that an image's header means, however the header spells it, and protects that
+        volume.
 
-        :param location: what an image's header names, written by strangers, as a URL or another name that QEMU has for its
-            protocols (:mod:`astore.images.protocols`); never a path of this machine.
+        :param location: a URL or another name that QEMU has for its protocols (:mod:`astore.images.protocols`), never a path
+            of this machine. It comes from an image's header: do not trust it.
         """
         ...
 
@@ -332,12 +347,12 @@ class NamesVolumes(Protocol):
 
 @runtime_checkable
 class RefreshesVolume(Protocol):
-    """Can look at one entry alone."""
+    """Can refresh a single entry."""
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
-        """The entry's record read anew, its error, or None where there is no such volume (any more).
+        """Read an entry anew. Return its record, its error, or None if there is no such volume.
 
-        :param before: its record until now, given where that says what the volume was made as.
+        :param before: the last record, given only if its ``made`` is set.
         """
         ...
 
@@ -347,29 +362,34 @@ class CutsLoose(Protocol):
     """Can end a pool whose storage hangs."""
 
     async def cut_loose(self) -> None:
-        """Make every call that hangs on this pool return, and give the pool up. Must not touch the storage itself."""
+        """Make every call that hangs on this pool return, and abandon the pool. Must not touch the storage."""
         ...
 
 
 @runtime_checkable
 class WatchesChanges(Protocol):
-    """Is told by the storage what changed."""
+    """Can report changes that the storage announces."""
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[frozenset[str] | None]]:
-        """Sets of names that may have changed; None where only a whole refresh will tell."""
+        """Yield sets of names that may have changed; None asks for a whole refresh."""
         ...
 
 
 @runtime_checkable
 class CreatesVolumes(Protocol):
-    """Can make a new, empty volume, complete or not at all."""
+    """Can create an empty volume."""
 
-    async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo: ...
+    async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
+        """Create a volume, complete or not at all; return its record.
+
+        :param prealloc_metadata: write all metadata of a qcow2 volume now.
+        """
+        ...
 
 
 @runtime_checkable
 class CopiesVolumes(Protocol):
-    """Can make a new volume out of one of its own without moving the data through this process."""
+    """Can copy one of its own volumes without moving the data through this process."""
 
     async def copy_volume(
         self,
@@ -380,17 +400,17 @@ class CopiesVolumes(Protocol):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """The new volume has no other references than the source had when it was seen last.
+        """Copy a volume; return the new one's record. It may have no references that ``source`` does not have.
 
-        :param backed: the capacity of what backs the source, said where it matters and is known.
-        :param backing: the node of what backs it, where the new volume grows over that.
+        :param backed: the capacity of the source's backing file in bytes, if it matters and is known.
+        :param backing: the node of the source's backing file, if the new volume grows beyond the source.
         """
         ...
 
 
 @runtime_checkable
 class ReceivesVolumes(Protocol):
-    """Can make a new volume out of the bytes of another pool's."""
+    """Can create a volume from the bytes of another pool's volume."""
 
     async def receive_volume(
         self,
@@ -403,14 +423,17 @@ class ReceivesVolumes(Protocol):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """:param size: how many bytes there are. :param like: the record of the volume whose bytes they are.
-        :param backed: with ``backing`` as for :class:`CopiesVolumes`."""
+        """Create a volume from the bytes of ``source``; return its record.
+
+        :param size: the number of bytes. :param like: the record of the source volume, unless that is raw.
+        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        """
         ...
 
 
 @runtime_checkable
 class ConvertsVolumes(Protocol):
-    """Can have qemu-img read its volumes, and write new ones in another format."""
+    """Can let qemu-img read its volumes, and write new ones in another format."""
 
     def qemu_node(
         self,
@@ -421,14 +444,14 @@ class ConvertsVolumes(Protocol):
         format: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> AbstractAsyncContextManager[QemuNode]:
-        """How QEMU is told of a volume that it is to read, for as long as this lasts.
+        """Yield the node by which QEMU reads a volume; it is valid inside the context.
 
-        QEMU must open nothing because a name in a header or a path says so: it is given open files, or what is served to it.
+        QEMU must not open files that a header names: give it open descriptors, or serve the bytes.
 
-        :param backing: the node of what it is backed by; without one QEMU must not open any.
-        :param format: the format in which it is read, where that is not the volume's own.
-        :param on_bytes: called with the count of bytes that were read, now and then, if that can be told.
-        :raises StorageError: EAGAIN: it is not any more as ``volume`` says. EPERM: it has its data in other files.
+        :param backing: the node of the backing file; None: QEMU must open none.
+        :param format: the format to read the volume in, if it is not its own.
+        :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
+        :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
         ...
 
@@ -441,32 +464,36 @@ class ConvertsVolumes(Protocol):
         stored: int = 0,
         on_bytes: Callable[[int], None] | None = None,
     ) -> VolumeInfo:
-        """Make a new volume of the image that QEMU knows as ``source``.
+        """Create a volume from the image of the node ``source``; return its record.
 
-        :param stored: how many bytes the image and what it is backed by take in their files, for the program's limits.
-        :param backing: the node of the definition's backing file, if what the source's own image has not is the same in it,
-            and so need not be copied. Else all is.
+        :param stored: bytes that the image and its backing files take on their storage, for the program's limits.
+        :param backing: the node of the definition's backing file, if it holds all that the source's own image does not: only
+            the source's own data are copied then. None copies everything.
         """
         ...
 
 
 @runtime_checkable
 class DeletesVolumes(Protocol):
-    """Can remove a volume; a directory only when it is empty."""
+    """Can delete volumes."""
 
-    async def delete_volume(self, volume: VolumeInfo) -> None: ...
+    async def delete_volume(self, volume: VolumeInfo) -> None:
+        """Delete a volume; a directory only if it is empty."""
+        ...
 
 
 @runtime_checkable
 class RenamesVolumes(Protocol):
-    """Can give a volume another name, never replacing what is there."""
+    """Can rename volumes."""
 
-    async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo: ...
+    async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
+        """Rename a volume, never replacing anything; return its record."""
+        ...
 
 
 @runtime_checkable
 class ResizesVolumes(Protocol):
-    """Can make a volume larger or smaller: ``capacity`` in bytes; ``allocate`` takes the space now."""
+    """Can make volumes larger or smaller."""
 
     async def resize_volume(
         self,
@@ -477,27 +504,32 @@ class ResizesVolumes(Protocol):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """:param backed: with ``backing`` as for :class:`CopiesVolumes`."""
+        """Resize a volume; return its record.
+
+        :param capacity: bytes. :param allocate: allocate the space that it gains.
+        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        """
         ...
 
 
 @runtime_checkable
 class WipesVolumes(Protocol):
-    """Can overwrite a volume by one of libvirt's algorithms."""
+    """Can wipe volumes."""
 
-    async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None: ...
+    async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
+        """Overwrite a volume by one of libvirt's algorithms."""
+        ...
 
 
 class VolumeFile(Protocol):
-    """A volume opened for random access; offsets and lengths in bytes. Calls may be made side by side.
+    """A volume opened for random access; offsets and lengths in bytes. Calls may overlap.
 
-    ``preadinto`` fills memory of the caller's, and may go on doing so after it was cancelled. A file that can stay in a
-    thread for several blocks has ``read_blocks`` too (:func:`astore.volume_io.downloads.read_blocks`), for downloads.
+    ``preadinto`` may still write to the caller's buffer after it was cancelled. A file may be a :class:`ReadsBlocks` too.
     """
 
     @property
     def in_flight(self) -> int:
-        """How many calls at once pay for bulk data."""
+        """How many calls at once are worth it for bulk data."""
         ...
 
     async def stat(self) -> FileStat: ...
@@ -512,16 +544,33 @@ class VolumeFile(Protocol):
 
 
 @runtime_checkable
-class OpensVolumes(Protocol):
-    """Can open a volume's bytes, which makes upload, download and random access possible."""
+class ReadsBlocks(Protocol):
+    """A :class:`VolumeFile` that can read several blocks in one call, for downloads."""
 
-    def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[VolumeFile]: ...
+    async def read_blocks(self, take: Take, filled: Filled) -> None:
+        """Fill buffers one after the other, until ``take`` returns None.
+
+        Call ``filled`` once for each buffer that was taken. Both may be called from a worker thread.
+
+        :raises OSError: a read failed; ``filled`` was not called for it.
+        """
+        ...
+
+
+@runtime_checkable
+class OpensVolumes(Protocol):
+    """Can open volumes for upload, download and random access."""
+
+    def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
+        """Open a volume's bytes for as long as the context lasts."""
+        ...
 
 
 BACKEND_ABILITIES: Mapping[str, type] = {
     "discover": DiscoversSources,
     "build": BuildsPools,
     "delete": DeletesPools,
+    "stop-force": CutsPoolsLoose,
     "name-volumes": NamesVolumes,
 }
 """Abilities of backends by the operation they allow."""
@@ -544,6 +593,6 @@ SESSION_ABILITIES: Mapping[str, type] = {
 
 
 def abilities(obj: Backend | PoolSession) -> tuple[str, ...]:
-    """The operations that a backend or a session supports beyond those that all do, in name order."""
+    """Return the operations that a backend or a session supports beyond those that all do, in name order."""
     table = BACKEND_ABILITIES if isinstance(obj, Backend) else SESSION_ABILITIES
     return tuple(sorted(name for name, protocol in table.items() if isinstance(obj, protocol)))

@@ -1,4 +1,4 @@
-"""Clean-up that a cancellation must not cut short, and blocking calls that must not be left half-way."""
+"""Clean-up that a cancellation must not interrupt, and blocking calls that must not be abandoned half-way."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ import anyio
 T = TypeVar("T")
 
 CLEANUP_SECONDS = 2.0
-"""How long putting things in order may hold up a cancellation; what is left then, the next start removes."""
+"""How long a clean-up may delay a cancellation; the next start removes what is left then."""
 
 SYNC_SECONDS = 600.0
-"""How long storage may take until all that was written is safe: gigabytes may wait in its caches."""
-
+"""How long a sync may take: gigabytes may wait in the storage's caches."""
 
 GRACE_SECONDS = 0.5
-"""How long what was cancelled may take to give up."""
+"""How long a cancelled task may take to end."""
 
 
 def seconds_until(until: float | None) -> float:
-    """Return how long a clean-up may last: CLEANUP_SECONDS, or until a moment of the monotonic clock."""
+    """Return the seconds left for a clean-up until a time of the monotonic clock; None means CLEANUP_SECONDS."""
     return CLEANUP_SECONDS if until is None else max(until - time.monotonic(), 0.05)
 
 
 class Runs(Protocol):
-    """What runs blocking calls on threads of its own, as :class:`astore.backend.Lane` does."""
+    """Runs blocking calls on threads, like :class:`astore.backend.Lane`."""
 
     async def run(
         self,
@@ -44,12 +43,12 @@ class Runs(Protocol):
 
 
 async def shielded(call: Coroutine[Any, Any, T]) -> T:
-    """Run ``call`` to its end, however often the caller is cancelled meanwhile; the cancellation comes after it.
+    """Run ``call`` to its end, however often the caller is cancelled meanwhile. ``call`` must be bounded.
 
-    anyio's shield alone keeps off anyio's own cancel scopes, not ``Task.cancel()``, which ``asyncio.timeout`` and
-    ``asyncio.TaskGroup`` use. What is called must be bounded.
+    anyio's shield alone holds off anyio's own cancel scopes, not ``Task.cancel()``, which ``asyncio.timeout`` and
+    ``asyncio.TaskGroup`` use.
 
-    :raises asyncio.CancelledError: the caller was cancelled. What ``call`` raises, if it was not.
+    :raises asyncio.CancelledError: after ``call`` has ended, if the caller was cancelled. Else what ``call`` raises.
     """
     task = asyncio.get_running_loop().create_task(call)
     cancelled: asyncio.CancelledError | None = None
@@ -66,15 +65,15 @@ async def shielded(call: Coroutine[Any, Any, T]) -> T:
 
 
 def retrieved(task: asyncio.Task[Any]) -> None:
-    """A done callback for a task that nobody waits for any more: what it raises is no news."""
+    """Ignore what a task raised. A done callback for tasks that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
 
 
 async def bounded(call: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
-    """Wait for a clean-up, but not for long, whatever it says, and even where it does not let itself be cancelled.
+    """Wait for a clean-up, and cancel it if it takes too long. Ignore its errors, and return even if it goes on.
 
-    :param seconds: how long; None means CLEANUP_SECONDS.
+    :param seconds: None means CLEANUP_SECONDS; GRACE_SECONDS may come on top.
     """
     task = asyncio.get_running_loop().create_task(call)
     task.add_done_callback(retrieved)
@@ -88,11 +87,11 @@ async def bounded(call: Coroutine[Any, Any, object], seconds: float | None = Non
 
 
 async def to_the_end(lane: Runs, func: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:
-    """Run ``func(*args)`` on the lane. Cancelled, wait for its end all the same (bounded), and undo what it did.
+    """Run ``func(*args)`` on the lane. If the caller is cancelled, wait for the call's end (bounded), and undo its effect.
 
-    So that whoever cancelled finds the storage at rest: the thread of a cancelled call goes on.
+    The thread of a cancelled call goes on: without the wait, the caller would go on while the storage still changes.
 
-    :param undo: given what ``func`` returned, on the lane.
+    :param undo: called on the lane with the result of ``func``.
     """
     task = asyncio.ensure_future(lane.run(func, *args, discard=undo))
     try:
@@ -101,14 +100,14 @@ async def to_the_end(lane: Runs, func: Callable[..., T], *args: object, undo: Ca
         task.add_done_callback(retrieved)
         await shielded(bounded(asyncio.wait([task])))
         if not task.done():
-            task.cancel()  # and where it comes to its end after all, its thread undoes it
+            task.cancel()  # if the call ends after all, its thread undoes it
         elif undo is not None and not task.cancelled() and task.exception() is None:
             await shielded(bounded(lane.run(undo, task.result())))
         raise
 
 
 class Once:
-    """A blocking call that is made once, whoever comes to it first."""
+    """A blocking call that runs once, on the first thread that calls it."""
 
     def __init__(self, func: Callable[[], object]) -> None:
         self._func = func
@@ -124,7 +123,7 @@ class Once:
 
 
 async def cleaned_up(lane: Runs, func: Callable[[], object]) -> None:
-    """Make a blocking clean-up on the lane, or in a thread of its own where the lane has none for it. Bounded, and shielded."""
+    """Run a blocking clean-up on the lane, or on a thread of its own if no thread of the lane took it. Bounded, shielded."""
     once = Once(func)
     try:
         await shielded(bounded(lane.run(once)))
@@ -134,7 +133,7 @@ async def cleaned_up(lane: Runs, func: Callable[[], object]) -> None:
 
 
 def in_a_thread(func: Callable[[], object]) -> None:
-    """Run a clean-up for which the lane has no thread, in one of its own. Nobody waits for it."""
+    """Run a clean-up on a thread of its own, and do not wait for it."""
 
     def run() -> None:
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""Running programs: without a shell, with a deadline, killed and reaped when it passes or the caller is cancelled."""
+"""Programs, run without a shell: killed and reaped at their deadline, or when the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from astore.cancellation import shielded
 from astore.errors import CommandError, LaneTimeoutError, printable
 
 MAX_OUTPUT = 16 << 20
-"""Bytes that a program may write to stdout, and to stderr, unless its caller says otherwise."""
+"""Bytes that a program may write to stdout, and as many to stderr, by default."""
 
 DYING_SECONDS = 2.0
-"""How long a killed program may hold up a cancellation; one that hangs in the kernel dies when that lets it."""
+"""How long a killed program may delay a cancellation; one that hangs in the kernel dies later."""
 
 
 class LaneCommandRunner:
     """Runs programs on the threads of a lane; see :class:`astore.backend.CommandRunner`.
 
-    :param timeout: seconds a program may take that does not say.
+    :param timeout: the default deadline of a program, in seconds.
     """
 
     def __init__(self, lane: Lane, timeout: float = 30.0) -> None:
@@ -49,7 +49,7 @@ class LaneCommandRunner:
         limit = self._timeout if timeout is None else timeout
         child = _Child(tuple(argv), limit, env, limits, descriptors, max_output)
         try:
-            # the thread ends by itself at the limit; the lane's deadline is for a program that cannot even be killed
+            # the thread ends by itself at the limit; the lane's deadline is for programs that cannot even be killed
             result = await self._lane.run(child.run, timeout=limit + 2.0)
         except BaseException:
             child.kill()
@@ -61,7 +61,7 @@ class LaneCommandRunner:
 
 
 class _Child:
-    """One program. ``run`` blocks; ``kill`` may be called from any thread, before, during and after."""
+    """One program. ``run`` blocks; ``kill`` may be called from any thread at any time."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class _Child:
         self.max_output = max_output
 
     async def gone(self) -> None:
-        """Wait until it is dead after :meth:`kill`, so that nothing is written behind the caller's back; not for long."""
+        """Wait until the program is dead after :meth:`kill`, for DYING_SECONDS at most: it then writes nothing any more."""
         for _ in range(int(DYING_SECONDS / 0.005)):
             if self._over:
                 return
@@ -104,14 +104,14 @@ class _Child:
         with self._lock:
             self._process = process
             killed = self._killed
-        if killed:  # the caller went while it started
+        if killed:  # the caller was cancelled while it started
             self.kill()
         try:
             stdout, stderr = self._communicate(process)
         except BaseException as error:
             self.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                # a process of another session may hold the pipes still: what was ours is reaped all the same
+                # a process of another session may still hold the pipes; the program itself is reaped
                 process.wait(timeout=2.0)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise LaneTimeoutError(
@@ -125,9 +125,9 @@ class _Child:
         return CommandResult(self.argv, process.returncode, stdout, stderr)
 
     def _communicate(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-        """All that the program writes, once it has ended: as ``Popen.communicate``, but bounded.
+        """Return the program's output when it has ended: like ``Popen.communicate``, but bounded.
 
-        :raises subprocess.TimeoutExpired: it did not end in time. CommandError: it wrote more than it may.
+        :raises subprocess.TimeoutExpired: it did not end in time. CommandError: it wrote too much.
         """
         deadline = time.monotonic() + self.timeout
         written = {stream: bytearray() for stream in (process.stdout, process.stderr) if stream is not None}
@@ -156,7 +156,7 @@ class _Child:
         return stdout, stderr
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # without the lock: where the program's storage hangs this lasts, and kill() is called from the event loop
+        # without the lock: this hangs if the program's storage hangs, and kill() is called from the event loop
         try:
             process = subprocess.Popen(
                 self.argv,
@@ -178,7 +178,7 @@ class _Child:
         if self.limits is not None:
             try:
                 _limit(process.pid, self.limits)
-            except ProcessLookupError:  # it is over already
+            except ProcessLookupError:  # it has ended already
                 pass
             except BaseException:
                 process.kill()
@@ -191,13 +191,13 @@ class _Child:
             self._killed = True
             process = self._process
             if process is not None and process.returncode is None:
-                # its whole session: mount(8) leaves the work to a helper program
+                # the whole session, because mount(8) runs helper programs
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
 
 def _limit(pid: int, limits: Limits) -> None:
-    """Bound what a process that has just started may use (prlimit(2)); no limit that it has is raised."""
+    """Limit a process that has just started (prlimit(2)), without raising a limit that it has."""
     for resource, value in (
         (resource_limits.RLIMIT_AS, limits.memory),
         (resource_limits.RLIMIT_CPU, math.ceil(limits.cpu)),
@@ -209,7 +209,7 @@ def _limit(pid: int, limits: Limits) -> None:
 
 
 def _words(argv: Sequence[str]) -> str:
-    """A command as messages show it: in one line, and not endless."""
+    """Return a command for messages: one line of at most 1000 characters."""
     return printable(" ".join(argv))[:1000]
 
 

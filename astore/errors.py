@@ -4,34 +4,35 @@
 
     AstoreError
     ├── DefinitionError (ValueError)            a definition or a name is not acceptable: line, element
-    │   └── SourceConflictError                 … since another pool has that name, uuid or source
+    │   └── SourceConflictError                 … because another pool has that name, uuid or source
     ├── NotFoundError (LookupError)
     │   ├── PoolNotFoundError
     │   └── VolumeNotFoundError
     ├── InvalidStateError                       not in this state: pool, state, operation
-    │   ├── VolumeBusyError                     … since somebody else is writing the volume
-    │   └── VolumeInUseError                    … since other volumes are backed by it: dependents
+    │   ├── VolumeBusyError                     … because another writer has the volume
+    │   └── VolumeInUseError                    … because other volumes are backed by it: dependents
     ├── UnsupportedOperationError               the backend lacks the ability: pool, type, operation
-    ├── BackendError                            the registry's: type
-    │   ├── UnknownBackendError (LookupError)   nobody drives this pool type
+    ├── BackendError                            a backend is missing or unusable: type
+    │   ├── UnknownBackendError (LookupError)   no backend drives this pool type
     │   ├── BackendConflictError                two claim one type, or it is registered already
     │   ├── BackendLoadError                    its import failed, hung, or its api_version does not fit
     │   └── BackendInUseError                   pools use it
-    ├── StorageError (OSError)                  the storage said no: errno, pool, host, volume …
-    │   ├── PoolInaccessibleError               … for the whole pool
-    │   ├── VolumeExistsError (FileExistsError) there is a volume of this name already
+    ├── StorageError (OSError)                  the storage refused: errno, pool
+    │   ├── PoolInaccessibleError               … the whole pool
+    │   ├── VolumeExistsError (FileExistsError) a volume has this name already
     │   ├── TransferError                       an upload, copy or wipe broke off: done
     │   └── StoreError                          the state folder cannot be read or written
     ├── LaneTimeoutError (TimeoutError)         a call passed its deadline; its thread may be stuck
-    ├── LaneStuckError (TimeoutError)           all the pool's threads are stuck: not even tried
+    ├── LaneStuckError (TimeoutError)           all the pool's threads are stuck: the call was not tried
     ├── CommandError                            a program failed: argv, returncode, stderr
     └── ManagerClosedError                      used after its ``async with``
 
 Timeouts are ``TimeoutError`` as well; ``asyncio.CancelledError`` is never wrapped.
 
-Each has a ``libvirt_code``, what libvirt's ``get_error_code()`` gives in the same situation (:class:`LibvirtCode`)::
+Each has a ``libvirt_code``: the number that libvirt's ``get_error_code()`` returns in the same situation
+(:class:`LibvirtCode`)::
 
-    INTERNAL_ERROR (1)           AstoreError, CommandError, BackendError and those below it
+    INTERNAL_ERROR (1)           AstoreError, CommandError, BackendError and its subclasses
     NO_SUPPORT (3)               UnsupportedOperationError
     INVALID_CONN (6)             ManagerClosedError
     OPERATION_FAILED (9)         SourceConflictError
@@ -43,7 +44,7 @@ Each has a ``libvirt_code``, what libvirt's ``get_error_code()`` gives in the sa
     OPERATION_TIMEOUT (68)       LaneTimeoutError, LaneStuckError
     STORAGE_VOL_EXIST (90)       VolumeExistsError
 
-That is the class's; one error may have another, where libvirt itself tells what astore calls alike by several codes.
+These are the classes' codes. A single error may have another one, where libvirt has several codes for one of these classes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from collections.abc import Sequence
 
 
 class LibvirtCode(enum.IntEnum):
-    """libvirt's numbers for errors, less ``VIR_ERR_`` (virErrorNumber in libvirt/virterror.h): those its storage driver has."""
+    """The error numbers of libvirt's storage driver, without ``VIR_ERR_`` (virErrorNumber in libvirt/virterror.h)."""
 
     INTERNAL_ERROR = 1
     NO_SUPPORT = 3
@@ -75,7 +76,7 @@ class LibvirtCode(enum.IntEnum):
 
 
 class AstoreError(Exception):
-    """The base of all of them. ``libvirt_code`` is what libvirt's ``get_error_code()`` gives in its place."""
+    """The base of all errors. ``libvirt_code`` is what libvirt's ``get_error_code()`` returns in the same situation."""
 
     libvirt_code: LibvirtCode = LibvirtCode.INTERNAL_ERROR
 
@@ -83,7 +84,7 @@ class AstoreError(Exception):
 class DefinitionError(AstoreError, ValueError):
     """A definition, a name or an option is not acceptable.
 
-    ``line`` and ``element`` say where, if it came from a document.
+    ``line`` and ``element`` give the place in the document, if there is one.
     """
 
     libvirt_code = LibvirtCode.XML_ERROR
@@ -120,7 +121,7 @@ class SourceConflictError(DefinitionError):
 
 
 class NotFoundError(AstoreError, LookupError):
-    """There is no such thing; ``what`` was looked for."""
+    """Nothing of this name exists; ``what`` is the name."""
 
     def __init__(self, message: str, *, what: str = "", libvirt_code: LibvirtCode | None = None) -> None:
         super().__init__(message)
@@ -130,19 +131,19 @@ class NotFoundError(AstoreError, LookupError):
 
 
 class PoolNotFoundError(NotFoundError):
-    """There is no such pool."""
+    """No pool has this name, uuid or target."""
 
     libvirt_code = LibvirtCode.NO_STORAGE_POOL
 
 
 class VolumeNotFoundError(NotFoundError):
-    """There is no such volume."""
+    """No volume has this name, key or path."""
 
     libvirt_code = LibvirtCode.NO_STORAGE_VOL
 
 
 class InvalidStateError(AstoreError):
-    """What was asked cannot be done in this state."""
+    """The operation is not allowed in this state."""
 
     libvirt_code = LibvirtCode.OPERATION_INVALID
 
@@ -164,11 +165,11 @@ class InvalidStateError(AstoreError):
 
 
 class VolumeBusyError(InvalidStateError):
-    """Somebody else is writing the volume: another task, another process, or another machine."""
+    """Another task, process or machine is writing the volume."""
 
 
 class VolumeInUseError(InvalidStateError):
-    """Other volumes are backed by this one: ``dependents``, by their keys. ``force=True`` does it all the same."""
+    """Other volumes are backed by this one; ``dependents`` are their keys. ``force=True`` overrides the refusal."""
 
     def __init__(self, message: str, *, pool: str = "", operation: str = "", dependents: Sequence[str] = ()) -> None:
         super().__init__(message, pool=pool, operation=operation)
@@ -176,20 +177,20 @@ class VolumeInUseError(InvalidStateError):
 
 
 class UnsupportedOperationError(AstoreError):
-    """The pool's backend does not have this ability."""
+    """The pool's backend lacks this ability."""
 
     libvirt_code = LibvirtCode.NO_SUPPORT
 
     def __init__(self, *, pool: str | None, type: str, operation: str) -> None:
-        who = f"pool {pool!r}: " if pool else ""
-        super().__init__(f"{who}pools of type {type!r} do not support {operation!r}")
+        prefix = f"pool {pool!r}: " if pool else ""
+        super().__init__(f"{prefix}pools of type {type!r} do not support {operation!r}")
         self.pool = pool
         self.type = type
         self.operation = operation
 
 
 class BackendError(AstoreError):
-    """Something is wrong with a backend; ``type`` is the pool type it drives."""
+    """A backend is missing, unusable or at fault; ``type`` is the pool type it drives."""
 
     def __init__(self, message: str, *, type: str = "") -> None:
         super().__init__(message)
@@ -209,13 +210,13 @@ class BackendLoadError(BackendError):
 
 
 class BackendInUseError(BackendError):
-    """Pools use the backend."""
+    """Active pools use the backend."""
 
     libvirt_code = LibvirtCode.OPERATION_INVALID
 
 
 class StorageError(AstoreError, OSError):
-    """The storage refused. ``errno`` is set where there is one (else EIO)."""
+    """The storage refused. ``errno`` is EIO if the storage gave none."""
 
     libvirt_code = LibvirtCode.SYSTEM_ERROR
 
@@ -242,15 +243,15 @@ class PoolInaccessibleError(StorageError):
 
 
 class VolumeExistsError(StorageError, FileExistsError):
-    """There is a volume of this name already, or something else is in its place."""
+    """A volume, or something else on the storage, has this name already."""
 
     libvirt_code = LibvirtCode.STORAGE_VOL_EXIST
 
 
 class TransferError(StorageError):
-    """An upload, a copy or a wipe broke off; the storage had accepted ``done`` bytes when it did.
+    """An upload, a copy or a wipe broke off; the storage had accepted ``done`` bytes by then.
 
-    What a cache of the storage's accepts may be lost all the same: a FUSE client's or the kernel's, until it was synced.
+    Bytes that were accepted but not synced may still be lost from a cache: the kernel's or a FUSE client's.
     """
 
     def __init__(self, message: str, *, errno: int | None = None, pool: str | None = None, done: int = 0) -> None:
@@ -259,11 +260,11 @@ class TransferError(StorageError):
 
 
 class StoreError(StorageError):
-    """The store of definitions, such as the state folder, cannot be read or written."""
+    """The store of definitions (for example the state folder) cannot be read or written."""
 
 
 class LaneTimeoutError(AstoreError, TimeoutError):
-    """A blocking call passed its deadline of ``timeout`` seconds; its thread is left behind."""
+    """A blocking call passed its deadline of ``timeout`` seconds; its thread goes on."""
 
     libvirt_code = LibvirtCode.OPERATION_TIMEOUT
 
@@ -274,7 +275,7 @@ class LaneTimeoutError(AstoreError, TimeoutError):
 
 
 class LaneStuckError(AstoreError, TimeoutError):
-    """Every thread of the lane is stuck in a call that passed its deadline, so this one was not tried."""
+    """Every thread of the lane is stuck in a call that passed its deadline, so this call was not tried."""
 
     libvirt_code = LibvirtCode.OPERATION_TIMEOUT
 
@@ -284,7 +285,7 @@ class LaneStuckError(AstoreError, TimeoutError):
 
 
 class CommandError(AstoreError):
-    """A program failed; ``stderr`` is what it said."""
+    """A program failed; ``stderr`` is its output."""
 
     def __init__(self, message: str, *, argv: Sequence[str], returncode: int | None, stderr: str) -> None:
         super().__init__(message)
@@ -294,7 +295,7 @@ class CommandError(AstoreError):
 
 
 class ManagerClosedError(AstoreError):
-    """The Manager was left (or not yet entered)."""
+    """The Manager is not open: it was closed, or never entered."""
 
     libvirt_code = LibvirtCode.INVALID_CONN
 
@@ -303,7 +304,7 @@ class ManagerClosedError(AstoreError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line, without its errno number."""
+    """Return an error's message in one line, without the errno number."""
     if isinstance(error, OSError) and not isinstance(error, AstoreError):
         text = error.strerror or (os.strerror(error.errno) if error.errno else "") or str(error)
         if error.filename is not None:
@@ -315,19 +316,19 @@ def reason(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything that a terminal or UTF-8 would choke on written as an escape."""
+    """Return ``text`` with escapes for everything that a terminal or UTF-8 cannot take."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _readable(text))
 
 
 def _readable(text: str) -> str:
-    # bytes that were not UTF-8 arrive as lone surrogates: \udce4 reads worse than \xe4
+    # bytes that are not UTF-8 arrive as lone surrogates: show \xe4 instead of \udce4
     return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def from_os_error(error: OSError, what: str, *, pool: str | None = None, inaccessible: bool = False) -> StorageError:
-    """The one place where an OSError becomes astore's: ``what`` says what was tried, on what."""
+    """Return an OSError as an error of astore's, with the OSError as its cause. ``what`` names the operation and its object."""
     kind = PoolInaccessibleError if inaccessible else StorageError
     translated = kind(f"{what}: {reason(error)}", errno=error.errno, pool=pool)
     translated.__cause__ = error

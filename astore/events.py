@@ -1,8 +1,8 @@
-"""Events, and the bus that numbers, keeps and hands them out.
+"""Events, and the bus that numbers, keeps and delivers them.
 
-Every change of a definition, a state, a volume list or the registry is an event, published after the fact, with one sequence
-number for all. The bus keeps the last ones for replay. Publishing never waits, from whatever thread, and costs
-the same for one event and for the ten thousand of a first refresh: those are kept as one batch and made when somebody reads.
+Every change of a definition, a state, a volume list or the registry is an event. Events are published after the fact and
+numbered in one sequence. The bus keeps the last ones for replay. Publishing is safe from any thread and never waits. One
+event costs as much as the ten thousand of a first refresh: those are kept as one batch, and built when they are read.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ DEFAULT_CAPACITY = 32_768
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="event"):
-    """What they all have: ``seq`` grows by one from event to event; ``time`` is in seconds since the epoch."""
+    """The base of all events: ``seq`` grows by one from event to event; ``time`` is in seconds since the epoch."""
 
     seq: int = 0
     time: float = 0.0
 
 
 class PoolEvent(Event, frozen=True, kw_only=True):
-    """Something about the pool ``pool`` (its name) with ``uuid``."""
+    """The base of events about one pool: ``pool`` is its name."""
 
     pool: str
     uuid: str
 
 
 class PoolDefined(PoolEvent, frozen=True, kw_only=True):
-    """A pool was defined, or defined anew."""
+    """A pool was defined or redefined."""
 
 
 class PoolUndefined(PoolEvent, frozen=True, kw_only=True):
@@ -46,17 +46,17 @@ class PoolUndefined(PoolEvent, frozen=True, kw_only=True):
 
 
 class PoolAutostartChanged(PoolEvent, frozen=True, kw_only=True):
-    """A pool will (not) be started by ``start_all``."""
+    """The autostart mark of a pool was set or cleared."""
 
     autostart: bool
 
 
 class PoolBuilt(PoolEvent, frozen=True, kw_only=True):
-    """A pool's storage was made (libvirt: created)."""
+    """A pool's storage was built (libvirt's event: created)."""
 
 
 class PoolDeleted(PoolEvent, frozen=True, kw_only=True):
-    """A pool's storage was destroyed."""
+    """A pool's storage was deleted."""
 
 
 class PoolStarted(PoolEvent, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class PoolStopped(PoolEvent, frozen=True, kw_only=True):
 
 
 class PoolStateChanged(PoolEvent, frozen=True, kw_only=True):
-    """A pool went from state ``old`` to ``new``; ``reason`` says why, for the bad ones."""
+    """A pool went from state ``old`` to ``new``; ``reason`` tells why, if ``new`` is a bad one."""
 
     old: PoolState
     new: PoolState
@@ -76,7 +76,7 @@ class PoolStateChanged(PoolEvent, frozen=True, kw_only=True):
 
 
 class PoolRefreshed(PoolEvent, frozen=True, kw_only=True):
-    """A refresh ended: counts of volumes; ``generation`` is the snapshot's."""
+    """A refresh ended, with these counts of volumes; ``generation`` is the snapshot's."""
 
     generation: int
     added: int = 0
@@ -87,29 +87,29 @@ class PoolRefreshed(PoolEvent, frozen=True, kw_only=True):
 
 
 class VolumeEvent(PoolEvent, frozen=True, kw_only=True):
-    """Something about the volume ``name`` of a pool."""
+    """The base of events about the volume ``name`` of a pool."""
 
     name: str
 
 
 class VolumeAdded(VolumeEvent, frozen=True, kw_only=True):
-    """A volume is there that was not."""
+    """A volume appeared; ``volume`` is its record."""
 
     volume: VolumeInfo
 
 
 class VolumeChanged(VolumeEvent, frozen=True, kw_only=True):
-    """A volume is another than it was: ``volume`` is its record now."""
+    """A volume changed; ``volume`` is its new record."""
 
     volume: VolumeInfo
 
 
 class VolumeRemoved(VolumeEvent, frozen=True, kw_only=True):
-    """A volume is gone."""
+    """A volume disappeared."""
 
 
 class VolumeProgress(VolumeEvent, frozen=True, kw_only=True):
-    """An ``operation`` that lasts has ``done`` so many bytes of ``total`` (None: unknown); a few a second at most."""
+    """An ``operation`` has done ``done`` bytes of ``total`` (None: unknown). Published a few times a second at most."""
 
     operation: str
     done: int
@@ -129,16 +129,16 @@ class BackendUnregistered(Event, frozen=True, kw_only=True):
 
 
 class Lagged(Event, frozen=True, kw_only=True):
-    """This reader was too slow, or asked for what is no longer kept: ``missed`` events were lost to it.
+    """This reader missed ``missed`` events: it was too slow, or asked for events that are no longer kept.
 
-    Its ``seq`` is that of the last event lost.
+    ``seq`` is the number of the last event missed.
     """
 
     missed: int
 
 
 class EventsStatistics(msgspec.Struct, frozen=True):
-    """The bus at a moment: the last number given, how many events are kept, and how many read."""
+    """Counts of the bus at one moment: the last number, the events kept, and the subscribers."""
 
     last_seq: int
     kept: int
@@ -146,7 +146,7 @@ class EventsStatistics(msgspec.Struct, frozen=True):
 
 
 class _Batch:
-    """``count`` events numbered from ``first`` on, made when they are read."""
+    """``count`` events numbered from ``first`` on, built when they are read."""
 
     __slots__ = ("build", "count", "first", "pool", "time")
 
@@ -161,8 +161,8 @@ class _Batch:
 class _Cursor:
     """One reader's place among the events. Its fields change only under the lock of the bus, except ``loop``.
 
-    :ivar position: the number of the next event to read. :ivar batch: the one that was read from last.
-    :ivar waiting: whether the reader is to be woken. :ivar loop: the reader's, as long as it reads.
+    :ivar position: the number of the next event to read. :ivar batch: the batch that was read last.
+    :ivar waiting: whether the next event wakes the reader. :ivar loop: the reader's event loop while it reads.
     """
 
     __slots__ = ("batch", "loop", "pools", "position", "signal", "waiting")
@@ -176,7 +176,7 @@ class _Cursor:
         self.signal = asyncio.Event()
 
     def wake(self) -> bool:
-        """Wake the reader, from whatever thread. Return False if nobody will read any more: its loop is closed."""
+        """Wake the reader, from any thread. Return False if its loop is closed."""
         loop = self.loop
         if loop is None:
             return True
@@ -214,7 +214,7 @@ class EventBus:
 
     @property
     def closed(self) -> bool:
-        """Whether readers come to their end once they have read what is kept."""
+        """Whether the bus is closed: readers end once they have read what is kept."""
         return self._closed
 
     def publish(self, kind: type[Event], **fields: Any) -> None:
@@ -222,7 +222,7 @@ class EventBus:
         self.publish_batch(1, lambda _: kind(**fields), pool=fields.get("pool"))
 
     def publish_batch(self, count: int, build: Callable[[int], Event], *, pool: str | None = None) -> None:
-        """Publish ``count`` events at once; ``build(i)`` makes the i-th when it is read, perhaps never."""
+        """Publish ``count`` events at once; ``build(i)`` builds the i-th when it is read, if ever."""
         if count < 1:
             return
         with self._lock:
@@ -243,11 +243,11 @@ class EventBus:
         pools: Collection[str] | None = None,
         kinds: Collection[type[Event]] | None = None,
     ) -> Subscription:
-        """Make a reader, to be used by ``async with``.
+        """Return a subscription; enter it with ``async with``.
 
-        :param since: replay what came after this number; None begins with what comes from now on.
+        :param since: replay the events after this number; None replays none.
         :param pools: only events about pools of these names. :param kinds: only events of these classes.
-        :raises ValueError: ``since`` is a number that was not given out yet.
+        :raises ValueError: no event has the number ``since`` yet.
         """
         with self._lock:
             if since is not None and not 0 <= since < self._next:
@@ -261,12 +261,12 @@ class EventBus:
             return EventsStatistics(self._next - 1, min(self._next - 1, self.capacity), len(self._cursors))
 
     def open(self) -> None:
-        """Take events again after :meth:`close`; numbers go on."""
+        """Accept events again after :meth:`close`; the numbers go on."""
         with self._lock:
             self._closed = False
 
     def close(self) -> None:
-        """Let every reader come to its end."""
+        """Accept no more events; readers end once they have read what is kept."""
         with self._lock:
             self._closed = True
             cursors = list(self._cursors)
@@ -275,19 +275,22 @@ class EventBus:
     # ------------------------------------------------------------------------------------------ for subscriptions
 
     def attach(self, cursor: _Cursor) -> None:
-        """Wake this reader from now on."""
+        """Add a reader."""
         with self._lock:
             self._cursors.add(cursor)
 
     def detach(self, cursor: _Cursor) -> None:
-        """Wake this reader no more."""
+        """Remove a reader."""
         with self._lock:
             self._cursors.discard(cursor)
 
     def advance(self, cursor: _Cursor) -> tuple[_Batch, int] | Lagged | None:
-        """Return the batch and the number of the reader's next event; None if there is none yet: then it will be woken."""
+        """Return the batch and the number of the reader's next event, or None if there is none yet.
+
+        After None, the next event wakes the reader.
+        """
         while True:
-            with self._lock:  # let go of for each batch that is passed over: publishing does not wait for a reader
+            with self._lock:  # released after each batch that is skipped: publishing does not wait for a reader
                 cursor.waiting = False
                 seq, oldest = cursor.position, max(self._next - self.capacity, 1)
                 if seq < oldest:
@@ -306,7 +309,7 @@ class EventBus:
                 cursor.position = batch.first + batch.count
 
     def _find(self, seq: int) -> _Batch:
-        """The batch that holds a number; there is one. With the lock held."""
+        """Return the batch that holds a number. The caller holds the lock and knows that there is one."""
         batches = self._batches
         low, high = 0, len(batches)
         while high - low > 1:
@@ -324,9 +327,9 @@ class EventBus:
 
 
 class Subscription:
-    """An async iterator over events, from a place in the stream on. Several may read at their own pace."""
+    """An async iterator over events. Each subscription reads at its own pace."""
 
-    CHECKPOINT_EVERY = 64  # events handed out without waiting, before others have a turn on the loop
+    CHECKPOINT_EVERY = 64  # events delivered without waiting before other tasks get a turn
 
     def __init__(self, bus: EventBus, cursor: _Cursor, kinds: Collection[type[Event]] | None) -> None:
         self._bus = bus
@@ -347,7 +350,7 @@ class Subscription:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop reading; an iteration under way ends. May be called twice."""
+        """Stop reading; a running iteration ends. May be called twice."""
         self._bus.detach(self._cursor)
         self._cursor.loop = None
         self._cursor.signal.set()
@@ -364,7 +367,7 @@ class Subscription:
                 raise StopAsyncIteration
             if self._run >= self.CHECKPOINT_EVERY:
                 self._run = 0
-                await asyncio.sleep(0)  # before one is taken: cancelled here, it loses none
+                await asyncio.sleep(0)  # before an event is taken, so that a cancellation here loses none
                 continue
             event = self.receive_nowait()
             if event is not None:
@@ -377,7 +380,7 @@ class Subscription:
             signal.clear()
 
     def receive_nowait(self) -> Event | None:
-        """The next event, or None if there is none yet."""
+        """Return the next event, or None if there is none yet."""
         while True:
             found = self._bus.advance(self._cursor)
             if not isinstance(found, tuple):

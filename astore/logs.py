@@ -1,9 +1,9 @@
 """astore's logger: structlog's, around the standard logger ``astore``, which the application configures.
 
-Nothing is configured here, neither structlog nor logging: without a handler, warnings go where the standard library
-sends them, and the rest nowhere. The bound fields are in the message as ``key=value`` and in the record's attribute
-``astore`` as a dictionary. structlog takes ten times as long to import as Python to start, so it is imported for the first
-message that the standard logger lets through.
+This module configures neither structlog nor logging: without a handler, warnings go to stderr as the standard library does
+it, and the rest nowhere. Bound fields appear in the message as ``key=value`` and in the record's attribute ``astore`` as a
+dictionary. structlog takes ten times as long to import as Python takes to start, so the first message that the standard
+logger lets through imports it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str
 
 
 class _DeferredLogger:
-    """A structlog logger that is made when it is used for more than binding fields and messages nobody wants."""
+    """A structlog logger that is created for the first message that is not filtered out."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         self._fields = fields
@@ -71,14 +71,11 @@ def _drop(*_: object, **__: object) -> None:
 
 
 def get_logger() -> BoundLogger:
-    """The logger, to bind fields to."""
+    """Return the logger."""
     return cast("BoundLogger", _DeferredLogger({}))
 
 
 def prepare() -> None:
-    """Import structlog, if warnings are logged at all.
-
-    Blocks: call it on a thread, so that no event loop waits for it when it logs the first.
-    """
+    """Import structlog, if warnings are logged at all. Blocks: call it on a thread, before an event loop logs."""
     if _LOGGER.isEnabledFor(logging.WARNING):
         import structlog  # noqa: F401

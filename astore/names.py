@@ -1,7 +1,7 @@
-"""Names that come from strangers, checked before anything is done with them.
+"""Checks of untrusted names.
 
-Pool and volume names become file names, hosts and mount options become arguments of programs, paths are opened. What could
-leave its place there is refused with a :class:`~astore.errors.DefinitionError`, in words, before it is stored.
+Pool and volume names become file names, hosts and mount options become arguments of programs, paths are opened. A value that
+could mean something else there is refused with a :class:`~astore.errors.DefinitionError` before it is stored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model.definitions import shown_option
 
 NAME_BYTES = 250
-"""A pool's name is a file's name, with a suffix: NAME_MAX (limits.h) is 255."""
+"""The longest name of a pool: it is part of a file name, and NAME_MAX (limits.h) is 255."""
 
-# those that are texts are compiled when they are first used, which takes as long as to import a module
+# patterns that are plain strings are compiled on first use: that takes as long as importing a module
 _HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?"
 _URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
@@ -49,19 +49,19 @@ def _check_name(name: str, what: str, longest: int, slash: LibvirtCode | None = 
 
 
 def check_pool_name(name: str) -> str:
-    """A pool's name, as it is. :raises DefinitionError: it cannot be one."""
+    """Return a pool's name unchanged. :raises DefinitionError: it is not acceptable."""
     return _check_name(name, "pool name", NAME_BYTES)
 
 
 def check_volume_name(name: str) -> str:
-    """A volume's name, as it is; at most 255 bytes. :raises DefinitionError: it cannot be one."""
+    """Return a volume's name unchanged. :raises DefinitionError: it is not acceptable, or longer than 255 bytes."""
     return _check_name(name, "volume name", 255, LibvirtCode.OPERATION_INVALID)
 
 
 def check_host(host: str) -> str:
-    """A host name or an address; brackets around an IPv6 address are taken off.
+    """Return a host name or an address, without brackets around an IPv6 address.
 
-    :raises DefinitionError: it is none.
+    :raises DefinitionError: it is neither.
     """
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if ":" in bare:
@@ -71,22 +71,18 @@ def check_host(host: str) -> str:
         except ValueError:
             raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host") from None
         if "%" in bare and not re.fullmatch(r"[A-Za-z0-9_.-]+", zone):
-            raise DefinitionError(f"{printable(host)!r} has no good zone after '%'", element="host")
+            raise DefinitionError(f"{printable(host)!r} has no valid zone after '%'", element="host")
         return bare
     if not re.fullmatch(_HOST, host):
         raise DefinitionError(f"{printable(host)!r} is no host name or address", element="host")
     return host
 
 
-def check_port(port: int) -> int:
-    """A TCP port, 1 to 65,535. :raises DefinitionError: it is none."""
-    if not 0 < port < 65_536:
-        raise DefinitionError(f"{port} is no port", element="host")
-    return port
-
-
 def check_mount_option(option: str) -> str:
-    """One mount option (``name`` or ``name=value``). :raises DefinitionError: it is empty or more than one."""
+    """Return one mount option, ``name`` or ``name=value``, unchanged.
+
+    :raises DefinitionError: it is empty, several options, or begins with ``-``.
+    """
     if not option:
         raise DefinitionError("a mount option is empty", element="option")
     shown = shown_option(option)
@@ -103,7 +99,7 @@ def check_mount_option(option: str) -> str:
 
 
 def _no_password(option: str, shown: str) -> None:
-    """:func:`check_mount_option` for what has a password in it, which no message shows."""
+    """Check an option with a password, without showing that in a message; see :func:`check_mount_option`."""
     try:
         _no_control(option, "mount option", "option")
     except DefinitionError:
@@ -119,7 +115,7 @@ def _no_password(option: str, shown: str) -> None:
 
 
 def check_allowed_option(name: str) -> str:
-    """The name of a mount option that is allowed, as it is. :raises DefinitionError: it is none."""
+    """Return the name of an allowed mount option unchanged. :raises DefinitionError: it is no option, or has a value."""
     if "=" in check_mount_option(name):
         raise DefinitionError(
             f"an option is allowed by its name alone: {shown_option(name)!r} has a value", element="allow"
@@ -128,8 +124,10 @@ def check_allowed_option(name: str) -> str:
 
 
 def normal_path(path: str) -> str:
-    """A path as libvirt writes it (virFileSanitizePath): runs of ``/`` become one and a trailing one goes; exactly two
-    at the beginning stay; what begins with ``scheme://`` is left alone."""
+    """Return a path as libvirt writes it (virFileSanitizePath).
+
+    Runs of ``/`` become one and a trailing one goes; exactly two at the beginning stay. A URL (``scheme://``) is unchanged.
+    """
     if re.match(_URI, path):
         return path
     lead = ""
@@ -142,10 +140,10 @@ def normal_path(path: str) -> str:
 
 
 def check_path(path: str, *, what: str = "path", element: str | None = "path", absolute: bool = True) -> str:
-    """A path, in the form of :func:`normal_path`.
+    """Return a path in the form of :func:`normal_path`.
 
-    :param absolute: it must begin with ``/``.
-    :raises DefinitionError: it does not, or it has control characters or a ``..``.
+    :param absolute: the path must begin with ``/``.
+    :raises DefinitionError: it does not, it has control characters or a ``..``, or it is longer than 4,095 bytes.
     """
     _no_control(path, what, element)
     path = normal_path(path)
@@ -159,9 +157,11 @@ def check_path(path: str, *, what: str = "path", element: str | None = "path", a
 
 
 def check_uuid(text: str) -> str:
-    """A UUID in lower case with hyphens. As virUUIDParse: hyphens and blanks anywhere between its bytes, and blanks around it.
+    """Return a UUID in lower case with hyphens.
 
-    :raises DefinitionError: it is none.
+    Like virUUIDParse, accepts hyphens and blanks anywhere between the bytes, and blanks around them.
+
+    :raises DefinitionError: the text is no UUID.
     """
     if not _UUID.fullmatch(text):
         raise DefinitionError(f"{printable(text)!r} is no UUID", element="uuid")

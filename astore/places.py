@@ -1,8 +1,7 @@
-"""Where a path of this machine leads: resolved part by part as the kernel does, without touching storage that may hang.
+"""The resolver of paths: walks them part by part as the kernel does, without touching storage that may hang.
 
-A name in an image's header may lead anywhere, through links, to a share whose server is gone. Whoever looks at it must not
-hang there: network mounts are known by the text of /proc/self/mountinfo (proc(5)), and nothing below one is touched unless it
-is the caller's own.
+A name in an image's header may lead anywhere, for example through links to a share whose server is gone. So the resolver
+knows network mounts by the text of /proc/self/mountinfo (proc(5)), and touches nothing below one unless it is the caller's own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Mapping
 from astore.model import Place
 
 MOST_LINKS = 40
-"""Symbolic links that are followed for one path: the kernel's limit (path_resolution(7))."""
+"""How many symbolic links are followed for one path: the kernel's limit (path_resolution(7))."""
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -27,13 +26,13 @@ _REMOTE = frozenset(
         *("ocfs2", "gfs2", "smb3", "smbfs", "virtiofs"),
     }
 )
-"""The kernel's file system types whose calls may wait for somebody else; so may those of ``fuse.…``."""
+"""File system types whose calls may wait for a server or a daemon; so may those of ``fuse.…``."""
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def remote_mounts() -> Mapping[str, str]:
-    """The mount points of this process on which calls may hang, with their file system types; by mountinfo's text alone."""
+    """Return the mount points on which calls may hang, with their file system types. Reads /proc/self/mountinfo only."""
     found: dict[str, str] = {}
     with (
         contextlib.suppress(OSError),
@@ -49,17 +48,17 @@ def remote_mounts() -> Mapping[str, str]:
             if kind in _REMOTE or kind.startswith("fuse."):
                 found[point] = kind
             else:
-                found.pop(point, None)  # mounted over it
+                found.pop(point, None)  # a local file system is mounted over it
     return found
 
 
 def place_of(path: str, remote: Mapping[str, str], own: str | None = None) -> Place | None:
-    """Where an absolute path leads. Blocks, but waits for no server but the one of ``own``.
+    """Resolve an absolute path. Blocks, but waits for no server except that of ``own``.
 
-    A last part that is not there is told by its path alone, and so is what lies behind a network mount.
+    A place behind a network mount, or with a missing last part, has a path but no identity.
 
-    :param remote: as :func:`remote_mounts` gives them. :param own: the canonical path of a mount that may be touched.
-    :return: None for what the kernel does not resolve either: a part that is missing or no folder, a loop, no permission.
+    :param remote: the result of :func:`remote_mounts`. :param own: the canonical path of a mount that may be touched.
+    :return: None for a path that the kernel does not resolve either: a part is missing or no folder, a loop, no permission.
     """
     if not path.startswith("/") or "\0" in path:
         return None
@@ -70,7 +69,7 @@ def place_of(path: str, remote: Mapping[str, str], own: str | None = None) -> Pl
 
 
 class _Walk:
-    """One path on its way down from the root."""
+    """The walk along one path, from the root down."""
 
     def __init__(self, remote: Mapping[str, str], own: str | None) -> None:
         self._remote = remote
@@ -124,7 +123,7 @@ class _Walk:
             os.close(here)
 
     def _follow(self, target: str, parts: list[str], here: int) -> int:
-        """Put a link's target before what is left of the path; returns the folder that it is seen from."""
+        """Put a link's target before the rest of the path; return the folder to go on from."""
         self._links += 1
         if self._links > MOST_LINKS or not target:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -145,7 +144,7 @@ class _Walk:
         self._passed[identity] = None
 
     def _path(self, *more: str) -> str:
-        """The way so far. Bytes that are no UTF-8 are spelled out: what is kept of a place must be text."""
+        """Return the canonical path so far, with escapes for bytes that are not UTF-8: places are stored as text."""
         names = [name for name, _ in self._folders]
         path = "/".join((*names, *more)) or "/"
         return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -155,23 +154,23 @@ class _Walk:
 
 
 def _parts(path: str) -> list[str]:
-    """The parts of a path, the last one first. One that ends in ``/`` means what a link leads to, like one that does not."""
+    """Return the parts of a path, the last one first. A trailing ``/`` makes no difference."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def place_here(path: str, folder: Place | None) -> Place | None:
-    """Where an absolute path leads, seen from a pool whose folder is ``folder``. Blocks, but waits for its own mount alone."""
+    """Resolve an absolute path for a pool whose folder is ``folder``. Blocks, but waits only for that folder's own mount."""
     remote = remote_mounts()
     return place_of(path, remote, own_mount(folder, remote))
 
 
 def beneath(folder: str, name: str) -> str:
-    """The path of an entry of a folder."""
+    """Return the path of an entry of a folder."""
     return f"{folder.rstrip('/')}/{name}"
 
 
 def own_mount(folder: Place | None, remote: Mapping[str, str]) -> str | None:
-    """The network mount that a pool's folder is on, or None."""
+    """Return the network mount that a pool's folder is on, or None."""
     path = "" if folder is None else folder.path
     while path.startswith("/"):
         if path in remote:

@@ -1,4 +1,4 @@
-"""What plugin code answers, looked at before it is believed: it may return anything, and cancel what it likes."""
+"""Calls of plugin code, with checks of the results: a plugin may return anything, and cancel itself."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ T = TypeVar("T")
 
 
 async def answer(call: Awaitable[T]) -> T:
-    """Await a plugin's coroutine. Where something of its own was cancelled, that is a failure, and does not end its caller.
+    """Await a plugin's coroutine. A CancelledError that the plugin caused itself is a failure, and does not end the caller.
 
-    :raises RuntimeError: the plugin was cancelled, and nobody has cancelled the caller. What the plugin raises.
+    :raises RuntimeError: the plugin raised CancelledError while the caller was not being cancelled. What the plugin raises.
     """
     try:
         return await call
     except asyncio.CancelledError as error:
         if is_cancelled():
             raise
-        raise RuntimeError("something of its own was cancelled") from error
+        raise RuntimeError("a task of its own was cancelled") from error
 
 
 async def asked(method: Callable[..., Awaitable[T]], *args: object) -> T:
-    """Call a plugin's method and await its answer: for whoever wants all of that in a task."""
+    """Call a plugin's method and await it: both inside the task that awaits this."""
     return await answer(method(*args))
 
 
 def is_cancelled() -> bool:
-    """Whether the task that runs is being cancelled: else a CancelledError is somebody else's."""
+    """Return whether the current task is being cancelled; if not, a CancelledError was meant for another task."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 def checked_record(found: object) -> VolumeInfo:
-    """A volume's record. :raises TypeError: it is none."""
+    """Return a volume's record. :raises TypeError: the object is none."""
     if not isinstance(found, VolumeInfo):
         raise TypeError(f"it returned {found!r} in place of a volume's record")
     return found
 
 
 def checked_entry(found: object, name: str) -> VolumeInfo | EntryError | None:
-    """What one entry is found to be. :raises TypeError: it is something else, or of another name."""
+    """Return the result of refreshing one entry. :raises TypeError: it has another type, or is the record of another name."""
     if found is None or isinstance(found, EntryError):
         return found
     info = checked_record(found)
@@ -54,7 +54,7 @@ def checked_entry(found: object, name: str) -> VolumeInfo | EntryError | None:
 
 
 def checked_definition(backend: Backend, definition: PoolDef) -> PoolDef:
-    """The definition as the backend takes it. :raises TypeError: it gave none. What the backend raises."""
+    """Return the definition that the backend accepts. :raises TypeError: it returned none. What the backend raises."""
     found = backend.check(definition)
     if not isinstance(found, PoolDef):
         raise TypeError(f"check() returned {found!r}")
@@ -62,7 +62,7 @@ def checked_definition(backend: Backend, definition: PoolDef) -> PoolDef:
 
 
 async def opened_session(backend: Backend, definition: PoolDef, context: Context) -> PoolSession:
-    """A session. :raises TypeError: it gave none. What the backend raises."""
+    """Open a session. :raises TypeError: the backend returned none. What the backend raises."""
     session = await answer(backend.open(definition, context))
     if not isinstance(session, PoolSession):
         raise TypeError(f"open() returned {session!r}")
@@ -70,7 +70,7 @@ async def opened_session(backend: Backend, definition: PoolDef, context: Context
 
 
 async def checked_snapshot(session: PoolSession, known: Snapshot, *, full: bool) -> Snapshot:
-    """What a session found. :raises TypeError: it gave no snapshot, or one of anything else. What the session raises."""
+    """Refresh a session. :raises TypeError: it returned no snapshot, or one of other things. What the session raises."""
     snapshot = await answer(session.refresh(known, full=full))
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"refresh() returned {snapshot!r}")

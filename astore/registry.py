@@ -1,8 +1,8 @@
 """The registry: which backend drives which pool type.
 
-Backends come from entry points (listed without importing anything, imported on first use, once, in a thread of their own)
-and from :meth:`BackendRegistry.register` at run time. One bad plugin hurts nobody else: what is wrong with it is
-kept beside its name, and said by name to whoever asks for it.
+Backends come from entry points and from :meth:`BackendRegistry.register`. Entry points are listed without importing them;
+each is imported once, on first use, on a thread of its own. A bad plugin hurts no other: its error is kept with its type,
+and raised for that type alone.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from astore.events import BackendRegistered, BackendUnregistered, Event
 from astore.model import BackendInfo
 
 IMPORT_TIMEOUT = 4.0
-"""Seconds that whoever needs a backend waits for its import; one that ends later is used from then on."""
+"""Seconds that a caller waits for an import. A backend whose import ends later is used from then on."""
 
 
 class _Claim(NamedTuple):
-    """An entry point, and whose it is: read when it is listed, since that reads files."""
+    """An entry point and its distribution, which is read when the entry point is listed, since that reads files."""
 
     entry_point: metadata.EntryPoint
     distribution: str | None
@@ -57,10 +57,10 @@ class _Slot:
 
 
 class BackendRegistry:
-    """Backends by pool type. Every method may be called from any thread; those that wait are coroutines.
+    """Backends by pool type. Every method may be called from any thread.
 
     :param group: the entry-point group to list; None lists none.
-    :param publish: given an event class and its fields for every change.
+    :param publish: called with an event class and its fields for every change.
     :param import_timeout: seconds to wait for a plugin's import.
     """
 
@@ -82,7 +82,10 @@ class BackendRegistry:
     # ------------------------------------------------------------------------------------------------- listing
 
     def scan(self, *, again: bool = False) -> None:
-        """Read the entry points. Blocks (it reads files): the Manager calls it in a thread when it is entered."""
+        """Read the entry points, once. Blocks: the Manager calls it on a thread when it is entered.
+
+        :param again: read them even if they were read before.
+        """
         with self._lock:
             if self._scanned and not again:
                 return
@@ -91,9 +94,9 @@ class BackendRegistry:
             self._scanned = True
 
     def add_entry_points(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
-        """Take note of backends that can be imported. Two distributions that claim one type make it unusable.
+        """Add backends to import when they are needed. Two distributions that claim one type make it unusable.
 
-        A type whose backend was registered at run time stays with that.
+        A backend that was registered at run time keeps its type.
         """
         claims = [_Claim(entry_point, *_distribution(entry_point)) for entry_point in entry_points]
         with self._lock:
@@ -115,12 +118,12 @@ class BackendRegistry:
                     )
 
     def types(self) -> tuple[str, ...]:
-        """The pool types that there are backends for, imported or not, in name order."""
+        """Return the pool types that have a backend, imported or not, in name order."""
         with self._lock:
             return tuple(sorted(self._slots))
 
     def backends(self) -> tuple[BackendInfo, ...]:
-        """What is known of every backend, without importing any, in the order of types."""
+        """Describe every backend, in the order of types, without importing any."""
         with self._lock:
             return tuple(self._describe(slot) for _, slot in sorted(self._slots.items()))
 
@@ -129,7 +132,7 @@ class BackendRegistry:
             return type in self._slots
 
     def loaded(self, type: str) -> Backend | None:
-        """The backend of a type if it is ready to use."""
+        """Return the backend of a type if it is ready to use, else None."""
         with self._lock:
             slot = self._slots.get(type)
             return None if slot is None or slot.error is not None else slot.backend
@@ -137,19 +140,19 @@ class BackendRegistry:
     # --------------------------------------------------------------------------------------------- registering
 
     def register(self, backend: Backend | type[Backend], *, replace: bool = False) -> Backend:
-        """Add a backend now.
+        """Add a backend.
 
-        :param replace: take the place of one that is there (not while pools use it).
-        :raises BackendConflictError: there is a backend for this type. BackendLoadError: it is not a backend, its
-            api_version does not fit, or what it requires is missing. BackendInUseError: pools use the one there is.
+        :param replace: replace the type's backend, unless pools use it.
+        :raises BackendConflictError: the type has a backend. BackendLoadError: the object is no backend, its api_version
+            does not fit, or something that it requires is missing. BackendInUseError: pools use the type's backend.
         """
         ready = _checked(backend, None)
         with self._lock:
             slot = self._slots.get(ready.type)
             if slot is not None and not replace:
-                who = slot.claims[0].distribution if slot.claims else None
+                owner = slot.claims[0].distribution if slot.claims else None
                 raise BackendConflictError(
-                    f"pool type {ready.type!r} is driven by {who or slot.backend!r} already", type=ready.type
+                    f"pool type {ready.type!r} is driven by {owner or slot.backend!r} already", type=ready.type
                 )
             if slot is not None and slot.uses:
                 raise BackendInUseError(_in_use(slot), type=ready.type)
@@ -161,14 +164,14 @@ class BackendRegistry:
     async def unregister(self, type: str, *, drain: bool = False) -> None:
         """Remove a backend.
 
-        :param drain: wait until no pool uses it, letting none start meanwhile; else be refused if one does.
-        :raises UnknownBackendError: there is none. BackendInUseError: pools use it.
+        :param drain: wait until no pool uses it; meanwhile no pool of the type can start.
+        :raises UnknownBackendError: the type has none. BackendInUseError: pools use it (never with ``drain``).
         """
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
         def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the waiting task with it
                 loop.call_soon_threadsafe(changed.set)
 
         with self._lock:
@@ -181,8 +184,8 @@ class BackendRegistry:
             while True:
                 with self._lock:
                     if not slot.uses:
-                        there = self._slots.get(type) is slot  # else another took its place meanwhile
-                        if there:
+                        still_there = self._slots.get(type) is slot  # else it was replaced meanwhile
+                        if still_there:
                             del self._slots[type]
                         break
                     changed.clear()
@@ -191,30 +194,30 @@ class BackendRegistry:
             with self._lock:
                 slot.draining = False
                 self._released.discard(wake)
-        if there:
+        if still_there:
             self._tell(BackendUnregistered, type=type)
 
     # ------------------------------------------------------------------------------------------------- using
 
     async def get(self, type: str) -> Backend:
-        """The backend of a pool type, imported if it was not yet.
+        """Return the backend of a pool type; import it if need be.
 
-        :raises UnknownBackendError: there is none. BackendLoadError, BackendConflictError: it cannot be used, and why.
+        :raises UnknownBackendError: the type has none. BackendLoadError, BackendConflictError: it cannot be used.
         """
         with self._lock:
             slot = self._slot(type)
             if slot.error is not None:
-                raise slot.error.with_traceback(None)  # which would grow with everyone who is told
+                raise slot.error.with_traceback(None)  # the traceback would grow each time
             if slot.backend is not None:
                 return slot.backend
             loading = slot.loading
             if loading is None:
                 loading = slot.loading = concurrent.futures.Future()
-                loading.set_running_or_notify_cancel()  # from now on who is cancelled while waiting cancels nobody else
+                loading.set_running_or_notify_cancel()  # so that a caller that is cancelled cannot cancel it for others
                 thread = threading.Thread(target=self._load, args=(slot, loading), name="astore-import", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # there is none to be had now; there may be later
+                except RuntimeError as error:  # no thread can be started now; later perhaps
                     slot.loading = None
                     raise BackendLoadError(
                         f"the backend of pool type {type!r} ({_origin(slot)}) was not loaded: {error}", type=type
@@ -229,13 +232,13 @@ class BackendRegistry:
             ) from None
 
     async def load(self, types: Iterable[str]) -> None:
-        """Import the backends of these types, all at once. Raises nothing: :meth:`backends` tells what came of it."""
+        """Import the backends of these types concurrently. Never raises: :meth:`backends` tells which failed."""
         wanted = [type for type in set(types) if self.loaded(type) is None]
         if wanted:
             await asyncio.gather(*(self.get(type) for type in wanted), return_exceptions=True)
 
     async def load_all(self) -> tuple[BackendInfo, ...]:
-        """Import every backend, all at once, and say what came of it; none raises."""
+        """Import every backend concurrently, and describe them all. Never raises: see ``status`` and ``error``."""
         types = self.types()
         outcomes = await asyncio.gather(*(self.get(type) for type in types), return_exceptions=True)
         late = {type: outcome for type, outcome in zip(types, outcomes, strict=True) if isinstance(outcome, Exception)}
@@ -247,9 +250,9 @@ class BackendRegistry:
         )
 
     def acquire(self, backend: Backend) -> None:
-        """Count a pool that uses the backend.
+        """Count one more pool that uses the backend.
 
-        :raises UnknownBackendError: it was unregistered meanwhile, or is about to be.
+        :raises UnknownBackendError: the backend was unregistered, or is being drained.
         """
         with self._lock:
             slot = self._slots.get(backend.type)
@@ -258,7 +261,7 @@ class BackendRegistry:
             slot.uses += 1
 
     def release(self, backend: Backend) -> None:
-        """Count one pool less."""
+        """Count one pool less that uses the backend."""
         with self._lock:
             slot = self._slots.get(backend.type)
             if slot is None or slot.backend is not backend:
@@ -280,7 +283,7 @@ class BackendRegistry:
         return slot
 
     def _load(self, slot: _Slot, loading: concurrent.futures.Future[Backend]) -> None:
-        """Import a backend; on a thread of its own."""
+        """Import a backend. On a thread of its own."""
         try:
             backend = _checked(slot.claims[0].entry_point.load(), slot)
         except BaseException as exc:  # plugin code: it may raise anything
@@ -291,9 +294,9 @@ class BackendRegistry:
         else:
             with self._lock:
                 slot.backend = backend
-                there = self._slots.get(slot.type) is slot  # not if it was unregistered or replaced meanwhile
+                still_there = self._slots.get(slot.type) is slot  # else it was unregistered or replaced meanwhile
             loading.set_result(backend)
-            if there:
+            if still_there:
                 self._tell(BackendRegistered, type=slot.type)
 
     def _describe(self, slot: _Slot) -> BackendInfo:
@@ -315,21 +318,21 @@ class BackendRegistry:
             publish(kind, **fields)
 
     def listen(self, publish: Callable[..., None]) -> None:
-        """Give every change from now on to ``publish`` too, which is called with an event class and its fields."""
+        """Call ``publish`` with an event class and its fields for every change from now on."""
         with self._lock:
             self._publishers = (*self._publishers, publish)
 
     def unlisten(self, publish: Callable[..., None]) -> None:
-        """Not any more."""
+        """Undo :meth:`listen`."""
         with self._lock:
             self._publishers = tuple(one for one in self._publishers if one != publish)
 
 
 def _installed(group: str) -> list[metadata.EntryPoint]:
-    """The entry points of a group, less those of distributions whose metadata cannot be read."""
+    """Return the entry points of a group, except those of distributions whose metadata cannot be read."""
     try:
         return list(metadata.entry_points(group=group))
-    except Exception:  # it gives up over one damaged file; so each distribution on its own, the first of a name counts
+    except Exception:  # one damaged file fails it: read each distribution on its own; the first of a name counts
         found: dict[str | None, list[metadata.EntryPoint]] = {}
         for dist in metadata.distributions():
             with contextlib.suppress(Exception):
@@ -338,7 +341,7 @@ def _installed(group: str) -> list[metadata.EntryPoint]:
 
 
 def _distribution(entry_point: metadata.EntryPoint) -> tuple[str | None, str | None]:
-    """Name and version of the distribution that an entry point is of, as far as its metadata tells."""
+    """Return the name and version of an entry point's distribution, as far as its metadata can be read."""
     try:
         dist = entry_point.dist
         return (dist.name, dist.version) if dist is not None else (None, None)
@@ -347,7 +350,10 @@ def _distribution(entry_point: metadata.EntryPoint) -> tuple[str | None, str | N
 
 
 def _checked(candidate: Any, slot: _Slot | None) -> Backend:
-    """The backend that a plugin's object is, found fit for use. Runs plugin code, and may block."""
+    """Return the backend that a plugin announced. Runs plugin code, and may block.
+
+    :raises BackendLoadError: it is unfit.
+    """
     origin = _origin(slot) if slot is not None else repr(candidate)
     backend = candidate() if isinstance(candidate, type) and issubclass(candidate, Backend) else candidate
     if not isinstance(backend, Backend):

@@ -32,7 +32,7 @@ from astore.testing.conformance.source import qcow2
 
 STRUCTS = [
     value
-    for value in vars(astore).values()
+    for value in vars(model).values()
     if isinstance(value, type) and value.__module__.startswith("astore.model.")
     if issubclass(value, msgspec.Struct)
 ]

@@ -12,7 +12,6 @@ from astore.names import (
     check_mount_option,
     check_path,
     check_pool_name,
-    check_port,
     check_uuid,
     check_volume_name,
     normal_path,
@@ -136,11 +135,3 @@ def test_uuids(text: str, good: bool) -> None:
     else:
         with pytest.raises(DefinitionError):
             check_uuid(text)
-
-
-def test_ports() -> None:
-    """1 to 65,535."""
-    assert check_port(1) == 1
-    for port in (0, -1, 65_536):
-        with pytest.raises(DefinitionError):
-            check_port(port)

@@ -10,7 +10,7 @@ import pytest
 from core_fakes import FakeBackend, counted, fake_registry
 
 import astore
-from astore.backend import Backend
+from astore.backend import Backend, Context
 from astore.registry import BackendRegistry
 
 
@@ -33,6 +33,16 @@ async def test_registering() -> None:
     with pytest.raises(astore.BackendLoadError, match="is not an astore Backend"):
         registry.register(object())  # type: ignore[arg-type]
     assert found(registry, "fake").abilities == ("build", "delete", "discover")
+
+
+async def test_forced_stops_are_an_ability() -> None:
+    """A backend that can end a hung pool without a session says so."""
+
+    async def cut_loose(self: FakeBackend, definition: astore.PoolDef, context: Context) -> None: ...
+
+    registry = BackendRegistry(group=None)
+    registry.register(type("Cutting", (FakeBackend,), {"cut_loose": cut_loose}))
+    assert found(registry, "fake").abilities == ("build", "delete", "discover", "stop-force")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pools whose volumes are no files: a backend writes a :class:`BlockPool` and gets a session by :func:`block_session`."""
+"""Sessions for pools whose volumes are not files. A backend writes a :class:`BlockPool` for :func:`block_session`."""
 
 from astore.blocks.contract import (
     Answer,

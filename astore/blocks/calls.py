@@ -1,4 +1,4 @@
-"""Calls: makes the calls of a block pool, whether they are coroutines or block."""
+"""Calls: makes the calls of a block pool, be they coroutine functions or blocking ones."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Calls:
         """Make a call.
 
         :param timeout: in seconds; None is the pool's own.
-        :param discard: given what a blocking call returned that nobody is left to take. (A coroutine is cancelled instead.)
-        :raises LaneTimeoutError: it did not end in time.
+        :param discard: takes the result of a blocking call whose caller was cancelled. (A coroutine is cancelled instead.)
+        :raises LaneTimeoutError: the call did not end in time.
         """
         limit = self._timeout if timeout is None else timeout
         if inspect.iscoroutinefunction(func):
@@ -58,13 +58,13 @@ class Calls:
     async def to_the_end(
         self, func: Callable[..., Answer[T]], *args: object, undo: Callable[[T], object] | None = None
     ) -> T:
-        """Make a call and, cancelled, wait for its end all the same (bounded), and undo what it did."""
+        """Make a call. If this is cancelled, wait for the call's end (bounded) and undo its effect."""
         call: Callable[..., Any] = func
         result: T = await to_the_end(self, call, *args, undo=undo)
         return result
 
     async def close(self, close: Callable[[], Answer[None]]) -> None:
-        """Make a call that closes something, in a thread of its own where the lane has none for it."""
+        """Make a call that closes something, on an own thread if the lane has none free."""
         if inspect.iscoroutinefunction(close):
             await self.run(close)
             return

@@ -1,4 +1,4 @@
-"""BlockCreator: new volumes of a block pool: empty ones, copies, what is received, and what is converted."""
+"""BlockCreator: creates volumes in a block pool: empty, copied, received and converted ones. It also removes them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,16 @@ from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
 from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
-from astore.volume_io.volume_names import checked_name, is_leftover, new_hidden_name
+from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
 from astore.volume_io.wording import worded
-
-ATTEMPTS = 16
-"""How many hidden volumes are tried: each may be taken for a leftover before it is locked, but not all of them."""
 
 Find = Callable[[str], Awaitable[VolumeInfo]]
 
 
 class NewBlocks(OpenBlocks):
-    """A volume in the making. Closed before it is ``placed``, it is removed.
+    """An unfinished volume. Closing it before it is ``placed`` removes it.
 
-    :ivar names: those that it has, or may have. :ivar info: its record, once it is complete.
+    :ivar names: the names that it may have. :ivar info: its record, once it is complete.
     """
 
     def __init__(self, creator: BlockCreator, calls: Calls, pool: BlockPool, volume: BlockVolume, name: str) -> None:
@@ -43,12 +40,12 @@ class NewBlocks(OpenBlocks):
         self.info: VolumeInfo | None = None
 
     async def remove(self) -> None:
-        """Remove it, whichever of its names it has."""
+        """Remove the volume, whichever of its names it has."""
         for name in self.names:
             await self._creator.remove(name, self.volume.id)
 
     async def close(self) -> None:
-        """Close the volume; nobody is in it."""
+        """Close the volume, which no call uses any more."""
         try:
             await super().close()
         finally:
@@ -57,10 +54,10 @@ class NewBlocks(OpenBlocks):
 
 
 class BlockCreator:
-    """Makes volumes in a block pool: where it can rename, hidden until they are complete.
+    """Creates volumes in a block pool. If the pool can rename, they are hidden until they are complete.
 
-    :param calls: makes the pool's calls. :param pool: where. :param makes: the same pool.
-    :param opener: opens its volumes. :param worker: runs qemu-img. :param find: gives the record of a volume that is there.
+    :param calls: makes the pool's calls. :param pool: the pool. :param makes: the same pool, typed by its ability.
+    :param opener: opens its volumes. :param worker: runs qemu-img. :param find: returns the record of an existing volume.
     """
 
     def __init__(
@@ -77,19 +74,19 @@ class BlockCreator:
     # ------------------------------------------------------------------------------------------------ new volumes
 
     async def create(self, definition: VolumeDef) -> VolumeInfo:
-        """Make an empty volume."""
+        """Create an empty volume."""
         _check(definition)
         async with self._new(definition, qemu_img.needed_capacity(definition)) as new:
             pass
         return _info_of(new)
 
     async def copy(self, source: VolumeInfo, definition: VolumeDef, progress: Progress | None) -> VolumeInfo:
-        """Make a volume with the bytes of another of the pool."""
+        """Create a volume with the bytes of another of the pool."""
         _check(definition)
         size = source.physical
         async with (
             self._new(definition, max(size, definition.capacity or 0)) as new,
-            self._opener.volume(source, what="copy") as old,  # closed before the new one is in its place
+            self._opener.volume(source, what="copy") as old,  # closed before the new one is placed
         ):
             with worded(source.name, "copy"):
                 if (await old.stat()).size != size:
@@ -101,7 +98,7 @@ class BlockCreator:
     async def receive(
         self, source: VolumeFile, size: int, definition: VolumeDef, progress: Progress | None
     ) -> VolumeInfo:
-        """Make a volume with the bytes of a volume of any pool."""
+        """Create a volume with the bytes of a volume of any pool."""
         _check(definition)
         async with self._new(definition, max(size, definition.capacity or 0)) as new:
             await _fill(new, definition.name, source, size, progress)
@@ -110,7 +107,7 @@ class BlockCreator:
     async def convert(
         self, source: QemuNode, definition: VolumeDef, *, stored: int = 0, on_bytes: OnBytes = None
     ) -> VolumeInfo:
-        """Make a volume with the disk of an image."""
+        """Create a volume with the disk of an image."""
         check_convertible(definition)
         _check(definition)
         room = whole_sectors(qemu_img.needed_capacity(definition))
@@ -123,22 +120,22 @@ class BlockCreator:
         return _info_of(new)
 
     async def _found(self, new: NewBlocks) -> VolumeInfo:
-        """The record of a volume that is in its place. :raises OSError: EEXIST: another has its name by now."""
+        """Return the record of a placed volume. :raises OSError: EEXIST: another volume took its name."""
         info = await self._find(new.name)
         if info.inode != new.volume.id:
-            raise FileExistsError(errno.EEXIST, "another took its name in the moment when it was made", new.name)
+            raise FileExistsError(errno.EEXIST, "another volume took the name while this one was created", new.name)
         return info
 
     @contextlib.asynccontextmanager
     async def _new(self, definition: VolumeDef, size: int) -> AsyncIterator[NewBlocks]:
-        """A new volume, written to inside and in its place after; or not there at all.
+        """Create a volume: unfinished inside the block, placed at its end, and removed if the block fails.
 
-        :raises VolumeExistsError: there is something of this name. StorageError: the storage said no.
+        :raises VolumeExistsError: the name is taken. StorageError: the storage failed.
         """
         name = checked_name(definition.name)
         with worded(name, "create"):
             if await self._calls.run(self._pool.look, name) is not None:
-                raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
+                raise FileExistsError(errno.EEXIST, "the name is taken", name)
             new = await self._begin(definition, size)
         try:
             with self._opener.files.keeping(new):
@@ -148,16 +145,16 @@ class BlockCreator:
                     await self._place(new, name)
                     await shielded(new.aclose())
                     new.info = await self._found(new)
-                self._opener.files.check()  # or it was closed, and with that removed, in this very moment
+                self._opener.files.check()  # the session may have ended, and closed and removed it, just now
         except BaseException:
-            if new.placed:  # too late for closing it to remove it
+            if new.placed:  # closing no longer removes it
                 await shielded(bounded(new.remove()))
             with contextlib.suppress(Exception):
                 await shielded(new.aclose())
             raise
 
     async def _place(self, new: NewBlocks, name: str) -> None:
-        """Give a new volume its name, which nobody has."""
+        """Give a new volume its name, unless that is taken."""
         if self._renames is not None:
             new.names.append(name)
             await self._calls.to_the_end(self._renames.rename, new.name, name)
@@ -165,7 +162,7 @@ class BlockCreator:
         new.placed = True
 
     async def _begin(self, definition: VolumeDef, size: int) -> NewBlocks:
-        """Make a volume, open and locked, which nobody has taken for a leftover."""
+        """Create a volume; return it open and locked, so that it is not removed as a leftover."""
         allocation = None if definition.allocation is None else min(definition.allocation, size)
         wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
         for _ in range(ATTEMPTS):
@@ -175,10 +172,10 @@ class BlockCreator:
             new = await self._opened(name)
             if new is not None:
                 return new
-        raise OSError(errno.EAGAIN, "new volumes are taken away", definition.name)
+        raise OSError(errno.EAGAIN, "each new volume was removed as a leftover", definition.name)
 
     async def _opened(self, name: str) -> NewBlocks | None:
-        """A volume that was made, open and locked; None if somebody else has removed it."""
+        """Open and lock a created volume; None if it was removed meanwhile."""
         try:
             volume = await self._calls.to_the_end(self._pool.open, name, True, undo=close_volume)
         except FileNotFoundError:
@@ -200,7 +197,7 @@ class BlockCreator:
         return None
 
     async def remove(self, name: str, id: int) -> None:
-        """Remove a volume, if it is the one that has the name."""
+        """Remove the volume ``name``, if it has this id."""
         there = await self._calls.run(self._pool.look, name)
         if isinstance(there, Block) and there.id == id:
             with contextlib.suppress(FileNotFoundError):
@@ -209,13 +206,13 @@ class BlockCreator:
     # ------------------------------------------------------------------------------------------------------ removing
 
     async def delete(self, volume: VolumeInfo) -> None:
-        """Remove a volume that nobody is writing."""
+        """Remove a volume that is not open for writing."""
         await self._opener.check_unused(volume)
         with worded(volume.name, "delete"):
             await self._calls.to_the_end(self._makes.remove, volume.name)
 
     async def remove_leftovers(self, names: Iterable[str]) -> list[str]:
-        """Remove volumes that nobody is making any more; returns their names. What cannot be told stays."""
+        """Remove unfinished volumes that no process holds locked; return their names. In doubt a volume stays."""
         removed = []
         for name in names:
             if not is_leftover(name):
@@ -237,7 +234,7 @@ async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progre
     count = copying.Count(size, progress)
     with worded(name, "copy", count):
         await copying.copy_blocks(source, new, size, count)
-        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+        await new.sync()  # a failed write-back is this copy's error, with the bytes done
 
 
 def _info_of(new: NewBlocks) -> VolumeInfo:
@@ -246,14 +243,14 @@ def _info_of(new: NewBlocks) -> VolumeInfo:
 
 
 def _remove_made(makes: MakesBlocks, name: str, _: None) -> Answer[None]:
-    """Undo a create that nobody waits for any more."""
+    """Undo a create whose caller was cancelled."""
     return makes.remove(name)
 
 
 def _check(definition: VolumeDef) -> None:
-    """:raises DefinitionError: it is no volume of blocks."""
+    """Check that a definition is of a raw volume. :raises DefinitionError: it is not."""
     if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or definition.format == "dir":
-        raise DefinitionError("a pool of blocks has no directories", element="format")
+        raise DefinitionError("a block pool has no directories", element="format")
     qemu_img.check_definition(definition)
     if not formats.is_raw(definition.format):
-        raise DefinitionError(f"volumes of a pool of blocks are raw, and not {definition.format}", element="format")
+        raise DefinitionError(f"volumes of a block pool are raw, not {definition.format}", element="format")

@@ -1,4 +1,4 @@
-"""OpenBlocks: a block volume, opened for use from asyncio."""
+"""OpenBlocks: an open block volume, for use from asyncio."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import anyio
 
+from astore.backend import Filled, Take
 from astore.blocks.calls import Calls
 from astore.blocks.contract import Answer, BlockPool, BlockVolume, ResizesBlocks
 from astore.cancellation import SYNC_SECONDS, retrieved, shielded
 from astore.errors import StorageError, VolumeBusyError, printable
 from astore.model import FileStat, VolumeInfo
-from astore.volume_io.blocks import Filled, Take
 from astore.volume_io.open_file import CLOSE_SECONDS
 from astore.volume_io.session_files import SessionFiles
 from astore.volume_io.wording import worded
@@ -27,17 +27,17 @@ from astore.volume_io.wording import worded
 T = TypeVar("T")
 
 MODE = stat.S_IFBLK | 0o600
-"""What is told of volumes that have no permissions of their own."""
+"""The reported mode of volumes, which have no permissions of their own."""
 
 LOCK_TRIES = 10
-"""How many times a volume that somebody is writing is asked for, 20 ms apart."""
+"""How many times a volume's lock is tried, 20 ms apart, before it counts as busy."""
 
 
 class OpenBlocks:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may be made side by side.
+    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
 
-    Where the pool can resize volumes, it grows as a file does when it is written behind its end. It is closed when the last
-    call is out of it, also those that were cancelled and go on in their threads.
+    If the pool can resize volumes, a write beyond the end makes the volume grow, as with a file. The volume is closed after its
+    last call, including cancelled calls that go on in their threads.
     """
 
     def __init__(self, calls: Calls, pool: BlockPool, volume: BlockVolume, name: str) -> None:
@@ -57,11 +57,11 @@ class OpenBlocks:
 
     @property
     def in_flight(self) -> int:
-        """How many calls at once pay for bulk data."""
+        """How many calls should run at once for bulk data."""
         return self.volume.in_flight
 
     async def run(self, func: Callable[..., Answer[T]], *args: object, timeout: float | None = None) -> T:
-        """Make a call that uses the volume, which stays open meanwhile. :param timeout: in seconds; None is the pool's."""
+        """Make a call that uses the volume, and keep it open meanwhile. :param timeout: in seconds; None is the pool's."""
         if inspect.iscoroutinefunction(func):
             self._enter()
             try:
@@ -81,7 +81,7 @@ class OpenBlocks:
     def _enter(self) -> None:
         with self._lock:
             if self._over:
-                raise OSError(errno.EBADF, "it was closed meanwhile")
+                raise OSError(errno.EBADF, "the volume was closed")
             self._users += 1
 
     def _leave(self) -> None:
@@ -93,22 +93,22 @@ class OpenBlocks:
                 self._loop.call_soon_threadsafe(self._idle.set)
 
     async def stat(self) -> FileStat:
-        """Its size, and which volume it is."""
+        """Return the volume's size and identity; other attributes are made up."""
         size = self._size = await self.run(self.volume.size)
         return FileStat(MODE, self.volume.id, size, -(-size // 512), 0, 0, 0, 0, 0, self._pool.device or 0)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         buffer = bytearray(length)
         done = await self.preadinto(buffer, offset)
         return bytes(memoryview(buffer)[:done])
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the volume ends."""
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
         return await self.run(self.volume.read_into, buffer, offset) if len(buffer) else 0
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after the other; see :func:`astore.volume_io.downloads.read_blocks`."""
+        """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         read = self.volume.read_into
         if inspect.iscoroutinefunction(read):
             while (job := take()) is not None:
@@ -118,7 +118,7 @@ class OpenBlocks:
         def all_blocks() -> None:  # blocking calls stay on one thread
             while (job := take()) is not None:
                 answer: Any = read(*job)
-                del job  # whoever is told may use the buffer again
+                del job  # so that filled() may reuse the buffer
                 filled(answer)
 
         await self.run(all_blocks)
@@ -133,7 +133,7 @@ class OpenBlocks:
         await self.run(self.volume.write, data, offset)
 
     async def _reach(self, end: int) -> None:
-        """Have the volume be no smaller than this."""
+        """Grow the volume to at least ``end`` bytes."""
         if self._size is not None and end <= self._size:
             return
         async with self._growing:
@@ -148,14 +148,14 @@ class OpenBlocks:
         self._size = size
 
     async def truncate(self, length: int) -> None:
-        """Set its size. :raises OSError: ENOSPC: it cannot have another."""
+        """Set the volume's size. :raises OSError: ENOSPC: the pool cannot resize volumes."""
         async with self._growing:
             if (await self.stat()).size != length:
                 self._data = None
                 await self._resize(length)
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has none."""
+        """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has no holes."""
         size = (await self.stat()).size if self._size is None else self._size
         end = min(offset + length, size)
         if end > offset:
@@ -163,13 +163,13 @@ class OpenBlocks:
             await self.run(self.volume.discard, offset, end - offset)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``; None where there are none up to the end."""
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         found = await self._next_data(offset)
         return None if found is None else found[0]
 
     async def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``; the end of the volume at the latest."""
-        known = self._data  # who asked for data asks for their end next
+        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
+        known = self._data  # a caller of seek_data() looks for the end of this range next
         found = known if known is not None and known[0] <= offset < known[1] else await self._next_data(offset)
         return offset if found is None or found[0] > offset else found[1]
 
@@ -187,13 +187,13 @@ class OpenBlocks:
         return found
 
     async def sync(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
         await self.run(self.volume.flush, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:
-        """Close it, once the last call is out of it; wait for that, but not for long. May be called twice. To be shielded.
+        """Close the volume after its last call. The wait for that is bounded. May be called twice; shield it.
 
-        :raises OSError: a write that was put off failed.
+        :raises OSError: a delayed write failed.
         """
         with self._lock:
             begun, self._over = self._over, True
@@ -211,12 +211,12 @@ class OpenBlocks:
         await self.close()
 
     async def close(self) -> None:
-        """Close the volume; nobody is in it."""
+        """Close the volume, which no call uses any more."""
         await self._calls.close(self.volume.close)
 
 
 class BlockOpener:
-    """Opens the volumes of a block pool; what is open ends with it.
+    """Opens the volumes of a block pool, and closes them when the session ends.
 
     :param calls: makes the pool's calls.
     """
@@ -228,11 +228,11 @@ class BlockOpener:
 
     @contextlib.asynccontextmanager
     async def volume(self, volume: VolumeInfo, *, write: bool = False, what: str = "") -> AsyncIterator[OpenBlocks]:
-        """Open a volume's bytes; for writing, locked against all other writers of astore's.
+        """Open a volume's bytes; for writing, locked against all other astore writers.
 
-        :param what: the work, for the error, where it must be the very volume also for reading.
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EAGAIN: another
-            volume has its name than the one that was asked about.
+        :param what: the operation, for the error, if it must be the volume of the record even for reading.
+        :raises VolumeNotFoundError: it does not exist. VolumeBusyError: another writer has it open. StorageError: EAGAIN: its
+            name leads to another volume than ``volume`` describes.
         """
         with worded(volume.name, "open"):
             opened = await self.opened(volume.name, write)
@@ -252,12 +252,12 @@ class BlockOpener:
             await shielded(opened.aclose())
 
     async def opened(self, name: str, write: bool) -> OpenBlocks:
-        """Open a volume. :raises OSError: ENOENT: it is not there."""
+        """Open a volume. :raises OSError: ENOENT: it does not exist."""
         volume = await self._calls.to_the_end(self._pool.open, name, write, undo=close_volume)
         return OpenBlocks(self._calls, self._pool, volume, name)
 
     async def _lock(self, opened: OpenBlocks) -> None:
-        """Lock it; for a moment again and again, since a network may be slow to tell that the last writer has gone."""
+        """Lock a volume, with a few retries: a network may be slow to report that the last writer has gone."""
         for _ in range(LOCK_TRIES):
             if await opened.run(opened.volume.lock):
                 return
@@ -266,18 +266,18 @@ class BlockOpener:
             raise VolumeBusyError(f"volume {opened.name!r} is being written by somebody else", operation="write")
 
     async def check_unused(self, volume: VolumeInfo) -> None:
-        """:raises VolumeBusyError: somebody is writing it. StorageError: EAGAIN: another volume has its name."""
+        """Check that a volume has no writer. :raises VolumeBusyError: it has. StorageError: EAGAIN: another has its name."""
         async with self.volume(volume, write=True):
             pass
 
 
 def another(volume: VolumeInfo) -> StorageError:
-    """The error of work on a volume whose name another has by now."""
+    """Return the error for a volume whose name leads to another volume than its record says."""
     return StorageError(
-        f"volume {printable(volume.name)!r} is another one by now; refresh it first", errno=errno.EAGAIN
+        f"volume {printable(volume.name)!r} was replaced by another volume; refresh it first", errno=errno.EAGAIN
     )
 
 
 def close_volume(volume: BlockVolume) -> Answer[None]:
-    """Close a volume that nobody took."""
+    """Close a volume whose caller was cancelled."""
     return volume.close()

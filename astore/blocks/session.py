@@ -1,7 +1,7 @@
-"""BlockSession: a whole pool session over any block pool.
+"""BlockSession: a complete pool session over any block pool.
 
-:func:`block_session` makes one that can do what its pool can: its class has the methods of :mod:`astore.backend`'s abilities
-for which the pool has calls.
+:func:`block_session` makes a session with the pool's abilities: its class has those methods of :mod:`astore.backend`'s
+abilities for which the pool has calls.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from astore.volume_io.volume_names import TEMPORARY, checked_name, wrong_name
 from astore.volume_io.wording import worded
 
 AT_ONCE = 256
-"""How many records are made before others on the event loop have their turn."""
+"""How many records are made before other tasks of the event loop run."""
 
 
 class BlockSession(PoolSession):
-    """A session that can list, read and write volumes. What it raises names the volume; the core adds the pool.
+    """A session that can list, read and write volumes. Its errors name the volume; the core adds the pool.
 
-    :ivar pool: the pool. :ivar context: what the core lends it. :ivar calls: makes the pool's calls.
+    :ivar pool: the pool. :ivar context: the context that the core gave to ``open``. :ivar calls: makes the pool's calls.
     :ivar opener: opens its volumes.
     """
 
@@ -48,7 +48,7 @@ class BlockSession(PoolSession):
         self._known: dict[str, Block] = {}
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """List the volumes; what is known of unchanged ones is taken over."""
+        """List the volumes, keeping the records of unchanged ones."""
         self._check_open()
         taken_at = time.time()
         known = {} if full else self._known
@@ -86,7 +86,7 @@ class BlockSession(PoolSession):
         )
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
-        """One volume, looked at anew."""
+        """Read one volume anew."""
         self._check_open()
         if name.startswith(TEMPORARY) or name in ("", ".", "..") or "/" in name or "\0" in name:
             return None
@@ -94,7 +94,7 @@ class BlockSession(PoolSession):
         return self.record(found) if isinstance(found, Block) else found
 
     def record(self, block: Block) -> VolumeInfo | EntryError:
-        """A volume's record, or its error where no volume can have its name."""
+        """Return a volume's record, or an error if no volume can have its name."""
         name = block.name
         if not (name.isascii() and name.isprintable()) and (wrong := wrong_name(name)) is not None:
             return wrong
@@ -124,7 +124,7 @@ class BlockSession(PoolSession):
         )
 
     async def find(self, name: str) -> VolumeInfo:
-        """The record of a volume that must be there. :raises OSError: ENOENT; what the storage says."""
+        """Return the record of a volume that must exist. :raises OSError: ENOENT, or any error of the storage."""
         found = await self.refresh_volume(name)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
@@ -133,14 +133,10 @@ class BlockSession(PoolSession):
         return found
 
     async def tidy(self, hidden: Iterable[str]) -> None:
-        """Given the names of volumes in the making by each refresh; only a pool that makes volumes does anything about them."""
+        """Handle the unfinished volumes that a refresh saw. The base class leaves them alone."""
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenBlocks]:
-        """Open a volume's bytes; for writing, locked against all other writers of astore's.
-
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EAGAIN: for
-            writing: another volume has its name than the one that was asked about.
-        """
+        """Open a volume's bytes; see :meth:`astore.blocks.open_blocks.BlockOpener.volume`."""
         return self.opener.volume(volume, write=write)
 
     async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
@@ -152,7 +148,7 @@ class BlockSession(PoolSession):
                 await wiping.wipe(file, algorithm, count, self.context.lane)
 
     async def aclose(self) -> None:
-        """Close the pool, after what is being done to volumes was ended; one that hangs is left behind."""
+        """End all work on volumes, then close the pool; a pool that hangs is abandoned."""
         await self.opener.files.end()
         await shielded(bounded(self.calls.close(self.pool.close)))
 
@@ -162,7 +158,7 @@ class BlockSession(PoolSession):
 
 
 class MakingSession(BlockSession):
-    """Of a pool that :class:`~astore.blocks.contract.MakesBlocks`: volumes are made, copied, converted and deleted."""
+    """The session of a pool with :class:`~astore.blocks.contract.MakesBlocks`: creates, copies, converts, deletes."""
 
     def __init__(self, pool: BlockPool, context: Context) -> None:
         super().__init__(pool, context)
@@ -173,17 +169,17 @@ class MakingSession(BlockSession):
         self._tidied = False
 
     async def tidy(self, hidden: Iterable[str]) -> None:
-        """The first refresh removes what killed processes left in the making."""
+        """Remove unfinished volumes of killed processes, at the first refresh."""
         if not self._tidied:
             if removed := await self._creator.remove_leftovers(hidden):
-                self.context.log.info("removed volumes that were never finished", count=len(removed))
+                self.context.log.info("removed unfinished volumes", count=len(removed))
             self._tidied = True
 
     async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
-        """Make an empty volume; ``capacity`` must be given.
+        """Create an empty volume; its definition must have a ``capacity``.
 
-        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
-            StorageError: the storage said no.
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: the name is taken.
+            StorageError: the storage failed.
         """
         return await self._creator.create(definition)
 
@@ -196,7 +192,7 @@ class MakingSession(BlockSession):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """Make a new volume with the bytes of one of this pool's, holes kept, at least as large."""
+        """Create a volume with the bytes of another of this pool, at least as large. Holes are kept."""
         return await self._creator.copy(source, definition, progress)
 
     async def receive_volume(
@@ -210,7 +206,7 @@ class MakingSession(BlockSession):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """Make a new volume with the bytes of another pool's, holes kept."""
+        """Create a volume with the bytes of another pool's volume. Holes are kept."""
         return await self._creator.receive(source, size, definition, progress)
 
     @contextlib.asynccontextmanager
@@ -223,10 +219,10 @@ class MakingSession(BlockSession):
         format: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> AsyncIterator[QemuNode]:
-        """See :class:`astore.backend.ConvertsVolumes`. QEMU is served the volume, which is raw."""
+        """Serve the volume, which is raw, to QEMU; see :class:`astore.backend.ConvertsVolumes`."""
         if format is not None and not formats.is_raw(format):
             raise StorageError(
-                f"{operation}: volume {printable(volume.name)!r} is raw, and not read as {format}",
+                f"{operation}: volume {printable(volume.name)!r} is raw and cannot be read as {format}",
                 errno=errno.EOPNOTSUPP,
             )
         async with self.opener.volume(volume, what=operation) as file:
@@ -250,14 +246,14 @@ class MakingSession(BlockSession):
     async def delete_volume(self, volume: VolumeInfo) -> None:
         """Remove a volume.
 
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EAGAIN: another
-            volume has its name.
+        :raises VolumeNotFoundError: it does not exist. VolumeBusyError: it is open for writing. StorageError: EAGAIN: its name
+            leads to another volume.
         """
         await self._creator.delete(volume)
 
 
 class ResizingSession(BlockSession):
-    """Of a pool that :class:`~astore.blocks.contract.ResizesBlocks`."""
+    """The session of a pool with :class:`~astore.blocks.contract.ResizesBlocks`."""
 
     async def resize_volume(
         self,
@@ -270,7 +266,7 @@ class ResizingSession(BlockSession):
     ) -> VolumeInfo:
         """Make a volume larger or smaller.
 
-        :raises StorageError: EAGAIN: it is not as large any more as ``volume`` says, or another has its name.
+        :raises StorageError: EAGAIN: its size is no longer that of ``volume``, or its name leads to another volume.
         """
         assert isinstance(self.pool, ResizesBlocks)
         async with self.opener.volume(volume, write=True) as file:
@@ -287,13 +283,13 @@ class ResizingSession(BlockSession):
 
 
 class RenamingSession(BlockSession):
-    """Of a pool that :class:`~astore.blocks.contract.RenamesBlocks`."""
+    """The session of a pool with :class:`~astore.blocks.contract.RenamesBlocks`."""
 
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
-        """Give a volume another name that nobody has.
+        """Give a volume another, unused name.
 
-        :raises VolumeExistsError: somebody has it. VolumeNotFoundError: it is not there. StorageError: EAGAIN: another volume
-            has its name than the one that was asked about; it keeps that.
+        :raises VolumeExistsError: the name is taken. VolumeNotFoundError: the volume does not exist. StorageError: EAGAIN: its
+            name leads to another volume than ``volume`` describes, which keeps that name.
         """
         assert isinstance(self.pool, RenamesBlocks)
         checked_name(name)
@@ -317,9 +313,9 @@ _PARTS: tuple[tuple[type, type[BlockSession]], ...] = (
 
 
 def block_session(pool: BlockPool, context: Context, kind: type[BlockSession] = BlockSession) -> BlockSession:
-    """A session that can do what its pool can.
+    """Make a session with the abilities of its pool.
 
-    :param kind: a subclass of :class:`BlockSession` with abilities of the backend's own, or with others in their place.
+    :param kind: a subclass of :class:`BlockSession` that adds or replaces abilities.
     """
     parts = tuple(part for ability, part in _PARTS if isinstance(pool, ability))
     return _session_class(kind, parts)(pool, context)

@@ -1,13 +1,13 @@
 """Turns at computing: threads that would fight over the interpreter's lock take it one after the other.
 
 A thread that lists a warm local folder makes a system call every two microseconds, and has the interpreter's lock back
-before a thread that waits for it is awake: it holds the lock for a whole switch interval (5 ms, ``sys.getswitchinterval``).
-Sixteen such threads keep the event loop waiting for sixteen intervals, and on the lock's account are no faster than one.
+before a waiting thread is awake: it holds the lock for a whole switch interval (5 ms, ``sys.getswitchinterval``).
+Sixteen such threads make the event loop wait for sixteen intervals, and because of the lock are no faster than one.
 So each takes a :class:`Turn`, and the loop has one rival.
 
-A turn is about computing and not about waiting. A thread that mostly waits for its storage goes on without a turn, and one
-that has not confirmed its turn for LEASE seconds, since its storage hangs, loses it to the next: no thread waits longer
-than that for another's storage.
+Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. A thread that has not
+confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits longer than that for
+another's storage.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Turn:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._claim = _Claim()
-        self._without = False  # whether it goes on without a turn, since it mostly waits
+        self._without = False  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
         self._switches = 0
 
@@ -89,7 +89,7 @@ class Turn:
         self._turns.release(self._claim)
 
     def step(self) -> None:
-        """Confirm the turn; pass it on if it has lasted. Call it after about STEP small pieces of work."""
+        """Confirm the turn, or pass it on after SLICE seconds. Call it after about STEP small pieces of work."""
         if self._without:
             return
         turns, claim = self._turns, self._claim
@@ -113,15 +113,15 @@ class Turn:
         self._switches = _switches()
 
 
-# Aside and in_company are here for one row of the benchmarks, "another pool's refresh while volumes are created" (at most 1.2
+# Aside and in_company exist for one row of the benchmarks, "another pool's refresh while volumes are created" (at most 1.2
 # times as long as alone): without them it was 1.29 on a local folder and 1.35 on a network storage, with them 1.16 to
 # 1.20 and 1.08 to 1.13.
 class Aside:
-    """One thread's background work: it lets the threads that take turns go first.
+    """One thread's background work, which lets the threads that take turns go first.
 
     Use it only on the thread that created it.
 
-    :param most: seconds that it waits for them at most, all in all.
+    :param most: seconds that it waits for them at most, in all.
     """
 
     __slots__ = ("_breathed", "_left", "_turns")
@@ -132,7 +132,7 @@ class Aside:
         self._breathed = time.monotonic()
 
     def step(self) -> None:
-        """Let others go first. Call it before each small piece of work."""
+        """Let threads with turns go first. Call it before each small piece of work."""
         turns = self._turns
         now = time.monotonic()
         if now - self._breathed > ASIDE:
@@ -152,15 +152,15 @@ class Turns:
         self._free = count
         self._holders: set[_Claim] = set()
         self._waiting: deque[_Claim] = deque()
-        self._calm = threading.Condition(self._lock)  # for those who give way
+        self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
 
     def turn(self) -> Turn:
-        """Make a turn, to be entered."""
+        """Return a turn to enter."""
         return Turn(self)
 
     def aside(self, most: float) -> Aside:
-        """Make background work that gives way to those who take turns, for ``most`` seconds at most."""
+        """Return background work that gives way to threads with turns, for ``most`` seconds at most."""
         return Aside(self, most)
 
     @property
@@ -178,11 +178,11 @@ class Turns:
             return self._heard_of(now)
 
     def give_way(self, most: float) -> float:
-        """Wait while a thread has a turn, ``most`` seconds at most; return how many it were. For background work."""
+        """Wait while a thread has a turn, ``most`` seconds at most; return the seconds waited. For :class:`Aside`."""
         began = now = time.monotonic()
         with self._lock:
             while now - began < most and self._heard_of(now):
-                # a hung thread loses its turn after LEASE; to look more often would disturb those that compute
+                # a hung thread loses its turn after LEASE; looking more often would disturb the threads that compute
                 self._calm.wait(min(LEASE, began + most - now))
                 now = time.monotonic()
         return now - began
@@ -199,7 +199,7 @@ class Turns:
         while not claim.granted.wait(LEASE * place):
             with self._lock:
                 self._revoke()
-                if claim.granted.is_set():  # now, or before the lock was had (and perhaps revoked since: see Turn.step)
+                if claim.granted.is_set():  # perhaps granted, and even revoked, before we had the lock: see Turn.step
                     return
                 place = self._waiting.index(claim) + 1
 
@@ -235,7 +235,7 @@ class Turns:
             claim.granted.set()
 
     def _revoke(self) -> None:
-        """Take their turns from threads that have not confirmed them."""
+        """Revoke turns that were not confirmed for LEASE seconds."""
         limit = time.monotonic() - LEASE
         for claim in [claim for claim in self._holders if claim.confirmed < limit]:
             claim.held = False

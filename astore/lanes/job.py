@@ -13,9 +13,9 @@ from typing import Any
 class Job:
     """One blocking call. Its fields change only under the lock of the threads that run it.
 
-    :ivar future: the caller's, on ``loop``; a job without a loop has nobody who takes its result.
+    :ivar future: the caller's, on ``loop``. A job without a loop has no caller; its result is dropped.
     :ivar parent: the job that this one assists.
-    :ivar abandoned: nobody takes the result any more. :ivar stuck: its thread is counted as stuck.
+    :ivar abandoned: whether its caller has gone. :ivar stuck: whether its thread is counted as stuck.
     """
 
     __slots__ = ("abandoned", "args", "discard", "func", "future", "lane", "loop", "parent", "stuck")
@@ -41,11 +41,11 @@ class Job:
 
 
 class LaneRecord:
-    """What the threads know of a lane. Its fields change only under the lock of the threads.
+    """A lane's state. Its fields change only under the lock of the threads.
 
     :ivar limit: how many threads the lane may use at once.
     :ivar stuck: how many of its threads are stuck in calls past their deadline.
-    :ivar listed: whether it stands among the lanes that are ready.
+    :ivar listed: whether it is among the lanes that are ready.
     """
 
     __slots__ = ("limit", "listed", "name", "queue", "running", "stuck")
@@ -59,16 +59,16 @@ class LaneRecord:
         self.listed = False
 
     def may_start(self) -> bool:
-        """Whether there is a call in the queue and a thread for it. It then stands first."""
+        """Return whether a queued call may start now; that call is then the first of the queue."""
         queue = self.queue
         while queue:
             job = queue[0]
             parent = job.parent
             if parent is not None and parent not in self.running:
-                queue.popleft()  # the call that it would assist is done
+                queue.popleft()  # its parent has returned
                 continue
             if parent is not None and len(self.running) >= self.limit - 1:
-                # the last thread is not for assistants: a short call need not wait for a long refresh
+                # the last thread is not for assistants, so that a short call need not wait for a long refresh
                 if all(other.parent is not None for other in queue):
                     return False
                 queue.rotate(-1)
@@ -78,11 +78,11 @@ class LaneRecord:
 
 
 here = threading.local()
-"""``job``: the one that this thread runs."""
+"""``here.job`` is the job that this thread runs, or None."""
 
 
 def discard(job: Job, result: Any) -> None:
-    """Undo a job's effect by its ``discard``: nobody takes its result."""
+    """Undo a job's effect by its ``discard``, because nobody takes the result."""
     if job.discard is not None:
         with contextlib.suppress(Exception):
             job.discard(result)

@@ -1,9 +1,9 @@
 """Lanes: bounded worker threads for blocking calls, with deadlines, accounting and fairness.
 
 Each pool has a :class:`PoolLane`. All lanes of one :class:`Lanes` share its threads, under a global cap, and take turns. A
-call that passes its deadline gives its caller :class:`~astore.errors.LaneTimeoutError`; its thread is then *stuck*:
-it still counts against its lane, which fails at once when all it may have are stuck, and no longer against the cap,
-so that other lanes lose nothing. When the call returns after all, the lane has its thread back.
+call that passes its deadline raises :class:`~astore.errors.LaneTimeoutError`, and its thread is then *stuck*. A stuck thread
+still counts against its lane, which fails at once when all its threads are stuck. It no longer counts against the cap, so
+that other lanes lose nothing. If the call returns after all, the lane has its thread back.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from astore.lanes.threads import LanesStatistics, LaneStatistics, SharedThreads
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 60.0
-"""Seconds that a call on a lane may take unless it says otherwise."""
+"""The default deadline of a call on a lane, in seconds."""
 
 DEFAULT_MAX_THREADS = 32
 """How many threads run at once in all, stuck ones not counted."""
 
 
 class PoolLane:
-    """A lane: ``limit`` threads for one pool's blocking calls. See :class:`astore.backend.Lane` for the contract."""
+    """A lane: up to ``limit`` threads for one pool's blocking calls. See :class:`astore.backend.Lane` for the contract."""
 
     def __init__(self, threads: SharedThreads, turns: Turns, name: str, limit: int, timeout: float) -> None:
         self.name = name
@@ -61,33 +61,36 @@ class PoolLane:
         try:
             return cast(T, await future)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted. Its timer stays, so that it is counted as stuck when it is overdue.
+            # The thread cannot be interrupted. Its timer stays, so that it counts as stuck after its deadline.
             if not self._threads.abandon(job) and timer is not None:
                 timer.cancel()
             timer = None
-            if not future.cancelled() and future.exception() is None:  # it came in the very moment of the cancellation
+            if not future.cancelled() and future.exception() is None:  # the result came together with the cancellation
                 self._threads.give_back(job, future.result())
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            # the traceback of an error holds this frame, and the future holds the error: no cycles of what failed
+            # break the cycle: the traceback of an error holds this frame, and the future holds the error
             job.future = None
             del future
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
-        """Have up to ``count`` more threads run ``func`` beside the present call; see :meth:`astore.backend.Lane.assist`."""
+        """Let up to ``count`` more threads run ``func``; see :meth:`astore.backend.Lane.assist`.
+
+        :raises RuntimeError: not called on a thread of this lane.
+        """
         job: Job | None = getattr(here, "job", None)
         if job is None or job.lane is not self._record:
             raise RuntimeError("assist() is for calls that run on this lane")
         self._threads.assist(job.parent or job, func, count)
 
     def turn(self) -> Turn:
-        """This thread's turn at computing; see :meth:`astore.backend.Lane.turn`."""
+        """Return a turn at computing for this thread; see :meth:`astore.backend.Lane.turn`."""
         return self._turns.turn()
 
     def aside(self, most: float) -> Aside:
-        """This thread's work without haste; see :meth:`astore.backend.Lane.aside`."""
+        """Return background work for this thread; see :meth:`astore.backend.Lane.aside`."""
         return self._turns.aside(most)
 
     @property
@@ -96,19 +99,19 @@ class PoolLane:
         return self._turns.in_company
 
     def statistics(self) -> LaneStatistics:
-        """Counts at this moment, also after :meth:`close`."""
+        """Return the counts at this moment, also after :meth:`close`."""
         return self._threads.lane_statistics(self._record)
 
     def write_off(self) -> None:
-        """Count the threads of calls that nobody waits for any more as stuck now, not only at their deadline."""
+        """Count the threads of abandoned calls as stuck now, before their deadlines."""
         self._threads.write_off_abandoned(self._record)
 
     def close(self) -> None:
-        """Leave the statistics of all lanes; calls that run end as they would have."""
+        """Remove the lane from the statistics; running calls go on."""
         self._threads.forget(self._record)
 
     def _expire(self, job: Job, limit: float) -> None:
-        """Fail a call whose deadline came. On the loop."""
+        """Fail a call at its deadline. On the loop."""
         running = self._threads.expire(job)
         future = job.future
         if future is not None and not future.done():
@@ -133,10 +136,10 @@ class Lanes:
         self._turns = Turns()
 
     def lane(self, name: str, *, limit: int = 4, timeout: float = DEFAULT_TIMEOUT) -> PoolLane:
-        """Make a lane.
+        """Return a new lane.
 
         :param name: for messages. :param limit: how many threads it may use at once.
-        :param timeout: seconds that a call may take unless it says otherwise.
+        :param timeout: the default deadline of its calls, in seconds.
         :raises ValueError: ``limit`` is less than 1.
         """
         if limit < 1:
@@ -144,9 +147,9 @@ class Lanes:
         return PoolLane(self._threads, self._turns, name, limit, timeout)
 
     def close(self) -> None:
-        """Let idle threads go, and busy ones when they are done; calls still queued run. May be called twice."""
+        """End idle threads now and busy ones when they are done; queued calls still run. May be called twice."""
         self._threads.close()
 
     def statistics(self) -> LanesStatistics:
-        """Counts at this moment."""
+        """Return the counts at this moment."""
         return self._threads.statistics()

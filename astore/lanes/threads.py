@@ -1,10 +1,10 @@
-"""The worker threads that all lanes share: who gets one next, how many there are, and which are stuck.
+"""The worker threads that all lanes share: which lane gets one next, how many run, and which are stuck.
 
 A lane here is its :class:`~astore.lanes.job.LaneRecord`, a call its :class:`~astore.lanes.job.Job`; all of them change only
-under the one lock of :class:`SharedThreads`.
+under the lock of :class:`SharedThreads`.
 
-The threads are daemons of our own rather than an executor's, because an executor's are joined at exit, and a
-thread that hangs in the kernel would keep the process from ending.
+The threads are daemons of our own: those of an executor are joined at exit, and a thread that hangs in the kernel would
+keep the process from ending.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from astore.lanes.job import Job, LaneRecord, discard, here
 from astore.lanes.tracebacks import let_go_of_locals
 
 IDLE_SECONDS = 5.0
-"""How long a thread without work stays."""
+"""How long an idle thread waits for work before it ends."""
 
 
 class LaneStatistics(msgspec.Struct, frozen=True):
-    """One lane at a moment: calls running in time, stuck past their deadline, and waiting for a thread."""
+    """Counts of one lane: calls running in time, stuck past their deadline, and queued."""
 
     name: str
     limit: int
@@ -36,7 +36,7 @@ class LaneStatistics(msgspec.Struct, frozen=True):
 
 
 class LanesStatistics(msgspec.Struct, frozen=True):
-    """All lanes at a moment: ``threads`` there are (stuck ones included), ``stuck`` of them, and calls waiting."""
+    """Counts of all lanes: ``threads`` (stuck ones included), ``stuck`` ones, and calls that are queued."""
 
     max_threads: int
     threads: int
@@ -46,7 +46,7 @@ class LanesStatistics(msgspec.Struct, frozen=True):
 
 
 class SharedThreads:
-    """The threads, and the lanes that take turns at them.
+    """The threads, and the queue of lanes that need one.
 
     :param max_threads: how many may run at once, stuck ones not counted.
     """
@@ -54,39 +54,38 @@ class SharedThreads:
     def __init__(self, max_threads: int) -> None:
         self.max_threads = max_threads
         self._lock = threading.Lock()
-        self._ready: deque[LaneRecord] = deque()  # lanes with a call that may start, in turn
+        self._ready: deque[LaneRecord] = deque()  # lanes with a call that may start, the next one first
         self._lanes: dict[int, LaneRecord] = {}
         self._threads = 0
-        # the bells of threads without work; at the end the thread that worked last
-        self._idle: list[threading.Lock] = []
-        self._coming = 0  # threads that were called, or started, and are not here yet
+        self._idle: list[threading.Lock] = []  # the bells of idle threads; the thread that worked last at the end
+        self._coming = 0  # threads that were called or started, and have not looked for work yet
         self._stuck = 0
         self._closed = False
 
     def add(self, lane: LaneRecord) -> None:
-        """Count a lane in the statistics."""
+        """Add a lane to the statistics."""
         with self._lock:
             self._lanes[id(lane)] = lane
 
     def forget(self, lane: LaneRecord) -> None:
-        """Leave a lane out of the statistics; calls that still run on it end as they would have."""
+        """Remove a lane from the statistics; its running calls go on."""
         with self._lock:
             self._lanes.pop(id(lane), None)
 
     def close(self) -> None:
-        """Let idle threads go, and busy ones when they are done; calls still queued run. May be called twice."""
+        """End idle threads now and busy ones when they are done; queued calls still run. May be called twice."""
         with self._lock:
             self._closed = True
             while self._idle:
                 self._call_idle()
 
     def lane_statistics(self, lane: LaneRecord) -> LaneStatistics:
-        """Counts of one lane at this moment."""
+        """Return the counts of one lane at this moment."""
         with self._lock:
             return _counts(lane)
 
     def statistics(self) -> LanesStatistics:
-        """Counts at this moment."""
+        """Return the counts at this moment."""
         with self._lock:
             lanes = tuple(map(_counts, self._lanes.values()))
             return LanesStatistics(
@@ -98,7 +97,7 @@ class SharedThreads:
     def submit(self, job: Job) -> None:
         """Queue a call.
 
-        :raises LaneStuckError: all threads that its lane may have are stuck. :raises RuntimeError: no thread can be started.
+        :raises LaneStuckError: all threads of its lane are stuck. RuntimeError: no thread can be started.
         """
         lane = job.lane
         with self._lock:
@@ -109,7 +108,7 @@ class SharedThreads:
             lane.queue.append(job)
             try:
                 self._offer(lane)
-            except RuntimeError:  # there is no thread at all, and none to be had
+            except RuntimeError:  # there is no thread, and none can be started
                 lane.queue.remove(job)
                 raise
 
@@ -122,12 +121,12 @@ class SharedThreads:
                 self._offer(lane)
 
     def abandon(self, job: Job) -> bool:
-        """Give a call up: nobody takes its result. Return whether a thread is running it; if not, it never runs."""
+        """Abandon a call: nobody takes its result. Return whether a thread is running it; if not, it never runs."""
         with self._lock:
             return self._abandon(job)
 
     def expire(self, job: Job) -> bool:
-        """Give a call up at its deadline, and count its thread as stuck. Return whether a thread is running it."""
+        """Abandon a call at its deadline, and count its thread as stuck. Return whether a thread is running it."""
         with self._lock:
             running = self._abandon(job)
             if running:
@@ -142,7 +141,7 @@ class SharedThreads:
                     self._write_off(job)
 
     def give_back(self, job: Job, result: Any) -> None:
-        """Have a result that came as far as the loop discarded, on a thread of the job's lane."""
+        """Discard a result that reached the loop, on a thread of the job's lane."""
         lane = job.lane
         if job.discard is not None:
             with self._lock:
@@ -152,15 +151,15 @@ class SharedThreads:
     # ------------------------------------------------------------------------------- below: with the lock held
 
     def _offer(self, lane: LaneRecord) -> None:
-        """Let the lane have a turn if it has a call that may start, and see that a thread comes for it."""
+        """List the lane as ready if it has a call that may start, and wake threads for it."""
         if not lane.listed and lane.may_start():
             lane.listed = True
             self._ready.append(lane)
-        # a lane that is ready may have work for several threads: call them together, not one after the other
+        # a lane may have work for several threads: wake them together, not one after the other
         self._wake(min(len(lane.queue), lane.limit - len(lane.running)) - 1)
 
     def _wake(self, more: int = 0) -> None:
-        """See that threads come: one for each lane that is ready, and ``more``; each that comes wakes the next."""
+        """Call or start a thread for each ready lane, and ``more``; each of them wakes the next."""
         wanted = len(self._ready) + max(more, 0) - self._coming
         while wanted > 0 and self._idle:
             self._call_idle()
@@ -171,14 +170,14 @@ class SharedThreads:
             thread = threading.Thread(target=self._serve, name="astore-lane", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no more threads to be had: those there are will come to it
+            except RuntimeError:  # no thread can be started: the running ones take the work later
                 self._threads -= 1
                 self._coming -= 1
                 if self._threads == 0:
                     raise
 
     def _call_idle(self) -> None:
-        """Call the thread that worked last; the others stay idle, and end after IDLE_SECONDS."""
+        """Call the thread that worked last, so that the others stay idle and end after IDLE_SECONDS."""
         self._coming += 1
         self._idle.pop().release()
 
@@ -198,7 +197,7 @@ class SharedThreads:
         return None
 
     def _release(self, job: Job) -> bool:
-        """Take a call that returned out of its lane; return whether its thread is one too many now."""
+        """Remove a call that returned from its lane; return whether its thread is one too many now."""
         lane = job.lane
         lane.running.discard(job)
         if job.stuck:
@@ -229,7 +228,7 @@ class SharedThreads:
                 other.stuck = True
                 lane.stuck += 1
                 self._stuck += 1
-        self._wake()  # there is room under the cap again
+        self._wake()  # stuck threads make room under the cap
 
     # -------------------------------------------------------------------------------------------- the threads
 
@@ -256,14 +255,14 @@ class SharedThreads:
                 return
 
     def _wait(self, bell: threading.Lock) -> bool:
-        """Wait to be called; return whether it was."""
+        """Wait to be called; return False after IDLE_SECONDS."""
         if bell.acquire(timeout=IDLE_SECONDS):
             return True
         with self._lock:
             if bell in self._idle:
                 self._idle.remove(bell)
                 return False
-        return bell.acquire()  # it was called in this very moment
+        return bell.acquire()  # called at this very moment
 
     def _execute(self, job: Job) -> bool:
         result: Any = None
@@ -277,8 +276,8 @@ class SharedThreads:
             error = RuntimeError(f"{type(exc).__name__} was raised in a worker thread: {exc}")
             error.__cause__ = exc
         here.job = None
-        job.func, job.args = _done, ()  # the timer of an abandoned call keeps the job until its deadline, but no more
-        if isinstance(error, StopIteration):  # which a future cannot carry
+        job.func, job.args = _done, ()  # the timer of an abandoned call keeps the job until its deadline
+        if isinstance(error, StopIteration):  # a future cannot carry it
             error = RuntimeError(f"StopIteration was raised in a worker thread: {error}")
         if error is not None:
             let_go_of_locals(error)
@@ -298,7 +297,7 @@ class SharedThreads:
         return surplus
 
     def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
-        """Hand the result to the caller. On the loop."""
+        """Give the result to the caller. On the loop."""
         future = job.future
         if future is None or future.done():
             if error is None:

@@ -1,4 +1,4 @@
-"""What an error that is kept keeps: the frames that it came through, and all that these have in hand."""
+"""Drop the locals that a stored traceback keeps alive."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _MAY_BE_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASY
 
 
 def let_go_of_locals(error: BaseException) -> None:
-    """Empty the frames of an error, and of its causes.
+    """Clear the frames of an error, and of its causes.
 
-    Whoever keeps the error would keep a descriptor in one of them, say, and that a mount busy.
+    A stored error could otherwise keep a descriptor open, and so a mount busy.
     """
     seen: set[int] = set()
     rest: list[BaseException | None] = [error]
@@ -22,8 +22,8 @@ def let_go_of_locals(error: BaseException) -> None:
             at = one.__traceback__
             while at is not None:
                 frame = at.tb_frame
-                if not frame.f_code.co_flags & _MAY_BE_SUSPENDED:  # to clear such a frame is to end what goes on in it
-                    with contextlib.suppress(RuntimeError):  # it is still being executed
+                if not frame.f_code.co_flags & _MAY_BE_SUSPENDED:  # clearing a suspended frame would end it
+                    with contextlib.suppress(RuntimeError):  # the frame is still running
                         frame.clear()
                 at = at.tb_next
             rest += [one.__cause__, one.__context__]

@@ -1,4 +1,4 @@
-"""The Manager: what it knows of pools, and how their definitions are kept."""
+"""The Manager: looks up pools, and keeps their definitions in a store."""
 
 from astore.manager.manager import Manager, Statistics
 

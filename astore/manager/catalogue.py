@@ -1,4 +1,4 @@
-"""Catalogue: the pools of a Manager, by name, and what may be defined beside them. Lookups never wait."""
+"""Catalogue: the pools of a Manager by name, and the checks of new definitions against them. Lookups never wait."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Catalogue:
         self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
         self.damaged: tuple[Damaged, ...] = ()
 
-    # ---------------------------------------------------------------------------------------- what there is, by name
+    # --------------------------------------------------------------------------------------------- the pools' parts
 
     def get(self, name: str) -> Parts | None:
         """Return the parts of the pool of this name, or None."""
@@ -58,14 +58,14 @@ class Catalogue:
         return parts
 
     def remove(self, record: PoolRecord) -> None:
-        """Take a pool out, if it is still in."""
+        """Remove a pool, if it is still here."""
         record.gone = True
         parts = self.get(record.name)
         if parts is not None and parts.record is record:
             del self._pools[record.name]
 
     def handle(self, parts: Parts) -> Pool:
-        """Return the handle of a pool. :raises PoolNotFoundError: it is not here any more."""
+        """Return the handle of a pool. :raises PoolNotFoundError: the pool is gone."""
         parts.record.require_known()
         return self.pool(parts.name)
 
@@ -84,7 +84,9 @@ class Catalogue:
             wanted = check_uuid(uuid)
         except DefinitionError:
             raise PoolNotFoundError(
-                f"there is no pool with uuid {uuid!r}: it is none", what=uuid, libvirt_code=LibvirtCode.INVALID_ARG
+                f"there is no pool with uuid {uuid!r}: it is not a UUID",
+                what=uuid,
+                libvirt_code=LibvirtCode.INVALID_ARG,
             ) from None
         for pool in self._pools.values():
             if pool.uuid == wanted:
@@ -121,11 +123,11 @@ class Catalogue:
         ]
 
     def volume_by(self, field: str, value: str) -> Volume:
-        """Return the volume of an active pool whose ``key`` or ``path`` this is. :raises VolumeNotFoundError: there is none."""
+        """Return the volume of an active pool by its ``key`` or ``path``. :raises VolumeNotFoundError: there is none."""
         pools = self._sorted()
         name = value.rstrip("/").rpartition("/")[2]
         for pool in pools:
-            # most keys and paths end in the name, so that few need a walk through all volumes
+            # most keys and paths end in the name: then no walk through all volumes is needed
             info = pool.snapshot.get(name)
             if info is not None and getattr(info, field) == value:
                 return Volume(pool, name)
@@ -138,12 +140,13 @@ class Catalogue:
     def _sorted(self) -> Iterable[Pool]:
         return [pool for _, pool in sorted(self._pools.items())]
 
-    # ------------------------------------------------------------------------------- what may be defined beside them
+    # ------------------------------------------------------------------------------------ checks of new definitions
 
     def same_pool(self, wanted: PoolDef) -> Parts | None:
-        """Return the pool that a definition is about, by libvirt's rule: one name is one uuid, both ways.
+        """Return the pool that a definition redefines, or None. libvirt's rule: one name has one uuid, and one uuid one name.
 
-        :raises SourceConflictError: name or uuid are another pool's. DefinitionError: its definition here is damaged.
+        :raises SourceConflictError: another pool has the name or the uuid. DefinitionError: the pool's old definition is
+            damaged.
         """
         by_name = self.get(wanted.name)
         if by_name is not None:
@@ -167,7 +170,10 @@ class Catalogue:
         return None
 
     def check_source(self, wanted: PoolDef, known: Parts | None) -> None:
-        """:raises SourceConflictError: another pool of this type than ``known`` has the same source."""
+        """Check that no other pool has the same source. :param known: the pool that is redefined.
+
+        :raises SourceConflictError: another pool has it. BackendError: the backend cannot tell the source.
+        """
         backend = self._services.registry.loaded(wanted.type)
         if backend is None:
             return
@@ -192,14 +198,14 @@ class Catalogue:
                     )
 
     def _source_key(self, definition: PoolDef, backend: Backend) -> object:
-        """Return what identifies the source of a pool's definition; kept, since every new pool is compared with all."""
+        """Return the source key of a pool's definition. Cached, since every new pool is compared with all others."""
         kept = self._source_keys.get(id(definition))
         if kept is None or kept[0] is not definition or kept[1] is not backend:
             try:
                 key = backend.source_key(checked_definition(backend, definition))
-            except Exception:  # it is not acceptable, or its backend has a fault: no source that is known
+            except Exception:  # the definition is not acceptable, or the backend at fault: the source is unknown
                 key = ()
-            if len(self._source_keys) > 2 * len(self._pools) + 16:  # forget those of definitions that are gone
+            if len(self._source_keys) > 2 * len(self._pools) + 16:  # forget old definitions
                 current = {id(one) for pool in self.all() for one in _definitions(pool)}
                 self._source_keys = {at: one for at, one in self._source_keys.items() if at in current}
             kept = self._source_keys[id(definition)] = (definition, backend, key)
@@ -207,5 +213,5 @@ class Catalogue:
 
 
 def _definitions(pool: Parts) -> Iterable[PoolDef]:
-    """Return the definitions of a pool: that which it runs by, and the one that the next start takes."""
+    """Return a pool's definitions: the one that it runs by, and the one for its next start."""
     return {id(one): one for one in (pool.definition, pool.record.definition)}.values()

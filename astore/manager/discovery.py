@@ -1,4 +1,4 @@
-"""Discovery: which sources a host offers for pools of a type."""
+"""Discovery: asks a host for the sources that it offers to pools of a type."""
 
 from __future__ import annotations
 

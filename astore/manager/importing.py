@@ -1,8 +1,8 @@
-"""Taking over libvirt's own pools: the definitions in its configuration folder, and which of them are started automatically.
+"""Import of libvirt's own pools: their definitions and autostart marks, from its configuration folder.
 
 libvirt keeps ``NAME.xml`` for each pool, beginning with a comment, and for those that are started automatically a link
-``autostart/NAME.xml`` to it (storage_driver.c, virstorageobj.c). Nothing is written there, and no libvirtd is asked. The folder
-is read entry by entry: what is no good costs only itself.
+``autostart/NAME.xml`` to it (storage_driver.c, virstorageobj.c). The import only reads the folder, and asks no libvirtd.
+A bad entry does not stop the others.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ from astore.model import PoolDef
 from astore.pools.pool import Pool
 
 LIBVIRT_FOLDER = "/etc/libvirt/storage"
-"""Where the libvirtd of a machine keeps its pools."""
+"""The folder of a machine's libvirtd."""
 
 LARGEST_FILE = 1 << 20
-"""Bytes that a definition may have, as everywhere."""
+"""The most bytes that a definition may have."""
 
 OnImport = Callable[[int, int, "ImportedPool"], None]
-"""Called after each entry with how many are done, how many there are, and what became of it; must not block."""
+"""Called after each entry with the number of entries done, the number of all, and the result; must not block."""
 
 
 class ImportAction(enum.StrEnum):
-    """What became of an entry of the folder."""
+    """The result for an entry of the folder."""
 
     IMPORTED = "imported"
-    """There is a pool now that was not."""
+    """The pool is new here."""
     UPDATED = "updated"
-    """The pool was here, with another definition or autostart mark: now it has libvirt's."""
+    """The pool was here with another definition or autostart mark, and now has libvirt's."""
     UNCHANGED = "unchanged"
     CONFLICT = "conflict"
     """Another pool has its name, its uuid or its source; nothing was done."""
     UNREADABLE = "unreadable"
-    """It is no definition that astore takes; nothing was done."""
+    """The entry is no definition that astore accepts; nothing was done."""
     FAILED = "failed"
-    """It could not be kept here."""
+    """The definition could not be stored."""
 
 
 class ImportedPool(msgspec.Struct, frozen=True):
-    """What became of one entry: ``file`` is its name in the folder, printable whatever the disk holds.
+    """The result for one entry: ``file`` is its name in the folder, made printable.
 
-    ``pool``, ``uuid`` and ``type`` as far as they are known; ``autostart`` is libvirt's mark, ``backend`` whether pools of this
-    type can be started here. ``other`` is the pool that a conflict is with, ``error`` why it was not taken over.
+    ``pool``, ``uuid`` and ``type`` are None if unknown; ``autostart`` is libvirt's mark; ``backend`` tells whether pools of
+    this type can be started here. ``other`` is the other pool of a conflict, ``error`` why the entry was not imported.
     """
 
     file: str
@@ -78,19 +78,19 @@ class ImportedPool(msgspec.Struct, frozen=True):
 
 
 class ImportReport(msgspec.Struct, frozen=True):
-    """What became of all entries of ``folder``, by name."""
+    """The results for all entries of ``folder``, by name."""
 
     folder: str
     entries: tuple[ImportedPool, ...] = ()
 
     @property
     def failed(self) -> tuple[ImportedPool, ...]:
-        """The entries that were not taken over."""
+        """The entries that were not imported."""
         return tuple(entry for entry in self.entries if entry.error is not None)
 
 
 class _Folder(msgspec.Struct, frozen=True):
-    """What is in a libvirt's folder: names of definitions, which of them are marked, and marks of nothing."""
+    """The contents of libvirt's folder: definitions, those with an autostart mark, and marks without a definition."""
 
     files: tuple[str, ...]
     autostarted: frozenset[str]
@@ -104,15 +104,15 @@ async def import_pools(
     timeout: float | None = None,
     on_progress: OnImport | None = None,
 ) -> ImportReport:
-    """Define the pools of a libvirt configuration folder, which is only read, and mark those that libvirt starts automatically.
+    """Define the pools of a libvirt configuration folder, with its autostart marks. The folder is only read.
 
-    May be called again: a pool that is here already, by name and uuid, gets the definition and the mark that libvirt has now
-    (an active one takes them up at its next start, as after :meth:`Manager.define`). Pools that libvirt has no more stay.
-    No pool is started. Pools of types without a backend are kept as well.
+    May be called again: a pool that is here already, by name and uuid, gets libvirt's current definition and mark
+    (an active pool uses them from its next start, as after :meth:`Manager.define`). Pools that libvirt no longer has stay.
+    No pool is started. Pools of types without a backend are defined as well.
 
-    :param folder: with ``NAME.xml`` and ``autostart/``. :param timeout: seconds for each entry.
-    :raises StorageError: there is no such folder, or it cannot be listed. StoreError: the state folder cannot be read.
-        Nothing is raised for an entry: see the report.
+    :param folder: has ``NAME.xml`` and ``autostart/``. :param timeout: seconds for each entry.
+    :raises StorageError: the folder does not exist, or cannot be listed. StoreError: the state folder cannot be read.
+        An entry raises nothing: see the report.
     """
     await manager.reload()
     path = Path(folder)
@@ -175,7 +175,7 @@ async def _import(
 async def _read_definition(manager: Manager, lane: PoolLane, path: Path) -> PoolDef:
     wanted = await manager.check(await lane.run(_read, path))
     if wanted.name != _stem(path.name):  # libvirt leaves such a file out too
-        raise DefinitionError(f"it defines a pool {printable(wanted.name)!r}, which is not what it is named after")
+        raise DefinitionError(f"it defines a pool {printable(wanted.name)!r}, and is not named after it")
     return wanted
 
 
@@ -202,21 +202,21 @@ def _stem(name: str) -> str:
 
 
 def _look(folder: Path) -> _Folder:
-    """List the folder. Names without ``.xml`` at their end are nothing to libvirt either."""
+    """List the folder. Ignore names that do not end in ``.xml``, as libvirt does."""
     files = tuple(sorted(name for name in os.listdir(folder) if name.endswith(".xml")))
     marks: list[str] = []
     with contextlib.suppress(FileNotFoundError):
         marks = sorted(name for name in os.listdir(folder / "autostart") if name.endswith(".xml"))
-    there = set(files)
+    defined = set(files)
     return _Folder(
         files,
-        frozenset(name for name in marks if name in there and _marks(folder / "autostart" / name, folder / name)),
-        tuple(name for name in marks if name not in there),
+        frozenset(name for name in marks if name in defined and _marks(folder / "autostart" / name, folder / name)),
+        tuple(name for name in marks if name not in defined),
     )
 
 
 def _marks(link: Path, file: Path) -> bool:
-    """Whether the link is to that file, by libvirt's rule (virFileLinkPointsTo: the same file), or was before it was moved."""
+    """Return whether a link points to a file: the same file (virFileLinkPointsTo), or its name before a move."""
     with contextlib.suppress(OSError):
         if os.path.samefile(link, file):
             return True
@@ -226,7 +226,7 @@ def _marks(link: Path, file: Path) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """A file's bytes; nothing but a regular file is opened. :raises StorageError: it is none, or too large. OSError"""
+    """Return the bytes of a regular file. :raises StorageError: it is no regular file, or too large. OSError: as of files."""
     handle = -1
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -235,13 +235,13 @@ def _read(path: Path) -> bytes:
             raise StorageError("it is not a regular file", errno=errno.EINVAL)
         if st.st_size > LARGEST_FILE:
             raise StorageError(f"it is larger than {LARGEST_FILE} bytes", errno=errno.EFBIG)
-        # by way of the handle: what is opened is what was looked at
+        # open it through the handle, so that the file is the one that was checked
         with open(f"/proc/self/fd/{handle}", "rb") as file:
             return file.read(LARGEST_FILE + 1)
     except StorageError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror) from error  # the path is said by whoever names the entry
+        raise OSError(error.errno, error.strerror) from error  # without the path: the report has it
     finally:
         if handle >= 0:
             os.close(handle)

@@ -1,7 +1,7 @@
-"""Keeper: brings the store and the catalogue of pools into agreement.
+"""Keeper: keeps the store and the catalogue of pools in agreement.
 
-What others changed is taken over whenever the store is read anew, which every definition begins with. One lock serialises
-what changes the list of pools.
+Each read of the store takes over the changes of other processes; every definition begins with one. One lock serialises
+changes of the list of pools.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from astore.store.contract import (
 T = TypeVar("T")
 
 RETRY_SECONDS = 10.0
-"""How long a change is tried again because others were faster."""
+"""How long a change is retried while other processes are faster."""
 
 RETRY_PAUSE = 0.01
 """Seconds between two tries."""
@@ -58,16 +58,16 @@ class Keeper:
         self._catalogue = catalogue
         self._store = store
         self._lane: PoolLane | None = None
-        self._revision: Revision | None = None  # of what was taken over last
-        self._versions: dict[str, Version] = {}  # of the definitions, as taken over or put since
-        self._lost = False  # whether the store was gone then
-        self._look_again = False  # also where the store says that nothing has changed
-        self._run_writes: Counter[str] = Counter()  # by pool: what this Manager did to the run, begun and done
+        self._revision: Revision | None = None  # the revision that was read last
+        self._versions: dict[str, Version] = {}  # the definitions' versions, as read or put
+        self._lost = False  # whether the store was gone at the last read
+        self._look_again = False  # read everything anew, even if the store has not changed
+        self._run_writes: Counter[str] = Counter()  # by pool: writes of its run, begun and done; odd during a write
         self.lock = anyio.Lock()
         """Held while the list of pools is changed."""
 
     async def open(self, lane: PoolLane) -> None:
-        """Open the store. :param lane: for blocking calls. :raises StoreError: it cannot be used."""
+        """Open the store. :param lane: threads for blocking calls. :raises StoreError: the store cannot be used."""
         self._lane = lane
         await self._store.open(lane)
 
@@ -76,7 +76,7 @@ class Keeper:
         await bounded(self._store.aclose())
 
     async def run(self, func: Callable[..., T], *args: Any) -> T:
-        """Make a blocking call that belongs to no pool. :raises ManagerClosedError"""
+        """Make a blocking call that belongs to no pool. :raises ManagerClosedError: the Manager is closed."""
         self._services.check_open()
         assert self._lane is not None
         return await self._lane.run(func, *args)
@@ -84,9 +84,9 @@ class Keeper:
     # ------------------------------------------------------------------------------------------------- changes
 
     async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt a change until nobody was faster. Each attempt looks first at what others did.
+        """Retry a change while it raises OutdatedError. Each attempt must read the store first.
 
-        :raises OutdatedError: others were faster for RETRY_SECONDS.
+        :raises OutdatedError: other processes were faster for RETRY_SECONDS.
         """
         until = time.monotonic() + RETRY_SECONDS
         while True:
@@ -98,7 +98,7 @@ class Keeper:
             await asyncio.sleep(RETRY_PAUSE)
 
     async def _changed(self, change: Awaitable[T]) -> T:
-        """Wait for a change of the store, with :attr:`lock` held. If that is cancelled, read what came of it (bounded)."""
+        """Await a change of the store, with :attr:`lock` held. If cancelled, read the store to learn the outcome (bounded)."""
         try:
             return await change
         except asyncio.CancelledError:
@@ -106,10 +106,10 @@ class Keeper:
             await shielded(bounded(self.reload()))
             raise
 
-    # ------------------------------------------------------------------------------------------- what others did
+    # ------------------------------------------------------------------------------- changes of other processes
 
     async def catch_up(self, record: PoolRecord) -> None:
-        """Take over what other processes did to a pool, before anything is done that takes it to be as it was."""
+        """Take over other processes' changes to a pool. Call it before an operation that relies on the pool's state."""
         if await self._is_news(record):
             async with self.lock:
                 if await self._is_news(record):
@@ -129,18 +129,21 @@ class Keeper:
         return version is not None and version != current.version
 
     async def reload(self, *, thoroughly: bool = False) -> None:
-        """Take over what is in the store, with :attr:`lock` held. :param thoroughly: also where nothing seems changed."""
+        """Take over the contents of the store, with :attr:`lock` held.
+
+        :param thoroughly: read everything, even if nothing seems to have changed.
+        """
         self._services.check_open()
         writes = self._run_writes.copy()
         contents = await self._store.read(None if thoroughly or self._look_again else self._revision)
         if contents is None:
             return
         last_seen = await self._last_seen(contents)
-        # no await from here on: what was read is taken over whole, or not at all
-        tell = self._revision is not None  # what is found on entering did not change: it was so
+        # no await from here on: the contents are taken over whole, or not at all
+        tell = self._revision is not None  # the first read, on entering, finds no changes
         self._take_contents(contents)
         runs = contents.runs
-        # pools whose run this Manager changed while the store was being read, or changes now, or that cannot be read
+        # pools whose run this Manager was changing during the read, or whose run cannot be read
         own = {
             name
             for name in {pool.name for pool in self._catalogue.all()} | runs.keys()
@@ -148,7 +151,7 @@ class Keeper:
         } | contents.unknown
         for item in contents.pools:
             self._take_definition(item, tell=tell)
-        started: dict[str, Callable[[], None]] = {}  # since, by another process: how to take that over
+        started: dict[str, Callable[[], None]] = {}  # pools that another process started, and how to take over the run
         for name, run in runs.items():
             if name not in own and not self._is_known(run):
                 started[name] = partial(self._take_run, run, last_seen.get(name), tell=tell)
@@ -177,23 +180,23 @@ class Keeper:
         self._catalogue.damaged = contents.damaged
 
     async def _last_seen(self, contents: Contents) -> dict[str, LastSeen]:
-        """Return what is known of the pools that others have started."""
+        """Return the last snapshots of pools that other processes have started."""
         wanted = {name: run.started_at for name, run in contents.runs.items() if not self._is_known(run)}
         if not wanted or not isinstance(self._store, KeepsSnapshots):
             return {}
         return await self._store.load_snapshots(wanted)
 
     def _is_known(self, run: Run) -> bool:
-        """Whether a run is the one that the pool of that name has here."""
+        """Return whether the pool of that name has this run here."""
         pool = self._catalogue.get(run.name)
         life = None if pool is None else pool.record.life
         return life is not None and (life.uuid, life.started_at) == (run.uuid, run.started_at)
 
     def _take_run(self, run: Run, seen: LastSeen | None, *, tell: bool) -> None:
-        """Another process has started a pool."""
+        """Take over that another process has started a pool."""
         pool = self._catalogue.get(run.name)
         if pool is not None and pool.record.uuid != run.uuid:
-            # it is another of that name that runs; a definition that there is comes back when it stops
+            # another pool of that name runs; if this one has a definition, it comes back when the other stops
             self._drop(pool)
             pool = self._catalogue.get(run.name)
         if pool is None:
@@ -208,7 +211,7 @@ class Keeper:
     def _take_definition(self, item: StoredPool, *, tell: bool) -> None:
         pool = self._catalogue.get(item.definition.name)
         if pool is not None and pool.record.uuid != item.definition.uuid and pool.idle:
-            self._drop(pool)  # another process undefined it, and defined another of that name
+            self._drop(pool)  # another process undefined it, and defined another pool of that name
             pool = None
         if pool is None:
             pool = self._catalogue.add(item.definition, self, persistent=True, autostart=item.autostart)
@@ -220,7 +223,7 @@ class Keeper:
             pool.record.publish(PoolDefined)
 
     def _drop(self, pool: Parts) -> None:
-        """Another process undefined it, if it is at rest here: else it is looked at again."""
+        """Take over that another process undefined a pool; if it is busy here, look again later."""
         if pool.lifecycle.busy:
             self._look_again = True
             return
@@ -229,11 +232,11 @@ class Keeper:
             pool.record.publish(PoolUndefined)
 
     async def _end(self, pools: Collection[Parts], started: Mapping[str, Callable[[], None]]) -> None:
-        """Another process stopped them, and perhaps started or undefined them since. Side by side: each may take a while."""
+        """Take over that other processes stopped pools, and perhaps started or undefined them since. Concurrently."""
 
         async def end(pool: Parts) -> None:
             if not await pool.lifecycle.ended_elsewhere():
-                self._look_again = True  # something is done to it here
+                self._look_again = True  # it is busy here
             elif pool.name in started:
                 started[pool.name]()
             elif pool.name not in self._versions and not pool.record.gone:
@@ -243,10 +246,10 @@ class Keeper:
         if any(outcomes):
             self._look_again = True
 
-    # ------------------------------------------------------------------------------------- what this process does
+    # ------------------------------------------------------------------------------- changes of this process
 
     async def define(self, accepted: PoolDef) -> Parts:
-        """Keep a definition, and take it over. :raises: what :meth:`astore.Manager.define` raises."""
+        """Store a definition, and add or update its pool. :raises: as :meth:`astore.Manager.define`."""
 
         async def attempt() -> Parts:
             async with self.lock:
@@ -263,7 +266,7 @@ class Keeper:
         assert self._revision is not None
         self._versions[wanted.name] = await self._changed(self._store.put(wanted, self._revision))
         pool = self._catalogue.get(wanted.name)
-        if pool is None:  # new; or one that was transient, and has been stopped meanwhile
+        if pool is None:  # it is new, or it was transient and has been stopped meanwhile
             pool = self._catalogue.add(wanted, self, persistent=True)
         else:
             pool.record.redefine(wanted, autostart=pool.record.autostart)
@@ -271,7 +274,7 @@ class Keeper:
         return pool
 
     async def undefine(self, record: PoolRecord) -> None:
-        """Remove a pool's definition. :raises InvalidStateError: it has none. OutdatedError: another process changed it."""
+        """Remove a pool's definition. :raises InvalidStateError: it is transient. OutdatedError: another process changed it."""
         if not record.persistent:
             raise InvalidStateError(
                 f"pool {record.name!r} is transient: stopping it removes it", pool=record.name, operation="undefine"
@@ -284,12 +287,12 @@ class Keeper:
                 await self._changed(self._store.remove(record.name, version))
                 self._versions.pop(record.name, None)
             finally:
-                if record.name not in self._versions and not record.gone:  # also where it was cancelled, and is done
+                if record.name not in self._versions and not record.gone:  # even if cancelled after it was done
                     self._catalogue.remove(record)
                     record.publish(PoolUndefined)
 
     async def set_autostart(self, record: PoolRecord, autostart: bool) -> None:
-        """Keep whether a pool is started automatically."""
+        """Store the autostart mark of a pool."""
         async with self.lock:
             self._services.check_open()
             record.require_known()
@@ -297,34 +300,34 @@ class Keeper:
             record.set_autostart(autostart)
 
     async def begin_run(self, record: PoolRecord, life: Life) -> None:
-        """Note that a pool is being started. Cancelled, it is not noted, or it is and can be taken back."""
+        """Record the run of a pool that is being started. After a cancellation, :meth:`end_run` removes it if need be."""
         self._services.check_open()
         with self._writing_run(record):
             run = Run(life.definition, record.uuid, life.started_at)
             await self._store.begin_run(run, persistent=record.persistent)
 
     async def runs_elsewhere(self, record: PoolRecord, life: Life) -> bool:
-        """Whether another process has the pool active. Bounded; False where that cannot be told."""
+        """Return whether another process has the pool active. Bounded; False if the store does not answer."""
         with anyio.move_on_after(CLEANUP_SECONDS), contextlib.suppress(Exception):
             return (await self._store.current(record.name)).started_at not in (None, life.started_at)
         return False
 
     async def check_end_run(self, record: PoolRecord) -> None:
-        """Before anything is let go. :raises StoreError: it could not be noted that the pool is not active any more."""
+        """Check that :meth:`end_run` can work, before the storage is released. :raises StoreError: it cannot."""
         self._services.check_open()
         await self._store.check_end_run(record.name)
 
     async def end_run(self, record: PoolRecord, life: Life) -> None:
-        """Note that a pool is not active any more; a transient one is gone then."""
+        """Remove the run of a pool that was stopped, and a transient pool itself. Bounded; never raises."""
         with self._writing_run(record):
-            # bounded, and whatever it says: a store that is gone has no run either
+            # errors do not matter: a store that is gone has no run either
             await bounded(self._store.end_run(record.name, life.started_at))
-        if not record.persistent:  # not before: whoever reads would find a new one
+        if not record.persistent:  # not before: a reload would take the run for a new pool
             self._catalogue.remove(record)
 
     @contextlib.contextmanager
     def _writing_run(self, record: PoolRecord) -> Iterator[None]:
-        """While this lasts, and to who reads meanwhile, the run is this Manager's own affair."""
+        """Make reloads ignore the pool's run inside the context, and those that overlap with it."""
         self._run_writes[record.name] += 1
         try:
             yield
@@ -332,7 +335,7 @@ class Keeper:
             self._run_writes[record.name] += 1
 
     async def save_snapshots(self, pools: Iterable[Parts]) -> None:
-        """Keep what is known for the next process: a cache, so that failing to write it is no failure."""
+        """Save the snapshots of active pools for the next process. A cache: errors are logged, never raised."""
         if not isinstance(self._store, KeepsSnapshots):
             return
         for pool in pools:
@@ -342,7 +345,7 @@ class Keeper:
                 try:
                     await self._store.save_snapshot(record.name, life.started_at, seen)
                     record.saved = seen
-                except Exception as error:  # a plugin's snapshot may have anything in it
+                except Exception as error:  # a plugin's snapshot may hold anything
                     self._services.log.info(
-                        "what is known of a pool was not kept", pool=record.name, error=reason(error)
+                        "the snapshot of a pool was not saved", pool=record.name, error=reason(error)
                     )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import msgspec
@@ -45,21 +45,19 @@ from astore.store.local_files import default_state_dir
 if TYPE_CHECKING:
     from astore.xml import DiscoveredSources
 
-T = TypeVar("T")
-
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
 
 
 def _import_ahead() -> None:
-    """Import what is needed before long, and takes long enough for an event loop to notice. Blocks."""
+    """Import modules that would hold up the event loop later. Blocks."""
     prepare()
     for module in ("pool", "volume", "documents"):
         import_module(f"astore.xml.{module}")
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """The Manager at a moment."""
+    """Counts of a Manager at one moment."""
 
     pools: int
     active: int
@@ -71,14 +69,14 @@ class Statistics(msgspec.Struct, frozen=True):
 class Manager:
     """The pools of one state folder. Use it as ``async with astore.Manager() as manager``.
 
-    Entering reads the definitions; leaving detaches: mounts and pools stay as they are, and are active again for the
-    next Manager on the same folder, in this process or another.
+    Entering reads the definitions. Leaving detaches: pools and mounts stay active, for the next Manager on the same folder,
+    in this process or another.
 
-    :param state_dir: the folder of definitions; None is the machine's (root: /var/lib/astore) or the user's own.
+    :param state_dir: the folder of definitions; None means the machine's (root: /var/lib/astore) or the user's own.
         ValueError: it is the empty string.
     :param store: keeps definitions and runs instead of a folder; see :mod:`astore.store.contract`. The Manager opens and closes
         it. TypeError: a folder is given as well.
-    :param registry: None makes one with the backends of all installed distributions.
+    :param registry: the backends; None means those of all installed distributions.
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
     :param event_capacity: how many events are kept for replay.
@@ -99,7 +97,7 @@ class Manager:
         if store is not None and state_dir is not None:
             raise TypeError("a Manager has a state folder or a store")
         self.state_dir: Path | None = None
-        """The folder of definitions; None if they are kept elsewhere."""
+        """The folder of definitions; None if a ``store`` was given."""
         if store is None:
             self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
             store = LocalStore(self.state_dir)
@@ -136,14 +134,14 @@ class Manager:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Detach from all pools, which stay as they are. May be called twice; takes about two seconds at most."""
+        """Detach from all pools, which stay active. May be called twice. Takes about two seconds at most."""
         lanes = self._services.begin_closing()
         if lanes is None:
             return
         try:
             await shielded(self._detach(self._catalogue.all(), lanes))
         finally:
-            self._services.close(lanes)  # unless it was closed beside this, and perhaps opened anew
+            self._services.close(lanes)  # does nothing if it was closed, and perhaps reopened, meanwhile
 
     async def _detach(self, pools: Sequence[Parts], lanes: Lanes) -> None:
         until = time.monotonic() + CLEANUP_SECONDS
@@ -154,9 +152,9 @@ class Manager:
             await self._keeper.aclose()
 
     async def reload(self, *, thoroughly: bool = True) -> None:
-        """Take over what others did to the store since it was last read.
+        """Take over the changes that others made to the store since it was last read.
 
-        :param thoroughly: also what an editor did to a definition in its place; False is cheaper where nothing has changed.
+        :param thoroughly: find definitions that an editor changed in place, too; False is cheaper if nothing has changed.
         """
         self._services.check_open()
         async with self._keeper.lock:
@@ -171,24 +169,24 @@ class Manager:
 
     @property
     def call_timeout(self) -> float:
-        """Seconds that one blocking call may take unless the backend says otherwise."""
+        """The default deadline of a blocking call, in seconds."""
         return self._services.call_timeout
 
     @property
     def damaged(self) -> tuple[Damaged, ...]:
-        """Definitions that could not be read, and why. They are left as they are."""
+        """The definitions that could not be read, and why. They are left as they are."""
         return self._catalogue.damaged
 
     def pool(self, name: str) -> Pool:
-        """The pool of this name. :raises PoolNotFoundError: there is none."""
+        """Return the pool of this name. :raises PoolNotFoundError: there is none."""
         return self._catalogue.pool(name)
 
     def pool_by_uuid(self, uuid: str) -> Pool:
-        """The pool with this UUID, however it is written. :raises PoolNotFoundError: there is none."""
+        """Return the pool with this UUID, in any notation. :raises PoolNotFoundError: there is none."""
         return self._catalogue.pool_by_uuid(uuid)
 
     def pool_by_target(self, path: str) -> Pool:
-        """The active pool whose target is this path. :raises PoolNotFoundError: there is none."""
+        """Return the active pool whose target is this path. :raises PoolNotFoundError: there is none."""
         return self._catalogue.pool_by_target(path)
 
     def pools(
@@ -200,25 +198,25 @@ class Manager:
         types: Collection[str] | None = None,
         states: Collection[PoolState | str] | None = None,
     ) -> list[Pool]:
-        """Pools in name order, by libvirt's filters; None does not filter."""
+        """Return the pools in name order, by libvirt's filters; None does not filter."""
         return self._catalogue.pools(
             active=active, persistent=persistent, autostart=autostart, types=types, states=states
         )
 
     def volume_by_key(self, key: str) -> Volume:
-        """The volume with this key, over all active pools. :raises VolumeNotFoundError: there is none."""
+        """Return the volume of an active pool with this key. :raises VolumeNotFoundError: there is none."""
         return self._catalogue.volume_by("key", key)
 
     def volume_by_path(self, path: str) -> Volume:
-        """The volume with this path, over all active pools. :raises VolumeNotFoundError: there is none."""
+        """Return the volume of an active pool with this path. :raises VolumeNotFoundError: there is none."""
         return self._catalogue.volume_by("path", normal_path(path))
 
     def dependents(self, volume: Volume) -> list[Volume]:
-        """The volumes, over all active pools, that need this one, in the order of pools and names.
+        """Return the volumes of all active pools that need this one, in the order of pools and names.
 
-        They are backed by it, or have data in it; if it is a directory, they need a file that lies behind it.
+        They are backed by it, or have data in it. If it is a directory, they need a file below it.
 
-        :raises VolumeNotFoundError: it is not there.
+        :raises VolumeNotFoundError: the volume is gone.
         """
         found = graph.dependents(volume.info, volume.pool.parts, self._catalogue.all())
         return [Volume(self._catalogue.handle(one.pool), one.name) for one in found]
@@ -226,7 +224,7 @@ class Manager:
     # ------------------------------------------------------------------------------------------------ definitions
 
     async def define(self, definition: str | bytes | PoolDef) -> Pool:
-        """Define a pool, or define it anew (which an active pool takes up at its next start).
+        """Define or redefine a pool. An active pool uses the new definition from its next start.
 
         :param definition: libvirt pool XML or a record.
         :raises DefinitionError: it is not acceptable. SourceConflictError: another pool has its name, uuid or source.
@@ -236,7 +234,7 @@ class Manager:
         return self._catalogue.handle(await self._keeper.define(accepted))
 
     async def check(self, definition: str | bytes | PoolDef) -> PoolDef:
-        """Return a definition as it would be kept: by the rules for documents, and with what its backend fills in.
+        """Return a definition as :meth:`define` would store it: validated, with the defaults of its backend.
 
         :param definition: libvirt pool XML or a record.
         :raises DefinitionError: it is not acceptable. BackendError: its backend cannot check it.
@@ -248,7 +246,7 @@ class Manager:
             try:
                 text: str | bytes = pool_to_xml(definition)
             except (TypeError, ValueError, AttributeError) as error:
-                raise DefinitionError(f"this is no definition of a pool: {reason(error)}") from error
+                raise DefinitionError(f"this is not a definition of a pool: {reason(error)}") from error
         else:
             text = definition
         wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._keeper.run(pool_from_xml, text)
@@ -270,10 +268,10 @@ class Manager:
     async def create(
         self, definition: str | bytes | PoolDef, *, build: bool = False, timeout: float | None = None
     ) -> Pool:
-        """Start a transient pool, which is gone when it is stopped.
+        """Create and start a transient pool, which is gone when it is stopped.
 
-        :param build: make its storage first. :param timeout: as for :meth:`Pool.start`.
-        :raises: what :meth:`define` and :meth:`Pool.start` raise; then there is no such pool.
+        :param build: build its storage first. :param timeout: as for :meth:`Pool.start`.
+        :raises: what :meth:`define` and :meth:`Pool.start` raise; the pool is gone then.
         """
         wanted = await self.check(definition)
         keeper, catalogue = self._keeper, self._catalogue
@@ -310,12 +308,12 @@ class Manager:
         full: bool = False,
         on_progress: OnProgress | None = None,
     ) -> RefreshReport:
-        """Refresh many pools at once; one that fails or hangs costs only itself.
+        """Refresh many pools at once. A pool that fails or hangs does not affect the others.
 
-        :param names: which; None means all active pools. :param limit: how many at a time.
-        :param timeout: seconds for each pool. :param full: trust nothing known.
-        :raises PoolNotFoundError: a name is not a pool's. Nothing else is raised for a pool: see the report. What
-            ``on_progress`` raises ends it, in an ``ExceptionGroup``.
+        :param names: the pools; None means all active ones. :param limit: how many at a time.
+        :param timeout: seconds for each pool. :param full: read every header anew.
+        :raises PoolNotFoundError: there is no pool of a name. Other errors of pools are in the report. If ``on_progress``
+            raises, the refresh ends with an ``ExceptionGroup``.
         """
         self._services.check_open()
         pools = self.pools(active=True) if names is None else [self.pool(name) for name in dict.fromkeys(names)]
@@ -324,11 +322,11 @@ class Manager:
     async def start_all(
         self, autostart_only: bool = True, *, limit: int = 16, timeout: float | None = None
     ) -> dict[str, Exception | None]:
-        """Start many pools at once; those that are active are left out.
+        """Start many inactive pools at once.
 
-        :param autostart_only: only those marked for it. :param limit: how many at a time.
+        :param autostart_only: only pools with an autostart mark. :param limit: how many at a time.
         :param timeout: as for :meth:`Pool.start`.
-        :return: for each pool tried, None or why it could not be started.
+        :return: by pool name, None or the error.
         """
         self._services.check_open()
         pools = self.pools(active=False, persistent=True, autostart=True if autostart_only else None)
@@ -341,9 +339,9 @@ class Manager:
         pools: Collection[str] | None = None,
         kinds: Collection[type[Event]] | None = None,
     ) -> Subscription:
-        """Events as they come: ``async with manager.events() as events: async for event in events: ...``.
+        """Return a subscription: ``async with manager.events() as events: async for event in events: ...``.
 
-        :param since: replay first what came after this number. :param pools: only about these pools.
+        :param since: replay the events after this number first. :param pools: only events about these pools.
         :param kinds: only events of these classes (or their subclasses).
         """
         return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
@@ -351,18 +349,19 @@ class Manager:
     async def discover(
         self, type: str, host: str | None = None, *, port: int | None = None, spec: str | bytes | None = None
     ) -> DiscoveredSources:
-        """Which sources a host offers for pools of a type: records, and ``to_xml()`` gives libvirt's ``<sources>``.
+        """Return the sources that a host offers for pools of a type. ``to_xml()`` returns libvirt's ``<sources>``.
 
-        :param spec: a libvirt ``<source>`` document that names host and port, instead of these.
-        :raises BackendError: no such backend. UnsupportedOperationError: it cannot. DefinitionError: not a host.
-            OSError, CommandError, TimeoutError: the host, or the program that asks it, did not answer.
+        :param spec: a libvirt ``<source>`` document that names host and port, instead of these parameters.
+        :raises BackendError: the type has no usable backend. UnsupportedOperationError: its backend cannot discover.
+            DefinitionError: no host is named, or it is none. OSError, CommandError, TimeoutError: the host, or the program
+            that asks it, failed or did not answer.
         """
         from astore.manager.discovery import discover_sources
 
         return await discover_sources(self._services, type, host, port, spec)
 
     async def capabilities(self) -> str:
-        """libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all backends that work here."""
+        """Return libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all usable backends."""
         self._services.check_open()
         from astore.xml import POOL_TYPES, capabilities_to_xml
 
@@ -377,7 +376,7 @@ class Manager:
         )
 
     def statistics(self) -> Statistics:
-        """Counts at this moment."""
+        """Return the counts at this moment."""
         lanes = self._services.check_open()
         pools = self._catalogue.all()
         return Statistics(

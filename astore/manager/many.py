@@ -1,4 +1,4 @@
-"""Work on many pools at once: one that fails or hangs costs only itself."""
+"""Work on many pools at once. A pool that fails or hangs does not affect the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from astore.model import RefreshOutcome, RefreshReport
 from astore.pools.pool import Pool
 
 OnProgress = Callable[[int, int, RefreshOutcome], None]
-"""Called after each pool with how many are done, how many there are, and the outcome; must not block."""
+"""Called after each pool with the number of pools done, the number of all, and the outcome; must not block."""
 
 
 async def refresh_pools(
@@ -52,7 +52,7 @@ async def start_pools(pools: Sequence[Pool], *, limit: int, timeout: float | Non
 
 
 async def _each(pools: Sequence[Pool], call: Callable[[Pool], Awaitable[None]], limit: int) -> None:
-    """Call for each pool, ``limit`` at a time: that many workers, each taking the next."""
+    """Await ``call`` for each pool, ``limit`` at a time."""
     if limit < 1:
         raise ValueError("limit must be at least 1")
     waiting = iter(pools)

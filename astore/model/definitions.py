@@ -1,6 +1,6 @@
-"""What pools and volumes are to be: the records of libvirt's ``<pool>`` and ``<volume>`` documents.
+"""Definitions of pools and volumes: the records of libvirt's ``<pool>`` and ``<volume>`` documents.
 
-Part of :mod:`astore.model`, which has all of them. Imports nothing of astore but, where it is asked for XML, its writer.
+Import them from :mod:`astore.model`. Only ``from_xml`` and ``to_xml`` import another part of astore: its reader and writer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VolumeType(enum.StrEnum):
-    """What a volume is; libvirt's words (``<volume type='…'>``)."""
+    """The type of a volume, in libvirt's words (``<volume type='…'>``)."""
 
     FILE = "file"
     BLOCK = "block"
@@ -29,17 +29,17 @@ class VolumeType(enum.StrEnum):
 # --------------------------------------------------------------------------------------------- pool definitions
 
 
-_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled when it is first used
+_HIDDEN = r"(?is)(pass(?:word|wd)?2?\s*=).*"  # compiled on first use
 _HIDDEN_AFTER_USER = r"(?is)(user(?:name)?\s*=[^%]*%).*"
 
 
 def shown_option(option: str) -> str:
-    """A mount option as messages and logs show it: a password in it is ``***``."""
+    """Return a mount option for messages and logs: with ``***`` for a password."""
     return re.sub(_HIDDEN_AFTER_USER, r"\1***", re.sub(_HIDDEN, r"\1***", option, count=1), count=1)
 
 
 class Host(msgspec.Struct, frozen=True):
-    """One ``<host name= port=>`` of a source; ``port`` is None when the definition names none."""
+    """A ``<host name= port=>`` of a source; ``port`` is None if the definition names none."""
 
     name: str
     port: int | None = None
@@ -86,7 +86,7 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 class Auth(msgspec.Struct, frozen=True):
-    """``<auth type= username=>`` with the ``<secret>`` it points at, by ``uuid`` or ``usage``."""
+    """``<auth type= username=>`` with its ``<secret>``, by ``uuid`` or ``usage``."""
 
     type: str
     username: str
@@ -112,7 +112,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Permissions(msgspec.Struct, frozen=True):
-    """``<permissions>``: mode (0…0o777), owner and group (None: leave as it is), and a security label."""
+    """``<permissions>``: mode (0…0o777), owner and group (None: unchanged), and a security label."""
 
     mode: int | None = None
     owner: int | None = None
@@ -121,11 +121,11 @@ class Permissions(msgspec.Struct, frozen=True):
 
 
 class KeptPermissions(Permissions, frozen=True):
-    """Those that a copy has from what it is made of: kept where the storage lets us, and no error where it does not."""
+    """The permissions that a copy takes from its source. Failing to set owner or group is no error."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """``<target>``: where the pool is seen in this machine's file system."""
+    """``<target>``: the pool's path in this machine's file system."""
 
     path: str | None = None
     permissions: Permissions | None = None
@@ -135,11 +135,11 @@ class PoolDef(msgspec.Struct, frozen=True):
     """The definition of a pool: what libvirt's ``<pool>`` document says.
 
     ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
-    the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces astore does not know, as XML
-    text, so that they survive a round trip. ``allowed_options`` names the mount options that are refused unless somebody
-    says that they are meant, such as ``suid`` (``astore:allow`` in a document); see a backend's documentation.
+    the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces that astore does not know, as XML
+    text, so that they survive a round trip. ``allowed_options`` names the mount options that a backend refuses unless they
+    are listed here, such as ``suid`` (``astore:allow`` in a document); see the backend's documentation.
 
-    Its ``repr()`` does not show passwords.
+    ``repr()`` does not show passwords.
     """
 
     type: str
@@ -166,16 +166,16 @@ class PoolDef(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_xml(cls, text: str | bytes) -> PoolDef:
-        """Read libvirt pool XML. What a pool of its type has no use for must be right, and is left out, as libvirt does.
+        """Read libvirt pool XML. Elements that the pool's type does not use are validated and dropped, as libvirt does.
 
-        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        :raises DefinitionError: the definition is not acceptable; the error names line and element.
         """
         from astore.xml import pool_from_xml
 
         return pool_from_xml(text)
 
     def to_xml(self, info: PoolInfo | None = None) -> str:
-        """Write libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
+        """Return libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
         from astore.xml import pool_to_xml
 
         return pool_to_xml(self, info)
@@ -185,8 +185,8 @@ class PoolDef(msgspec.Struct, frozen=True):
 
 
 class Encryption(msgspec.Struct, frozen=True):
-    """``<encryption>`` of a volume: its format, the secret it points at, by ``uuid`` or ``usage``, LUKS's cipher and iv
-    generator, and the ``engine`` that is to encrypt."""
+    """``<encryption>`` of a volume: its format, its secret by ``uuid`` or ``usage``, LUKS's cipher and iv generator, and the
+    ``engine`` that encrypts."""
 
     format: str
     secret_uuid: str | None = None
@@ -210,7 +210,7 @@ class Timestamps(msgspec.Struct, frozen=True):
 
 
 class BackingStore(msgspec.Struct, frozen=True):
-    """``<backingStore>``: the image that a volume is backed by. Its timestamps mean nothing to who makes a volume."""
+    """``<backingStore>``: the image that a volume is backed by. Creating a volume ignores the timestamps."""
 
     path: str
     format: str | None = None
@@ -233,9 +233,9 @@ class SourceDevice(msgspec.Struct, frozen=True):
 
 
 class VolumeDef(msgspec.Struct, frozen=True):
-    """What a volume is to be: libvirt's ``<volume>`` as input. Sizes in bytes; None means not said.
+    """The definition of a volume: libvirt's ``<volume>`` as input. Sizes in bytes; None means not given.
 
-    ``timestamps`` and ``source`` are kept of a document that describes a volume; they mean nothing to who makes one.
+    ``timestamps`` and ``source`` come from documents that describe existing volumes; creating a volume ignores them.
     """
 
     name: str
@@ -257,15 +257,15 @@ class VolumeDef(msgspec.Struct, frozen=True):
     def from_xml(cls, text: str | bytes, *, copied: bool = False) -> VolumeDef:
         """Read libvirt volume XML.
 
-        :param copied: it is to be made out of another volume, and needs no capacity.
-        :raises DefinitionError: naming line and element, for anything that is not an acceptable definition.
+        :param copied: the volume will be a copy of another, and needs no capacity.
+        :raises DefinitionError: the definition is not acceptable; the error names line and element.
         """
         from astore.xml import volume_from_xml
 
         return volume_from_xml(text, copied=copied)
 
     def to_xml(self) -> str:
-        """Write libvirt volume XML."""
+        """Return libvirt volume XML."""
         from astore.xml import volume_def_to_xml
 
         return volume_def_to_xml(self)

@@ -1,4 +1,4 @@
-"""The state of a pool, and a pool at a glance."""
+"""The state and the summary of a pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class PoolState(enum.StrEnum):
-    """What a pool is doing. Running, degraded and inaccessible pools are *active*."""
+    """The state of a pool. Running, degraded and inaccessible pools are *active*."""
 
     INACTIVE = "inactive"
     BUILDING = "building"
@@ -26,10 +26,11 @@ _ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIB
 
 
 class PoolInfo(msgspec.Struct, frozen=True):
-    """A pool at a glance. Sizes in bytes; ``since`` and ``taken_at`` in seconds since the epoch (0: never).
+    """The summary of a pool. Sizes in bytes.
 
-    ``since`` tells when the pool entered its state (0: not known), ``error`` why it is degraded, inaccessible or unusable.
-    ``backend`` is False where no backend is registered for the pool's type.
+    ``taken_at`` is when the snapshot was taken (0: never) and ``since`` when the pool entered its state (0: unknown), in
+    seconds since the epoch. ``error`` tells why the pool is degraded, inaccessible or unusable. ``backend`` is False if no
+    backend is registered for the pool's type.
     """
 
     name: str

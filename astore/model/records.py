@@ -1,6 +1,6 @@
-"""What a refresh finds in a pool: the records of volumes, of entries that are none, and the snapshot of them all.
+"""The records of what a refresh finds in a pool: volumes, the files that they refer to, and entries that failed.
 
-A part of :mod:`astore.model`, which has all names that are defined here.
+Import them from :mod:`astore.model`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ class ReferenceKind(StrEnum):
     """How an image uses a file that its header names."""
 
     BACKING = "backing"
-    """What the image itself does not hold is read from it (qcow2, qcow, QED and cow; the parent of a VMDK)."""
+    """The backing file: it supplies what the image itself does not hold (qcow2, qcow, QED, cow; the parent of a VMDK)."""
 
     DATA = "data"
-    """qcow2's external data file: it holds all of the image's data."""
+    """The external data file of a qcow2 image: it holds all of the image's data."""
 
     EXTENT = "extent"
-    """A part of a VMDK whose descriptor is another file: it holds data of the image."""
+    """An extent of a VMDK with a separate descriptor: it holds data of the image."""
 
     PARENT = "parent"
     """The parent of a differencing VHD or VHDX, which QEMU does not read."""
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where a location leads, as the kernel or the storage resolves it.
+    """The place that a location leads to, as the kernel or the storage resolves it.
 
-    :ivar path: the canonical path: without links, ``.`` and ``..``. What begins with no slash is in no local file system.
-    :ivar device: with ``inode`` the identity of the file; None where there is no such file, or it was not looked at.
-    :ivar through: the identities of the folders on the way, also of those that ``..`` leaves again.
-    :ivar beside: the identity of the folder that has the last part of the location: not the file's own if that part is a link.
+    :ivar path: the canonical path: without links, ``.`` and ``..``. It begins with a slash only in a local file system.
+    :ivar device: with ``inode`` the identity of the file; None if the file does not exist, or was not looked at.
+    :ivar through: the identities of the folders on the way, including those that ``..`` leaves again.
+    :ivar beside: the identity of the folder that holds the location's last part, which may be a link to the file.
     """
 
     path: str
@@ -53,12 +53,12 @@ class Place(msgspec.Struct, frozen=True, gc=False):
 class Reference(msgspec.Struct, frozen=True, gc=False):
     """A file that an image's header names.
 
-    :ivar name: as the header has it. :ivar format: the format that the header gives the file, in libvirt's words; None where
-        it gives none, so that QEMU would guess.
-    :ivar location: what QEMU would open: an absolute path or a URL. None where that cannot be told.
-    :ivar doubt: why nothing is read through it, in words that follow "its backing file …": the header says more than a
-        location and a format, or something that cannot be told.
-    :ivar place: where the location leads; None where that is not known (another machine's storage).
+    :ivar name: the file's name in the header. :ivar format: the format in the header, in libvirt's words; None if the header
+        has none, so that QEMU would guess.
+    :ivar location: the absolute path or URL that QEMU would open; None if it is unknown.
+    :ivar doubt: why nothing is read through it, in words that follow "its backing file …": the header has more than a
+        location and a format, or cannot be understood.
+    :ivar place: the place that the location leads to; None if it is unknown (another machine's storage).
     """
 
     kind: ReferenceKind
@@ -70,11 +70,11 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
 
 
 class ImageInfo(msgspec.Struct, frozen=True, gc=False):
-    """What an image's header says. ``capacity`` is None where the file's own size is the capacity.
+    """The contents of an image's header. ``capacity`` is None if the file's own size is the capacity.
 
     ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
-    ``aes``, ``luks`` or None. ``extras`` names what the image has beside its disk, which conversions leave out. ``before`` is
-    how many bytes of the file come before the disk's, where the file's size tells the capacity (LUKS).
+    ``aes``, ``luks`` or None. ``extras`` names what the image has besides its disk, which conversions leave out. ``before`` is
+    the number of bytes that precede the disk's in the file, if the file's size tells the capacity (LUKS).
     """
 
     format: str
@@ -105,7 +105,7 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Reference | None:
-    """The first reference of a kind, or None."""
+    """Return the first reference of a kind, or None."""
     for reference in references:
         if reference.kind is kind:
             return reference
@@ -113,20 +113,20 @@ def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Referenc
 
 
 def name_of(references: tuple[Reference, ...], kind: ReferenceKind) -> str | None:
-    """The name in the first reference of a kind, or None."""
+    """Return the name in the first reference of a kind, or None."""
     found = first_of(references, kind)
     return None if found is None else found.name
 
 
 class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
-    """A volume as the last refresh found it. ``key`` and ``path`` are the same object wherever they are equal.
+    """A volume as the last refresh found it. ``key`` and ``path`` are the same object if they are equal.
 
-    ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 of a ``dir``), ``mode`` the whole st_mode.
-    ``references`` are the files that its header names. ``device`` and ``inode`` identify its file, behind a link if it is one.
-    ``extras`` names what an image has beside its disk, which conversions leave out: ``internal snapshots``, ``bitmaps``.
+    ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 for a ``dir``), ``mode`` the whole st_mode.
+    ``references`` are the files that its header names. ``device`` and ``inode`` identify its file, with links followed.
+    ``extras`` names what an image has besides its disk, which conversions leave out: ``internal snapshots``, ``bitmaps``.
 
-    ``made`` is ``raw`` where it is known that the volume was made raw. Such a volume is raw for all work, whatever its content
-    says, for its guest may have written that; ``header_format`` is then what its content says.
+    ``made`` is ``raw`` if the volume is known to have been made raw. It then stays raw for all work, because its guest may
+    have written any header; ``header_format`` is the format of that header.
     """
 
     name: str
@@ -156,33 +156,33 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def backing(self) -> str | None:
-        """The name of its backing file, as the header has it."""
+        """The name of the backing file in its header."""
         return name_of(self.references, ReferenceKind.BACKING) if self.references else None
 
     @property
     def backing_path(self) -> str | None:
-        """Where its backing file is, an absolute path or a URL; None where that cannot be told."""
+        """The absolute path or URL of its backing file; None if it has none, or the path is unknown."""
         found = first_of(self.references, ReferenceKind.BACKING)
         return None if found is None else found.location
 
     @property
     def backing_format(self) -> str | None:
-        """The format that its header gives the backing file."""
+        """The format of the backing file in its header."""
         found = first_of(self.references, ReferenceKind.BACKING)
         return None if found is None else found.format
 
     @property
     def data_file(self) -> str | None:
-        """The name of the external data file, as its header has it (qcow2)."""
+        """The name of the external data file in its header (qcow2)."""
         return name_of(self.references, ReferenceKind.DATA) if self.references else None
 
     @property
     def identity(self) -> tuple[int | str, int] | None:
-        """Device and inode of its file; None where the storage does not tell them."""
+        """Device and inode of its file; None if the storage does not tell them."""
         return (self.device, self.inode) if self.device else None
 
     def same_as(self, other: VolumeInfo) -> bool:
-        """Whether nothing differs but the time of last access, and how files are identified (mounting anew changes that)."""
+        """Return whether only the access time and the identities of files differ. (Mounting anew changes those.)"""
         return self == other or _lasting(self) == _lasting(other)
 
 
@@ -192,10 +192,10 @@ def _lasting(info: VolumeInfo) -> VolumeInfo:
 
 
 class EntryError(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a pool that could not become a volume, and why. ``name`` is printable whatever the disk held.
+    """An entry of a pool that is no volume, and why. ``name`` is printable, whatever the storage has.
 
-    ``skipped`` marks what is no volume and no failure either: a FIFO, a dangling link, a name with control
-    characters, a file that may not be opened. libvirt leaves those out without a word; the others degrade the pool.
+    ``skipped`` marks entries that are no failures: a FIFO, a dangling link, a name with control characters, a file that may
+    not be opened. libvirt leaves them out silently. Other entries degrade the pool.
     """
 
     name: str
@@ -205,9 +205,9 @@ class EntryError(msgspec.Struct, frozen=True, gc=False):
 
 
 class FileStat(NamedTuple):
-    """What a scan knows of an entry; symlinks are followed. Sizes in bytes, times in ns, ``blocks`` of 512 bytes.
+    """The attributes of an entry, with links followed. Sizes in bytes, times in ns, ``blocks`` of 512 bytes.
 
-    ``device`` and ``inode`` together identify a file among all files of all pools; a device of 0 is not known.
+    ``device`` and ``inode`` together identify a file among all files of all pools; a device of 0 is unknown.
     """
 
     mode: int
@@ -222,5 +222,5 @@ class FileStat(NamedTuple):
     device: int | str = 0
 
     def sized(self, size: int, blocks: int | None = None) -> FileStat:
-        """The same with another size in bytes and, unless it is None, another number of blocks."""
+        """Return these attributes with another size in bytes and, unless it is None, another number of blocks."""
         return self._replace(size=size, blocks=self.blocks if blocks is None else blocks)

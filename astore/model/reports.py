@@ -1,4 +1,4 @@
-"""What operations on many pools report: refreshes, discoveries and the list of backends."""
+"""Reports: the results of refreshes and discoveries, and the list of backends."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from astore.model.records import EntryError
 
 
 class RefreshOutcome(msgspec.Struct, frozen=True):
-    """What a refresh did to one pool; ``error`` is set where the pool as a whole could not be read.
+    """The result of refreshing one pool; ``error`` is set if the pool as a whole could not be read.
 
-    ``added``, ``changed`` and ``removed`` are names, ``unchanged`` a count, ``errors`` the entries that could not
-    be read, ``seconds`` how long it took.
+    ``added``, ``changed`` and ``removed`` are names, ``unchanged`` is a count, ``errors`` are the entries that could not
+    be read, ``seconds`` is the duration.
     """
 
     pool: str
@@ -28,7 +28,7 @@ class RefreshOutcome(msgspec.Struct, frozen=True):
 
 
 class RefreshReport(msgspec.Struct, frozen=True):
-    """What a refresh of several pools did, pool by pool, in name order; ``seconds`` is the whole's."""
+    """The results of refreshing several pools, in name order; ``seconds`` is the duration of the whole."""
 
     pools: tuple[RefreshOutcome, ...] = ()
     seconds: float = 0.0
@@ -40,14 +40,14 @@ class RefreshReport(msgspec.Struct, frozen=True):
 
 
 class DiscoveredSource(msgspec.Struct, frozen=True):
-    """One place where a pool could come from: enough of a definition to start from."""
+    """A source that a pool could be defined on: enough of a definition to start from."""
 
     type: str
     source: Source
 
 
 class BackendInfo(msgspec.Struct, frozen=True):
-    """A line of the registry; ``status`` is ``ready``, ``unloaded`` (not imported yet) or ``failed`` (see ``error``)."""
+    """A backend of the registry; ``status`` is ``ready``, ``unloaded`` (not imported yet) or ``failed`` (see ``error``)."""
 
     type: str
     status: str

@@ -1,4 +1,4 @@
-"""Snapshot: everything that a refresh found in a pool, and how two snapshots differ."""
+"""Snapshot: everything that a refresh found in a pool; and Changes, the difference of two snapshots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from astore.model.records import EntryError, Place, VolumeInfo
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """How one snapshot differs from the one before it; names in name order, ``unchanged`` a count."""
+    """The difference of two snapshots; names in name order, ``unchanged`` a count."""
 
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
@@ -25,21 +25,21 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 MOST_LATE = 64
-"""How many changes of single volumes are kept beside a snapshot before they are put in."""
+"""How many changes of single volumes a snapshot keeps apart before it merges them."""
 
 _NOTHING_LATE: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]] = ({}, frozenset(), {})
 
 
 class Snapshot:
-    """All that a refresh found, at one moment. Immutable; swapped whole.
+    """Everything that a refresh found. Immutable.
 
-    :param by_name: the records by name, **in name order**; the caller gives it away.
+    :param by_name: the records by name, **in name order**; the snapshot keeps the dict, so do not change it any more.
     :param capacity: the pool's size in bytes; ``allocation`` and ``available`` likewise.
     :param taken_at: when the scan began, in seconds since the epoch.
-    :param unsettled: names whose identity cannot be trusted yet, since they changed while they were being read
+    :param unsettled: names whose identity cannot be trusted yet, because they changed while they were being read
         (git's "racily clean" entries): the next refresh reads their headers again.
-    :param permissions: those of the pool's folder, where it has a path on this machine.
-    :param folder: where the pool's folder is, for what is known by its place.
+    :param permissions: the permissions of the pool's folder, if it has a path on this machine.
+    :param folder: the resolved place of the pool's folder, if it is known.
     """
 
     __slots__ = (
@@ -96,8 +96,8 @@ class Snapshot:
         put(self, "permissions", permissions)
         put(self, "folder", folder)
 
-    # What single volumes were changed to since is put in when the whole is asked for first: a thousand volumes made one
-    # after the other would else cost a thousand copies of all records. (Any thread may ask; they find the same.)
+    # Changes of single volumes are merged when the whole is needed: else a thousand volumes made one after the other
+    # would cost a thousand copies of all records. (Any thread may merge; all get the same result.)
     _late: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]]
     _merged: dict[str, VolumeInfo] | None
     _unsettled: frozenset[str] | None
@@ -125,10 +125,10 @@ class Snapshot:
 
     @property
     def unsettled(self) -> frozenset[str]:
-        """Names whose headers the next refresh reads again, whatever it finds."""
+        """The names whose headers the next refresh reads again in any case."""
         unsettled = self._unsettled
         if unsettled is None:
-            # what was read on its own may have changed again without its times showing it, like what a refresh reads
+            # a volume that was read on its own may have changed again without showing it in its times
             unsettled = self._late[1] | {name for name, info in self._late[2].items() if info is not None}
             object.__setattr__(self, "_unsettled", unsettled)
         return unsettled
@@ -144,7 +144,7 @@ class Snapshot:
 
     @property
     def referring(self) -> tuple[VolumeInfo, ...]:
-        """The records of those whose headers name other files."""
+        """The records of the volumes whose headers name other files."""
         referring = self._referring
         if referring is None:
             referring = tuple(one for one in self._by_name.values() if one.references)
@@ -157,7 +157,7 @@ class Snapshot:
         return MappingProxyType(self._by_name)
 
     def get(self, name: str) -> VolumeInfo | None:
-        """The record of the volume ``name``, or None."""
+        """Return the record of the volume ``name``, or None."""
         merged = self._merged
         if merged is not None:
             return merged.get(name)
@@ -171,7 +171,7 @@ class Snapshot:
         return True
 
     def numbered(self, generation: int) -> Snapshot:
-        """The same snapshot with another generation number."""
+        """Return this snapshot with another generation number."""
         twin = self._twin(self.errors, generation)
         put = object.__setattr__
         put(twin, "_merged", self._merged)
@@ -180,7 +180,7 @@ class Snapshot:
         return twin
 
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
-        """A snapshot in which each name of ``patch`` has the record given, is an error, or is gone (None)."""
+        """Return a snapshot in which each name of ``patch`` has this record, is this error, or is gone (None)."""
         errors = self.errors
         if errors or any(isinstance(item, EntryError) for item in patch.values()):
             others = [error for error in errors if error.name not in patch]
@@ -209,7 +209,7 @@ class Snapshot:
         )
 
     def changes_since(self, previous: Snapshot) -> Changes:
-        """What was added, changed and removed from ``previous`` to this snapshot."""
+        """Return the changes from ``previous`` to this snapshot."""
         old, new = previous.by_name.copy(), self._by_name  # a copy is quicker than 10,000 reads through the view
         if not old:
             return Changes(added=tuple(new))

@@ -1,4 +1,4 @@
-"""Definitions of new volumes: checked, and with what is known of their backing files."""
+"""Checks of new volumes' definitions, and the defaults that they take from their backing files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
 
 MOST_BYTES = 2**63 - 1
-"""No file is larger (off_t)."""
+"""The largest size of a file (off_t)."""
 
 
 def accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> VolumeDef:
-    """Return the definition, checked, wherever it came from.
+    """Read and check a definition.
 
-    :param copied: it is of a copy, whose capacity may be that of the source.
-    :raises DefinitionError: there can be no such volume.
+    :param copied: the volume is a copy, which may take its capacity from the source.
+    :raises DefinitionError: it is not acceptable.
     """
     wanted = definition if isinstance(definition, VolumeDef) else VolumeDef.from_xml(definition, copied=copied)
     check_volume_name(wanted.name)
@@ -41,7 +41,7 @@ def accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> Vo
 
 
 def relying_on(base: Member | None) -> contextlib.AbstractContextManager[None]:
-    """Keep a backing file as it is while a volume is being made on it. :raises VolumeBusyError: it is being changed."""
+    """Protect a backing file while a volume is being made on it. :raises VolumeBusyError: it is being changed."""
     return contextlib.nullcontext() if base is None else base.pool.claims.relied_on(base.name)
 
 
@@ -67,10 +67,10 @@ async def backing_volume(pool: Parts, backing: BackingStore | None) -> Member | 
 
 
 def with_backing(pool: Parts, wanted: VolumeDef, base: Member | None) -> VolumeDef:
-    """Return the definition with what is known of its backing file: name for QEMU, format, and a capacity if it has none.
+    """Complete a definition by its backing file: the name for QEMU, the format, and the capacity.
 
-    :param base: the volume that the backing file is.
-    :raises DefinitionError: format or capacity are not known, or the volume cannot be backed by it.
+    :param base: the backing file's volume, if an active pool has it.
+    :raises DefinitionError: the format or the capacity is unknown, or the volume cannot be backed by it.
     """
     backing = wanted.backing
     if backing is None:
@@ -84,7 +84,7 @@ def with_backing(pool: Parts, wanted: VolumeDef, base: Member | None) -> VolumeD
             raise DefinitionError(f"say which format the backing file {path!r} has", element="backingStore")
         format = info.format
     says_raw = formats.is_raw(format) and formats.can_be_backed_later(wanted.format)
-    says_raw = says_raw or not formats.can_be_backed(wanted.format)  # which is refused for itself
+    says_raw = says_raw or not formats.can_be_backed(wanted.format)  # refused elsewhere, with a better message
     if info is not None and (info.made == "raw" or info.header_format is not None) and not says_raw:
         looks = "" if info.header_format is None else f" and looks like {info.header_format} now"
         raise DefinitionError(

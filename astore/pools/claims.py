@@ -20,7 +20,7 @@ class Claims:
 
     @contextlib.contextmanager
     def claim(self, name: str, operation: str) -> Iterator[None]:
-        """Give this task the volume to write. :raises VolumeBusyError: it is another task's."""
+        """Claim a volume for writing. :raises VolumeBusyError: another task has the claim."""
         self._require_not_written(name, operation)
         self._written[name] = operation
         try:
@@ -30,7 +30,7 @@ class Claims:
 
     @contextlib.contextmanager
     def relied_on(self, name: str) -> Iterator[None]:
-        """Keep the volume as it is while another is being made on it. :raises VolumeBusyError: it is being changed."""
+        """Protect a volume while another is being made on it. :raises VolumeBusyError: it is being changed."""
         self._require_not_written(name, "create")
         self._relied_on[name] += 1
         try:
@@ -41,12 +41,12 @@ class Claims:
                 del self._relied_on[name]
 
     def require_not_relied_on(self, name: str, operation: str) -> None:
-        """:raises VolumeBusyError: another volume is being made on this one."""
+        """Check that no volume is being made on this one. :raises VolumeBusyError: one is."""
         if name in self._relied_on:
             raise self._busy(name, "made the backing file of another", operation)
 
     def require_unclaimed(self) -> None:
-        """:raises VolumeBusyError: a volume of the pool is being worked on, so that the pool cannot be stopped."""
+        """Check that no volume of the pool is in use, so that it can be stopped. :raises VolumeBusyError: one is."""
         busy = self._written | dict.fromkeys(self._relied_on, "made the backing file of another")
         if busy:
             told = ", ".join(f"{name!r} ({what})" for name, what in list(busy.items())[:3])

@@ -39,7 +39,7 @@ from astore.volume_io.qemu_img import is_served
 
 
 class _Backed(TypedDict, total=False):
-    """What is known of the backing file of a volume that grows, as backends take it."""
+    """The arguments of backends for a volume that grows beyond its backing file."""
 
     backed: int
     backing: QemuNode
@@ -48,7 +48,7 @@ class _Backed(TypedDict, total=False):
 async def copy_volume(
     pool: Parts, source: Member, definition: VolumeDef | str | bytes, on_progress: Progress | None
 ) -> VolumeInfo:
-    """Make a volume of ``pool`` out of another; see :meth:`astore.Pool.copy_volume`."""
+    """Copy a volume into ``pool``; see :meth:`astore.Pool.copy_volume`."""
     life = require_usable(pool, "copy a volume")
     wanted = accepted(definition, copied=True)
     old, giver = source.info, source.pool
@@ -81,20 +81,20 @@ async def copy_volume(
 
 
 def _copy_definition(old: VolumeInfo, wanted: VolumeDef) -> VolumeDef:
-    """Return the definition of a copy, with the source's format and permissions where it says nothing of them."""
+    """Complete the definition of a copy by the source's format and permissions."""
     if wanted.format is None:
         wanted = msgspec.structs.replace(wanted, format=old.format)
     if wanted.capacity is not None and wanted.capacity < old.capacity:
         raise DefinitionError(
             f"{wanted.capacity} bytes are less than the {old.capacity} of volume {old.name!r}", element="capacity"
         )
-    if wanted.permissions != Permissions():  # which says: the defaults
+    if wanted.permissions != Permissions():  # an empty element asks for the defaults
         wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
     return wanted
 
 
 def _require_conversion(session: PoolSession, pool: Parts) -> None:
-    """:raises UnsupportedOperationError: volumes of the pool cannot be converted."""
+    """Check that the session can convert. :raises UnsupportedOperationError: it cannot."""
     if not isinstance(session, ConvertsVolumes):
         raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="convert-volume")
 
@@ -121,12 +121,12 @@ class _Conversion:
         await self._check_growth()
         if left_out := sorted({extra for layer in chain for extra in layer.volume.info.extras}):
             self.pool.record.log.warning(
-                "a conversion leaves out what is no part of the disk", volume=self.old.name, left_out=left_out
+                "a conversion leaves out parts of the image besides the disk", volume=self.old.name, left_out=left_out
             )
         total = whole_sectors(self.wanted.capacity or 0)
         count = Count(total, tell)
 
-        def on_bytes(done: int) -> None:  # tables are no part of the capacity
+        def on_bytes(done: int) -> None:  # an image's tables are not part of the capacity
             count.add(min(done, total - count.done))
 
         async with _undone(taking) as result:
@@ -137,14 +137,19 @@ class _Conversion:
                     self.wanted,
                     backing=self._shared(chain[:2], nodes),
                     stored=sum(_stored(layer.volume.info) for layer in chain),
-                    on_bytes=None if is_served(nodes[0]) else on_bytes,  # what is read is told; else what is written
+                    on_bytes=None
+                    if is_served(nodes[0])
+                    else on_bytes,  # count bytes read if they are served, else written
                 )
                 result.append(await worked(self.pool, converting))
             count.add(total - count.done)
         return result[0]
 
     async def _check_growth(self) -> None:
-        """:raises DefinitionError: the copy is larger than its source, and would show there what its backing file has."""
+        """Check that the copy does not show data of its backing file beyond the source's end.
+
+        :raises DefinitionError: it would: it is larger than the source, and so is the backing file.
+        """
         backing, capacity = self.wanted.backing, self.wanted.capacity
         if backing is None or capacity is None or capacity <= self.old.capacity:
             return
@@ -168,7 +173,7 @@ class _Conversion:
 
 
 async def layers_now(volume: Member) -> list[Layer]:
-    """Return the volumes of which an image is read, as they are now: no file is taken for another that it was before.
+    """Return the volumes of which an image is read, after refreshing them.
 
     :raises: as :func:`astore.pools.graph.layers`.
     """
@@ -182,10 +187,7 @@ async def layers_now(volume: Member) -> list[Layer]:
 
 @contextlib.asynccontextmanager
 async def backing_for(volume: Member, capacity: int | None, operation: str) -> AsyncIterator[_Backed]:
-    """Yield the capacity of the backing file of a volume that grows, and its node if it is longer than the volume.
-
-    Where they are not known, yield nothing of them.
-    """
+    """Yield the capacity of a growing volume's backing file, and its node if it is longer than the volume, as far as known."""
     info = volume.info
     if info.backing is None or capacity is None or capacity <= info.capacity:
         yield {}
@@ -222,7 +224,7 @@ async def _receive(
 
 @contextlib.asynccontextmanager
 async def _undone(taking: object) -> AsyncIterator[list[VolumeInfo]]:
-    """Remove the volume that was put into what this yields, where the work is cancelled in the very last moment."""
+    """Yield a list; if the work is cancelled after it has put its new volume there, delete the volume."""
     result: list[VolumeInfo] = []
     try:
         yield result
@@ -235,9 +237,9 @@ async def _undone(taking: object) -> AsyncIterator[list[VolumeInfo]]:
 async def _nodes(
     stack: contextlib.AsyncExitStack, chain: Sequence[Layer], operation: str, on_bytes: Callable[[int], None] | None
 ) -> list[QemuNode]:
-    """Return how QEMU is told of the images of a chain, from the top down, for as long as the stack lasts."""
+    """Return the QEMU nodes of a chain's images, from the top down. They are valid until the stack closes."""
     nodes: list[QemuNode] = []
-    for (pool, name), format in reversed(chain):  # each needs the node of what it is backed by
+    for (pool, name), format in reversed(chain):  # each needs the node of its backing file
         session = cast(ConvertsVolumes, await pool.record.require_active("use").able("convert-volume"))
         info = pool.volume(name)
         read_as: dict[str, Any] = {}
@@ -250,17 +252,17 @@ async def _nodes(
 
 
 def _length(info: VolumeInfo, format: str | None) -> int:
-    """How many bytes a volume has that is read in a format."""
+    """Return the length in bytes of a volume that is read in a format."""
     return info.physical if formats.is_raw(format) else info.capacity
 
 
 def _stored(info: VolumeInfo) -> int:
-    """How many bytes a volume takes on its storage, which are no more than its file has."""
+    """Return how many bytes a volume takes on its storage, at most the size of its file."""
     return min(info.physical, info.allocation or info.physical)
 
 
 def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
-    """Whether a copy is more than a copy of the volume's bytes."""
+    """Return whether a copy needs more than the volume's bytes."""
     if (wanted.format or "raw") != (old.format or "raw") or wanted.backing is not None:
         return True
     if wanted.compat is not None and wanted.compat != old.compat:
@@ -273,7 +275,7 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
 
 
 def _permissions_of(info: VolumeInfo, said: Permissions | None) -> Permissions:
-    """Return those that a copy of a volume gets: its own, where nothing else is said. Only root may give files away."""
+    """Return the permissions of a copy: the source's by default. Only root may keep the owner."""
     said = said or Permissions()
     owner, group = (info.uid, info.gid) if os.geteuid() == 0 else (None, None)
     if said.mode is not None and said.owner is not None and said.group is not None:

@@ -1,4 +1,4 @@
-"""How a libvirt domain and QEMU are told to use a volume."""
+"""Descriptions of a volume for its users: the ``<disk>`` of a libvirt domain, and QEMU's node."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def qemu_blockdev(volume: Member, node_name: str | None) -> QemuNode:
 
 
 def _images(volume: Member) -> list[Layer]:
-    """The images that a disk is read of, from the top down, as the graph knows them. :raises: as :func:`graph.layers`."""
+    """Return the images of which a disk is read, from the top down. :raises: as :func:`graph.layers`."""
     if volume.info.type in (VolumeType.DIR, VolumeType.NETDIR):
         raise DefinitionError(f"volume {volume.name!r} is a directory, which is no disk")
     return graph.layers(volume, volume.pool.others())
@@ -97,7 +97,7 @@ def _add_network_source(parent: Element, found: DiskSource) -> None:
 
 
 def _storage(volume: Member) -> QemuNode:
-    """The node of a volume's bytes."""
+    """Return QEMU's node of a volume's bytes."""
     info = volume.info
     if info.type is VolumeType.NETWORK:
         return naming.blockdev(volume.pool, info)

@@ -1,4 +1,4 @@
-"""A pool at a glance, from its record: for a Manager's pools, and for whoever looks at a state folder without a Manager."""
+"""Summaries of pools: of a Manager's, and of those in a state folder that is read without a Manager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from astore.store.contract import LastSeen
 
 
 def state_when_last_seen(seen: LastSeen | None) -> PoolState:
-    """The state of a pool that another process started, from what was known of it when that process left."""
+    """Return the state of a pool that another process started, from the state in which that process left it."""
     if seen is None:
         return PoolState.RUNNING
     if seen.error is not None:
@@ -18,7 +18,7 @@ def state_when_last_seen(seen: LastSeen | None) -> PoolState:
 
 
 def definition_as_found(definition: PoolDef, snapshot: Snapshot) -> PoolDef:
-    """The definition with the permissions of the pool's folder: those count, whatever was asked for when it was made."""
+    """Return the definition with the actual permissions of the pool's folder."""
     found = snapshot.permissions
     if found is None:
         return definition
@@ -39,9 +39,9 @@ def pool_info(
     since: float,
     error: str | None,
 ) -> PoolInfo:
-    """Sum up a pool.
+    """Return a pool's summary.
 
-    :param definition: what it runs by, if it is active. :param backend: whether there is a backend for its type.
+    :param definition: the one that it runs by, if it is active. :param backend: whether its type has a backend.
     :param since: when it entered its state, in seconds since the epoch. :param error: why it is inaccessible.
     """
     why = error

@@ -1,8 +1,8 @@
-"""What images are made of, over all active pools: one graph, which everybody asks.
+"""The graph of images over all active pools: chains, layers and dependents.
 
-Its nodes are volumes, its edges the references in their headers. The last refresh resolved where a reference leads, as the
-kernel or the storage does (:mod:`astore.places`). A file is known by its device and inode, however its path is spelled, and by
-its path only where those cannot be told. The backends of the pools say which volume a URL means. Nothing here waits.
+Its nodes are volumes, its edges the references in their headers. The last refresh resolved the references, as the kernel or
+the storage does (:mod:`astore.places`). Device and inode identify a file, however its path is spelled; the path does only if
+those are unknown. The backends of the pools tell which volume a URL means. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from astore.pools.naming import volume_named
 from astore.pools.parts import Member, Parts
 
 DEEPEST = 200
-"""libvirt's limit for the length of a chain."""
+"""The most images in a chain (libvirt's limit)."""
 
 READ_THROUGH = (ReferenceKind.BACKING, ReferenceKind.PARENT)
 
 
 class Link(NamedTuple):
-    """A file that an image is made of, the image itself first.
+    """A file that an image is made of.
 
-    :ivar path: an absolute path or a URL, or the name as the header has it where nobody can tell what it means.
-    :ivar format: the format in which it is read: what the image above says, or else that of the volume.
-    :ivar volume: None where no active pool has it. :ivar kind: what the image above uses it for; None of the first.
-    :ivar doubt: why astore reads nothing through it, in words that follow what it is called.
+    :ivar path: an absolute path or a URL; the name in the header if its location is unknown.
+    :ivar format: the format in which it is read: the one that the image above gives, or else the volume's.
+    :ivar volume: None if no active pool has it. :ivar kind: how the image above uses it; None for the image itself.
+    :ivar doubt: why astore reads nothing through it, in words that follow its name.
     """
 
     path: str
@@ -43,19 +43,19 @@ class Link(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A volume of a chain, and the format in which the one above has it read."""
+    """A volume of a chain, and the format in which the image above reads it."""
 
     volume: Member
     format: str | None
 
 
 def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
-    """The files that a volume is made of, from the top down.
+    """Return the files that a volume is made of, from the top down, itself first.
 
-    An image's data file and extents follow it, then what it is backed by. The chain ends with an image that is backed by
-    nothing, with one that no active pool has, or with one that is not read as it stands.
+    An image's data file and extents follow it, then its backing file. The chain ends with an image that has no backing
+    file, that no active pool has, or that is not read in its own format.
 
-    :raises VolumeNotFoundError: the volume is not there. StorageError: ELOOP: the chain loops, or is deeper than 200.
+    :raises VolumeNotFoundError: the volume is gone. StorageError: ELOOP: the chain loops, or is deeper than 200.
     """
     info = volume.info
     links = [Link(info.path, info.format, volume)]
@@ -72,7 +72,7 @@ def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
             continue
         top = below[0].volume
         if formats.driver_of(below[0].format) != formats.driver_of(top.info.format):
-            continue  # read raw, whatever it is: then nothing is below it
+            continue  # it is read in another format, such as raw: nothing is below it
         if (top.pool.name, top.name) in seen or top.info.identity in {info.identity, volume.info.identity} - {None}:
             path = below[0].path
             raise StorageError(f"the backing chain of volume {volume.name!r} loops at {path}", errno=errno.ELOOP)
@@ -87,7 +87,7 @@ def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
 
 
 def _link(reference: Reference, pools: Sequence[Parts]) -> Link:
-    """Describe what a reference leads to."""
+    """Return the link that a reference makes."""
     found = volume_at(reference, pools)
     path = reference.location or reference.name
     if found is None:
@@ -107,9 +107,9 @@ def _link(reference: Reference, pools: Sequence[Parts]) -> Link:
 
 
 def _at_home(reference: Reference, volume: Member) -> bool:
-    """Whether a volume's references lead where they lead for somebody who opens it by this reference.
+    """Return whether a volume's references mean the same files if QEMU opens it by this reference.
 
-    QEMU puts relative names behind the folder of the name that it was given, which may be a link in another folder.
+    QEMU resolves relative names against the folder of the name that it was given, which may be a link in another folder.
     """
     references, place, folder = volume.info.references, reference.place, volume.pool.snapshot.folder
     if place is None or folder is None or not are_relative(references):
@@ -120,11 +120,11 @@ def _at_home(reference: Reference, volume: Member) -> bool:
 
 
 def layers(volume: Member, pools: Sequence[Parts]) -> list[Layer]:
-    """The volumes of which an image is read, from the top down: volumes of active pools, all of them, and without a doubt.
+    """Return the volumes of which an image is read, from the top down, if all are volumes of active pools without a doubt.
 
-    Headers are written by whoever may write to the pool, a guest or a local user.
+    Headers are untrusted: a guest or a local user may have written them.
 
-    :raises StorageError: EPERM: it needs something else, or what its header says cannot be told, in words.
+    :raises StorageError: EPERM: the image needs another file, or a header is doubtful.
     """
     found: list[Layer] = []
     for link in chain(volume, pools):
@@ -141,13 +141,13 @@ def layers(volume: Member, pools: Sequence[Parts]) -> list[Layer]:
 
 
 def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
-    """The volume of an active pool that a reference leads to."""
+    """Return the volume of an active pool that a reference leads to, or None."""
     location, place = reference.location, reference.place
     if location is None:
         return None
     if place is not None:
         name = place.path.rpartition("/")[2]
-        for pool in pools:  # most have the last part of their path as their name, so that few need a walk through all
+        for pool in pools:  # most volumes are named by the last part of their path: then no walk through all is needed
             info = pool.snapshot.get(name)
             if info is not None and _is_at(place, info, pool):
                 return Member(pool, name)
@@ -157,7 +157,7 @@ def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
                     if info.identity == place.identity:
                         return Member(pool, info.name)
         if place.path.startswith("/"):
-            return None  # the kernel knows where it leads: to no volume, whatever the name looks like
+            return None  # the kernel resolved it: it leads to no volume, whatever its text looks like
     for pool in pools:
         info = _called(location, pool)
         if info is not None:
@@ -166,20 +166,20 @@ def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
 
 
 def _is_at(place: Place, info: VolumeInfo, pool: Parts) -> bool:
-    """Whether a place is that of a volume: the same file, or the same path where that is all that is known."""
+    """Return whether a place is a volume's: the same file, or the same path."""
     if place.identity is not None and place.identity == info.identity:
         return True
     return place.path == _path_of(info, pool)
 
 
 def _path_of(info: VolumeInfo, pool: Parts) -> str:
-    """The path of a volume, by where its pool's folder really is."""
+    """Return the canonical path of a volume, by the place of its pool's folder."""
     folder = pool.snapshot.folder
     return info.path if folder is None else beneath(folder.path, info.name)
 
 
 def _called(location: str, pool: Parts) -> VolumeInfo | None:
-    """The volume of a pool that a path or URL means by its text."""
+    """Return the volume of a pool that a path or URL means by its text, or None."""
     snapshot = pool.snapshot
     info = snapshot.get(unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape"))
     if info is not None and location in (info.path, info.key):
@@ -189,11 +189,11 @@ def _called(location: str, pool: Parts) -> VolumeInfo | None:
 
 
 def _leads_to(reference: Reference, info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> bool:
-    """Whether a reference may lead to a volume: as it is now, or by its text."""
+    """Return whether a reference may lead to a volume: by its place, or by its text."""
     if reference.place is not None:
         if _is_at(reference.place, info, pool):
             return True
-        if reference.place.identity is None and info.identity is not None:  # a pool may know what file is there
+        if reference.place.identity is None and info.identity is not None:  # a pool may know the file at that path
             found = volume_at(reference, pools)
             if found is not None and found.info.identity == info.identity:
                 return True
@@ -202,7 +202,7 @@ def _leads_to(reference: Reference, info: VolumeInfo, pool: Parts, pools: Sequen
 
 
 def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:
-    """Whether a place is a directory, or lies behind it."""
+    """Return whether a place is this directory, or lies below it."""
     if place is None:
         return False
     if info.identity is not None and (info.identity == place.identity or info.identity in place.through):
@@ -212,9 +212,9 @@ def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:
 
 
 def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Member]:
-    """The volumes whose headers name this one: as what backs them, or as a file with data of theirs.
+    """Return the volumes whose headers name this one, as their backing file or as a file with their data.
 
-    Of a directory, those whose files lie behind it.
+    For a directory, return the volumes whose headers name a file below it.
     """
     directory = info.type in (VolumeType.DIR, VolumeType.NETDIR)
     found: list[Member] = []
@@ -234,7 +234,7 @@ def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Me
 
 
 def pools_behind(info: VolumeInfo, pool: Parts, pools: Iterable[Parts]) -> Iterator[Parts]:
-    """The active pools whose folder is this directory, or lies behind it."""
+    """Yield the active pools whose folder is this directory, or lies below it."""
     if info.type in (VolumeType.DIR, VolumeType.NETDIR):
         for other in pools:
             if other is not pool and other.active and _leads_through(_folder_of(other), info, pool):
@@ -242,6 +242,6 @@ def pools_behind(info: VolumeInfo, pool: Parts, pools: Iterable[Parts]) -> Itera
 
 
 def _folder_of(pool: Parts) -> Place | None:
-    """Where a pool's folder is, as far as is known."""
+    """Return the place of a pool's folder, as far as it is known."""
     folder, path = pool.snapshot.folder, pool.definition.target.path
     return Place(path) if folder is None and path is not None else folder

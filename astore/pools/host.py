@@ -1,4 +1,4 @@
-"""Host: what a pool asks of its Manager: to keep its definition, and to tell others that it runs."""
+"""Host: the services of a Manager that a pool needs: it keeps the pool's definition and its run."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ class Host(Protocol):
     """Keeps definitions and runs of pools where other processes find them."""
 
     async def catch_up(self, record: PoolRecord) -> None:
-        """Take over what other processes did to the pool. :raises ManagerClosedError: the Manager is closed."""
+        """Take over other processes' changes to the pool. :raises ManagerClosedError: the Manager is closed."""
         ...
 
     async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt a change until nobody was faster. :raises OutdatedError: others were, for ten seconds."""
+        """Retry a change while it raises OutdatedError. :raises OutdatedError: it still did after ten seconds."""
         ...
 
     async def undefine(self, record: PoolRecord) -> None:
-        """Remove the pool's definition. :raises StoreError: that failed. OutdatedError: see :meth:`catch_up` first."""
+        """Remove the pool's definition. :raises StoreError: that failed. OutdatedError: call :meth:`catch_up`, and retry."""
         ...
 
     async def set_autostart(self, record: PoolRecord, autostart: bool) -> None:
-        """Keep whether the pool is started automatically. :raises StoreError: that failed."""
+        """Store the pool's autostart mark. :raises StoreError: that failed."""
         ...
 
     async def begin_run(self, record: PoolRecord, life: Life) -> None:
-        """Note that the pool is being started. Cancelled, nothing is noted, or :meth:`end_run` takes it back.
+        """Record the run of a pool that is being started. After a cancellation, :meth:`end_run` removes it if need be.
 
-        :raises OutdatedError: another process has started or undefined it. StoreError: it cannot be noted.
+        :raises OutdatedError: another process has started or undefined the pool. StoreError: the run cannot be recorded.
         """
         ...
 
     async def check_end_run(self, record: PoolRecord) -> None:
-        """:raises StoreError: :meth:`end_run` would fail: nothing is to be let go."""
+        """Check that :meth:`end_run` can work, before the storage is released. :raises StoreError: it cannot."""
         ...
 
     async def end_run(self, record: PoolRecord, life: Life) -> None:
-        """Note that the pool is not active any more; a transient one is gone then. Bounded; never raises."""
+        """Remove the run of a pool that was stopped, and a transient pool itself. Bounded; never raises."""
         ...
 
     async def runs_elsewhere(self, record: PoolRecord, life: Life) -> bool:
-        """Return whether another process has the pool active. Bounded; False where that cannot be told."""
+        """Return whether another process has the pool active. Bounded; False if the store does not answer."""
         ...

@@ -1,4 +1,4 @@
-"""What all jobs on volumes share: checks before they begin, opening, and looking again after them."""
+"""The common parts of jobs on volumes: checks before they begin, opening, and refreshes after them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from astore.volume_io.named_file import NamedFile
 T = TypeVar("T")
 
 LOOK_SECONDS = 10.0
-"""How long a pool is waited for of which nothing is known yet."""
+"""How long to wait for the first refresh of another pool."""
 
 
 def require_usable(pool: Parts, operation: str) -> Life:
-    """Return the pool's life, for work to begin. :raises InvalidStateError: it is not active. ManagerClosedError."""
+    """Return the pool's life, to begin work with. :raises InvalidStateError: it is not active. ManagerClosedError."""
     pool.services.check_open()
     return pool.record.require_usable(operation)
 
 
 async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> tuple[Life, VolumeInfo]:
-    """Return the pool's life and the record of a volume that is about to be changed.
+    """Check that a volume may be changed; return the pool's life and the volume's record.
 
     :raises VolumeInUseError: others need the volume, and ``force`` is False. VolumeBusyError: one is being made on it.
     """
@@ -64,7 +64,7 @@ async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> t
 
 
 async def _know_others(pool: Parts) -> None:
-    """Look at all active pools that nothing is known of yet: their images may need the volume."""
+    """Refresh the active pools that have no snapshot yet: their images may need the volume."""
     await pool.services.registry.load((pool.definition.type,))  # the backend knows by which URLs others name the volume
     unknown = [one for one in pool.others() if one.active and not one.snapshot.taken_at]
     if unknown:
@@ -77,7 +77,7 @@ async def _know_others(pool: Parts) -> None:
 
 
 async def worked(pool: Parts, call: Awaitable[T]) -> T:
-    """Await a backend's work on a volume. What it raises gets the pool's name."""
+    """Await a backend's work on a volume. :raises: the backend's error, with the pool's name in it."""
     try:
         return await answer(call)
     except Exception as error:
@@ -88,7 +88,7 @@ async def worked(pool: Parts, call: Awaitable[T]) -> T:
 async def opened_volume(
     pool: Parts, session: PoolSession, info: VolumeInfo, *, write: bool = False
 ) -> AsyncIterator[NamedFile]:
-    """Open a volume's bytes. What happens inside is the caller's, and is raised as it is."""
+    """Open a volume's bytes. Errors inside the context are raised unchanged."""
     stack = contextlib.AsyncExitStack()
     opening = cast(OpensVolumes, session).open_volume(info, write=write)
     file = await worked(pool, stack.enter_async_context(opening))
@@ -102,7 +102,7 @@ async def opened_volume(
 
 @contextlib.asynccontextmanager
 async def making(pool: Parts, life: Life, session: PoolSession, name: str) -> AsyncIterator[None]:
-    """Surround the making of a volume: where it fails, a refresh beside it may have seen the volume for a moment."""
+    """Surround the creation of a volume. If it fails, refresh the name: a concurrent refresh may have seen the volume."""
     generation = pool.record.generation
     try:
         yield
@@ -114,7 +114,7 @@ async def making(pool: Parts, life: Life, session: PoolSession, name: str) -> As
 
 @contextlib.asynccontextmanager
 async def seeing_change(pool: Parts, name: str) -> AsyncIterator[None]:
-    """Surround the reading of a volume: where it turns out to be another by now, its record is brought up to date."""
+    """Surround the reading of a volume. If it has changed meanwhile (EAGAIN), refresh it."""
     try:
         yield
     except StorageError as error:
@@ -125,7 +125,7 @@ async def seeing_change(pool: Parts, name: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def looking_again(pool: Parts, *names: str) -> AsyncIterator[None]:
-    """Surround work on volumes: where it fails, see what it has done to them."""
+    """Surround work on volumes. If it fails, refresh them."""
     try:
         yield
     except BaseException:
@@ -134,13 +134,13 @@ async def looking_again(pool: Parts, *names: str) -> AsyncIterator[None]:
 
 
 def take_new_volume(pool: Parts, life: Life, session: PoolSession, info: VolumeInfo) -> VolumeInfo:
-    """Take over a volume that was made. :raises InvalidStateError: the pool was stopped meanwhile."""
+    """Add a new volume to the snapshot. :raises InvalidStateError: the pool was stopped meanwhile."""
     life.check("create", session)
     pool.refresher.apply({checked_record(info).name: info})
     return info
 
 
 async def look_again_at(others: Iterable[Member]) -> None:
-    """See anew where what these volumes name leads. Bounded; never raises."""
+    """Refresh these volumes, because their references may lead elsewhere now. Bounded; never raises."""
     for other in others:
         await other.pool.refresher.look_again(other.name)

@@ -1,4 +1,4 @@
-"""Life: what a started pool works with, from the start to the stop or to the closing of the Manager."""
+"""Life: the run of a started pool, from its start to its stop."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from astore.pools.services import Services
 class Life:
     """The run of an active pool, and the backend, session and lane that this process has for it.
 
-    Work keeps the life it began with, and calls :meth:`check` before it changes the pool. A pool that another process started
-    has a life without a session until something needs one.
+    Work keeps the life it began with, and calls :meth:`check` before it changes the pool. The life of a pool that another
+    process started has no session until one is needed.
 
-    :ivar definition: what the pool runs by. :ivar started_at: when it was started, in seconds since the epoch, by
-        whichever process: this names the run in the store.
-    :ivar ending: the pool is being stopped: no work begins. :ivar ended: it is over, and no work may change the pool.
+    :ivar definition: the definition that the pool runs by.
+    :ivar started_at: when the pool was started, by any process, in seconds since the epoch; it identifies the run in the store.
+    :ivar ending: the pool is being stopped: no new work may begin. :ivar ended: the run is over: no work may change the pool.
     """
 
     def __init__(self, services: Services, uuid: str, definition: PoolDef, started_at: float) -> None:
@@ -44,7 +44,7 @@ class Life:
         return self.definition.name
 
     def check(self, operation: str, session: PoolSession | None = None) -> None:
-        """:raises InvalidStateError: the pool was stopped, or this session was closed, since the operation began."""
+        """Check that the run goes on. :raises InvalidStateError: the pool was stopped, or this session closed, meanwhile."""
         if self.ended or (session is not None and self.session is not session):
             raise InvalidStateError(
                 f"pool {self.name!r} was stopped meanwhile",
@@ -54,7 +54,7 @@ class Life:
             )
 
     async def open(self, backend: Backend) -> None:
-        """Open the session. Failed or cancelled, it leaves the backend as it was; the lane stays until :meth:`close`."""
+        """Open the session. If that fails or is cancelled, release the backend; the lane stays until :meth:`close`."""
         self._services.registry.acquire(backend)
         try:
             if self.lane is None:
@@ -93,27 +93,27 @@ class Life:
             return self.session
 
     async def able(self, operation: str) -> PoolSession:
-        """Return the session. :raises UnsupportedOperationError: it cannot do this. What opening it raises, in words."""
+        """Return the session. :raises UnsupportedOperationError: it lacks the ability. What opening it raises, translated."""
         try:
             session = await self.attached()
         except Exception as error:
             raise about_pool(self.name, operation, error) from error
-        if operation not in self._able_to:  # to ask a protocol takes as long as to make a file
+        if operation not in self._able_to:  # isinstance() with a Protocol takes as long as creating a file
             if not isinstance(session, SESSION_ABILITIES[operation]):
                 raise UnsupportedOperationError(pool=self.name, type=self.definition.type, operation=operation)
             self._able_to.add(operation)
         return session
 
     async def close(self, until: float | None = None) -> None:
-        """End this life and let go of what belongs to this process. Bounded; never raises.
+        """End this life and release what belongs to this process. Bounded; never raises.
 
-        :param until: the moment of the monotonic clock at which it is to be over.
+        :param until: the deadline on the monotonic clock; None means CLEANUP_SECONDS from now.
         """
         self.ended = True
         await self.detach(until)
 
     async def detach(self, until: float | None = None) -> None:
-        """Let go of what belongs to this process. Bounded; never raises."""
+        """Release what belongs to this process. Bounded; never raises."""
         lane, self.lane = self.lane, None
         try:
             await self._let_go(seconds_until(until))

@@ -59,7 +59,7 @@ class Lifecycle:
         await self.start_now(build=build, refresh=refresh, timeout=timeout)
 
     async def start_now(self, *, build: bool, refresh: bool, timeout: float | None) -> None:
-        """Start a pool that is up to date. The lock is taken before anything is awaited."""
+        """Start a pool that has caught up already. Takes the lock before it awaits anything else."""
         self._services.check_open()
         async with self._lock:
             self._record.require_inactive("start")
@@ -81,7 +81,7 @@ class Lifecycle:
             life = record.require_active("stop")
             if not force:
                 self._claims.require_unclaimed()
-            life.ending = True  # no refresh begins from here on: it would mount again what is being unmounted
+            life.ending = True  # no refresh may begin from here on: it would mount the storage again
             try:
                 await self._refresher.cancel("the pool is being stopped")
                 session = await self._session_to_stop(life, force)
@@ -136,7 +136,7 @@ class Lifecycle:
         await self._host.set_autostart(record, autostart)
 
     async def ended_elsewhere(self) -> bool:
-        """Take over that another process has stopped the pool; return False if something is done to it here."""
+        """Take over that another process has stopped the pool; return False if the pool is busy here."""
         life = self._record.life
         if self.busy or life is None:
             return False
@@ -145,7 +145,7 @@ class Lifecycle:
         return True
 
     async def leave(self, until: float) -> None:
-        """Let go of what belongs to this process; the pool stays active for the next one. Bounded; never raises."""
+        """Release what belongs to this process; the pool stays active for the next one. Bounded; never raises."""
         await self._refresher.cancel("the Manager was closed", until=until)
         life = self._record.life
         if life is not None:
@@ -184,22 +184,22 @@ class Lifecycle:
             try:
                 await self._refresher.refresh(False, timeout)
             except BaseException:
-                # as in libvirt, a pool that cannot be read is not started; not even half
+                # as in libvirt, a pool that cannot be read is not started
                 await shielded(self._give_up(life, session))
                 raise
 
     async def _undo_start(self, life: Life) -> None:
-        """Leave nothing of a start that did not come to its end. Bounded."""
+        """Undo a start that failed or was cancelled. Bounded."""
         session = life.session
         if session is not None and not await self._host.runs_elsewhere(self._record, life):
-            await bounded(asked(session.stop))  # else it is their storage, too
+            await bounded(asked(session.stop))  # not if another process uses the storage
         await life.close()
         if session is not None:
             await self._host.end_run(self._record, life)
 
     async def _give_up(self, life: Life, session: PoolSession | None) -> None:
         """Stop a pool whose first refresh failed. Bounded."""
-        life.ending = True  # as in stop(): nobody may begin a refresh of what is being let go
+        life.ending = True  # as in stop(): no refresh may begin
         await self._refresher.cancel("the pool could not be started")
         if session is not None:
             with contextlib.suppress(Exception):
@@ -224,8 +224,8 @@ class Lifecycle:
             async with asyncio.timeout(2 * CLEANUP_SECONDS if force else None):
                 return await life.attached()
         except Exception as error:
-            # The backend is gone, or what the pool needs of the machine, or its storage. Where nothing of the pool is left
-            # outside of processes (such as a mount), there is nothing to stop.
+            # The backend, a program it needs, or the storage is gone. Unless the pool leaves something outside of processes
+            # (such as a mount), there is nothing to stop.
             type = life.definition.type
             registry = self._services.registry
             backend = registry.loaded(type)
@@ -246,8 +246,11 @@ class Lifecycle:
             await self._translated("stop", session.stop())
 
     async def _become_inactive(self, life: Life, *, note: bool = True) -> None:
-        """After the storage was let go: close the session, note that nobody runs the pool, tell. Shielded by the caller."""
-        self._record.end()  # first: from now on nobody attaches again
+        """Close the session and end the run, after the storage was released. The caller shields this.
+
+        :param note: remove the run from the store, too.
+        """
+        self._record.end()  # first, so that no work opens a session again
         await self._refresher.cancel("the pool was stopped")
         await life.close()
         if note:

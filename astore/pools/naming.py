@@ -1,7 +1,7 @@
-"""Ask the backend of a pool how its volumes are named to libvirt, to QEMU and in the headers of images. Nothing here waits.
+"""Names of volumes for libvirt, for QEMU and in the headers of images, asked of their backends. Nothing here waits.
 
-Files and devices of this machine are named by their paths. Only the backend knows the names of a volume of the network
-(:class:`~astore.backend.NamesVolumes`).
+Files and devices of this machine are named by their paths. Only the backend knows the names of a volume of the type
+``network`` (:class:`~astore.backend.NamesVolumes`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def volume_named(pool: Parts, location: str) -> str | None:
 
 
 def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
-    """Return where a libvirt domain finds a volume of the network.
+    """Return the source by which a libvirt domain reads a volume of the type ``network``.
 
     :raises BackendLoadError: the pool's backend is not loaded. UnsupportedOperationError: it lacks the ability.
         BackendError: it failed.
@@ -57,20 +57,20 @@ def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
 
 
 def blockdev(pool: Parts, volume: VolumeInfo) -> QemuNode:
-    """Return QEMU's node of a volume of the network. :raises: as :func:`disk_source`."""
+    """Return QEMU's node of a volume of the type ``network``. :raises: as :func:`disk_source`."""
     found: QemuNode = _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
     return found
 
 
 def unloaded_types(locations: Iterable[str], pools: Iterable[Parts]) -> set[str]:
-    """Return the types of active pools whose backends, once loaded, might know which volumes are at these locations."""
+    """Return the types of active pools whose backends are not loaded, and might know these locations."""
     if all(location.startswith("/") for location in locations):
         return set()
     return {pool.definition.type for pool in pools if pool.active and pool.backend is None}
 
 
 def _naming_needed(pool: Parts) -> NamesVolumes:
-    """Return the pool's backend, which names volumes. :raises BackendLoadError, UnsupportedOperationError: it does not."""
+    """Return the pool's backend. :raises BackendLoadError: it is not loaded. UnsupportedOperationError: it names no volumes."""
     type = pool.definition.type
     if pool.backend is None:
         raise BackendLoadError(

@@ -1,4 +1,4 @@
-"""Parts: everything that one pool is made of; and Member, a volume of one."""
+"""Parts: the parts of one pool; and Member, a volume of a pool."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Parts:
 
     @property
     def definition(self) -> PoolDef:
-        """What the pool runs by, if it is active; else its definition."""
+        """The definition that the pool runs by; of an inactive pool, the one for its next start."""
         return self.record.running
 
     @property
     def backend(self) -> Backend | None:
-        """What drives the pool; None until this process has loaded the backend of its type."""
+        """The backend of the pool; None until this process has loaded it."""
         life = self.record.life
         return (None if life is None else life.backend) or self.services.registry.loaded(self.definition.type)
 
@@ -55,7 +55,7 @@ class Parts:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What the last good refresh found."""
+        """The result of the last good refresh."""
         return self.record.snapshot
 
     @property
@@ -65,7 +65,7 @@ class Parts:
 
     @property
     def idle(self) -> bool:
-        """Whether the pool is inactive, and nothing is done to it."""
+        """Whether the pool is inactive and not busy."""
         return not self.active and not self.lifecycle.busy
 
     def volume(self, name: str) -> VolumeInfo:
@@ -81,12 +81,12 @@ class Parts:
 
 
 class Member(NamedTuple):
-    """The volume ``name`` of ``pool``, whatever its record is at the moment."""
+    """The volume ``name`` of ``pool``, without its record."""
 
     pool: Parts
     name: str
 
     @property
     def info(self) -> VolumeInfo:
-        """Its record. :raises VolumeNotFoundError: it is not there any more."""
+        """The volume's record. :raises VolumeNotFoundError: the volume is gone."""
         return self.pool.volume(self.name)

@@ -1,4 +1,4 @@
-"""Pool: the handle of a storage pool that programs hold."""
+"""Pool: the public handle of a storage pool."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from astore.pools.volume import Volume
 
 
 class Pool:
-    """A storage pool. Got from a :class:`~astore.Manager`; never made by hand.
+    """A storage pool. A :class:`~astore.Manager` creates the handles.
 
-    :ivar parts: what it is made of, for astore itself: nothing of it is promised to stay.
+    :ivar parts: internal; may change at any time.
     """
 
     def __init__(self, parts: Parts, handle: Callable[[Parts], Pool]) -> None:
@@ -24,7 +24,7 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.name!r} ({self.type}, {self.state})>"
 
-    # ------------------------------------------------------------------------------------- reads: they never wait
+    # ------------------------------------------------------------------------------------- reads, which never wait
 
     @property
     def name(self) -> str:
@@ -43,12 +43,12 @@ class Pool:
 
     @property
     def definition(self) -> PoolDef:
-        """What it runs by, if it is active; else its definition."""
+        """The definition that it runs by; of an inactive pool, the one for its next start."""
         return self.parts.definition
 
     @property
     def state(self) -> PoolState:
-        """What it is doing."""
+        """Its state."""
         return self.parts.record.state
 
     @property
@@ -73,7 +73,7 @@ class Pool:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What the last good refresh found."""
+        """The result of the last good refresh."""
         return self.parts.snapshot
 
     @property
@@ -83,11 +83,11 @@ class Pool:
 
     @property
     def info(self) -> PoolInfo:
-        """The pool at a glance."""
+        """The summary of the pool."""
         return self.parts.record.info(backend=self.type in self.parts.services.registry)
 
     def volume(self, name: str) -> Volume:
-        """A volume by its name.
+        """Return the volume of this name.
 
         :raises VolumeNotFoundError: the last snapshot has none of this name (an inactive pool's is empty).
         """
@@ -95,33 +95,36 @@ class Pool:
         return Volume(self, name)
 
     def to_xml(self, inactive: bool = False) -> str:
-        """libvirt's ``<pool>`` document.
+        """Return libvirt's ``<pool>`` document.
 
-        :param inactive: the definition that the next start takes, instead of the one the pool runs by.
+        :param inactive: of the definition for the next start, instead of the one that the pool runs by.
         """
         return self.parts.record.to_xml(self.info, inactive=inactive)
 
     def abilities(self) -> tuple[str, ...]:
-        """The operations this pool supports beyond those that all do, as far as is known before it is started."""
+        """Return the operations that this pool supports beyond those that all do, as far as they are known.
+
+        Those of a session are known once it is open.
+        """
         life = self.parts.record.life
         backend = self.parts.backend
         session = life.session if life is not None else None
         return tuple(sorted({one for part in (backend, session) if part is not None for one in abilities(part)}))
 
     async def wait_state(self, *states: PoolState | str, timeout: float | None = None) -> PoolState:
-        """Wait until the pool is in one of these states; say which.
+        """Wait until the pool is in one of these states; return its state.
 
-        :param timeout: seconds; TimeoutError when they pass.
+        :param timeout: seconds. :raises TimeoutError: they passed.
         """
         return await self.parts.record.wait_state({PoolState(state) for state in states}, timeout)
 
     # -------------------------------------------------------------------------------------------------- its life
 
     async def start(self, build: bool = False, *, refresh: bool = True, timeout: float | None = None) -> None:
-        """Start the pool: connect or mount, and look at its volumes once.
+        """Start the pool: connect or mount, and refresh.
 
-        :param build: make its storage first. :param refresh: False leaves the first look to the first refresh.
-        :param timeout: seconds for the connecting and mounting, and again for the refresh.
+        :param build: build its storage first. :param refresh: False skips the refresh.
+        :param timeout: seconds for connecting or mounting, and again for the refresh.
         :raises InvalidStateError: it is active. BackendError: its backend is missing or unusable.
             OSError: the source does not answer. TimeoutError: not in time.
         """
@@ -130,22 +133,22 @@ class Pool:
     async def stop(self, force: bool = False) -> None:
         """Stop the pool (virsh: pool-destroy): unmount, disconnect. A transient pool is gone then.
 
-        :param force: give the pool up even where its storage hangs; calls that hang on a FUSE mount are cut loose.
-        :raises InvalidStateError: it is not active. VolumeBusyError: volumes of it are being written (never with
-            ``force``: that work fails then). OSError, CommandError, TimeoutError: it could not be stopped (it
-            stays active; never with ``force``).
+        :param force: stop the pool even if its storage hangs; hung calls on a FUSE mount are made to return.
+        :raises InvalidStateError: it is not active. VolumeBusyError: volumes of it are being written (with ``force``, their
+            writers fail instead). OSError, CommandError, TimeoutError: it could not be stopped, and stays active (never
+            with ``force``).
         """
         await self.parts.lifecycle.stop(force)
 
     async def build(self) -> None:
-        """Make the pool's storage: a target directory, with the permissions of its definition or 0711.
+        """Build the pool's storage: a target directory, with the permissions of its definition or 0711.
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
         await self.parts.lifecycle.build()
 
     async def delete(self) -> None:
-        """Destroy the pool's storage (an empty target directory); the definition stays.
+        """Delete the pool's storage (an empty target directory); the definition stays.
 
         :raises InvalidStateError: it is active. UnsupportedOperationError: its backend cannot. OSError: it failed.
         """
@@ -156,16 +159,16 @@ class Pool:
         await self.parts.lifecycle.undefine()
 
     async def set_autostart(self, autostart: bool) -> None:
-        """Say whether ``start_all`` starts it. :raises InvalidStateError: it is transient."""
+        """Set or clear the autostart mark. :raises InvalidStateError: it is transient."""
         await self.parts.lifecycle.set_autostart(autostart)
 
     async def refresh(
         self, name: str | None = None, full: bool = False, timeout: float | None = None
     ) -> RefreshOutcome:
-        """Look at the source again. Callers while a refresh runs share it, and its outcome.
+        """Refresh the snapshot. Concurrent callers share one refresh and its outcome.
 
-        :param name: look at this volume only. :param full: trust nothing known; read every header anew.
-        :param timeout: seconds; when they pass and nobody else waits, the pool is inaccessible.
+        :param name: refresh this volume only. :param full: read every header anew.
+        :param timeout: seconds; if they pass and no other caller waits, the pool becomes inaccessible.
         :raises InvalidStateError: the pool is not active. OSError: the source cannot be read; the pool is inaccessible,
             its last good snapshot stays. TimeoutError: not in time.
         """
@@ -176,12 +179,12 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ new volumes
 
     async def create_volume(self, definition: VolumeDef | str | bytes, *, prealloc_metadata: bool = False) -> Volume:
-        """Make a volume: complete, or not at all.
+        """Create a volume, complete or not at all.
 
-        :param definition: a record, or libvirt volume XML. Without a capacity it gets that of the volume it is backed by.
+        :param definition: a record, or libvirt volume XML. The default capacity is that of the backing file.
         :param prealloc_metadata: qcow2: write all metadata now.
-        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
-            CommandError: qemu-img is missing, or what it said. StorageError: ENOSPC, EDQUOT …
+        :raises DefinitionError: it is not acceptable. VolumeExistsError: the name is taken. CommandError: qemu-img is
+            missing, or failed. StorageError: ENOSPC, EDQUOT …
         """
         info = await volume_jobs.create_volume(self.parts, definition, prealloc_metadata=prealloc_metadata)
         return Volume(self, info.name)
@@ -189,17 +192,17 @@ class Pool:
     async def copy_volume(
         self, source: Volume, definition: VolumeDef | str | bytes, *, on_progress: Progress | None = None
     ) -> Volume:
-        """Make a volume out of another, of this pool or of any other: complete, or not at all.
+        """Copy a volume, of this pool or of any other, into a new volume, complete or not at all.
 
-        Within a pool the storage copies; from pool to pool the data are streamed, holes kept; into another format, or
-        with another backing file, qemu-img converts. On a backing file that is the source itself, or what the source is
-        backed by, a copy is thin; on any other it holds all data.
+        Within a pool the storage copies. From pool to pool the data are streamed, and holes kept. For another format, or
+        another backing file, qemu-img converts. A copy is thin if its backing file is the source or the source's own backing
+        file; with any other it holds all data.
 
-        :param definition: format and capacity are the source's where it does not say; of a record (not of a document) mode,
-            owner and group are too, the latter two only where the storage lets us.
+        :param definition: format and capacity default to the source's. In a record (not in a document), mode, owner and group
+            do as well; owner and group only if the storage permits.
         :param on_progress: called with bytes done and in all.
-        :raises: what :meth:`create_volume` raises; VolumeNotFoundError: the source is not there. StorageError: EPERM: it
-            would have to be converted, and needs a file that is no volume of an active pool.
+        :raises: what :meth:`create_volume` raises. VolumeNotFoundError: the source is gone. StorageError: EPERM: the copy
+            needs a conversion, and the source a file that is no volume of an active pool.
         """
         member = Member(source.pool.parts, source.name)
         info = await copies.copy_volume(self.parts, member, definition, on_progress)

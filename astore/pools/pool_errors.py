@@ -1,4 +1,4 @@
-"""Errors of backends and storage in words that name the pool, as members of astore's own tree."""
+"""Translation of backends' and storage errors into astore's own, with the pool's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PASSED_ON = (
     ManagerClosedError,
     StoreError,
 )
-"""Errors that need no other words."""
+"""Errors that are passed on unchanged."""
 
 
 def about_pool(pool: str, operation: str, error: Exception) -> Exception:

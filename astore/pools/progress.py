@@ -1,4 +1,4 @@
-"""Progress of work on volumes: to the caller at every step, and to readers of events now and then."""
+"""Progress of work on volumes: reported to the caller at every step, and as events now and then."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from astore.events import VolumeProgress
 from astore.pools.record import PoolRecord
 
 PROGRESS_SECONDS = 0.25
-"""The least time between two progress events of one piece of work."""
+"""The least number of seconds between two progress events of one job."""
 
 
 @contextlib.contextmanager
 def reporting(record: PoolRecord, name: str, operation: str, on_progress: Progress | None) -> Iterator[Progress]:
-    """Yield what work on a volume calls with its progress. The last event of several tells of the last step."""
+    """Yield the callback that work on a volume calls with its progress. If it lasted, the last step is an event too."""
     told = time.monotonic()
     last: tuple[int, int | None] | None = None
 

@@ -1,4 +1,4 @@
-"""PoolRecord: what is known of a pool. It alone tells of changes, and nothing in it waits."""
+"""PoolRecord: the definition, state and snapshot of a pool. It publishes all changes, and never waits for I/O."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class PoolRecord:
     """Definition, state and snapshot of one pool.
 
     :ivar definition: the persistent one; of a transient pool, the one that it runs by.
-    :ivar life: what it works with while it is active, else None. :ivar gone: no Manager knows it any more.
-    :ivar since: when it entered its state, in seconds since the epoch (0: not known).
+    :ivar life: its run while it is active, else None. :ivar gone: whether the Manager has removed the pool.
+    :ivar since: when it entered its state, in seconds since the epoch (0: unknown).
     :ivar error: why it is inaccessible, or why its last start failed.
-    :ivar saved: what was kept of it for the next process last.
+    :ivar saved: the state that was saved for the next process last.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PoolRecord:
 
     @property
     def running(self) -> PoolDef:
-        """What the pool runs by, if it is active; else its definition."""
+        """The definition that the pool runs by; of an inactive pool, the one for its next start."""
         return self.definition if self.life is None else self.life.definition
 
     @property
@@ -76,12 +76,12 @@ class PoolRecord:
 
     @property
     def last_seen(self) -> LastSeen:
-        """What the next process needs to know of an active pool."""
+        """The state of an active pool to save for the next process."""
         error = self.error if self.state is PoolState.INACCESSIBLE else None
         return LastSeen(self.snapshot, self.since, None if error is None else reason(error))
 
     def info(self, *, backend: bool) -> PoolInfo:
-        """Return the pool at a glance. :param backend: whether there is a backend for its type."""
+        """Return the pool's summary. :param backend: whether its type has a backend."""
         return pool_info(
             self.running,
             uuid=self.uuid,
@@ -116,43 +116,43 @@ class PoolRecord:
     # ----------------------------------------------------------------------------------------- guards
 
     def require_known(self) -> None:
-        """:raises PoolNotFoundError: the pool was undefined, or it was transient and has been stopped."""
+        """Check that the pool exists. :raises PoolNotFoundError: it was undefined, or was transient and has been stopped."""
         if self.gone:
             raise PoolNotFoundError(f"there is no pool {self.name!r} any more", what=self.name)
 
     def require_active(self, operation: str) -> Life:
-        """Return its life. :raises InvalidStateError: it is not active. PoolNotFoundError: as :meth:`require_known`."""
+        """Return the pool's life. :raises InvalidStateError: it is not active. PoolNotFoundError: as :meth:`require_known`."""
         if self.life is None:
             self.require_known()
             raise self.wrong_state(f"is {self.state}: start it first", operation)
         return self.life
 
     def require_usable(self, operation: str) -> Life:
-        """Return its life, for work to begin. :raises InvalidStateError: it is not active, or is being stopped."""
+        """Return the pool's life, to begin work with. :raises InvalidStateError: it is not active, or is being stopped."""
         life = self.require_active(operation)
         if life.ending:
             raise self.wrong_state("is being stopped", operation)
         return life
 
     def require_inactive(self, operation: str) -> None:
-        """:raises InvalidStateError: it is active, or is being built. PoolNotFoundError: as :meth:`require_known`."""
+        """Check that the pool is inactive. :raises InvalidStateError: it is not. PoolNotFoundError: it is gone."""
         self.require_known()
         if self.state is not PoolState.INACTIVE:
             hint = "; stop it first" if self.active and operation != "start" else ""
-            raise self.wrong_state(f"is {self.state}: it can not be asked to {operation} now{hint}", operation)
+            raise self.wrong_state(f"is {self.state}: cannot {operation} it now{hint}", operation)
 
     def wrong_state(self, what: str, operation: str) -> InvalidStateError:
         """Return the error of an operation that the pool's state does not allow."""
         return InvalidStateError(f"pool {self.name!r} {what}", pool=self.name, state=self.state, operation=operation)
 
-    # ------------------------------------------------------------------------- changes: told when they have happened
+    # -------------------------------------------------------------------- changes: published after they have happened
 
     def publish(self, kind: Callable[..., Event], **fields: Any) -> None:
         """Publish an event about this pool."""
         self._bus.publish(cast("type[Event]", kind), pool=self.name, uuid=self.uuid, **fields)
 
     def set_state(self, new: PoolState, error: Exception | None = None) -> None:
-        """Enter a state. :param error: why, if it is not a good one."""
+        """Enter a state. :param error: the reason for a bad one."""
         old = self.state
         self.error = error
         if old is new:
@@ -167,14 +167,17 @@ class PoolRecord:
             waiter.set()
 
     def begin(self, life: Life) -> None:
-        """The pool was started here."""
+        """Note that the pool was started here."""
         self.life = life
         self.set_state(PoolState.RUNNING)
         self.publish(PoolStarted)
         self.log.debug("pool started")
 
     def restore(self, life: Life, seen: LastSeen | None, *, tell: bool) -> None:
-        """The pool was started by another process, or by this one earlier: it is active, and not attached yet."""
+        """Take over the run of a pool that another process, or this one earlier, has started.
+
+        :param tell: publish the change.
+        """
         self.life = life
         state, since, error = state_when_last_seen(seen), life.started_at, None
         if seen is not None:
@@ -190,7 +193,7 @@ class PoolRecord:
         self.saved = self.last_seen
 
     def end(self) -> None:
-        """The pool is not active any more. The caller closes the life."""
+        """Note that the pool was stopped. The caller closes the life."""
         if self.life is not None:
             self.life.ended = True
         self.life = None
@@ -198,24 +201,24 @@ class PoolRecord:
         self.set_state(PoolState.INACTIVE)
 
     def redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
-        """Take over a persistent definition; return whether it is another. An active pool goes on by the one it has."""
+        """Take over a persistent definition; return whether it differs. An active pool still runs by the old one."""
         same = self.persistent and self.definition == definition and self.autostart == autostart
         self.definition, self.autostart, self.persistent = definition, autostart, True
         return not same
 
     def set_autostart(self, autostart: bool) -> None:
-        """Take over whether the pool is started automatically."""
+        """Take over the autostart mark."""
         if self.autostart != autostart:
             self.autostart = autostart
             self.publish(PoolAutostartChanged, autostart=autostart)
 
     def become_transient(self) -> None:
-        """Another process undefined the pool while it is active."""
+        """Note that another process undefined the active pool."""
         self.persistent = self.autostart = False
         self.publish(PoolUndefined)
 
     def take(self, snapshot: Snapshot, changes: Changes, seconds: float) -> RefreshOutcome:
-        """Take over what a whole refresh found. :param changes: how it differs from the snapshot that is here.
+        """Take over the snapshot of a whole refresh. :param changes: the changes since the current snapshot.
 
         :raises InvalidStateError: the pool is not active.
         """
@@ -236,7 +239,7 @@ class PoolRecord:
         return self._outcome(changes, snapshot.errors, seconds)
 
     def apply(self, patch: Mapping[str, VolumeInfo | EntryError | None], seconds: float = 0.0) -> RefreshOutcome:
-        """Take over what is known of single volumes: a record, an error, or None for those that are gone.
+        """Take over the state of single volumes: a record, an error, or None if the volume is gone.
 
         :raises InvalidStateError: the pool is not active.
         """
@@ -277,7 +280,7 @@ class PoolRecord:
     def _publish_changes(self, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
         pool, uuid, snapshot = self.name, self.uuid, self.snapshot
-        # the records alone: the bus keeps what is published, and must not keep a whole snapshot for one change of it
+        # keep the records alone: the bus keeps the batch, and must not keep a whole snapshot alive for it
         records = tuple(info for name in (*added, *changed) if (info := snapshot.get(name)) is not None)
 
         def build(index: int) -> Event:

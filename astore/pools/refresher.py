@@ -1,7 +1,7 @@
 """Refresher: the refresh that a pool's callers share.
 
-A refresh is a task that lives as long as somebody waits for it: the first caller begins it, others join, and the last to leave
-cancels it. What is learned beside it (a single volume's record) is put into its journal, and so outlives it.
+A refresh is a task that lives as long as a caller waits for it: the first caller begins it, others join, and the last to leave
+cancels it. Records of single volumes that are learned meanwhile go into its journal, so that its snapshot has them too.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from astore.pools.record import PoolRecord
 from astore.pools.services import Services
 
 Found = VolumeInfo | EntryError | None
-"""What is known of a name: a volume, an entry that cannot be read, or nothing."""
+"""The state of a name: a volume, an entry that cannot be read, or nothing."""
 
 COMPARED_INLINE = 4000
 """Snapshots with more volumes than this are compared on the lane, not in the event loop."""
 
 
 class _Run:
-    """A refresh under way, and how many callers wait for it."""
+    """A running refresh, and the number of its callers."""
 
     __slots__ = ("full", "journal", "life", "outcome", "task", "waiters")
 
@@ -49,7 +49,7 @@ class _Run:
         self.life = life
         self.full = full
         self.waiters = 0
-        self.journal: dict[str, Found] = {}  # what is known better than this refresh knows it
+        self.journal: dict[str, Found] = {}  # states of single volumes that are newer than what this refresh reads
         self.task: asyncio.Task[RefreshOutcome] | None = None
         self.outcome: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
 
@@ -62,13 +62,13 @@ class _Run:
             self.outcome.cancel()
         elif error is not None:
             self.outcome.set_exception(error)
-            self.outcome.exception()  # seen, if nobody waits
+            self.outcome.exception()  # mark it as retrieved
         else:
             self.outcome.set_result(task.result())
 
 
 class Refresher:
-    """Looks at the storage of one pool, and has the record take over what it finds."""
+    """Reads the storage of one pool, and updates its record."""
 
     def __init__(self, record: PoolRecord, services: Services) -> None:
         self._record = record
@@ -77,7 +77,7 @@ class Refresher:
 
     @property
     def running(self) -> bool:
-        """Whether a whole refresh is under way."""
+        """Whether a whole refresh is running."""
         return self._run is not None
 
     async def refresh(self, full: bool, timeout: float | None) -> RefreshOutcome:
@@ -91,20 +91,20 @@ class Refresher:
                 raise
             late = self._late(f"the refresh did not end within {timeout:g} s", timeout)
             if self._run is None and not life.ended and generation == self._record.generation:
-                # nobody waits for it any more, and it did not end in the very moment of the timeout
+                # no other caller waits, and the refresh did not end at the very moment of the timeout
                 if life.lane is not None:
                     life.lane.write_off()
                 self._record.set_state(PoolState.INACCESSIBLE, late)
             raise late from None
 
     def apply(self, patch: Mapping[str, Found], seconds: float = 0.0) -> RefreshOutcome:
-        """Take over what is known of single volumes, also into a refresh that runs beside. Never waits."""
+        """Take over the state of single volumes, also into the journal of a running refresh. Never waits."""
         if self._run is not None:
             self._run.journal.update(patch)
         return self._record.apply(patch, seconds)
 
     async def cancel(self, why: str, until: float | None = None) -> None:
-        """Give up a refresh that is under way. Bounded. :param until: the moment at which this is to be over."""
+        """Cancel a running refresh. Bounded. :param until: the deadline on the monotonic clock."""
         run = self._run
         if run is not None:
             self._record.log.debug("refresh given up", why=why)
@@ -122,7 +122,7 @@ class Refresher:
     async def _shared(self, full: bool) -> RefreshOutcome:
         life = self._require_refreshable()
         while (run := self._run) is not None and full and not run.full:
-            # it trusts what is known: not what this caller wants. Wait for its end, whatever that is, and start anew.
+            # the running refresh trusts the last snapshot, and this caller does not: wait for its end, and start anew
             with contextlib.suppress(Exception):
                 await self._join(run)
             life = self._require_refreshable()
@@ -135,7 +135,7 @@ class Refresher:
         return await self._join(run)
 
     async def _join(self, run: _Run) -> RefreshOutcome:
-        """Wait for a refresh that others may wait for too; the last to leave cancels it."""
+        """Wait for a shared refresh; the last caller to leave cancels it."""
         task = run.task
         assert task is not None
         run.waiters += 1
@@ -166,7 +166,7 @@ class Refresher:
                 with anyio.move_on_after(seconds_until(until), shield=True):
                     await asyncio.wait([task])
             finally:
-                run.outcome.cancel()  # nobody waits for a backend that does not let itself be cancelled
+                run.outcome.cancel()  # do not wait for a backend that resists the cancellation
 
     async def _refresh(self, run: _Run) -> RefreshOutcome:
         began = time.monotonic()
@@ -182,7 +182,7 @@ class Refresher:
                 raise translated from error
             self._check_current(run)
             changes = await self._changes(snapshot, life)
-            while run.journal:  # what was learned beside the refresh, also while it was compared
+            while run.journal:  # it may grow during the comparison
                 journal, run.journal = run.journal, {}
                 snapshot = snapshot.patched(journal, 0)
                 changes = await self._changes(snapshot, life)
@@ -193,12 +193,12 @@ class Refresher:
                 self._run = None
 
     def _check_current(self, run: _Run) -> None:
-        """:raises InvalidStateError: the refresh was given up, since the pool was stopped or nobody waits for it."""
+        """Check that the refresh goes on. :raises InvalidStateError: it was cancelled."""
         if self._run is not run:
             raise self._record.wrong_state("was stopped meanwhile", "refresh")
 
     async def _changes(self, snapshot: Snapshot, life: Life) -> Changes:
-        """Return how the snapshot differs from the one that the record has."""
+        """Return the changes since the record's snapshot."""
         before = self._record.snapshot
         if len(before) and len(snapshot) > COMPARED_INLINE and life.lane is not None:
             changes = await life.lane.run(snapshot.changes_since, before)
@@ -227,10 +227,10 @@ class Refresher:
                     return await self._shared(False)
                 for _ in range(3):
                     known = record.snapshot.get(name)
-                    # only of a volume that is known to have been made raw it matters what it was
+                    # the last record matters only for a volume that is known to have been made raw
                     before = () if known is None or known.made is None else (known,)
                     found = checked_entry(await answer(session.refresh_volume(name, *before)), name)
-                    if record.snapshot.get(name) is known:  # else what was read may be older than the snapshot is now
+                    if record.snapshot.get(name) is known:  # else the snapshot may be newer than this read
                         break
                 else:
                     return await self._shared(False)
@@ -247,17 +247,17 @@ class Refresher:
         life.check("refresh", session)
         patch: dict[str, Found] = {name: found}
         if (shown := printable(name)) != name and record.snapshot.get(shown) is None:
-            # its error, if it had one, is known by the name that can be printed
+            # errors are listed under the printable name
             patch = {name: None, shown: found} if isinstance(found, EntryError) else {name: found, shown: None}
         return self.apply(patch, time.monotonic() - began)
 
     async def look_again(self, *names: str) -> None:
-        """See what volumes are after work that may have changed them. Bounded; never raises."""
+        """Refresh volumes after work that may have changed them. Bounded; never raises."""
         for name in names:
             await shielded(self._refresh_quietly(name))
 
     async def look_at_same(self, name: str) -> None:
-        """See what a volume is now. :raises StorageError: EAGAIN: it is another file than it was known as."""
+        """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""
         before = self._record.snapshot.get(name)
         await self.look_again(name)
         now = self._record.snapshot.get(name)

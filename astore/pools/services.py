@@ -1,4 +1,4 @@
-"""Services: what all pools of a Manager share, such as threads, backends and the event bus."""
+"""Services: the threads, backends, events and log that all pools of a Manager share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from astore.registry import BackendRegistry
 class Services:
     """The threads, the backends, the event bus and the log of one Manager.
 
-    :param max_threads: how many blocking calls may run at once. :param call_timeout: seconds that one of them may take.
+    :param max_threads: how many blocking calls may run at once. :param call_timeout: their default deadline in seconds.
     """
 
     def __init__(self, registry: BackendRegistry, bus: EventBus, *, max_threads: int, call_timeout: float) -> None:
@@ -28,7 +28,7 @@ class Services:
         self._closing = False
 
     def open(self) -> Lanes:
-        """Start the threads and the bus. :raises InvalidStateError: they are there already."""
+        """Open the lanes and the bus. :raises InvalidStateError: they are open already."""
         if self._lanes is not None:
             raise InvalidStateError("this Manager is open already", operation="open")
         self.bus.open()
@@ -37,12 +37,12 @@ class Services:
         return self._lanes
 
     def begin_closing(self) -> Lanes | None:
-        """Let nothing begin from here on, since nobody would let go of it; return the threads, or None if there are none."""
+        """Refuse new work from here on; return the lanes, or None if the Manager is closed."""
         self._closing = self._lanes is not None
         return self._lanes
 
     def close(self, lanes: Lanes) -> None:
-        """Close these threads and the bus; do nothing if they are not the current ones."""
+        """Close these lanes and the bus; do nothing if the lanes are not the current ones."""
         if self._lanes is lanes:
             self._lanes = None
             self._closing = False
@@ -52,14 +52,14 @@ class Services:
 
     @property
     def lanes(self) -> Lanes | None:
-        """The threads; None while the Manager is closed. They are other ones each time it is opened."""
+        """The lanes; None while the Manager is closed. Each opening makes new ones."""
         return self._lanes
 
     def check_open(self, since: Lanes | None = None) -> Lanes:
-        """Return the threads.
+        """Return the lanes.
 
-        :param since: those that were there when the work began.
-        :raises ManagerClosedError: the Manager is closed, or was closed since (and opened anew).
+        :param since: the lanes at the time when the work began.
+        :raises ManagerClosedError: the Manager is closed, or was closed (and reopened) since.
         """
         if self._lanes is None or self._closing or since not in (None, self._lanes):
             raise ManagerClosedError
@@ -70,7 +70,7 @@ class Services:
         return self.check_open().lane(f"pool {name!r}", limit=backend.lane_threads, timeout=self.call_timeout)
 
     def context(self, name: str, uuid: str, lane: PoolLane) -> Context:
-        """Return what a backend is lent for its work on a pool."""
+        """Return the context that a backend gets for its work on a pool."""
         return Context(
             name=name,
             uuid=uuid,

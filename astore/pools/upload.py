@@ -1,4 +1,4 @@
-"""Uploads: what an upload writes, and what its own first bytes say that the volume is from then on."""
+"""Uploads, and the format that a volume has after one: the upload's own first bytes decide it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def upload(
                 anew, made = _new_format(info, start, allow_references)
                 with reporting(pool.record, name, "upload", on_progress) as tell:
                     count = Count(length if size is None else size, tell)
-                    if anew and made is not None:  # also of one that breaks off
+                    if anew and made is not None:  # before the first write: the upload may break off
                         await file.note_format(made)
                     own = isinstance(chunks, Download)
                     end = await transfer.upload(file, given, offset, length, sparse, count, own=own)
@@ -63,11 +63,11 @@ async def upload(
 
 
 def _new_format(info: VolumeInfo, given: Beginning, allow_references: bool) -> tuple[bool, str | None]:
-    """Return whether an upload says anew what the volume is, and what is noted then: ``raw``, or None if it is an image.
+    """Return whether an upload decides the volume's format, and the format to note then: ``raw``, or None for an image.
 
-    Only the upload's own bytes say that, from the first one on: what is there already may be a guest's.
+    Only the upload's own bytes decide it, and only from the first byte on: a guest may have written the others.
 
-    :raises StorageError: EPERM: the header would name other files than now, or cannot be read, and that is not allowed.
+    :raises StorageError: EPERM: the header would name new files, or cannot be read, and references are not allowed.
     """
     if given.head is None or (info.made == "raw" and given.offset):
         return False, None
@@ -96,7 +96,7 @@ def _new_format(info: VolumeInfo, given: Beginning, allow_references: bool) -> t
 
 
 def _image(head: bytes) -> ImageInfo | ImageError | None:
-    """Return what a header says, or why it cannot be read."""
+    """Return the contents of a header, or why it cannot be read."""
     try:
         return probe(head)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""Volume: the handle of a volume that programs hold."""
+"""Volume: the public handle of a volume."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class ChainLink(msgspec.Struct, frozen=True):
-    """A file of a chain: of an image, of what backs it, or of one that has data of theirs.
+    """A file of a chain: an image, its backing files, and the files that hold their data.
 
-    :ivar path: where it is, or what names it. :ivar format: the format in which it is read: what the image above says, or
-        else that of the volume.
-    :ivar volume: None where no active pool has it. :ivar kind: what the image above uses it for; None of the first.
-    :ivar doubt: why astore reads nothing through it, in words that follow what it is called.
+    :ivar path: an absolute path or a URL; the name in the header if its location is unknown.
+    :ivar format: the format in which it is read: the one that the image above gives, or else the volume's.
+    :ivar volume: None if no active pool has it. :ivar kind: how the image above uses it; None for the image itself.
+    :ivar doubt: why astore reads nothing through it, in words that follow its name.
     """
 
     path: str
@@ -38,7 +38,7 @@ class ChainLink(msgspec.Struct, frozen=True):
 
 
 class Volume:
-    """The volume ``name`` of ``pool``. It stays valid over refreshes, for as long as there is a volume of that name."""
+    """The volume ``name`` of ``pool``. The handle stays valid over refreshes, while the pool has a volume of that name."""
 
     __slots__ = ("name", "pool")
 
@@ -63,25 +63,25 @@ class Volume:
     def info(self) -> VolumeInfo:
         """Its record in the pool's last snapshot.
 
-        :raises VolumeNotFoundError: it is not there any more.
+        :raises VolumeNotFoundError: the volume is gone.
         """
         return self._member.info
 
     @property
     def key(self) -> str:
-        """What names it among all volumes of all pools."""
+        """Its key, unique among all volumes of all pools."""
         return self.info.key
 
     @property
     def path(self) -> str:
-        """Where it is: an absolute path, or a URL."""
+        """Its absolute path, or its URL."""
         return self.info.path
 
     async def refresh(self, *, timeout: float | None = None) -> VolumeInfo:
         """Read its header anew.
 
         :param timeout: seconds.
-        :raises VolumeNotFoundError: it is not there any more. OSError: it cannot be read. TimeoutError: not in time.
+        :raises VolumeNotFoundError: the volume is gone. OSError: it cannot be read. TimeoutError: not in time.
         """
         outcome = await self.pool.refresh(self.name, timeout=timeout)
         for error in outcome.errors:
@@ -94,7 +94,7 @@ class Volume:
         return self.info
 
     def to_xml(self) -> str:
-        """libvirt's ``<volume>`` document for it."""
+        """Return libvirt's ``<volume>`` document."""
         from astore.xml import volume_info_to_xml
 
         info = self.info
@@ -116,19 +116,19 @@ class Volume:
         force: bool = False,
         allow_references: bool = False,
     ) -> int:
-        """Write bytes into the volume; returns how many there were, holes included.
+        """Write bytes into the volume; return their number, holes included.
 
-        What its beginning says the volume is from then on: an image of that format, or raw, whatever its guest writes later.
+        The first bytes decide the volume's format: that of their header, or raw, whatever the guest writes later.
 
         :param source: an async iterable of bytes, one of anyio's byte streams, bytes, or the path of a file.
-        :param offset: where they go, in bytes. :param length: the most that there may be.
-        :param sparse: zeros, and the holes of a file, become holes.
+        :param offset: the first byte to write. :param length: the most bytes that ``source`` may have.
+        :param sparse: make holes of zeros, and of the holes of a file.
         :param on_progress: called with bytes done and in all (None: unknown); must not block.
-        :param force: also where other volumes are backed by this one.
-        :param allow_references: also bytes that begin as an image whose header names other files.
-        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it. StorageError: EPERM: the
-            header names other files; nothing was written then. TransferError: the storage said no (ENOSPC …), or there are
-            more bytes than ``length``; ``done`` says how far it came. What ``source`` raises is raised as it is.
+        :param force: even if other volumes are backed by this one.
+        :param allow_references: accept an image whose header names other files.
+        :raises VolumeBusyError: it has another writer. VolumeInUseError: others are backed by it. StorageError: EPERM: the
+            header names other files; nothing was written. TransferError: the storage refused (ENOSPC …), or ``source`` has
+            more than ``length`` bytes; ``done`` tells how many were written. What ``source`` raises is raised unchanged.
         """
         return await upload.upload(
             self.pool.parts,
@@ -150,13 +150,13 @@ class Volume:
         sparse: bool = False,
         on_progress: Progress | None = None,
     ) -> AbstractAsyncContextManager[Download]:
-        """The volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
+        """Read the volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
 
-        The chunks are bytearrays, whoever gets one may keep it or change it. The memory of those that nobody keeps is used
-        for the next.
+        The chunks are bytearrays, which the caller may keep or change. Later chunks reuse the memory of those that are not
+        kept.
 
-        :param offset: where to begin, in bytes. :param length: how many; None is all there are.
-        :param sparse: for what is a hole give an :class:`astore.Hole` instead of zeros.
+        :param offset: the first byte. :param length: the number of bytes; None means all.
+        :param sparse: yield an :class:`astore.Hole` for a hole, instead of zeros.
         :param on_progress: called with bytes done and in all; must not block.
         """
         return volume_jobs.download(
@@ -166,8 +166,8 @@ class Volume:
     def open(self, *, write: bool = False, force: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
         """Open it for random access: ``async with volume.open() as file: await file.pread(512, 0)``.
 
-        :param write: also for ``pwrite``, ``truncate``, ``punch``: locked against other writers meanwhile.
-        :param force: also where other volumes are backed by this one.
+        :param write: allow ``pwrite``, ``truncate`` and ``punch``, and lock it against other writers meanwhile.
+        :param force: even if other volumes are backed by this one.
         """
         return volume_jobs.open_volume(self.pool.parts, self.name, write=write, force=force)
 
@@ -176,10 +176,10 @@ class Volume:
     async def resize(
         self, capacity: int, *, delta: bool = False, shrink: bool = False, allocate: bool = False, force: bool = False
     ) -> VolumeInfo:
-        """Give it another capacity, in bytes; libvirt's flags.
+        """Set its capacity, in bytes; libvirt's flags.
 
-        :param delta: ``capacity`` is what it is to have more (with ``shrink``: less). :param shrink: it may become smaller.
-        :param allocate: take the space of what it gains now. :param force: also where others are backed by it.
+        :param delta: add ``capacity`` to the present one (with ``shrink``: subtract). :param shrink: allow a smaller one.
+        :param allocate: allocate the space that it gains. :param force: even if other volumes are backed by it.
         :raises DefinitionError: it would become smaller. VolumeBusyError, VolumeInUseError, CommandError, StorageError.
         """
         return await volume_jobs.resize_volume(
@@ -187,9 +187,9 @@ class Volume:
         )
 
     async def wipe(self, algorithm: str = "zero", *, on_progress: Progress | None = None, force: bool = False) -> None:
-        """Overwrite its data, the image's header included, by one of libvirt's algorithms (see
-        :data:`astore.volume_io.wiping.ALGORITHMS`); ``trim`` gives its space back instead.
+        """Overwrite all its data, the image's header included.
 
+        :param algorithm: one of libvirt's (see :data:`astore.volume_io.wiping.ALGORITHMS`); ``trim`` frees its space instead.
         :param on_progress: called with bytes done and in all, over all passes; must not block.
         :raises DefinitionError: there is no such algorithm. VolumeBusyError, VolumeInUseError, TransferError.
         """
@@ -198,31 +198,31 @@ class Volume:
     async def delete(self, *, force: bool = False) -> None:
         """Remove it; a directory only if it is empty.
 
-        :raises VolumeBusyError: somebody is writing it. VolumeInUseError: others are backed by it. StorageError: ENOTEMPTY …
+        :raises VolumeBusyError: it has a writer. VolumeInUseError: others are backed by it. StorageError: ENOTEMPTY …
         """
         await volume_jobs.delete_volume(self.pool.parts, self.name, force=force)
 
     async def rename(self, name: str, *, force: bool = False) -> Volume:
-        """Give it another name in its pool; returns the volume of that name.
+        """Rename it within its pool; return the volume of that name.
 
-        :raises VolumeExistsError: there is something of that name. VolumeInUseError: others are backed by it, by this name.
+        :raises VolumeExistsError: the name is taken. VolumeInUseError: others are backed by it, by its present name.
         """
         renamed = await volume_jobs.rename_volume(self.pool.parts, self.name, name, force=force)
         return Volume(self.pool, renamed.name)
 
     async def set_format(self, format: str) -> VolumeInfo:
-        """Say what it is where its content and what it was made as say different things.
+        """Decide between ``raw`` and the format of its header, if it was made raw and now looks like an image.
 
-        :param format: ``raw``: it stays raw, whatever its content says now or later. Else what its header says: from then on
-            that is believed, with the files that it names.
-        :raises DefinitionError: its header says something else. UnsupportedOperationError, StorageError.
+        :param format: ``raw``: it stays raw, whatever its header says now or later. The header's format: the header, with the
+            files that it names, is trusted from then on.
+        :raises DefinitionError: its header has another format. UnsupportedOperationError, StorageError.
         """
         return await volume_jobs.set_volume_format(self.pool.parts, self.name, format)
 
     # --------------------------------------------------------------------------------------------- to others' eyes
 
     def backing_chain(self) -> tuple[ChainLink, ...]:
-        """The files it is made of, itself first, as the active pools know them: what backs it, and what has data of it.
+        """Return the files that it is made of, itself first, as far as the active pools know them.
 
         :raises StorageError: ELOOP: the chain loops, or is deeper than libvirt's 200.
         """
@@ -238,22 +238,22 @@ class Volume:
         )
 
     def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
-        """The ``<disk>`` element with which a libvirt domain uses it: with every host if it is on the network.
+        """Return the ``<disk>`` element for a libvirt domain, with every host if the volume is on the network.
 
-        :param target: the device in the guest. :param bus: libvirt's word for how it is attached.
-        :raises DefinitionError: it is a directory. StorageError: EPERM: it needs what is not read. BackendLoadError: it is on
-            the network, and the backend of its pool is not loaded: refresh the pool first.
+        :param target: the device in the guest. :param bus: libvirt's name of the bus.
+        :raises DefinitionError: it is a directory. StorageError: EPERM: it needs a file that astore does not read.
+            BackendLoadError: it is on the network, and its pool's backend is not loaded: refresh the pool first.
         """
         from astore.pools.disk import disk_xml
 
         return disk_xml(self._member, target, bus, readonly=readonly)
 
     def qemu_uri(self) -> str:
-        """What QEMU's programs call it: its path or its URL."""
+        """Return its path or URL, as QEMU's programs take it."""
         return self.info.path
 
     def qemu_blockdev(self, node_name: str | None = None) -> dict[str, Any]:
-        """The argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``) that opens it, with every host.
+        """Return the argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``), with every host.
 
         :raises: as :meth:`disk_xml`.
         """

@@ -1,8 +1,7 @@
-"""Work on a pool's volumes: what is checked, locked and told around what the backend does.
+"""Jobs on a pool's volumes: the checks, claims and events around the backend's work.
 
-A volume that is being written is locked against other writers of that volume, and nobody else: refreshes, lookups and
-work on other volumes go on beside it. What a job made is taken into the snapshot the moment it is there, and into a
-refresh that runs beside it. Jobs take and return records, never handles.
+A claim locks a volume against other writers only: refreshes, lookups and work on other volumes go on. A job updates the
+snapshot as soon as its work is done, and the journal of a running refresh. Jobs take and return records, never handles.
 """
 
 from __future__ import annotations
@@ -192,13 +191,13 @@ async def set_volume_format(pool: Parts, name: str, format: str) -> VolumeInfo:
 
 
 def keep_raw(pool: Parts, name: str) -> None:
-    """Know that a volume was made raw, also where its storage keeps no notes."""
+    """Record that a volume was made raw, even if its storage keeps no notes."""
     info = pool.snapshot.get(name)
     if info is not None and info.made is None and formats.is_raw(info.format):
         pool.refresher.apply({name: msgspec.structs.replace(info, made="raw")})
 
 
 def check_range(offset: int, length: int | None) -> None:
-    """:raises ValueError: no file has this range of bytes."""
+    """Check a range of bytes. :raises ValueError: no file has it."""
     if not 0 <= offset <= MOST_BYTES or not 0 <= (length or 0) <= MOST_BYTES - offset:
         raise ValueError(f"no volume has {'all' if length is None else length} bytes from byte {offset} on")

@@ -1,1 +1,1 @@
-"""Where definitions, autostart marks, runs and last snapshots are kept."""
+"""Stores: they keep definitions, autostart marks, runs and last snapshots."""

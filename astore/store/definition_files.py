@@ -1,4 +1,4 @@
-"""Definitions as files of a state folder: ``pools/NAME.xml``, and the link ``autostart/NAME.xml``. Everything here blocks."""
+"""Definitions as files in a state folder: ``pools/NAME.xml``, and the link ``autostart/NAME.xml``. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from astore.store.contract import Damaged, StoredPool, Version
 from astore.store.local_files import FileVersion, LockedFolder, names_in, read_whole, sync_folder, write_whole
 
 FileState: TypeAlias = tuple[FileVersion, int]
-"""A file's version, and the time at which its inode changed: a file's mode may be what is wrong with it."""
+"""A file's version and its ctime in nanoseconds, since a wrong mode can damage a definition too."""
 
 
 class FoundDefinitions(msgspec.Struct, frozen=True):
     """All definitions of a folder.
 
-    :ivar names: the pools that have one, damaged or not. :ivar states: the files of the damaged ones as they were before they
-        were read.
+    :ivar names: the pools that have one, damaged or not.
+    :ivar states: the state of each damaged file before it was read.
     """
 
     names: tuple[str, ...]
@@ -32,33 +32,33 @@ class FoundDefinitions(msgspec.Struct, frozen=True):
 
 
 class DefinitionFiles:
-    """The definitions in one state folder. Whoever writes them holds the folder's lock."""
+    """The definitions in one state folder. Writers hold the folder's lock."""
 
     def __init__(self, folder: LockedFolder) -> None:
         self._folder = folder
-        self._parsed: dict[str, tuple[Version, PoolDef]] = {}  # files that did not change are not read again
+        self._parsed: dict[str, tuple[Version, PoolDef]] = {}  # a cache: unchanged files are not read again
 
     def path(self, name: str) -> Path:
-        """Where a pool's definition is kept."""
+        """Return the path of a pool's definition."""
         return self._folder.pools / f"{name}.xml"
 
     def names(self) -> list[str]:
-        """The pools that have a definition, damaged or not, in order. :raises StoreError: the folder cannot be read."""
+        """Return the pools that have a definition, damaged or not, in order. :raises StoreError: the folder cannot be read."""
         return names_in(self._folder.pools, ".xml")
 
     def version(self, name: str) -> Version | None:
-        """The version of a definition, damaged or not; None if there is none, or it cannot be looked at."""
+        """Return the version of a definition, damaged or not; None if there is none, or stat(2) fails."""
         state = self.state(name)
         return None if state is None else Version(state[0])
 
     def state(self, name: str) -> FileState | None:
-        """What changes when the file is written or its mode is changed; None if there is none."""
+        """Return a value that changes when the file is written or its mode is changed; None if there is no file."""
         path = self.path(name)
         try:
             try:
                 st = os.stat(path)
             except OSError:
-                st = os.lstat(path)  # a link that leads nowhere is damaged, and can be removed
+                st = os.lstat(path)  # a dangling link is a damaged definition, and can be removed
         except OSError:
             return None
         return (st.st_ino, st.st_mtime_ns, st.st_size), st.st_ctime_ns
@@ -72,12 +72,12 @@ class DefinitionFiles:
         names = self.names()
         for name in names:
             state = self.state(name)
-            if state is None:  # it was removed meanwhile
+            if state is None:  # removed meanwhile
                 continue
             version = Version(state[0])
             try:
                 good.append(StoredPool(self._definition(name, version), name in marked, version))
-            except Exception as error:  # whatever is in it: the others are read
+            except Exception as error:  # the file may hold anything: the others are read
                 path = self.path(name)
                 if not os.path.lexists(path):
                     continue
@@ -88,17 +88,17 @@ class DefinitionFiles:
         return FoundDefinitions(tuple(names), tuple(good), tuple(damaged), states)
 
     def uuid(self, name: str) -> str | None:
-        """The uuid of a definition; None if there is none, or it is damaged."""
+        """Return the uuid of a definition; None if there is none, or it is damaged."""
         version = self.version(name)
         if version is None:
             return None
         try:
             return self._definition(name, version).uuid
-        except Exception:  # whatever is in it
+        except Exception:  # the file may hold anything
             return None
 
     def write(self, definition: PoolDef) -> Version:
-        """Write a definition in place of the one there may be. :raises StoreError: it could not be; the old one stays."""
+        """Write a definition; replace an old one. :raises StoreError: that failed; the old one stays."""
         name = definition.name
         write_whole(self.path(name), definition.to_xml().encode(), sync=True)
         version = self.version(name)
@@ -115,10 +115,10 @@ class DefinitionFiles:
         self._parsed.pop(name, None)
 
     def set_autostart(self, name: str, on: bool) -> None:
-        """Make or remove the autostart link. :raises OSError: that failed, or there is no such definition."""
+        """Create or remove the autostart link. :raises OSError: that failed, or there is no such definition."""
         link = self._folder.autostart / f"{name}.xml"
         if on:
-            os.stat(self.path(name))  # else the link would wait for the next pool of that name
+            os.stat(self.path(name))  # a dangling link would apply to the next pool of that name
             with contextlib.suppress(FileExistsError):
                 link.symlink_to(f"../pools/{name}.xml")
         else:

@@ -8,7 +8,7 @@
     run/NAME.snapshot        its last snapshot: a cache
     lock                     held while a definition is changed
 
-A file is written beside its place, synced, and renamed over it, and its folder is synced: what is read is always one
+A file is written to a temporary name, synced, and renamed into place, and its folder is synced: readers always see one
 whole version.
 """
 
@@ -30,7 +30,7 @@ from astore.errors import InvalidStateError
 from astore.model import PoolDef
 from astore.store.contract import Contents, Current, LastSeen, OutdatedError, Revision, Run, Store, Version
 from astore.store.definition_files import DefinitionFiles, FileState
-from astore.store.local_files import FileVersion, LockedFolder, saying
+from astore.store.local_files import FileVersion, LockedFolder, store_errors_about
 from astore.store.run_files import RunFiles
 from astore.store.snapshot_files import SnapshotFiles
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class _Marks(msgspec.Struct, frozen=True):
-    """What changes with the names in the folders; None for one that is not there."""
+    """The versions of the folders, which change with the names in them; None for a folder that does not exist."""
 
     pools: FileVersion | None
     autostart: FileVersion | None
@@ -46,7 +46,7 @@ class _Marks(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """A revision: what tells of other names, the definitions' names, and the files that may be repaired in place."""
+    """A revision: the folders' versions, the definitions' names, and the damaged files, which may be repaired in place."""
 
     marks: _Marks
     names: tuple[str, ...]
@@ -54,9 +54,9 @@ class _Seen(msgspec.Struct, frozen=True):
 
 
 class LocalStore(Store):
-    """Keeps definitions, runs and snapshots in a folder. The folder is made with mode 0700 by the first change.
+    """Keeps definitions, runs and snapshots in a folder. The first change creates the folder with mode 0700.
 
-    Nothing is read from a folder, or a file in it, that others than root and the user who runs astore can write.
+    The store does not read a folder or a file that users other than root and the one who runs astore can write.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -69,18 +69,18 @@ class LocalStore(Store):
         self._lane: Lane | None = None
 
     async def open(self, lane: Lane) -> None:
-        """Get ready to read. Nothing is made and nothing is read yet."""
+        """Keep the lane. Creates and reads nothing yet."""
         self._lane = lane
 
     async def aclose(self) -> None:
-        """Nothing: no file stays open between two calls."""
+        """Do nothing: no file stays open between two calls."""
 
     async def read(self, since: Revision | None = None) -> Contents | None:
-        """See :meth:`Store.read`. ``since=None`` also finds what an editor changed in place."""
+        """See :meth:`Store.read`. ``since=None`` also finds changes that an editor made in place."""
         return await self._call(self._read, since)
 
     async def current(self, name: str) -> Current:
-        """See :meth:`Store.current`: one file is looked at, and another one is read."""
+        """See :meth:`Store.current`. Reads the run, and takes the version of the definition by stat(2)."""
         return await self._call(self._current, name)
 
     async def put(self, definition: PoolDef, expected: Revision) -> Version:
@@ -100,11 +100,11 @@ class LocalStore(Store):
         await self._change(self._begin_run, run, persistent)
 
     async def end_run(self, name: str, started_at: float) -> None:
-        """See :meth:`Store.end_run`. Needs no lock: nobody writes another run while there is one."""
+        """See :meth:`Store.end_run`. Needs no lock: no other run is written while there is one."""
         await self._change(self._end_run, name, started_at)
 
     async def check_end_run(self, name: str) -> None:
-        """See :meth:`Store.check_end_run`: the folder may be read-only by now."""
+        """See :meth:`Store.check_end_run`. It fails if the folder has become read-only."""
         await self._call(self._runs.check_remove, name)
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
@@ -115,7 +115,7 @@ class LocalStore(Store):
         """See :meth:`KeepsSnapshots.load_snapshots`."""
         return await self._call(self._load_snapshots, dict(runs))
 
-    # ------------------------------------------------------------------------------------------- on the lane, or not
+    # -------------------------------------------------------------------------------------------------- on the lane
 
     async def _call(self, func: Callable[..., T], *args: Any) -> T:
         if self._lane is None:
@@ -123,9 +123,9 @@ class LocalStore(Store):
         return await self._lane.run(func, *args)
 
     async def _change(self, func: Callable[..., T], *args: Any) -> T:
-        """Make a change. If the caller is cancelled, or the lane gives up: not at all, or wait for its end (bounded).
+        """Make a change on the lane. If the caller is cancelled, or the call fails, wait for the end of the change (bounded).
 
-        :param func: is given ``given_up`` first: once it is set, a change that has not begun must not begin.
+        :param func: called with the event ``given_up`` first; once that is set, a change must not begin.
         """
         given_up = threading.Event()
         task = asyncio.get_running_loop().create_task(self._call(func, given_up, *args))
@@ -160,27 +160,27 @@ class LocalStore(Store):
         return Current(self._definitions.version(name), None if run is None else run.started_at, lost)
 
     def _put(self, given_up: threading.Event, definition: PoolDef, expected: Revision) -> Version:
-        with self._files.locked(given_up=given_up), saying(self._definitions.path(definition.name)):
+        with self._files.locked(given_up=given_up), store_errors_about(self._definitions.path(definition.name)):
             run = self._runs.find(definition.name)
             if not self._defines_the_same(expected) or (run is not None and run.uuid != definition.uuid):
                 raise OutdatedError(f"{self._files.pools} was changed meanwhile", errno=errno.EAGAIN)
             return self._definitions.write(definition)
 
     def _defines_the_same(self, seen: object) -> bool:
-        """Whether no definition was written or removed since. With the lock held, so the folders are there by now."""
+        """Return whether no definition was written or removed since. The caller holds the lock, so the folders exist."""
         if not isinstance(seen, _Seen) or seen.names != tuple(self._definitions.names()):
             return False
         return seen.marks.pools in (None, _mark(self._files.pools))
 
     def _remove(self, given_up: threading.Event, name: str, expected: Version) -> None:
         path = self._definitions.path(name)
-        with self._files.locked(given_up=given_up), saying(path):
+        with self._files.locked(given_up=given_up), store_errors_about(path):
             if self._definitions.version(name) != expected or self._runs.find(name) is not None:
                 raise OutdatedError(f"{path} was changed meanwhile", errno=errno.EAGAIN)
             self._definitions.remove(name)
 
     def _set_autostart(self, given_up: threading.Event, name: str, on: bool) -> None:
-        with self._files.locked(given_up=given_up), saying(self._definitions.path(name)):
+        with self._files.locked(given_up=given_up), store_errors_about(self._definitions.path(name)):
             self._definitions.set_autostart(name, on)
 
     def _begin_run(self, given_up: threading.Event, run: Run, persistent: bool) -> None:
@@ -214,7 +214,7 @@ class LocalStore(Store):
 
 
 def _mark(folder: Path) -> FileVersion | None:
-    with saying(folder):
+    with store_errors_about(folder):
         try:
             st = os.stat(folder)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Small files of a state folder: read bounded, written whole or not at all. Everything here blocks."""
+"""Small files in a state folder: reads are bounded, writes are atomic. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from typing import TypeAlias
 from astore.errors import AstoreError, StoreError
 
 LARGEST_FILE = 4 << 20
-"""Bytes that a file may have."""
+"""The most bytes that a file may have."""
 
 STALE_AFTER = 600.0
-"""Seconds after which a half-written file is taken for a killed process's."""
-
+"""Seconds after which a temporary file is taken for the leftover of a killed process."""
 
 FileVersion: TypeAlias = tuple[int, int, int]
-"""What tells a file, as it is now, from what it was or is later."""
+"""Inode, mtime in nanoseconds and size (a folder's: number of links): it changes whenever the file is written."""
 
 LOCK_TIMEOUT = 10.0
-"""Seconds that the lock of a state folder is waited for."""
+"""Seconds to wait for the lock of a state folder."""
 
 PAUSE = 0.05
 """Seconds between two tries for the lock."""
 
 
 def default_state_dir() -> Path:
-    """Root's is /var/lib/astore; another user's is where the platform keeps users' state."""
+    """Return root's state folder, /var/lib/astore, or the user's own, where the platform keeps users' state."""
     if os.geteuid() == 0:
         return Path("/var/lib/astore")
-    import platformdirs  # only now: most commands have no need of it
+    import platformdirs  # here, because most commands do not need it
 
     return platformdirs.user_state_path("astore")
 
 
 @contextlib.contextmanager
-def saying(path: Path) -> Iterator[None]:
-    """What goes wrong inside is about this file. :raises StoreError: an OSError was raised."""
+def store_errors_about(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into a StoreError that names this file."""
     try:
         yield
     except AstoreError:
@@ -55,10 +54,11 @@ def saying(path: Path) -> Iterator[None]:
 
 
 def require_ours(st: os.stat_result, what: Path | str, *, sticky: bool = False) -> None:
-    """See that nobody but root and the user who runs astore can have written something, by what fstat(2) says of it.
+    """Check that only root and the user who runs astore can have written a file or folder.
 
-    :param what: its path, for the message. :param sticky: a folder in which each may write, but only touch his own, will do.
-    :raises StoreError: EPERM, in words that say what to do.
+    :param st: its attributes. :param what: its path, for the message.
+    :param sticky: accept a folder that all may write, if it has the sticky bit.
+    :raises StoreError: EPERM; the message tells what to do.
     """
     me = os.geteuid()
     if st.st_uid not in (0, me):
@@ -76,11 +76,11 @@ def require_ours(st: os.stat_result, what: Path | str, *, sticky: bool = False) 
 
 
 def names_in(folder: Path, suffix: str) -> list[str]:
-    """The names that have this suffix, without it, in order; what killed processes left is removed.
+    """Return the names that have this suffix, without it, in order. Remove stale temporary files.
 
     :raises StoreError: the folder cannot be read.
     """
-    with saying(folder):
+    with store_errors_about(folder):
         try:
             found = os.listdir(folder)
         except FileNotFoundError:
@@ -92,15 +92,15 @@ def names_in(folder: Path, suffix: str) -> list[str]:
 
 
 def version_of(path: Path) -> FileVersion:
-    """What changes when the file is written anew. :raises OSError: it cannot be looked at."""
+    """Return the version of a file. :raises OSError: stat(2) fails."""
     st = os.stat(path)
     return st.st_ino, st.st_mtime_ns, st.st_size
 
 
 def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """All that is in a file.
+    """Return the contents of a file.
 
-    :raises OSError: as of files. StoreError: it is larger than ``largest`` bytes, or others may have written it.
+    :raises OSError: it cannot be read. StoreError: it is larger than ``largest`` bytes, or other users may have written it.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -108,7 +108,7 @@ def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
         require_ours(st, path)
         parts: list[bytes] = []
         room = largest + 1
-        piece = min(max(st.st_size + 1, 4096), 1 << 20)  # what is asked for is allocated first
+        piece = min(max(st.st_size + 1, 4096), 1 << 20)  # os.read() allocates what it is asked for
         with contextlib.suppress(BlockingIOError):  # a FIFO that nobody writes to now
             while room > 0 and (part := os.read(fd, min(room, piece))):
                 parts.append(part)
@@ -121,13 +121,13 @@ def read_whole(path: Path, largest: int = LARGEST_FILE) -> bytes:
 
 
 def write_whole(path: Path, data: bytes, *, sync: bool) -> None:
-    """Write a file beside its place, and rename it over what is there.
+    """Write a temporary file, and rename it to ``path``.
 
-    :param sync: see to it that it is on disk, and its name too.
-    :raises StoreError: that failed; what was there stays.
+    :param sync: sync the file and its folder to disk.
+    :raises StoreError: that failed; the old file stays.
     """
     beside = path.parent / f".{os.urandom(8).hex()}.tmp"
-    with saying(path):
+    with store_errors_about(path):
         try:
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(fd, "wb") as file:
@@ -145,7 +145,7 @@ def write_whole(path: Path, data: bytes, *, sync: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """See to it that the names in a folder are on disk. :raises OSError: as of files."""
+    """Sync the names in a folder to disk. :raises OSError: that failed."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -168,10 +168,7 @@ def _encodable(name: str) -> bool:
 
 
 class LockedFolder:
-    """A state folder, which is made on first use with mode 0700, and its lock.
-
-    Nothing is read from a folder, or a file in it, that others than root and the user who runs astore can write.
-    """
+    """A state folder and its lock. Taking the lock creates the folder with mode 0700."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -182,10 +179,10 @@ class LockedFolder:
 
     @contextlib.contextmanager
     def locked(self, timeout: float = LOCK_TIMEOUT, given_up: threading.Event | None = None) -> Iterator[None]:
-        """Hold the folder against other processes and threads.
+        """Hold the folder's lock against other processes and threads.
 
-        :param given_up: set by whoever does not want it any more: nothing is done then.
-        :raises StoreError: not to be had in ``timeout`` seconds, or given up before it was had.
+        :param given_up: set it to give up waiting.
+        :raises StoreError: the lock was not free within ``timeout`` seconds, or ``given_up`` was set.
         """
         deadline = time.monotonic() + timeout
         late = StoreError(f"{self.folder} is locked by another process", errno=errno.EWOULDBLOCK)
@@ -200,7 +197,7 @@ class LockedFolder:
             while not self._thread_lock.acquire(timeout=PAUSE):
                 go_on()
             try:
-                with saying(self.folder / "lock"):
+                with store_errors_about(self.folder / "lock"):
                     fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     require_ours(os.fstat(fd), self.folder / "lock")
@@ -217,9 +214,9 @@ class LockedFolder:
                 self._thread_lock.release()
 
     def check(self) -> None:
-        """:raises StoreError: others may have written the folder, or one in it, or it cannot be looked at."""
+        """Check the folders. :raises StoreError: other users may have written one, or stat(2) fails."""
         for folder in (self.folder, self.pools, self.autostart, self.run):
-            with saying(folder):
+            with store_errors_about(folder):
                 try:
                     st = os.stat(folder)
                 except FileNotFoundError:
@@ -229,7 +226,7 @@ class LockedFolder:
     @contextlib.contextmanager
     def _made(self) -> Iterator[None]:
         self.check()
-        with saying(self.folder):
+        with store_errors_about(self.folder):
             for folder in (self.folder, self.pools, self.autostart, self.run):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -237,7 +234,7 @@ class LockedFolder:
 
 
 def _flocked(fd: int, path: Path) -> bool:
-    with saying(path):
+    with store_errors_about(path):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""A store in memory, for tests: it lasts as long as the object, and Managers of one event loop may share it."""
+"""A store in memory, for tests. Managers of one event loop may share it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from astore.store.contract import (
 class MemoryStore(Store):
     """Keeps definitions, runs and snapshots in dicts.
 
-    Every call first lets others run (and may be cancelled there), then does its work without another await.
+    Every call begins with a checkpoint, then does its work without another await.
     """
 
     name = "store in memory"
@@ -40,10 +40,10 @@ class MemoryStore(Store):
         self._definition_changes = 0
 
     async def open(self, lane: Lane) -> None:
-        """Nothing blocks here, so the lane is not used."""
+        """Do nothing: no call blocks, so the lane is not used."""
 
     async def aclose(self) -> None:
-        """Everything stays."""
+        """Do nothing: the contents stay."""
 
     async def read(self, since: Revision | None = None) -> Contents | None:
         """See :meth:`Store.read`."""
@@ -111,7 +111,7 @@ class MemoryStore(Store):
             self._changed()
 
     async def check_end_run(self, name: str) -> None:
-        """Nothing can be in the way."""
+        """Do nothing: ending a run cannot fail."""
         await anyio.lowlevel.checkpoint()
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:

@@ -1,4 +1,4 @@
-"""Runs as files of a state folder, which the next start of the machine makes void: ``run/NAME.run``. Everything here blocks."""
+"""Runs as files in a state folder, ``run/NAME.run``; a reboot of the machine makes them void. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ import msgspec
 from astore.errors import AstoreError, StoreError
 from astore.model import PoolDef
 from astore.store.contract import Run
-from astore.store.local_files import FileVersion, LockedFolder, names_in, read_whole, saying, version_of, write_whole
+from astore.store.local_files import (
+    FileVersion,
+    LockedFolder,
+    names_in,
+    read_whole,
+    store_errors_about,
+    version_of,
+    write_whole,
+)
 
 STALE_TIMEOUT = 0.2
-"""Seconds to wait for the lock for removing leftovers."""
+"""Seconds to wait for the lock before removing a leftover."""
 
 _NO_FILE = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG})
-"""Errors which say that there is no file of astore's."""
+"""Errors which mean that the path is no file of astore's."""
 
 
 class _StoredRun(msgspec.Struct, frozen=True):
@@ -35,7 +43,7 @@ _decode = msgspec.msgpack.Decoder(_StoredRun).decode
 
 @cache
 def boot_id() -> str:
-    """What names this boot of the machine (proc(5): /proc/sys/kernel/random/boot_id)."""
+    """Return the id of this boot of the machine (proc(5): /proc/sys/kernel/random/boot_id)."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -49,7 +57,7 @@ class RunFiles:
         self._folder = folder
 
     def read(self) -> tuple[dict[str, Run], frozenset[str]]:
-        """The runs of this boot by name, and the pools whose file cannot be read now. Leftovers of earlier boots are removed.
+        """Return the runs of this boot by name, and the pools whose file cannot be read now. Remove runs of earlier boots.
 
         :raises StoreError: the folder cannot be read.
         """
@@ -62,7 +70,7 @@ class RunFiles:
                 run = self.find(name)
             except StoreError:
                 unknown.add(name)
-            except OSError:  # removed meanwhile, or a link that leads nowhere
+            except OSError:  # removed meanwhile, or a dangling link
                 continue
             else:
                 if run is not None:
@@ -72,13 +80,13 @@ class RunFiles:
         return active, frozenset(unknown)
 
     def find(self, name: str) -> Run | None:
-        """The run of a pool. None if there is none, or one of an earlier boot, or one that makes no sense.
+        """Return the run of a pool; None if there is none, it is of an earlier boot, or it is damaged.
 
         :raises StoreError: it cannot be read now.
         """
         path = self._path(name)
         try:
-            with saying(path):
+            with store_errors_about(path):
                 stored = _decode(read_whole(path))
         except StoreError as error:
             if error.errno in _NO_FILE:
@@ -91,20 +99,20 @@ class RunFiles:
         return Run(stored.definition, stored.uuid, stored.started_at)
 
     def write(self, run: Run) -> None:
-        """Write a run of this boot. Whoever does holds the folder's lock. :raises StoreError: that failed."""
+        """Write a run of this boot. The caller holds the folder's lock. :raises StoreError: that failed."""
         stored = _StoredRun(run.definition, run.uuid, run.started_at, boot_id())
         write_whole(self._path(run.name), _encode(stored), sync=False)
 
     def remove(self, name: str) -> None:
         """Remove a pool's run and its snapshot. :raises StoreError: that failed."""
-        with saying(self._path(name)):
+        with store_errors_about(self._path(name)):
             for suffix in (".run", ".snapshot"):
                 (self._folder.run / f"{name}{suffix}").unlink(missing_ok=True)
 
     def check_remove(self, name: str) -> None:
-        """:raises StoreError: :meth:`remove` would fail. (A state folder that is gone has no runs either.)"""
+        """Check that :meth:`remove` can work. (A state folder that is gone has no runs.) :raises StoreError: it cannot."""
         path = self._path(name)
-        with saying(path):
+        with store_errors_about(path):
             if path.exists() and not os.access(self._folder.run, os.W_OK | os.X_OK):
                 readonly = os.statvfs(self._folder.run).f_flag & os.ST_RDONLY
                 number = errno.EROFS if readonly else errno.EACCES
@@ -114,7 +122,7 @@ class RunFiles:
         return self._folder.run / f"{name}.run"
 
     def _remove_stale(self, name: str, version: FileVersion) -> None:
-        """Remove what is no run of this boot, unless another process has started the pool meanwhile."""
+        """Remove a file that is no run of this boot, unless another process has started the pool meanwhile."""
         with contextlib.suppress(AstoreError, OSError), self._folder.locked(timeout=STALE_TIMEOUT):
             if version_of(self._path(name)) == version:
                 self.remove(name)

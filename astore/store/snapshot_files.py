@@ -1,4 +1,4 @@
-"""Last snapshots as files of a state folder, a cache: ``run/NAME.snapshot``. Everything here blocks."""
+"""Last snapshots as files in a state folder, a cache: ``run/NAME.snapshot``. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astore.store.local_files import LockedFolder, read_whole, write_whole
 SNAPSHOT_FORMAT = 3
 
 LARGEST_SNAPSHOT = 1 << 30
-"""Bytes that a snapshot may have."""
+"""The most bytes that a snapshot's file may have."""
 
 
 class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +47,7 @@ class SnapshotFiles:
         self._folder = folder
 
     def write(self, name: str, started_at: float, seen: LastSeen) -> None:
-        """Keep what is known of a pool's run. :raises StoreError: that failed."""
+        """Write the snapshot of a pool's run. :raises StoreError: that failed."""
         snapshot = seen.snapshot
         volumes = []
         for record in snapshot.volumes:
@@ -74,9 +74,9 @@ class SnapshotFiles:
         write_whole(self._path(name), _encode(stored), sync=False)
 
     def read(self, name: str, started_at: float | None = None) -> LastSeen | None:
-        """What was kept of a pool; None if there is nothing usable.
+        """Return the snapshot of a pool; None if there is none that is usable.
 
-        :param started_at: of the run that it must be of; None takes any.
+        :param started_at: the time of the run that it must belong to; None accepts any.
         """
         try:
             self._folder.check()

@@ -1,1 +1,1 @@
-"""What authors of backends test with."""
+"""Conformance suites and fault injection for authors of backends and stores."""

@@ -1,4 +1,4 @@
-"""Faults in storage: calls of a tree that fail, that hang, or between which somebody else does something.
+"""Inject faults into storage: make calls of a tree fail or hang, or run something between them.
 
 :class:`Faults` turns the calls of a tree, of its files and of its readings into points::
 
@@ -7,10 +7,10 @@
         faults.fail("file.sync", errno.EIO)  # every sync from now on
         faults.fail("file.pwrite", errno.ENOSPC, at=3)  # the third write
         gate = faults.hang("tree.link")  # until gate.open()
-        faults.run("tree.rename", lambda call: ...)  # something in between
+        faults.run("tree.rename", lambda call: ...)  # run something before each rename
 
-A point is named by what the call is made on: ``tree.`` and a method of FileTree or WritableTree, ``file.`` and one of TreeFile,
-``reading.`` and one of Reading. Calls that a tree makes of itself count as well.
+A point's name has a kind and a method: ``tree.`` and a method of FileTree or WritableTree, ``file.`` and one of TreeFile,
+``reading.`` and one of Reading. A tree's calls of its own methods count as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from astore.volume_io.blocking_file import TreeFile
 T = TypeVar("T", bound=Backend | FileTree | TreeFile | Reading)
 
 LONGEST_HANG = 180.0
-"""Seconds after which a call at a closed gate fails, so that a test that forgets to open it ends."""
+"""Seconds after which a call at a closed gate fails, so that a test ends even if it never opens the gate."""
 
 
 def _methods(contract: type) -> frozenset[str]:
@@ -50,9 +50,9 @@ POINTS = frozenset(f"{kind}.{name}" for kind, _, names in _KINDS for name in nam
 
 
 class Gate:
-    """A blocking call that stays in its thread until the gate is opened. It can stand in for any function.
+    """A function that blocks its callers until the gate is opened. It can replace any function.
 
-    :ivar entered: how many calls came in. :ivar inside: how many are in there. :ivar most: how many were at once.
+    :ivar entered: how many calls have entered. :ivar inside: how many are waiting. :ivar most: the most that waited at once.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Gate:
         return result
 
     async def reached(self, count: int = 1) -> None:
-        """Wait until ``count`` calls came in, since the gate was made."""
+        """Wait until ``count`` calls have entered since the gate was made."""
         waiter = (count, asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
             if self.entered >= count:
@@ -94,11 +94,11 @@ class Gate:
                 self._waiting.remove(waiter)
 
     def open(self) -> None:
-        """Release the calls inside, and let later ones pass."""
+        """Release the waiting calls, and let later ones pass."""
         self._open.set()
 
     def close(self) -> None:
-        """Hold the calls that come from now on."""
+        """Hold the calls that enter from now on."""
         self._open.clear()
 
 
@@ -117,7 +117,7 @@ class Call(NamedTuple):
 
 
 class _Fault:
-    """What happens at some points: always, or at one call of them."""
+    """An action at some points: at each call, or at one call of them."""
 
     def __init__(self, points: Iterable[str], act: Callable[[Call], object], at: int | None, after: bool) -> None:
         self.points = set(points)
@@ -127,7 +127,7 @@ class _Fault:
         self._seen = 0
 
     def is_due(self, point: str, after: bool) -> bool:
-        """Count a call; return whether it meets the fault."""
+        """Count a call; return whether the fault happens at it."""
         if after != self._after or point not in self.points:
             return False
         self._seen += 1
@@ -135,12 +135,12 @@ class _Fault:
 
 
 class Faults:
-    """What goes wrong, point by point. As a context manager it opens its gates and forgets its faults in the end.
+    """The faults of a test. As a context manager it opens its gates and forgets its faults at the end.
 
-    Where a call meets several faults, they happen in the order in which they were set, up to the first that raises. Each is
-    met before the call, or ``after`` it: then the call had its effect, and a fault that raises is an answer that was lost.
+    Several faults at one call happen in the order in which they were set, up to the first that raises. A fault happens before
+    the call, or ``after`` it: then the call has had its effect, and a fault that raises is like a lost answer.
 
-    :param own: names of points of the test's own; see :meth:`reach`.
+    :param own: names of the test's own points; see :meth:`reach`.
 
     :ivar calls: the points that were reached, in order. A test may clear it.
     """
@@ -164,7 +164,7 @@ class Faults:
     # ------------------------------------------------------------------------------------------------ what happens
 
     def fail(self, points: str | Iterable[str], errno: int, *, at: int | None = None, after: bool = False) -> None:
-        """Have calls raise an OSError. (For ``file.close``, say ``after``: a close that fails has closed all the same.)
+        """Have calls raise an OSError. (Use ``after`` for ``file.close``: a close that fails still closes.)
 
         :param points: one or several. :param at: the number of the one call that fails, from now on: 1 is the next of
             all calls at these points. None: each of them. :param after: after the call.
@@ -191,7 +191,7 @@ class Faults:
         at: int | None = None,
         after: bool = False,
     ) -> None:
-        """Have ``act`` called in the thread of the calls, which may raise; other parameters as for :meth:`fail`."""
+        """Call ``act``, which may raise, in the thread of the calls; other parameters as for :meth:`fail`."""
         named = {points} if isinstance(points, str) else set(points)
         if unknown := named - self._known:
             raise ValueError(f"no such point: {', '.join(sorted(unknown))}")
@@ -199,7 +199,7 @@ class Faults:
             self._faults.append(_Fault(named, act, at, after))
 
     def clear(self, *points: str) -> None:
-        """Forget the faults of these points, or all faults. Calls that hang already go on hanging."""
+        """Forget the faults of these points, or all faults. Calls that already hang stay there."""
         with self._lock:
             for fault in self._faults:
                 fault.points -= set(points) if points else fault.points
@@ -208,22 +208,22 @@ class Faults:
     # ------------------------------------------------------------------------------------------------ where it happens
 
     def into(self, thing: T) -> T:
-        """Make the calls of a tree, file or reading points, and those of what it opens from now on; returns the same object.
+        """Turn the calls of a tree, file or reading, and of what it opens later, into points; return the same object.
 
-        Of a backend, the calls of the trees of its sessions become points as it opens them. For sessions that are no
-        FileTreeSession, and for trees that a session makes later, call it on the tree.
+        For a backend, this happens to the tree of each FileTreeSession that it opens. For other sessions, and for trees that a
+        session makes later, call this with the tree.
         """
         kind = type(thing)
         with self._lock:
             if kind not in self._classes.values():
                 if kind not in self._classes:
                     self._classes[kind] = self._subclass(kind)
-                # A subclass, not a proxy: whoever holds the object already meets the faults, and it is still what it was.
+                # A subclass, not a proxy: existing references meet the faults too, and isinstance() still holds.
                 object.__setattr__(thing, "__class__", self._classes[kind])
         return thing
 
     def reach(self, point: str) -> None:
-        """Come to a point of the test's own. :raises OSError: as the faults there say."""
+        """Pass a point of the test's own. :raises OSError: as its faults say."""
         self._meet(Call(point, None, (), {}))
 
     def _subclass(self, kind: type) -> type:

@@ -1,8 +1,8 @@
-"""Pools that are folders of files: a backend writes a :class:`FileTree` or :class:`WritableTree` and gets a session of it.
+"""Sessions for pools that are folders of files. A backend writes a :class:`FileTree` or a :class:`WritableTree`.
 
-A :class:`FileTree` is a dozen blocking calls; :class:`FileTreeSession` makes a pool's session of one. A
-:class:`WritableTree` is a dozen more, with a :class:`TreeFile` for what is open; :class:`WritableTreeSession` does all work on
-volumes over it: create, copy, upload, download, resize, wipe, rename, delete.
+A :class:`FileTree` has a dozen blocking calls, and :class:`FileTreeSession` is a pool session over it. A :class:`WritableTree`
+adds a dozen more and a :class:`TreeFile` for open files; :class:`WritableTreeSession` does all volume work over it: create,
+copy, upload, download, resize, wipe, rename, delete.
 """
 
 from astore.model import FileStat

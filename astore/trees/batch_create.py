@@ -1,12 +1,12 @@
-"""Making many small volumes at once: what was asked for meanwhile is made by one call of a thread.
+"""Create many small volumes in batches: one thread call makes all that were requested while the last one ran.
 
-A raw volume without a byte in it costs a dozen calls of the storage and no time for data; made alone, it costs more on the
-way to a thread and back than there. So whoever asks while the makers are busy waits with the others, is made with them, and the
-folder is synced once for all of them. Each is complete or not there, and its error is its own.
+An empty raw volume takes a dozen storage calls and no time for data, so the round trip to a thread costs more than the work.
+Requests that arrive while the threads are busy form a batch, and the folder is synced once for each batch. Each volume is
+complete or absent, and has its own error.
 
-What it is worth: 1,000 volumes, 16 asked for at a time, take 0.44 s of processor time on tmpfs, and 1.0 s one by one (2 cores,
-medians of 5). One by one the benchmark's row "dir, 1,000 raw volumes created" (at least 5 × libvirt, 5.2 to 5.7 with this)
-would be lost.
+The gain: 1,000 volumes, 16 requested at a time, take 0.44 s of processor time on tmpfs, against 1.0 s one by one (2 cores,
+medians of 5). Without batches the benchmark's row "dir, 1,000 raw volumes created" (at least 5 × libvirt, 5.2 to 5.7 with
+them) would be lost.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes.gil_turns import COMPANY
 from astore.lanes.tracebacks import let_go_of_locals
 from astore.model import Permissions, VolumeInfo
-from astore.trees.placing import ATTEMPTS, HiddenFile, start
+from astore.trees.placing import HiddenFile, start
 from astore.trees.writable import WritableTree
 from astore.volume_io.session_files import stopped
+from astore.volume_io.volume_names import ATTEMPTS
 
 AT_ONCE = 16
-"""How many volumes one call makes at most."""
+"""The most volumes in one batch."""
 
 BACKGROUND_SECONDS = 0.01
-"""How long some steps of a call let refreshes go first, all in all."""
+"""The most seconds that the steps of one call yield to refreshes, in total."""
 
 
 class Wanted:
-    """A raw volume that is to be made. Its fields but ``abandoned`` are the thread's, until its call is over."""
+    """A requested raw volume. While its call runs, all fields except ``abandoned`` belong to the thread."""
 
     __slots__ = (
         *("abandoned", "capacity", "error", "found", "future"),
@@ -58,7 +59,7 @@ class Wanted:
         self.prepare = prepare
         self.made: HiddenFile | None = None
         self.found: VolumeInfo | None = None
-        self.info: VolumeInfo | None = None  # when it is done
+        self.info: VolumeInfo | None = None  # once it is complete
         self.error: Exception | None = None
         self.abandoned = False
         self.future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
@@ -66,18 +67,18 @@ class Wanted:
 
 
 class Makers:
-    """Makes raw volumes that are all one hole, those of one pool.
+    """Batches the creation of empty raw volumes in one pool.
 
-    :param current: gives the tree to make them in.
+    :param current: returns the tree to create them in.
     """
 
     def __init__(self, lane: Lane, current: Callable[[], WritableTree]) -> None:
         self._lane = lane
         self._current = current
         self._waiting: deque[Wanted] = deque()
-        self._making = 0  # calls that are on their way
+        self._making = 0  # running calls
         self._later: asyncio.TimerHandle | None = None
-        self._asked = 0  # who waits for a volume
+        self._asked = 0  # tasks that wait for a volume
         self._sending = False
         self._over = False
         self._none_left = asyncio.Event()
@@ -89,10 +90,10 @@ class Makers:
         permissions: Permissions | None = None,
         prepare: Callable[[HiddenFile], object] | None = None,
     ) -> VolumeInfo:
-        """Make one. Cancelled, it makes none: that is waited for, but not for long.
+        """Create a volume. A cancelled call removes what it created; the wait for that is bounded.
 
-        :param capacity: its size in bytes. :param prepare: called in the thread with the new file, while that is empty.
-        :raises OSError: EEXIST: there is something of this name; and whatever the storage says.
+        :param capacity: size in bytes. :param prepare: called in the thread with the new, still empty file.
+        :raises OSError: EEXIST: the name is taken; any error of the storage.
         """
         if self._over:
             raise stopped()
@@ -115,7 +116,7 @@ class Makers:
                 self._none_left.set()
 
     async def aclose(self, seconds: float) -> None:
-        """Make nothing any more, and wait for what is being made, but not for long."""
+        """Stop creating volumes, and wait at most ``seconds`` for running calls."""
         self._over = True
         if self._later is not None:
             self._later.cancel()
@@ -127,7 +128,7 @@ class Makers:
                 await self._none_left.wait()
 
     def _send_soon(self) -> None:
-        """Have threads make what is waiting, with what others ask for before the loop comes to it."""
+        """Start a batch in the loop's next round, so that requests of this round join it."""
         if not self._sending:
             self._sending = True
             asyncio.get_running_loop().call_soon(self._send)
@@ -140,7 +141,7 @@ class Makers:
     def _send(self) -> None:
         self._sending = False
         makers = self._current().makers
-        # what is under way with the storage when a refresh begins takes from it, be it of the same processors
+        # calls that are running when a refresh begins slow it down, if only by their share of the processors
         company = makers > 1 and self._lane.in_company
         if company:
             makers = 1
@@ -156,7 +157,7 @@ class Makers:
 
     async def _make(self, wanted: list[Wanted]) -> None:
         try:
-            # two calls: storage that hangs shows in the first; what the second waits for may last, as its caches may be full
+            # two calls: hung storage shows in the first; the second may take long, because the storage's caches may be full
             await self._lane.run(self._begin_all, wanted, discard=_remove_all)
             await self._lane.run(self._place_all, wanted, timeout=SYNC_SECONDS, discard=_remove_all)
         except Exception as error:
@@ -164,7 +165,7 @@ class Makers:
                 _fail(one, _own(error))
         else:
             gone = [one for one in wanted if one.abandoned and one.info is not None]
-            if gone:  # it was in its place before its thread could see that nobody waits for it
+            if gone:  # it was placed before its thread could see that its caller was gone
                 await bounded(self._lane.run(_remove_all, gone))
             for one in wanted:
                 # those who are told go on, one after the other, and others have their turn in between
@@ -188,18 +189,18 @@ class Makers:
         await shielded(bounded(asyncio.wait([task])))
         if task.done() and wanted.info is not None:
             await shielded(bounded(self._lane.run(_remove_all, [wanted])))
-        # if it is not done, its call hangs; and should that come to its end after all, it is removed then
+        # otherwise its call hangs; if that call ever returns, it removes the volume
 
     # ------------------------------------------------------------------------------------------------ in the thread
 
     def _begin_all(self, wanted: list[Wanted]) -> list[Wanted]:
-        """Make their files, side by side."""
+        """Create the files of a batch."""
         tree = self._current()
         self._in_steps(wanted, lambda one: _start(one, tree), _give_size)
         return wanted
 
     def _place_all(self, wanted: list[Wanted]) -> list[Wanted]:
-        """Make them safe, and give them their names."""
+        """Sync the files of a batch and give them their names."""
         tree = self._current()
         self._in_steps(wanted, lambda one: _sync(one, tree), lambda one: _give_name(one, tree), _drop_hidden)
         try:
@@ -210,13 +211,13 @@ class Makers:
                 if one.error is None:
                     _end(one, OSError(error.errno, error.strerror))
         self._in_steps(wanted, _record, self._finish)
-        self._lane.aside(BACKGROUND_SECONDS).step()  # who is told computes as well
+        self._lane.aside(BACKGROUND_SECONDS).step()  # the callers that this wakes compute as well
         return wanted
 
     def _in_steps(self, wanted: list[Wanted], *steps: Callable[[Wanted], object]) -> None:
-        """Take all of them through one step after the other. Who fails is out, and what there is of it removed.
+        """Take a whole batch through one step after another. A volume that fails is removed and skips the rest.
 
-        Each step is about one call of the storage, so that what is under way when a refresh begins is soon over.
+        Each step makes about one storage call, so that a refresh never waits long for one to end.
         """
         aside = self._lane.aside(BACKGROUND_SECONDS)
         for step in steps:
@@ -261,7 +262,7 @@ def _give_name(one: Wanted, tree: WritableTree) -> None:
         try:
             return made.give_name()
         except FileNotFoundError:
-            # it was taken for a leftover before it was locked, and removed
+            # it was removed as a leftover before it was locked
             made.close()
             _start(one, tree)
             _give_size(one)
@@ -283,7 +284,7 @@ def _sync(one: Wanted, tree: WritableTree) -> None:
 
 
 def _end(one: Wanted, error: Exception) -> None:
-    """It failed: it is not to be there. Blocks."""
+    """Note the error of a volume and remove what exists of it. Blocks."""
     let_go_of_locals(error)
     one.error = error
     one.info = None
@@ -294,7 +295,7 @@ def _end(one: Wanted, error: Exception) -> None:
 
 
 def _remove_all(wanted: list[Wanted]) -> None:
-    """Nobody waits for them any more. Blocks."""
+    """Remove a batch that nobody waits for any more. Blocks."""
     for one in wanted:
         if one.error is None:
             _end(one, stopped())
@@ -306,7 +307,7 @@ def _fail(one: Wanted, error: Exception) -> None:
 
 
 def _own(error: Exception) -> Exception:
-    """The error again, for one of several who are told of it: a traceback is one task's."""
+    """Copy a lane's error for one of its several receivers, because a traceback belongs to one task."""
     if isinstance(error, LaneTimeoutError):
         return LaneTimeoutError(str(error), lane=error.lane, timeout=error.timeout)
     if isinstance(error, LaneStuckError):

@@ -1,4 +1,4 @@
-"""Creator: new volumes of a tree: empty ones, copies, and what is received from other pools."""
+"""Creator: creates volumes in a tree: empty ones, copies, and volumes received from other pools."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from astore.backend import Context, Progress, QemuNode, VolumeFile
 from astore.cancellation import to_the_end
 from astore.errors import StorageError, printable
+from astore.images.formats import is_raw
 from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.trees.batch_create import Makers
 from astore.trees.images import Grown, TreeImages, join_qemu
@@ -18,7 +19,7 @@ from astore.trees.space import Space
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.headers import examined, head_and_record, is_raw, unchanged_head
+from astore.volume_io.headers import examined, head_and_record, unchanged_head
 from astore.volume_io.local_file import LocalFile
 from astore.volume_io.volume_names import checked_name
 from astore.volume_io.wording import worded
@@ -27,10 +28,10 @@ DIRECTORY_MODE = 0o711
 
 
 class Creator:
-    """Makes volumes in a tree, each complete or not at all.
+    """Creates volumes in a tree. Each appears complete or not at all.
 
-    :param context: the pool's. :param current: gives its tree. :param opener: opens its volumes, and new ones.
-    :param images: has qemu-img work there. :param space: takes space there.
+    :param context: the pool's. :param current: returns its tree. :param opener: opens its volumes, and new ones.
+    :param images: runs qemu-img on its images. :param space: allocates its space.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Creator:
         self._makers = Makers(context.lane, current)
 
     async def aclose(self, seconds: float) -> None:
-        """Make nothing any more, and wait for what is being made together, but not for long."""
+        """Stop batched creation, and wait at most ``seconds`` for running batches."""
         await self._makers.aclose(seconds)
 
     async def create(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
@@ -74,12 +75,10 @@ class Creator:
         return info_of(new)
 
     async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
-        """A raw volume without data: made with the others that are asked for at the same time."""
-        prepare: Callable[[HiddenFile], object] | None = None
-        if definition.nocow:
-            prepare = _set_nocow_of
+        """Create a raw volume without data, in a batch with others."""
         with worded(definition.name, "create"):
             name = checked_name(definition.name)
+            prepare = _set_nocow_of if definition.nocow else None
             return await self._makers.make(name, capacity, definition.permissions, prepare)
 
     async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
@@ -164,9 +163,9 @@ class Creator:
         backed: int | None,
         backing: QemuNode | None,
     ) -> None:
-        """See that a copy is what its source was, and give it the capacity that it is to have, and of a raw one the space.
+        """Check a copy against its source, then give it its capacity and, if it is raw, its allocation.
 
-        :param source: the source's record. What its guest, or whoever may write to it, changed meanwhile is in the copy.
+        :param source: the source's record. The copy includes data that the source's guest wrote meanwhile.
         """
         capacity = definition.capacity or 0
         if is_raw(definition.format):
@@ -179,7 +178,7 @@ class Creator:
                 await new.truncate(capacity + image.physical - image.capacity)
             elif capacity > image.capacity:
                 await self._images.resize(new, image, Grown(capacity, False, backed, backing))
-        await new.sync()  # what a cache cannot write out is this copy's error, with how far it came
+        await new.sync()  # a failed write-back is this copy's error, with the bytes done
 
 
 async def _copy(source: VolumeFile, size: int, new: NewVolume, count: copying.Count) -> None:
@@ -188,7 +187,7 @@ async def _copy(source: VolumeFile, size: int, new: NewVolume, count: copying.Co
 
 
 def _copied(tree: WritableTree, made: HiddenFile, source: VolumeInfo | None, definition: VolumeDef) -> VolumeInfo:
-    """The record of a copy, while it is hidden. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
+    """Return the record of a hidden copy. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
     what = f"copy {printable(definition.name)!r}"
     _, image = examined(made.file, definition.name, tree.key(made.hidden), tree.file_type)
     if source is not None:
@@ -199,7 +198,7 @@ def _copied(tree: WritableTree, made: HiddenFile, source: VolumeInfo | None, def
 
 
 def _set_nocow(file: TreeFile) -> None:
-    # a wish: on most file systems there is nothing to switch off
+    # best effort: most file systems have nothing to switch off
     if isinstance(file, LocalFile):
         with contextlib.suppress(OSError):
             file.set_nocow()

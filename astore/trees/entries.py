@@ -1,4 +1,4 @@
-"""Entries of a folder, one by one: what each is, and its record or its error."""
+"""Turn a folder's entries into records or errors, one by one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | EntryError | None:
-    """What an entry is if its header need not be read; None if it must be."""
+    """Return the record or error of an entry whose header need not be read; None if it must be."""
     mode = st[0]
     if not (name.isascii() and name.isprintable()) and (wrong := wrong_name(name)) is not None:
         return wrong
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return None
     if stat.S_ISDIR(mode):
-        if tree.directory_type is VolumeType.DIR:  # has no size and no blocks, says libvirt; of a netdir it tells them
+        if tree.directory_type is VolumeType.DIR:  # libvirt reports a dir's size and blocks as 0, but not a netdir's
             st = st.sized(0, blocks=0)
         return record_of(name, tree.directory_type, tree.key(name), st, None)
     kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a character device"
@@ -33,7 +33,7 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
 
 
 REPLACED = 5
-"""How many files of one name a refresh tries to read, if each is gone by then."""
+"""How often a refresh looks up a name again whose file vanished before it was read."""
 
 
 def read_one(
@@ -45,12 +45,12 @@ def read_one(
     notes: bool = False,
     thorough: bool = False,
 ) -> EntryError | None:
-    """Read an entry's header and add its record to ``found``; returns its error, if it has one.
+    """Read an entry's header and add its record to ``found``; return its error, if it has one.
 
-    If the file is gone, look its name up again: another file may have taken it, and gets a record of its own.
+    If the file is gone, its name is looked up again: another file may have taken it, and gets its own record.
 
-    :param before: the record that the entry had until now. :param notes: look for what is noted at images.
-    :param thorough: it is this one alone: see that no other file has its name by now, and what is noted at it.
+    :param before: the entry's last record. :param notes: read the notes of images.
+    :param thorough: also check that no other file has taken the name, and read the notes.
     """
     name = entry[0]
     for left in reversed(range(REPLACED)):
@@ -82,7 +82,7 @@ def read_one(
 
 
 def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, notes: bool, thorough: bool) -> VolumeInfo:
-    """The record of a regular file, by its header and by what is noted at it.
+    """Return the record of a regular file, from its header and its notes.
 
     :raises OSError: it cannot be read. ImageError: its header is malformed.
     """
@@ -105,7 +105,7 @@ _SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})
 
 
 def entry_error(name: str, error: OSError) -> EntryError:
-    """An entry that the storage says no to."""
+    """Return the entry error for an OSError."""
     if error.errno == errno.ENOENT:
         message = "it is a dangling link"
     elif error.errno == errno.ELOOP:

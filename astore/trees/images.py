@@ -1,4 +1,4 @@
-"""TreeImages: images in a tree that qemu-img makes, reads, converts and resizes."""
+"""TreeImages: creates, reads, converts and resizes images in a tree by qemu-img."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from astore.backend import CommandResult, Context, QemuNode
 from astore.cancellation import bounded, shielded
 from astore.errors import StorageError, VolumeBusyError, printable
 from astore.images import HEADER_SIZE, formats
+from astore.images.formats import is_raw
 from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.trees.opening import NewVolume, Opener, close_file, info_of
@@ -22,21 +23,21 @@ from astore.trees.writable import WritableTree
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.export import Export, whole_sectors
-from astore.volume_io.headers import check_whole, is_raw, unchanged_head
+from astore.volume_io.headers import check_whole, unchanged_head
 from astore.volume_io.local_file import LocalFile
 from astore.volume_io.open_file import OpenFile
 from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
 from astore.volume_io.wording import worded
 
 ROOM = 64 << 20
-"""More bytes than an image's tables can grow by when its capacity changes: QEMU takes qcow2's up to 32 MiB and 8 MiB."""
+"""Bytes reserved for an image's tables to grow when its capacity changes: QEMU's qcow2 tables have up to 32 MiB and 8 MiB."""
 
 
 class Grown(NamedTuple):
-    """How an image is to be resized.
+    """A request to resize an image.
 
-    :ivar capacity: in bytes. :ivar allocate: take the space for what it gains.
-    :ivar backed: the capacity of what backs it, if known. :ivar backing: the node of that.
+    :ivar capacity: in bytes. :ivar allocate: allocate the space that it gains.
+    :ivar backed: the capacity of its backing image, if known. :ivar backing: the node of its backing image.
     """
 
     capacity: int
@@ -46,10 +47,10 @@ class Grown(NamedTuple):
 
 
 class TreeImages:
-    """Has qemu-img work on the images of a tree.
+    """Runs qemu-img on the images of a tree.
 
-    :param context: the pool's. :param current: gives its tree. :param opener: opens its volumes.
-    :param space: takes space there.
+    :param context: the pool's. :param current: returns its tree. :param opener: opens its volumes.
+    :param space: allocates its space.
     """
 
     def __init__(self, context: Context, current: Callable[[], WritableTree], opener: Opener, space: Space) -> None:
@@ -64,7 +65,7 @@ class TreeImages:
     async def create(
         self, new: NewVolume, definition: VolumeDef, capacity: int, prealloc_metadata: bool, count: copying.Count
     ) -> bytes:
-        """Have qemu-img make an image in a private place, and put it on the pool; the image's first bytes."""
+        """Create an image in a private folder and copy it to the pool; return the image's first bytes."""
         async with self._worker.new_image(definition, capacity, prealloc_metadata=prealloc_metadata) as path:
             size, head = await self._put(path, new, count)
         if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
@@ -72,7 +73,7 @@ class TreeImages:
         return head
 
     async def _put(self, path: str, new: NewVolume, count: copying.Count) -> tuple[int, bytes]:
-        """Copy a file of this machine into a new volume; the volume's size, and its first bytes."""
+        """Copy a local file into a new volume; return the volume's size and first bytes."""
         image = OpenFile(self._lane, await self._lane.run(_open_image, path, discard=close_file))
         try:
             made = (await image.stat()).size
@@ -104,7 +105,7 @@ class TreeImages:
                 size = (await file.stat()).size
             if is_raw(kind):
                 head = b""
-            elif formats.can_be_backed(kind):  # QEMU takes a node together with the name in the header, which is wrong
+            elif formats.can_be_backed(kind):  # QEMU would combine the node with the name in the header
                 head = without_references(kind, head)
             export = Export(file, size, size, head=head, on_bytes=on_bytes)
             inherited = not head and file.file.in_kernel
@@ -121,7 +122,7 @@ class TreeImages:
         stored: int = 0,
         on_bytes: OnBytes = None,
     ) -> VolumeInfo:
-        """See :meth:`astore.backend.ConvertsVolumes.convert_volume`; ``capacity`` must be no less than that of the image."""
+        """See :meth:`astore.backend.ConvertsVolumes.convert_volume`; ``capacity`` must be at least the image's."""
         kind = definition.format or "raw"
         check_convertible(definition)
         capacity = qemu_img.needed_capacity(definition)
@@ -139,24 +140,24 @@ class TreeImages:
     async def _target(
         self, new: NewVolume, definition: VolumeDef, capacity: int, on_bytes: OnBytes
     ) -> AsyncIterator[tuple[QemuNode, Export | None]]:
-        """Yield the storage of a new, empty image without a backing file, and what serves it, if anything does."""
+        """Yield the storage node of a new, empty image without a backing file, and its export, if it is served."""
         kind = definition.format or "raw"
         definition = msgspec.structs.replace(definition, backing=None)
-        nobody = copying.Count(None, None)
+        uncounted = copying.Count(None, None)
         head = b""
-        # elsewhere somebody could write names of files into the header before QEMU reads it
+        # on shared storage others could write file names into the header before QEMU reads it
         inherited = new.file.in_kernel and not (self._current().shared and formats.can_be_backed(kind))
         if formats.grows(kind) and not inherited:
             async with self._worker.new_image(definition, capacity) as path:
                 yield qemu_img.file_node(path), None
-                await self._put(path, new, nobody)
+                await self._put(path, new, uncounted)
             return
         if kind == "raw":
             room = whole_sectors(capacity)
             await new.truncate(room)
         else:
             room = whole_sectors(capacity + capacity // 16) + ROOM  # tables take a 64th and a 256th at most
-            head = await self.create(new, definition, capacity, False, nobody)
+            head = await self.create(new, definition, capacity, False, uncounted)
         if inherited:
             async with self._worker.inherited(new, VolumeType.FILE) as storage:
                 yield storage, None
@@ -170,10 +171,10 @@ class TreeImages:
     # ---------------------------------------------------------------------------------------------------- resizing
 
     async def resize(self, file: OpenFile, volume: VolumeInfo, wanted: Grown) -> None:
-        """Have qemu-img resize an image that is open for writing.
+        """Resize an image that is open for writing.
 
-        :raises StorageError: EOPNOTSUPP: it would grow over what backs it, which cannot be read here. EAGAIN, EPERM: see
-            :mod:`astore.volume_io.headers`.
+        :raises StorageError: EOPNOTSUPP: it would grow beyond its backing image's old end, and that cannot be read here.
+            EAGAIN, EPERM: see :mod:`astore.volume_io.headers`.
         """
         what = f"resizing a {volume.format} volume: volume {printable(volume.name)!r}"
         if not formats.can_be_read(volume.format):
@@ -184,16 +185,16 @@ class TreeImages:
         await join_qemu(file, volume, write=True)
         more = max(wanted.capacity - volume.capacity, 0) if wanted.allocate else 0
         stored = (await file.stat()).size
-        await self._space.take_after(file, stored, whole_sectors(more))  # before the header says that it has it
+        await self._space.take_after(file, stored, whole_sectors(more))  # before the header promises it
         room = whole_sectors(stored + more + more // 16)
-        if volume.format == "qcow2":  # on shrinking QEMU writes all tables for what goes
+        if volume.format == "qcow2":  # to shrink, QEMU writes every table of the part that goes
             largest = max(wanted.capacity, volume.capacity)
             room += ROOM + whole_sectors(largest // (volume.cluster_size or 512) * 16)
         export = Export(file, room, stored, write=True, head=head)
         try:
             end = await self._resized(export, volume, wanted, below)
         except BaseException:
-            if more:  # the space that was taken is in no header
+            if more:  # no header refers to the allocated space
                 await shielded(bounded(file.truncate(export.end)))
             raise
         await file.truncate(whole_sectors(end))
@@ -201,7 +202,7 @@ class TreeImages:
             await self._space.take(file, stored, whole_sectors(end) - stored)
 
     async def _resized(self, export: Export, volume: VolumeInfo, wanted: Grown, below: QemuNode | None) -> int:
-        """Have qemu-img change an image that is served; where the image ends then."""
+        """Resize an image that is served; return where it ends afterwards."""
         arguments = ["resize", "-q"]
         if wanted.capacity < volume.capacity:
             arguments.append("--shrink")
@@ -221,16 +222,16 @@ class TreeImages:
         async with self._worker.serving(export) as served, self._worker.shim(below, wanted.backed or 0) as backing:
             node = qemu_img.node(volume.format, {**served, "discard": "unmap"}, backing)
             await run([*arguments, qemu_img.filename(node), str(wanted.capacity)])
-            # what QEMU does to a file's size it cannot do here: to take space for it, and to cut it
+            # over NBD, QEMU can neither allocate space nor truncate the file
             if not wanted.allocate and wanted.capacity >= volume.capacity:
                 return export.end
             return qemu_img.image_end(await run(["check", "--output=json", qemu_img.filename(node)]))
 
 
 def _below(volume: VolumeInfo, wanted: Grown, what: str) -> QemuNode | None:
-    """What QEMU must see below an image that it resizes: an image that grows over what backs it must get zeros there.
+    """Return the backing node that QEMU needs for a resize: where the image grows over its backing image, it must get zeros.
 
-    :raises StorageError: EOPNOTSUPP: that cannot be read here.
+    :raises StorageError: EOPNOTSUPP: the backing image cannot be read here.
     """
     if volume.backing is None or wanted.capacity <= volume.capacity:
         return None
@@ -246,7 +247,7 @@ def _below(volume: VolumeInfo, wanted: Grown, what: str) -> QemuNode | None:
 
 
 async def join_qemu(file: OpenFile, volume: VolumeInfo, *, write: bool) -> None:
-    """Take the locks that QEMU takes. :raises VolumeBusyError: a QEMU uses the volume in a way that does not go with this."""
+    """Take the locks that QEMU takes. :raises VolumeBusyError: a running QEMU holds conflicting locks."""
     if not await file.run(lambda: file.file.begin_as_qemu(write=write)):
         raise VolumeBusyError(
             f"volume {printable(volume.name)!r} is in use by a running QEMU", operation="write" if write else "read"

@@ -1,8 +1,7 @@
-"""LocalTree: a :class:`~astore.trees.tree.FileTree` over a directory that the kernel shows us, mounted or not.
+"""LocalTree: a :class:`~astore.trees.tree.FileTree` over a local directory, mounted or not.
 
-Everything goes through a descriptor of the directory, so that a directory renamed or mounted over halfway through a
-scan cannot mix two places up. What a scan costs is the cost of one ``stat`` an entry: the loop in :meth:`LocalTree.scan`
-is written for that and nothing else.
+Every call goes through a descriptor of the directory, so that a directory renamed or mounted over during a scan cannot
+mix up two places. A scan costs one ``stat`` per entry; the loop in :meth:`LocalTree.scan` is written for speed alone.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ from astore.images import HEADER_SIZE
 from astore.model import FileStat, Permissions, Place
 from astore.places import place_of
 from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
+from astore.volume_io.local_file import file_stat
 from astore.volume_io.notes import NO_NOTES, NOTE, noted_format
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK: opening what became a FIFO must not wait for a writer; O_NOCTTY: nor make a terminal ours (open(2))
+# a file may have been replaced by a FIFO (O_NONBLOCK: wait for no writer) or by a terminal (O_NOCTTY); see open(2)
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
-"""What calls on a FUSE mount say when its server is gone (ENOTCONN) or was cut off (ECONNABORTED)."""
+"""Errors of a FUSE mount whose server is gone (ENOTCONN) or was cut off (ECONNABORTED)."""
 
 
 class Folder:
     """A descriptor of a directory, closed when the last call that uses it is done.
 
-    Whoever uses ``fd`` holds a reference to this object meanwhile: closing on the last reference rather than on request
-    means that a number is never closed, and given to another file, under a call that another thread is in.
+    A caller that uses ``fd`` holds a reference to this object. It is closed with the last reference rather than on request,
+    so that its number is never given to another file while a call of another thread uses it.
     """
 
     __slots__ = ("fd", "identity")
@@ -49,20 +49,20 @@ class Folder:
 
 
 class LocalTree(FileTree):
-    """The entries of one directory. Symbolic links are followed, out of the directory too, as libvirt follows them.
+    """A tree over one directory. Symbolic links are followed, out of the directory too, as libvirt follows them.
 
     :param path: the directory, absolute; opened here, which may block.
-    :param readers: how many threads reading headers at once pay. From a warm page cache one is fastest; from a cold
-        local disk four read 10,000 heads in half the time, and over a network more than that.
-    :param verify: called with the directory's descriptor whenever it was opened after this, and before every scan and
-        lookup, on the calling thread; raises OSError where the directory is not the one that it should be.
+    :param readers: how many threads should read headers at once. From a warm page cache one is fastest; from a cold
+        local disk four read 10,000 headers in half the time, and over a network more than that.
+    :param verify: called with the directory's descriptor after each reopening and before every scan and lookup, on the
+        calling thread; raises OSError if the directory is the wrong one.
     :raises OSError: the directory cannot be opened: ENOENT, ENOTDIR, EACCES …
     """
 
     def __init__(self, path: str, *, readers: int = 1, verify: Callable[[int], None] | None = None) -> None:
         self.path = path
         self._prefix = path if path.endswith("/") else path + "/"
-        vars(self)["readers"] = readers  # the class has it for all its trees; this is one tree's own
+        vars(self)["readers"] = readers  # overrides the class variable for this tree
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = False
@@ -73,21 +73,21 @@ class LocalTree(FileTree):
         return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
 
     def key(self, name: str) -> str:
-        """The entry's path."""
+        """Return the entry's path."""
         return self._prefix + name
 
     # ------------------------------------------------------------------------------------------- the directory
 
     def detach(self) -> None:
-        """Let go of the directory, so that it may be unmounted; the next call opens it again, by its path.
+        """Let go of the directory, so that it can be unmounted; the next call opens it again by its path.
 
-        Calls under way keep the directory that they began with until they are done.
+        Running calls keep the directory that they began with.
         """
         with self._lock:
             self._folder = None
 
     def _opened(self) -> Folder:
-        """The directory as it was last opened."""
+        """Return the directory as it was last opened."""
         return self._folder or self._open()
 
     def _open(self) -> Folder:
@@ -105,7 +105,7 @@ class LocalTree(FileTree):
             raise OSError(errno.EBADF, "the tree is closed", self.path)
 
     def _current(self) -> Folder:
-        """The directory that has the path now, which need not be the one that had it before, verified."""
+        """Return the directory that the path leads to now, verified. It need not be the same as before."""
         folder = self._folder
         if folder is None:
             return self._open()
@@ -121,10 +121,10 @@ class LocalTree(FileTree):
     def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
         """List the directory; see :meth:`astore.trees.tree.FileTree.scan`.
 
-        :raises OSError: it cannot be read, or ``verify`` says that it is the wrong one.
+        :raises OSError: the directory cannot be read, or ``verify`` refused it.
         """
         folder = self._current()
-        # a description of its own: os.scandir(fd) shares its position with every other user of fd
+        # opened again: os.scandir(fd) shares its position with every other user of fd
         fd = os.open(".", _FOLDER, dir_fd=folder.fd)
         try:
             with os.scandir(fd) as listing:
@@ -136,8 +136,8 @@ class LocalTree(FileTree):
     def _entries(
         self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: Folder
     ) -> Iterator[Entry | tuple[str, OSError]]:
-        # The hottest loop of a refresh: 10,000 entries in 20 ms, 15 of them in the kernel. os.stat(), not DirEntry.stat(),
-        # which does not follow what became a link after it was listed; tuple.__new__, since the records' own is Python.
+        # The hottest loop of a refresh: 10,000 entries in 20 ms, 15 of them in the kernel. os.stat(), because DirEntry.stat()
+        # does not follow an entry that became a link after listing; tuple.__new__, because a NamedTuple's is Python code.
         os_stat, new = os.stat, tuple.__new__
         for listed in listing:
             name = listed.name
@@ -146,7 +146,7 @@ class LocalTree(FileTree):
             except OSError as error:
                 if self._closed or error.errno in _DEAD:
                     del folder  # see scan()
-                    raise  # it would be said of every entry, and on a hung mount each would take its time
+                    raise  # every other entry would fail too, and slowly on a hung mount
                 if error.errno != errno.ENOENT or _is_there(name, fd):
                     yield name, error
                 continue
@@ -171,13 +171,13 @@ class LocalTree(FileTree):
                 yield new(Entry, (name, found, folder))
 
     def lookup(self, name: str) -> Entry | None:
-        """One entry, or None where there is none (or a dangling link, or a name that no entry can have)."""
+        """Return one entry, or None if there is none (or a dangling link, or an impossible name)."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             return None
         folder = self._current()
         try:
             found = os.stat(name, dir_fd=folder.fd)
-        except (FileNotFoundError, UnicodeEncodeError):  # the latter: no bytes could be its name
+        except (FileNotFoundError, UnicodeEncodeError):  # UnicodeEncodeError: the name has no bytes
             return None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
@@ -186,9 +186,9 @@ class LocalTree(FileTree):
         return Entry(name, _file_stat(found, name, folder.fd), folder)
 
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of a file; see :meth:`astore.trees.tree.FileTree.read_header`.
+        """Read the beginning of a file; see :meth:`astore.trees.tree.FileTree.read_header`.
 
-        :raises OSError: it cannot be read; ESPIPE if it is no regular file or block device any more.
+        :raises OSError: it cannot be read; ESPIPE: it is no longer a regular file or block device.
         """
         reading = self.reading(entry)
         try:
@@ -197,13 +197,13 @@ class LocalTree(FileTree):
             reading.close()
 
     def reading(self, entry: Entry, *, thorough: bool = False) -> LocalReading:
-        """The entry's file, opened for its header to be read."""
+        """Open the entry's file to read its header."""
         if self._closed:
             self._check_open()
         return LocalReading(self, entry, thorough)
 
     def has_notes(self) -> bool:
-        """Whether the directory says so; of one where not everybody may note it (xattr(7)) it is not known."""
+        """Return whether files may have notes: the directory says so, or it is sticky, so that not all users may say so."""
         folder = self._opened()
         try:
             return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
@@ -213,39 +213,41 @@ class LocalTree(FileTree):
             raise
 
     def names_changed_ns(self) -> int | None:
-        """When names of the directory changed last."""
+        """Return when a name in the directory changed last, in ns since the epoch."""
         folder = self._opened()
         return os.fstat(folder.fd).st_mtime_ns
 
     def folder_place(self) -> Place | None:
-        """Where the folder is."""
+        """Return where the directory is."""
         folder = self._opened()
         known = self._place
         if known is None or known.identity != folder.identity:
-            known = self._place = place_of(self.path, {})  # a mount on its way may be touched: whoever asks is in it
+            known = self._place = place_of(
+                self.path, {}
+            )  # may touch the mounts on the path: the caller is in them already
         return known
 
     def statvfs(self) -> tuple[int, int]:
-        """Bytes in all and bytes free of the file system that the directory is on."""
+        """Return the total and free bytes of the directory's file system."""
         folder = self._opened()
         vfs = os.fstatvfs(folder.fd)
         return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
 
     def permissions(self) -> Permissions:
-        """The directory's."""
+        """Return the directory's owner, group and mode."""
         folder = self._opened()
         st = os.fstat(folder.fd)
         return Permissions(stat.S_IMODE(st.st_mode) & 0o777, st.st_uid, st.st_gid)
 
     def close(self) -> None:
-        """Let go of the directory. May be called twice, and while calls of other threads are still running."""
+        """Let go of the directory. May be called twice, and while other threads' calls are running."""
         with self._lock:
             self._closed = True
             self._folder = None
 
 
 class LocalReading(Reading):
-    """An entry's file, open for its header to be read."""
+    """An entry's file, opened to read its header."""
 
     __slots__ = ("_fd",)
 
@@ -256,11 +258,11 @@ class LocalReading(Reading):
         if thorough:
             st = os.fstat(fd)
             if st.st_ino != entry[1][1] or st.st_dev != entry[1][9]:
-                self.entry = Entry(entry[0], _stat_of(st), entry[2])  # another file took its name
+                self.entry = Entry(entry[0], file_stat(st), entry[2])  # another file took its name
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
-        """The beginning of the file."""
-        # What became a FIFO or a socket since it was listed has no offset: ESPIPE.
+        """Read the beginning of the file."""
+        # an entry that became a FIFO or a socket has no offset: ESPIPE
         fd = self._fd
         head = os.pread(fd, FIRST_READ, 0)
         if len(head) < FIRST_READ:
@@ -270,11 +272,11 @@ class LocalReading(Reading):
         return _fill(fd, head, HEADER_SIZE) if more(head) else head
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from anywhere in the file."""
+        """Read ``length`` bytes at ``offset``."""
         return os.pread(self._fd, length, offset)
 
     def made(self) -> str | None:
-        """The format that astore noted at the file."""
+        """Return the format that astore noted at the file."""
         return noted_format(self._fd)
 
     def close(self) -> None:
@@ -286,27 +288,12 @@ class LocalReading(Reading):
 
 
 def _file_stat(st: os.stat_result, name: str, fd: int) -> FileStat:
-    found = _stat_of(st)
+    found = file_stat(st)
     return found.sized(_device_size(name, fd)) if stat.S_ISBLK(st.st_mode) else found
 
 
-def _stat_of(st: os.stat_result) -> FileStat:
-    return FileStat(
-        st.st_mode,
-        st.st_ino,
-        st.st_size,
-        st.st_blocks,
-        st.st_uid,
-        st.st_gid,
-        st.st_atime_ns,
-        st.st_mtime_ns,
-        st.st_ctime_ns,
-        st.st_dev,
-    )
-
-
 def _is_there(name: str, fd: int) -> bool:
-    """Whether a name that leads nowhere still exists: a dangling link does, what vanished does not."""
+    """Return whether a name that leads nowhere still exists: a dangling link does, a removed file does not."""
     try:
         os.stat(name, dir_fd=fd, follow_symlinks=False)
     except OSError:
@@ -315,7 +302,7 @@ def _is_there(name: str, fd: int) -> bool:
 
 
 def _device_size(name: str, fd: int) -> int:
-    """The size of a block device, which stat(2) does not tell; 0 where it may not be opened."""
+    """Return the size of a block device, which stat(2) does not tell; 0 if it may not be opened."""
     with contextlib.suppress(OSError):
         device = os.open(name, _FILE, dir_fd=fd)
         try:
@@ -326,7 +313,7 @@ def _device_size(name: str, fd: int) -> int:
 
 
 def _open_quietly(name: str, folder: int) -> int:
-    """Open for reading without leaving a trace in the access time, where we may: O_NOATIME is for owners (open(2))."""
+    """Open a file for reading, with its access time left alone if this process owns it (O_NOATIME in open(2))."""
     try:
         return os.open(name, _FILE | os.O_NOATIME, dir_fd=folder)
     except PermissionError as error:
@@ -336,7 +323,7 @@ def _open_quietly(name: str, folder: int) -> int:
 
 
 def _fill(fd: int, head: bytes, size: int) -> bytes:
-    """Read on until there are ``size`` bytes or the file ends: a network file system may give fewer than asked."""
+    """Read on up to ``size`` bytes or the end of the file: a network file system may return fewer than requested."""
     while len(head) < size:
         rest = os.pread(fd, size - len(head), len(head))
         if not rest:

@@ -1,4 +1,4 @@
-"""Opener: what all work on the volumes of a writable tree begins with: opening those there are, and new ones."""
+"""Opener: opens existing and new volumes of a writable tree."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from astore.volume_io.volume_names import checked_name
 from astore.volume_io.wording import worded
 
 LOCK_TRIES = 10
-"""How many times a volume that somebody is writing is asked for, 20 ms apart."""
+"""How many times a volume's lock is tried, 20 ms apart, before it counts as busy."""
 
 
 class NewVolume(OpenFile):
-    """A volume in the making; ``info`` is its record once it is in its place.
+    """An unfinished volume; ``info`` is its record once it is placed.
 
-    Whoever closes it before that removes it: no sooner than the last call is out of it, and while it still is locked.
+    Closing it before that removes it, after the last call has left it and while it is still locked.
     """
 
     def __init__(self, lane: Lane, made: HiddenFile) -> None:
@@ -41,17 +41,17 @@ class NewVolume(OpenFile):
 
 
 def info_of(new: NewVolume) -> VolumeInfo:
-    """The record of a volume that is in its place."""
+    """Return the record of a placed volume."""
     assert new.info is not None
     return new.info
 
 
 class Opener:
-    """Opens a tree's volumes, and new ones; what is open ends with it.
+    """Opens a tree's volumes, and new ones, and closes them when the session ends.
 
-    What it raises names the volume; the core adds the pool.
+    Its errors name the volume; the core adds the pool.
 
-    :param context: the pool's. :param current: gives its tree.
+    :param context: the pool's. :param current: returns its tree.
     """
 
     def __init__(self, context: Context, current: Callable[[], WritableTree]) -> None:
@@ -65,10 +65,10 @@ class Opener:
     async def new_volume(
         self, name: str, permissions: Permissions | None = None, format: str | None = None
     ) -> AsyncIterator[NewVolume]:
-        """A new volume, hidden while it is written to inside, and in its place after; or not there at all.
+        """Create a volume: hidden inside the block, placed at its end, and removed if the block fails.
 
-        :param format: the format it is made in. That of a raw one is noted at it.
-        :raises VolumeExistsError: there is something of this name. StorageError: the storage said no.
+        :param format: its format; ``raw`` is noted at the file.
+        :raises VolumeExistsError: the name is taken. StorageError: the storage failed.
         """
         with worded(name, "create"):
             checked_name(name)
@@ -83,9 +83,9 @@ class Opener:
                 with worded(name, "create"):
                     new.info = await new.run(new.made.place, timeout=SYNC_SECONDS)
                     await shielded(new.aclose())
-                self.files.check()  # or it was closed, and with that removed, in this very moment
+                self.files.check()  # the session may have ended, and closed and removed it, just now
         except BaseException:
-            if new.info is not None:  # too late for closing it to remove it
+            if new.info is not None:  # placed: closing no longer removes it
                 await shielded(bounded(self._lane.run(new.made.remove)))
             with contextlib.suppress(Exception):
                 await shielded(new.aclose())
@@ -93,10 +93,10 @@ class Opener:
 
     @contextlib.asynccontextmanager
     async def volume(self, volume: VolumeInfo, *, write: bool = False) -> AsyncIterator[OpenFile]:
-        """Open a volume's bytes; for writing, locked against all other writers of astore's.
+        """Open a volume's bytes; for writing, locked against all other astore writers.
 
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EISDIR …;
-            EAGAIN: for writing: another file has its name than the one that was protected, or asked about.
+        :raises VolumeNotFoundError: it does not exist. VolumeBusyError: another writer has it open. StorageError: EISDIR …;
+            EAGAIN: opened for writing, its name leads to another file than ``volume`` describes.
         """
         tree = self._current()
         with worded(volume.name, "open"):
@@ -113,18 +113,23 @@ class Opener:
             await shielded(opened.aclose())
 
 
+def replaced(name: str) -> StorageError:
+    """Return the error for a volume whose name leads to another file than its record says."""
+    return StorageError(
+        f"volume {printable(name)!r} was replaced by another file; refresh it first", errno=errno.EAGAIN
+    )
+
+
 def open_locked(tree: WritableTree, name: str, write: bool, inode: int = 0) -> TreeFile:
     """Open an entry; for writing, locked. Blocks.
 
-    :param inode: which file it must be, to be written to; 0: whichever.
-    :raises VolumeBusyError: somebody else is writing it. StorageError: EAGAIN: it is another file.
+    :param inode: the file that it must be if it is opened for writing; 0: any.
+    :raises VolumeBusyError: another writer has it open. StorageError: EAGAIN: it is another file.
     """
     file = tree.open(name, write=write)
     try:
         if write and inode and file.stat().inode != inode:
-            raise StorageError(
-                f"volume {printable(name)!r} is another file by now; refresh it first", errno=errno.EAGAIN
-            )
+            raise replaced(name)
         if write and not _lock(file):
             raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
     except BaseException:
@@ -135,7 +140,7 @@ def open_locked(tree: WritableTree, name: str, write: bool, inode: int = 0) -> T
 
 
 def _lock(file: TreeFile) -> bool:
-    """Lock it; for a moment again and again, since a network may be slow to tell that the last writer has gone."""
+    """Lock a file, with a few retries: a network may be slow to report that the last writer has gone."""
     for _ in range(LOCK_TRIES):
         if file.lock():
             return True
@@ -144,7 +149,7 @@ def _lock(file: TreeFile) -> bool:
 
 
 def close_file(file: TreeFile) -> None:
-    """Close a file that nobody took. (``TreeFile.close`` is that of the base class, whatever file it is given.)"""
+    """Close a file whose caller was cancelled. (``TreeFile.close`` itself would be the base class's method.)"""
     file.close()
 
 

@@ -1,7 +1,7 @@
-"""Whether a file system makes changes of names and sizes safe in the order in which they were made.
+"""Detect file systems that commit changes of names and sizes in the order in which they were made.
 
-Then a new file without data is safe with the next change of its folder that is: to wait for each file by itself waits for the
-same journal again and again.
+There a new, empty file is safe once a later change of its folder is safe: syncing each file would only wait for the same
+journal again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ EXT, XFS, TMPFS = 0xEF53, 0x5846_5342, 0x0102_1994
 
 
 def keeps_order(fd: int) -> bool:
-    """Whether the file system of an open file or folder is known to. Blocks, but waits for no disk.
+    """Return whether the file system of an open file or folder is known to keep the order. Blocks, but waits for no disk.
 
-    XFS has one log, whose entries become safe in turn (the kernel's filesystems/xfs/xfs-delayed-logging-design.rst), ext3
-    and ext4 one journal (filesystems/ext4/journal.rst), if they were made with one; tmpfs has nothing to lose.
-    Of others it is not known here; btrfs, for one, writes what belongs to the file that is asked for.
+    XFS has one log, committed in order (the kernel's filesystems/xfs/xfs-delayed-logging-design.rst). ext3 and ext4 have one
+    journal (filesystems/ext4/journal.rst), unless they were made without. tmpfs has nothing to lose. Others are not
+    known; btrfs, for one, writes only what belongs to the synced file.
     """
     kind = _kind(fd)
     return kind in (XFS, TMPFS) or (kind == EXT and _has_journal(os.fstat(fd).st_dev))

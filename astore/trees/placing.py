@@ -1,7 +1,7 @@
-"""How a new file appears complete or not at all: under a hidden name first, then in its place, never over another.
+"""Create files that appear complete or not at all: first under a hidden name, then placed, never over another file.
 
-The hidden file is locked by whoever makes it for as long as that lasts, so that whoever finds one can tell what a
-killed process left behind from what is being made at this moment, by another process or on another machine.
+The creating process keeps the hidden file locked. A hidden file without a lock is a killed process's leftover; a locked
+one is being created now, by another process or on another machine.
 """
 
 from __future__ import annotations
@@ -20,27 +20,24 @@ from astore.model import EntryError, KeptPermissions, Permissions, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.volume_names import is_leftover, new_hidden_name
+from astore.volume_io.volume_names import ATTEMPTS, is_leftover, new_hidden_name
 
 T = TypeVar("T")
 
 STALE_TRIES = 10
-"""How many times, 20 ms apart, a name is asked for again that several make at once (network file systems need it)."""
+"""How many times, 20 ms apart, a call is repeated after ESTALE (a network file system, several creators of one name)."""
 
 DEFAULT_MODE = 0o600
-"""A new volume's, where its definition names none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
-
-ATTEMPTS = 16
-"""How many hidden files are tried: each may be taken for a leftover before it is locked, but not all of them."""
+"""The mode of a new volume whose definition has none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
 
 _NOT_KEPT = frozenset({errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What storage says that does not take owners or modes, or not these (in a user namespace, for one)."""
+"""Errors of storage that does not keep owners or modes, or not these (in a user namespace, for one)."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOTSUP})
 
 
 class HiddenFile:
-    """A new file that is not in its place yet. Blocking; made by :func:`begin`."""
+    """A new file that is not placed yet. Its methods block; :func:`begin` makes it."""
 
     def __init__(
         self, tree: WritableTree, hidden: str, name: str, file: TreeFile, permissions: Permissions, made: str | None
@@ -55,7 +52,7 @@ class HiddenFile:
         self._named = False
 
     def place(self) -> VolumeInfo:
-        """Make it safe and give it its name. :raises OSError: EEXIST: the name was taken meanwhile."""
+        """Sync the file and give it its name. :raises OSError: EEXIST: the name was taken meanwhile."""
         self.file.sync()
         self.give_name()
         self.drop_hidden()
@@ -63,9 +60,9 @@ class HiddenFile:
         return self._checked(_anew(lambda: found(self.tree, self.name)))
 
     def give_name(self) -> None:
-        """Put it in its place, with its permissions; the folder is not synced yet.
+        """Set the file's permissions and give it its name, without a sync of the folder.
 
-        Until then it is nobody else's to write, whoever it is made for. :raises OSError: EEXIST: the name is taken.
+        Until then only this user may write it. :raises OSError: EEXIST: the name is taken.
         """
         owner, group, mode = self.permissions.owner, self.permissions.group, self.permissions.mode
         try:
@@ -84,31 +81,31 @@ class HiddenFile:
         self._link()
 
     def _may_differ(self, error: OSError) -> bool:
-        """Whether permissions that the storage refuses are only those of what is copied."""
+        """Return whether the refused permissions were only copied from a source, and so may be dropped."""
         return isinstance(self.permissions, KeptPermissions) and error.errno in _NOT_KEPT
 
     def drop_hidden(self) -> None:
-        """Remove its hidden name, when it has the other."""
+        """Remove the hidden name of a named file."""
         with contextlib.suppress(FileNotFoundError):
             self.tree.unlink(self.hidden)
 
     def record(self, hole: int) -> VolumeInfo:
-        """Its record, when it has its name: of a hole of so many bytes nothing is read."""
+        """Return the record of a named file. A hole of ``hole`` bytes is not read."""
         stat = _anew(lambda: self.tree.stat(self.name, follow=False))
-        if stat.size != hole:  # somebody was very fast
+        if stat.size != hole:  # another program has written it already
             return self._checked(_anew(lambda: found(self.tree, self.name)))
         return self._checked(blank_record(self.tree, self.name, stat))
 
     def _checked(self, record: VolumeInfo) -> VolumeInfo:
-        """The record, if it is of this file. :raises OSError: EEXIST: another file has its name by now."""
+        """Return the record if it describes this file. :raises OSError: EEXIST: another file took the name."""
         if record.inode != self._own_inode():
-            raise FileExistsError(errno.EEXIST, "another file took its name in the moment when it was made", self.name)
+            raise FileExistsError(errno.EEXIST, "another file took the name while this one was created", self.name)
         if self.made is not None and record.made is None:
             record = msgspec.structs.replace(record, made=self.made)
         return record
 
     def close(self) -> None:
-        """Close the file; whether it is what has the name can be told later too. :raises OSError: as of files."""
+        """Close the file; its inode is remembered for :meth:`remove`. :raises OSError: a delayed write failed."""
         with contextlib.suppress(OSError):
             self._own_inode()
         self.file.close()
@@ -122,7 +119,7 @@ class HiddenFile:
         try:
             _anew(lambda: self.tree.link(self.file, self.name))
         except FileExistsError:
-            # NFS asks again when an answer is lost, and is told then that there is what it made itself (link(2), BUGS)
+            # an NFS client that lost the answer repeats the request, and then finds its own link (link(2), BUGS)
             if _anew(lambda: self.tree.stat(self.name, follow=False)).inode != self._own_inode():
                 raise
         except OSError as error:
@@ -131,7 +128,7 @@ class HiddenFile:
             self.tree.rename(self.hidden, self.name)
 
     def remove(self) -> None:
-        """Remove it, hidden as it is or in its place, if it is it that is there. Never raises."""
+        """Remove the file, under its hidden name and under its own if that leads to this file. Never raises."""
         with contextlib.suppress(OSError):
             self.tree.unlink(self.hidden)
         if self._named:
@@ -141,7 +138,7 @@ class HiddenFile:
 
 
 def _anew(call: Callable[[], T]) -> T:
-    """Call, and again while a network file system finds that what it knew of a name was of another file (ESTALE)."""
+    """Call, and repeat while a network file system finds its cached name outdated (ESTALE)."""
     for _ in range(STALE_TRIES):
         try:
             return call()
@@ -153,23 +150,23 @@ def _anew(call: Callable[[], T]) -> T:
 
 
 def begin(tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None) -> HiddenFile:
-    """A new hidden file, locked; see :func:`start`. :raises OSError: EEXIST: the name is taken."""
+    """Create a hidden file, locked; see :func:`start`. :raises OSError: EEXIST: the name is taken."""
     try:
         _anew(lambda: tree.stat(name, follow=False))
     except FileNotFoundError:
         pass
     else:
-        raise FileExistsError(errno.EEXIST, "there is something of this name already", name)
+        raise FileExistsError(errno.EEXIST, "the name is taken", name)
     return start(tree, name, permissions, made, sure=True)
 
 
 def start(
     tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None, *, sure: bool = False
 ) -> HiddenFile:
-    """A new hidden file, locked, which is to have these permissions.
+    """Create a hidden file, locked, that gets these permissions when it is named.
 
-    :param made: the format that is noted at it: ``raw``, so that it stays that whatever its guest writes.
-    :param sure: see to it that nobody has removed it before it was locked. (Else linking it would say so, by ENOENT.)
+    :param made: the format to note at it: ``raw``, so that it stays raw whatever its guest writes.
+    :param sure: check that it was not removed before it was locked. (Otherwise linking it raises ENOENT.)
     """
     wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
@@ -185,7 +182,7 @@ def start(
             new.remove()
             file.close()
             raise
-        new.remove()  # somebody who looks for leftovers was faster than the lock, and removes it too
+        new.remove()  # a search for leftovers was faster than the lock, and removes it too
         file.close()
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
 
@@ -198,7 +195,7 @@ def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
 
 
 def found(tree: WritableTree, name: str, hidden: bool = False) -> VolumeInfo:
-    """The record of a volume that must be there. :raises OSError: it cannot be read."""
+    """Return the record of a volume that must exist. :raises OSError: it cannot be read."""
     item = read_entry(tree, name, hidden=hidden)
     if item is None:
         raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
@@ -208,11 +205,11 @@ def found(tree: WritableTree, name: str, hidden: bool = False) -> VolumeInfo:
 
 
 def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:
-    """Remove hidden files that nobody is making any more; returns their names. What cannot be told stays."""
+    """Remove hidden files that no process holds locked; return their names. In doubt a file stays."""
     removed = []
     for name in names:
         if not is_leftover(name):
-            continue  # nothing of astore's, whatever it begins with
+            continue  # not made by astore, whatever it begins with
         with contextlib.suppress(OSError):
             file = tree.open(name, write=True)
             try:

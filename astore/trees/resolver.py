@@ -1,4 +1,4 @@
-"""Resolver: where the names in the headers of a tree's images lead."""
+"""Resolver: resolves the names in the headers of a tree's images to places."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from astore.trees.tree import FileTree
 
 
 class Resolver:
-    """Tells where what the headers of a tree's images name leads, each location once. Blocks.
+    """Resolves the references of a tree's images, each location once. Blocks.
 
-    :param known: the record of an entry of the tree's own folder, which is taken for what a plain name there leads to.
+    :param known: returns the record of an entry of the tree's own folder, by its name.
     """
 
     def __init__(self, tree: FileTree, known: Callable[[str], VolumeInfo | None]) -> None:
@@ -28,20 +28,20 @@ class Resolver:
 
     @property
     def folder(self) -> Place | None:
-        """Where the tree's folder is."""
+        """The place of the tree's folder."""
         if not self._asked_folder:
             self._folder = self._tree.folder_place()
             self._asked_folder = True
         return self._folder
 
     def placed(self, references: tuple[Reference, ...]) -> tuple[Reference, ...]:
-        """The references with their places as they are now; the same object if none has changed."""
+        """Return the references with their current places; the same object if none has changed."""
         done = self._done.get(id(references))
         if done is None:
             now = tuple(self._with_place(one) for one in references)
             if all(new is old for new, old in zip(now, references, strict=True)):
                 now = references
-            done = self._done[id(references)] = (references, now)  # which keeps the id from being another's
+            done = self._done[id(references)] = (references, now)  # holding the key keeps its id from being reused
         return done[1]
 
     def _with_place(self, reference: Reference) -> Reference:

@@ -1,11 +1,11 @@
 """FileTreeSession: the session of a pool that is a folder of files, and its refresh.
 
-It runs the tree's blocking calls on the pool's lane, and does all that such pools have in common: incremental scanning,
-reading and probing headers on several threads, records, and errors by entry.
+It runs the tree's blocking calls on the pool's lane, and does what all such pools share: incremental scanning, reading
+and probing headers on several threads, records, and errors by entry.
 
-One refresh is one call on the lane. Its thread lists the folder and compares each entry with the record it has; entries
-that are new or changed go to a queue in chunks, which this thread and as many assistants as pay (``tree.readers``) read
-and probe, beginning while the listing still runs. Nothing is left for the event loop but to take the snapshot.
+One refresh is one call on the lane. Its thread lists the folder and compares each entry with its last record. New and
+changed entries go to a queue in chunks; this thread and its assistants (``tree.readers`` threads in all) read and probe
+them, beginning while the listing still runs. The event loop only takes the finished snapshot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FileTreeSession(PoolSession):
         self.tree = tree
         self.context = context
         self.hidden: tuple[str, ...] = ()
-        """Names of volumes in the making, or left behind by whoever made them, that the last refresh saw."""
+        """The names of unfinished volumes that the last refresh saw."""
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the folder and read what is new or changed."""
@@ -47,11 +47,11 @@ class FileTreeSession(PoolSession):
         return snapshot
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
-        """One entry, its header read anew. :param before: its record until now."""
+        """Read one entry anew, with its header. :param before: its last record."""
         return await self.context.lane.run(read_entry, self.tree, name, before)
 
     async def aclose(self) -> None:
-        """Close the tree; a tree that hangs is left behind after two seconds."""
+        """Close the tree; a tree that hangs is abandoned after two seconds."""
         with contextlib.suppress(TimeoutError):
             await self.context.lane.run(self.tree.close, timeout=2.0)
 
@@ -59,10 +59,10 @@ class FileTreeSession(PoolSession):
 def read_entry(
     tree: FileTree, name: str, before: VolumeInfo | None = None, *, hidden: bool = False
 ) -> VolumeInfo | EntryError | None:
-    """One entry's record, its error, or None if there is no such entry. Blocks.
+    """Return one entry's record, its error, or None if there is no such entry. Blocks.
 
-    :param before: its record until now. :param hidden: also of a volume in the making.
-    :raises OSError: it is not the entry that cannot be read, but the tree.
+    :param before: its last record. :param hidden: read unfinished volumes too.
+    :raises OSError: the tree, and not only the entry, cannot be read.
     """
     found: list[tuple[str, VolumeInfo]] = []
     if name.startswith(TEMPORARY) and not hidden:
@@ -70,9 +70,9 @@ def read_entry(
     try:
         entry = tree.lookup(name)
     except OSError as error:
-        if error.errno == errno.ENOENT:  # an entry that is not there is None: what is not there is the folder
+        if error.errno == errno.ENOENT:  # the folder is gone: for a missing entry lookup returns None
             raise
-        tree.statvfs()  # raises too where it is not about the entry alone
+        tree.statvfs()  # raises too if the tree itself is broken
         return entry_error(name, error)
     if entry is None:
         return None
@@ -94,7 +94,7 @@ def read_entry(
 
 
 def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
-    """As much of an entry's record as tells which file it is."""
+    """Return an entry's record without what its header says: enough to tell which file it is."""
     try:
         entry = tree.lookup(name)
     except OSError:
@@ -106,14 +106,14 @@ def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
 
 
 def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
-    """The record of a file that holds nothing, and so no header: a raw volume."""
+    """Return the record of an empty file, which has no header: a raw volume."""
     return record_of(name, tree.file_type, tree.key(name), st, None)
 
 
 class _Refresh:
-    """One refresh of one tree: a callable for the lane."""
+    """One refresh of one tree, a callable for the lane."""
 
-    CHUNK = 32  # entries handed out at once: enough that the queue costs nothing, few enough to share evenly
+    CHUNK = 32  # entries per chunk: enough that the queue costs nothing, few enough to share evenly
 
     def __init__(self, tree: FileTree, context: Context, previous: Snapshot, full: bool) -> None:
         self._tree = tree
@@ -128,7 +128,7 @@ class _Refresh:
         self._read: list[tuple[str, VolumeInfo]] = []
         self._errors: list[EntryError] = []
         self._chunks: deque[list[Entry]] = deque()
-        self._referring: list[str] = []  # of those whose headers are not read again
+        self._referring: list[str] = []  # entries with references whose headers are not read again
         self._lock = threading.Condition()
         self._reading = 0
         self._assistants = 0
@@ -156,13 +156,13 @@ class _Refresh:
         finally:
             self._over = True
             self._release_rest()
-            # also where this fails: the deadline of this call is theirs, and nobody is to be in the tree after it
+            # even after an error: no assistant may use the tree once this call has returned
             self._wait_for_assistants()
         with self._turn:
             return self._snapshot(taken_at, total, free, permissions, folder)
 
     def _see_to_names(self, began: int) -> None:
-        """Read those again whose names other files have taken since they were listed.
+        """Read entries again whose names other files have taken since the listing.
 
         A record never has the attributes of one file and the header of another.
         """
@@ -174,7 +174,7 @@ class _Refresh:
             try:
                 entry = self._tree.lookup(name)
             except OSError as error:
-                self._tree.statvfs()  # raises too where it is not about the entry alone
+                self._tree.statvfs()  # raises too if the tree itself is broken
                 self._errors.append(entry_error(name, error))
                 continue
             if entry is None:
@@ -193,9 +193,9 @@ class _Refresh:
                 self._read.append((name, wrong))
 
     def _resolve(self) -> Place | None:
-        """Put the records that were read beside the others, and have all references lead where they lead now.
+        """Merge the records that were read, and resolve all references anew.
 
-        :return: where the folder is.
+        :return: the place of the folder.
         """
         found = self._found
         found.update(self._read)
@@ -204,7 +204,7 @@ class _Refresh:
             now = resolver.placed(found[name].references)
             if now is not found[name].references:
                 found[name] = msgspec.structs.replace(found[name], references=now)
-        shared: dict[tuple[Reference, ...], tuple[Reference, ...]] = {}  # one base, in the words of a thousand headers
+        shared: dict[tuple[Reference, ...], tuple[Reference, ...]] = {}  # a thousand headers may name one base
         for name, record in self._read:
             if record.references:
                 now = resolver.placed(shared.setdefault(record.references, record.references))
@@ -214,7 +214,7 @@ class _Refresh:
         return resolver.folder
 
     def _list(self) -> None:
-        """List the folder; queue what has to be read."""
+        """List the folder, and queue the entries to read."""
         chunk: list[Entry] = []
         first = True
         try:
@@ -226,14 +226,14 @@ class _Refresh:
                     self._notes = self._tree.has_notes()
                 chunk.append(item)
                 if len(chunk) >= self.CHUNK or first:
-                    # a first chunk of one entry: with a network in between, assistants start while the listing goes on
+                    # the first chunk has one entry, so that assistants start early: over a network listing takes long
                     first = False
                     self._chunks.append(chunk)
                     chunk = []
                     if self._assistants < self._tree.readers - 1:
                         self._assistants += 1
                         self._lane.assist(self._read_chunks)
-        finally:  # also where the listing breaks off: they are released with the rest
+        finally:  # even after an error: the entries are released with the rest
             if chunk:
                 self._chunks.append(chunk)
 
@@ -263,7 +263,7 @@ class _Refresh:
             return True
         if isinstance(early, EntryError):
             self._errors.append(early)
-        else:  # a directory, whose record does not have its size
+        else:  # a directory; its record has no size, so that it may be equal
             self._found[name] = old if old is not None and old == early else early
         return False
 
@@ -288,7 +288,7 @@ class _Refresh:
                 finally:
                     if chunk:
                         self._chunks.append(chunk)
-        except BaseException as error:  # not by entry: it is the tree's, and an assistant has nobody to tell
+        except BaseException as error:  # an error of the tree; an assistant cannot raise it to the caller
             self._failure = error
             self._over = True
         finally:
@@ -308,10 +308,10 @@ class _Refresh:
             try:
                 raise failure
             finally:
-                del failure  # whose traceback holds this frame
+                del failure  # its traceback holds this frame
 
     def _release_rest(self) -> None:
-        # several threads may be at it
+        # several threads may run this at once
         while True:
             try:
                 chunk = self._chunks.popleft()

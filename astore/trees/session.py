@@ -1,7 +1,7 @@
-"""WritableTreeSession: a whole pool session, with all work on volumes, over any writable tree.
+"""WritableTreeSession: a complete pool session over any writable tree.
 
-The session itself does what a volume that is there needs; it has an :class:`~astore.trees.opening.Opener`, a
-:class:`~astore.trees.creating.Creator` and :class:`~astore.trees.images.TreeImages` for the rest.
+The session changes existing volumes itself. For the rest it has an :class:`~astore.trees.opening.Opener`, a
+:class:`~astore.trees.creating.Creator` and :class:`~astore.trees.images.TreeImages`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from astore.backend import Context, Progress, QemuNode, VolumeFile
 from astore.cancellation import bounded, shielded, to_the_end
 from astore.errors import StorageError, printable
 from astore.images import ImageError
+from astore.images.formats import is_raw
 from astore.model import Snapshot, VolumeDef, VolumeInfo
 from astore.trees.creating import Creator
 from astore.trees.images import Grown, TreeImages
-from astore.trees.opening import Opener, open_locked
+from astore.trees.opening import Opener, open_locked, replaced
 from astore.trees.placing import found, remove_leftovers
 from astore.trees.resolver import Resolver
 from astore.trees.scanning import FileTreeSession, plain_record
@@ -29,14 +30,14 @@ from astore.trees.space import Space
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, session_files, wiping
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.headers import check_whole, examined, head_and_record, is_raw
+from astore.volume_io.headers import check_whole, examined, head_and_record
 from astore.volume_io.open_file import OpenFile
 from astore.volume_io.volume_names import checked_name
 from astore.volume_io.wording import worded
 
 
 class WritableTreeSession(FileTreeSession):
-    """A session that can also change what is there. What it raises names the volume; the core adds the pool.
+    """A session that can create and change volumes. Its errors name the volume; the core adds the pool.
 
     :ivar opener: opens its volumes, and new ones.
     """
@@ -56,48 +57,42 @@ class WritableTreeSession(FileTreeSession):
         self._creator = Creator(context, current, self.opener, self._images, self._space)
 
     async def aclose(self) -> None:
-        """As for any tree, after what is being done to volumes was ended."""
+        """End all work on volumes, then close the tree."""
         await self.end_work()
         await super().aclose()
 
     async def end_work(self) -> None:
-        """Have what is being done to volumes fail, and what was being made be removed. Bounded; nothing begins after it."""
+        """Fail all work on volumes and remove unfinished ones, in bounded time. No work begins afterwards."""
         self.opener.files.over = True
         await self._creator.aclose(session_files.CLOSING_SECONDS)
         await self.opener.files.end()
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """As for any tree; the first one removes what killed processes left in the making."""
+        """Refresh as for any tree; the first call also removes unfinished volumes of killed processes."""
         snapshot = await super().refresh(previous, full=full)
         if not self._looked_for_leftovers:
             if self.hidden:
-                with contextlib.suppress(
-                    OSError
-                ):  # LaneTimeoutError is one: they are looked for at the next start again
+                with contextlib.suppress(OSError):  # LaneTimeoutError is one; the next start tries again
                     removed = await self.context.lane.run(remove_leftovers, self.tree, self.hidden)
                     if removed:
-                        self.context.log.info("removed volumes that were never finished", count=len(removed))
+                        self.context.log.info("removed unfinished volumes", count=len(removed))
             self._looked_for_leftovers = True
         return snapshot
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenFile]:
-        """Open a volume's bytes; for writing, locked against all other writers of astore's.
-
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: EISDIR …;
-            EAGAIN: for writing: another file has its name than the one that was protected, or asked about.
-        """
+        """Open a volume's bytes; see :meth:`astore.trees.opening.Opener.volume`."""
         return self.opener.volume(volume, write=write)
 
     # ------------------------------------------------------------------------------------------------ new volumes
 
     async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
-        """Make a volume as its definition says; ``capacity`` must be given.
+        """Create a volume by its definition, which must have a ``capacity``.
 
-        raw: a hole of that size, with space taken for ``allocation`` bytes; other formats: what ``qemu-img create`` makes;
-        ``dir``: a directory.
+        A raw volume is a hole with space allocated for ``allocation`` bytes, ``dir`` is a directory, and other formats are
+        made by ``qemu-img create``.
 
-        :raises DefinitionError: there can be no such volume. VolumeExistsError: there is something of this name.
-            CommandError: qemu-img is missing, or what it said. StorageError: the storage said no.
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: the name is taken.
+            CommandError: qemu-img is missing, or failed. StorageError: the storage failed.
         """
         return await self._creator.create(definition, prealloc_metadata=prealloc_metadata)
 
@@ -110,11 +105,11 @@ class WritableTreeSession(FileTreeSession):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """Make a new volume with the bytes of one of this pool's: shared blocks where the storage can, else its own copy.
+        """Create a volume with the bytes of another of this pool, sharing blocks if the storage can.
 
-        It has the source's format, and at least its capacity.
+        The copy has the source's format, and at least its capacity.
 
-        :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source is not there.
+        :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source does not exist.
         """
         return await self._creator.copy(source, definition, progress=progress, backed=backed, backing=backing)
 
@@ -129,7 +124,7 @@ class WritableTreeSession(FileTreeSession):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """Make a new volume with the bytes of another pool's, read and written in blocks; holes are kept."""
+        """Create a volume with the bytes of another pool's volume. Holes are kept."""
         return await self._creator.receive(
             source, size, definition, progress=progress, like=like, backed=backed, backing=backing
         )
@@ -172,10 +167,10 @@ class WritableTreeSession(FileTreeSession):
         backed: int | None = None,
         backing: QemuNode | None = None,
     ) -> VolumeInfo:
-        """Make a volume larger or smaller; raw by itself, other formats by qemu-img.
+        """Make a volume larger or smaller; formats other than raw and luks by qemu-img.
 
-        :raises StorageError: EOPNOTSUPP: it would grow over what backs it, which cannot be read here. EAGAIN: it is something
-            else by now than ``volume`` says, so that nobody can have meant this. EPERM: it has its data in other files.
+        :raises StorageError: EOPNOTSUPP: it would grow beyond its backing image's old end, and that cannot be read here.
+            EAGAIN: it is no longer what ``volume`` describes. EPERM: it has its data in other files.
         """
         what = f"resize of volume {printable(volume.name)!r}"
         async with self.opener.volume(volume, write=True) as file:
@@ -187,14 +182,14 @@ class WritableTreeSession(FileTreeSession):
                     )
                 if is_raw(volume.format):
                     await self._resize_raw(file, capacity, allocate)
-                elif volume.format == "luks":  # its header does not say how long it is
+                elif volume.format == "luks":  # its header has no length
                     await self._resize_raw(file, capacity + volume.physical - volume.capacity, allocate)
                 else:
                     await self._images.resize(file, volume, Grown(capacity, allocate, backed, backing))
                 return await file.run(self._record, file.file, volume)
 
     def _record(self, file: TreeFile, volume: VolumeInfo) -> VolumeInfo:
-        """The record of an open volume as it is now. Blocks."""
+        """Read the record of an open volume. Blocks."""
         _, now = examined(file, volume.name, volume.key, volume.type, volume.made)
         resolver = Resolver(self.tree, lambda name: plain_record(self.tree, name))
         return msgspec.structs.replace(now, references=resolver.placed(now.references))
@@ -207,7 +202,7 @@ class WritableTreeSession(FileTreeSession):
                 await self._space.take(file, size, capacity - size)
             await file.sync()
         except BaseException:
-            if capacity > size:  # there may be no space for all of it: it keeps nothing of it
+            if capacity > size:  # not all of the space could be allocated: give all of it back
                 await shielded(bounded(file.truncate(size)))
             raise
 
@@ -225,16 +220,16 @@ class WritableTreeSession(FileTreeSession):
     async def delete_volume(self, volume: VolumeInfo) -> None:
         """Remove a file, a link, or an empty directory.
 
-        :raises VolumeNotFoundError: it is not there. VolumeBusyError: somebody is writing it. StorageError: ENOTEMPTY …
+        :raises VolumeNotFoundError: it does not exist. VolumeBusyError: it is open for writing. StorageError: ENOTEMPTY …
         """
         with worded(volume.name, "delete"):
             await to_the_end(self.context.lane, _delete, self.tree, volume)
 
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
-        """Give a volume another name that nobody has.
+        """Give a volume another, unused name.
 
-        :raises VolumeExistsError: somebody has it. VolumeNotFoundError: it is not there. StorageError: EAGAIN: another file has
-            its name than the one that was asked about; it keeps that.
+        :raises VolumeExistsError: the name is taken. VolumeNotFoundError: the volume does not exist. StorageError: EAGAIN: its
+            name leads to another file than ``volume`` describes, which keeps that name.
         """
         checked_name(name)
 
@@ -244,8 +239,7 @@ class WritableTreeSession(FileTreeSession):
             try:
                 renamed = found(self.tree, name)
                 if renamed.inode != volume.inode:
-                    what = f"volume {printable(volume.name)!r} is another file by now; refresh it first"
-                    raise StorageError(what, errno=errno.EAGAIN)
+                    raise replaced(volume.name)
             except OSError:
                 with contextlib.suppress(OSError):
                     self.tree.rename(name, volume.name)
@@ -268,27 +262,25 @@ def _delete(tree: WritableTree, volume: VolumeInfo) -> None:
         tree.rmdir(name)
     else:
         if stat.S_ISREG(mode):
-            with contextlib.suppress(PermissionError):  # a file that we may not write may still be ours to remove
-                open_locked(tree, name, True, volume.inode).close()  # nobody else is writing it
+            with contextlib.suppress(PermissionError):  # removing a file does not need the right to write it
+                open_locked(tree, name, True, volume.inode).close()  # no other writer has it open
         tree.unlink(name)
     tree.sync_folder()
 
 
 def _check_wipeable(file: TreeFile, volume: VolumeInfo) -> None:
-    """:raises StorageError: EPERM: the data are in other files, by the header as it is now or as it was."""
+    """Check that a volume has its own data, by its record and by its header. :raises StorageError: EPERM: it has not."""
     what = f"wipe of volume {printable(volume.name)!r}"
     check_whole(volume, what)
-    with contextlib.suppress(ImageError):  # what has no header to be understood has its data here
+    with contextlib.suppress(ImageError):  # a file with a malformed header has its data itself
         check_whole(examined(file, volume.name, volume.key, volume.type, volume.made)[1], what)
 
 
 def _check_same(tree: WritableTree, volume: VolumeInfo) -> None:
-    """:raises StorageError: EAGAIN: a volume's name leads to another file than it did: it was not that which was protected."""
+    """Check that a volume's name leads to the file of its record. :raises StorageError: EAGAIN: it leads to another."""
     try:
         found = tree.stat(volume.name).inode
-    except FileNotFoundError:  # a link that leads nowhere by now
+    except FileNotFoundError:  # a link that has become dangling
         return
     if volume.inode and found != volume.inode:
-        raise StorageError(
-            f"volume {printable(volume.name)!r} is another file by now; refresh it first", errno=errno.EAGAIN
-        )
+        raise replaced(volume.name)

@@ -1,4 +1,4 @@
-"""Space: takes space for files of a tree, all that is asked for or nothing."""
+"""Space: allocates space for files of a tree, all that is requested or none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from astore.volume_io.copying import Count
 from astore.volume_io.open_file import OpenFile
 
 ALLOCATE_AT_ONCE = 1 << 30
-"""Bytes that one call takes space for."""
+"""The most bytes that one call allocates."""
 
 
 class Space:
-    """Takes space in a pool.
+    """Allocates space in a pool.
 
-    :param context: the pool's. :param current: gives its tree.
+    :param context: the pool's. :param current: returns its tree.
     """
 
     def __init__(self, context: Context, current: Callable[[], WritableTree]) -> None:
@@ -27,9 +27,9 @@ class Space:
         self._current = current
 
     async def take(self, file: OpenFile, offset: int, length: int, count: Count | None = None) -> None:
-        """Take space for a range of an open file.
+        """Allocate space for a range of an open file.
 
-        :raises OSError: ENOSPC: there is not so much; then none was taken in vain.
+        :raises OSError: ENOSPC: there is not enough space. That is checked before anything is allocated.
         """
         if length <= 0:
             return
@@ -42,7 +42,7 @@ class Space:
                 count.add(some)
 
     async def take_after(self, file: OpenFile, size: int, length: int) -> None:
-        """Take space after the end of an open file, which had ``size`` bytes; where that fails it has as many again."""
+        """Allocate space after the end of an open file of ``size`` bytes; after an error the file has ``size`` bytes again."""
         try:
             await self.take(file, size, length)
         except BaseException:

@@ -1,4 +1,4 @@
-"""WritableLocalTree: volume work in a directory that the kernel shows us, mounted or not."""
+"""WritableLocalTree: a :class:`~astore.trees.writable.WritableTree` over a local directory, mounted or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astore.model import FileStat
 from astore.trees.local import Folder, LocalTree
 from astore.trees.ordering import keeps_order
 from astore.trees.writable import WritableTree
-from astore.volume_io.local_file import OPEN_FLAGS, LocalFile, last_failure, libc
+from astore.volume_io.local_file import OPEN_FLAGS, LocalFile, file_stat, last_failure, libc
 from astore.volume_io.notes import note_format
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
@@ -24,7 +24,7 @@ _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s3
 
 
 class _Held:
-    """The folder, open for as long as a call is in it: not a moment longer, not even where an error keeps its frame."""
+    """Holds the folder open during one call, and no longer, even if an error keeps the call's frame alive."""
 
     __slots__ = ("_folder",)
 
@@ -40,10 +40,10 @@ class _Held:
 
 
 class WritableLocalTree(LocalTree, WritableTree):
-    """The entries of one directory, to be made and changed too. Each call proves the directory first (see ``verify``)."""
+    """A writable tree over one directory. Each call verifies the directory first (see ``verify``)."""
 
     makers: ClassVar[int] = 1  # each computes more than it waits
-    _order: tuple[int, bool] = (-1, False)  # of which device it was seen
+    _order: tuple[int, bool] = (-1, False)  # the device, and whether it keeps the order
 
     def open(self, name: str, *, write: bool = False) -> LocalFile:
         """Open a regular file or a block device; links are followed within the directory only (openat2(2), RESOLVE_BENEATH)."""
@@ -53,14 +53,14 @@ class WritableLocalTree(LocalTree, WritableTree):
         try:
             mode = os.fstat(fd).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "it is not a regular file", name)
+                raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a regular file", name)
         except BaseException:
             os.close(fd)
             raise
         return LocalFile(fd, self.key(name))
 
     def create(self, name: str, mode: int = 0o600) -> LocalFile:
-        """Make a new regular file and open it for writing; ``mode`` whatever the umask."""
+        """Create a regular file with this exact mode, regardless of the umask, and open it for writing."""
         self._check_name(name)
         with self._held() as folder:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | OPEN_FLAGS, mode, dir_fd=folder)
@@ -76,21 +76,19 @@ class WritableLocalTree(LocalTree, WritableTree):
         return file
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
-        """An entry's attributes."""
+        """Return an entry's attributes."""
         self._check_name(name)
         with self._held() as folder:
-            st = os.stat(name, dir_fd=folder, follow_symlinks=follow)
-        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
-        return FileStat(st.st_mode, st.st_ino, st.st_size, st.st_blocks, st.st_uid, st.st_gid, *times, st.st_dev)
+            return file_stat(os.stat(name, dir_fd=folder, follow_symlinks=follow))
 
     def link(self, file: Any, name: str) -> None:
-        """Give an open file a second name: by its descriptor (proc(5), /proc/self/fd), so that it is this very file."""
+        """Give an open file a second name, by its descriptor (proc(5), /proc/self/fd)."""
         self._check_name(name)
         with self._held() as folder:
             os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=folder, follow_symlinks=True)
 
     def rename(self, old: str, new: str) -> None:
-        """Give an entry another name that nobody has (renameat2(2), RENAME_NOREPLACE)."""
+        """Give an entry another, unused name (renameat2(2), RENAME_NOREPLACE)."""
         self._check_name(old)
         self._check_name(new)
         with self._held() as folder:
@@ -104,16 +102,16 @@ class WritableLocalTree(LocalTree, WritableTree):
             _rename_without_kernel(folder, old, new)
 
     def unlink(self, name: str) -> None:
-        """Remove a file, or a link."""
+        """Remove a file or a link."""
         self._check_name(name)
         with self._held() as folder:
             os.unlink(name, dir_fd=folder)
 
     def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
-        """Make a directory; ``mode`` whatever the umask."""
+        """Create a directory with this exact mode, regardless of the umask."""
         self._check_name(name)
         with self._held() as folder:
-            os.mkdir(name, 0o700, dir_fd=folder)  # so that it can be opened, whatever it is to be
+            os.mkdir(name, 0o700, dir_fd=folder)  # a mode that lets it be opened; the real one follows
             made = os.stat(name, dir_fd=folder, follow_symlinks=False)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             try:
@@ -140,14 +138,14 @@ class WritableLocalTree(LocalTree, WritableTree):
     _noted = (-1, -1)  # the directory at which it was noted
 
     def note_folder(self) -> None:
-        """Note at the directory that something is noted at files of it."""
+        """Note at the directory that its files may have notes."""
         with self._held() as folder:
             st = os.fstat(folder)
             if self._noted != (st.st_dev, st.st_ino) and note_format(folder, "yes"):
                 self._noted = (st.st_dev, st.st_ino)
 
     def sync_folder(self) -> None:
-        """Wait until the names that were made and removed are safe."""
+        """Wait until created and removed names are safe."""
         try:
             with self._held() as folder:
                 os.fsync(folder)
@@ -157,7 +155,7 @@ class WritableLocalTree(LocalTree, WritableTree):
 
     @property
     def ordered(self) -> bool:
-        """Whether the file system is known for it; see :mod:`astore.trees.ordering`."""
+        """Whether the file system is known to keep the order; see :mod:`astore.trees.ordering`."""
         folder = self._current()
         device, ordered = self._order
         if device != folder.identity[0]:
@@ -170,16 +168,16 @@ class WritableLocalTree(LocalTree, WritableTree):
 
     def _check_name(self, name: str) -> None:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise OSError(errno.EINVAL, "it is not the name of an entry", name)
+            raise OSError(errno.EINVAL, "not the name of an entry", name)
 
 
 def _rename_without_kernel(folder: int, old: str, new: str) -> None:
-    """This file system cannot: a second name for a file, which is never replaced either, and then no first."""
+    """Rename on a file system without RENAME_NOREPLACE: link a file to its new name, then unlink the old one."""
     if stat.S_ISDIR(os.stat(old, dir_fd=folder, follow_symlinks=False).st_mode):
         with contextlib.suppress(FileNotFoundError):
             os.stat(new, dir_fd=folder, follow_symlinks=False)
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
-        os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # replaces an empty directory at the worst
+        os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # at worst it replaces an empty directory
         return
     os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     try:
@@ -197,30 +195,30 @@ class _OpenHow(ctypes.Structure):
 
 
 def _syscall(number: int, *arguments: Any) -> int:
-    """syscall(2). Numbers go as long, as the kernel takes them: -1 and the error in errno."""
+    """Make a system call, with integers passed as long; return -1 and set errno if it fails (syscall(2))."""
     wide = (ctypes.c_long(one) if isinstance(one, int) else one for one in arguments)
     result: int = libc().syscall(ctypes.c_long(number), *wide)
     return result
 
 
 def _open_beneath(folder: int, name: str, flags: int) -> int:
-    """Open an entry, following links within the folder only. :raises OSError: EXDEV: it is a link that leads out."""
+    """Open an entry, following links within the folder only. :raises OSError: EXDEV: it is a link out of the folder."""
     how = _OpenHow(flags, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     fd = _syscall(_OPENAT2, folder, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how))
     if fd >= 0:
         return fd
     error = last_failure(name)
     if error.errno == errno.EXDEV:
-        raise OSError(errno.EXDEV, "it is a link that leads out of the pool's directory", name)
+        raise OSError(errno.EXDEV, "a link out of the pool's directory", name)
     if error.errno == errno.ENXIO:
-        raise OSError(errno.EINVAL, "it is a socket, or nothing behind a device", name)
+        raise OSError(errno.EINVAL, "a socket, or a device file without a device", name)
     if error.errno not in (errno.ENOSYS, errno.EPERM):  # EPERM: a seccomp filter that does not know the call
         raise error
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as refused:
         if refused.errno == errno.ELOOP:
-            raise OSError(errno.EXDEV, "it is a link, which this kernel cannot be told to keep in", name) from None
+            raise OSError(errno.EXDEV, "a link, which this kernel cannot confine to the directory", name) from None
         if refused.errno == errno.ENXIO:
-            raise OSError(errno.EINVAL, "it is a socket, or nothing behind a device", name) from None
+            raise OSError(errno.EINVAL, "a socket, or a device file without a device", name) from None
         raise

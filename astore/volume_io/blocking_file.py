@@ -1,4 +1,4 @@
-"""TreeFile: an open regular file, by blocking calls."""
+"""TreeFile: the contract of an open regular file, by blocking calls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class TreeFile(abc.ABC):
     """
 
     in_flight: ClassVar[int] = 2
-    """How many calls at once pay for bulk data."""
+    """How many calls should run at once for bulk data."""
 
     @abc.abstractmethod
     def stat(self) -> FileStat:
-        """The file's attributes."""
+        """Return the file's attributes."""
 
     @abc.abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
 
     def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the file ends.
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the file; return their number.
 
-        A tree that can read straight into memory overrides it.
+        A tree that can read straight into memory overrides this.
         """
         data = self.pread(len(buffer), offset)
         buffer[: len(data)] = data
@@ -46,32 +46,32 @@ class TreeFile(abc.ABC):
 
     @abc.abstractmethod
     def allocate(self, offset: int, length: int) -> None:
-        """Take space for a range now; the file grows to hold it."""
+        """Allocate space for a range; the file grows to hold it."""
 
     @abc.abstractmethod
     def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole; the size stays. :raises OSError: EOPNOTSUPP: this storage has no holes."""
+        """Make a range a hole and keep the size. :raises OSError: EOPNOTSUPP: this storage has no holes."""
 
     @abc.abstractmethod
     def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``; None where there is nothing but a hole up to the end."""
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
 
     @abc.abstractmethod
     def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``: at the end of the file at the latest."""
+        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
 
     @abc.abstractmethod
     def copy_range(self, offset: int, target: Any, target_offset: int, length: int) -> int:
-        """Have the storage copy a range into another file of the same tree; returns how much it did (0: the file ends).
+        """Have the storage copy a range into another file of the same tree; return the bytes copied (0: the file ends).
 
-        :param target: a TreeFile of the same kind.
-        :raises OSError: EOPNOTSUPP, EXDEV, ENOSYS …: it cannot.
+        :param target: a TreeFile of the same class.
+        :raises OSError: EOPNOTSUPP, EXDEV, ENOSYS …: the storage cannot.
         """
 
     def clone(self, target: Any) -> None:
-        """Have ``target``, an empty file of the same tree, share all of this one's blocks (a reflink).
+        """Make ``target``, an empty file of the same tree, share all blocks of this file (a reflink).
 
-        :raises OSError: EOPNOTSUPP …: this storage cannot.
+        :raises OSError: EOPNOTSUPP …: the storage cannot.
         """
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
@@ -79,21 +79,21 @@ class TreeFile(abc.ABC):
     """Whether :meth:`open_again` works."""
 
     def open_again(self) -> int:
-        """A descriptor of the very same file for a program to inherit, without the locks of this one; the caller closes it."""
+        """Open this very file again for a program to inherit, without its locks; return a descriptor that the caller closes."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def noted_format(self) -> str | None:
-        """The format that astore noted at the file, ``""`` if none is; None: this storage keeps no notes."""
+        """Return the format that astore noted at the file, ``""`` if none is; None: this storage keeps no notes."""
         return None
 
     def note_format(self, format: str | None) -> bool:
-        """Note at the file which format it was made in, or (None) take that back; False: this storage keeps no notes."""
+        """Note the format that the file was made in, or remove the note (None); False: this storage keeps no notes."""
         return False
 
     def begin_as_qemu(self, *, write: bool) -> bool:
         """Take the locks that QEMU takes on an image that it reads (or writes), until the file is closed.
 
-        :return: False if a QEMU uses the image in a way that excludes this. True also where this storage has no such locks.
+        :return: False if a running QEMU holds conflicting locks. True also if this storage has no such locks.
         """
         return True
 
@@ -107,18 +107,18 @@ class TreeFile(abc.ABC):
 
     @abc.abstractmethod
     def sync(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
 
     @abc.abstractmethod
     def lock(self) -> bool:
-        """Lock the file against all others who lock it, in this process and elsewhere, until it is closed.
+        """Lock the file against other callers of this method, here and on other machines, until it is closed.
 
-        :return: False if somebody else has it locked. True also where this storage has no locks.
+        :return: False if it is locked already. True also if this storage has no locks.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the file. May be called twice, not while other calls are in progress.
+        """Close the file. May be called twice, but not while other calls run.
 
-        :raises OSError: a write that was put off failed.
+        :raises OSError: a delayed write failed.
         """

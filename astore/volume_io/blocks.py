@@ -1,32 +1,25 @@
-"""What a download gives: bytes in memory that is used again once nobody else has it, and holes."""
+"""The pieces of a download: holes, and buffers that are reused once their last user lets go of them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import msgspec
 
-Take = Callable[[], tuple[bytearray, int] | None]
-"""Gives a buffer to fill, and the offset to fill it from; None: there is no more to do now."""
-
-Filled = Callable[[int], None]
-"""Is told how many bytes there were for the buffer that was taken last."""
-
 
 class Hole(msgspec.Struct, frozen=True):
-    """What a sparse download gives, and a sparse upload takes, for ``length`` bytes of nothing."""
+    """A hole of ``length`` bytes, in a sparse download or upload."""
 
     length: int
 
 
 class Blocks:
-    """Buffers of one size. One that was taken is given again when whoever it was given to, and all that look at it (views,
-    calls that are still under way), have let go of it: CPython counts them.
+    """A pool of buffers of one size. A buffer is reused when CPython counts no other reference: its receiver, views of it and
+    running calls have all let go.
 
-    New memory for each block would be cleared by the kernel, page by page, which takes longer than reading what is cached.
+    The kernel clears new memory page by page, which takes longer than reading cached data into it.
 
-    :param size: bytes of each. :param kept: how many are kept at most; it may be fewer, as they are made on demand.
+    :param size: bytes of each buffer. :param kept: the most buffers to keep; they are made on demand.
     """
 
     def __init__(self, size: int, kept: int) -> None:
@@ -35,14 +28,14 @@ class Blocks:
         self._blocks: list[bytearray] = []
 
     def take(self, length: int) -> bytearray:
-        """A buffer of ``length`` bytes, up to the size, whatever is in it."""
+        """Return a buffer of ``length`` bytes, at most ``size``, with arbitrary contents."""
         if length != self.size:
             return bytearray(length)
         blocks = self._blocks
-        for number in range(len(blocks)):  # always from the first, so that few are used, which stay in the caches
+        for number in range(len(blocks)):  # always from the first, so that few buffers are used and stay cached
             if sys.getrefcount(blocks[number]) == _OURS:
                 if len(blocks[number]) != length:
-                    blocks[number] = bytearray(length)  # whoever had it made it longer or shorter
+                    blocks[number] = bytearray(length)  # its receiver changed its length
                 return blocks[number]
         block = bytearray(length)
         if len(blocks) < self._kept:
@@ -51,7 +44,7 @@ class Blocks:
 
 
 def _ours() -> int:
-    """How often an object is counted that only one list has."""
+    """Return the reference count of an object that only one list holds."""
     alone = [bytearray()]
     return sys.getrefcount(alone[0])
 

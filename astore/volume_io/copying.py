@@ -1,4 +1,4 @@
-"""Copying what is in one volume into another: by the storage itself where it can, else in blocks, holes kept."""
+"""Copy one volume into another: by the storage itself if it can, otherwise in blocks. Holes are kept."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.open_file import OpenFile
 
 BLOCK = 4 << 20
-"""Bytes that are read and written at once."""
+"""Bytes per read and write."""
 
 COPY_AT_ONCE = 64 << 20
-"""Bytes that the storage is asked to copy by one call."""
+"""The most bytes that the storage copies in one call."""
 
 CANNOT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EBADF})
-"""What storage says that cannot clone or copy."""
+"""Errors of storage that cannot clone, copy, punch holes or tell them."""
 
 
 class Count:
-    """How much of a piece of work is done, told to whoever wants to know.
+    """Counts the bytes that are done, and reports them.
 
-    :param total: bytes in all, or None. :param progress: called with bytes done and ``total``.
+    :param total: bytes in total, or None. :param progress: called with bytes done and ``total``.
     """
 
     def __init__(self, total: int | None, progress: Progress | None) -> None:
@@ -33,7 +33,7 @@ class Count:
         self._progress = progress
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """Count ``count`` more bytes as done."""
         if count <= 0:
             return
         self.done += count
@@ -42,7 +42,7 @@ class Count:
 
 
 async def next_data(file: VolumeFile, at: int, end: int) -> tuple[int, int] | None:
-    """The next range (from, to) at or after ``at`` that is no hole, as far as the storage tells; None: there is none."""
+    """Return the next range of data (from, to) at or after ``at``, as far as the storage tells; None: there is none."""
     try:
         begin = await file.seek_data(at)
         if begin is None or begin >= end:
@@ -51,14 +51,14 @@ async def next_data(file: VolumeFile, at: int, end: int) -> tuple[int, int] | No
     except OSError as error:
         if error.errno not in CANNOT:
             raise
-        return at, end  # storage without SEEK_DATA has no holes to be told
-    if until <= begin:  # it was written to, or cut, meanwhile
+        return at, end  # storage without SEEK_DATA tells no holes
+    if until <= begin:  # it was written or truncated meanwhile
         until = min(begin + BLOCK, end)
     return begin, until
 
 
 async def data_ranges(file: VolumeFile, start: int, end: int) -> AsyncGenerator[tuple[int, int], None]:
-    """The ranges (from, to) between ``start`` and ``end`` that are no holes, as far as the storage tells."""
+    """Yield the ranges of data (from, to) between ``start`` and ``end``, as far as the storage tells."""
     at = start
     while at < end and (found := await next_data(file, at, end)) is not None:
         yield found
@@ -66,7 +66,7 @@ async def data_ranges(file: VolumeFile, start: int, end: int) -> AsyncGenerator[
 
 
 async def side_by_side(work: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
-    """Run ``work()`` ``count`` times at once. The first error ends the others, and is raised as it is."""
+    """Run ``work()`` ``count`` times concurrently. The first error cancels the others, and is raised unwrapped."""
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
@@ -77,9 +77,9 @@ async def side_by_side(work: Callable[[], Coroutine[Any, Any, None]], count: int
 
 
 async def copy_blocks(source: VolumeFile, target: VolumeFile, end: int, count: Count) -> None:
-    """Copy what is no hole in the first ``end`` bytes, several blocks at once, through this process."""
+    """Copy the data in the first ``end`` bytes through this process, several blocks at once."""
     here = there = 0
-    lock = asyncio.Lock()  # looking for the next data takes a call
+    lock = asyncio.Lock()  # finding the next data awaits a call
 
     async def next_block() -> tuple[int, int] | None:
         nonlocal here, there
@@ -96,7 +96,7 @@ async def copy_blocks(source: VolumeFile, target: VolumeFile, end: int, count: C
             return start, here
 
     async def work() -> None:
-        memory = memoryview(bytearray(min(BLOCK, end)))  # one for all: the kernel would clear new memory for each block
+        memory = memoryview(bytearray(min(BLOCK, end)))  # reused: the kernel would clear new memory for each block
         while (block := await next_block()) is not None:
             start, stop = block
             length = await source.preadinto(memory[: stop - start], start)
@@ -108,9 +108,9 @@ async def copy_blocks(source: VolumeFile, target: VolumeFile, end: int, count: C
 
 
 async def copy_within(source: OpenFile, target: OpenFile, end: int, count: Count) -> bool:
-    """Have the storage copy the first ``end`` bytes of one of its files into another, an empty one.
+    """Have the storage copy the first ``end`` bytes of one of its files into another, empty one.
 
-    :return: False if it cannot; nothing was done then.
+    :return: False if it cannot; then nothing was copied.
     """
     try:
         await target.run(source.file.clone, target.file)
@@ -132,7 +132,7 @@ async def copy_within(source: OpenFile, target: OpenFile, end: int, count: Count
                     return False
                 raise
             if done == 0:
-                break  # the source was cut meanwhile
+                break  # the source was truncated meanwhile
             begun = True
             at += done
             count.add(at - gone)  # with the hole before it

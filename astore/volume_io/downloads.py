@@ -1,7 +1,7 @@
-"""Download: the bytes of an open volume in turn, read ahead by threads that stay at it.
+"""Download: the bytes of an open volume in order, read ahead by threads.
 
-A call from the loop to a thread and back costs more than reading two MiB that are cached. So a thread that has filled a block
-takes the next one itself, as long as there is room, and the loop is woken only for the block that it waits for.
+A round trip from the loop to a thread costs more than reading two cached MiB. So a thread that has filled a block takes
+the next one itself while there is room, and the loop is woken only for the block that it waits for.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Self
 
-from astore.backend import VolumeFile
+from astore.backend import Filled, ReadsBlocks, Take, VolumeFile
 from astore.cancellation import shielded
-from astore.volume_io.blocks import Blocks, Filled, Hole, Take
+from astore.volume_io.blocks import Blocks, Hole
 from astore.volume_io.copying import Count, next_data
 
 BLOCK = 2 << 20
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 ROOM = 2
-"""How many blocks may lie there, read, beyond those that are being read."""
+"""How many read blocks may wait, beyond those that are being read."""
 
 STAY = 0.01
-"""Seconds after which a thread that reads is given back, and has to be asked for again."""
+"""Seconds after which a reading thread goes back to the lane, and has to be requested again."""
 
 
 async def read_blocks(file: VolumeFile, take: Take, filled: Filled) -> None:
-    """Fill buffers one after the other; in a thread, where the file has ``read_blocks`` of its own.
+    """Fill buffers one after the other; in one call if the file is a :class:`~astore.backend.ReadsBlocks`.
 
-    :raises: whatever a read raised; ``filled`` was not called for that one.
+    :raises: what a read raised; ``filled`` was not called for it.
     """
-    own = getattr(file, "read_blocks", None)
-    if own is not None:
-        await own(take, filled)
+    if isinstance(file, ReadsBlocks):
+        await file.read_blocks(take, filled)
         return
     while (job := take()) is not None:
         filled(await file.preadinto(*job))
 
 
 class _Slot:
-    """A block in its place among those to come: not there before it has a ``length`` or an ``error``."""
+    """A planned block. It is there once it has a ``length`` or an ``error``."""
 
     __slots__ = ("block", "error", "length", "offset", "wanted")
 
@@ -61,10 +60,10 @@ class _Slot:
 
 
 class _Call:
-    """One call of a file's ``read_blocks``. Its fields change only under the lock of :class:`_ReadAhead`, except ``until``.
+    """One call of a file's ``read_blocks``. Its fields, except ``until``, change only under the lock of :class:`_ReadAhead`.
 
-    :ivar until: when its thread is given back. The first block is read in any case, however long the call waited for a thread.
-    :ivar slot: the block that it is reading. :ivar over: whether it gets no more blocks.
+    :ivar until: when its thread goes back. The first block is read anyway, however long the call waited for a thread.
+    :ivar slot: the block that it reads now. :ivar over: whether it gets no more blocks.
     """
 
     __slots__ = ("over", "slot", "until")
@@ -76,10 +75,10 @@ class _Call:
 
 
 class _ReadAhead:
-    """The blocks that are planned, being read and read, under one lock: the loop plans and takes them, threads fill them.
+    """The planned and the read blocks, under one lock: the loop plans and takes them, threads fill them.
 
     :param in_flight: how many calls read at once. :param offset: where to begin. :param end: where to end.
-    :param sparse: look for data before reading: see :meth:`gap`.
+    :param sparse: find data before reading; see :meth:`gap`.
     :param wake: called from a thread when the block that the loop waits for is there.
     """
 
@@ -99,7 +98,7 @@ class _ReadAhead:
     # --------------------------------------------------------------------------------------------------- on the loop
 
     def gap(self) -> int | None:
-        """Return where to look for the next data, or None while there is enough to read."""
+        """Return where to look for the next data, or None if enough is planned."""
         with self._lock:
             if self._at >= self._until and self._at < self._end and len(self._ahead) < self._in_flight:
                 return self._at
@@ -109,15 +108,15 @@ class _ReadAhead:
         """Go on from the gap ``at`` with a hole up to ``begin`` and data up to ``until``."""
         with self._lock:
             if self._at != at:
-                return  # it came to an end meanwhile
+                return  # the download ended meanwhile
             if begin > at:
                 self._ahead.append(Hole(begin - at))
             self._at, self._until = begin, until
 
     def look(self) -> tuple[_Slot | Hole | None, int]:
-        """Plan what to read, as far as there is room. Return what comes first, if anything, and how many calls are wanted.
+        """Plan blocks while there is room. Return the first one, if any, and how many calls to start.
 
-        If what comes first is not there yet, ``wake`` is called when it is.
+        If the first block is not there yet, ``wake`` is called when it is.
         """
         with self._lock:
             while self._at < self._until and len(self._ahead) < self._most:
@@ -127,17 +126,17 @@ class _ReadAhead:
                 self._at += slot.wanted
             first = self._ahead[0] if self._ahead else None
             self._awaited = first if isinstance(first, _Slot) and not first.there else None
-            # while nobody waits, calls for a few blocks only are not worth it
+            # while the loop does not wait, a call for only a few blocks is not worth its cost
             worth = self._awaited is not None or self._at >= self._until or len(self._to_read) >= self._most // 2
             return first, len(self._to_read) if worth else 0
 
     def pop(self) -> None:
-        """Take out what comes first."""
+        """Remove the first block or hole."""
         with self._lock:
             self._ahead.popleft()
 
     def give_up(self) -> None:
-        """Plan and keep nothing any more."""
+        """Drop all blocks and plan no more."""
         with self._lock:
             self._stop()
             self._ahead.clear()
@@ -145,7 +144,7 @@ class _ReadAhead:
     # --------------------------------------------------------------------------------------------------- in a thread
 
     def take(self, call: _Call) -> tuple[bytearray, int] | None:
-        """Give a call its next block to read; None ends the call."""
+        """Return the next block for a call to read; None ends the call."""
         now = time.monotonic()
         if call.until is None:
             call.until = now + STAY
@@ -159,15 +158,15 @@ class _ReadAhead:
             return slot.block, slot.offset
 
     def filled(self, call: _Call, length: int) -> None:
-        """Note that a call has read ``length`` bytes of the block that it took last."""
+        """Record that a call has read ``length`` bytes of its block."""
         with self._lock:
             slot, call.slot = call.slot, None
             if slot is None:
-                return  # it came too late
+                return  # too late
             if 0 <= length <= slot.wanted:
                 slot.length = length
             else:
-                slot.error = ValueError(f"a file says that it has read {length} of {slot.wanted} bytes")
+                slot.error = ValueError(f"a read of {slot.wanted} bytes returned {length}")
             if self._awaited is slot:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     self._wake()
@@ -175,19 +174,19 @@ class _ReadAhead:
     # ---------------------------------------------------------------------------------------------------- anywhere
 
     def end(self, call: _Call) -> None:
-        """Note that a call returned: a block that it took has to be there."""
+        """Record that a call returned. If its block is not there, that is an error of the file."""
         if call.slot is not None:
-            self.fail(call, RuntimeError("a file took a block to read, and did not say that it had"))
+            self.fail(call, RuntimeError("read_blocks() took a block and never filled it"))
 
     def fail(self, call: _Call, error: BaseException) -> None:
-        """Note that a call failed, or hangs. What comes before its block is still given, and nothing after it."""
+        """Record that a call failed. Blocks before its own are still delivered, later ones are not."""
         if isinstance(error, (StopAsyncIteration, asyncio.CancelledError)):  # these mean something else to the consumer
             error, cause = RuntimeError(f"a file raised {type(error).__name__}"), error
             error.__cause__ = cause
         with self._lock:
             call.over = True
             slot, call.slot = call.slot, None
-            if slot is None and self._to_read:  # it could not even begin
+            if slot is None and self._to_read:  # it failed before its first block
                 slot = self._to_read.popleft()
             if slot is not None:
                 slot.error = error
@@ -199,7 +198,7 @@ class _ReadAhead:
 
 
 class Download:
-    """The blocks of a volume in turn, read ahead: an async iterator, given by ``volume.download()``."""
+    """An async iterator over the blocks of a volume, read ahead; ``volume.download()`` returns one."""
 
     def __init__(self, file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> None:
         self._file = file
@@ -217,7 +216,7 @@ class Download:
         return self
 
     async def __anext__(self) -> bytearray | Hole:
-        # a consumer that is cancelled here (a deadline for one block) may ask again, and misses nothing
+        # a consumer that is cancelled here (a deadline for one block) may continue, and misses nothing
         ahead = self._ahead
         while True:
             while (at := ahead.gap()) is not None:
@@ -226,7 +225,7 @@ class Download:
             first, calls = ahead.look()
             there = not isinstance(first, _Slot) or first.there
             for _ in range(min(self._file.in_flight - len(self._calls), calls)):
-                # not by way of a task factory: an eager task might end before it is among the calls
+                # no task factory: an eager task could end before it is in the set
                 self._calls.add(asyncio.Task(self._read(), loop=self._loop))
             if there:
                 break
@@ -240,7 +239,7 @@ class Download:
             self._count.add(first.length)
             return first
         block = first.block
-        if first.length < len(block):  # it was cut meanwhile, and ends here
+        if first.length < len(block):  # it was truncated meanwhile, and ends here
             self._give_up()
             if not first.length:
                 raise StopAsyncIteration
@@ -253,7 +252,7 @@ class Download:
         try:
             await read_blocks(self._file, lambda: ahead.take(call), lambda length: ahead.filled(call, length))
             ahead.end(call)
-        except BaseException as error:  # plugin code: it may raise anything, and the consumer has to be told
+        except BaseException as error:  # plugin code may raise anything; the consumer gets it
             if self._closed and isinstance(error, asyncio.CancelledError):
                 raise
             ahead.fail(call, error)
@@ -268,7 +267,7 @@ class Download:
         self._signal.set()
 
     async def aclose(self) -> None:
-        """Give up what is being read ahead."""
+        """Cancel the reads that are under way."""
         self._closed = True
         self._give_up()
         calls = list(self._calls)
@@ -276,12 +275,12 @@ class Download:
             call.cancel()
         if calls:
             await asyncio.wait(calls)
-        self._calls.clear()  # those that had not begun too
+        self._calls.clear()  # including tasks that never started
 
 
 @contextlib.asynccontextmanager
 async def downloading(file: VolumeFile, offset: int, end: int, sparse: bool, count: Count) -> AsyncIterator[Download]:
-    """A :class:`Download` of the bytes from ``offset`` to ``end``; reads that are under way end with it."""
+    """Download the bytes from ``offset`` to ``end``; running reads are cancelled at the end of the block."""
     download = Download(file, offset, end, sparse, count)
     try:
         yield download

@@ -1,4 +1,4 @@
-"""Export: an open file as a disk of a fixed size, which is what the NBD protocol knows."""
+"""Export: presents an open file as a disk of a fixed size, as the NBD protocol needs it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from astore.volume_io.copying import CANNOT, next_data
 T = TypeVar("T")
 
 LARGEST = 4 << 20
-"""Bytes that one request may read or write."""
+"""The most bytes that one request may read or write."""
 
 SECTOR = 512
-"""What is written is a multiple of: QEMU has drivers that cannot read a file to its end if it ends within a sector."""
+"""Writes are multiples of this: some QEMU drivers cannot read the end of a file that ends within a sector."""
 
 MOST_EXTENTS = 32
-"""How many holes and data are told at once."""
+"""The most extents in one reply."""
 
 
 class Export:
-    """A file that is read and, with ``write``, written through the calls of NBD.
+    """Serves NBD requests from a file: reads and, with ``write``, writes.
 
-    :param size: bytes that the disk has, however many the file has: what lies behind its end is zeros, and it grows when it is
-        written there.
-    :param head: the first bytes, whatever the file has there: those that were looked at, so that nobody can change them
-        afterwards. What is written through this changes them.
-    :param on_bytes: called with the count of bytes of each read or write.
-    :ivar end: where what was written or zeroed ends, or the file ended at first.
+    :param size: bytes of the disk. Beyond the end of the file it reads as zeros, and a write there makes the file grow.
+    :param stored: bytes of the file.
+    :param head: the first bytes, served instead of the file's. They were checked, so that nobody can change them
+        afterwards. Writes through the export change them.
+    :param on_bytes: called with the bytes of each read or write.
+    :ivar end: the end of the file at first; later the end of what was written or zeroed, if that is greater.
     :ivar error: the first error of the storage.
     """
 
@@ -55,16 +55,16 @@ class Export:
 
     @property
     def in_flight(self) -> int:
-        """How many requests at once pay."""
+        """How many requests should run at once."""
         return max(2, self._file.in_flight)
 
     @property
     def sector(self) -> int:
-        """Bytes that a request has to be a multiple of."""
+        """Requests are multiples of this many bytes."""
         return SECTOR if self.write else 1
 
     async def read(self, length: int, offset: int) -> bytes:
-        """Exactly so many bytes. :raises OSError: EINVAL: there are not so many."""
+        """Read exactly ``length`` bytes. :raises OSError: EINVAL: they reach beyond the end."""
         self._check(offset, length, most=LARGEST)
         data = await self._asked(self._file.pread(length, offset))
         if offset < len(self._head):
@@ -74,7 +74,7 @@ class Export:
         return data if len(data) == length else data.ljust(length, b"\0")
 
     async def write_at(self, data: bytes | bytearray, offset: int) -> None:
-        """Write all of it. :raises OSError: ENOSPC: beyond the end; EPERM: it is not to be written."""
+        """Write all of ``data``. :raises OSError: ENOSPC: it reaches beyond the end; EPERM: the export is read-only."""
         length = len(data)
         self._check(offset, length, most=LARGEST, write=True)
         self._stored = max(self._stored, offset + length)
@@ -84,7 +84,7 @@ class Export:
         self._tell(length)
 
     async def zero(self, offset: int, length: int, *, hole: bool) -> None:
-        """Make a range zeros: a hole if it may be one."""
+        """Write zeros to a range; with ``hole``, by a hole if possible."""
         self._check(offset, length, write=True)
         self._reach(offset + length)
         self._note_head(bytes(max(0, min(length, len(self._head) - offset))), offset)
@@ -99,19 +99,19 @@ class Export:
             await self._asked(self._file.pwrite(zeros[: until - at], at))
 
     async def trim(self, offset: int, length: int) -> None:
-        """Nobody needs the range any more."""
+        """Discard a range."""
         self._check(offset, length, write=True)
         until = min(offset + length, self._stored)
         if until > offset:
             await self._punched(offset, until - offset)
 
     async def flush(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
         if self.write:
             await self._asked(self._file.sync())
 
     async def extents(self, offset: int, length: int, *, one: bool) -> list[tuple[int, bool]]:
-        """What the range is made of from its begin on, as far as the storage tells: (length, whether it is a hole)."""
+        """Return the extents of a range from its start, as far as the storage tells: (length, whether it is a hole)."""
         self._check(offset, length)
         end = offset + length
         told: list[tuple[int, bool]] = []
@@ -144,7 +144,7 @@ class Export:
             raise
 
     def _note_head(self, data: bytes | bytearray, offset: int) -> None:
-        """Have the first bytes be what is written there."""
+        """Update the first bytes by a write."""
         room = len(self._head) - offset
         if room > 0:
             self._head[offset : offset + len(data)] = data[:room]
@@ -171,5 +171,5 @@ class Export:
 
 
 def whole_sectors(size: int) -> int:
-    """As many bytes, and as many more as make whole sectors."""
+    """Round a size up to whole sectors."""
     return (size + SECTOR - 1) // SECTOR * SECTOR

@@ -1,4 +1,4 @@
-"""What a volume is by its own header, held against what is known of it: what was checked is what is worked on."""
+"""Read a volume's header and check it against the volume's record, so that work is done on what was checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import errno
 from collections.abc import Callable
 
 from astore.errors import StorageError, printable
-from astore.images import HEADER_SIZE, ImageError, dmg, formats, probe
+from astore.images import HEADER_SIZE, ImageError, dmg, probe
+from astore.images.formats import is_raw
 from astore.images.references import located
 from astore.model import FileStat, ImageInfo, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.volume_io.blocking_file import TreeFile
@@ -22,11 +23,11 @@ def recognised(
     *,
     notes: bool = True,
 ) -> tuple[ImageInfo | None, str | None]:
-    """Say what a file's header says it is, and the format that it is known to have been made in.
+    """Probe a file's header; return the image it describes and the format that the file is known to have been made in.
 
-    :param size: of the file. :param read: gives more of it than ``head``. :param noted: gives what is noted at the file.
-    :param made: what is known where no notes are kept. :param notes: look for a note at every image.
-    :raises ImageError: its header is malformed, and it was not made raw.
+    :param size: of the file. :param read: reads more of it than ``head``. :param noted: reads the note at the file.
+    :param made: the known format if the storage keeps no notes. :param notes: read the note of every image.
+    :raises ImageError: the header is malformed, and the file was not made raw.
     """
     try:
         image = probe(head, read)
@@ -49,7 +50,7 @@ def _known(noted: str | None, made: str | None) -> str | None:
 def record_of(
     name: str, type: VolumeType, key: str, st: FileStat, image: ImageInfo | None, made: str | None = None
 ) -> VolumeInfo:
-    """The record of an entry, with what its header says, if that was read.
+    """Return the record of an entry, with what its header says if that was read.
 
     :param made: the format that it is known to have been made in.
     """
@@ -92,15 +93,10 @@ def record_of(
     )
 
 
-def is_raw(format: str | None) -> bool:
-    """Whether the bytes of such a volume are those of the disk."""
-    return formats.is_raw(format)
-
-
 def examined(
     file: TreeFile, name: str, key: str, type: VolumeType = VolumeType.FILE, made: str | None = None
 ) -> tuple[bytes, VolumeInfo]:
-    """The first HEADER_SIZE bytes of an open file, and the record that it has by them as the volume ``name``. Blocks.
+    """Read the first HEADER_SIZE bytes of an open file; return them and its record as the volume ``name``. Blocks.
 
     :param made: the format that it is known to have been made in.
     :raises OSError: it cannot be read. ImageError: its header is malformed.
@@ -113,18 +109,18 @@ def examined(
 
 
 def unchanged_head(file: TreeFile, volume: VolumeInfo, what: str) -> bytes:
-    """The first bytes of an open volume, if it is still what its record says. Blocks.
+    """Return the first bytes of an open volume, if it still matches its record. Blocks.
 
-    :param what: the work, for the error.
-    :raises StorageError: EAGAIN: it is another file, or its header says something else by now.
+    :param what: the operation, for the error.
+    :raises StorageError: EAGAIN: it is another file, or its header has changed.
     """
     return head_and_record(file, volume, volume, what)[0]
 
 
 def head_and_record(file: TreeFile, volume: VolumeInfo, before: VolumeInfo, what: str) -> tuple[bytes, VolumeInfo]:
-    """The first bytes of an open file, and its record as ``volume``, if its header says what that of ``before`` says. Blocks.
+    """Return an open file's first bytes and its record as ``volume``, if its header still matches ``before``. Blocks.
 
-    :raises StorageError: EAGAIN: it says something else, or the file is not that of ``volume``.
+    :raises StorageError: EAGAIN: the header does not match, or the file is not that of ``volume``.
     """
     try:
         head, now = examined(file, volume.name, volume.key, volume.type, volume.made)
@@ -136,13 +132,13 @@ def head_and_record(file: TreeFile, volume: VolumeInfo, before: VolumeInfo, what
 
 
 def _meaning(info: VolumeInfo) -> tuple[object, ...]:
-    """What must not change between a look at a volume and work on it."""
+    """Return what must not change between a check of a volume and work on it."""
     references = tuple((one.kind, one.name, one.format) for one in info.references)
     return ("raw" if is_raw(info.format) else info.format, references)
 
 
 def elsewhere(info: VolumeInfo) -> Reference | None:
-    """The first file, if there is one, that has data of the volume which its own file has not."""
+    """Return the first reference to another file that holds data of the volume, or None."""
     for reference in info.references:
         if reference.kind in (ReferenceKind.DATA, ReferenceKind.EXTENT):
             return reference
@@ -150,7 +146,7 @@ def elsewhere(info: VolumeInfo) -> Reference | None:
 
 
 def check_whole(info: VolumeInfo, what: str) -> None:
-    """:raises StorageError: EPERM: the volume has its data in files that its header names."""
+    """Check that a volume has all its data itself. :raises StorageError: EPERM: its header names other files for data."""
     reference = elsewhere(info)
     if reference is not None:
         where = printable(reference.location or reference.name)

@@ -1,4 +1,4 @@
-"""LocalFile: an open file of this machine, by its descriptor."""
+"""LocalFile: an open local file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.notes import note_format, noted_format
 
 LOCK_OFFSET = 0x6173_746F_7265_0000
-"""Which byte of a file its writers lock: far from those that QEMU locks (100 to 203), and from any data."""
+"""The byte of a file that its writers lock, far from the bytes that QEMU locks (100 to 203) and from any data."""
 
 FICLONE = 0x40049409
 """linux/fs.h: _IOW(0x94, 9, int); see ioctl_ficlone(2)."""
@@ -29,13 +29,13 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines (bits/fcntl.h): type, whence, start, length, pid
 OPEN_FLAGS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _QEMU_READ, _QEMU_WRITE, _QEMU_RESIZE = 0, 1, 3
-"""Rights on an image, as QEMU numbers them (BLK_PERM_CONSISTENT_READ … in its include/block/block-common.h)."""
+"""QEMU's numbers of the rights on an image (BLK_PERM_CONSISTENT_READ … in its include/block/block-common.h)."""
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 class LocalFile(TreeFile):
-    """An open file by its descriptor."""
+    """A :class:`~astore.volume_io.blocking_file.TreeFile` over a descriptor."""
 
     __slots__ = ("_fd", "_locked", "path")
 
@@ -48,22 +48,18 @@ class LocalFile(TreeFile):
         return f"<LocalFile {self.path}{' closed' if self._fd < 0 else ''}>"
 
     def fileno(self) -> int:
-        """The descriptor. :raises OSError: EBADF: it is closed."""
+        """Return the descriptor. :raises OSError: EBADF: the file is closed."""
         if self._fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
         return self._fd
 
     def stat(self) -> FileStat:
-        """The file's attributes."""
-        st = os.fstat(self.fileno())
-        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
-        size = st.st_size
-        if stat.S_ISBLK(st.st_mode):
-            size = os.lseek(self.fileno(), 0, os.SEEK_END)
-        return FileStat(st.st_mode, st.st_ino, size, st.st_blocks, st.st_uid, st.st_gid, *times, st.st_dev)
+        """Return the file's attributes."""
+        found = file_stat(os.fstat(self.fileno()))
+        return found.sized(os.lseek(self.fileno(), 0, os.SEEK_END)) if stat.S_ISBLK(found.mode) else found
 
     def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the file ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
         fd = self.fileno()
         data = os.pread(fd, length, offset)
         if not data or len(data) == length:
@@ -76,7 +72,7 @@ class LocalFile(TreeFile):
         return b"".join(parts)
 
     def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; fewer bytes only where the file ends."""
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the file; return their number."""
         fd = self.fileno()
         done = os.preadv(fd, [buffer], offset)
         if 0 < done < len(buffer):
@@ -103,7 +99,7 @@ class LocalFile(TreeFile):
         os.ftruncate(self.fileno(), length)
 
     def allocate(self, offset: int, length: int) -> None:
-        """Take space for a range now."""
+        """Allocate space for a range."""
         if length > 0:
             os.posix_fallocate(self.fileno(), offset, length)
 
@@ -115,7 +111,7 @@ class LocalFile(TreeFile):
             raise last_failure(self.path)
 
     def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``."""
+        """Return the first offset with data, from ``offset`` on; None: there is none."""
         try:
             return os.lseek(self.fileno(), offset, os.SEEK_DATA)
         except OSError as error:
@@ -124,16 +120,16 @@ class LocalFile(TreeFile):
             raise
 
     def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``."""
+        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
         try:
             return os.lseek(self.fileno(), offset, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # it was cut meanwhile
+            if error.errno == errno.ENXIO:  # it was truncated meanwhile
                 return offset
             raise
 
     def copy_range(self, offset: int, target: Any, target_offset: int, length: int) -> int:
-        """Have the kernel copy a range: shared blocks, a copy by the server, or within the kernel; see copy_file_range(2)."""
+        """Have the kernel or the file server copy a range, or share its blocks; see copy_file_range(2)."""
         return os.copy_file_range(self.fileno(), target.fileno(), length, offset, target_offset)
 
     def clone(self, target: Any) -> None:
@@ -141,7 +137,7 @@ class LocalFile(TreeFile):
         fcntl.ioctl(target.fileno(), FICLONE, self.fileno())
 
     def set_nocow(self) -> None:
-        """Have the file system not copy this (empty) file's blocks on writing. :raises OSError: it does not know how."""
+        """Turn off copy-on-write for this empty file. :raises OSError: the file system cannot."""
         fd = self.fileno()
         flags = struct.unpack("l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, struct.pack("l", 0)))[0]
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", flags | FS_NOCOW_FL))
@@ -149,23 +145,23 @@ class LocalFile(TreeFile):
     in_kernel = True
 
     def open_again(self) -> int:
-        """A descriptor of the very same file, whatever its name leads to by now (proc(5), /proc/self/fd)."""
+        """Open this very file again, whatever its name leads to by now (proc(5), /proc/self/fd); return the descriptor."""
         fd = self.fileno()
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
 
     def noted_format(self) -> str | None:
-        """The format that is noted at the file."""
+        """Return the format that is noted at the file."""
         return noted_format(self.fileno())
 
     def note_format(self, format: str | None) -> bool:
-        """Note which format the file was made in, or (None) take that back."""
+        """Note the format that the file was made in, or remove the note (None)."""
         return note_format(self.fileno(), format)
 
     def begin_as_qemu(self, *, write: bool) -> bool:
-        """Take the locks that QEMU's file driver would (block/file-posix.c): which rights it uses, and which it shares not.
+        """Take the locks that QEMU's file driver would take (block/file-posix.c).
 
-        Locked bytes say so: from 100 on the rights in use, from 200 on those that nobody else may use.
+        A locked byte from 100 on is a right in use; a locked byte from 200 on is a right that no other user may have.
         """
         fd = self.fileno()
         used = (_QEMU_READ, _QEMU_WRITE, _QEMU_RESIZE) if write else (_QEMU_READ,)
@@ -193,11 +189,11 @@ class LocalFile(TreeFile):
         os.fchown(self.fileno(), uid, gid)
 
     def sync(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
         os.fsync(self.fileno())
 
     def lock(self) -> bool:
-        """Take the lock of open file descriptions (fcntl(2), F_OFD_SETLK), which goes with the file."""
+        """Take an open file description lock (fcntl(2), F_OFD_SETLK), which ends with the file."""
         try:
             fcntl.fcntl(self.fileno(), fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCK_OFFSET, 1, 0))
         except OSError as error:
@@ -214,8 +210,7 @@ class LocalFile(TreeFile):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if self._locked:
-                # by a call of its own: over FUSE, closing alone gives the lock back some time later, when others have been told
-                # already that the volume is being written (seen)
+                # unlock first: over FUSE, a close releases the lock only later (seen), and until then others get "busy"
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, LOCK_OFFSET, 1, 0))
             os.close(fd)
@@ -223,7 +218,7 @@ class LocalFile(TreeFile):
 
 @cache
 def libc() -> ctypes.CDLL:
-    """The C library, for calls that Python has not."""
+    """Return the C library, for calls that Python does not have."""
     library = ctypes.CDLL(None, use_errno=True)
     library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.syscall.restype = ctypes.c_long
@@ -231,6 +226,12 @@ def libc() -> ctypes.CDLL:
 
 
 def last_failure(name: str) -> OSError:
-    """The error of the C library's call that this thread made last."""
+    """Return the error of this thread's last call of the C library."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), name)
+
+
+def file_stat(st: os.stat_result) -> FileStat:
+    """Convert a stat(2) result."""
+    times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+    return FileStat(st.st_mode, st.st_ino, st.st_size, st.st_blocks, st.st_uid, st.st_gid, *times, st.st_dev)

@@ -1,4 +1,4 @@
-"""NamedFile: an open volume as the core hands it out, whose errors name pool and volume."""
+"""NamedFile: an open volume whose errors name its pool and volume; the core hands it out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import errno
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from astore.backend import VolumeFile
+from astore.backend import Filled, Take, VolumeFile
 from astore.errors import StorageError, printable, reason
 from astore.model import FileStat
-from astore.volume_io.blocks import Filled, Take
 from astore.volume_io.downloads import read_blocks
 
 T = TypeVar("T")
 
 
 class NamedFile:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may be made side by side.
+    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
 
-    Every call raises StorageError, with the errno, where the storage says no, and LaneTimeoutError where it says nothing.
+    Every call raises StorageError with an errno if the storage fails, and LaneTimeoutError if it does not answer.
     """
 
     def __init__(self, file: VolumeFile, pool: str, volume: str, *, write: bool = True) -> None:
@@ -32,28 +31,28 @@ class NamedFile:
 
     @property
     def in_flight(self) -> int:
-        """How many calls at once pay for bulk data."""
+        """How many calls should run at once for bulk data."""
         return self._file.in_flight
 
     async def stat(self) -> FileStat:
-        """Its attributes."""
+        """Return the volume's attributes."""
         return await self._named(self._file.stat())
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         return await self._named(self._file.pread(length, offset))
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the volume ends.
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number.
 
-        If this is cancelled the buffer may still be filled, until the thread lets go of it.
+        After a cancellation a thread may go on to fill the buffer until it lets go of it.
         """
         if isinstance(buffer, memoryview) and (buffer.format != "B" or buffer.ndim != 1):
             buffer = buffer.cast("B")
         return await self._named(self._file.preadinto(buffer, offset))
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after the other; see :func:`astore.volume_io.downloads.read_blocks`."""
+        """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         await self._named(read_blocks(self._file, take, filled))
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -67,30 +66,30 @@ class NamedFile:
         await self._named(self._file.truncate(length))
 
     async def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``; None where there are none up to the end."""
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         return await self._named(self._file.seek_data(offset))
 
     async def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``; the end of the volume at the latest."""
+        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
         return await self._named(self._file.seek_hole(offset))
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole; the size stays."""
+        """Make a range a hole and keep the size."""
         self._check_write()
         await self._named(self._file.punch(offset, length))
 
     async def note_format(self, format: str | None) -> bool:
-        """Note which format the volume was made in, or (None) take that back; False: its storage keeps no notes."""
+        """Note the format that the volume was made in, or remove the note (None); False: its storage keeps no notes."""
         self._check_write()
         note = getattr(self._file, "note_format", None)
         return False if note is None else await self._named(note(format))
 
     async def sync(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
         await self._named(self._file.sync())
 
     def _check_write(self) -> None:
-        # not all storage says so, or says so at once: a client that puts writes off may only fail later, and to nobody
+        # checked here: a client that delays writes may fail only later, when nobody sees the error
         if not self._write:
             raise StorageError(
                 f"pool {self._pool!r}: volume {printable(self._volume)!r} was opened for reading",

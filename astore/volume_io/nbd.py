@@ -1,9 +1,9 @@
-"""A volume's bytes served to programs of this machine by the NBD protocol, over the file that the pool has open already.
+"""Serve a volume to local programs by the NBD protocol, over the file that the pool has open already.
 
-So that qemu-img can work on any storage that astore can, knows nothing of it, and opens nothing but what it was given.
-All numbers are from the protocol's document: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md (in its
-words, this is a fixed newstyle server with the options GO, INFO, LIST, ABORT, EXPORT_NAME, STRUCTURED_REPLY and the meta
-context ``base:allocation``).
+This lets qemu-img work on any storage that astore supports, without knowing it and without opening anything itself.
+All numbers are from the protocol's document: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. In its
+terms, this is a fixed newstyle server with the options GO, INFO, LIST, ABORT, EXPORT_NAME, STRUCTURED_REPLY and the meta
+context ``base:allocation``.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from astore.cancellation import bounded, shielded, to_the_end
 from astore.volume_io.export import LARGEST, Export
 
 NAME = "volume"
-"""What the export is called."""
+"""The name of the export."""
 
 MOST_CONNECTIONS = 16
-"""Clients at once; qemu-img makes one for each image that it opens."""
+"""The most clients at once; qemu-img makes a connection for each image that it opens."""
 
 MOST_OPTIONS = 64
-"""What a client may ask for before it begins."""
+"""The most options in one handshake."""
 
 MOST_OPTION_BYTES = 16 << 10
-"""How long an option may be; names have 4,096 bytes at most."""
+"""The most bytes of an option; names have at most 4,096."""
 
 PREFERRED = 64 << 10
-"""Bytes that requests should have at least."""
+"""The preferred least bytes of a request."""
 
 _GREETING = Struct(">8s8sH")
 _OPTION = Struct(">8sII")
@@ -58,19 +58,19 @@ _HAS_FLAGS, _READ_ONLY, _SEND_FLUSH, _SEND_TRIM, _SEND_ZEROES, _MULTI_CONN = 1, 
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES, _STATUS = 0, 1, 2, 3, 4, 6, 7
 _FLAG_NO_HOLE, _FLAG_REQ_ONE = 2, 8
 _FLAGS = {_ZEROES: _FLAG_NO_HOLE, _STATUS: _FLAG_REQ_ONE}
-"""The flags that a command may have."""
+"""The flags that each command may have."""
 
 _DONE, _CHUNK_NONE, _CHUNK_DATA, _CHUNK_STATUS, _CHUNK_ERROR = 1, 0, 1, 5, 0x8001
 _CONTEXT, _CONTEXT_ID = b"base:allocation", 1
 _ERRORS = frozenset({errno.EPERM, errno.EIO, errno.ENOMEM, errno.EINVAL, errno.ENOSPC})
-"""What the protocol has numbers for: those of Linux."""
+"""The errors that the protocol has numbers for, which are those of Linux."""
 
 
 @contextlib.asynccontextmanager
 async def serving(export: Export, context: Context, folder: str) -> AsyncIterator[dict[str, Any]]:
-    """Serve it on a socket in ``folder``, which must be private, to whoever comes.
+    """Serve an export on a socket in ``folder``, which must be private: every client is accepted.
 
-    :return: how QEMU is told of it: a node of its block layer (driver ``nbd``).
+    :return: the export as a node of QEMU's block layer (driver ``nbd``).
     """
     path = f"{folder}/{NAME}"
     listener = await to_the_end(context.lane, _listen, path, undo=socket.socket.close)
@@ -104,7 +104,7 @@ class _Server:
     def _accept(self) -> None:
         try:
             client, _ = self._listener.accept()
-        except OSError:  # it is gone again
+        except OSError:  # the client has gone already
             return
         if len(self._tasks) >= MOST_CONNECTIONS:
             client.close()
@@ -113,7 +113,7 @@ class _Server:
         task = self._loop.create_task(_Connection(self._export, client).serve())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # a task that is cancelled before its first step does not close it
+        # closed here, because a task that is cancelled before its first step runs no code
         task.add_done_callback(lambda _: client.close())
 
     async def aclose(self) -> None:
@@ -126,7 +126,7 @@ class _Server:
 
 
 class _Gone(Exception):
-    """The client hung up, or said what no client says: there is nothing more to tell it."""
+    """The client hung up or broke the protocol; it gets no further reply."""
 
 
 class _Connection:
@@ -136,7 +136,7 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._structured = False
-        self._context = False  # whether it asked for base:allocation
+        self._context = False  # whether the client set base:allocation
 
     async def serve(self) -> None:
         with contextlib.suppress(_Gone, OSError):
@@ -146,7 +146,7 @@ class _Connection:
     # ----------------------------------------------------------------------------------------------- the handshake
 
     async def _shake_hands(self) -> bool:
-        """Agree on how to talk; whether there is anything to be said."""
+        """Negotiate the options; return whether requests follow."""
         await self._send(_GREETING.pack(_MAGIC, _HAVE_OPTION, _FIXED_NEWSTYLE | _NO_ZEROES))
         (flags,) = _U32.unpack(await self._receive(4))
         if not flags & _FIXED_NEWSTYLE or flags & ~(_FIXED_NEWSTYLE | _NO_ZEROES):
@@ -158,7 +158,7 @@ class _Connection:
             data = bytes(await self._receive(length))
             if option == _OPT_EXPORT_NAME:
                 if data.decode("utf-8", "replace") != NAME:
-                    raise _Gone  # there is no other answer
+                    raise _Gone  # this option has no error reply
                 rest = b"" if flags & _NO_ZEROES else bytes(124)
                 await self._send(_U64.pack(self._export.size) + _U16.pack(self._transmission_flags) + rest)
                 return True
@@ -167,7 +167,7 @@ class _Connection:
                 return False
             try:
                 go = await self._opted(option, data)
-            except (ValueError, IndexError):  # it is shorter than it says
+            except (ValueError, IndexError):  # the option is malformed
                 await self._reply(option, _ERR_INVALID)
             else:
                 if go:
@@ -175,10 +175,10 @@ class _Connection:
         raise _Gone
 
     async def _opted(self, option: int, data: bytes) -> bool:
-        """Answer an option; True: it was the last one. :raises ValueError: it is malformed."""
+        """Answer an option; return whether it was the last one. :raises ValueError: it is malformed."""
         if option in (_OPT_LIST, _OPT_STRUCTURED):
             if data:
-                raise ValueError("data where there are none")
+                raise ValueError("unexpected data")
             if option == _OPT_LIST:
                 await self._reply(option, _REP_SERVER, _U32.pack(len(NAME)) + NAME.encode())
             else:
@@ -213,13 +213,13 @@ class _Connection:
             query, rest = _string(rest)
             queries.append(query)
         if rest or not self._structured:
-            raise ValueError("it cannot ask this")
+            raise ValueError("malformed, or before structured replies were set")
         if option == _OPT_SET_META:
             self._context = False
         if name != NAME.encode():
             await self._reply(option, _ERR_UNKNOWN)
             return
-        # where it is being written to, holes are not told: the storage may not know yet what is in its caches
+        # a writable export tells no holes: the storage may not know yet what is in its caches
         asked = _CONTEXT in queries or (option == _OPT_LIST_META and (not queries or b"base:" in queries))
         if asked and not self._export.write:
             if option == _OPT_SET_META:
@@ -239,7 +239,7 @@ class _Connection:
     # ------------------------------------------------------------------------------------------------ transmission
 
     async def _answer_all(self) -> None:
-        """Answer requests, several at once, until the client goes."""
+        """Answer requests, several at once, until the client leaves."""
         slots = asyncio.Semaphore(self._export.in_flight)
 
         async def answer(*request: Any) -> None:
@@ -259,7 +259,7 @@ class _Connection:
                     data: bytes | bytearray = b""
                     if kind == _WRITE:
                         if length > LARGEST:
-                            return  # not even to be thrown away
+                            return  # too long even to skip
                         data = await self._receive(length)
                     group.create_task(answer(kind, flags, cookie, offset, length, data))
                     del data
@@ -287,7 +287,7 @@ class _Connection:
     async def _done(
         self, kind: int, flags: int, offset: int, length: int, data: bytes | bytearray
     ) -> tuple[int, tuple[bytes, ...]]:
-        """Do what a request asks; the kind of chunk that answers it, and what is in it. :raises OSError: it cannot be."""
+        """Execute a request; return the type and the payload of the reply chunk. :raises OSError: it failed."""
         export = self._export
         if flags & ~_FLAGS.get(kind, 0):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -1,4 +1,4 @@
-"""Notes at files: the format of a volume that was made raw, kept in an extended attribute."""
+"""Notes at files: an extended attribute says that a volume was made raw."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import errno
 import os
 
 NOTE = "user.astore.format"
-"""The extended attribute in which the format of a volume is noted that was made raw (xattr(7))."""
+"""The extended attribute with the format of a volume that was made raw (xattr(7))."""
 
 NO_NOTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
-"""What file systems say that keep no notes, or none of ours."""
+"""Errors of file systems that keep no notes, or none of this user's."""
 
 NOT_NOTED = frozenset({errno.ENODATA, errno.ERANGE})
 """The errors of a file without a note, or with another one."""
 
 
 def noted_format(fd: int) -> str | None:
-    """The format that is noted at an open file, ``""`` if none is; None where the file system keeps no notes."""
+    """Return the format that is noted at an open file, ``""`` if none is; None: the file system keeps no notes."""
     try:
         return "raw" if os.getxattr(fd, NOTE) == b"raw" else ""
     except OSError as error:
@@ -28,7 +28,7 @@ def noted_format(fd: int) -> str | None:
 
 
 def note_format(fd: int, format: str | None) -> bool:
-    """Note at an open file which format it was made in, or (None) take that back; False where no notes are kept."""
+    """Note the format that an open file was made in, or remove the note (None); False: no notes are kept."""
     try:
         if format is not None:
             os.setxattr(fd, NOTE, format.encode())

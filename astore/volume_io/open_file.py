@@ -1,4 +1,4 @@
-"""OpenFile: a file of a tree, opened for use from asyncio."""
+"""OpenFile: an open file of a tree, for use from asyncio."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Lane
+from astore.backend import Filled, Lane, Take
 from astore.cancellation import SYNC_SECONDS, in_a_thread
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.blocks import Filled, Take
 
 T = TypeVar("T")
 
 CLOSE_SECONDS = 2.0
-"""How long closing may hold its caller up; a file that hangs is closed by the thread that hangs in it."""
+"""Seconds that closing may block its caller; a file that hangs is closed by the thread that hangs in it."""
 
 
 class OpenFile:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may be made side by side.
+    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
 
-    A call that was cancelled goes on in its thread. The file is closed when the last call is out of it, by whoever made
-    that call, so that no number is closed, and given to another file, under a call.
+    A cancelled call goes on in its thread. The thread of the last call closes the file, so that a descriptor's number is
+    never given to another file while a call uses it.
     """
 
     def __init__(self, lane: Lane, file: TreeFile, note_folder: Callable[[], object] | None = None) -> None:
@@ -38,21 +37,21 @@ class OpenFile:
         self._users = 0
         self._closing = False
         self._closed = False
-        self._told: Callable[[], object] | None = None  # called when it is closed by the last call
+        self._told: Callable[[], object] | None = None  # called when the last call has closed the file
 
     @property
     def in_flight(self) -> int:
-        """How many calls at once pay for bulk data."""
+        """How many calls should run at once for bulk data."""
         return self._file.in_flight
 
     @property
     def lane(self) -> Lane:
-        """Whose threads make its calls."""
+        """The lane whose threads make its calls."""
         return self._lane
 
     @property
     def file(self) -> TreeFile:
-        """The file itself, for blocking calls that are made through :meth:`run`."""
+        """The file itself, for blocking calls through :meth:`run`."""
         return self._file
 
     async def run(self, func: Callable[..., T], *args: object, timeout: float | None = None) -> T:
@@ -66,7 +65,7 @@ class OpenFile:
         """Call ``func(*args)`` on this thread; the file stays open meanwhile."""
         with self._lock:
             if self._closing:
-                raise OSError(errno.EBADF, "it was closed meanwhile")
+                raise OSError(errno.EBADF, "the volume was closed")
             self._users += 1
         try:
             return func(*args)
@@ -75,29 +74,29 @@ class OpenFile:
                 self._users -= 1
                 last = self._closing and not self._users
             if last:
-                with contextlib.suppress(OSError):  # whoever closed it does not wait for what this says
+                with contextlib.suppress(OSError):  # the caller of aclose() gets no errors of a late close
                     self._close_once()
                 if self._told is not None:
                     with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                         self._told()
 
     async def stat(self) -> FileStat:
-        """Its attributes."""
+        """Return the file's attributes."""
         return await self.run(self._file.stat)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset`` on; fewer only where the volume ends."""
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         return await self.run(self._file.pread, length, offset)
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; returns how many bytes there were, fewer only where the volume ends.
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number.
 
-        If this is cancelled the buffer may still be filled, until the thread lets go of it.
+        After a cancellation a thread may go on to fill the buffer until it lets go of it.
         """
         return await self.run(self._file.preadinto, buffer, offset)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after the other, on one thread; see :func:`astore.volume_io.downloads.read_blocks`."""
+        """Fill buffers one after another, on one thread; see :func:`astore.volume_io.downloads.read_blocks`."""
         await self.run(_read_blocks, self._file, take, filled)
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -113,15 +112,15 @@ class OpenFile:
         await self.run(self._file.punch, offset, length)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Where data begin at or after ``offset``; None where there are none up to the end."""
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         return await self.run(self._file.seek_data, offset)
 
     async def seek_hole(self, offset: int) -> int:
-        """Where a hole begins at or after ``offset``; the end of the file at the latest."""
+        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
         return await self.run(self._file.seek_hole, offset)
 
     async def note_format(self, format: str | None) -> bool:
-        """Note which format it was made in, or (None) take that back; False: this storage keeps no notes."""
+        """Note the format that the volume was made in, or remove the note (None); False: this storage keeps no notes."""
         return await self.run(self._note_format, format)
 
     def _note_format(self, format: str | None) -> bool:
@@ -132,13 +131,13 @@ class OpenFile:
         return True
 
     async def sync(self) -> None:
-        """Wait until what was written is safe."""
+        """Wait until written data is safe."""
         await self.run(self._file.sync, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:
-        """Close it, once the last call is out of it; wait for that, but not for long. May be called twice. To be shielded.
+        """Close the file after its last call. The wait for that is bounded. May be called twice; shield it.
 
-        :raises OSError: a write that was put off failed.
+        :raises OSError: a delayed write failed.
         """
         loop = asyncio.get_running_loop()
         closed = asyncio.Event()
@@ -153,7 +152,7 @@ class OpenFile:
             with anyio.move_on_after(CLOSE_SECONDS), contextlib.suppress(TimeoutError):
                 await (self._lane.run(self._close_once) if idle else closed.wait())
         finally:
-            if idle and not self._closed:  # the lane has no thread for it, which is no reason to keep it
+            if idle and not self._closed:  # the lane has no free thread: close it on an own one
                 in_a_thread(self._close_once)
 
     def _close_once(self) -> None:
@@ -164,7 +163,7 @@ class OpenFile:
         self._close()
 
     def _close(self) -> None:
-        """Close the file; in a thread."""
+        """Close the file. Blocks."""
         self._file.close()
 
 
@@ -173,5 +172,5 @@ def _read_blocks(file: TreeFile, take: Take, filled: Filled) -> None:
         block, offset = job
         del job
         length = file.preadinto(block, offset)
-        del block  # whoever is told may use it again
+        del block  # so that filled() may reuse it
         filled(length)

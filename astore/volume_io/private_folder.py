@@ -1,7 +1,7 @@
-"""Private folders: where programs such as qemu-img work on what is on its way to a pool.
+"""Private folders: temporary folders in which programs such as qemu-img prepare files for a pool.
 
-Each is locked by the process that made it (flock(2)), so that whoever makes the next one can tell which a killed process has
-left behind, and removes them.
+The process that made a folder keeps it locked (flock(2)). A folder without a lock is a killed process's leftover, and the next
+process that makes one removes it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from collections.abc import AsyncIterator, Iterator
 
 from astore.backend import Context
 from astore.cancellation import cleaned_up, to_the_end
+from astore.volume_io.volume_names import ATTEMPTS
 
 PREFIX = "astore-"
 LOCK = ".astore-lock"
-"""The file in it that is locked."""
+"""The locked file in the folder."""
 
 LONGEST = 80
-"""Bytes of the path of a folder for sockets, whose own may have 107 (unix(7))."""
-
-ATTEMPTS = 16
+"""The most bytes of the path of a folder for sockets; a socket's path has at most 107 (unix(7))."""
 
 
 @contextlib.asynccontextmanager
 async def private_folder(context: Context, *, for_socket: bool = False) -> AsyncIterator[str]:
-    """A folder of this machine that only this user may look into; gone afterwards.
+    """Make a local folder that only this user may access, and remove it afterwards.
 
-    :param for_socket: its path has to be short.
+    :param for_socket: the path must be short.
     """
     made = await to_the_end(context.lane, PrivateFolder, for_socket, undo=PrivateFolder.remove)
     try:
@@ -40,16 +39,16 @@ async def private_folder(context: Context, *, for_socket: bool = False) -> Async
 
 
 class PrivateFolder:
-    """A new folder, locked; what others left is removed. Blocking.
+    """A new, locked folder. Making one removes leftovers. Its methods block.
 
-    :param for_socket: its path has to be short.
-    :param place: the folder to make it in; None means the one for temporary files.
+    :param for_socket: the path must be short.
+    :param place: the folder to make it in; None: the one for temporary files.
     """
 
     def __init__(self, for_socket: bool = False, place: str | None = None) -> None:
         place = tempfile.gettempdir() if place is None else place
         if for_socket and len(os.fsencode(place)) > LONGEST:
-            place = "/tmp"  # noqa: S108  (in a folder of its own, as everywhere)
+            place = "/tmp"  # noqa: S108  (safe: mkdtemp makes a folder in it)
         for left in _left_behind(place):
             shutil.rmtree(left, ignore_errors=True)
         for _ in range(ATTEMPTS):
@@ -61,15 +60,15 @@ class PrivateFolder:
                 if os.path.samestat(os.fstat(self._fd), os.stat(f"{self.path}/{LOCK}")):
                     return
             except (BlockingIOError, FileNotFoundError):
-                pass  # somebody took it for left behind before it was locked
+                pass  # another process took it for a leftover before it was locked
             except BaseException:
                 self.remove()
                 raise
             self.remove()
-        raise OSError(f"no private folder can be made in {place}")
+        raise OSError(f"cannot make a private folder in {place}")
 
     def remove(self) -> None:
-        """Remove it with all that is in it. Never raises."""
+        """Remove the folder and its contents. Never raises."""
         shutil.rmtree(self.path, ignore_errors=True)
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -77,7 +76,7 @@ class PrivateFolder:
 
 
 def _left_behind(place: str) -> Iterator[str]:
-    """The folders of this user's that nobody has locked any more."""
+    """Yield this user's folders that no process has locked."""
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             if not entry.name.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""qemu-img, for whatever has to do with the inside of image formats. As a program; absent, only that fails."""
+"""Run the program qemu-img for all work inside image formats. Without it only such work fails."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _PROGRAM = "qemu-img"
 _FEATURES = ("lazy_refcounts", "extended_l2")
 
 MEMORY = 2 << 30
-"""Bytes of address space that qemu-img may take: its own threads take a quarter of it, an image's tables tens of MiB."""
+"""The most bytes of qemu-img's address space; its threads take a quarter of it, an image's tables tens of MiB."""
 
 PROCESSOR_SECONDS = 60.0
-"""Seconds of processor time that it may take for what is in an image beside data."""
+"""The most seconds of processor time for an image's metadata."""
 
 BYTES_A_SECOND = 2 << 20
-"""Stored bytes for each further second: an image that unfolds to more work than that is not a disk, but an attack."""
+"""Stored bytes per further second of processor time. An image that needs more is an attack, not a disk."""
 
 LONGEST_NAME = 1023
-"""Bytes of the name of a backing file in a qcow2 header."""
+"""The most bytes of a backing file's name in a qcow2 header."""
 
 
 def limits(stored: int = 0) -> Limits:
-    """What qemu-img may use for images of so many stored bytes in all."""
+    """Return qemu-img's resource limits for images of ``stored`` bytes in total."""
     return Limits(MEMORY, min(PROCESSOR_SECONDS + stored / BYTES_A_SECOND, CONVERT_SECONDS))
 
 
 def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None) -> QemuNode:
-    """An image of a format as a node of QEMU's block layer, over the node ``storage`` and the image that backs it.
+    """Return an image as a node of QEMU's block layer, over the node ``storage`` and the backing image's node.
 
-    Without one there is none, whatever its header says.
+    Without ``backing`` the image is read without one, whatever its header says.
     """
     made: QemuNode = {"driver": formats.driver_of(format), "file": storage}
     if formats.can_be_backed(format):
@@ -54,17 +54,17 @@ def node(format: str | None, storage: QemuNode, backing: QemuNode | None = None)
 
 
 def file_node(path: str, type: VolumeType = VolumeType.FILE) -> QemuNode:
-    """A file or device of this machine as a node of QEMU's block layer."""
+    """Return a local file or device as a node of QEMU's block layer."""
     return {"driver": "host_device" if type is VolumeType.BLOCK else "file", "filename": path}
 
 
 def descriptor_node(descriptor: int, type: VolumeType = VolumeType.FILE) -> QemuNode:
-    """An open file that qemu-img inherits, as a node of QEMU's block layer: the very file, whatever its name leads to."""
+    """Return an open file that qemu-img inherits as a node of QEMU's block layer."""
     return file_node(f"/proc/self/fd/{descriptor}", type)
 
 
 def descriptors(*nodes: QemuNode) -> list[int]:
-    """The numbers of the open files that are in these nodes."""
+    """Return the descriptors of the open files in these nodes."""
     found: list[int] = []
     for one in nodes:
         path = one.get("filename", "")
@@ -75,17 +75,17 @@ def descriptors(*nodes: QemuNode) -> list[int]:
 
 
 def filename(node: QemuNode) -> str:
-    """A node as qemu-img takes it instead of the name of a file."""
+    """Return a node in the form in which qemu-img takes it as a file name."""
     return f"json:{json.dumps(node)}"
 
 
 def check_definition(definition: VolumeDef) -> None:
-    """:raises DefinitionError: qemu-img cannot make this volume."""
+    """Check that a volume can be created by its definition. :raises DefinitionError: it cannot."""
     kind = definition.format or "raw"
     if kind != "raw" and not formats.can_be_made(kind):
         able = ", ".join(("raw", "dir", *(one for one in formats.WRITTEN if one != "luks")))
         raise DefinitionError(
-            f"volumes of format {kind!r} can be kept but not made; those that can: {able}", element="format"
+            f"volumes of format {kind!r} can be kept but not created; formats that can: {able}", element="format"
         )
     if definition.encryption is not None or kind == "luks":
         raise DefinitionError("an encrypted volume needs its secret, and astore keeps no secrets", element="encryption")
@@ -93,7 +93,7 @@ def check_definition(definition: VolumeDef) -> None:
         raise DefinitionError(f"compat {definition.compat!r} is no version", element="compat")
     for feature in definition.features:
         if feature not in _FEATURES:
-            raise DefinitionError(f"there is no feature {feature!r}", element="features")
+            raise DefinitionError(f"unknown feature {feature!r}", element="features")
     if kind != "qcow2":
         for what, value in (
             ("compat", definition.compat),
@@ -106,8 +106,8 @@ def check_definition(definition: VolumeDef) -> None:
         raise DefinitionError(f"volumes of format {kind!r} cannot be backed by others", element="backingStore")
 
 
-def create_arguments(definition: VolumeDef, capacity: int, *, prealloc_metadata: bool = False) -> list[str]:
-    """The arguments of ``qemu-img create``, up to the path and the size."""
+def create_arguments(definition: VolumeDef, *, prealloc_metadata: bool = False) -> list[str]:
+    """Return the arguments of ``qemu-img create``, up to the path and the size."""
     options: list[str] = []
     kind = definition.format or "raw"
     if kind == "qcow2":
@@ -118,11 +118,11 @@ def create_arguments(definition: VolumeDef, capacity: int, *, prealloc_metadata:
         if definition.cluster_size:
             options.append(f"cluster_size={definition.cluster_size}")
         if prealloc_metadata:
-            # "falloc", which libvirt asks for where all is to be allocated, would take the space where the image is made
+            # not "falloc", as libvirt does for full allocation: it would allocate the space in the private folder
             options.append("preallocation=metadata")
     argv = ["create", "-q", "-f", kind]
     if definition.backing is not None:
-        # -u: the image that backs it need not be opened here, and its name may mean nothing in the private folder
+        # -u: do not open the backing image, whose name may mean nothing in the private folder
         argv += ["-u", "-b", definition.backing.path, "-F", formats.driver_of(definition.backing.format)]
     if options:
         argv += ["-o", ",".join(options)]
@@ -130,12 +130,12 @@ def create_arguments(definition: VolumeDef, capacity: int, *, prealloc_metadata:
 
 
 def convert_arguments(definition: VolumeDef, source: QemuNode, target: QemuNode, *, thin: bool = False) -> list[str]:
-    """The arguments of ``qemu-img convert``.
+    """Return the arguments of ``qemu-img convert``.
 
-    -n: into an image that is there already, for a qemu-img that was killed while it started, and runs on for a moment,
-    would make it again after it was removed.
+    They convert into an existing image (-n). Otherwise a qemu-img that was killed at its start, and runs on for a moment,
+    could create the image again after its removal.
 
-    :param thin: what the source's own image leaves to the one that backs it, the target leaves to its own.
+    :param thin: leave to the target's backing image what the source leaves to its own.
     """
     argv = ["convert", "-q", "-n"]
     if definition.backing is None:
@@ -146,7 +146,7 @@ def convert_arguments(definition: VolumeDef, source: QemuNode, target: QemuNode,
 
 
 def rebase_arguments(definition: VolumeDef, target: QemuNode) -> list[str]:
-    """The arguments of ``qemu-img rebase`` that write the backing file's name into the header, and nothing else."""
+    """Return the arguments of ``qemu-img rebase`` that only write the backing file's name into the header."""
     assert definition.backing is not None
     backing = definition.backing
     return ["rebase", "-q", "-u", "-b", backing.path, "-F", formats.driver_of(backing.format), filename(target)]
@@ -155,10 +155,10 @@ def rebase_arguments(definition: VolumeDef, target: QemuNode) -> list[str]:
 async def run(
     *arguments: str, timeout: float, operation: str, limits: Limits, descriptors: Sequence[int] = ()
 ) -> CommandResult:
-    """Run qemu-img, on a thread beside those of the pool's lane, which it may need to get on.
+    """Run qemu-img on a thread outside the pool's lane, because it may itself wait for the lane.
 
-    :param descriptors: open files that it is given.
-    :raises CommandError: it is not installed, or what it said.
+    :param descriptors: open files that it inherits.
+    :raises CommandError: it is not installed, or failed.
     """
     runner = LaneCommandRunner(cast(Lane, _OwnThread()))
     try:
@@ -175,9 +175,10 @@ async def run(
 
 
 class _OwnThread:
-    """As much of a lane as a program needs that waits for what the pool's lane reads and writes.
+    """Stands in for a lane and runs each program on a new thread.
 
-    Were it on that lane, as many programs as it has threads would wait for ever. It ends by itself, at its deadline.
+    On the pool's lane, programs that wait for its reads and writes could occupy all its threads and deadlock. The program
+    ends itself at its deadline.
     """
 
     async def run(self, func: Callable[[], T], *, timeout: float) -> T:
@@ -207,19 +208,19 @@ class _OwnThread:
 
 
 def is_served(node: QemuNode | None) -> bool:
-    """Whether QEMU gets an image from this process, and so waits for its lanes."""
+    """Return whether this process serves an image to QEMU, which then waits for its lanes."""
     return node is not None and node["file"]["driver"] == "nbd"
 
 
 def needed_capacity(definition: VolumeDef) -> int:
-    """:raises DefinitionError: it has none."""
+    """Return a definition's capacity. :raises DefinitionError: it has none."""
     if definition.capacity is None:
         raise DefinitionError(f"volume {definition.name!r} needs a capacity", element="capacity")
     return definition.capacity
 
 
 def image_end(said: CommandResult) -> int:
-    """Where an image ends, by what ``qemu-img check --output=json`` said. :raises CommandError: it did not say."""
+    """Return where an image ends, from the output of ``qemu-img check --output=json``. :raises CommandError: it is missing."""
     try:
         return int(json.loads(said.stdout)["image-end-offset"])
     except (ValueError, TypeError, LookupError) as error:

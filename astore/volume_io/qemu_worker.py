@@ -1,8 +1,8 @@
-"""QemuWorker: runs qemu-img for one pool, on what the pool has open.
+"""QemuWorker: runs qemu-img for one pool, on files that the pool has open.
 
-qemu-img opens nothing by a name that somebody else could have written. It inherits open files, where the storage has such and
-their headers do not matter. Everything else is served to it (:mod:`astore.volume_io.nbd`), over the volume that the pool has
-open already, with the header that was checked. It is told of each image which files belong to it.
+qemu-img opens no file by a name that somebody else could have written. It inherits open files if the storage is local and
+their headers do not matter. Other volumes are served to it (:mod:`astore.volume_io.nbd`) with the header that was checked.
+The files of each image are named to it explicitly.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from astore.volume_io.open_file import OpenFile
 from astore.volume_io.private_folder import private_folder
 
 PROGRAMS = 4
-"""How many qemu-img one pool has at work at once."""
+"""The most qemu-img processes of one pool at once."""
 
 OnBytes = Callable[[int], None] | None
 
 
 class QemuWorker:
-    """Runs qemu-img, a few at once, and hands it volumes.
+    """Runs qemu-img, a few processes at once, and hands it volumes.
 
     :param context: the pool's.
     """
@@ -51,9 +51,9 @@ class QemuWorker:
     ) -> CommandResult:
         """Run qemu-img.
 
-        :param nodes: what it is told of, whose open files it inherits. :param stored: bytes that it may have to read.
-        :param export: what it writes to, if that is served. :param timeout: in seconds.
-        :raises OSError: the storage said no to what is written there. CommandError: qemu-img did.
+        :param nodes: the nodes in its arguments, whose open files it inherits. :param stored: bytes that it may have to read.
+        :param export: the export that it writes to, if any. :param timeout: in seconds.
+        :raises OSError: the storage failed behind ``export``. CommandError: qemu-img failed.
         """
         if self._programs is None:
             self._programs = asyncio.Semaphore(PROGRAMS)
@@ -71,11 +71,11 @@ class QemuWorker:
                     raise export.error from error
                 raise
 
-    # ------------------------------------------------------------------------------------------ what it works on
+    # ------------------------------------------------------------------------------------------ volumes for qemu-img
 
     @contextlib.asynccontextmanager
     async def serving(self, export: Export) -> AsyncIterator[QemuNode]:
-        """Serve an open volume to it."""
+        """Serve an open volume to qemu-img."""
         async with (
             private_folder(self._context, for_socket=True) as folder,
             nbd.serving(export, self._context, folder) as storage,
@@ -84,7 +84,7 @@ class QemuWorker:
 
     @contextlib.asynccontextmanager
     async def inherited(self, file: OpenFile, type: VolumeType) -> AsyncIterator[QemuNode]:
-        """Let it inherit an open file of this machine."""
+        """Let qemu-img inherit an open local file."""
         lane = self._context.lane
         descriptor = await to_the_end(lane, file.guarded, file.file.open_again, undo=os.close)
         try:
@@ -94,33 +94,33 @@ class QemuWorker:
 
     @contextlib.asynccontextmanager
     async def shim(self, backing: QemuNode | None, capacity: int) -> AsyncIterator[QemuNode | None]:
-        """The node of what backs an image whose header keeps its own name for that.
+        """Yield a backing node for an image whose header keeps the backing file's name.
 
-        QEMU mixes a node with that name, unless the node has a file name of its own. So QEMU gets an empty image of ours,
-        which is backed by the node.
+        QEMU confuses a node with that name unless the node has a file name of its own. So it gets an empty, temporary
+        image that is backed by the node.
         """
         if backing is None:
             yield None
             return
         name = qemu_img.filename(backing)
         if len(name.encode()) > qemu_img.LONGEST_NAME:
-            raise StorageError("it is backed by a chain that is too long to be resized", errno=errno.EOPNOTSUPP)
+            raise StorageError("its backing chain is too long for a resize", errno=errno.EOPNOTSUPP)
         async with private_folder(self._context) as folder:
             path = f"{folder}/backing.qcow2"
             create = ["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", backing["driver"], path, str(capacity)]
             await self.run(create, "resizing a backed volume")
             yield {"driver": "qcow2", "file": qemu_img.file_node(path)}
 
-    # ------------------------------------------------------------------------------------------------- what it does
+    # ------------------------------------------------------------------------------------------------- operations
 
     @contextlib.asynccontextmanager
     async def new_image(
         self, definition: VolumeDef, capacity: int, *, prealloc_metadata: bool = False
     ) -> AsyncIterator[str]:
-        """Have it make an empty image in a private folder; yields the path."""
+        """Create an empty image in a private folder; yield its path."""
         async with private_folder(self._context) as folder:
-            path = f"{folder}/{definition.name}"  # VMDK has it in its descriptor
-            arguments = qemu_img.create_arguments(definition, capacity, prealloc_metadata=prealloc_metadata)
+            path = f"{folder}/{definition.name}"  # a VMDK's descriptor contains the name
+            arguments = qemu_img.create_arguments(definition, prealloc_metadata=prealloc_metadata)
             await self.run([*arguments, path, str(capacity)], f"creating a {definition.format} volume")
             yield path
 
@@ -134,12 +134,12 @@ class QemuWorker:
         stored: int = 0,
         export: Export | None = None,
     ) -> None:
-        """Have it copy the disk of one image into another, an empty one.
+        """Copy the disk of one image into another, empty one.
 
-        :param source: the image that is read. :param storage: of the image that is written.
-        :param definition: what that is; its capacity must be given.
-        :param backing: the node of its backing file, if what the source's own image has not is the same in it.
-        :param stored: how many bytes the source takes in its files. :param export: what serves ``storage``, if anything does.
+        :param source: the image to read. :param storage: the storage of the image to write.
+        :param definition: of the image to write; it must have a capacity.
+        :param backing: the node of its backing file, if that has the same data as the source's backing file.
+        :param stored: bytes that the source takes in its files. :param export: the export behind ``storage``, if any.
         """
         kind = definition.format or "raw"
         nodes = (source, storage, backing or {})
@@ -156,7 +156,7 @@ class QemuWorker:
 
         thin = backing is not None
         if definition.backing is not None and backing is None:
-            # something unknown, so that nothing is left to what is there really
+            # a backing node of unknown data, so that qemu-img leaves nothing to the real backing file
             backing = {"driver": "null-co", "size": definition.capacity, "read-zeroes": False}
         target = qemu_img.node(kind, storage, backing)
         await run(qemu_img.convert_arguments(definition, source, target, thin=thin))
@@ -165,7 +165,7 @@ class QemuWorker:
 
 
 def check_convertible(definition: VolumeDef) -> None:
-    """:raises DefinitionError: nothing can be converted into such a volume."""
+    """Check that an image can be converted into this volume. :raises DefinitionError: it cannot."""
     qemu_img.check_definition(definition)
     if definition.backing is not None and not formats.can_be_backed_later(definition.format or "raw"):
         raise DefinitionError(

@@ -1,4 +1,4 @@
-"""SessionFiles: what is open in a session, and ends with it."""
+"""SessionFiles: closes a session's open volumes when the session ends."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import anyio
 from astore.errors import StorageError
 
 CLOSING_SECONDS = 1.0
-"""How long the end of a session waits for calls on its volumes."""
+"""Seconds that the end of a session waits for calls on its volumes."""
 
 
 class Closes(Protocol):
-    """What can be closed, also while calls are in it."""
+    """An open volume, which can be closed while calls are running."""
 
     async def aclose(self) -> None: ...
 
 
 def stopped() -> StorageError:
-    """The error of work whose session ended."""
+    """Return the error of work whose session has ended."""
     return StorageError("the pool was stopped meanwhile", errno=errno.EBADF)
 
 
 class SessionFiles:
-    """The volumes that are open in a session.
+    """The open volumes of a session.
 
-    :ivar over: the session has ended, and nothing is opened any more.
+    :ivar over: whether the session has ended, so that no volume is opened any more.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class SessionFiles:
 
     @contextlib.contextmanager
     def keeping(self, file: Closes) -> Iterator[None]:
-        """The file is open inside, and closed if the session ends meanwhile. :raises StorageError: EBADF: it has ended."""
+        """Close the file if the session ends inside the block. :raises StorageError: EBADF: the session has ended."""
         self._files.add(file)
         try:
             self.check()
@@ -48,12 +48,12 @@ class SessionFiles:
             self._files.discard(file)
 
     def check(self) -> None:
-        """:raises StorageError: EBADF: the session has ended."""
+        """Check that the session goes on. :raises StorageError: EBADF: it has ended."""
         if self.over:
             raise stopped()
 
     async def end(self) -> None:
-        """Have all work on open volumes fail, and what was being made be removed. Bounded."""
+        """Fail all work on open volumes and remove unfinished ones, in bounded time."""
         self.over = True
         files = list(self._files)
         if files:

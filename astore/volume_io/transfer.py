@@ -1,4 +1,4 @@
-"""Upload: streams of bytes into an open volume, several blocks under way at once, holes kept."""
+"""Upload: write a stream of bytes into an open volume, several blocks at once. Holes are kept."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from astore.volume_io.copying import CANNOT, Count
 from astore.volume_io.downloads import Download
 
 BLOCK = 2 << 20
-"""The least bytes that are written at once where more are to come."""
+"""The least bytes of a write, except the last one before a hole or the end."""
 
 MOST = 4 << 20
-"""The most bytes that are written at once."""
+"""The most bytes of a write."""
 
 GRAIN = 64 << 10
-"""Zeros are found in whole pieces of this many bytes, aligned to it."""
+"""Zeros become holes in aligned pieces of this many bytes."""
 
 _ZEROS = bytes(MOST)
 
@@ -30,11 +30,11 @@ Data = bytes | bytearray | memoryview
 
 
 class _Written:
-    """How far an upload came without a gap, though its blocks end in any order."""
+    """Counts the bytes of an upload that are written without a gap, while its blocks end in any order."""
 
     def __init__(self, count: Count) -> None:
         self._count = count
-        self._blocks: deque[list[int]] = deque()  # length, and 1 when it is done
+        self._blocks: deque[list[int]] = deque()  # length, and 1 once it is written
 
     def begin(self, length: int) -> list[int]:
         block = [length, 0]
@@ -57,36 +57,36 @@ async def upload(
     *,
     own: bool = False,
 ) -> int:
-    """Write what ``source`` gives from ``offset`` on; returns the offset after it.
+    """Write the chunks of ``source`` from ``offset`` on; return the offset after them.
 
-    :param length: the most bytes that it may give. :param sparse: zeros become holes.
-    :param own: nobody else uses what it gives, as of a download.
-    :raises TransferError: the source gives more than ``length`` bytes, which are written; or the storage said no.
-        What ``source`` raises, as it is.
+    :param length: the most bytes that the source may give. :param sparse: turn zeros into holes.
+    :param own: the source does not reuse the memory of its chunks, like a download.
+    :raises TransferError: the storage failed, or the source gives more than ``length`` bytes; these are written.
+        Errors of ``source`` are raised unwrapped.
     """
     try:
         writing = _Upload(file, (await file.stat()).size, sparse, count)
         given = await writing.all_of(source, offset, length, own or isinstance(source, Download))
         end = given if length is None else min(given, offset + length)
         if end > offset and end > max(writing.size, (await file.stat()).size):
-            await file.truncate(end)  # it ends in a hole
+            await file.truncate(end)  # the upload ends in a hole
         await file.sync()
     except _StorageSaidNo as no:
         raise _broken_off(no.error, count) from no.error
     except StorageError as error:
         raise _broken_off(error, count) from error
     if given > end:
-        raise TransferError(f"there are more than the {length} bytes that were announced", done=count.done)
+        raise TransferError(f"the source gave more than the announced {length} bytes", done=count.done)
     return end
 
 
 class _Upload:
-    """Blocks on their way into a volume."""
+    """One upload: its running writes, and the first error of the volume."""
 
     def __init__(self, file: VolumeFile, size: int, sparse: bool, count: Count) -> None:
         self.file = file
         self.size = size
-        """The volume's, before."""
+        """The volume's size before the upload."""
         self._sparse = sparse
         self._written = _Written(count)
         self._room = asyncio.Semaphore(file.in_flight)
@@ -96,7 +96,7 @@ class _Upload:
     async def all_of(
         self, source: AsyncIterable[Data | Hole], offset: int, length: int | None, own_source: bool
     ) -> int:
-        """Write all that there is, up to ``length``; returns the offset at which it ends, or would."""
+        """Write the whole source, up to ``length`` bytes; return the offset at which it ends, or would end."""
         at = offset
         own: BaseException | None = None
         pieces_of = _pieces(source, self.file.in_flight + 2, own_source)
@@ -133,7 +133,7 @@ class _Upload:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            # nothing more is taken, but what is under way comes to its end, so that it can be said how far that was
+            # stop taking chunks, but let running writes end, so that the error can say how far the upload came
             self._refused = self._refused or error
             self._taking.cancel()
         else:
@@ -143,7 +143,7 @@ class _Upload:
 
 
 class _StorageSaidNo(Exception):
-    """Tells an error of the volume from one of the source."""
+    """Marks an error of the volume, to tell it from one of the source."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -164,14 +164,14 @@ def _length(piece: Data | Hole) -> int:
 
 
 def _first(piece: Data | Hole, length: int) -> Data | Hole:
-    """The first ``length`` bytes of a piece: the piece itself where it has no more."""
+    """Return the first ``length`` bytes of a piece; the piece itself if it has no more."""
     if _length(piece) <= length:
         return piece
     return Hole(length) if isinstance(piece, Hole) else memoryview(piece)[:length]
 
 
 class _Gathered:
-    """Small pieces, put together until they are worth a call."""
+    """Joins small pieces into blocks."""
 
     def __init__(self, kept: int) -> None:
         self._blocks = Blocks(BLOCK, kept)
@@ -179,7 +179,7 @@ class _Gathered:
         self.length = 0
 
     def add(self, data: Data) -> Iterator[bytearray]:
-        """Take a piece; gives the blocks that are full with it."""
+        """Add a piece; yield the blocks that it fills."""
         view = memoryview(data)
         while view:
             if self._block is None:
@@ -191,10 +191,10 @@ class _Gathered:
             if end == BLOCK:
                 full, self._block, self.length = self._block, None, 0
                 yield full
-                del full  # whoever has it may let go of it now
+                del full  # so that it can be reused
 
     def rest(self) -> memoryview:
-        """What is there, though it is little."""
+        """Return the last, unfilled block."""
         assert self._block is not None
         rest = memoryview(self._block)[: self.length]
         self._block, self.length = None, 0
@@ -202,9 +202,9 @@ class _Gathered:
 
 
 async def _pieces(source: AsyncIterable[Data | Hole], kept: int, own: bool) -> AsyncGenerator[Data | Hole, None]:
-    """What the source gives, in pieces that are worth a call each. They are no longer the source's own.
+    """Yield the source's bytes in pieces of a good size, which the source cannot change any more.
 
-    :param kept: how many of them may be in use at once. :param own: nobody else uses what the source gives.
+    :param kept: how many pieces may be in use at once. :param own: the source does not reuse the memory of its chunks.
     """
     small = _Gathered(kept)
     async for item in source:
@@ -217,15 +217,15 @@ async def _pieces(source: AsyncIterable[Data | Hole], kept: int, own: bool) -> A
         if not isinstance(item, (bytes, bytearray)):
             view = memoryview(item)
             if view.format != "B" or view.ndim != 1 or not view.c_contiguous:
-                item = view.tobytes()  # whatever it is a view of
+                item = view.tobytes()  # flat bytes of any other view
         if small.length or len(item) < BLOCK:
             if small.length + len(item) >= BLOCK and not isinstance(item, bytes):
-                item = bytes(item)  # it is not all taken before others have their turn, and may change
+                item = bytes(item)  # it is consumed in several steps, and could change between them
             for block in small.add(item):
                 yield block
                 del block
             continue
-        # whoever gave it may go on using it, but for a download, which gives it to nobody else meanwhile
+        # the source may reuse its memory, unless it is a download
         whole = item if own or isinstance(item, bytes) else bytes(item)
         if len(whole) <= MOST:
             yield whole
@@ -247,7 +247,7 @@ async def _put_sparsely(file: VolumeFile, start: int, data: Data, size: int) -> 
 
 
 def _runs(view: memoryview, start: int) -> list[tuple[int, int, bool]]:
-    """The pieces of a block in turn: from, to, and whether there is nothing but zeros in it."""
+    """Return the pieces of a block in order: from, to, and whether it is all zeros."""
     runs: list[tuple[int, int, bool]] = []
     begin = 0
     while begin < len(view):
@@ -262,7 +262,7 @@ def _runs(view: memoryview, start: int) -> list[tuple[int, int, bool]]:
 
 
 async def _make_hole(file: VolumeFile, start: int, length: int) -> None:
-    """Have a range within the volume's size read as zeros."""
+    """Make a range within the volume read as zeros."""
     if length <= 0:
         return
     try:

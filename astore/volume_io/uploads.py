@@ -1,4 +1,4 @@
-"""What an upload may come from: chunks that somebody makes, a stream, bytes at hand, or a file of this machine."""
+"""Sources of uploads: async iterables of chunks, byte streams, bytes in memory, and local files."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Source = str | os.PathLike[str] | Data | AsyncIterable[Data | Hole] | anyio.abc.
 async def chunks_of(
     source: Source, lane: Lane | None, *, sparse: bool = False
 ) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], int | None]]:
-    """The source as an async iterable, and how many bytes it has, if that is known; what was opened for it is closed.
+    """Yield the source as an async iterable, with its size in bytes if known; close what was opened for it.
 
-    :param lane: whose threads read a file of this machine. :param sparse: tell the holes of such a file.
-    :raises TypeError: it is no source. OSError: the file cannot be opened.
+    :param lane: whose threads read a local file. :param sparse: yield the holes of a local file as such.
+    :raises TypeError: the source has an unsupported type. OSError: the file cannot be opened.
     """
     if isinstance(source, (str, os.PathLike)):
         if lane is None:
@@ -47,23 +47,21 @@ async def chunks_of(
             async with contextlib.aclosing(_file_chunks(file, sparse)) as chunks:
                 yield chunks, size
         finally:
-            # after the read that was given up, which goes on: no number is closed under a call
+            # the executor closes it after an abandoned read: no descriptor is closed while a call uses it
             await shielded(_close(raw, executor))
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield _one(source), memoryview(source).nbytes
     elif isinstance(source, AsyncIterable):
         yield source, None
     else:
-        raise TypeError(
-            f"bytes come from a path, from bytes, or from an async iterable, not from {type(source).__name__}"
-        )
+        raise TypeError(f"cannot upload from {type(source).__name__}: give a path, bytes or an async iterable")
 
 
 class Beginning(NamedTuple):
-    """How a volume begins after an upload.
+    """The beginning of a volume after an upload.
 
-    :ivar offset: where the upload begins. :ivar own: its own bytes, up to the volume's first HEADER_SIZE.
-    :ivar head: the first HEADER_SIZE bytes of the volume after it; None where it leaves them as they are.
+    :ivar offset: where the upload begins. :ivar own: the upload's bytes within the volume's first HEADER_SIZE.
+    :ivar head: the volume's first HEADER_SIZE bytes after the upload; None: they do not change.
     """
 
     offset: int
@@ -75,9 +73,9 @@ class Beginning(NamedTuple):
 async def beginning(
     file: VolumeFile, chunks: AsyncIterable[Data | Hole], offset: int, length: int | None
 ) -> AsyncIterator[tuple[AsyncIterable[Data | Hole], Beginning]]:
-    """An upload's chunks, all of them, and how the volume begins after it.
+    """Yield all chunks of an upload, and the beginning of the volume after it.
 
-    :param file: the volume. :param offset: where the chunks go. :param length: how many of their bytes are taken at most.
+    :param file: the volume. :param offset: where the chunks go. :param length: the most bytes of them that are written.
     """
     if offset >= HEADER_SIZE or length == 0:
         yield chunks, Beginning(offset)
@@ -87,7 +85,7 @@ async def beginning(
     had = 0
     source = aiter(chunks)
     async for chunk in source:
-        # whoever gave it may use its memory again
+        # the source may reuse its memory
         kept = chunk if isinstance(chunk, Hole | bytes) or isinstance(chunks, Download) else bytes(memoryview(chunk))
         taken.append(kept)
         had += kept.length if isinstance(kept, Hole) else len(kept)
@@ -115,7 +113,7 @@ async def beginning(
 
 
 def _open(path: str) -> tuple[io.FileIO, int | None]:
-    """A file of this machine, and its size if it is a regular file."""
+    """Open a local file; return it, and its size if it is a regular file."""
     file = io.FileIO(path)
     st = os.fstat(file.fileno())
     return file, st.st_size if stat.S_ISREG(st.st_mode) else None
@@ -133,14 +131,14 @@ async def _one(data: Data) -> AsyncIterator[Data | Hole]:
 
 
 async def _file_chunks(file: Any, sparse: bool) -> AsyncGenerator[Data | Hole, None]:
-    """The file's data, its holes told as such where that is wanted and can be."""
+    """Yield the file's data, with its holes as such if ``sparse`` is set and the file system tells them."""
     at = 0
     while sparse:
         try:
             begin = await file.seek(at, os.SEEK_DATA)
             until = await file.seek(begin, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # a pipe, or a file system that does not know
+            if error.errno != errno.ENXIO:  # a pipe, or a file system that tells no holes
                 break
             end = await file.seek(0, os.SEEK_END)
             if end > at:
@@ -160,7 +158,7 @@ async def _file_chunks(file: Any, sparse: bool) -> AsyncGenerator[Data | Hole, N
 
 
 class LaneExecutor(Executor):
-    """A lane, for libraries that want an executor. For calls from the event loop only, which are made one by one."""
+    """Adapts a lane to the Executor interface. Only the event loop may submit calls; they run one by one."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
@@ -168,7 +166,7 @@ class LaneExecutor(Executor):
         self._turn = asyncio.Lock()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Have the lane call ``fn``; it is over when its call is."""
+        """Call ``fn`` on the lane. The future ends with the call."""
         future: Future[T] = Future()
         task = asyncio.get_running_loop().create_task(self._run(future, fn, args, kwargs))
         self._tasks.add(task)

@@ -1,4 +1,4 @@
-"""Names of volumes: those that storage may have and no volume can, and the hidden ones of volumes in the making."""
+"""Check the names of volumes, and make the hidden names of unfinished ones."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from astore.model import EntryError
 from astore.names import check_volume_name
 
 TEMPORARY = ".astore-"
-"""How hidden names begin; no listing shows them."""
+"""The prefix of hidden names, which no listing shows."""
 
 SUFFIX = ".tmp"
-"""How hidden names end. What begins like one and ends otherwise is nothing of astore's."""
+"""The suffix of hidden names. A name with the prefix alone is not astore's."""
+
+ATTEMPTS = 16
+"""How many hidden names are tried: a file may be removed as a leftover before it is locked, but not that often."""
 
 
 def new_hidden_name() -> str:
-    """A hidden name that nobody has."""
+    """Return a new hidden name."""
     return f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a name is one that astore gives a volume in the making."""
+    """Return whether a name is one that astore gives to unfinished volumes."""
     return name.startswith(TEMPORARY) and name.endswith(SUFFIX)
 
 
 def checked_name(name: str) -> str:
-    """:raises DefinitionError: no volume can have this name."""
+    """Return ``name``. :raises DefinitionError: no volume can have this name."""
     check_volume_name(name)
     if name.startswith(TEMPORARY):
-        raise DefinitionError(f"names that begin with {TEMPORARY!r} are those of volumes in the making", element="name")
+        raise DefinitionError(
+            f"names that begin with {TEMPORARY!r} are reserved for unfinished volumes", element="name"
+        )
     return name
 
 
 def wrong_name(name: str) -> EntryError | None:
-    """The error of an entry whose name, which is not of printable ASCII alone, no volume can have; None if one can."""
+    """Return the error of an entry whose name no volume can have; None if one can. Call it for names beyond printable ASCII."""
     if any(ord(c) < 32 or c == "\x7f" for c in name):
         return EntryError(printable(name), "its name has control characters", skipped=True)
     try:

@@ -1,7 +1,7 @@
-"""Overwriting a volume's data, by the algorithms that libvirt names (virStorageVolWipeAlgorithm).
+"""Overwrite a volume's data by libvirt's algorithms (virStorageVolWipeAlgorithm).
 
-libvirt leaves all but ``zero`` and ``trim`` to the program scrub; its passes are those of scrub(1). What is a hole has
-no data to overwrite and is left one.
+libvirt leaves all algorithms except ``zero`` and ``trim`` to the program scrub; the passes here are those of scrub(1). A hole
+has no data to overwrite and stays a hole.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from astore.errors import DefinitionError, LibvirtCode, StorageError
 from astore.volume_io.copying import BLOCK, Count, data_ranges, side_by_side
 
 PUNCH_AT_ONCE = 1 << 30
-"""Bytes whose space one call gives back."""
+"""The most bytes that one call punches."""
 
 Pass = bytes | None
-"""The pattern of one pass; None is random data."""
+"""The pattern of one pass; None: random data."""
 
 RANDOM: Pass = None
 
@@ -49,33 +49,33 @@ PASSES: Mapping[str, tuple[Pass, ...]] = {
     "pfitzner33": (RANDOM,) * 33,
     "random": (RANDOM,),
 }
-"""What is written, pass by pass."""
+"""The passes of each algorithm."""
 
 VERIFIED = frozenset({"nnsa", "dod"})
-"""Those whose fourth pass reads what the third wrote."""
+"""The algorithms whose fourth pass reads back what the third wrote."""
 
 ALGORITHMS = (*PASSES, "trim")
 
 
 def check_algorithm(algorithm: str) -> None:
-    """:raises DefinitionError: there is no such algorithm."""
+    """Check the name of an algorithm. :raises DefinitionError: there is no such algorithm."""
     if algorithm not in ALGORITHMS:
         raise DefinitionError(
-            f"there is no algorithm {algorithm!r} to wipe by; there are {', '.join(ALGORITHMS)}",
+            f"unknown wipe algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}",
             libvirt_code=LibvirtCode.INVALID_ARG,
         )
 
 
 def passes_of(algorithm: str) -> int:
-    """How many times an algorithm goes over the data, reading included."""
+    """Return how many times an algorithm goes over the data, reading included."""
     return len(PASSES.get(algorithm, (b"",))) + (algorithm in VERIFIED)
 
 
 async def wipe(file: VolumeFile, algorithm: str, count: Count, lane: Lane) -> None:
     """Overwrite all data of an open volume.
 
-    :param lane: whose threads make random data.
-    :raises StorageError: EIO: what was read back is not what had been written.
+    :param lane: whose threads generate random data.
+    :raises StorageError: EIO: the data read back differs from what was written.
     """
     size = (await file.stat()).size
     if algorithm == "trim":
@@ -89,7 +89,7 @@ async def wipe(file: VolumeFile, algorithm: str, count: Count, lane: Lane) -> No
     count.total = sum(stop - start for start, stop in ranges) * passes_of(algorithm)
     for pattern in PASSES[algorithm]:
         await _one_pass(file, ranges, pattern, count, lane)
-        await file.sync()  # or the next pass would overwrite what never left the cache
+        await file.sync()  # otherwise the next pass would overwrite data that never left the cache
     if algorithm in VERIFIED:
         await _verify(file, ranges, PASSES[algorithm][-1] or b"\0", count)
 
@@ -121,5 +121,5 @@ async def _verify(file: VolumeFile, ranges: list[tuple[int, int]], pattern: byte
         data = await file.pread(stop - start, start)
         shift = start % len(pattern)
         if data != whole[shift : shift + stop - start]:
-            raise StorageError(f"what was written from byte {start} to {stop} is not what is read", errno=errno.EIO)
+            raise StorageError(f"bytes {start} to {stop} read back differ from what was written", errno=errno.EIO)
         count.add(stop - start)

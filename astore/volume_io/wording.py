@@ -1,4 +1,4 @@
-"""The storage's errors, put into astore's words."""
+"""Translate errors of the storage into astore's."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PASSED_ON = (TransferError, VolumeExistsError, PoolInaccessibleError)
 
 @contextlib.contextmanager
 def worded(name: str, operation: str, count: Count | None = None, other: str | None = None) -> Iterator[None]:
-    """Raise the storage's errors as astore's, with the volume's name and how far the work came.
+    """Raise errors of the storage as astore's, with the volume's name and the bytes done.
 
-    :param name: the volume's. :param count: how much of the work is done, if that can be told.
-    :param other: the name that is taken, where that is another.
+    :param name: the volume's. :param count: the bytes done, if they are counted.
+    :param other: the name that EEXIST is about, if it is another.
     """
     try:
         yield

@@ -192,7 +192,7 @@ def test_hostile_folder(astore: Any, libvirt: Path, write: Write, tmp_path: Path
     assert (done["good.xml"].autostart, done["elsewhere.xml"].autostart) == (True, False)
     bad = {file: entry.error.message for file, entry in done.items() if entry.error is not None}
     assert {entry.action for entry in done.values() if not entry.ok} == {ImportAction.UNREADABLE}
-    assert bad.pop("wrong.xml") == "it defines a pool 'right', which is not what it is named after"
+    assert bad.pop("wrong.xml") == "it defines a pool 'right', and is not named after it"
     for file in ("fifo.xml", "device.xml", "folder.xml"):
         assert bad.pop(file) == "it is not a regular file"
     assert bad.pop("dangling.xml") == "No such file or directory"

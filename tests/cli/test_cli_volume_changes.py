@@ -113,7 +113,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         ("create images x 1M --mode 888", 2, "--mode '888' is no octal number up to 0777"),
         ("create images x/y 1M", 1, "the volume name 'x/y' has a '/'"),
         ("create nobody x 1M", 3, "`astore pool list --all`"),
-        ("create images x 1M --format bochs", 1, "volumes of format 'bochs' can be kept but not made"),
+        ("create images x 1M --format bochs", 1, "volumes of format 'bochs' can be kept but not created"),
         (
             "create images x --backing-vol typo",
             2,
@@ -131,7 +131,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         ("resize a.raw -1K --shrink", 2, "the capacity '-1K': to shrink, say --delta --shrink"),
         ("resize a.raw 1M --delat", 2, "--delat"),
         ("resize base.qcow2 20G", 1, "('web.qcow2')"),
-        ("wipe a.raw --algorithm spit", 1, "there is no algorithm 'spit' to wipe by; there are zero, nnsa"),
+        ("wipe a.raw --algorithm spit", 1, "unknown wipe algorithm 'spit'; known: zero, nnsa"),
         ("wipe base.qcow2", 1, "--force"),
         ("delete base.qcow2", 1, "--force"),
         ("rename a.raw base.qcow2", 1, "choose another name"),

@@ -91,7 +91,7 @@ async def test_sessions(
 async def test_cancelled_refresh(pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh that is cancelled inside fails, and is no stop."""
     monkeypatch.setattr(pool.parts.record.life.session, "refresh", cancelled)
-    with pytest.raises(astore.PoolInaccessibleError, match="something of its own was cancelled"):
+    with pytest.raises(astore.PoolInaccessibleError, match="a task of its own was cancelled"):
         await pool.refresh()
     assert pool.state is PoolState.INACCESSIBLE
 
@@ -217,7 +217,7 @@ async def test_clean_ups_that_are_cancelled(manager: astore.Manager, backend: Fa
         await pool.start()
         backend.fail(operation, asyncio.CancelledError())
         if operation == "stop":
-            with pytest.raises(astore.PoolInaccessibleError, match="something of its own was cancelled"):
+            with pytest.raises(astore.PoolInaccessibleError, match="a task of its own was cancelled"):
                 await pool.stop()
             await pool.stop(force=True)
         else:

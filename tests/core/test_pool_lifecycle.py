@@ -41,10 +41,10 @@ async def test_what_may_follow_what(pool: astore.Pool) -> None:
         await pool.refresh("a")
     await pool.start()
     for call, words in (
-        (pool.start, "asked to start now$"),
-        (pool.build, "asked to build now; stop it first"),
-        (pool.delete, "asked to delete now; stop it first"),
-        (pool.undefine, "asked to undefine now; stop it first"),
+        (pool.start, "cannot start it now$"),
+        (pool.build, "cannot build it now; stop it first"),
+        (pool.delete, "cannot delete it now; stop it first"),
+        (pool.undefine, "cannot undefine it now; stop it first"),
     ):
         with pytest.raises(astore.InvalidStateError, match=words):
             await call()

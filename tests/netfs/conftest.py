@@ -16,7 +16,7 @@ from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Source, Target
 from astore_netfs import NetfsBackend
-from astore_netfs.session import NetfsSession
+from astore_netfs.mounting.session import NetfsSession
 from beds import fuse, namespace
 from beds.gluster import GlusterBed
 

@@ -22,7 +22,7 @@ import guest_servers as servers  # beside this program
 
 import astore
 from astore_netfs import mount_argv
-from astore_netfs.mount import MARK
+from astore_netfs.mounting.mount import MARK
 
 HOST = "127.0.0.1"
 HOST6 = "::1"

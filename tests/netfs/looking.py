@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from astore.model import PoolDef
-from astore_netfs import Mount, kernel
-from astore_netfs.mount import MARK
-from astore_netfs.mountinfo import parse
-from astore_netfs.session import NetfsSession
+from astore_netfs import Mount
+from astore_netfs.mounting import kernel
+from astore_netfs.mounting.mount import MARK
+from astore_netfs.mounting.mountinfo import parse
+from astore_netfs.mounting.session import NetfsSession
 
 Open = Callable[..., Awaitable[NetfsSession]]
 """What the fixture ``start`` gives."""

@@ -14,7 +14,8 @@ from netfs.looking import Open, ids, refuse_to_detach, table, target
 
 from astore.backend import Context
 from astore.model import PoolDef, Snapshot
-from astore_netfs import NetfsBackend, find_mount, kernel, mount
+from astore_netfs import NetfsBackend, find_mount
+from astore_netfs.mounting import kernel, mount
 from beds import fuse, processes
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster, pytest.mark.fuse]

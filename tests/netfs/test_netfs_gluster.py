@@ -19,7 +19,7 @@ from astore.backend import Context
 from astore.errors import CommandError, LaneTimeoutError, StorageError
 from astore.model import Host, PoolDef, Snapshot, VolumeType
 from astore_netfs import NetfsBackend, find_mount
-from astore_netfs.mount import MountPoint
+from astore_netfs.mounting.mount import MountPoint
 from beds import fuse, namespace, processes
 from beds.gluster import GlusterBed
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from netfs.looking import table
 
-from astore_netfs import find_mount, kernel
+from astore_netfs import find_mount
+from astore_netfs.mounting import kernel
 from beds import fuse, namespace, processes
 
 pytestmark = [pytest.mark.root]

@@ -17,9 +17,10 @@ from netfs.looking import Open, clients, ids, refuse_to_detach, table, target
 from astore.backend import CommandResult, Context
 from astore.errors import CommandError, StorageError
 from astore.model import DiscoveredSource, PoolDef, Snapshot
-from astore_netfs import NetfsBackend, find_mount, kernel, mount
-from astore_netfs.mount import MountPoint
-from astore_netfs.session import MountedTree
+from astore_netfs import NetfsBackend, find_mount
+from astore_netfs.mounting import kernel, mount
+from astore_netfs.mounting.mount import MountPoint
+from astore_netfs.mounting.session import MountedTree
 from beds import fuse, namespace
 from beds.gluster import GlusterBed
 

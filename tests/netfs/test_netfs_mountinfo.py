@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from astore.model import PoolDef
 from astore_netfs import Mount, find_mount, is_expected, mounts
-from astore_netfs.mountinfo import locate, mount_id, parse
+from astore_netfs.mounting.mountinfo import locate, mount_id, parse
 from beds import fuse, namespace
 
 ROOT = Mount(1, 0, 254, 0, "/", "/", "rw", "ext4", "/dev/vda")

@@ -16,9 +16,10 @@ import astore
 from astore.backend import Context
 from astore.errors import AstoreError, CommandError, DefinitionError, LaneTimeoutError
 from astore.model import PoolDef
-from astore_netfs import NetfsBackend, credentials, mount_argv
-from astore_netfs.credentials import CredentialsFile
-from astore_netfs.options import split_credentials
+from astore_netfs import NetfsBackend, mount_argv
+from astore_netfs.mounting import credentials
+from astore_netfs.mounting.credentials import CredentialsFile
+from astore_netfs.mounting.options import split_credentials
 
 Make = Callable[..., PoolDef]
 ALWAYS = "nodev,nosuid,noexec"

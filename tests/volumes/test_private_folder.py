@@ -117,6 +117,6 @@ def test_taken_before_it_was_locked(place: Path, monkeypatch: pytest.MonkeyPatch
         raise BlockingIOError
 
     monkeypatch.setattr(fcntl, "flock", never)
-    with pytest.raises(OSError, match="no private folder"):
+    with pytest.raises(OSError, match="cannot make a private folder"):
         PrivateFolder()
     assert not list(place.iterdir())

@@ -30,8 +30,8 @@ MIB = 1 << 20
 def test_create_arguments() -> None:
     """Each wish is one option; the backing file is an argument of its own, whatever is in its name."""
     create = qemu_img.create_arguments
-    assert create(VolumeDef("v"), 1) == ["create", "-q", "-f", "raw"]
-    assert create(VolumeDef("v", format="vmdk"), 1, prealloc_metadata=True) == ["create", "-q", "-f", "vmdk"]
+    assert create(VolumeDef("v")) == ["create", "-q", "-f", "raw"]
+    assert create(VolumeDef("v", format="vmdk"), prealloc_metadata=True) == ["create", "-q", "-f", "vmdk"]
     full = VolumeDef(
         "v",
         format="qcow2",
@@ -39,12 +39,12 @@ def test_create_arguments() -> None:
         cluster_size=131072,
         backing=BackingStore("-odd,name=x", "iso"),
     )
-    assert create(full, 1, prealloc_metadata=True) == [
+    assert create(full, prealloc_metadata=True) == [
         *("create", "-q", "-f", "qcow2", "-u", "-b", "-odd,name=x", "-F", "raw", "-o"),
         "compat=1.1,lazy_refcounts=on,extended_l2=on,cluster_size=131072,preallocation=metadata",
     ]
     old = VolumeDef("v", format="qcow2", compat="0.10")
-    assert create(old, 1) == ["create", "-q", "-f", "qcow2", "-o", "compat=0.10"]
+    assert create(old) == ["create", "-q", "-f", "qcow2", "-o", "compat=0.10"]
 
 
 def test_convert_arguments() -> None:

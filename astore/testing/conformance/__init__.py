@@ -13,8 +13,8 @@
             return MovableFolder(PoolDef(type="mine", name=folder.name, ...), folder / "files")
 
 It runs under pytest with pytest-asyncio, in any mode (``pip install astore[testing]``). Nothing in it knows a backend
-by name: what is asked of one depends on its abilities (:mod:`astore.backend`), and which entries are put before it on
-what its storage can hold (``SourceUnderTest.can``). Warnings should be errors, and blocking calls in the loop be
+by name: its abilities (:mod:`astore.backend`) decide which tests run, and the entries that it gets depend on
+what its storage can hold (``SourceUnderTest.can``). Warnings should be errors, and blocking calls in the loop should be
 caught by blockbuster.
 """
 

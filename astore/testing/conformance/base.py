@@ -1,4 +1,4 @@
-"""The fixtures of the conformance suite, and what its tests hold in their hands."""
+"""The fixtures and helpers of the conformance suite."""
 
 from __future__ import annotations
 
@@ -29,50 +29,50 @@ from astore.registry import BackendRegistry
 from astore.testing.conformance.source import SourceUnderTest
 
 PATIENCE = 30.0
-"""Seconds that a test waits for what has to come; far more than it ever takes."""
+"""Seconds that a test waits for an event; far more than any takes."""
 
 UNSETTLED = 1.1
-"""Seconds after which an entry that was changed is no more taken for one that may be changing."""
+"""Seconds after which a changed entry counts as settled."""
 
 FALSE_CAPACITY = 4_242_424_242
-"""In bytes; no volume of the suite has it."""
+"""A capacity in bytes that no volume of the suite has."""
 
 STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
-"""After how many rounds of the loop things are cancelled, at their beginning."""
+"""The rounds of the loop after which a call is cancelled, near its start."""
 
 FRACTIONS = tuple(n / 8 for n in range(1, 9))
-"""And after which part of the time that they take."""
+"""The fractions of its duration after which a call is cancelled."""
 
 NewSource = Callable[[], Awaitable[SourceUnderTest]]
 
 
 class ConformanceBase(abc.ABC):
-    """What the subclass of a backend's authors says about it, and the fixtures made from that."""
+    """The suite's fixtures, and the methods by which a subclass describes its backend."""
 
     pytestmark = pytest.mark.asyncio
 
     source_class: ClassVar[type[SourceUnderTest]]
-    """What :meth:`make_source` makes; its ``can`` decides which tests are collected."""
+    """The class of :meth:`make_source`'s result; its ``can`` decides which tests are collected."""
 
     many: ClassVar[int] = 3000
-    """How many entries are many."""
+    """How many entries a large pool has."""
 
     @abc.abstractmethod
     def make_source(self, folder: Path) -> SourceUnderTest:
-        """A fresh, empty source, different from all others of the test. Called in a worker thread: it may block.
+        """Make an empty source, different from all others of the test. Called in a worker thread: it may block.
 
-        :param folder: an empty folder for whatever it needs; its name will do for the pool's.
+        :param folder: an empty folder for the source's data; its name can serve as the pool's.
         """
 
     def make_registry(self) -> BackendRegistry:
-        """The registry in which the backend is found; by default, that of all installed distributions."""
+        """The registry with the backend; by default, that of all installed distributions."""
         return BackendRegistry()
 
     # ------------------------------------------------------------------------------------------------- fixtures
 
     @pytest_asyncio.fixture
     async def new_source(self, tmp_path: Path) -> AsyncIterator[NewSource]:
-        """Makes sources, and closes them after the test."""
+        """A function that makes sources; they are closed after the test."""
         async with contextlib.AsyncExitStack() as made:
             count = 0
 
@@ -103,7 +103,7 @@ class ConformanceBase(abc.ABC):
 
     @pytest_asyncio.fixture
     async def pool(self, manager: Manager, source: SourceUnderTest) -> Pool:
-        """A pool on an empty source: defined, and not started."""
+        """A pool on an empty source, defined and not started."""
         return await manager.define(source.definition)
 
     @pytest_asyncio.fixture
@@ -113,7 +113,7 @@ class ConformanceBase(abc.ABC):
 
     @pytest_asyncio.fixture
     async def context(self, backend: Backend) -> AsyncIterator[Context]:
-        """What the core lends a backend, for tests that call it without a Manager."""
+        """A context as the core makes it, for tests that call a backend without a Manager."""
         lanes = Lanes()
         lane = lanes.lane("conformance", limit=backend.lane_threads)
         yield Context("conformance", "", lane, LaneCommandRunner(lane), get_logger(), PATIENCE)
@@ -124,14 +124,14 @@ class ConformanceBase(abc.ABC):
 
 
 async def start_with(pool: Pool, source: SourceUnderTest, files: dict[str, bytes]) -> None:
-    """Put files, and start the pool on them."""
+    """Put files into the source, and start the pool."""
     await source.put_all(files)
     await source.settle()
     await pool.start()
 
 
 async def start_able(pool: Pool, *operations: str) -> None:
-    """Start the pool; the test is not for backends whose pools cannot do this."""
+    """Start the pool; skip the test if its backend lacks this ability."""
     await pool.start()
     lacking = sorted(set(operations) - set(pool.abilities()))
     if lacking:
@@ -139,7 +139,7 @@ async def start_able(pool: Pool, *operations: str) -> None:
 
 
 async def refresh_settled(pool: Pool) -> None:
-    """Refresh until nothing is taken for changing any more, and no time of access moves."""
+    """Refresh until all entries are settled and no access time changes."""
     await asyncio.sleep(UNSETTLED)
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -156,7 +156,7 @@ def _same_objects(one: tuple[VolumeInfo, ...], two: tuple[VolumeInfo, ...]) -> b
 
 
 def falsified(snapshot: Snapshot) -> Snapshot:
-    """The same snapshot, but for a capacity that no volume has (FALSE_CAPACITY): what nobody ever read."""
+    """Return the snapshot with FALSE_CAPACITY for every volume, which no header says."""
     return Snapshot(
         {name: msgspec.structs.replace(one, capacity=FALSE_CAPACITY) for name, one in snapshot.by_name.items()},
         generation=snapshot.generation,
@@ -182,7 +182,7 @@ async def refresh_until_well(pool: Pool) -> RefreshOutcome:
 
 @contextlib.asynccontextmanager
 async def broken(source: SourceUnderTest) -> AsyncIterator[None]:
-    """The source does not answer, inside."""
+    """Break the source inside the block."""
     await source.break_()
     try:
         yield
@@ -192,7 +192,7 @@ async def broken(source: SourceUnderTest) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def opened(backend: Backend, definition: PoolDef, context: Context) -> AsyncIterator[PoolSession]:
-    """A session of a backend, without a pool; stopped and closed on leaving."""
+    """Open a session of a backend without a pool; stop and close it afterwards."""
     session = await backend.open(definition, context)
     try:
         yield session
@@ -204,9 +204,9 @@ async def opened(backend: Backend, definition: PoolDef, context: Context) -> Asy
 
 
 async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, seconds: float = 0.0) -> bool:
-    """Begin ``call()``, and cancel it after a number of rounds of the loop and of seconds; say whether it was.
+    """Start ``call()``, and cancel it after some rounds of the loop and some seconds; return whether it was cancelled.
 
-    Errors of astore's that it ends with are as good as its result.
+    An AstoreError counts as a result.
     """
 
     async def body() -> None:
@@ -232,7 +232,7 @@ async def cancel_everywhere(
 ) -> None:
     """Cancel ``call()`` again and again, at its first steps and at moments spread over the time that it takes.
 
-    :param between: called after each, with whether it was cancelled; brings everything back to where ``call`` can begin.
+    :param between: called after each call, with whether it was cancelled; restores the state in which ``call`` can begin.
     """
     began = time.monotonic()
     await call()
@@ -248,7 +248,7 @@ async def cancel_everywhere(
 
 
 class Census:
-    """How many threads, descriptors and tasks there are. Made by :meth:`taken`; see :func:`assert_no_growth`."""
+    """The number of threads, descriptors and tasks, counted by :meth:`taken`; see :func:`assert_no_growth`."""
 
     def __init__(self, threads: int, files: Counter[str], tasks: int) -> None:
         self.threads = threads
@@ -257,12 +257,12 @@ class Census:
 
     @classmethod
     async def taken(cls) -> Census:
-        """Count now."""
+        """Count them now."""
         threads, files = await asyncio.to_thread(_count)
         return cls(threads, files, len(asyncio.all_tasks()))
 
     def more_than(self, before: Census) -> list[str]:
-        """What there is more of than ``before``, in words."""
+        """Describe what there is more of than ``before``."""
         found = [f"descriptor: {name}" for name in (self.files - before.files).elements()]
         if self.tasks > before.tasks:
             found.append(f"{self.tasks - before.tasks} tasks: {sorted(str(task) for task in asyncio.all_tasks())}")
@@ -283,7 +283,7 @@ def _count() -> tuple[int, Counter[str]]:
 
 
 async def assert_no_growth(before: Census, manager: Manager) -> None:
-    """Nothing is left of what was done since, and no thread is in a call any more."""
+    """Assert that no threads, descriptors or tasks were added, and that no thread is in a call."""
     deadline = time.monotonic() + PATIENCE
     while True:
         lanes = manager.statistics().lanes

@@ -1,4 +1,4 @@
-"""Whatever is cancelled, at whatever step: nothing is left behind, and everything still works."""
+"""Checks of cancellation at every step: nothing is left behind, and everything still works."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class CancellationChecks(ConformanceBase):
         await assert_no_growth(before, manager)
 
     async def test_one_caller_of_two_cancelled(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Who leaves a shared refresh does not take it along: whoever stays has its outcome."""
+        """A caller that leaves a shared refresh does not end it for the others."""
         await start_with(pool, source, dict(FIVE))
         for first_leaves in (True, False):
             callers = [asyncio.ensure_future(pool.refresh(full=True)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The contract of astore/backend.py, held against the backend alone, without a Manager."""
+"""Checks of a backend alone against the contract in astore/backend.py, without a Manager."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from astore.testing.conformance.base import (
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
 
 HOSTILE = ("", ".", "..", "../a.img", "a.img/..", "a.img/", "/a.img", "a.img\0", "a.img\0.b", "x" * 5000)
-"""What is not the name of an entry of the pool's directory, however it is asked for."""
+"""Texts that are not names of entries of the pool's directory."""
 
 
 class ContractChecks(ConformanceBase):
-    """What a backend and its sessions promise the core."""
+    """Checks of what a backend and its sessions promise the core."""
 
     async def test_says_what_it_is(self, backend: Backend, source: SourceUnderTest) -> None:
-        """It names its type and an API version that this astore takes, and what its volumes may be."""
+        """A backend has a type, an API version that this astore accepts, and the formats of its volumes."""
         assert backend.type == source.definition.type
         assert backend.api_version in API_VERSIONS_ACCEPTED
         assert backend.volume_formats
         assert backend.lane_threads >= 1
 
     async def test_check_is_idempotent(self, backend: Backend, source: SourceUnderTest) -> None:
-        """A checked definition passes unchanged, and a check neither changes its argument nor says something else."""
+        """A checked definition passes a second check unchanged, and a check does not change its argument."""
         before = repr(source.definition)
         checked = backend.check(source.definition)
         assert backend.check(checked) == checked
@@ -72,7 +72,7 @@ class ContractChecks(ConformanceBase):
     async def test_source_key_names_the_source(
         self, backend: Backend, source: SourceUnderTest, new_source: NewSource
     ) -> None:
-        """The key of a source is made of fields and values, is another source's of no pool, and does not know names."""
+        """The key of a source has fields and values, differs between sources, and does not depend on the pool's name."""
         key = backend.source_key(backend.check(source.definition))
         assert all(isinstance(field, str) and field and isinstance(value, str) for field, value in key)
         assert key, "without a key, two pools may be defined on one source"
@@ -81,7 +81,7 @@ class ContractChecks(ConformanceBase):
         assert backend.source_key(backend.check(other.definition)) != key
 
     async def test_abilities_are_known_words(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
-        """Backend and session have abilities of the contract's, computed from the methods they have."""
+        """The abilities of backend and session follow from their methods."""
         assert set(abilities(backend)) <= BACKEND_ABILITIES.keys()
         async with opened(backend, backend.check(source.definition), context) as session:
             assert set(abilities(session)) <= SESSION_ABILITIES.keys()
@@ -105,7 +105,7 @@ class ContractChecks(ConformanceBase):
             assert not third.changes_since(second)
 
     async def test_full_trusts_nothing(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
-        """What is known of an unchanged entry is taken over, right or wrong; with ``full=True`` it is read anew."""
+        """The record of an unchanged entry is kept, right or wrong; ``full=True`` reads it anew."""
         await source.put_all({"b.img": raw(), "a.img": raw(), "c.img": raw()})
         await source.settle()
         await asyncio.sleep(UNSETTLED)
@@ -120,7 +120,7 @@ class ContractChecks(ConformanceBase):
             assert not (await session.refresh(wrong, full=True)).changes_since(first)
 
     async def test_refresh_of_one_volume(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
-        """A volume looked at alone has the record that a whole refresh gives it; a name nobody has is None."""
+        """A volume refreshed alone has the record of a whole refresh; an unused name gives None."""
         await source.put("a.img", raw())
         await source.settle()
         async with opened(backend, backend.check(source.definition), context) as session:
@@ -152,7 +152,7 @@ class ContractChecks(ConformanceBase):
                 assert found is None or isinstance(found, EntryError), f"{name[:20]!r} leads to {found}"
 
     async def test_close_twice(self, backend: Backend, source: SourceUnderTest, context: Context) -> None:
-        """A session may be closed twice, and says so to whoever uses it afterwards, without hanging."""
+        """A session may be closed twice; using it afterwards raises at once."""
         await source.put("a.img", raw())
         session = await backend.open(backend.check(source.definition), context)
         try:
@@ -178,7 +178,7 @@ class ContractChecks(ConformanceBase):
     async def test_cancelled_open_can_be_repeated(
         self, backend: Backend, source: SourceUnderTest, context: Context
     ) -> None:
-        """An open that was cancelled, at whatever step, is in nobody's way."""
+        """An open that is cancelled at any step does not block a later one."""
         checked = backend.check(source.definition)
 
         async def open_and_close() -> None:

@@ -1,4 +1,4 @@
-"""Pools of this type from their definition to their end, and what is refused on the way."""
+"""Checks of a pool's life from its definition to its end, and of the operations refused on the way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LifecycleChecks(ConformanceBase):
     """define, start, stop, build, delete, undefine."""
 
     async def test_life_of_a_pool(self, manager: Manager, source: SourceUnderTest) -> None:
-        """Defined, started, stopped, started again, undefined: the state and the lists tell the truth at each point."""
+        """State and lists are right at each point: defined, started, stopped, started again, undefined."""
         name = source.definition.name
         pool = await manager.define(source.definition)
         assert (pool.state, pool.active, pool.persistent, pool.autostart) == (PoolState.INACTIVE, False, True, False)
@@ -185,14 +185,14 @@ class LifecycleChecks(ConformanceBase):
             assert [volume.name for volume in pool.volumes] == ["a.img"]
 
     async def test_discovery_where_there_is_none(self, manager: Manager, backend: Backend) -> None:
-        """A backend that cannot look for sources says so by type and operation."""
+        """The error of a backend that cannot discover sources names its type and the operation."""
         if not isinstance(backend, DiscoversSources):
             with pytest.raises(UnsupportedOperationError) as caught:
                 await manager.discover(backend.type)
             assert (caught.value.type, caught.value.operation) == (backend.type, "discover")
 
     async def test_start_without_an_answer(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A source that does not answer is an error in words; the pool stays inactive, and starts when it does."""
+        """A pool whose source does not answer stays inactive with an error, and starts once the source answers."""
         if BREAK not in source.can:
             pytest.skip("this source cannot be broken")
         async with broken(source):
@@ -263,7 +263,7 @@ class LifecycleChecks(ConformanceBase):
         assert [volume.name for volume in pool.volumes] == ["a.img"]
 
     async def test_forced_stop_without_an_answer(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Stopped by force, a pool whose source does not answer is stopped all the same."""
+        """Stopping by force also stops a pool whose source does not answer."""
         if BREAK not in source.can:
             pytest.skip("this source cannot be broken")
         await start_with(pool, source, {"a.img": raw()})
@@ -274,7 +274,7 @@ class LifecycleChecks(ConformanceBase):
         assert [volume.name for volume in pool.volumes] == ["a.img"]
 
     async def test_closed_twice(self, tmp_path: Path, source: SourceUnderTest) -> None:
-        """A Manager may be closed twice, detaches, and says so to whoever uses it or its pools afterwards."""
+        """A Manager may be closed twice; using it or its pools afterwards raises."""
         manager = Manager(tmp_path / "closed", registry=self.make_registry())
         async with manager:
             pool = await manager.create(source.definition)

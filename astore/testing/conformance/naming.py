@@ -1,4 +1,4 @@
-"""How volumes are named to others: to libvirt, to QEMU, and in the headers of images."""
+"""Checks of how volumes are named to libvirt, to QEMU, and in the headers of images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NOWHERE = (
     "json:{}",
     "x" * 70_000,
 )
-"""What no backend takes for a volume of its pools."""
+"""Texts that no backend takes for a volume of its pools."""
 
 
 class NamingChecks(ConformanceBase):
-    """What a domain, QEMU and an image's header are told of a volume."""
+    """Checks of a volume's names in a domain, in QEMU and in an image's header."""
 
     async def test_named_to_libvirt_and_qemu(self, pool: Pool, source: SourceUnderTest) -> None:
         """A disk's source and QEMU's node tell every volume from all others: by its path, or as the backend names it."""
@@ -92,7 +92,7 @@ class NamingChecks(ConformanceBase):
         assert over.qemu_blockdev()["backing"]["file"] == base.qemu_blockdev()["file"]
 
     async def test_named_without_an_answer(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What a volume is called is told from what is known of it, without asking the source, which need not answer."""
+        """A volume's names come from its record, even if the source does not answer."""
         if BREAK not in source.can:
             pytest.skip("this source cannot be broken")
         await start_with(pool, source, {"a.img": raw()})
@@ -105,5 +105,5 @@ class NamingChecks(ConformanceBase):
 
 
 def _nobody_else_reaches(pool: Pool) -> bool:
-    """Whether the volumes have neither a path of this machine nor a name that the backend gives to others."""
+    """Return whether the volumes have neither a local path nor a name for others."""
     return "name-volumes" not in pool.abilities() and any(one.type is VolumeType.NETWORK for one in pool.volumes)

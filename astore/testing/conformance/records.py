@@ -1,4 +1,4 @@
-"""What a refresh makes of each kind of entry."""
+"""Checks of the records that a refresh makes of each kind of entry."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ODD_NAMES = (
     "x" * 255,
     "ü" * 127,
 )
-"""Names that are as good as any other."""
+"""Unusual but valid names."""
 
 GOOD_KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -138,7 +138,7 @@ class RecordChecks(ConformanceBase):
                 metafunc.parametrize(argument, [kind for kind, needs in kinds.items() if needs <= can])
 
     async def test_empty_source(self, pool: Pool) -> None:
-        """A source with nothing in it is a pool with nothing in it, and running."""
+        """A pool on an empty source is empty and running."""
         await pool.start()
         assert (pool.state, pool.volumes, pool.snapshot.errors) == (PoolState.RUNNING, (), ())
         assert (pool.info.volumes, pool.info.errors, pool.info.generation) == (0, 0, 1)
@@ -157,7 +157,7 @@ class RecordChecks(ConformanceBase):
         assert (info.capacity, info.generation) == (pool.snapshot.capacity, pool.snapshot.generation)
 
     async def test_good_entry(self, manager: Manager, pool: Pool, source: SourceUnderTest, good_kind: str) -> None:
-        """What can be a volume is one, with format, sizes, mode and times, found by name, key and path."""
+        """Each possible volume has a record with format, sizes, mode and times, found by name, key and path."""
         name = await make_entry(source, good_kind)
         await source.settle()
         await pool.start()
@@ -220,7 +220,7 @@ class RecordChecks(ConformanceBase):
                 assert VolumeDef.from_xml(pool.volume(name).to_xml()).name == name
 
     async def test_entry_that_is_no_volume(self, pool: Pool, source: SourceUnderTest, skipped_kind: str) -> None:
-        """What can be no volume is left out and told, as no failure: the pool is running."""
+        """An entry that cannot be a volume is reported and left out, and the pool is running."""
         await source.put("good.img", raw())
         name = await make_entry(source, skipped_kind)
         await source.settle()
@@ -238,7 +238,7 @@ class RecordChecks(ConformanceBase):
         assert len(pool.snapshot.errors) <= len(told), "one entry, told twice"
 
     async def test_bad_entry(self, pool: Pool, source: SourceUnderTest, bad_kind: str) -> None:
-        """An entry that cannot be read degrades the pool, is told by a printable name, and costs no other entry."""
+        """An unreadable entry degrades the pool, is reported by a printable name, and affects no other entry."""
         await source.put_all({f"good{n}.img": raw() for n in range(20)})
         name = await make_entry(source, bad_kind)
         await source.settle()
@@ -280,7 +280,7 @@ class RecordChecks(ConformanceBase):
         assert pool.volume("disk.qcow2").info.capacity == 2 << 30
 
     async def test_many_entries(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """Entries by the thousand, images and others: each is found, once, in order, and none of them again."""
+        """Thousands of entries are each found once, in order, and not read again."""
         images = IMAGES in source.can
         files = {f"{n:05d}.img": qcow2((n + 1) << 20) if images and n % 2 else raw(512) for n in range(self.many)}
         await start_with(pool, source, files)

@@ -1,4 +1,4 @@
-"""Refreshes: incremental, exact, shared, partial; and what remains when the source does not answer."""
+"""Checks of refreshes: incremental, exact, shared, partial, and with a source that does not answer."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def _counts(outcome: RefreshOutcome) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 
 class RefreshChecks(ConformanceBase):
-    """What a refresh finds, and what it leaves alone."""
+    """Checks of refreshes."""
 
     async def test_nothing_changed(self, pool: Pool, source: SourceUnderTest) -> None:
-        """A refresh of what nobody changed finds nothing, and keeps the very records."""
+        """A refresh without changes reports none, and keeps the same record objects."""
         await start_with(pool, source, dict(FIVE))
         assert _counts(await pool.refresh()) == ((), (), (), 5)
         await refresh_settled(pool)
@@ -45,7 +45,7 @@ class RefreshChecks(ConformanceBase):
         assert pool.snapshot.generation == generation + 1
 
     async def test_changes_are_exact(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What was added, changed and removed is told by name, and nothing else; the others keep their records."""
+        """A refresh reports exactly the added, changed and removed volumes; the others keep their records."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
         before = dict(pool.snapshot.by_name)
@@ -84,7 +84,7 @@ class RefreshChecks(ConformanceBase):
         assert pool.volume("name").info.format == "dir"
 
     async def test_full(self, pool: Pool, source: SourceUnderTest) -> None:
-        """``full=True`` reads all headers anew, and finds what was wrong in what is known."""
+        """``full=True`` reads all headers anew, and corrects wrong records."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
         assert _counts(await pool.refresh(full=True)) == ((), (), (), 5)
@@ -137,7 +137,7 @@ class RefreshChecks(ConformanceBase):
         assert pool.volumes == ()
 
     async def test_readers_see_whole_snapshots(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Who polls while refreshes run sees one state or another, never a mixture."""
+        """A reader that polls during refreshes sees one state or another, never a mixture."""
         await start_with(pool, source, {f"{n}.img": raw(512) for n in range(30)})
         done = False
         seen: set[int] = set()
@@ -162,7 +162,7 @@ class RefreshChecks(ConformanceBase):
         assert seen <= {512, 1024, 2048}
 
     async def test_shared(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """Many who ask at once share one refresh and its outcome."""
+        """Concurrent callers share one refresh and its outcome."""
         await start_with(pool, source, dict(FIVE))
         generation = pool.snapshot.generation
         async with manager.events(kinds={PoolRefreshed}) as events:
@@ -173,7 +173,7 @@ class RefreshChecks(ConformanceBase):
             assert events.receive_nowait() is None
 
     async def test_full_beside_a_plain_one(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Who wants everything read does not get a refresh that trusts what is known."""
+        """A caller with ``full=True`` does not share an incremental refresh."""
         await start_with(pool, source, dict(FIVE))
         await refresh_settled(pool)
         pool.parts.record.snapshot = falsified(pool.snapshot)
@@ -205,7 +205,7 @@ class RefreshChecks(ConformanceBase):
         assert pool.state is PoolState.RUNNING
 
     async def test_source_does_not_answer(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """The pool turns inaccessible, since when and why, and its last snapshot stays; it comes back by a refresh."""
+        """The pool becomes inaccessible, with time and reason, keeps its last snapshot, and recovers by a refresh."""
         if BREAK not in source.can:
             pytest.skip("this source cannot be broken")
         await start_with(pool, source, dict(FIVE))
@@ -240,7 +240,7 @@ class RefreshChecks(ConformanceBase):
     async def test_one_source_of_several_does_not_answer(
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
-        """A refresh of all reports the pool that failed; whatever shares nothing with it is refreshed."""
+        """A refresh of all pools reports the one that failed, and refreshes the others."""
         if BREAK not in source.can:
             pytest.skip("this source cannot be broken")
         sources = [source, *[await new_source() for _ in range(2)]]

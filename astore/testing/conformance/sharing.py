@@ -1,4 +1,4 @@
-"""One state folder and several Managers, one after the other and at once; and what events tell."""
+"""Checks of several Managers on one state folder, in turn and at once, and of events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ THREE = {f"{name}.img": raw() for name in "abc"}
 
 
 class Mirror:
-    """The volumes of one pool, as somebody knows them who hears events and nothing else."""
+    """The volumes of one pool as its events alone describe them."""
 
     def __init__(self) -> None:
         self.volumes: dict[str, VolumeInfo] = {}
@@ -59,7 +59,7 @@ class Mirror:
                 pass
 
     def assert_like(self, pool: Pool) -> None:
-        """It knows what the pool says."""
+        """Assert that the volumes are those of the pool."""
         assert self.state is pool.state
         assert list(self.volumes) == sorted(self.volumes) or sorted(self.volumes) == list(pool.snapshot.by_name)
         for record in pool.volumes:
@@ -144,7 +144,7 @@ class SharingChecks(ConformanceBase):
             await pool.stop()
 
     async def test_two_managers_at_once(self, tmp_path: Path, source: SourceUnderTest) -> None:
-        """What one Manager starts, the other refreshes; what one stops is inactive for the other when it looks again."""
+        """A pool that one Manager starts can be refreshed by the other; a stop is seen by its next read of the state."""
         folder = tmp_path / "shared"
         async with (
             Manager(folder, registry=self.make_registry()) as one,
@@ -195,7 +195,7 @@ class SharingChecks(ConformanceBase):
         assert (first.added, first.unchanged, second.added, second.unchanged) == (3, 0, 0, 3)
 
     async def test_mirror_of_events(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """Who hears all events knows the volumes, whatever happens to them, without ever asking."""
+        """All events together describe the volumes, whatever happens to them."""
         mirror = Mirror()
         async with manager.events(pools={pool.name}) as events:
 
@@ -239,7 +239,7 @@ class SharingChecks(ConformanceBase):
         assert sorted(mirror.volumes) == ["a.img", "c.img"]
 
     async def test_events_are_replayed(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """Who comes late, and asks for what was before, hears the same."""
+        """A late reader that asks for earlier events gets the same ones."""
         since = manager.statistics().events.last_seq
         async with manager.events(since) as early:
             await start_with(pool, source, dict(THREE))

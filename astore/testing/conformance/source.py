@@ -1,4 +1,4 @@
-"""What the conformance suite is run on: a source of pools, and the hands of somebody else who uses the same storage."""
+"""The sources that the conformance suite runs on, with another client that changes their storage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIFOS = "fifos"
 CONTROL = "control"
 """Names may have control characters."""
 BYTES = "bytes"
-"""Names may have bytes that are no UTF-8."""
+"""Names may have bytes that are not UTF-8."""
 PERMISSIONS = "permissions"
 """Volumes have a mode and an owner of their own."""
 BREAK = "break"
@@ -33,42 +33,41 @@ EVERYTHING = frozenset({IMAGES, DIRECTORIES, LINKS, FIFOS, CONTROL, BYTES, PERMI
 
 
 class SourceUnderTest(abc.ABC):
-    """A fresh, empty source of one pool, and the other side of its storage: whoever makes and removes files there
-    without asking astore.
+    """An empty source of one pool, and another client that changes its storage without astore.
 
-    Names are ``str`` as os.fsdecode makes them (surrogates for what is not UTF-8). What cannot be done on this
-    storage is left out of :attr:`can`, and the tests that need it are not collected.
+    Names are ``str`` as os.fsdecode makes them (surrogates for bytes that are not UTF-8). Tests that need an ability
+    which :attr:`can` lacks are not collected.
 
     :ivar definition: a definition of a pool on this source; its name is unique in the test.
     """
 
     can: ClassVar[frozenset[str]] = frozenset()
-    """What this storage has: any of the words of this module."""
+    """The abilities of this storage: any of this module's constants."""
 
     lag: ClassVar[float] = 0.0
-    """Seconds after which a change made by another client is seen for certain: what the storage's caches may hold back."""
+    """Seconds that the storage's caches may hide another client's change."""
 
     definition: PoolDef
 
     @abc.abstractmethod
     async def put(self, name: str, data: bytes) -> None:
-        """Make a file with this content, or put a new one in the place of the one there is (as a rename does)."""
+        """Make a file with this content, or replace the existing one by a new file (as a rename does)."""
 
     @abc.abstractmethod
     async def remove(self, name: str) -> None:
-        """Remove a file, an empty directory, or whatever else was made under this name."""
+        """Remove a file, an empty directory, or any other entry made here."""
 
     async def put_all(self, files: Mapping[str, bytes]) -> None:
-        """Make many files; worth overriding where one by one is slow."""
+        """Make many files. Override it if one by one is slow."""
         for name, data in files.items():
             await self.put(name, data)
 
     async def names(self) -> set[str]:
-        """What is there, hidden files included. (Backends that can change volumes.)"""
+        """Return all names, hidden files included. (Backends that can change volumes.)"""
         raise NotImplementedError
 
     async def content(self, name: str) -> bytes:
-        """What is in a file. (Backends that can change volumes.)"""
+        """Return a file's content. (Backends that can change volumes.)"""
         raise NotImplementedError
 
     async def mkdir(self, name: str) -> None:
@@ -84,18 +83,18 @@ class SourceUnderTest(abc.ABC):
         raise NotImplementedError
 
     async def break_(self) -> None:
-        """From now on the source does not answer: calls fail, soon. (``break``)"""
+        """Make the source stop answering: calls fail soon. (``break``)"""
         raise NotImplementedError
 
     async def mend(self) -> None:
-        """Undo :meth:`break_`; the source answers whoever connects now. Not broken is no error. (``break``)"""
+        """Undo :meth:`break_`, if that was called: new connections work. (``break``)"""
         raise NotImplementedError
 
     async def aclose(self) -> None:
-        """Let go of everything; the pool was stopped before."""
+        """Let go of everything. The pool is stopped by then."""
 
     async def settle(self) -> None:
-        """Wait until what was changed is seen by everybody."""
+        """Wait until all clients see earlier changes."""
         if self.lag:
             await asyncio.sleep(self.lag)
 
@@ -118,7 +117,7 @@ class FolderSource(SourceUnderTest):
         await asyncio.to_thread(self._put, {name: data})
 
     async def put_all(self, files: Mapping[str, bytes]) -> None:
-        """The same for many, in one thread."""
+        """Write many files in one thread call."""
         await asyncio.to_thread(self._put, files)
 
     async def remove(self, name: str) -> None:
@@ -126,11 +125,11 @@ class FolderSource(SourceUnderTest):
         await asyncio.to_thread(self._remove, name)
 
     async def names(self) -> set[str]:
-        """What is in the folder."""
+        """Return the folder's names."""
         return set(await asyncio.to_thread(os.listdir, self.folder))
 
     async def content(self, name: str) -> bytes:
-        """What is in a file."""
+        """Return a file's content."""
         return await asyncio.to_thread(self._content, name)
 
     async def mkdir(self, name: str) -> None:
@@ -170,7 +169,7 @@ class FolderSource(SourceUnderTest):
 
 
 class MovableFolder(FolderSource):
-    """A folder on this machine, which breaks by being moved away."""
+    """A local folder, which breaks by being moved away."""
 
     can = EVERYTHING
 
@@ -202,17 +201,17 @@ def renamed(definition: PoolDef, name: str, **changes: Any) -> PoolDef:
 
 
 def raw(size: int = 8192, fill: bytes = b"\0") -> bytes:
-    """The content of a raw image of ``size`` bytes."""
+    """Return the content of a raw image of ``size`` bytes."""
     return fill * size
 
 
 def qcow2(size: int = 1 << 30, backing: str | None = None, backing_format: str | None = None) -> bytes:
-    """The beginning of a qcow2 image: what an astore that looks at headers sees of it.
+    """Return the beginning of a qcow2 image, as much as astore reads of it.
 
-    :param size: the virtual size, in bytes. :param backing: the backing file's name as the header is to have it.
+    :param size: the virtual size, in bytes. :param backing: the backing file's name in the header.
     """
     return qcow2_by_hand(size, backing, backing_format).parts[0][1].ljust(512, b"\0")
 
 
 TRUNCATED = qcow2()[:24]
-"""An image that was cut off within its header."""
+"""An image that is truncated within its header."""

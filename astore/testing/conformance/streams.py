@@ -1,4 +1,4 @@
-"""Bytes to stream into volumes and out of them, in all kinds of pieces, for the checks of volumes."""
+"""Streams of bytes in pieces of all kinds, for the checks of uploads and downloads."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def chunks(data: bytes, *sizes: int) -> list[bytes]:
 
 
 async def given(pieces: Iterable[Any]) -> AsyncIterator[Any]:
-    """The pieces, one by one."""
+    """Yield the pieces one by one."""
     for piece in pieces:
         await asyncio.sleep(0)
         yield piece
 
 
 async def one_buffer(data: bytes) -> AsyncIterator[memoryview]:
-    """The data in pieces of a MiB, each in the same memory as the one before."""
+    """Yield the data in pieces of a MiB that share the same memory."""
     buffer = bytearray(MIB)
     for at in range(0, len(data), MIB):
         size = min(MIB, len(data) - at)
@@ -43,31 +43,31 @@ async def one_buffer(data: bytes) -> AsyncIterator[memoryview]:
 
 
 class Received(anyio.abc.ByteReceiveStream):
-    """A stream of anyio that gives the pieces, and then ends."""
+    """An anyio stream that delivers the pieces, and then ends."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """The next piece."""
+        """Return the next piece."""
         await asyncio.sleep(0)
         for piece in self._pieces:
             return piece
         raise anyio.EndOfStream
 
     async def aclose(self) -> None:
-        """Give nothing any more."""
+        """End the stream."""
         self._pieces = iter(())
 
 
 async def taken(volume: Volume, **options: Any) -> bytes:
-    """All that a download gives, holes as zeros."""
+    """Read a whole download, with holes as zeros."""
     async with volume.download(**options) as blocks:
         return b"".join([bytes(one.length) if isinstance(one, Hole) else one async for one in blocks])
 
 
 class Watch:
-    """What ``on_progress`` told; it must grow, and say the same of the whole."""
+    """Records the calls of ``on_progress`` and asserts that the count grows and the total stays."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int | None]] = []
@@ -80,5 +80,5 @@ class Watch:
         self.steps.append((done, total))
 
     def assert_complete(self, size: int, *, total: int | None) -> None:
-        """All was told of, and how much it would be."""
+        """Assert that progress reached the total."""
         assert self.steps[-1] == (size, total)

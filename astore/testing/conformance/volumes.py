@@ -1,4 +1,4 @@
-"""All work on volumes, of backends that have any: see the modules beside this one."""
+"""All checks of work on volumes; see the modules beside this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on volumes that is cancelled, at whatever step: nothing is left, nothing is held, nothing else is touched."""
+"""Checks of volume work that is cancelled at every step: nothing is left, held or changed elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from astore.volume_io.volume_names import TEMPORARY
 
 
 class CancelledWorkChecks(ConformanceBase):
-    """Everything that lasts, cancelled everywhere."""
+    """Checks of cancelled volume work."""
 
     async def _cancelled(
         self,
@@ -56,7 +56,7 @@ class CancelledWorkChecks(ConformanceBase):
         assert (outcome.added, outcome.removed, outcome.errors) == ((), (), ())
 
     async def test_cancelled_create(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A create that was cancelled has made nothing; the next one of this name does."""
+        """A cancelled create leaves nothing; the next one of this name works."""
         await start_able(pool, "create-volume", "open-volume", "delete-volume")
 
         async def none_there() -> None:
@@ -85,7 +85,7 @@ class CancelledWorkChecks(ConformanceBase):
     async def test_cancelled_copy(
         self, tmp_path: Path, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
-        """So has a copy, within the pool, from another, and in another format."""
+        """A cancelled copy leaves nothing, within the pool, from another, and in another format."""
         await start_able(pool, "create-volume", "open-volume", "copy-volume", "receive-volume", "delete-volume")
         other = await manager.define((await new_source()).definition)
         await other.start()
@@ -120,7 +120,7 @@ class CancelledWorkChecks(ConformanceBase):
     async def test_cancelled_streams(
         self, tmp_path: Path, manager: Manager, pool: Pool, source: SourceUnderTest
     ) -> None:
-        """An upload or a download that was cancelled holds nothing: the next one works, at once."""
+        """A cancelled upload or download holds no lock: the next one works at once."""
         await start_able(pool, "create-volume", "open-volume", "delete-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=6 * MIB))
         file = tmp_path / "file"
@@ -180,7 +180,7 @@ class CancelledWorkChecks(ConformanceBase):
             await self._cancelled(manager, pool, source, call, as_before)
 
     async def test_cancelled_beside_a_refresh(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A refresh beside a create that is taken back does not keep what was never there."""
+        """A refresh beside a cancelled create does not keep the volume."""
         await start_able(pool, "create-volume", "delete-volume")
 
         async def beside() -> None:

@@ -1,4 +1,4 @@
-"""Volumes that change: resized, wiped, renamed, deleted; and those that others are backed by."""
+"""Checks of volumes that are resized, wiped, renamed and deleted, and of backing volumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from astore.volume_io.wiping import ALGORITHMS, PASSES, passes_of
 
 
 class ChangedVolumeChecks(ConformanceBase):
-    """Resize, wipe, rename, delete, and who is backed by whom."""
+    """Checks of resize, wipe, rename, delete and backing chains."""
 
     async def test_resize_raw(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
         """A raw volume grows by a hole or by space; it shrinks only if that is asked for."""
@@ -63,7 +63,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert (await pool.refresh(full=True)).unchanged == 1
 
     async def test_resize_of_what_changed(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What somebody else made larger meanwhile is not cut to less than it has without being asked."""
+        """A volume that another program made larger meanwhile is not shrunk by a resize that meant to grow it."""
         await start_able(pool, "create-volume", "resize-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=MIB))
         await source.put("a.img", raw(4 * MIB, b"x"))
@@ -139,7 +139,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert await source.content("a.img") == bytes(3 * MIB)
 
     async def test_wiped_image(self, pool: Pool, source: SourceUnderTest) -> None:
-        """An image that was wiped is none any more."""
+        """A wiped image is no longer an image."""
         await start_able(pool, "create-volume", "wipe-volume")
         await require_images(source)
         disk = await pool.create_volume(VolumeDef("a.qcow2", capacity=MIB, format="qcow2"))
@@ -182,7 +182,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert (await pool.refresh(full=True)).added == ()
 
     async def test_delete(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A deleted volume is gone from snapshot and storage; of links, it is the link that goes."""
+        """A deleted volume is gone from snapshot and storage; for a link, the link itself is removed."""
         await start_able(pool, "create-volume", "delete-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=MIB))
         await pool.create_volume(VolumeDef("b.img", capacity=MIB))
@@ -213,7 +213,7 @@ class ChangedVolumeChecks(ConformanceBase):
     async def test_dependents(
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
-        """What others are backed by, in this pool or another, is not changed unless that is forced."""
+        """A backing volume, of this pool or another, is not changed unless that is forced."""
         await start_able(
             pool, "create-volume", "open-volume", "delete-volume", "rename-volume", "resize-volume", "wipe-volume"
         )
@@ -294,7 +294,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert [link.volume for link in pool.volume("a").backing_chain()] == [pool.volume("a"), pool.volume("b"), None]
 
     async def test_changes_side_by_side(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Work on different volumes goes on side by side, and each has its result."""
+        """Work on different volumes runs concurrently, and each has its result."""
         await start_able(pool, "create-volume", "open-volume", "delete-volume", "rename-volume", "resize-volume")
         disks = [await pool.create_volume(VolumeDef(f"{n}.img", capacity=MIB)) for n in range(12)]
         await asyncio.gather(

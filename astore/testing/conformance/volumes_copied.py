@@ -1,4 +1,4 @@
-"""Copies: within a pool, from pool to pool, into other formats, and larger than the original."""
+"""Checks of copies: within a pool, between pools, into other formats, and larger than the original."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from astore.testing.conformance.volumes_made import MIB, checked, fetched, mode_
 from astore.volume_io.blocks import Hole
 
 SPARSE = DATA[:MIB] + bytes(5 * MIB) + DATA[MIB : 3 * MIB + 7] + bytes(MIB)
-"""Data, a hole, data that end at no boundary, and a hole."""
+"""Data, a hole, data with an unaligned end, and a hole."""
 
 
 async def sparse_volume(pool: Pool, name: str = "old.img") -> Volume:
-    """A raw volume that holds SPARSE, with its holes."""
+    """Create a raw volume with SPARSE and its holes."""
     disk = await pool.create_volume(VolumeDef(name, capacity=len(SPARSE)))
     await disk.upload(given([DATA[:MIB], Hole(5 * MIB), DATA[MIB : 3 * MIB + 7]]), sparse=True)
     return disk
 
 
 async def qcow2_volume(pool: Pool, folder: Path, name: str = "old.qcow2", *arguments: str) -> Volume:
-    """A qcow2 volume whose disk holds SPARSE."""
+    """Create a qcow2 volume whose disk has SPARSE."""
     raw, image = folder / "made.raw", folder / "made.qcow2"
     await asyncio.to_thread(raw.write_bytes, SPARSE)
     await asyncio.to_thread(qemu_img, "convert", "-f", "raw", "-O", "qcow2", *arguments, raw, image)
@@ -43,7 +43,7 @@ async def qcow2_volume(pool: Pool, folder: Path, name: str = "old.qcow2", *argum
 
 
 async def compare(source: SourceUnderTest, folder: Path, name: str, format: str, wanted: bytes) -> None:
-    """The disk of an image, as others find it, is this."""
+    """Assert that an image in the storage has this disk."""
     path = await fetched(source, folder, name)
     raw = folder / "wanted.raw"
     await asyncio.to_thread(raw.write_bytes, wanted)
@@ -81,7 +81,7 @@ class CopiedVolumeChecks(ConformanceBase):
     async def test_copy_across(
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
-        """So has a copy in another pool."""
+        """A copy in another pool has the same bytes and holes too."""
         await start_able(pool, "create-volume", "open-volume", "receive-volume")
         other_source = await new_source()
         other = await manager.define(other_source.definition)
@@ -99,7 +99,7 @@ class CopiedVolumeChecks(ConformanceBase):
         assert (await other.refresh(full=True)).unchanged == 2
 
     async def test_copy_refused(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """What cannot be copied, or not there, is refused in words, and nothing is made."""
+        """An impossible copy is refused with a reason, and leaves nothing."""
         await start_able(pool, "create-volume", "open-volume", "copy-volume")
         old = await sparse_volume(pool)
         taken = ["old.img"]
@@ -197,7 +197,7 @@ class CopiedVolumeChecks(ConformanceBase):
         assert said["backing-filename"] == "over"
 
     async def test_convert_nothing_from_outside(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
-        """An image whose header names files that are no volumes does not have them read."""
+        """Files that an image's header names are not read if they are not volumes."""
         await start_able(pool, "create-volume", "open-volume", "convert-volume")
         await require_images(source)
         secret = tmp_path / "secret"
@@ -233,7 +233,7 @@ class CopiedVolumeChecks(ConformanceBase):
         assert await source.names() == before
 
     async def test_others_images(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
-        """What others put there is copied like what astore made, and taken as what it is."""
+        """A volume that another program made is copied like astore's own."""
         await start_able(pool, "create-volume", "open-volume", "convert-volume")
         await require_images(source)
         for kind in ("vmdk", "vpc"):

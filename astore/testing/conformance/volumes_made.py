@@ -1,4 +1,4 @@
-"""New volumes: raw, by qemu-img, and directories; complete, or not there."""
+"""Checks of new volumes: raw, by qemu-img, and directories; each complete or absent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BAD_NAMES = (
     *("", ".", "..", "a/b", "/etc/passwd", "../outside", "-rf", "a\nb", "a\0b", "\x7f", "x" * 256, "ü" * 128),
     *(".astore-", ".astore-0123456789abcdef.tmp", "\udce4"),
 )
-"""Names that no volume can be given."""
+"""Names that no volume can have."""
 
 ODD_NAMES = (
     "two words.img",
@@ -39,41 +39,41 @@ ODD_NAMES = (
     "x" * 255,
     "'\"<&>$(id)`",
 )
-"""Names that are as good as any other."""
+"""Unusual but valid names."""
 
 
 async def require_qemu_img() -> None:
-    """Skip the test where there is no qemu-img: without it, that is what is missing, and nothing else."""
+    """Skip the test if there is no qemu-img."""
     if await asyncio.to_thread(shutil.which, "qemu-img") is None:
         pytest.skip("there is no qemu-img (Debian package qemu-utils)")
 
 
 async def require_images(source: SourceUnderTest) -> None:
-    """Skip the test where volumes cannot be images, or there is no qemu-img to make them."""
+    """Skip the test if volumes cannot be images, or there is no qemu-img."""
     if IMAGES not in source.can:
         pytest.skip("volumes of this source are no images")
     await require_qemu_img()
 
 
 def mode_of(source: SourceUnderTest, mode: int) -> int:
-    """The mode of a volume that was made with this one: where volumes have none of their own, all have the same."""
+    """Return the mode of a volume that was created with ``mode``; without permissions all have the same."""
     return mode if PERMISSIONS in source.can else 0o600
 
 
 def kinds_of(source: SourceUnderTest) -> tuple[str, ...]:
-    """The formats that need nothing but the storage."""
+    """Return the formats that need no qemu-img."""
     return ("raw", "dir") if DIRECTORIES in source.can else ("raw",)
 
 
 def qemu_img(*arguments: str | Path) -> str:
-    """Run qemu-img; it must have nothing to complain of."""
+    """Run qemu-img, and assert that it succeeds without messages."""
     done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (arguments, done.stdout, done.stderr)
     return done.stdout
 
 
 async def fetched(source: SourceUnderTest, folder: Path, *names: str) -> Path:
-    """Put what others find under these names into a folder of this machine; returns the path of the first."""
+    """Copy these files of the storage into a local folder; return the path of the first."""
     await source.settle()
     for name in names:
         data = await source.content(name)
@@ -82,9 +82,9 @@ async def fetched(source: SourceUnderTest, folder: Path, *names: str) -> Path:
 
 
 async def checked(source: SourceUnderTest, folder: Path, name: str, *others: str) -> dict[str, Any]:
-    """What qemu-img says of an image, as others find it in the storage, after it was checked.
+    """Check an image of the storage by qemu-img, and return what ``qemu-img info`` says.
 
-    :param others: images that it is backed by.
+    :param others: its backing images.
     """
     path = await fetched(source, folder, name, *others)
     info: dict[str, Any] = json.loads(await asyncio.to_thread(qemu_img, "info", "--output=json", path))
@@ -117,7 +117,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert await source.content("a.img") == bytes(5 * MIB + 1)
 
     async def test_create_allocated(self, pool: Pool) -> None:
-        """The allocation that a raw volume is to have is taken at once, and no more than its capacity."""
+        """A raw volume's allocation is allocated at once, up to its capacity."""
         await start_able(pool, "create-volume")
         for allocation, least, most in ((0, 0, MIB), (2 * MIB, 2 * MIB, 3 * MIB), (9 * MIB, 4 * MIB, 5 * MIB)):
             disk = await pool.create_volume(VolumeDef(f"{allocation}", capacity=4 * MIB, allocation=allocation))
@@ -125,7 +125,7 @@ class MadeVolumeChecks(ConformanceBase):
             assert disk.info.capacity == 4 * MIB
 
     async def test_create_empty_and_huge(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Capacities of 0 and of more than 8 GiB are as good as others."""
+        """Capacities of 0 and of more than 8 GiB work."""
         await start_able(pool, "create-volume")
         for capacity in (0, (1 << 31) + 1, (1 << 33) + 4096):
             disk = await pool.create_volume(VolumeDef(f"{capacity}.img", capacity=capacity))
@@ -135,7 +135,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (await pool.refresh(full=True)).unchanged == 3
 
     async def test_create_from_xml(self, pool: Pool, source: SourceUnderTest) -> None:
-        """libvirt's document for a volume will do."""
+        """A volume can be created by libvirt's XML document."""
         await start_able(pool, "create-volume")
         text = """<volume><name>x.img</name><capacity unit='KiB'>8</capacity><allocation>0</allocation>
             <target><format type='raw'/><permissions><mode>0640</mode></permissions></target></volume>"""
@@ -165,7 +165,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (await pool.refresh()).unchanged == 4
 
     async def test_create_where_something_is(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What is there stays as it is, whether astore knows of it or not, and is named in the error."""
+        """An existing file, known to astore or not, is left alone and named in the error."""
         await start_able(pool, "create-volume")
         await source.put("unknown", raw(8192, b"u"))
         await source.put("known", raw(8192, b"k"))
@@ -184,7 +184,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert pool.volume("known").info.capacity == 8192
 
     async def test_names(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Names that lead elsewhere, or are those of volumes in the making, are refused; odd ones are not."""
+        """Names that lead elsewhere, or are reserved, are refused; unusual ones are not."""
         await start_able(pool, "create-volume")
         for name in BAD_NAMES:
             with pytest.raises(DefinitionError):
@@ -208,7 +208,7 @@ class MadeVolumeChecks(ConformanceBase):
             assert await source.names() == set()
 
     async def test_create_nonsense(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What cannot be made is refused in words that name the element, and nothing is made."""
+        """An impossible definition is refused by an error that names the element, and nothing is made."""
         await start_able(pool, "create-volume")
         backing = BackingStore("/base", "raw")
         for element, wanted in (
@@ -233,7 +233,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (pool.volumes, await source.names()) == ((), set())
 
     async def test_directories(self, pool: Pool, source: SourceUnderTest) -> None:
-        """A directory is made with the mode it is to have, and removed only when it is empty."""
+        """A directory is created with its mode, and removed only when it is empty."""
         await start_able(pool, "create-volume", "delete-volume")
         if DIRECTORIES not in source.can:
             for wanted in (VolumeDef("folder", format="dir"), VolumeDef("folder", type=VolumeType.DIR)):
@@ -300,7 +300,7 @@ class MadeVolumeChecks(ConformanceBase):
         await checked(source, tmp_path, "f")
 
     async def test_create_other_formats(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
-        """Whatever else qemu-img writes can be made."""
+        """Every other format that qemu-img writes can be created."""
         await start_able(pool, "create-volume")
         await require_images(source)
         for kind in ("qcow", "qed", "vmdk", "vdi", "vpc"):
@@ -336,7 +336,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert [link.volume for link in far.backing_chain()] == [far, base]
 
     async def test_create_beside_many(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Many at once are all there in the end, in name order, in snapshot and storage alike."""
+        """Many volumes created at once all exist in the end, in name order, in snapshot and storage."""
         await start_with(pool, source, {"there.img": raw()})
         if "create-volume" not in pool.abilities():
             pytest.skip("no create-volume")

@@ -1,4 +1,4 @@
-"""Bytes into volumes and out of them: upload, download, random access; with holes, far offsets, and broken off."""
+"""Checks of upload, download and random access, with holes, far offsets and interruptions."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _write_sparsely(path: Path, data: dict[int, bytes], size: int) -> None:
 
 
 class StreamedVolumeChecks(ConformanceBase):
-    """Upload, download and open."""
+    """Checks of upload, download and open."""
 
     async def test_round_trips(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What is uploaded is there, and is what is downloaded, in whatever pieces it comes, at whatever offset."""
+        """A download returns the uploaded bytes, for any sizes of pieces and any offset."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=10 * MIB))
         expected = bytearray(10 * MIB)
@@ -90,7 +90,7 @@ class StreamedVolumeChecks(ConformanceBase):
             assert disk.info.capacity == len(data)
 
     async def test_what_is_no_source(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
-        """What bytes cannot come from is refused by the source's error, and what was there stays."""
+        """An unusable source is refused by its own error, and the volume stays unchanged."""
         await start_able(pool, "create-volume", "open-volume")
         data = DATA[:MIB]
         disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
@@ -161,7 +161,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert await taken(copy) == await taken(disk)
 
     async def test_too_many_bytes(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Where more come than were announced, those that were are written, and the error says how many."""
+        """From a source longer than announced the announced bytes are written, and the error says how many."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
         for length in (3 * MIB + 5, 1, 0):
@@ -179,7 +179,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert await disk.upload(DATA[:5], length=MIB) == 5
 
     async def test_broken_source(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What the source raises is raised as it is, and the volume can be written again."""
+        """An error of the source is raised unwrapped, and the volume can be written again."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
 
@@ -198,7 +198,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert (await source.content("a.img"))[: 2 * MIB] == DATA[: 2 * MIB]
 
     async def test_far_offsets(self, pool: Pool) -> None:
-        """Beyond 2, 4 and 8 GiB, everything works as before."""
+        """Offsets beyond 2, 4 and 8 GiB work."""
         await start_able(pool, "create-volume", "open-volume")
         size = (1 << 33) + 3 * MIB
         disk = await pool.create_volume(VolumeDef("a.img", capacity=size))
@@ -275,7 +275,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert (await source.content("a.img"))[:2] == b"!\0"
 
     async def test_callers_errors_inside(self, pool: Pool) -> None:
-        """What is raised while a volume is downloaded or open is the caller's, and stays as it is."""
+        """An error raised inside the block of a download or an open volume is not wrapped."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=8 * MIB))
         cause = KeyError("cause")
@@ -297,7 +297,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert await taken(disk) == bytes(8 * MIB)
 
     async def test_impatient_download(self, pool: Pool) -> None:
-        """Whoever gives up one block because it is late, and asks again, misses none."""
+        """A consumer that cancels the wait for a late block, and asks again, misses none."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
         await disk.upload(DATA)
@@ -319,7 +319,7 @@ class StreamedVolumeChecks(ConformanceBase):
             assert b"".join(parts) == DATA
 
     async def test_progress_events(self, manager: Manager, pool: Pool) -> None:
-        """Who listens to events hears of what lasts, now and then, and of its end."""
+        """Events report the progress and the end of long work."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=0))
 
@@ -343,7 +343,7 @@ class StreamedVolumeChecks(ConformanceBase):
         assert heard[-1].done == 24 * MIB
 
     async def test_what_is_not_there(self, pool: Pool, source: SourceUnderTest) -> None:
-        """A volume that is gone, known or not, is not found; and it is known to be gone then."""
+        """A removed volume is not found, and the snapshot drops it."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=MIB))
         await source.remove("a.img")

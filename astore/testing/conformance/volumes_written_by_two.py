@@ -1,4 +1,4 @@
-"""Who else is at it: two writers of one volume, refreshes beside work, leftovers of the killed, and pools being stopped."""
+"""Checks of concurrent work: two writers, refreshes beside work, leftovers of killed processes, and stops."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from astore.testing.conformance.volumes_made import MIB, kinds_of
 from astore.volume_io.volume_names import TEMPORARY
 
 LEFT = f"{TEMPORARY}0123456789abcdef.tmp"
-"""What a volume in the making is called."""
+"""The name of an unfinished volume."""
 
 
 class Faucet:
-    """A source of bytes, an iterable to upload and a file to copy, that gives them when it is told to."""
+    """A source to upload or copy that delivers its bytes when the test lets it."""
 
     in_flight = 2
 
@@ -83,7 +83,7 @@ class Faucet:
 
 @contextlib.asynccontextmanager
 async def uploading(disk: Volume) -> AsyncIterator[Faucet]:
-    """An upload to the volume is under way, inside; its end is 2 MiB of 0xee, unless it fails inside."""
+    """Run an upload to the volume during the block; it ends with 2 MiB of 0xee unless the block fails."""
     faucet = Faucet()
     task = asyncio.ensure_future(disk.upload(faucet))
     try:
@@ -97,7 +97,7 @@ async def uploading(disk: Volume) -> AsyncIterator[Faucet]:
 
 
 async def writers(disk: Volume) -> dict[str, Callable[[], Awaitable[object]]]:
-    """What needs the volume for itself, by name."""
+    """Return the operations that need the volume exclusively, by name."""
 
     async def open_() -> None:
         async with disk.open(write=True) as file:
@@ -115,7 +115,7 @@ async def writers(disk: Volume) -> dict[str, Callable[[], Awaitable[object]]]:
 
 
 class TwoWriterChecks(ConformanceBase):
-    """Work beside other work."""
+    """Checks of concurrent work."""
 
     async def test_two_writers(self, pool: Pool, source: SourceUnderTest) -> None:
         """The second writer of a volume is refused by name; readers, refreshes and other volumes are not."""
@@ -139,7 +139,7 @@ class TwoWriterChecks(ConformanceBase):
         await disk.upload(b"free again")
 
     async def test_two_managers(self, tmp_path: Path, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """So is one in another process, which astore's locks keep out as well."""
+        """A second writer in another process is refused too."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=2 * MIB))
         async with Manager(tmp_path / "other", registry=self.make_registry()) as others:
@@ -168,7 +168,7 @@ class TwoWriterChecks(ConformanceBase):
             assert await source.names() == {"a.img", "new"}
 
     async def test_created_twice_at_once(self, pool: Pool, source: SourceUnderTest) -> None:
-        """Of several who make a volume of one name, one does."""
+        """Of several concurrent creates of one name one succeeds."""
         await start_able(pool, "create-volume")
         kinds = kinds_of(source)
         results = await asyncio.gather(
@@ -183,7 +183,7 @@ class TwoWriterChecks(ConformanceBase):
     async def test_in_the_making(
         self, tmp_path: Path, pool: Pool, source: SourceUnderTest, backend: Backend, context: Context
     ) -> None:
-        """A volume in the making is nobody's to see, and nobody's to remove, but its name may be taken by who is faster."""
+        """An unfinished volume is hidden and cannot be removed, but another program may take its name."""
         await start_able(pool, "create-volume", "receive-volume")
         definition = backend.check(source.definition)
         session = await backend.open(definition, context)  # as another process has it
@@ -224,7 +224,7 @@ class TwoWriterChecks(ConformanceBase):
             await session.aclose()
 
     async def test_leftovers(self, pool: Pool, source: SourceUnderTest) -> None:
-        """What a killed process left in the making is never shown, and removed by the next start."""
+        """An unfinished volume of a killed process is never shown, and the next start removes it."""
         await source.put(LEFT, raw(4096, b"x"))
         await source.put(f"{TEMPORARY}notes", raw(512))
         await source.put("a.img", raw(512))
@@ -289,7 +289,7 @@ class TwoWriterChecks(ConformanceBase):
         assert (outcome.added, outcome.changed, outcome.removed, outcome.unchanged) == ((), (), (), 13)
 
     async def test_stop_beside_work(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A pool whose volumes are being written is not stopped; by force it is, and the work fails."""
+        """A pool with volumes open for writing is stopped only by force, and then the work fails."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=2 * MIB))
         before = await Census.taken()
@@ -334,7 +334,7 @@ class TwoWriterChecks(ConformanceBase):
         await assert_no_growth(before, manager)
 
     async def test_closed_beside_work(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
-        """A Manager that is left beside work ends it, by an error; what was in the making is gone."""
+        """Closing a Manager fails its running work and removes unfinished volumes."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=2 * MIB))
         faucet = Faucet()

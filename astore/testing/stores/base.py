@@ -26,35 +26,35 @@ WRITERS = 4
 
 
 class StoreSuiteBase(abc.ABC):
-    """What the subclass of a store's authors says about it, and the fixtures made from that."""
+    """The suite's fixtures, and the methods by which a subclass describes its store."""
 
     pytestmark = pytest.mark.asyncio
 
     persists: ClassVar[bool] = True
-    """Whether a store holds what it held after all its clients were closed."""
+    """Whether a store keeps its contents when all its clients are closed."""
 
     @abc.abstractmethod
     async def make_store(self, place: Path) -> Store:
-        """One more client, not opened yet, of the one store that belongs to ``place``.
+        """Make another client, not opened yet, of the one store that belongs to ``place``.
 
-        Clients may be one object, if the store is for one process.
+        If the store is for one process, all clients may be the same object.
 
-        :param place: a folder, empty at first, for whatever the store needs; its name is fit for a prefix.
+        :param place: a folder, empty at first, for the store's data; its name can serve as a prefix.
         """
 
     def damage(self, place: Path, name: str) -> bool:
-        """Make the definition of a pool unreadable, behind the store's back. By default False: that cannot happen.
+        """Make the definition of a pool unreadable, behind the store's back; False, the default: that is not possible.
 
         Called in a worker thread: it may block.
         """
         return False
 
     async def settle(self) -> None:
-        """Wait until the next change is told from those before it. By default that needs no time."""
+        """Wait until the store can tell the next change from earlier ones. By default that needs no time."""
 
     @pytest_asyncio.fixture
     async def connect(self, tmp_path: Path) -> AsyncIterator[Connect]:
-        """Opens clients of one store, and closes them after the test."""
+        """A function that opens clients of one store; they are closed after the test."""
         lanes = Lanes()
         try:
             async with contextlib.AsyncExitStack() as opened:
@@ -81,32 +81,32 @@ class StoreSuiteBase(abc.ABC):
 
 
 def definition(name: str, path: str = "/x", *, uuid_of: str | None = None) -> PoolDef:
-    """A definition. Its uuid belongs to its name, or to ``uuid_of``."""
+    """Make a definition. Its uuid is derived from its name, or from ``uuid_of``."""
     made = uuid.uuid5(uuid.NAMESPACE_URL, name if uuid_of is None else uuid_of)
     return PoolDef(type="dir", name=name, uuid=str(made), target=Target(path=path))
 
 
 def run(name: str, started_at: float = 1.5, *, uuid_of: str | None = None) -> Run:
-    """A run of the pool that :func:`definition` makes."""
+    """Make a run of the pool that :func:`definition` makes."""
     made = definition(name, uuid_of=uuid_of)
     assert made.uuid is not None
     return Run(made, made.uuid, started_at)
 
 
 async def contents(store: Store) -> Contents:
-    """Everything, read anew."""
+    """Read the whole store anew."""
     found = await store.read()
     assert found is not None
     return found
 
 
 async def revision(store: Store) -> Revision:
-    """What the store holds now."""
+    """Return the store's current revision."""
     return (await contents(store)).revision
 
 
 async def put(store: Store, wanted: PoolDef) -> Version:
-    """Write a definition, however often others are faster."""
+    """Put a definition, and retry as often as others are faster."""
     while True:
         try:
             return await store.put(wanted, await revision(store))
@@ -115,14 +115,14 @@ async def put(store: Store, wanted: PoolDef) -> Version:
 
 
 async def remove(store: Store, name: str) -> None:
-    """Remove the definition that there is."""
+    """Remove a definition in its current version."""
     version = (await store.current(name)).version
     assert version is not None
     await store.remove(name, version)
 
 
 async def held(store: Store) -> Held:
-    """The definitions and marks by pool, and the runs."""
+    """Return the definitions and marks by pool, and the runs."""
     found = await contents(store)
     assert found.damaged == ()
     assert found.unknown == frozenset()

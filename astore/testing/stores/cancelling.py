@@ -1,4 +1,4 @@
-"""Changes whose caller is cancelled, at whatever moment: made whole or not at all, and decided."""
+"""Checks of cancelled changes: each is made wholly or not at all, and that is final."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHANGES = ["define", "redefine", "undefine", "autostart", "begin", "end"]
 
 
 class _Ready(msgspec.Struct):
-    """Where a change begins: what the store holds, its revision, and the version of the pool's definition."""
+    """The state before a change: the store's contents and revision, and the version of the pool's definition."""
 
     before: Held
     revision: Revision
@@ -25,7 +25,7 @@ class CancellationChecks(StoreSuiteBase):
 
     @pytest.mark.parametrize("kind", CHANGES)
     async def test_cancelled(self, store: Store, other: Store, kind: str) -> None:
-        """What a cancelled change left is what was before it or what it makes, and stays so."""
+        """A cancelled change has its whole effect or none, and that does not change later."""
         ready = await self._prepare(other, kind)
         made: list[Held] = []
 
@@ -43,7 +43,7 @@ class CancellationChecks(StoreSuiteBase):
 
     @staticmethod
     async def _prepare(other: Store, kind: str) -> _Ready:
-        """Bring everything back to where the change can begin."""
+        """Restore the state in which the change can begin."""
         for started_at in (1.5, 7.0):
             await other.end_run("a", started_at)
         version = (await other.current("a")).version

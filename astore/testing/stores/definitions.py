@@ -1,4 +1,4 @@
-"""Definitions and autostart marks: kept, compared, and changed by two at once."""
+"""Checks of definitions and autostart marks, also with two clients at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DefinitionChecks(StoreSuiteBase):
     """Definitions, autostart marks, revisions and versions."""
 
     async def test_empty(self, store: Store) -> None:
-        """A store that was never used holds nothing, and says so."""
+        """A new store is empty."""
         assert await held(store) == ({}, {})
         assert (await store.current("a")).version is None
         assert (await store.current("a")).started_at is None
@@ -60,7 +60,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert (await held(other))[0] == {"a": (definition("a"), False)}
 
     async def test_names(self, store: Store, other: Store) -> None:
-        """A pool's name may have spaces, dots and any letters, however a store spells its keys."""
+        """A pool's name may have spaces, dots and any letters."""
         for name in NAMES:
             await put(store, definition(name))
             await store.begin_run(run(name), persistent=True)
@@ -74,7 +74,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert await held(store) == ({}, {})
 
     async def test_autostart(self, store: Store, other: Store) -> None:
-        """A mark is set and cleared, twice if need be, and stays when its definition is replaced."""
+        """A mark is set and cleared, also twice, and stays when its definition is replaced."""
         await put(store, definition("a"))
         for client in (store, other):
             await client.set_autostart("a", True)
@@ -85,7 +85,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert (await held(other))[0] == {"a": (definition("a", "/y"), False)}
 
     async def test_autostart_of_nothing(self, store: Store) -> None:
-        """There is no mark without a definition: it is refused, and it goes with the definition."""
+        """A mark needs a definition: without one it is refused, and it is removed with the definition."""
         with pytest.raises(StoreError) as caught:
             await store.set_autostart("a", True)
         assert caught.value.errno == errno.ENOENT
@@ -97,7 +97,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert (await held(store))[0] == {"a": (definition("a"), False)}
 
     async def test_revisions(self, store: Store, other: Store) -> None:
-        """A read since a revision says nothing if nothing has changed, and everything after each change of anybody."""
+        """A read since a revision returns None if nothing has changed, and everything after a change of any client."""
         seen = await revision(store)
         for client in (store, other):
             for change in (
@@ -136,7 +136,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert await put(other, definition("a")) not in versions
 
     async def test_put_by_what_was_read(self, store: Store, other: Store) -> None:
-        """A definition that was checked against others is refused once any of them was put, replaced or removed."""
+        """A definition that was checked against others is refused if any of them has changed since."""
         await put(other, definition("b"))
         for change in (
             lambda: put(other, definition("c")),
@@ -156,7 +156,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert (await held(other))[0]["a"] == (definition("a"), False)
 
     async def test_put_over_an_active_pool(self, store: Store, other: Store) -> None:
-        """A pool that is active is defined anew by its own uuid, and by no other."""
+        """An active pool can be redefined only with its own uuid."""
         await other.begin_run(run("a"), persistent=False)
         with pytest.raises(OutdatedError):
             await store.put(definition("a", uuid_of="b"), await revision(store))
@@ -164,7 +164,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert await held(other) == ({"a": (definition("a", "/y"), False)}, {"a": run("a")})
 
     async def test_remove_what_is_meant(self, store: Store, other: Store) -> None:
-        """A definition is removed in the version that was read, while its pool is inactive."""
+        """A definition is removed only in the version that was read, and while its pool is inactive."""
         old = await put(store, definition("a"))
         new = await put(other, definition("a", "/y"))
         with pytest.raises(OutdatedError):
@@ -179,7 +179,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert await held(other) == ({}, {})
 
     async def test_two_writers(self, store: Store, other: Store) -> None:
-        """Of two who decided by the same contents one is refused, and what is kept is the other's, whole."""
+        """Of two writers that read the same contents one is refused, and the other's definition is kept whole."""
         for number in range(10):
             await put(store, definition(f"kept {number}"))
             read = await revision(store), await revision(other)
@@ -195,7 +195,7 @@ class DefinitionChecks(StoreSuiteBase):
             assert (await held(store))[0][name] == (wanted, False)
 
     async def test_many_writers(self, connect: Connect, store: Store) -> None:
-        """Clients that try until nobody was faster lose nothing."""
+        """Clients that retry after each conflict lose no change."""
         clients = [await connect() for _ in range(WRITERS)]
 
         async def write(number: int) -> None:
@@ -209,7 +209,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert all(on for _, on in found.values())
 
     async def test_damaged(self, store: Store, other: Store, tmp_path: Path) -> None:
-        """A definition that cannot be read is reported and left alone, and can be replaced or removed; others are served."""
+        """An unreadable definition is reported, and can be replaced or removed; others are not affected."""
         await put(store, definition("a"))
         old = await put(store, definition("b"))
         await self.settle()
@@ -233,7 +233,7 @@ class DefinitionChecks(StoreSuiteBase):
         assert (await held(other))[0] == {"a": (definition("a"), False)}
 
     async def test_opened_again(self, connect: Connect, store: Store, tmp_path: Path) -> None:
-        """A store is closed twice and opened again, and holds what it held, if it says so."""
+        """A store can be closed twice and opened again; one that persists still has its contents."""
         await put(store, definition("a"))
         await store.set_autostart("a", True)
         await store.begin_run(run("a"), persistent=True)

@@ -1,4 +1,4 @@
-"""Runs: each pool is active once, and whoever ends a run says which; and the snapshots of runs."""
+"""Checks of runs and their snapshots: each pool has one run at most, and ending a run names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from astore.testing.stores.base import StoreSuiteBase, definition, held, put, re
 
 
 def seen(count: int = 3, **changed: object) -> LastSeen:
-    """What may be known of a pool, with something in every field."""
+    """Make a pool's last state, with a value in every field."""
     volumes = {}
     for index in range(count):
         name = f"volume {index}"
@@ -40,7 +40,7 @@ class RunChecks(StoreSuiteBase):
     """Runs and their snapshots."""
 
     async def test_runs(self, store: Store, other: Store) -> None:
-        """A run is known to all until it is ended, and beginning or ending it twice changes nothing."""
+        """All clients see a run until it ends; beginning or ending it twice changes nothing."""
         await put(store, definition("a"))
         for name, persistent in (("a", True), ("transient", False)):
             for _ in range(2):
@@ -56,7 +56,7 @@ class RunChecks(StoreSuiteBase):
         assert (await held(store))[1] == {}
 
     async def test_begun_twice(self, store: Store, other: Store) -> None:
-        """A pool that is active is not started by another, until it is stopped."""
+        """An active pool cannot be started again by another client."""
         await store.begin_run(run("a"), persistent=False)
         for client in (store, other):
             with pytest.raises(OutdatedError):
@@ -67,14 +67,14 @@ class RunChecks(StoreSuiteBase):
         assert (await held(store))[1] == {"a": run("a", 7.0)}
 
     async def test_ended_by_who_knows_it(self, store: Store, other: Store) -> None:
-        """A run goes on when somebody ends an earlier one of the pool."""
+        """A run continues when a client ends another run of the pool."""
         await store.begin_run(run("a"), persistent=False)
         for started_at in (1.0, 7.0):
             await other.end_run("a", started_at)
         assert (await held(store))[1] == {"a": run("a")}
 
     async def test_of_what_is_defined(self, store: Store, other: Store) -> None:
-        """A run begins only while the definition is there, and is still the same pool's."""
+        """A run begins only while the pool has a definition with the same uuid."""
         with pytest.raises(OutdatedError):
             await store.begin_run(run("a"), persistent=True)
         await put(other, definition("a"))
@@ -86,7 +86,7 @@ class RunChecks(StoreSuiteBase):
         assert (await held(other))[1] == {"a": run("a")}
 
     async def test_two_start_it(self, store: Store, other: Store) -> None:
-        """Of two who start a pool at the same moment one is refused."""
+        """Of two clients that start a pool at the same moment one is refused."""
         for number in range(10):
             outcomes = await asyncio.gather(
                 store.begin_run(run("a", number + 0.25), persistent=False),
@@ -99,7 +99,7 @@ class RunChecks(StoreSuiteBase):
             await store.end_run("a", number + (0.25, 0.5)[won])
 
     async def test_started_and_undefined(self, store: Store, other: Store) -> None:
-        """Of a start and a removal at the same moment one is refused."""
+        """Of a start and a removal of a pool at the same moment one is refused."""
         for _ in range(10):
             await put(store, definition("a"))
             begin, removal = await asyncio.gather(
@@ -111,7 +111,7 @@ class RunChecks(StoreSuiteBase):
             await store.end_run("a", 1.5)
 
     async def test_snapshots(self, store: Store, other: Store) -> None:
-        """What is known of a run comes back equal, for that run alone, and is gone when it ends."""
+        """A run's snapshot is loaded as it was saved, for that run alone, and is removed with the run."""
         self.need_snapshots(store)
         assert isinstance(store, KeepsSnapshots)
         assert isinstance(other, KeepsSnapshots)

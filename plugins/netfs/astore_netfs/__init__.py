@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from astore_netfs.backend import NetfsBackend
-from astore_netfs.command import mount_argv, umount_argv
-from astore_netfs.mount import is_expected
-from astore_netfs.mountinfo import Mount, find_mount, mounts
+from astore_netfs.mounting.command import mount_argv, umount_argv
+from astore_netfs.mounting.mount import is_expected
+from astore_netfs.mounting.mountinfo import Mount, find_mount, mounts
 
 __all__ = ["Mount", "NetfsBackend", "find_mount", "is_expected", "mount_argv", "mounts", "umount_argv"]

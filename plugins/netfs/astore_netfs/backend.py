@@ -13,11 +13,11 @@ from astore.cancellation import shielded
 from astore.model import DiscoveredSource, PoolDef
 from astore.model.formats import FILE_FORMATS
 from astore.names import check_path
-from astore_netfs.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.discovery import discover_sources
-from astore_netfs.mount import MountPoint
-from astore_netfs.mountinfo import locate
-from astore_netfs.session import READERS, MountedTree, NetfsSession
+from astore_netfs.mounting.command import FORMATS, check_source, source_format, target_path
+from astore_netfs.mounting.mount import MountPoint
+from astore_netfs.mounting.mountinfo import locate
+from astore_netfs.mounting.session import READERS, MountedTree, NetfsSession
 
 
 class NetfsBackend(Backend):

@@ -11,7 +11,7 @@ from astore.errors import DefinitionError, printable
 from astore.model import PoolDef
 from astore.model.definitions import shown_option
 from astore.names import check_host, check_path
-from astore_netfs.options import check_options, is_anonymous, split_credentials
+from astore_netfs.mounting.options import check_options, is_anonymous, split_credentials
 
 FORMATS = ("auto", "nfs", "glusterfs", "cifs")
 """The source formats, the default first."""
@@ -37,7 +37,7 @@ def mount_argv(definition: PoolDef, credentials: str | None = None) -> list[str]
     of glusterfs and CIFS get an IPv6 host without brackets: with them, mount.glusterfs 10.3 asks a server ``[:`` and
     mount.cifs 7.0 cannot resolve the name.
 
-    :param credentials: the path of the file with the credentials of :func:`astore_netfs.options.split_credentials`, if
+    :param credentials: the path of the file with the credentials of :func:`astore_netfs.mounting.options.split_credentials`, if
         any.
     :raises DefinitionError: host, directory or target is missing or unsafe as an argument, or an option is refused.
     """

@@ -24,8 +24,8 @@ from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
 from astore.model import PoolDef
-from astore_netfs import kernel
-from astore_netfs.command import (
+from astore_netfs.mounting import kernel
+from astore_netfs.mounting.command import (
     mount_argv,
     mount_source,
     mount_sources,
@@ -34,9 +34,9 @@ from astore_netfs.command import (
     target_path,
     umount_argv,
 )
-from astore_netfs.credentials import CredentialsFile
-from astore_netfs.mountinfo import Mount, find_mount, locate, mount_id, mounts
-from astore_netfs.options import Credentials, split_credentials
+from astore_netfs.mounting.credentials import CredentialsFile
+from astore_netfs.mounting.mountinfo import Mount, find_mount, locate, mount_id, mounts
+from astore_netfs.mounting.options import Credentials, split_credentials
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from astore.model import EntryError, Snapshot, VolumeInfo
 from astore.trees.local import Folder
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
-from astore_netfs.command import target_path
-from astore_netfs.mount import STALE, MountPoint
+from astore_netfs.mounting.command import target_path
+from astore_netfs.mounting.mount import STALE, MountPoint
 
 T = TypeVar("T")
 

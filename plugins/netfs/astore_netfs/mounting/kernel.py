@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from astore_netfs.mountinfo import Mount, find_mount, mounts
+from astore_netfs.mounting.mountinfo import Mount, find_mount, mounts
 
 # sys/mount.h
 _MNT_FORCE = 1
