@@ -194,22 +194,22 @@ __all__ = [
     "import_pools",
 ]
 
-
-__getattr__, __dir__ = lazily(
-    __name__,
-    __all__,
-    (
-        "errors",
-        "model",
-        "events",
-        "backend",
-        "registry",
-        "volume_io.blocks",
-        "pools.volume",
-        "pools.pool",
-        "manager",
-        "manager.importing",
-    ),
-)
+if not TYPE_CHECKING:  # a type checker would take any name for one of astore's
+    __getattr__, __dir__ = lazily(
+        __name__,
+        __all__,
+        (
+            "errors",
+            "model",
+            "events",
+            "backend",
+            "registry",
+            "volume_io.blocks",
+            "pools.volume",
+            "pools.pool",
+            "manager",
+            "manager.importing",
+        ),
+    )
 
 del TYPE_CHECKING, lazily

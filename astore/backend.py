@@ -39,9 +39,6 @@ API_VERSION = 1
 API_VERSIONS_ACCEPTED = (1,)
 """The versions that the registry accepts."""
 
-ENTRY_POINT_GROUP = "astore.backends"
-"""The group of entry points that announce backends: each is named after a pool type and loads a Backend class."""
-
 T = TypeVar("T")
 Progress = Callable[[int, int | None], None]
 """Called with the bytes done and the bytes in all (None: unknown); must not block."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 import sys
 
+ENTRY_POINT_GROUP = "astore.backends"
+"""Distributions announce a backend here: the entry point's name is the pool type, its object a Backend class."""
+
 
 def installed_types(group: str) -> frozenset[str]:
     """Return the names of a group of entry points, as ``importlib.metadata.entry_points`` does. Blocks: it reads files.
 
     If a distribution is on ``sys.path`` twice, the first one counts. importlib.metadata is used if ``sys.path`` has
-    archives or ``sys.meta_path`` has further finders of distributions.
+    eggs, archives or ``sys.meta_path`` has further finders of distributions.
     """
     finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
-    if len(finders) > 1 or any(os.path.isfile(entry) for entry in sys.path):
+    if len(finders) > 1 or any(entry.endswith(".egg") or os.path.isfile(entry) for entry in sys.path):
         from importlib.metadata import entry_points
 
         return frozenset(found.name for found in entry_points(group=group))

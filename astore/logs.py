@@ -49,6 +49,8 @@ class _DeferredLogger:
         return _DeferredLogger({**self._fields, **fields})
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # such as what copy and pickle ask for, before there are any fields
+            raise AttributeError(name)
         level = _LEVELS.get(name)
         if level is not None and not _LOGGER.isEnabledFor(level):
             return _drop

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from astore.backend import API_VERSIONS_ACCEPTED, ENTRY_POINT_GROUP, Backend, abilities
+from astore.backend import API_VERSIONS_ACCEPTED, Backend, abilities
+from astore.entry_points import ENTRY_POINT_GROUP
 from astore.errors import (
     BackendConflictError,
     BackendError,

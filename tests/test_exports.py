@@ -6,8 +6,11 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import pickle
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,7 @@ def test_all_is_what_there_is() -> None:
 def test_the_type_checker_sees_what_there_is() -> None:
     """What is imported for the type checker alone is what the lazy names turn out to be."""
     tree = ast.parse(Path(astore.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block, _lazy = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
@@ -170,3 +173,17 @@ def test_errors_are_one_tree() -> None:
     ):
         assert issubclass(error, builtin)
     assert not issubclass(astore.AstoreError, OSError)
+
+
+def test_type_checkers_refuse_what_is_not_there(tmp_path: Path) -> None:
+    """The face is lazy, and a misspelled name is an error of the type checker all the same."""
+    (tmp_path / "use.py").write_text("from astore import Managr\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "use.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(Path(astore.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 'has no attribute "Managr"' in done.stdout, done.stdout + done.stderr

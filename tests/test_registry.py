@@ -17,6 +17,7 @@ import pytest
 from core_fakes import HELD, FakeBackend, backend_module, counted, distribution, eventually, import_gate, others_loaded
 
 import astore
+from astore.entry_points import ENTRY_POINT_GROUP
 from astore.registry import BackendRegistry
 
 Install = Callable[..., None]
@@ -273,7 +274,7 @@ async def test_damaged_metadata_of_others(install: Install, site: Path, damage: 
 
 def test_claims_without_distributions() -> None:
     """Entry points made by hand are taken, unless two of them differ."""
-    group = astore.backend.ENTRY_POINT_GROUP
+    group = ENTRY_POINT_GROUP
     one, two = (metadata.EntryPoint("by-hand", f"module{n}:Plugin", group) for n in (1, 2))
     registry = BackendRegistry(group=None)
     registry.add_entry_points([one, one])

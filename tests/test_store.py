@@ -528,7 +528,7 @@ def test_damaged_run_state(tmp_path: Path) -> None:
     path.unlink(missing_ok=True)
     path.mkdir()
     runs.write(run("b"))
-    assert runs.read() == ({"b": run("b")}, frozenset())
+    assert runs.read() == ({"b": run("b")}, {})
 
 
 async def test_a_run_that_begins_while_runs_are_read(
@@ -633,3 +633,19 @@ async def test_nobody_waits_for_ever(connect: Connect, store: LocalStore, monkey
     monkeypatch.setattr(LockedFolder, "locked", lambda self, **options: locked(self, timeout=0.05, **options))
     with folder_locked(store.folder), pytest.raises(StoreError, match="is locked by another process"):
         await (await connect()).set_autostart("a", True)
+
+
+@pytest.mark.parametrize("content", [b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b""], ids=["nested", "large", "empty"])
+def test_damaged_runs_and_snapshots_hide_no_others(tmp_path: Path, content: bytes) -> None:
+    """A file that is neither a run nor a snapshot costs its own pool only."""
+    folder = LockedFolder(tmp_path / "state")
+    runs, snapshots = RunFiles(folder), SnapshotFiles(folder)
+    with folder.locked():
+        runs.write(Run(pool("good"), UUID, 1.5))
+        runs.write(Run(pool("bad"), UUID, 1.5))
+    (folder.run / "bad.run").write_bytes(content)
+    (folder.run / "good.snapshot").write_bytes(content)
+    active, unknown = runs.read()
+    assert list(active) == ["good"]
+    assert unknown == {}
+    assert snapshots.read("good", 1.5) is None

@@ -161,7 +161,11 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
         from astore.cli.completion_scripts import install, script
 
         act = script if parameter.name == "show_completion" else install
-        print(act(context.find_root().command))
+        try:
+            said = act(context.find_root().command)
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'the script'}: {error.strerror}") from error
+        print(said)
         context.exit()
 
 

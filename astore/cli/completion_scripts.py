@@ -34,9 +34,10 @@ def install(app: click.Command) -> str:
     place.write_text(_script(app, shell))
     if shell == "zsh":
         settings = Path.home() / ".zshrc"
-        before = settings.read_text() if settings.exists() else ""
-        if _ZSH_LINE not in before:
-            settings.write_text(f"{before.rstrip()}\n{_ZSH_LINE}\n".lstrip())
+        before = settings.read_bytes() if settings.exists() else b""
+        if _ZSH_LINE.encode() not in before:
+            with settings.open("ab") as file:  # what is in it stays, whatever happens here
+                file.write((b"" if not before or before.endswith(b"\n") else b"\n") + f"{_ZSH_LINE}\n".encode())
     return f"{shell} completion installed in {place}: it works in the next shell"
 
 

@@ -143,6 +143,8 @@ def _hint(error: BaseException) -> str:
         return _storage_hint(error)
     if isinstance(error, UnicodeError):
         return "a name beyond ASCII needs a UTF-8 locale, such as LC_ALL=C.UTF-8"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
+        return "pip install 'astore[cli]'"
     if isinstance(error, AstoreError | CliError | DefinitionError | OSError):
         return ""
     return "this is a fault of astore; --verbose shows where it happened"

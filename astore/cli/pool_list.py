@@ -55,6 +55,7 @@ def list_pools(
     )
     damaged = standing.damaged
     problems = [f"{file.path} is damaged: {file.error}: repair it or remove it" for file in damaged]
+    problems += [f"pool {name!r} may be active: {why}" for name, why in sorted(standing.unknown.items())]
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)

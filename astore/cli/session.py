@@ -202,7 +202,7 @@ def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
         _check_folder(settings)
-        present(work(standing(settings.state_dir)), settings)
+        present(work(standing(settings.state_dir, settings.timeout)), settings)
 
 
 def _check_folder(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from astore.entry_points import installed_types
+from astore.entry_points import ENTRY_POINT_GROUP, installed_types
 from astore.errors import DefinitionError, PoolNotFoundError
 from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
 from astore.names import check_uuid
@@ -19,8 +19,6 @@ from astore.store.definition_files import DefinitionFiles
 from astore.store.local_files import LockedFolder, default_state_dir
 from astore.store.run_files import RunFiles
 from astore.store.snapshot_files import SnapshotFiles
-
-GROUP = "astore.backends"
 
 READ_SECONDS = 60.0
 """Seconds that reading the state folder may take: a Manager's limit for one call to it."""
@@ -45,10 +43,15 @@ class StandingPool(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The content of a state folder: its pools in name order, and the definition files that cannot be read."""
+    """The content of a state folder.
+
+    :ivar all: the pools in name order. :ivar damaged: the definition files that cannot be read.
+    :ivar unknown: by pool name, why it cannot be told now whether a pool is active.
+    """
 
     all: tuple[StandingPool, ...]
     damaged: tuple[Damaged, ...]
+    unknown: dict[str, str]
 
     def pools(
         self,
@@ -83,12 +86,13 @@ class Standing(NamedTuple):
         raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
 
 
-def standing(state_dir: str | None) -> Standing:
+def standing(state_dir: str | None, timeout: float | None = None) -> Standing:
     """Read a state folder on a thread, so that an interruption does not wait for a hung file system.
 
     :param state_dir: None is the default: root's /var/lib/astore, or the user's own.
+    :param timeout: in seconds; None is READ_SECONDS.
     :raises StoreError: the folder cannot be read, or other users may have written to it.
-    :raises TimeoutError: the folder was not read within READ_SECONDS.
+    :raises TimeoutError: the folder was not read in time.
     """
     found: list[Standing | Exception] = []
 
@@ -100,9 +104,10 @@ def standing(state_dir: str | None) -> Standing:
 
     thread = threading.Thread(target=read, name="astore-state-folder", daemon=True)
     thread.start()
-    thread.join(READ_SECONDS)
+    limit = READ_SECONDS if timeout is None else timeout
+    thread.join(limit)
     if not found:
-        raise TimeoutError(f"the state folder was not read within {READ_SECONDS:g} s")
+        raise TimeoutError(f"the state folder was not read within {limit:g} s")
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
@@ -110,9 +115,9 @@ def standing(state_dir: str | None) -> Standing:
 
 def _read(folder: LockedFolder) -> Standing:
     folder.check()
-    definitions, (runs, _unknown) = DefinitionFiles(folder).read(), RunFiles(folder).read()
+    definitions, (runs, unknown) = DefinitionFiles(folder).read(), RunFiles(folder).read()
     snapshots = SnapshotFiles(folder)
-    types = installed_types(GROUP)
+    types = installed_types(ENTRY_POINT_GROUP)
     pools = {
         item.definition.name: _inactive(item.definition, item.autostart, item.definition.type in types)
         for item in definitions.good
@@ -120,7 +125,7 @@ def _read(folder: LockedFolder) -> Standing:
     for name, run in runs.items():
         seen = snapshots.read(name, run.started_at)
         pools[name] = _active(pools.get(name), run, seen, run.definition.type in types)
-    return Standing(tuple(pool for _, pool in sorted(pools.items())), definitions.damaged)
+    return Standing(tuple(pool for _, pool in sorted(pools.items())), definitions.damaged, unknown)
 
 
 def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPool:

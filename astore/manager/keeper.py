@@ -215,9 +215,11 @@ class Keeper:
             pool = None
         if pool is None:
             pool = self._catalogue.add(item.definition, self, persistent=True, autostart=item.autostart)
-        elif pool.record.uuid != item.definition.uuid or not pool.record.redefine(
-            item.definition, autostart=item.autostart
-        ):
+        elif pool.record.uuid != item.definition.uuid:
+            del self._versions[pool.name]  # another pool's definition: this one, which is busy or active, has none
+            self._look_again = True
+            return
+        elif not pool.record.redefine(item.definition, autostart=item.autostart):
             return
         if tell:
             pool.record.publish(PoolDefined)
@@ -260,6 +262,8 @@ class Keeper:
 
     async def _define(self, accepted: PoolDef) -> Parts:
         known = self._catalogue.same_pool(accepted)
+        if known is not None and known.record.persistent and known.name not in self._versions and not self._lost:
+            raise OutdatedError(f"pool {known.name!r} was undefined meanwhile", errno=errno.EAGAIN)
         chosen = known.record.uuid if known is not None else accepted.uuid or str(uuid.uuid4())
         wanted = msgspec.structs.replace(accepted, uuid=chosen)
         self._catalogue.check_source(wanted, known)

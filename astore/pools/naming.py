@@ -6,9 +6,8 @@ Files and devices of this machine are named by their paths. Only the backend kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 from astore.backend import Backend, DiskSource, NamesVolumes, QemuNode
 from astore.errors import AstoreError, BackendError, BackendLoadError, UnsupportedOperationError, reason
@@ -18,9 +17,7 @@ from astore.pools.parts import Parts
 _NAME = (str, type(None))
 
 
-_able: MutableMapping[Backend, bool] = (
-    WeakKeyDictionary()
-)  # isinstance() with a Protocol takes longer than parsing a URL
+_able: dict[int, tuple[Backend, bool]] = {}  # by id: isinstance() with a Protocol takes longer than parsing a URL
 
 
 def naming_of(pool: Parts) -> NamesVolumes | None:
@@ -28,10 +25,10 @@ def naming_of(pool: Parts) -> NamesVolumes | None:
     backend = pool.backend
     if backend is None:
         return None
-    able = _able.get(backend)
-    if able is None:
-        able = _able[backend] = isinstance(backend, NamesVolumes)
-    return cast(NamesVolumes, backend) if able else None
+    known = _able.get(id(backend))
+    if known is None or known[0] is not backend:
+        known = _able[id(backend)] = (backend, isinstance(backend, NamesVolumes))
+    return cast(NamesVolumes, backend) if known[1] else None
 
 
 def volume_named(pool: Parts, location: str) -> str | None:

@@ -9,7 +9,8 @@ reads everything, decides, and makes its change on the condition that what it re
 * A change whose caller is cancelled is settled when the call raises: it was made, or never will be. :meth:`Store.read`
   tells which. (A store gives a hung storage ``CLEANUP_SECONDS`` for that. Later changes are found like other processes'.)
 * A definition that cannot be read is reported and left unchanged. It hides none of the others.
-* Every failure is a :class:`~astore.errors.StoreError`. A call that waits for others has a deadline of its own.
+* A failure of the storage is a :class:`~astore.errors.StoreError`; errors of the lane are passed on. A call that waits for
+  others has a deadline of its own.
 
 Revisions and versions are opaque: a Manager compares them for equality and passes them back to the store that made them.
 

@@ -149,7 +149,7 @@ class LocalStore(Store):
         runs, unknown = self._runs.read()
         lost = marks.pools is None or not self._files.run.is_dir()
         revision = Revision(_Seen(marks, found.names, found.states))
-        return Contents(revision, found.good, found.damaged, runs, unknown, lost)
+        return Contents(revision, found.good, found.damaged, runs, frozenset(unknown), lost)
 
     def _still_damaged(self, seen: _Seen) -> bool:
         return all(self._definitions.state(name) == state for name, state in seen.damaged.items())

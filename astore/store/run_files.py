@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from astore.errors import AstoreError, StoreError
+from astore.errors import AstoreError, StoreError, reason
 from astore.model import PoolDef
 from astore.store.contract import Run
 from astore.store.local_files import (
@@ -56,20 +56,20 @@ class RunFiles:
     def __init__(self, folder: LockedFolder) -> None:
         self._folder = folder
 
-    def read(self) -> tuple[dict[str, Run], frozenset[str]]:
-        """Return the runs of this boot by name, and the pools whose file cannot be read now. Remove runs of earlier boots.
+    def read(self) -> tuple[dict[str, Run], dict[str, str]]:
+        """Return the runs of this boot, and why a file cannot be read now, both by pool name. Remove runs of earlier boots.
 
         :raises StoreError: the folder cannot be read.
         """
         active: dict[str, Run] = {}
-        unknown: set[str] = set()
+        unknown: dict[str, str] = {}
         for name in names_in(self._folder.run, ".run"):
             path = self._path(name)
             try:
                 version = version_of(path)
                 run = self.find(name)
-            except StoreError:
-                unknown.add(name)
+            except StoreError as error:
+                unknown[name] = reason(error)
             except OSError:  # removed meanwhile, or a dangling link
                 continue
             else:
@@ -77,7 +77,7 @@ class RunFiles:
                     active[name] = run
                 elif path.is_file():
                     self._remove_stale(name, version)
-        return active, frozenset(unknown)
+        return active, unknown
 
     def find(self, name: str) -> Run | None:
         """Return the run of a pool; None if there is none, it is of an earlier boot, or it is damaged.
@@ -92,7 +92,7 @@ class RunFiles:
             if error.errno in _NO_FILE:
                 return None
             raise
-        except (ValueError, msgspec.MsgspecError):
+        except Exception:  # whatever is in it: the other pools are read
             return None
         if stored.boot_id != boot_id() or stored.definition.name != name:
             return None
@@ -106,7 +106,7 @@ class RunFiles:
     def remove(self, name: str) -> None:
         """Remove a pool's run and its snapshot. :raises StoreError: that failed."""
         with store_errors_about(self._path(name)):
-            for suffix in (".run", ".snapshot"):
+            for suffix in (".snapshot", ".run"):  # a snapshot without a run would stay
                 (self._folder.run / f"{name}{suffix}").unlink(missing_ok=True)
 
     def check_remove(self, name: str) -> None:

@@ -89,7 +89,7 @@ class SnapshotFiles:
                     fields = (*fields[:_PATH], fields[_PATH - 1], *fields[_PATH + 1 :])
                 record = msgspec.convert(dict(zip(_FIELDS, fields, strict=True)), VolumeInfo)
                 by_name[record.name] = record
-        except (OSError, ValueError, TypeError, LookupError):
+        except Exception:  # it is a cache: anything else than a snapshot is none
             return None
         snapshot = Snapshot(
             by_name,

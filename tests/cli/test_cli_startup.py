@@ -13,19 +13,22 @@ from typing import Any
 
 import pytest
 
-from astore.backend import ENTRY_POINT_GROUP
 from astore.cli import standing as looking
 from astore.cli.standing import Standing, standing
 from astore.entry_points import installed_types
 from astore.errors import PoolNotFoundError, StoreError
 from astore.manager import Manager
-from astore.model import EntryError, Snapshot
-from astore.store.contract import LastSeen
+from astore.model import EntryError, PoolDef, Snapshot, Target
+from astore.store.contract import LastSeen, Run
+from astore.store.definition_files import DefinitionFiles
 from astore.store.local_files import LockedFolder
 from astore.store.run_files import RunFiles
 from astore.store.snapshot_files import SnapshotFiles
+from astore.testing.faults import Gate
 
 Make = Callable[..., Path]
+
+UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
 
 WATCHER = """
 import os, signal, sys
@@ -162,7 +165,7 @@ def degrade(folder: LockedFolder, name: str) -> None:
 async def test_what_is_seen_is_what_a_manager_says(tmp_path: Path) -> None:
     """Of pools that are inactive, running, degraded, inaccessible, transient, without backend, or damaged."""
     state = tmp_path / "state"
-    assert await asyncio.to_thread(standing, str(state)) == Standing((), ())
+    assert await asyncio.to_thread(standing, str(state)) == Standing((), (), {})
 
     def definition(name: str, type_: str = "dir") -> str:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -221,7 +224,6 @@ def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
 
 def test_installed_types_are_those_of_importlib() -> None:
     """The files of this environment are read as importlib.metadata reads them."""
-    assert looking.GROUP == ENTRY_POINT_GROUP
     for group in ("astore.backends", "console_scripts", "pytest11", "nobody.has.this"):
         assert installed_types(group) == {found.name for found in importlib.metadata.entry_points(group=group)}
 
@@ -247,3 +249,24 @@ def test_distributions_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "archive.zip").write_bytes(b"")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "archive.zip"), str(tmp_path / "one")])
     assert installed_types("astore.backends") == {"first", "second"}
+
+
+def test_a_run_that_cannot_be_read(tmp_path: Path) -> None:
+    """A pool that may be active is told as that."""
+    folder = LockedFolder(tmp_path)
+    with folder.locked():
+        DefinitionFiles(folder).write(PoolDef("dir", "pool", uuid=UUID, target=Target("/x")))
+        RunFiles(folder).write(Run(PoolDef("dir", "pool", uuid=UUID, target=Target("/x")), UUID, 1.5))
+    (folder.run / "pool.run").chmod(0o666)
+    found = standing(str(tmp_path))
+    assert [(one.info.name, one.info.active) for one in found.all] == [("pool", False)]
+    assert "may be written by other users" in found.unknown["pool"]
+
+
+def test_the_deadline_of_a_folder_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--timeout`` is the deadline of reading the state folder, too."""
+    gate = Gate()
+    monkeypatch.setattr(looking, "_read", gate)
+    with pytest.raises(TimeoutError, match=r"0\.01 s"):
+        standing(str(tmp_path), 0.01)
+    gate.open()

@@ -200,3 +200,44 @@ def test_one_or_the_other(tmp_path: Path) -> None:
     """A folder and a store are too much."""
     with pytest.raises(TypeError, match="a state folder or a store"):
         astore.Manager(tmp_path, store=MemoryStore())
+
+
+@pytest.fixture
+async def building(manager: astore.Manager, other: astore.Manager, backend: FakeBackend) -> AsyncIterator[astore.Pool]:
+    """A pool that is being built here, and that the other Manager has undefined and defined anew."""
+    pool = await manager.define(fake("pool"))
+    await other.reload()
+    hold = backend.hold("build")
+    busy = asyncio.ensure_future(pool.build())
+    await hold.reached()
+    await other.pool("pool").undefine()
+    await other.define(fake("pool", "/theirs"))
+    yield pool
+    hold.release()
+    await asyncio.gather(busy, return_exceptions=True)
+
+
+async def test_undefined_while_it_is_busy(
+    manager: astore.Manager, other: astore.Manager, building: astore.Pool, backend: FakeBackend
+) -> None:
+    """Undefining a pool whose name is another one's by now leaves that one alone."""
+    await manager.reload()
+    backend.unhold()
+    with pytest.raises(astore.PoolNotFoundError):
+        await building.undefine()
+    await other.reload()
+    assert other.pool("pool").definition.target.path == "/theirs"
+    assert manager.pool("pool").uuid == other.pool("pool").uuid != building.uuid
+
+
+async def test_defined_while_it_is_busy(
+    manager: astore.Manager, other: astore.Manager, building: astore.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A definition of a pool that another Manager has replaced meanwhile does not replace its own in turn."""
+    monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.05)
+    theirs = other.pool("pool").uuid
+    with pytest.raises(OutdatedError):
+        await manager.define(fake("pool", "/mine"))
+    await other.reload()
+    assert other.pool("pool").uuid == theirs
+    assert other.pool("pool").definition.target.path == "/theirs"
