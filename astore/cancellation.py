@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -102,7 +103,7 @@ async def to_the_end(lane: Runs, func: Callable[..., T], *args: object, undo: Ca
         if not task.done():
             task.cancel()  # if the call ends after all, its thread undoes it
         elif undo is not None and not task.cancelled() and task.exception() is None:
-            await shielded(bounded(lane.run(undo, task.result())))
+            await cleaned_up(lane, partial(undo, task.result()))
         raise
 
 
@@ -114,12 +115,12 @@ class Once:
         self._lock = threading.Lock()
         self.begun = False
 
-    def __call__(self) -> None:
+    def __call__(self) -> object:
         with self._lock:
             if self.begun:
-                return
+                return None
             self.begun = True
-        self._func()
+        return self._func()
 
 
 async def cleaned_up(lane: Runs, func: Callable[[], object]) -> None:

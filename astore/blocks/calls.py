@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from astore.backend import Context
 from astore.blocks.contract import Answer
-from astore.cancellation import Once, in_a_thread, to_the_end
+from astore.cancellation import Once, bounded, in_a_thread, retrieved, shielded, to_the_end
 from astore.errors import LaneTimeoutError
 
 T = TypeVar("T")
@@ -42,25 +43,35 @@ class Calls:
         """
         limit = self._timeout if timeout is None else timeout
         if inspect.iscoroutinefunction(func):
-            return await self._within(func(*args), limit)
-        loop = asyncio.get_running_loop()
+            return await self.settled(func(*args), limit)
+        undo = None if discard is None else self._undoes(discard)
 
-        def undo(result: Any) -> None:
-            if discard is not None and inspect.isawaitable(undoing := discard(result)):
-                loop.call_soon_threadsafe(self._await, undoing)
+        def undone(result: Any) -> None:
+            if inspect.iscoroutine(result):
+                result.close()  # it never began
+            elif undo is not None:
+                undo(result)
 
-        answer: Any = await self.lane.run(func, *args, timeout=limit, discard=undo)
+        answer = await self.lane.run(func, *args, timeout=limit, discard=undone)
+        return await self.settled(answer, limit)
+
+    async def settled(self, answer: Answer[T], timeout: float | None = None) -> T:
+        """Return the result of a call that was made, awaited if it is awaitable. :param timeout: see :meth:`run`."""
         if inspect.isawaitable(answer):
-            answer = await self._within(answer, limit)
-        result: T = answer
-        return result
+            return await self._within(answer, self._timeout if timeout is None else timeout)
+        return answer
 
     async def to_the_end(
         self, func: Callable[..., Answer[T]], *args: object, undo: Callable[[T], object] | None = None
     ) -> T:
         """Make a call. If this is cancelled, wait for the call's end (bounded) and undo its effect."""
         call: Callable[..., Any] = func
-        result: T = await to_the_end(self, call, *args, undo=undo)
+        try:
+            result: T = await to_the_end(self, call, *args, undo=None if undo is None else self._undoes(undo))
+        except asyncio.CancelledError:
+            if self._undoing:
+                await shielded(bounded(asyncio.wait(self._undoing)))
+            raise
         return result
 
     async def close(self, close: Callable[[], Answer[None]]) -> None:
@@ -70,15 +81,26 @@ class Calls:
             return
         once = Once(close)
         try:
-            await self.lane.run(once)
+            await self.run(once)
         finally:
             if not once.begun:
-                in_a_thread(once)
+                in_a_thread(partial(self._undoes(Once.__call__), once))
+
+    def _undoes(self, undo: Callable[[T], object]) -> Callable[[T], None]:
+        """Return a function for any thread: it calls ``undo``, and lets the loop await what that returns."""
+        loop = asyncio.get_running_loop()
+
+        def call(result: T) -> None:
+            if inspect.isawaitable(undoing := undo(result)):
+                loop.call_soon_threadsafe(self._await, undoing)
+
+        return call
 
     def _await(self, undoing: Awaitable[Any]) -> None:
         future = asyncio.ensure_future(undoing)
         self._undoing.add(future)
         future.add_done_callback(self._undoing.discard)
+        future.add_done_callback(retrieved)
 
     async def _within(self, call: Awaitable[T], limit: float) -> T:
         try:

@@ -5,8 +5,8 @@ A backend writes a :class:`BlockPool` and a :class:`BlockVolume`, and gets a ses
 :class:`MakesBlocks`, :class:`ResizesBlocks`, :class:`RenamesBlocks`.
 
 Each method may be a coroutine function, which runs on the event loop and must not block it, or a blocking function, which
-runs on threads of the pool's lane, several calls at once. Both have the pool's deadline. Any method may raise OSError with an
-errno.
+runs on threads of the pool's lane, several calls at once. Both have the pool's deadline. A coroutine is cancelled at its
+deadline, or when its caller is: it then undoes what it did, as far as it can. Any method may raise OSError with an errno.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import errno
 import os
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
@@ -80,6 +80,8 @@ class BlockVolume(abc.ABC):
     def next_data(self, offset: int) -> Answer[tuple[int, int] | None]:
         """Return the first range (from, to) with data at or after ``offset``; None: there is none.
 
+        A range that is not told reads as zeros: data that a clone reads from its parent counts as data.
+
         :raises OSError: EOPNOTSUPP: this storage does not tell its holes.
         """
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -87,9 +89,9 @@ class BlockVolume(abc.ABC):
     def lock(self) -> Answer[bool]:
         """Lock the volume against other callers of this method, here and on other machines, until it is closed.
 
-        :return: False if it is locked already. True also if this storage has no locks.
+        :return: False if it is locked already. :raises OSError: EOPNOTSUPP: this storage has no locks.
         """
-        return True
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     @abc.abstractmethod
     def close(self) -> Answer[None]:
@@ -110,8 +112,8 @@ class BlockPool(abc.ABC):
         """Return a volume's key and path: a URL, or the absolute path of a device. Must not do I/O."""
 
     @abc.abstractmethod
-    def list(self, known: Mapping[str, Block]) -> Answer[Iterable[Block | EntryError]]:
-        """Return all volumes, in any order, and an error for each that cannot be read.
+    def list(self, known: Mapping[str, Block]) -> Answer[Sequence[Block | EntryError]]:
+        """Return a list or a tuple of all volumes, in any order, with an error for each that cannot be read.
 
         :param known: the last call's result, by name. A pool that sees by a volume's version that it is unchanged can return
             the same object.
@@ -141,6 +143,9 @@ class MakesBlocks(Protocol):
     def create(self, name: str, size: int, definition: VolumeDef) -> Answer[None]:
         """Create a volume of ``size`` bytes, which reads as zeros.
 
+        If the pool cannot rename, a coroutine that is cancelled must remove what it created: nobody else can tell it from
+        another volume of this name.
+
         :param definition: the requested definition; ``allocation`` are the bytes of space to allocate now.
         :raises OSError: EEXIST: the name is taken. ENOSPC …
         """
@@ -155,9 +160,10 @@ class MakesBlocks(Protocol):
 class ResizesBlocks(Protocol):
     """A pool that can make volumes larger and smaller."""
 
-    def resize(self, name: str, size: int, allocate: bool) -> Answer[None]:
-        """Give a volume, which may be open, another size. The bytes it gains read as zeros.
+    def resize(self, volume: BlockVolume, size: int, allocate: bool) -> Answer[None]:
+        """Give a volume another size. The bytes it gains read as zeros.
 
+        :param volume: open for writing. Its name may have changed since, and another volume may have that name.
         :param allocate: allocate the space for them now.
         """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -16,7 +16,7 @@ from astore.blocks.open_blocks import BlockOpener, OpenBlocks, close_volume
 from astore.cancellation import bounded, shielded
 from astore.errors import DefinitionError, StorageError, printable
 from astore.images import formats
-from astore.model import VolumeDef, VolumeInfo, VolumeType
+from astore.model import EntryError, VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
 from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
@@ -165,27 +165,40 @@ class BlockCreator:
         """Create a volume; return it open and locked, so that it is not removed as a leftover."""
         allocation = None if definition.allocation is None else min(definition.allocation, size)
         wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
+        look = self._pool.look
         for _ in range(ATTEMPTS):
             name = new_hidden_name() if self._renames is not None else definition.name
             undo = partial(_remove_made, self._makes, name)
-            await self._calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
-            new = await self._opened(name)
+            try:
+                await self._calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
+                made = None if self._renames is not None else await self._calls.to_the_end(look, name, undo=undo)
+                new = await self._opened(name, made)
+            except FileExistsError:
+                raise
+            except BaseException:
+                if self._renames is not None:  # nobody else uses the hidden name
+                    await shielded(bounded(self._calls.run(self._makes.remove, name)))
+                raise
             if new is not None:
                 return new
         raise OSError(errno.EAGAIN, "each new volume was removed as a leftover", definition.name)
 
-    async def _opened(self, name: str) -> NewBlocks | None:
-        """Open and lock a created volume; None if it was removed meanwhile."""
+    async def _opened(self, name: str, made: Block | EntryError | None) -> NewBlocks | None:
+        """Open and lock a created volume; None if it was removed meanwhile.
+
+        :param made: the volume; it is removed if it cannot be opened.
+        """
         try:
             volume = await self._calls.to_the_end(self._pool.open, name, True, undo=close_volume)
         except FileNotFoundError:
             return None
         except BaseException:
-            await shielded(bounded(self._calls.run(self._makes.remove, name)))
+            if isinstance(made, Block):
+                await shielded(bounded(self.remove(name, made.id)))
             raise
         new = NewBlocks(self, self._calls, self._pool, volume, name)
         try:
-            if await new.run(volume.lock):
+            if await new.lock():
                 there = await self._calls.run(self._pool.look, name)
                 if isinstance(there, Block) and there.id == volume.id:
                     return new
@@ -211,22 +224,27 @@ class BlockCreator:
         with worded(volume.name, "delete"):
             await self._calls.to_the_end(self._makes.remove, volume.name)
 
-    async def remove_leftovers(self, names: Iterable[str]) -> list[str]:
-        """Remove unfinished volumes that no process holds locked; return their names. In doubt a volume stays."""
-        removed = []
-        for name in names:
-            if not is_leftover(name):
-                continue
-            with contextlib.suppress(OSError):
-                opened = await self._opener.opened(name, True)
-                try:
-                    idle = await opened.run(opened.volume.lock)
-                finally:
-                    await shielded(opened.aclose())
-                if idle:
-                    await self._calls.run(self._makes.remove, name)
-                    removed.append(name)
-        return removed
+    async def remove_leftover(self, name: str) -> bool:
+        """Remove an unfinished volume, if its lock shows that no process is making it; return whether it was removed.
+
+        :raises OSError: EOPNOTSUPP: this storage has no locks. Other errors: the storage failed.
+        """
+        if not is_leftover(name):
+            return False
+        opened = await self._opener.opened(name, True)
+        try:
+            if not await opened.run(opened.volume.lock):
+                return False
+            try:
+                await self._calls.run(self._makes.remove, name)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                await shielded(opened.aclose())  # this storage removes no open volume
+                await self._calls.run(self._makes.remove, name)
+            return True
+        finally:
+            await shielded(opened.aclose())
 
 
 async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progress: Progress | None) -> None:
@@ -242,8 +260,8 @@ def _info_of(new: NewBlocks) -> VolumeInfo:
     return new.info
 
 
-def _remove_made(makes: MakesBlocks, name: str, _: None) -> Answer[None]:
-    """Undo a create whose caller was cancelled."""
+def _remove_made(makes: MakesBlocks, name: str, _: object) -> Answer[None]:
+    """Remove what was created just now for a caller who was cancelled."""
     return makes.remove(name)
 
 

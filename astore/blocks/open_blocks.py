@@ -9,8 +9,8 @@ import inspect
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 import anyio
 
@@ -62,39 +62,36 @@ class OpenBlocks:
 
     async def run(self, func: Callable[..., Answer[T]], *args: object, timeout: float | None = None) -> T:
         """Make a call that uses the volume, and keep it open meanwhile. :param timeout: in seconds; None is the pool's."""
-        if inspect.iscoroutinefunction(func):
-            self._enter()
-            try:
-                return await self._calls.run(func, *args, timeout=timeout)
-            finally:
-                self._leave()
 
-        def guarded() -> Answer[T]:
-            self._enter()
-            try:
+        def guarded() -> Answer[T]:  # its thread may outlast the caller
+            with self._used():
                 return func(*args)
-            finally:
-                self._leave()
 
-        return await self._calls.run(guarded, timeout=timeout)
+        with self._used():
+            if inspect.iscoroutinefunction(func):
+                return await self._calls.run(func, *args, timeout=timeout)
+            return await self._calls.run(guarded, timeout=timeout)
 
-    def _enter(self) -> None:
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Keep the volume open. :raises OSError: EBADF: it was closed."""
         with self._lock:
             if self._over:
                 raise OSError(errno.EBADF, "the volume was closed")
             self._users += 1
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = self._over and not self._users
-        if last:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self._loop.call_soon_threadsafe(self._idle.set)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._over and not self._users
+            if last:
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    self._loop.call_soon_threadsafe(self._idle.set)
 
     async def stat(self) -> FileStat:
         """Return the volume's size and identity; other attributes are made up."""
-        size = self._size = await self.run(self.volume.size)
+        size = await self.run(self.volume.size)
         return FileStat(MODE, self.volume.id, size, -(-size // 512), 0, 0, 0, 0, 0, self._pool.device or 0)
 
     async def pread(self, length: int, offset: int) -> bytes:
@@ -105,23 +102,47 @@ class OpenBlocks:
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
-        return await self.run(self.volume.read_into, buffer, offset) if len(buffer) else 0
+        if not len(buffer):
+            return 0
+        return await self._checked(buffer, offset, await self.run(self.volume.read_into, buffer, offset))
+
+    async def _checked(self, buffer: bytearray | memoryview, offset: int, length: int, *, again: bool = True) -> int:
+        """Check the length that a read returned. A read that is too short is made again: the volume may have grown.
+
+        :raises OSError: EIO: the volume returned nonsense.
+        """
+        if not (isinstance(length, int) and 0 <= length <= len(buffer)):
+            raise OSError(errno.EIO, f"a read of {len(buffer)} bytes returned {length!r}")
+        if length == len(buffer) or offset + length >= (await self.stat()).size:
+            return length
+        if not again:
+            raise OSError(errno.EIO, f"a read of {len(buffer)} bytes returned {length}, before the end of the volume")
+        length = await self.run(self.volume.read_into, buffer, offset)
+        return await self._checked(buffer, offset, length, again=False)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
         """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         read = self.volume.read_into
         if inspect.iscoroutinefunction(read):
             while (job := take()) is not None:
-                filled(await self.run(read, *job))
+                filled(await self.preadinto(*job))
             return
 
-        def all_blocks() -> None:  # blocking calls stay on one thread
+        def whole_blocks() -> tuple[bytearray, int, Answer[int]] | None:
+            """Fill buffers on this thread; return the first that was not filled, and what the read returned."""
             while (job := take()) is not None:
-                answer: Any = read(*job)
+                answer = read(*job)
+                if answer != len(job[0]):
+                    return *job, answer
                 del job  # so that filled() may reuse the buffer
                 filled(answer)
+            return None
 
-        await self.run(all_blocks)
+        with self._used():
+            while (odd := await self.run(whole_blocks)) is not None:
+                buffer, offset, answer = odd
+                filled(await self._checked(buffer, offset, await self._calls.settled(answer)))
+                del odd, buffer
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
@@ -137,14 +158,14 @@ class OpenBlocks:
         if self._size is not None and end <= self._size:
             return
         async with self._growing:
-            size = (await self.stat()).size
+            size = self._size = (await self.stat()).size
             if end > size:
                 await self._resize(end)
 
     async def _resize(self, size: int) -> None:
         if not isinstance(self._pool, ResizesBlocks):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        await self.run(self._pool.resize, self.name, size, False)
+        await self.run(self._pool.resize, self.volume, size, False)
         self._size = size
 
     async def truncate(self, length: int) -> None:
@@ -156,8 +177,10 @@ class OpenBlocks:
 
     async def punch(self, offset: int, length: int) -> None:
         """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has no holes."""
-        size = (await self.stat()).size if self._size is None else self._size
-        end = min(offset + length, size)
+        async with self._growing:
+            if self._size is None:
+                self._size = (await self.stat()).size
+            end = min(offset + length, self._size)
         if end > offset:
             self._data = None
             await self.run(self.volume.discard, offset, end - offset)
@@ -185,6 +208,15 @@ class OpenBlocks:
             found = max(found[0], offset), found[1]
         self._data = found
         return found
+
+    async def lock(self) -> bool:
+        """Lock the volume; return False if it is locked already. A storage without locks lets everybody write."""
+        try:
+            return await self.run(self.volume.lock)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return True
 
     async def sync(self) -> None:
         """Wait until written data is safe."""
@@ -259,10 +291,10 @@ class BlockOpener:
     async def _lock(self, opened: OpenBlocks) -> None:
         """Lock a volume, with a few retries: a network may be slow to report that the last writer has gone."""
         for _ in range(LOCK_TRIES):
-            if await opened.run(opened.volume.lock):
+            if await opened.lock():
                 return
             await asyncio.sleep(0.02)
-        if not await opened.run(opened.volume.lock):
+        if not await opened.lock():
             raise VolumeBusyError(f"volume {opened.name!r} is being written by somebody else", operation="write")
 
     async def check_unused(self, volume: VolumeInfo) -> None:

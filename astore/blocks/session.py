@@ -46,6 +46,7 @@ class BlockSession(PoolSession):
         self.calls = Calls(context)
         self.opener = BlockOpener(self.calls, pool)
         self._known: dict[str, Block] = {}
+        self._records: dict[str, VolumeInfo] = {}  # what was made of them
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the volumes, keeping the records of unchanged ones."""
@@ -57,7 +58,10 @@ class BlockSession(PoolSession):
         found: dict[str, VolumeInfo] = {}
         errors: list[EntryError] = []
         hidden: list[str] = []
-        for number, one in enumerate(await self.calls.run(self.pool.list, known)):
+        listed = await self.calls.run(self.pool.list, known)
+        if not isinstance(listed, (list, tuple)):  # a generator would do its work here, on the event loop
+            raise TypeError(f"{type(self.pool).__name__}.list() returned no list: {listed!r}")
+        for number, one in enumerate(listed):
             if not number % AT_ONCE:
                 await asyncio.sleep(0)
             if isinstance(one, EntryError):
@@ -65,7 +69,8 @@ class BlockSession(PoolSession):
                 continue
             blocks[one.name] = one
             old = before.get(one.name)
-            if old is not None and known.get(one.name) is one:
+            same = known.get(one.name) is one
+            if same and old is not None and old is self._records.get(one.name):
                 found[one.name] = old
             elif one.name.startswith(TEMPORARY):
                 hidden.append(one.name)
@@ -75,7 +80,7 @@ class BlockSession(PoolSession):
                 found[one.name] = record if previous.get(one.name) != record else previous.by_name[one.name]
         total, free = await self.calls.run(self.pool.sizes)
         await self.tidy(hidden)
-        self._known = blocks
+        self._known, self._records = blocks, found
         return Snapshot(
             {name: found[name] for name in sorted(found)},
             taken_at=taken_at,
@@ -91,7 +96,9 @@ class BlockSession(PoolSession):
         if name.startswith(TEMPORARY) or name in ("", ".", "..") or "/" in name or "\0" in name:
             return None
         found = await self.calls.run(self.pool.look, name)
-        return self.record(found) if isinstance(found, Block) else found
+        if not isinstance(found, Block):
+            return found
+        return self.record(found) if found.name == name else None  # None: names may differ in case alone, for example
 
     def record(self, block: Block) -> VolumeInfo | EntryError:
         """Return a volume's record, or an error if no volume can have its name."""
@@ -169,11 +176,25 @@ class MakingSession(BlockSession):
         self._tidied = False
 
     async def tidy(self, hidden: Iterable[str]) -> None:
-        """Remove unfinished volumes of killed processes, at the first refresh."""
+        """Remove unfinished volumes of killed processes, at the first refresh. Bounded, as one call is."""
         if not self._tidied:
-            if removed := await self._creator.remove_leftovers(hidden):
-                self.context.log.info("removed unfinished volumes", count=len(removed))
+            await bounded(self._remove_leftovers(hidden), self.context.timeout)
             self._tidied = True
+
+    async def _remove_leftovers(self, hidden: Iterable[str]) -> None:
+        """Remove unfinished volumes; in doubt they stay."""
+        removed = 0
+        for name in hidden:
+            try:
+                removed += await self._creator.remove_leftover(name)
+            except TimeoutError:
+                break  # the others would take as long
+            except OSError:
+                pass
+            except Exception as error:  # a backend may raise anything, and its pool is of use all the same
+                self.context.log.warning("an unfinished volume stays", volume=printable(name), reason=repr(error))
+        if removed:
+            self.context.log.info("removed unfinished volumes", count=removed)
 
     async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
         """Create an empty volume; its definition must have a ``capacity``.
@@ -277,9 +298,11 @@ class ResizingSession(BlockSession):
                         f"resize of volume {printable(volume.name)!r}: it changed meanwhile, to {size} bytes; refresh it first",
                         errno=errno.EAGAIN,
                     )
-                await file.run(self.pool.resize, volume.name, capacity, allocate)
+                await file.run(self.pool.resize, file.volume, capacity, allocate)
                 await file.sync()
-                return await self.find(volume.name)
+                if (resized := await self.find(volume.name)).inode != volume.inode:
+                    raise another(volume)
+                return resized
 
 
 class RenamingSession(BlockSession):
@@ -297,11 +320,13 @@ class RenamingSession(BlockSession):
             if (await self.find(volume.name)).inode != volume.inode:
                 raise another(volume)
             await self.calls.to_the_end(self.pool.rename, volume.name, name)
-            renamed = await self.find(name)
-            if renamed.inode != volume.inode:
-                with contextlib.suppress(OSError):
-                    await shielded(self.calls.run(self.pool.rename, name, volume.name))
-                raise another(volume)
+            try:
+                renamed = await self.find(name)
+                if renamed.inode != volume.inode:
+                    raise another(volume)
+            except BaseException:
+                await shielded(bounded(self.calls.run(self.pool.rename, name, volume.name)))
+                raise
             return renamed
 
 
@@ -317,7 +342,7 @@ def block_session(pool: BlockPool, context: Context, kind: type[BlockSession] = 
 
     :param kind: a subclass of :class:`BlockSession` that adds or replaces abilities.
     """
-    parts = tuple(part for ability, part in _PARTS if isinstance(pool, ability))
+    parts = tuple(part for ability, part in _PARTS if isinstance(pool, ability) and not issubclass(kind, part))
     return _session_class(kind, parts)(pool, context)
 
 

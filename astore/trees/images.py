@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -191,18 +192,24 @@ class TreeImages:
             largest = max(wanted.capacity, volume.capacity)
             room += ROOM + whole_sectors(largest // (volume.cluster_size or 512) * 16)
         export = Export(file, room, stored, write=True, head=head)
+        resized = asyncio.Event()
         try:
-            end = await self._resized(export, volume, wanted, below)
+            end = await self._resized(export, volume, wanted, below, resized)
         except BaseException:
-            if more:  # no header refers to the allocated space
-                await shielded(bounded(file.truncate(export.end)))
+            if more:  # either no header refers to the allocated space, or the image ends somewhere in the export
+                await shielded(bounded(file.truncate(export.size if resized.is_set() else export.end)))
             raise
         await file.truncate(whole_sectors(end))
         if wanted.allocate:
             await self._space.take(file, stored, whole_sectors(end) - stored)
 
-    async def _resized(self, export: Export, volume: VolumeInfo, wanted: Grown, below: QemuNode | None) -> int:
-        """Resize an image that is served; return where it ends afterwards."""
+    async def _resized(
+        self, export: Export, volume: VolumeInfo, wanted: Grown, below: QemuNode | None, resized: asyncio.Event
+    ) -> int:
+        """Resize an image that is served; return where it ends afterwards.
+
+        :param resized: set once its header has the new capacity, even if a later step fails.
+        """
         arguments = ["resize", "-q"]
         if wanted.capacity < volume.capacity:
             arguments.append("--shrink")
@@ -222,6 +229,7 @@ class TreeImages:
         async with self._worker.serving(export) as served, self._worker.shim(below, wanted.backed or 0) as backing:
             node = qemu_img.node(volume.format, {**served, "discard": "unmap"}, backing)
             await run([*arguments, qemu_img.filename(node), str(wanted.capacity)])
+            resized.set()
             # over NBD, QEMU can neither allocate space nor truncate the file
             if not wanted.allocate and wanted.capacity >= volume.capacity:
                 return export.end

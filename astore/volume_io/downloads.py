@@ -163,10 +163,10 @@ class _ReadAhead:
             slot, call.slot = call.slot, None
             if slot is None:
                 return  # too late
-            if 0 <= length <= slot.wanted:
+            if isinstance(length, int) and 0 <= length <= slot.wanted:
                 slot.length = length
             else:
-                slot.error = ValueError(f"a read of {slot.wanted} bytes returned {length}")
+                slot.error = ValueError(f"a read of {slot.wanted} bytes returned {length!r}")
             if self._awaited is slot:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     self._wake()

@@ -214,9 +214,9 @@ class MemoryPool(BlockPool):
             self.storage.image(name)
             del self.storage.images[name]
 
-    def resize(self, name: str, size: int, allocate: bool) -> None:
+    def resize(self, volume: MemoryVolume, size: int, allocate: bool) -> None:
         with self.storage.lock:
-            image = self.storage.image(name)
+            image = volume.image
             before = image.size
             image.resize(size)
             if allocate and size > before:
@@ -331,9 +331,9 @@ class PoolOnTheLoop(BlockPool):
         await asyncio.sleep(0)
         self.pool.remove(name)
 
-    async def resize(self, name: str, size: int, allocate: bool) -> None:
+    async def resize(self, volume: VolumeOnTheLoop, size: int, allocate: bool) -> None:
         await asyncio.sleep(0)
-        self.pool.resize(name, size, allocate)
+        self.pool.resize(volume.volume, size, allocate)
 
     async def rename(self, old: str, new: str) -> None:
         await asyncio.sleep(0)

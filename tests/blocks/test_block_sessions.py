@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from core_fakes import eventually, quiet
-from memory_blocks import memory
+from memory_blocks import less, memory
 
 from astore.backend import Context, abilities
 from astore.blocks import Block, BlockSession, block_session
@@ -52,29 +52,6 @@ READS = ("open-volume", "refresh-volume", "wipe-volume")
 MAKES = ("convert-volume", "copy-volume", "create-volume", "delete-volume", "receive-volume")
 
 Loop = Callable[[Any], Any]
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Any:
-    """A storage in memory."""
-    return memory.Storage(str(tmp_path))
-
-
-@pytest.fixture
-async def context() -> AsyncIterator[Context]:
-    """What the core lends, without a core."""
-    lanes = Lanes()
-    lane = lanes.lane("blocks", limit=4, timeout=20.0)
-    yield Context("p", "", lane, LaneCommandRunner(lane), get_logger(), 20.0)
-    lanes.close()
-
-
-def less(pool: Any, *calls: str) -> Any:
-    """The pool, without some of its calls."""
-    kept = {name: value for name, value in vars(memory.MemoryPool).items() if name not in calls}
-    made = object.__new__(type("Less", (memory.BlockPool,), kept))
-    vars(made).update(vars(pool))
-    return made
 
 
 class Backend(memory.MemoryBackend):  # type: ignore[misc]

@@ -262,6 +262,24 @@ async def test_resize(far: Pool, tmp_path: Path) -> None:
     assert image.info.physical < 3 * MIB
 
 
+async def test_resize_that_is_not_checked(far: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space that the header promises stays if only the check after the resize fails."""
+    image = await far.copy_volume(await filled(far), VolumeDef("image", format="qcow2"))
+    before = image.info
+
+    def failing(result: object) -> int:
+        raise StorageError("no", errno=errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("astore.volume_io.qemu_img.image_end", failing)
+        with pytest.raises(StorageError, match="no"):
+            await image.resize(80 * MIB, allocate=True)
+    await far.refresh()
+    assert image.info.capacity == 80 * MIB
+    assert image.info.physical >= before.physical + 80 * MIB - before.capacity
+    assert (await disk_of(image, tmp_path))[:SIZE] == WANTED
+
+
 async def test_resize_backed(far: Pool, near: Pool, tmp_path: Path) -> None:
     """A backed image grows without what backs it being opened; not where that would show through."""
     for pool in (near, far):

@@ -379,6 +379,24 @@ async def test_undone_where_nobody_takes_it(context: Context) -> None:
     assert len(undone) == 2
 
 
+async def test_undone_where_the_lane_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call returns to nobody is undone on a thread of its own if the lane has none free."""
+    monkeypatch.setattr("astore.cancellation.CLEANUP_SECONDS", 0.05)
+    lanes = Lanes()
+    lane = lanes.lane("small", limit=1, timeout=20.0)
+    made, busy = Gate(), Gate()
+    undone: list[object] = []
+    task = asyncio.ensure_future(calls.to_the_end(lane, made, "made", undo=undone.append))
+    await inside(made)
+    after = asyncio.ensure_future(lane.run(busy))
+    asyncio.get_running_loop().call_soon(made.open)
+    await cancelled(task)
+    await eventually(lambda: undone == ["made"])
+    busy.open()
+    await after
+    lanes.close()
+
+
 async def test_a_file_nobody_took(folder: Path) -> None:
     """Closing what nobody took closes the very file, whatever class it is of."""
     (folder / "a").write_bytes(b"x")
