@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from astore.cli.exits import CliError, Exit, code_of, explain
-from astore.cli.interruptions import ignore_interruptions, interruptions_cancel, interruptions_raise
+from astore.cli.interruptions import (
+    ignore_interruptions,
+    interruptions_cancel,
+    interruptions_raise,
+    interruptions_wait,
+)
 from astore.cli.output import Answer, Output, complain, writing
 
 if TYPE_CHECKING:
@@ -171,26 +176,33 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
     from astore.cli.progress import Ticker
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
-        with Ticker() as ticker:
-            running = _inside(work, settings, ticker)
+        with Ticker() as ticker, ExitStack() as waiting:
+            waiting.enter_context(
+                interruptions_wait()
+            )  # an event loop does not survive being interrupted while it starts
             try:
-                answer = asyncio.run(running)
+                answer = asyncio.run(_inside(work, settings, ticker, waiting))
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
-            finally:
-                running.close()  # Ctrl-C may come before the loop has started it
         present(answer, settings)
 
 
-async def _inside(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker) -> Answer:
+async def _inside(
+    work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker, waiting: ExitStack
+) -> Answer:
+    """Work. :param waiting: delays interruptions; closed here while there is a task to cancel."""
     from astore.manager import Manager
 
-    _check_folder(settings)
-    ticker.begin("reading the state folder")
-    with interruptions_cancel():
-        async with Manager(settings.state_dir) as manager:
-            ticker.begin("")
-            return await work(Session(manager, settings, ticker))
+    waiting.close()
+    try:
+        with interruptions_cancel():
+            _check_folder(settings)
+            ticker.begin("reading the state folder")
+            async with Manager(settings.state_dir) as manager:
+                ticker.begin("")
+                return await work(Session(manager, settings, ticker))
+    finally:
+        waiting.enter_context(interruptions_wait())  # nor while it ends
 
 
 def look(work: Callable[[Standing], Answer], settings: Settings) -> None:

@@ -6,13 +6,11 @@ import asyncio
 import gc
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import click
 import pytest
 
-from astore.cli.interruptions import interruptions_wait, terminations_interrupt
+from astore.cli.interruptions import SIGNALS, interruptions_wait, terminations_interrupt
 from astore.cli.output import Answer
 from astore.cli.session import Session, Settings, perform
 
@@ -73,18 +71,28 @@ def test_elsewhere() -> None:
     assert done == [1, 2]
 
 
-def test_interrupted_before_the_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C while the event loop is being made ends the command with one line, without a warning of Python's."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_the_loop_is_made(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command ends with one line, without a warning of Python's about a loop or a coroutine that is left half-way."""
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    new_event_loop = asyncio.events.new_event_loop
 
-    def interrupted(_: object) -> NoReturn:
-        raise KeyboardInterrupt
+    def interrupted() -> asyncio.AbstractEventLoop:
+        signal.raise_signal(number)
+        return new_event_loop()
 
     async def work(_: Session) -> Answer:
-        raise AssertionError("the loop never runs")
+        raise AssertionError("it is interrupted before it begins")
 
-    monkeypatch.setattr(asyncio, "run", interrupted)
-    with ThreadPoolExecutor() as threads:  # whose signals are left alone
-        error = threads.submit(perform, work, Settings()).exception()
+    monkeypatch.setattr(asyncio.events, "new_event_loop", interrupted)
+    try:
+        with pytest.raises(click.exceptions.Exit) as caught:
+            perform(work, Settings())
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     gc.collect()
-    assert isinstance(error, click.exceptions.Exit) and error.exit_code == 130
+    assert caught.value.exit_code == 130
     assert capsys.readouterr().err == "astore: interrupted\n"
