@@ -101,7 +101,7 @@ def test_upload_more_than_was_said(astore: Any, folder: Path, file: Path) -> Non
     """--length is a promise; who breaks it is told."""
     ran = astore("vol", "upload", "a.raw", str(file), "--length", "1000")
     assert ran.code == 1
-    assert "more than the 1000 bytes" in ran.complaint
+    assert "more than the announced 1000 bytes" in ran.complaint
 
 
 def test_upload_zeros_as_holes(astore: Any, folder: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ LIBVIRT_ONLY = (
         "a new volume of format iso",
         "libvirt makes an empty raw one; ISO images are made by other programs",
         lambda root: _format(root) == "iso",
-        "can be kept but not made",
+        "can be kept but not created",
     ),
 )
 """libvirt makes it, astore does not."""

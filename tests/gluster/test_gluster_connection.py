@@ -98,7 +98,7 @@ def test_failing_for_many(fake: Fake, make: Callable[..., ConnectionCache], key:
         (errno.ENOENT, "no such volume"),
         (errno.EIO, "is it started"),
         (errno.EACCES, os.strerror(errno.EACCES)),
-        (errno.EINVAL, "not understood"),
+        (errno.EINVAL, "cannot read the server's volume file"),
         (0, os.strerror(errno.ENOTCONN)),
     ],
 )
