@@ -45,8 +45,6 @@ class _Claim(NamedTuple):
 class _Slot:
     """One pool type. Fields change under the registry's lock."""
 
-    __slots__ = ("backend", "claims", "draining", "error", "loading", "type", "uses")
-
     def __init__(self, type: str) -> None:
         self.type = type
         self.claims: list[_Claim] = []

@@ -14,13 +14,13 @@ INTERRUPTED = 130
 
 
 def interruptions_exit() -> None:
-    """Make Ctrl-C, SIGTERM and SIGHUP end the process at once and silently. Use it while there is nothing to clean up.
+    """Make Ctrl-C end the process at once and silently. Use it while there is nothing to clean up.
 
-    KeyboardInterrupt raised during an import may be swallowed by code that cannot pass it on. Ignored signals stay ignored.
+    KeyboardInterrupt raised during an import may be swallowed by code that cannot pass it on. An ignored SIGINT stays
+    ignored. (SIGTERM and SIGHUP end the process by themselves.)
     """
-    for number in SIGNALS:
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-            signal.signal(number, _exit)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
 
 
 def _exit(*_: object) -> None:
