@@ -144,7 +144,11 @@ def pytest_report_header() -> list[str]:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Count what is there already."""
+    from astore.commands.starter import STARTER
+
     session.config.stash[_check_key] = SessionCheck(grace=float(os.environ.get("ASTORE_TEST_GRACE", "15")))
+    STARTER.acquire()  # one helper for all tests
+    STARTER.start()
 
 
 @pytest.hookimpl(trylast=True)
@@ -153,6 +157,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     check = session.config.stash.get(_check_key, None)
     if check is None or session.config.option.collectonly:
         return
+    from astore.commands.starter import STARTER
+
+    STARTER.release(keep=False)
     left = session.config.stash[_left_key] = check.finish()
     if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

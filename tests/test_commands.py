@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import subprocess
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from core_fakes import eventually, steps
 
 from astore.commands import LaneCommandRunner
+from astore.commands.starter import STARTER, Starter
 from astore.errors import CommandError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
@@ -307,12 +307,12 @@ async def test_cancelling_does_not_wait_for_a_program_that_is_slow_to_start(
     """Where a program lies on storage that hangs, starting it hangs: the loop does not, and it dies once it started."""
     starting = Gate()
 
-    class Slow(subprocess.Popen[bytes]):
-        def __init__(self, *args: Any, **options: Any) -> None:
+    class Slow(Starter):
+        def channel(self) -> socket.socket:
             starting()
-            super().__init__(*args, **options)
+            return STARTER.channel()
 
-    monkeypatch.setattr(subprocess, "Popen", Slow)
+    monkeypatch.setattr("astore.commands.runner.STARTER", Slow())
     task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 600"]))
     await eventually(lambda: starting.inside == 1)
     task.cancel()

@@ -6,6 +6,7 @@ import anyio
 
 from astore.backend import SESSION_ABILITIES, Backend, PoolSession
 from astore.cancellation import CLEANUP_SECONDS, bounded, seconds_until, shielded
+from astore.commands import prepare_programs
 from astore.errors import InvalidStateError, UnsupportedOperationError
 from astore.lanes.lane import PoolLane
 from astore.model import PoolDef, PoolState
@@ -59,6 +60,7 @@ class Life:
         try:
             if self.lane is None:
                 self.lane = self._services.pool_lane(self.name, backend)
+            await prepare_programs(self.lane)
             self._able_to = set()
             self.session = await opened_session(
                 backend, self.definition, self._services.context(self.name, self.uuid, self.lane)

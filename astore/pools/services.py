@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from astore.backend import Backend, Context
 from astore.commands import LaneCommandRunner
+from astore.commands.starter import STARTER
 from astore.errors import InvalidStateError, ManagerClosedError
 from astore.events import EventBus
 from astore.lanes import Lanes
@@ -34,6 +35,7 @@ class Services:
         self.bus.open()
         self.registry.listen(self.bus.publish)
         self._lanes = Lanes(self._max_threads)
+        STARTER.acquire()
         return self._lanes
 
     def begin_closing(self) -> Lanes | None:
@@ -48,6 +50,7 @@ class Services:
             self._closing = False
             self.registry.unlisten(self.bus.publish)
             lanes.close()
+            STARTER.release(keep=lanes.statistics().stuck > 0)
             self.bus.close()
 
     @property
