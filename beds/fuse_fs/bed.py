@@ -62,7 +62,10 @@ class Rule:
             raise LookupError("no server holds calls: it does not run, or the rule was removed")
 
     def remove(self) -> None:
-        """Let the calls that it holds go on, and forget the rule. May be called twice."""
+        """Let the calls that it holds go on, and forget the rule. May be called twice.
+
+        :raises TimeoutError: the server is stopped: thaw it first.
+        """
         self._bed.forget(self._number)
 
     def __enter__(self) -> Self:

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import pyfuse3
 
+from beds.fuse_fs.generated import Generated
 from beds.fuse_fs.rules import Rules
 
 T = TypeVar("T")
 
 _ROOT = 1
 _FIRST_GENERATED = 1 << 48
-_TIME_NS = 1_700_000_000 * 10**9
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _STAT = ("st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_blocks", "st_blksize")
 _TIMES = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
@@ -64,34 +64,6 @@ class _Listing:
         self.hiding = set(self.names)
 
 
-class _Generated:
-    """Files that exist nowhere: ``disk0000000.img`` and so on, in the root. All have the same size and content."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.count: int = settings["entries"]
-        self._head = bytes.fromhex(settings["head"])
-        self._size: int = settings["size"]
-
-    def name(self, index: int) -> str:
-        return f"disk{index:07d}.img"
-
-    def index(self, name: str) -> int:
-        """Return the number of the file with this name; -1 if there is none."""
-        digits = name[4:-4]
-        if digits.isascii() and digits.isdigit() and int(digits) < self.count and self.name(int(digits)) == name:
-            return int(digits)
-        return -1
-
-    def read(self, offset: int, length: int) -> bytes:
-        length = max(0, min(length, self._size - offset))
-        return self._head[offset : offset + length].ljust(length, b"\0")
-
-    def fill(self, attributes: Any) -> None:
-        """Set the attributes that all files share."""
-        attributes.st_mode, attributes.st_nlink, attributes.st_size = stat.S_IFREG | 0o644, 1, self._size
-        attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = _TIME_NS
-
-
 class Files(pyfuse3.Operations):  # type: ignore[misc]
     """The operations of pyfuse3, which says what each is.
 
@@ -103,7 +75,7 @@ class Files(pyfuse3.Operations):  # type: ignore[misc]
         self.enable_writeback_cache = settings["writeback"]  # pyfuse3 asks for it
         self._rules = rules
         self._cache: float = settings["cache"]
-        self._generated = _Generated(settings)
+        self._generated = Generated(settings)
         self._nodes = {_ROOT: _Node(os.open(folder, os.O_PATH | os.O_DIRECTORY), ".", 1)}
         self._opened: dict[int, int] = {}  # inodes by descriptor
         self._writeback: bool = settings["writeback"]

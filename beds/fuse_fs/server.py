@@ -1,4 +1,4 @@
-"""The server of a drill's FUSE file system: ``python3 -m beds.fuse_fs.server FOLDER SOURCE TARGET [-o OPTIONS]``.
+"""The server of a drill's FUSE file system: ``main(FOLDER, SOURCE, TARGET[, "-o", OPTIONS])``.
 
 It mounts, goes to the background as mount helpers' servers do, and ends when its connection ends. It runs on Debian's
 Python, which has pyfuse3. FOLDER is the bed's: ``settings.json``, ``files``, the socket ``control``, and ``log``.
@@ -64,8 +64,7 @@ def _serve(source: str, target: str, options: set[str], told: int) -> None:
     with open("settings.json") as file:
         settings = json.load(file)
     rules = Rules(settings)
-    fsname = source.replace("\\", "\\\\").replace(",", "\\,")
-    options |= {*pyfuse3.default_options, f"fsname={fsname}", "subtype=glusterfs", "allow_other"}
+    options |= {*pyfuse3.default_options, f"fsname={source}", "subtype=glusterfs", "allow_other"}
     pyfuse3.init(Files("files", rules, settings), target, options)
     threading.Thread(target=_end_with_connection, daemon=True).start()
     trio.run(_run, rules, told)
@@ -103,7 +102,3 @@ def _listen() -> Any:
     control.listen()
     os.rename("control.new", "control")
     return trio.socket.from_stdlib_socket(control)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
