@@ -9,6 +9,7 @@ worker thread.
 * :mod:`~beds.libvirt`: a libvirtd to compare with
 * :mod:`~beds.images`: disk images by the ten thousand
 * :mod:`~beds.fuse`: freeze, kill or abort the client of a FUSE mount
+* :mod:`~beds.fuse_fs`: a FUSE file system that delays, holds and fails calls, and lists as many files as wanted
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-d
 oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
+drill_packages='python3-pyfuse3'
 
 packages=
 case $what in
@@ -32,7 +33,7 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages strace"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages strace"; fi
     packages="$packages $oracle_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

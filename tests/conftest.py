@@ -38,6 +38,7 @@ from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from astore.lanes import Lanes
+    from beds.fuse_fs import FuseFs
     from beds.gluster import GlusterBed
     from beds.libvirt import LibvirtBed
 
@@ -265,6 +266,18 @@ def fuse_mount(gluster: GlusterBed, new_volume: str) -> Path:
     if reason := lacking("fuse"):
         _skip(f"fuse: {reason}")
     return gluster.mount(new_volume)
+
+
+@pytest.fixture
+def new_fuse_fs(tmp_path: Path) -> Iterator[Callable[..., FuseFs]]:
+    """Makes FUSE file systems for fault drills, with the arguments of ``FuseFs`` after the folder; ended afterwards."""
+    from beds import fuse_fs
+
+    if reason := lacking("fuse") or fuse_fs.missing():
+        _skip(f"fuse: {reason}")
+    with contextlib.ExitStack() as made:
+        numbers = itertools.count(1)
+        yield lambda **settings: made.enter_context(fuse_fs.FuseFs(tmp_path / f"fuse-fs-{next(numbers)}", **settings))
 
 
 @pytest.fixture(scope="session")
