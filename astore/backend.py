@@ -83,6 +83,14 @@ class Lane(Protocol):
         """
         ...
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for the present call any more: its caller was cancelled, or its deadline has passed.
+
+        A call that takes long asks this every few hundred entries, and then ends (it may raise anything). On a lane thread.
+        """
+        ...
+
     def turn(self) -> Turn:
         """Return a turn at work that computes more than it waits, such as listing a folder. Call it on a lane thread.
 

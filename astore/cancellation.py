@@ -134,10 +134,11 @@ async def cleaned_up(lane: Runs, func: Callable[[], object]) -> None:
 
 
 def in_a_thread(func: Callable[[], object]) -> None:
-    """Run a clean-up on a thread of its own, and do not wait for it."""
+    """Run a clean-up on a thread of its own, and do not wait for it. If no thread can be started, it is not run."""
 
     def run() -> None:
         with contextlib.suppress(Exception):
             func()
 
-    threading.Thread(target=run, name="astore-cleanup", daemon=True).start()
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=run, name="astore-cleanup", daemon=True).start()

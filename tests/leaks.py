@@ -6,6 +6,7 @@ Things that end by themselves are given a moment; what is there after it is repo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 
+from astore.lanes.threads import NAME
 from beds import fuse, processes
 from beds.namespace import in_private_namespaces
 
@@ -32,8 +34,13 @@ def open_files() -> Counter[str]:
 
 
 def threads() -> Counter[str]:
-    """Python's threads by name (libgfapi's own are not among them)."""
-    return Counter(thread.name for thread in threading.enumerate())
+    """Python's threads and those of lanes by name (libgfapi's own are not among them)."""
+    found = Counter(thread.name for thread in threading.enumerate() if not thread.name.startswith("Dummy-"))
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm") as name:
+            if name.read().strip() == NAME:
+                found[NAME] += 1
+    return found
 
 
 def native_threads() -> int:

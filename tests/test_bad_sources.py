@@ -108,8 +108,7 @@ async def test_a_hung_brick(
         report = await manager.refresh_all(timeout=3)
         assert [outcome.pool for outcome in report.failed] == ["bad"]
         assert isinstance(report.failed[0].error, TimeoutError)
-        assert pool.state == "inaccessible"
-        assert manager.statistics().lanes.stuck >= 1
+        assert pool.state == "running", "a caller's deadline says nothing about the pool"
         assert (await good.refresh()).unchanged == 20
     finally:
         await asyncio.to_thread(gluster.continue_brick, name)

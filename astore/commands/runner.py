@@ -19,6 +19,7 @@ from astore.cancellation import shielded
 from astore.commands.starter import STARTER, Request, send
 from astore.commands.starter_process import ANSWER, ENDED
 from astore.errors import AstoreError, CommandError, LaneTimeoutError, printable
+from astore.lanes.job import PATIENCE
 
 MAX_OUTPUT = 16 << 20
 """Bytes that a program may write to stdout, and as many to stderr, by default."""
@@ -49,6 +50,8 @@ class LaneCommandRunner:
         max_output: int = MAX_OUTPUT,
     ) -> CommandResult:
         limit = self._timeout if timeout is None else timeout
+        if (patience := PATIENCE.get()) is not None:
+            limit = max(limit, patience.left())
         child = _Child(tuple(argv), limit, env, limits, descriptors, max_output)
         try:
             # the thread ends by itself at the limit; the lane's deadline is for programs that cannot even be killed

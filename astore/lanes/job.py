@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 
@@ -77,8 +79,53 @@ class LaneRecord:
         return False
 
 
+class Patience:
+    """The time that a caller gives a piece of work, however many calls it is made of; it may be extended meanwhile.
+
+    :ivar until: on the monotonic clock.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self, seconds: float | None) -> None:
+        self.until = 0.0
+        self.extend(seconds)
+
+    def extend(self, seconds: float | None) -> None:
+        """Give so many seconds from now, if that is longer. :param seconds: None: no more than the calls have anyway."""
+        if seconds is not None:
+            self.until = max(self.until, time.monotonic() + seconds)
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.until - time.monotonic()
+
+
+PATIENCE: ContextVar[Patience | None] = ContextVar("astore_patience", default=None)
+"""The patience of the present work's caller: a call with the lane's own deadline has at least so long."""
+
+
+@contextlib.contextmanager
+def patient(seconds: float | None) -> Iterator[None]:
+    """Give the calls inside at least so long. :param seconds: None: what they have anyway."""
+    if seconds is None:
+        yield
+        return
+    token = PATIENCE.set(Patience(seconds))
+    try:
+        yield
+    finally:
+        PATIENCE.reset(token)
+
+
 here = threading.local()
 """``here.job`` is the job that this thread runs, or None."""
+
+
+def given_up() -> bool:
+    """Return whether nobody waits any more for the call that this thread runs, or assists."""
+    job: Job | None = getattr(here, "job", None)
+    return job is not None and (job.parent or job).abandoned
 
 
 def discard(job: Job, result: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import Aside, Turn, Turns
-from astore.lanes.job import Job, LaneRecord, here
+from astore.lanes.job import PATIENCE, Job, LaneRecord, Patience, given_up, here
 from astore.lanes.threads import LanesStatistics, LaneStatistics, SharedThreads
 
 T = TypeVar("T")
@@ -51,13 +51,15 @@ class PoolLane:
         discard: Callable[[T], object] | None = None,
     ) -> T:
         """Run ``func(*args)`` on a thread of this lane; see :meth:`astore.backend.Lane.run`."""
-        limit = self.timeout if timeout is None else timeout
+        limit, patience = timeout, None
+        if limit is None:
+            limit, patience = self.timeout, PATIENCE.get()
         loop = asyncio.get_running_loop()
         job = Job(self._record, func, args, loop, discard)
         future = job.future
         assert future is not None
         self._threads.submit(job)
-        timer = loop.call_later(limit, self._expire, job, limit) if limit != float("inf") else None
+        timer = loop.call_later(limit, self._expire, job, limit, patience) if limit != float("inf") else None
         try:
             return cast(T, await future)
         except asyncio.CancelledError:
@@ -85,6 +87,11 @@ class PoolLane:
             raise RuntimeError("assist() is for calls that run on this lane")
         self._threads.assist(job.parent or job, func, count)
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for this thread's call any more; see :attr:`astore.backend.Lane.given_up`."""
+        return given_up()
+
     def turn(self) -> Turn:
         """Return a turn at computing for this thread; see :meth:`astore.backend.Lane.turn`."""
         return self._turns.turn()
@@ -102,16 +109,15 @@ class PoolLane:
         """Return the counts at this moment, also after :meth:`close`."""
         return self._threads.lane_statistics(self._record)
 
-    def write_off(self) -> None:
-        """Count the threads of abandoned calls as stuck now, before their deadlines."""
-        self._threads.write_off_abandoned(self._record)
-
     def close(self) -> None:
         """Remove the lane from the statistics; running calls go on."""
         self._threads.forget(self._record)
 
-    def _expire(self, job: Job, limit: float) -> None:
+    def _expire(self, job: Job, limit: float, patience: Patience | None) -> None:
         """Fail a call at its deadline. On the loop."""
+        if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
+            job.loop.call_later(more, self._expire, job, limit + more, patience)
+            return
         running = self._threads.expire(job)
         future = job.future
         if future is not None and not future.done():

@@ -9,7 +9,9 @@ keep the process from ending.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +25,10 @@ from astore.lanes.tracebacks import let_go_of_locals
 
 IDLE_SECONDS = 5.0
 """How long an idle thread waits for work before it ends."""
+
+
+NAME = "astore-lane"
+"""The name of the threads in the kernel, as ``ps -T`` and ``top -H`` show it."""
 
 
 class LaneStatistics(msgspec.Struct, frozen=True):
@@ -131,14 +137,11 @@ class SharedThreads:
             running = self._abandon(job)
             if running:
                 self._write_off(job)
+            elif not self._idle and self._coming:
+                # threads that were started so long ago and have not come had not enough memory to begin
+                self._threads -= self._coming
+                self._coming = 0
             return running
-
-    def write_off_abandoned(self, lane: LaneRecord) -> None:
-        """Count the threads of a lane's abandoned calls as stuck, before their deadlines."""
-        with self._lock:
-            for job in list(lane.running):
-                if job.abandoned and not job.stuck:
-                    self._write_off(job)
 
     def give_back(self, job: Job, result: Any) -> None:
         """Discard a result that reached the loop, on a thread of the job's lane."""
@@ -167,14 +170,14 @@ class SharedThreads:
         if wanted > 0 and self._threads - self._stuck < self.max_threads:
             self._threads += 1
             self._coming += 1
-            thread = threading.Thread(target=self._serve, name="astore-lane", daemon=True)
             try:
-                thread.start()
-            except RuntimeError:  # no thread can be started: the running ones take the work later
+                # not Thread.start(): it waits for the thread, for ever if that has not enough memory to begin
+                _thread.start_new_thread(self._serve, ())
+            except (RuntimeError, MemoryError):  # no thread can be started: the running ones take the work later
                 self._threads -= 1
                 self._coming -= 1
                 if self._threads == 0:
-                    raise
+                    raise RuntimeError("no thread can be started") from None
 
     def _call_idle(self) -> None:
         """Call the thread that worked last, so that the others stay idle and end after IDLE_SECONDS."""
@@ -192,7 +195,8 @@ class SharedThreads:
             if lane.may_start():
                 lane.listed = True
                 self._ready.append(lane)
-            self._wake()
+            with contextlib.suppress(RuntimeError, MemoryError):  # this thread comes back
+                self._wake()
             return job
         return None
 
@@ -233,12 +237,15 @@ class SharedThreads:
     # -------------------------------------------------------------------------------------------- the threads
 
     def _serve(self) -> None:
+        sys.settrace(threading.gettrace())  # as in threading.Thread
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as name:
+            name.write(NAME)
         bell = threading.Lock()
         bell.acquire()
         called, waited = True, False
         while True:
             with self._lock:
-                self._coming -= called
+                self._coming = max(self._coming - called, 0)
                 job = self._take()
                 if job is None:
                     if self._closed or (waited and not called):
@@ -249,7 +256,11 @@ class SharedThreads:
                 called, waited = self._wait(bell), True
                 continue
             called = waited = False
-            surplus = self._execute(job)
+            try:
+                surplus = self._execute(job)
+            except BaseException:  # it could not tell the result, for want of memory: its caller waits for the deadline
+                with self._lock:
+                    surplus = self._release(job)
             del job
             if surplus:
                 return

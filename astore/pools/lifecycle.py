@@ -23,6 +23,7 @@ from astore.backend import Backend, BuildsPools, Context, CutsLoose, CutsPoolsLo
 from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
 from astore.errors import InvalidStateError, LibvirtCode, ManagerClosedError, UnsupportedOperationError
 from astore.events import PoolBuilt, PoolDeleted, PoolStopped
+from astore.lanes.job import patient
 from astore.model import PoolDef, PoolState
 from astore.plugin_calls import answer, asked, checked_definition
 from astore.pools.claims import Claims
@@ -162,8 +163,9 @@ class Lifecycle:
         lanes = self._services.lanes
         try:
             try:
-                async with asyncio.timeout(timeout):
-                    await life.open(backend)
+                with patient(timeout):
+                    async with asyncio.timeout(timeout):
+                        await life.open(backend)
                 await self._host.begin_run(record, life)
                 self._services.check_open(lanes)
             except OutdatedError as error:

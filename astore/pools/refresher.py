@@ -1,7 +1,8 @@
 """Refresher: the refresh that a pool's callers share.
 
-A refresh is a task that lives as long as a caller waits for it: the first caller begins it, others join, and the last to leave
-cancels it. Records of single volumes that are learned meanwhile go into its journal, so that its snapshot has them too.
+A refresh is a task: the first caller begins it, and others join. If all its callers are cancelled, it is cancelled. If the
+time of the last one is over, it goes on for as long again, so that a caller who tries again finds it (nearly) done. Records
+of single volumes that are learned meanwhile go into its journal, so that its snapshot has them too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from astore.errors import (
     VolumeNotFoundError,
     printable,
 )
+from astore.lanes.job import PATIENCE, Patience, patient
 from astore.model import Changes, EntryError, PoolState, RefreshOutcome, Snapshot, VolumeInfo
 from astore.plugin_calls import answer, checked_entry, checked_snapshot, is_cancelled
 from astore.pools.life import Life
@@ -36,6 +38,9 @@ from astore.pools.services import Services
 Found = VolumeInfo | EntryError | None
 """The state of a name: a volume, an entry that cannot be read, or nothing."""
 
+LINGER_SECONDS = 1.0
+"""How long a refresh goes on at least after its last caller's time."""
+
 COMPARED_INLINE = 4000
 """Snapshots with more volumes than this are compared on the lane, not in the event loop."""
 
@@ -43,12 +48,14 @@ COMPARED_INLINE = 4000
 class _Run:
     """A running refresh, and the number of its callers."""
 
-    __slots__ = ("full", "journal", "life", "outcome", "task", "waiters")
+    __slots__ = ("full", "journal", "life", "outcome", "patience", "task", "timer", "waiters")
 
     def __init__(self, life: Life, full: bool) -> None:
         self.life = life
         self.full = full
         self.waiters = 0
+        self.patience = Patience(None)
+        self.timer: asyncio.TimerHandle | None = None  # ends it when nobody waits any more
         self.journal: dict[str, Found] = {}  # states of single volumes that are newer than what this refresh reads
         self.task: asyncio.Task[RefreshOutcome] | None = None
         self.outcome: asyncio.Future[RefreshOutcome] = asyncio.get_running_loop().create_future()
@@ -56,6 +63,8 @@ class _Run:
     def tell(self, task: asyncio.Task[RefreshOutcome]) -> None:
         """Pass on the outcome of the task, which is done."""
         error = None if task.cancelled() else task.exception()
+        if self.timer is not None:
+            self.timer.cancel()
         if self.outcome.done():
             return
         if task.cancelled():
@@ -74,6 +83,7 @@ class Refresher:
         self._record = record
         self._services = services
         self._run: _Run | None = None
+        self._took = 0.0  # seconds that the last refresh took
 
     @property
     def running(self) -> bool:
@@ -82,20 +92,8 @@ class Refresher:
 
     async def refresh(self, full: bool, timeout: float | None) -> RefreshOutcome:
         """Refresh the whole pool; see :meth:`astore.Pool.refresh`."""
-        life, generation = self._require_refreshable(), self._record.generation
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._shared(full)
-        except TimeoutError as error:
-            if isinstance(error, AstoreError):
-                raise
-            late = self._late(f"the refresh did not end within {timeout:g} s", timeout)
-            if self._run is None and not life.ended and generation == self._record.generation:
-                # no other caller waits, and the refresh did not end at the very moment of the timeout
-                if life.lane is not None:
-                    life.lane.write_off()
-                self._record.set_state(PoolState.INACCESSIBLE, late)
-            raise late from None
+        self._require_refreshable()
+        return await self._shared(full, None if timeout is None else time.monotonic() + timeout, timeout)
 
     def apply(self, patch: Mapping[str, Found], seconds: float = 0.0) -> RefreshOutcome:
         """Take over the state of single volumes, also into the journal of a running refresh. Never waits."""
@@ -114,17 +112,28 @@ class Refresher:
         self._services.check_open()
         return self._record.require_usable("refresh")
 
-    def _late(self, what: str, timeout: float | None) -> LaneTimeoutError:
-        return LaneTimeoutError(f"pool {self._record.name!r}: {what}", lane=self._record.name, timeout=timeout or 0)
+    def _late(self, timeout: float | None) -> LaneTimeoutError:
+        known = f" (the last one took {self._took:.3g} s)" if self._took else ""
+        return LaneTimeoutError(
+            f"pool {self._record.name!r}: the refresh did not end within {timeout or 0:g} s{known}",
+            lane=self._record.name,
+            timeout=timeout or 0,
+        )
 
     # --------------------------------------------------------------------------------------------- the whole pool
 
-    async def _shared(self, full: bool) -> RefreshOutcome:
+    async def _shared(self, full: bool, until: float | None = None, timeout: float | None = None) -> RefreshOutcome:
+        """Join the refresh that runs, or begin one.
+
+        :param until: the caller's deadline on the monotonic clock. :param timeout: the seconds that it had.
+        """
         life = self._require_refreshable()
         while (run := self._run) is not None and full and not run.full:
             # the running refresh trusts the last snapshot, and this caller does not: wait for its end, and start anew
             with contextlib.suppress(Exception):
-                await self._join(run)
+                await self._join(run, until, timeout)
+            if until is not None and time.monotonic() >= until:
+                raise self._late(timeout)
             life = self._require_refreshable()
         if run is None:
             run = self._run = _Run(life, full)
@@ -132,15 +141,26 @@ class Refresher:
                 self._refresh(run), name=f"astore refresh of {self._record.name}"
             )
             run.task.add_done_callback(run.tell)
-        return await self._join(run)
+        return await self._join(run, until, timeout)
 
-    async def _join(self, run: _Run) -> RefreshOutcome:
-        """Wait for a shared refresh; the last caller to leave cancels it."""
-        task = run.task
-        assert task is not None
+    async def _join(self, run: _Run, until: float | None, timeout: float | None) -> RefreshOutcome:
+        """Wait for a shared refresh.
+
+        :raises LaneTimeoutError: it did not end in time.
+        """
         run.waiters += 1
+        if run.timer is not None:
+            run.timer.cancel()
+        run.patience.extend(None if until is None else until - time.monotonic())
+        late = False
         try:
-            return await asyncio.shield(run.outcome)
+            async with asyncio.timeout(None if until is None else until - time.monotonic()) as deadline:
+                return await asyncio.shield(run.outcome)
+        except TimeoutError as error:
+            if isinstance(error, AstoreError) or not deadline.expired():
+                raise
+            late = True
+            raise self._late(timeout) from None
         except asyncio.CancelledError:
             if run.outcome.cancelled() and not is_cancelled():
                 name = self._record.name
@@ -153,13 +173,30 @@ class Refresher:
             raise
         finally:
             run.waiters -= 1
-            if not run.waiters and not task.done() and not run.outcome.done():
-                await self._end(run)
+            if not run.waiters and not run.outcome.done():
+                if late:
+                    self._end_later(run, max(timeout or 0.0, LINGER_SECONDS))
+                else:
+                    await self._end(run)
+
+    def _end_later(self, run: _Run, seconds: float) -> None:
+        """Give up a refresh after so many seconds, unless another caller joins it."""
+
+        def end() -> None:
+            if self._run is run and not run.waiters:
+                self._run = None
+                run.outcome.cancel()
+                if run.task is not None:
+                    run.task.cancel()
+
+        run.timer = asyncio.get_running_loop().call_later(seconds, end)
 
     async def _end(self, run: _Run, until: float | None = None) -> None:
         task = run.task
         if self._run is run:
             self._run = None
+        if run.timer is not None:
+            run.timer.cancel()
         if task is not None and not task.done():
             task.cancel()
             try:
@@ -171,6 +208,7 @@ class Refresher:
     async def _refresh(self, run: _Run) -> RefreshOutcome:
         began = time.monotonic()
         life, record = run.life, self._record
+        PATIENCE.set(run.patience)  # of this task
         try:
             try:
                 session = await life.attached()
@@ -187,7 +225,8 @@ class Refresher:
                 snapshot = snapshot.patched(journal, 0)
                 changes = await self._changes(snapshot, life)
             self._check_current(run)
-            return record.take(snapshot, changes, time.monotonic() - began)
+            self._took = time.monotonic() - began
+            return record.take(snapshot, changes, self._took)
         finally:
             if self._run is run:
                 self._run = None
@@ -211,7 +250,8 @@ class Refresher:
     async def refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
         """Refresh one volume; see :meth:`astore.Pool.refresh`."""
         self._require_refreshable()
-        return await self._refresh_volume(name, timeout)
+        with patient(timeout):
+            return await self._refresh_volume(name, timeout)
 
     async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
         record = self._record
@@ -237,7 +277,8 @@ class Refresher:
         except TimeoutError as error:
             if isinstance(error, AstoreError):
                 raise about_pool(record.name, "refresh", error) from error
-            raise self._late(f"refreshing volume {name!r} took longer than {timeout or 0:g} s", timeout) from error
+            message = f"pool {record.name!r}: refreshing volume {name!r} took longer than {timeout or 0:g} s"
+            raise LaneTimeoutError(message, lane=record.name, timeout=timeout or 0) from error
         except Exception as error:
             translated = about_pool(record.name, "refresh", error)
             mine = life.session is session and not life.ended and not life.ending

@@ -10,6 +10,7 @@ them, beginning while the listing still runs. The event loop only takes the fini
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import threading
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 import msgspec
 
 from astore.backend import Context, PoolSession
+from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
 from astore.model.records import FileStat
@@ -28,6 +30,9 @@ from astore.trees.resolver import Resolver
 from astore.trees.tree import SETTLING_NS, Entry, FileTree
 from astore.volume_io.headers import record_of
 from astore.volume_io.volume_names import TEMPORARY
+
+POLL_SECONDS = 0.01
+"""How often to look whether a refresh that was given up has ended."""
 
 
 class FileTreeSession(PoolSession):
@@ -38,13 +43,31 @@ class FileTreeSession(PoolSession):
         self.context = context
         self.hidden: tuple[str, ...] = ()
         """The names of unfinished volumes that the last refresh saw."""
+        self._last: _Refresh | None = None  # the last refresh, if it did not end well
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the folder and read what is new or changed."""
-        refresh = _Refresh(self.tree, self.context, previous, full)
+        read_before = {} if self._last is None else await self._ended(self._last)
+        refresh = self._last = _Refresh(self.tree, self.context, previous, full, read_before)
         snapshot = await self.context.lane.run(refresh)
+        self._last = None
         self.hidden = tuple(refresh.hidden)
         return snapshot
+
+    async def _ended(self, last: _Refresh) -> dict[str, VolumeInfo]:
+        """Wait until the thread of a refresh that was given up has ended: two at once would be no faster.
+
+        :return: the records that it has read.
+        :raises LaneTimeoutError: it hangs. The next refresh does not wait for it.
+        """
+        while last.running:
+            if time.monotonic() > last.began + self.context.timeout:
+                self._last = None
+                limit = self.context.timeout
+                message = f"{self.context.name}: the refresh before this one did not end within {limit:g} s"
+                raise LaneTimeoutError(message, lane=self.context.name, timeout=limit)
+            await asyncio.sleep(POLL_SECONDS)
+        return last.read_already()
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
         """Read one entry anew, with its header. :param before: its last record."""
@@ -115,15 +138,23 @@ class _Refresh:
 
     CHUNK = 32  # entries per chunk: enough that the queue costs nothing, few enough to share evenly
 
-    def __init__(self, tree: FileTree, context: Context, previous: Snapshot, full: bool) -> None:
+    def __init__(
+        self,
+        tree: FileTree,
+        context: Context,
+        previous: Snapshot,
+        full: bool,
+        read_before: Mapping[str, VolumeInfo],
+    ) -> None:
         self._tree = tree
         self._lane = context.lane
         self._previous = previous.by_name
         self._known: Mapping[str, VolumeInfo] = {}
         if not full:
             self._known = previous.by_name
-            if previous.unsettled:
-                self._known = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
+            if previous.unsettled or read_before:
+                settled = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
+                self._known = {**settled, **read_before}
         self._found: dict[str, VolumeInfo] = {}
         self._read: list[tuple[str, VolumeInfo]] = []
         self._errors: list[EntryError] = []
@@ -138,9 +169,24 @@ class _Refresh:
         self.hidden: list[str] = []
         self._turn = self._lane.turn()
         self._seen = 0
+        self.began = time.monotonic()
+        self.running = False
+        self._taken_at = 0.0
 
     def __call__(self) -> Snapshot:
-        taken_at = time.time()
+        self.running = True
+        try:
+            return self._run()
+        finally:
+            self.running = False
+
+    def read_already(self) -> dict[str, VolumeInfo]:
+        """Return the records that were read before the refresh was given up, for the next one."""
+        limit = int(self._taken_at * 1e9) - SETTLING_NS
+        return {name: record for name, record in self._read if record.ctime_ns < limit}
+
+    def _run(self) -> Snapshot:
+        taken_at = self._taken_at = time.time()
         try:
             with self._turn:
                 self._list()
@@ -240,6 +286,7 @@ class _Refresh:
     def _want(self, name: str, st: FileStat) -> bool:
         self._seen += 1
         if not self._seen % STEP:
+            self._go_on()
             self._turn.step()
         old = self._known.get(name)
         if (
@@ -267,6 +314,11 @@ class _Refresh:
             self._found[name] = old if old is not None and old == early else early
         return False
 
+    def _go_on(self) -> None:
+        """Check that somebody waits for the refresh. :raises RuntimeError: nobody does; nobody sees this error."""
+        if self._lane.given_up:
+            raise RuntimeError("the refresh was given up")
+
     def _read_chunks(self, turn: Turn | None = None) -> None:
         """Read and probe until the queue is empty. Runs on several threads at once."""
         with self._lock:
@@ -279,6 +331,7 @@ class _Refresh:
                     return
                 try:
                     while chunk and not self._over:
+                        self._go_on()
                         entry = chunk.pop()
                         wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]), notes=self._notes)
                         if wrong is not None:

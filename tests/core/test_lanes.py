@@ -14,6 +14,7 @@ from core_fakes import cancel_after, eventually, run_python
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes import threads as lanes_module
+from astore.lanes.job import PATIENCE, Patience, patient
 from astore.lanes.lane import PoolLane
 from astore.testing.faults import Gate
 
@@ -194,14 +195,12 @@ async def test_no_deadline(lanes: Lanes) -> None:
 async def test_a_late_result_is_discarded(lanes: Lanes, gate: Gate) -> None:
     """What a call returns after its deadline goes to ``discard``, once, on the lane's thread."""
     lane = lanes.lane("a")
-    discarded: list[tuple[str, str]] = []
+    discarded: list[tuple[str, int]] = []
     with pytest.raises(LaneTimeoutError):
-        await lane.run(
-            gate, "it", timeout=0.02, discard=lambda it: discarded.append((it, threading.current_thread().name))
-        )
+        await lane.run(gate, "it", timeout=0.02, discard=lambda it: discarded.append((it, threading.get_ident())))
     gate.open()
     await eventually(lambda: discarded)
-    assert discarded == [("it", "astore-lane")]
+    assert discarded == [("it", await lane.run(threading.get_ident))], "it has one thread"
 
 
 async def test_a_late_error_is_not_discarded(lanes: Lanes, gate: Gate) -> None:
@@ -281,21 +280,47 @@ async def test_a_call_queued_behind_a_stuck_one_starts_when_that_returns(gate: G
         lanes.close()
 
 
-async def test_write_off(lanes: Lanes, gate: Gate) -> None:
-    """Calls that nobody waits for are stuck as soon as somebody says so; the others are left alone."""
+async def test_a_call_that_is_given_up_is_told(lanes: Lanes, gate: Gate) -> None:
+    """A call learns that its caller was cancelled, or that its deadline has passed; its assistants too; others do not."""
     lane = lanes.lane("a", limit=3)
-    abandoned, waited = start(lane, gate), start(lane, gate)
+    told: list[bool] = []
+
+    def work() -> None:
+        lane.assist(lambda: told.append(asked()))
+        gate()
+        told.append(lane.given_up)
+
+    def asked() -> bool:
+        gate()
+        return lane.given_up
+
+    cancelled = asyncio.create_task(lane.run(work))
     await eventually(lambda: gate.inside == 2)
-    abandoned.cancel()
-    await asyncio.gather(abandoned, return_exceptions=True)
-    assert numbers(lane) == (2, 0, 0)
-    lane.write_off()
-    assert numbers(lane) == (1, 1, 0)
-    lane.write_off()
-    assert numbers(lane) == (1, 1, 0), "once is enough"
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     gate.open()
-    await waited
-    await eventually(lambda: numbers(lane) == (0, 0, 0))
+    await eventually(lambda: told == [True, True])
+    assert await lane.run(lambda: lane.given_up) is False
+    assert lane.given_up is False, "here no call runs"
+
+
+async def test_a_patient_caller(lanes: Lanes, gate: Gate) -> None:
+    """A caller's longer time holds for calls with the lane's own deadline, also if it is given while they run."""
+    lane = lanes.lane("a", limit=3, timeout=0.05)
+    patience = Patience(0.06)
+    PATIENCE.set(patience)
+    long, short = start(lane, gate), asyncio.create_task(lane.run(gate, timeout=0.05))
+    patience.extend(600)
+    with pytest.raises(LaneTimeoutError, match=r"within 0\.05 s"):
+        await short
+    await asyncio.sleep(0.1)
+    assert not long.done()
+    gate.open()
+    await long
+    with patient(None):
+        assert PATIENCE.get() is patience
+    with patient(1):
+        assert PATIENCE.get() is not patience
 
 
 async def test_an_abandoned_call_is_stuck_at_its_deadline(lanes: Lanes, gate: Gate) -> None:

@@ -32,16 +32,43 @@ def drained(events: astore.events.Subscription) -> list[astore.Event]:
 
 
 async def test_a_refresh_that_is_late(pool: astore.Pool, backend: FakeBackend) -> None:
-    """When its deadline passes and nobody else waits, the pool is inaccessible; its snapshot stays."""
+    """A caller's deadline says nothing about the pool; the refresh goes on for the next caller."""
     before = pool.snapshot
-    backend.hold("refresh")
-    with pytest.raises(astore.LaneTimeoutError, match=r"the refresh did not end within 0.01 s") as caught:
+    hold = backend.hold("refresh")
+    with pytest.raises(
+        astore.LaneTimeoutError, match=r"the refresh did not end within 0.01 s \(the last one took"
+    ) as caught:
         await pool.refresh(timeout=0.01)
     assert caught.value.timeout == 0.01
-    assert (pool.state, pool.error, pool.snapshot) == (PoolState.INACCESSIBLE, caught.value, before)
-    backend.unhold()
-    await pool.refresh(timeout=10)
+    assert (pool.state, pool.error, pool.snapshot) == (PoolState.RUNNING, None, before)
+    again = asyncio.ensure_future(pool.refresh())
+    await steps(5)
+    hold.release()
+    assert (await again).unchanged == 3
+    assert hold.arrived == 1, "one refresh for both"
+
+
+async def test_a_late_refresh_that_nobody_asks_for_again(
+    pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends after as long again."""
+    monkeypatch.setattr("astore.pools.refresher.LINGER_SECONDS", 0.02)
+    backend.hold("refresh")
+    with pytest.raises(astore.LaneTimeoutError):
+        await pool.refresh(timeout=0.01)
+    await eventually(lambda: not [task for task in asyncio.all_tasks() if "refresh" in task.get_name()])
     assert pool.state is PoolState.RUNNING
+    backend.unhold()
+    assert (await pool.refresh()).unchanged == 3
+
+
+async def test_a_late_refresh_and_a_full_one(pool: astore.Pool, backend: FakeBackend) -> None:
+    """A full refresh that has to wait for one that hangs has its own deadline."""
+    backend.hold("refresh")
+    with pytest.raises(astore.LaneTimeoutError):
+        await pool.refresh(timeout=0.01)
+    with pytest.raises(astore.LaneTimeoutError):
+        await pool.refresh(full=True, timeout=0.01)
 
 
 async def test_a_deadline_that_is_one_callers(pool: astore.Pool, backend: FakeBackend) -> None:
@@ -57,18 +84,18 @@ async def test_a_deadline_that_is_one_callers(pool: astore.Pool, backend: FakeBa
 
 
 async def test_deadlines_of_several(pool: astore.Pool, backend: FakeBackend) -> None:
-    """Each caller has a deadline of their own; with the last that passes the pool is inaccessible."""
+    """Each caller has a deadline of their own; none of them says anything about the pool."""
     backend.hold("refresh")
     outcomes = await asyncio.gather(
         *(pool.refresh(timeout=0.01 * n) for n in range(1, 5)), pool.refresh("a"), return_exceptions=True
     )
     assert [type(outcome) for outcome in outcomes[:4]] == [astore.LaneTimeoutError] * 4
     assert [f"{outcome.timeout:g}" for outcome in outcomes[:4]] == ["0.01", "0.02", "0.03", "0.04"]  # type: ignore[union-attr]
-    assert pool.active
+    assert pool.state is PoolState.RUNNING
 
 
 async def test_a_call_that_hangs_in_its_thread(manager: astore.Manager, tmp_path: Path) -> None:
-    """Threads of a refresh given up at its deadline are stuck: counted against their pool, and never against others."""
+    """Threads of a refresh past the lane's deadline are stuck: counted against their pool, and never against others."""
     import threading
 
     gate = threading.Event()
@@ -79,7 +106,7 @@ async def test_a_call_that_hangs_in_its_thread(manager: astore.Manager, tmp_path
 
         async def at(self, operation: str, pool: str) -> None:
             if operation == "refresh" and self.hang:
-                await self.context.lane.run(gate.wait)
+                await self.context.lane.run(gate.wait, timeout=0.05)
 
         hang = False
 
@@ -93,12 +120,10 @@ async def test_a_call_that_hangs_in_its_thread(manager: astore.Manager, tmp_path
     await pool.start()
     backend.hang = True
     try:
-        timeout = 0.02
         for stuck in (1, 2):
             while manager.statistics().lanes.stuck < stuck:  # a busy machine gives the call its thread too late
                 with pytest.raises(TimeoutError):
-                    await pool.refresh(timeout=timeout)
-                timeout *= 2
+                    await pool.refresh()
             assert manager.statistics().lanes.stuck == stuck
         with pytest.raises(TimeoutError, match="all 2 threads hang"):
             await pool.refresh(timeout=20)
