@@ -384,6 +384,16 @@ class CreatesVolumes(Protocol):
         ...
 
 
+class BackingFile(msgspec.Struct, frozen=True):
+    """The backing file of a volume that grows. What the volume gains must not show what is there.
+
+    :ivar capacity: in bytes. :ivar node: QEMU's node of it, if it is longer than the volume was.
+    """
+
+    capacity: int
+    node: QemuNode | None = None
+
+
 @runtime_checkable
 class CopiesVolumes(Protocol):
     """Can copy one of its own volumes without moving the data through this process."""
@@ -394,13 +404,11 @@ class CopiesVolumes(Protocol):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Copy a volume; return the new one's record. It may have no references that ``source`` does not have.
 
-        :param backed: the capacity of the source's backing file in bytes, if it matters and is known.
-        :param backing: the node of the source's backing file, if the new volume grows beyond the source.
+        :param backing: the source's backing file, if the new volume grows beyond the source.
         """
         ...
 
@@ -417,13 +425,12 @@ class ReceivesVolumes(Protocol):
         *,
         progress: Progress | None = None,
         like: VolumeInfo | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume from the bytes of ``source``; return its record.
 
         :param size: the number of bytes. :param like: the record of the source volume, unless that is raw.
-        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        :param backing: as for :class:`CopiesVolumes`.
         """
         ...
 
@@ -498,13 +505,12 @@ class ResizesVolumes(Protocol):
         capacity: int,
         *,
         allocate: bool = False,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Resize a volume; return its record.
 
         :param capacity: bytes. :param allocate: allocate the space that it gains.
-        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        :param backing: its backing file, if it grows.
         """
         ...
 

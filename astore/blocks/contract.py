@@ -1,7 +1,7 @@
 """BlockPool: the contract of a backend whose volumes are not files: images of a cluster, logical volumes, LUNs.
 
 A backend writes a :class:`BlockPool` and a :class:`BlockVolume`, and gets a session by
-:func:`astore.blocks.session.block_session`. A pool's further abilities follow from its methods:
+:func:`astore.blocks.abilities.block_session`. A pool's further abilities follow from its methods:
 :class:`MakesBlocks`, :class:`ResizesBlocks`, :class:`RenamesBlocks`.
 
 Each method may be a coroutine function, which runs on the event loop and must not block it, or a blocking function, which

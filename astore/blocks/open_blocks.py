@@ -17,20 +17,16 @@ import anyio
 from astore.backend import Filled, Take
 from astore.blocks.calls import Calls
 from astore.blocks.contract import Answer, BlockPool, BlockVolume, ResizesBlocks
-from astore.cancellation import SYNC_SECONDS, retrieved, shielded
-from astore.errors import StorageError, VolumeBusyError, printable
+from astore.cancellation import SYNC_SECONDS, retrieved
 from astore.model import FileStat, VolumeInfo
 from astore.volume_io.open_file import CLOSE_SECONDS
-from astore.volume_io.session_files import SessionFiles
-from astore.volume_io.wording import worded
+from astore.volume_io.session_files import LOCK_PAUSE, LOCK_TRIES, SessionFiles
+from astore.volume_io.wording import being_written, replaced, worded
 
 T = TypeVar("T")
 
 MODE = stat.S_IFBLK | 0o600
 """The reported mode of volumes, which have no permissions of their own."""
-
-LOCK_TRIES = 10
-"""How many times a volume's lock is tried, 20 ms apart, before it counts as busy."""
 
 
 class OpenBlocks:
@@ -268,20 +264,13 @@ class BlockOpener:
         """
         with worded(volume.name, "open"):
             opened = await self.opened(volume.name, write)
-        try:
-            with self.files.keeping(opened):
-                if (write or what) and opened.volume.id != volume.inode:
-                    raise another(volume)
-                if write:
-                    with worded(volume.name, "open"):
-                        await self._lock(opened)
-                yield opened
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await shielded(opened.aclose())
-            raise
-        with worded(volume.name, "close"):
-            await shielded(opened.aclose())
+        async with self.files.using(opened, volume.name):
+            if (write or what) and opened.volume.id != volume.inode:
+                raise replaced(volume.name, "volume")
+            if write:
+                with worded(volume.name, "open"):
+                    await self._lock(opened)
+            yield opened
 
     async def opened(self, name: str, write: bool) -> OpenBlocks:
         """Open a volume. :raises OSError: ENOENT: it does not exist."""
@@ -293,21 +282,9 @@ class BlockOpener:
         for _ in range(LOCK_TRIES):
             if await opened.lock():
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(LOCK_PAUSE)
         if not await opened.lock():
-            raise VolumeBusyError(f"volume {opened.name!r} is being written by somebody else", operation="write")
-
-    async def check_unused(self, volume: VolumeInfo) -> None:
-        """Check that a volume has no writer. :raises VolumeBusyError: it has. StorageError: EAGAIN: another has its name."""
-        async with self.volume(volume, write=True):
-            pass
-
-
-def another(volume: VolumeInfo) -> StorageError:
-    """Return the error for a volume whose name leads to another volume than its record says."""
-    return StorageError(
-        f"volume {printable(volume.name)!r} was replaced by another volume; refresh it first", errno=errno.EAGAIN
-    )
+            raise being_written(opened.name)
 
 
 def close_volume(volume: BlockVolume) -> Answer[None]:

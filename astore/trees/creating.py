@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
-from astore.backend import Context, Progress, QemuNode, VolumeFile
+from astore.backend import BackingFile, Progress, VolumeFile
 from astore.cancellation import to_the_end
 from astore.errors import StorageError, printable
 from astore.images.formats import is_raw
 from astore.model import Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.trees.batch_create import Makers
 from astore.trees.images import Grown, TreeImages, join_qemu
-from astore.trees.opening import NewVolume, Opener, info_of
+from astore.trees.opening import NewVolume, Opener
 from astore.trees.placing import HiddenFile, found
-from astore.trees.space import Space
+from astore.trees.space import allocate
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.blocking_file import TreeFile
@@ -30,24 +30,13 @@ DIRECTORY_MODE = 0o711
 class Creator:
     """Creates volumes in a tree. Each appears complete or not at all.
 
-    :param context: the pool's. :param current: returns its tree. :param opener: opens its volumes, and new ones.
-    :param images: runs qemu-img on its images. :param space: allocates its space.
+    :param opener: opens the tree's volumes, and new ones. :param images: runs qemu-img on its images.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        current: Callable[[], WritableTree],
-        opener: Opener,
-        images: TreeImages,
-        space: Space,
-    ) -> None:
-        self._lane = context.lane
-        self._current = current
+    def __init__(self, opener: Opener, images: TreeImages) -> None:
         self._opener = opener
         self._images = images
-        self._space = space
-        self._makers = Makers(context.lane, current)
+        self._makers = Makers(opener.lane, opener.current)
 
     async def aclose(self, seconds: float) -> None:
         """Stop batched creation, and wait at most ``seconds`` for running batches."""
@@ -62,17 +51,14 @@ class Creator:
         capacity = qemu_img.needed_capacity(definition)
         if kind == "raw" and not definition.allocation:
             return await self._make_hole(definition, capacity)
-        async with self._opener.new_volume(definition.name, definition.permissions, kind) as new:
-            count = copying.Count(None, None)
+        async with self._making(definition, None) as (new, count):
             with worded(definition.name, "create", count):
-                if definition.nocow:
-                    await new.run(_set_nocow, new.file)
                 if kind == "raw":
                     await new.truncate(capacity)
-                    await self._space.take(new, 0, min(definition.allocation or 0, capacity), count)
+                    await allocate(self._opener.current(), new, 0, min(definition.allocation or 0, capacity), count)
                 else:
                     await self._images.create(new, definition, capacity, prealloc_metadata, count)
-        return info_of(new)
+        return new.info
 
     async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
         """Create a raw volume without data, in a batch with others."""
@@ -84,7 +70,7 @@ class Creator:
     async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
         name = checked_name(definition.name)
         permissions = definition.permissions or Permissions()
-        tree = self._current()
+        tree = self._opener.current()
 
         def make() -> VolumeInfo:
             mode = DIRECTORY_MODE if permissions.mode is None else permissions.mode
@@ -102,7 +88,7 @@ class Creator:
                 tree.rmdir(name)
 
         with worded(name, "create"):
-            return await to_the_end(self._lane, make, undo=lambda _: take_back())
+            return await to_the_end(self._opener.lane, make, undo=lambda _: take_back())
 
     async def copy(
         self,
@@ -110,8 +96,7 @@ class Creator:
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """See :meth:`astore.trees.session.WritableTreeSession.copy_volume`."""
         what = f"copy: volume {printable(source.name)!r}"
@@ -123,8 +108,8 @@ class Creator:
                 size = count.total = (await old.stat()).size
                 if not await copying.copy_within(old, new, size, count):
                     await _copy(old, size, new, count)
-                await self._finish(new, source, definition, size, backed, backing)
-        return info_of(new)
+                await self._finish(new, source, definition, size, backing)
+        return new.info
 
     async def receive(
         self,
@@ -134,22 +119,21 @@ class Creator:
         *,
         progress: Progress | None = None,
         like: VolumeInfo | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """See :meth:`astore.trees.session.WritableTreeSession.receive_volume`."""
         async with self._making(definition, progress) as (new, count):
             with worded(definition.name, "copy", count):
                 count.total = size
                 await _copy(source, size, new, count)
-                await self._finish(new, like, definition, size, backed, backing)
-        return info_of(new)
+                await self._finish(new, like, definition, size, backing)
+        return new.info
 
     @contextlib.asynccontextmanager
     async def _making(
         self, definition: VolumeDef, progress: Progress | None
     ) -> AsyncIterator[tuple[NewVolume, copying.Count]]:
-        async with self._opener.new_volume(definition.name, definition.permissions, definition.format) as new:
+        async with self._opener.new_volume(definition) as new:
             if definition.nocow:
                 await new.run(_set_nocow, new.file)
             yield new, copying.Count(None, progress)
@@ -160,8 +144,7 @@ class Creator:
         source: VolumeInfo | None,
         definition: VolumeDef,
         size: int,
-        backed: int | None,
-        backing: QemuNode | None,
+        backing: BackingFile | None,
     ) -> None:
         """Check a copy against its source, then give it its capacity and, if it is raw, its allocation.
 
@@ -171,13 +154,13 @@ class Creator:
         if is_raw(definition.format):
             if capacity > size:
                 await new.truncate(capacity)
-            await self._space.take(new, 0, min(definition.allocation or 0, max(capacity, size)))
+            await allocate(self._opener.current(), new, 0, min(definition.allocation or 0, max(capacity, size)))
         else:
-            image = await new.run(_copied, self._current(), new.made, source, definition)
+            image = await new.run(_copied, self._opener.current(), new.made, source, definition)
             if capacity > image.capacity and image.format == "luks":
                 await new.truncate(capacity + image.physical - image.capacity)
             elif capacity > image.capacity:
-                await self._images.resize(new, image, Grown(capacity, False, backed, backing))
+                await self._images.resize(new, image, Grown(capacity, backing=backing))
         await new.sync()  # a failed write-back is this copy's error, with the bytes done
 
 

@@ -15,12 +15,12 @@ from typing import TypeVar
 
 import msgspec
 
-from astore.errors import printable
-from astore.model import EntryError, KeptPermissions, Permissions, VolumeInfo
+from astore.model import KeptPermissions, Permissions, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.volume_names import ATTEMPTS, is_leftover, new_hidden_name
+from astore.volume_io.wording import existing
 
 T = TypeVar("T")
 
@@ -194,14 +194,9 @@ def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
         return False
 
 
-def found(tree: WritableTree, name: str, hidden: bool = False) -> VolumeInfo:
-    """Return the record of a volume that must exist. :raises OSError: it cannot be read."""
-    item = read_entry(tree, name, hidden=hidden)
-    if item is None:
-        raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
-    if isinstance(item, EntryError):
-        raise OSError(item.errno or errno.EIO, item.message, printable(name))
-    return item
+def found(tree: WritableTree, name: str) -> VolumeInfo:
+    """Return the record of a volume that must exist. :raises OSError: it does not (ENOENT), or cannot be read."""
+    return existing(read_entry(tree, name), name)
 
 
 def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:

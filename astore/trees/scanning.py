@@ -56,16 +56,14 @@ class FileTreeSession(PoolSession):
             await self.context.lane.run(self.tree.close, timeout=2.0)
 
 
-def read_entry(
-    tree: FileTree, name: str, before: VolumeInfo | None = None, *, hidden: bool = False
-) -> VolumeInfo | EntryError | None:
+def read_entry(tree: FileTree, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
     """Return one entry's record, its error, or None if there is no such entry. Blocks.
 
-    :param before: its last record. :param hidden: read unfinished volumes too.
+    :param before: its last record.
     :raises OSError: the tree, and not only the entry, cannot be read.
     """
     found: list[tuple[str, VolumeInfo]] = []
-    if name.startswith(TEMPORARY) and not hidden:
+    if name.startswith(TEMPORARY):
         return None
     try:
         entry = tree.lookup(name)

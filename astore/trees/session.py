@@ -14,26 +14,26 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from astore.backend import Context, Progress, QemuNode, VolumeFile
+from astore.backend import BackingFile, Context, Progress, QemuNode, VolumeFile
 from astore.cancellation import bounded, shielded, to_the_end
 from astore.errors import StorageError, printable
 from astore.images import ImageError
 from astore.images.formats import is_raw
 from astore.model import Snapshot, VolumeDef, VolumeInfo
+from astore.trees import space
 from astore.trees.creating import Creator
 from astore.trees.images import Grown, TreeImages
-from astore.trees.opening import Opener, open_locked, replaced
+from astore.trees.opening import Opener, open_locked
 from astore.trees.placing import found, remove_leftovers
 from astore.trees.resolver import Resolver
 from astore.trees.scanning import FileTreeSession, plain_record
-from astore.trees.space import Space
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, session_files, wiping
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.headers import check_whole, examined, head_and_record
 from astore.volume_io.open_file import OpenFile
 from astore.volume_io.volume_names import checked_name
-from astore.volume_io.wording import worded
+from astore.volume_io.wording import replaced, worded
 
 
 class WritableTreeSession(FileTreeSession):
@@ -51,10 +51,9 @@ class WritableTreeSession(FileTreeSession):
         def current() -> WritableTree:
             return self.tree
 
-        self._space = Space(context, current)
         self.opener = Opener(context, current)
-        self._images = TreeImages(context, current, self.opener, self._space)
-        self._creator = Creator(context, current, self.opener, self._images, self._space)
+        self._images = TreeImages(self.opener)
+        self._creator = Creator(self.opener, self._images)
 
     async def aclose(self) -> None:
         """End all work on volumes, then close the tree."""
@@ -102,8 +101,7 @@ class WritableTreeSession(FileTreeSession):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume with the bytes of another of this pool, sharing blocks if the storage can.
 
@@ -111,7 +109,7 @@ class WritableTreeSession(FileTreeSession):
 
         :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source does not exist.
         """
-        return await self._creator.copy(source, definition, progress=progress, backed=backed, backing=backing)
+        return await self._creator.copy(source, definition, progress=progress, backing=backing)
 
     async def receive_volume(
         self,
@@ -121,13 +119,10 @@ class WritableTreeSession(FileTreeSession):
         *,
         progress: Progress | None = None,
         like: VolumeInfo | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume with the bytes of another pool's volume. Holes are kept."""
-        return await self._creator.receive(
-            source, size, definition, progress=progress, like=like, backed=backed, backing=backing
-        )
+        return await self._creator.receive(source, size, definition, progress=progress, like=like, backing=backing)
 
     def qemu_node(
         self,
@@ -164,8 +159,7 @@ class WritableTreeSession(FileTreeSession):
         capacity: int,
         *,
         allocate: bool = False,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Make a volume larger or smaller; formats other than raw and luks by qemu-img.
 
@@ -185,7 +179,7 @@ class WritableTreeSession(FileTreeSession):
                 elif volume.format == "luks":  # its header has no length
                     await self._resize_raw(file, capacity + volume.physical - volume.capacity, allocate)
                 else:
-                    await self._images.resize(file, volume, Grown(capacity, allocate, backed, backing))
+                    await self._images.resize(file, volume, Grown(capacity, allocate, backing))
                 return await file.run(self._record, file.file, volume)
 
     def _record(self, file: TreeFile, volume: VolumeInfo) -> VolumeInfo:
@@ -199,7 +193,7 @@ class WritableTreeSession(FileTreeSession):
         try:
             await file.truncate(capacity)
             if allocate:
-                await self._space.take(file, size, capacity - size)
+                await space.allocate(self.tree, file, size, capacity - size)
             await file.sync()
         except BaseException:
             if capacity > size:  # not all of the space could be allocated: give all of it back
