@@ -73,7 +73,6 @@ class Lane(Protocol):
         :raises LaneTimeoutError: the deadline passed; the thread is counted as stuck until it returns.
         :raises LaneStuckError: every thread is stuck already.
         """
-        ...
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
         """Let up to ``count`` more threads of this lane run ``func`` beside the present call. Call it on a lane thread.
@@ -81,7 +80,6 @@ class Lane(Protocol):
         Assistants start if and when threads are free: ``func`` must return at once if nothing is left to do, and the caller
         must be able to do all the work alone. Assistants share the present call's deadline. Never waits.
         """
-        ...
 
     def turn(self) -> Turn:
         """Return a turn at work that computes more than it waits, such as listing a folder. Call it on a lane thread.
@@ -90,7 +88,6 @@ class Lane(Protocol):
         the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing:
         see :mod:`astore.lanes.gil_turns`.
         """
-        ...
 
     def aside(self, most: float) -> Aside:
         """Return background work that lets threads with turns go first. Call it on a lane thread.
@@ -99,12 +96,10 @@ class Lane(Protocol):
 
         :param most: seconds that it waits for other threads at most, in all.
         """
-        ...
 
     @property
     def in_company(self) -> bool:
         """Whether threads take turns now, or are expected to: background work then goes on in small pieces."""
-        ...
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -147,7 +142,6 @@ class CommandRunner(Protocol):
         :raises CommandError: the program is missing, returned non-zero (with ``check``), or wrote too much and was killed.
         :raises LaneTimeoutError: the program did not end in ``timeout`` seconds, and was killed.
         """
-        ...
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -256,7 +250,6 @@ class DiscoversSources(Protocol):
         :raises DefinitionError: the type needs a host and none is given, or it is no host name.
         :raises OSError: the host does not answer. CommandError: the program that asks it is missing.
         """
-        ...
 
 
 @runtime_checkable
@@ -265,7 +258,6 @@ class BuildsPools(Protocol):
 
     async def build(self, definition: PoolDef, context: Context) -> None:
         """Create the storage. Storage that exists already and is right stays unchanged."""
-        ...
 
 
 @runtime_checkable
@@ -274,7 +266,6 @@ class DeletesPools(Protocol):
 
     async def delete(self, definition: PoolDef, context: Context) -> None:
         """Remove the storage; a directory only if it is empty."""
-        ...
 
 
 @runtime_checkable
@@ -283,7 +274,6 @@ class CutsPoolsLoose(Protocol):
 
     async def cut_loose(self, definition: PoolDef, context: Context) -> None:
         """Do what :meth:`CutsLoose.cut_loose` does, without a session."""
-        ...
 
 
 class DiskHost(msgspec.Struct, frozen=True):
@@ -321,11 +311,9 @@ class NamesVolumes(Protocol):
 
     def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
         """Return the ``<source>`` by which a libvirt domain reads the volume."""
-        ...
 
     def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
         """Return the node of QEMU's protocol driver that reads the volume, with every host."""
-        ...
 
     def volume_named(self, definition: PoolDef, location: str) -> str | None:
         """Return the name that a volume at a location has, or would have; None if the location is not in this pool.
@@ -336,7 +324,6 @@ class NamesVolumes(Protocol):
         :param location: a URL or another name that QEMU has for its protocols (:mod:`astore.images.protocols`), never a path
             of this machine. It comes from an image's header: do not trust it.
         """
-        ...
 
 
 # ------------------------------------------------------------------------------------ abilities a session may have
@@ -351,7 +338,6 @@ class RefreshesVolume(Protocol):
 
         :param before: the last record, given only if its ``made`` is set.
         """
-        ...
 
 
 @runtime_checkable
@@ -360,7 +346,6 @@ class CutsLoose(Protocol):
 
     async def cut_loose(self) -> None:
         """Make every call that hangs on this pool return, and abandon the pool. Must not touch the storage."""
-        ...
 
 
 @runtime_checkable
@@ -369,7 +354,6 @@ class WatchesChanges(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[frozenset[str] | None]]:
         """Yield sets of names that may have changed; None asks for a whole refresh."""
-        ...
 
 
 @runtime_checkable
@@ -381,7 +365,6 @@ class CreatesVolumes(Protocol):
 
         :param prealloc_metadata: write all metadata of a qcow2 volume now.
         """
-        ...
 
 
 class BackingFile(msgspec.Struct, frozen=True):
@@ -410,7 +393,6 @@ class CopiesVolumes(Protocol):
 
         :param backing: the source's backing file, if the new volume grows beyond the source.
         """
-        ...
 
 
 @runtime_checkable
@@ -432,7 +414,6 @@ class ReceivesVolumes(Protocol):
         :param size: the number of bytes. :param like: the record of the source volume, unless that is raw.
         :param backing: as for :class:`CopiesVolumes`.
         """
-        ...
 
 
 @runtime_checkable
@@ -457,7 +438,6 @@ class ConvertsVolumes(Protocol):
         :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
         :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
-        ...
 
     async def convert_volume(
         self,
@@ -474,7 +454,6 @@ class ConvertsVolumes(Protocol):
         :param backing: the node of the definition's backing file, if it holds all that the source's own image does not: only
             the source's own data are copied then. None copies everything.
         """
-        ...
 
 
 @runtime_checkable
@@ -483,7 +462,6 @@ class DeletesVolumes(Protocol):
 
     async def delete_volume(self, volume: VolumeInfo) -> None:
         """Delete a volume; a directory only if it is empty."""
-        ...
 
 
 @runtime_checkable
@@ -492,7 +470,6 @@ class RenamesVolumes(Protocol):
 
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
         """Rename a volume, never replacing anything; return its record."""
-        ...
 
 
 @runtime_checkable
@@ -512,7 +489,6 @@ class ResizesVolumes(Protocol):
         :param capacity: bytes. :param allocate: allocate the space that it gains.
         :param backing: its backing file, if it grows.
         """
-        ...
 
 
 @runtime_checkable
@@ -521,7 +497,6 @@ class WipesVolumes(Protocol):
 
     async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
         """Overwrite a volume by one of libvirt's algorithms."""
-        ...
 
 
 class VolumeFile(Protocol):
@@ -533,17 +508,33 @@ class VolumeFile(Protocol):
     @property
     def in_flight(self) -> int:
         """How many calls at once are worth it for bulk data."""
-        ...
 
-    async def stat(self) -> FileStat: ...
-    async def pread(self, length: int, offset: int) -> bytes: ...
-    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int: ...
-    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None: ...
-    async def truncate(self, length: int) -> None: ...
-    async def seek_data(self, offset: int) -> int | None: ...
-    async def seek_hole(self, offset: int) -> int: ...
-    async def punch(self, offset: int, length: int) -> None: ...
-    async def sync(self) -> None: ...
+    async def stat(self) -> FileStat:
+        """Return the volume's attributes."""
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
+
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
+
+    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
+
+    async def truncate(self, length: int) -> None:
+        """Set the volume's size; what it gains is a hole."""
+
+    async def seek_data(self, offset: int) -> int | None:
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
+
+    async def seek_hole(self, offset: int) -> int:
+        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
+
+    async def punch(self, offset: int, length: int) -> None:
+        """Make a range a hole and keep the size."""
+
+    async def sync(self) -> None:
+        """Wait until written data is safe."""
 
 
 @runtime_checkable
@@ -557,7 +548,6 @@ class ReadsBlocks(Protocol):
 
         :raises OSError: a read failed; ``filled`` was not called for it.
         """
-        ...
 
 
 @runtime_checkable
@@ -566,7 +556,6 @@ class OpensVolumes(Protocol):
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
         """Open a volume's bytes for as long as the context lasts."""
-        ...
 
 
 BACKEND_ABILITIES: Mapping[str, type] = {

@@ -149,11 +149,9 @@ class MakesBlocks(Protocol):
         :param definition: the requested definition; ``allocation`` are the bytes of space to allocate now.
         :raises OSError: EEXIST: the name is taken. ENOSPC …
         """
-        ...
 
     def remove(self, name: str) -> Answer[None]:
         """Remove a volume. :raises OSError: ENOENT; EBUSY: it is in use."""
-        ...
 
 
 @runtime_checkable
@@ -166,7 +164,6 @@ class ResizesBlocks(Protocol):
         :param volume: open for writing. Its name may have changed since, and another volume may have that name.
         :param allocate: allocate the space for them now.
         """
-        ...
 
 
 @runtime_checkable
@@ -175,4 +172,3 @@ class RenamesBlocks(Protocol):
 
     def rename(self, old: str, new: str) -> Answer[None]:
         """Give a volume, which may be open, an unused name. :raises OSError: EEXIST: the name is taken."""
-        ...

@@ -58,7 +58,6 @@ class NewBlocks(OpenBlocks):
             await self._session.remove(name, self.volume.id)
 
     async def close(self) -> None:
-        """Close the volume, which no call uses any more."""
         try:
             await super().close()
         finally:

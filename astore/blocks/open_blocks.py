@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Filled, Take
+from astore.backend import Filled, ReadsBlocks, Take, VolumeFile
 from astore.blocks.calls import Calls
 from astore.blocks.contract import Answer, BlockPool, BlockVolume, ResizesBlocks
 from astore.cancellation import SYNC_SECONDS, retrieved
@@ -29,8 +29,8 @@ MODE = stat.S_IFBLK | 0o600
 """The reported mode of volumes, which have no permissions of their own."""
 
 
-class OpenBlocks:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
+class OpenBlocks(VolumeFile, ReadsBlocks):
+    """A volume opened for random access. Calls may run concurrently.
 
     If the pool can resize volumes, a write beyond the end makes the volume grow, as with a file. The volume is closed after its
     last call, including cancelled calls that go on in their threads.
@@ -53,7 +53,6 @@ class OpenBlocks:
 
     @property
     def in_flight(self) -> int:
-        """How many calls should run at once for bulk data."""
         return self.volume.in_flight
 
     async def run(self, func: Callable[..., Answer[T]], *args: object, timeout: float | None = None) -> T:
@@ -91,13 +90,11 @@ class OpenBlocks:
         return FileStat(MODE, self.volume.id, size, -(-size // 512), 0, 0, 0, 0, 0, self._pool.device or 0)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         buffer = bytearray(length)
         done = await self.preadinto(buffer, offset)
         return bytes(memoryview(buffer)[:done])
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
         if not len(buffer):
             return 0
         return await self._checked(buffer, offset, await self.run(self.volume.read_into, buffer, offset))
@@ -117,7 +114,6 @@ class OpenBlocks:
         return await self._checked(buffer, offset, length, again=False)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         read = self.volume.read_into
         if inspect.iscoroutinefunction(read):
             while (job := take()) is not None:
@@ -141,7 +137,6 @@ class OpenBlocks:
                 del odd, buffer
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         length = data.nbytes if isinstance(data, memoryview) else len(data)
         if not length:
             return
@@ -172,7 +167,6 @@ class OpenBlocks:
                 await self._resize(length)
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has no holes."""
         async with self._growing:
             if self._size is None:
                 self._size = (await self.stat()).size
@@ -182,12 +176,10 @@ class OpenBlocks:
             await self.run(self.volume.discard, offset, end - offset)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         found = await self._next_data(offset)
         return None if found is None else found[0]
 
     async def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
         known = self._data  # a caller of seek_data() looks for the end of this range next
         found = known if known is not None and known[0] <= offset < known[1] else await self._next_data(offset)
         return offset if found is None or found[0] > offset else found[1]
@@ -215,7 +207,6 @@ class OpenBlocks:
             return True
 
     async def sync(self) -> None:
-        """Wait until written data is safe."""
         await self.run(self.volume.flush, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:

@@ -76,7 +76,6 @@ class WritableLocalTree(LocalTree, WritableTree):
         return file
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
-        """Return an entry's attributes."""
         self._check_name(name)
         with self._held() as folder:
             return file_stat(os.stat(name, dir_fd=folder, follow_symlinks=follow))
@@ -102,7 +101,6 @@ class WritableLocalTree(LocalTree, WritableTree):
             _rename_without_kernel(folder, old, new)
 
     def unlink(self, name: str) -> None:
-        """Remove a file or a link."""
         self._check_name(name)
         with self._held() as folder:
             os.unlink(name, dir_fd=folder)
@@ -130,7 +128,6 @@ class WritableLocalTree(LocalTree, WritableTree):
                 os.close(fd)
 
     def rmdir(self, name: str) -> None:
-        """Remove an empty directory."""
         self._check_name(name)
         with self._held() as folder:
             os.rmdir(name, dir_fd=folder)
@@ -138,14 +135,12 @@ class WritableLocalTree(LocalTree, WritableTree):
     _noted = (-1, -1)  # the directory at which it was noted
 
     def note_folder(self) -> None:
-        """Note at the directory that its files may have notes."""
         with self._held() as folder:
             st = os.fstat(folder)
             if self._noted != (st.st_dev, st.st_ino) and note_format(folder, "yes"):
                 self._noted = (st.st_dev, st.st_ino)
 
     def sync_folder(self) -> None:
-        """Wait until created and removed names are safe."""
         try:
             with self._held() as folder:
                 os.fsync(folder)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Filled, Lane, Take
+from astore.backend import Filled, Lane, ReadsBlocks, Take, VolumeFile
 from astore.cancellation import SYNC_SECONDS, in_a_thread
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
@@ -22,8 +22,8 @@ CLOSE_SECONDS = 2.0
 """Seconds that closing may block its caller; a file that hangs is closed by the thread that hangs in it."""
 
 
-class OpenFile:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
+class OpenFile(VolumeFile, ReadsBlocks):
+    """A volume opened for random access. Calls may run concurrently.
 
     A cancelled call goes on in its thread. The thread of the last call closes the file, so that a descriptor's number is
     never given to another file while a call uses it.
@@ -41,7 +41,6 @@ class OpenFile:
 
     @property
     def in_flight(self) -> int:
-        """How many calls should run at once for bulk data."""
         return self._file.in_flight
 
     @property
@@ -81,42 +80,30 @@ class OpenFile:
                         self._told()
 
     async def stat(self) -> FileStat:
-        """Return the file's attributes."""
         return await self.run(self._file.stat)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         return await self.run(self._file.pread, length, offset)
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number.
-
-        After a cancellation a thread may go on to fill the buffer until it lets go of it.
-        """
         return await self.run(self._file.preadinto, buffer, offset)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after another, on one thread; see :func:`astore.volume_io.downloads.read_blocks`."""
         await self.run(_read_blocks, self._file, take, filled)
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         await self.run(self._file.pwrite, data, offset)
 
     async def truncate(self, length: int) -> None:
-        """Set the size of the file; what it gains is a hole."""
         await self.run(self._file.truncate, length)
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole."""
         await self.run(self._file.punch, offset, length)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         return await self.run(self._file.seek_data, offset)
 
     async def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
         return await self.run(self._file.seek_hole, offset)
 
     async def note_format(self, format: str | None) -> bool:
@@ -131,7 +118,6 @@ class OpenFile:
         return True
 
     async def sync(self) -> None:
-        """Wait until written data is safe."""
         await self.run(self._file.sync, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:

@@ -117,31 +117,24 @@ class FolderSource(SourceUnderTest):
         await asyncio.to_thread(self._put, {name: data})
 
     async def put_all(self, files: Mapping[str, bytes]) -> None:
-        """Write many files in one thread call."""
         await asyncio.to_thread(self._put, files)
 
     async def remove(self, name: str) -> None:
-        """Remove a file or an empty folder."""
         await asyncio.to_thread(self._remove, name)
 
     async def names(self) -> set[str]:
-        """Return the folder's names."""
         return set(await asyncio.to_thread(os.listdir, self.folder))
 
     async def content(self, name: str) -> bytes:
-        """Return a file's content."""
         return await asyncio.to_thread(self._content, name)
 
     async def mkdir(self, name: str) -> None:
-        """Make a folder."""
         await asyncio.to_thread(os.mkdir, self.folder / name)
 
     async def symlink(self, target: str, name: str) -> None:
-        """Make a symbolic link."""
         await asyncio.to_thread(os.symlink, target, self.folder / name)
 
     async def mkfifo(self, name: str) -> None:
-        """Make a FIFO."""
         await asyncio.to_thread(os.mkfifo, self.folder / name)
 
     def _put(self, files: Mapping[str, bytes]) -> None:
