@@ -17,6 +17,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 
@@ -38,32 +39,24 @@ BACKGROUND_SECONDS = 0.01
 """The most seconds that the steps of one call yield to refreshes, in total."""
 
 
+@dataclass(slots=True, eq=False)
 class Wanted:
-    """A requested raw volume. While its call runs, all fields except ``abandoned`` belong to the thread."""
+    """A requested raw volume. While its call runs, all fields except ``abandoned`` belong to the thread.
 
-    __slots__ = (
-        *("abandoned", "capacity", "error", "found", "future"),
-        *("info", "made", "name", "permissions", "prepare", "task"),
-    )
+    :ivar info: its record, once it is complete.
+    """
 
-    def __init__(
-        self,
-        name: str,
-        capacity: int,
-        permissions: Permissions | None,
-        prepare: Callable[[HiddenFile], object] | None,
-    ) -> None:
-        self.name = name
-        self.capacity = capacity
-        self.permissions = permissions
-        self.prepare = prepare
-        self.made: HiddenFile | None = None
-        self.found: VolumeInfo | None = None
-        self.info: VolumeInfo | None = None  # once it is complete
-        self.error: Exception | None = None
-        self.abandoned = False
-        self.future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
+    name: str
+    capacity: int
+    permissions: Permissions | None
+    prepare: Callable[[HiddenFile], object] | None
+    future: asyncio.Future[VolumeInfo]
+    made: HiddenFile | None = None
+    found: VolumeInfo | None = None
+    info: VolumeInfo | None = None
+    error: Exception | None = None
+    abandoned: bool = False
+    task: asyncio.Task[None] | None = None
 
 
 class Makers:
@@ -97,12 +90,13 @@ class Makers:
         """
         if self._over:
             raise stopped()
-        wanted = Wanted(name, capacity, permissions, prepare)
+        future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
+        wanted = Wanted(name, capacity, permissions, prepare, future)
         self._waiting.append(wanted)
         self._asked += 1
         self._send_soon()
         try:
-            info = await wanted.future
+            info = await future
             if self._over:
                 raise stopped()
             return info

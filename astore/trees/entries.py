@@ -32,6 +32,23 @@ def without_header(tree: FileTree, name: str, st: FileStat) -> VolumeInfo | Entr
     return EntryError(name, f"it is {kind}", skipped=True)
 
 
+def read_anew(
+    tree: FileTree, entry: Entry, found: list[tuple[str, VolumeInfo]], before: VolumeInfo | None = None
+) -> EntryError | None:
+    """Add the record of an entry that was looked up just now to ``found``; return its error, if it has one.
+
+    :param before: its last record.
+    """
+    early = without_header(tree, entry.name, entry.stat)
+    if early is None:
+        return read_one(tree, entry, found, before, thorough=True)
+    tree.release(entry)
+    if isinstance(early, EntryError):
+        return early
+    found.append((entry.name, early))
+    return None
+
+
 REPLACED = 5
 """How often a refresh looks up a name again whose file vanished before it was read."""
 

@@ -65,24 +65,20 @@ class HiddenFile:
         Until then only this user may write it. :raises OSError: EEXIST: the name is taken.
         """
         owner, group, mode = self.permissions.owner, self.permissions.group, self.permissions.mode
-        try:
-            if owner is not None or group is not None:
-                self.file.chown(-1 if owner is None else owner, -1 if group is None else group)
-        except OSError as error:
-            if not self._may_differ(error):
-                raise
-        try:
-            if mode is not None and mode != DEFAULT_MODE:
-                self.file.chmod(mode)
-        except OSError as error:
-            if not self._may_differ(error):
-                raise
+        if owner is not None or group is not None:
+            self._set(self.file.chown, -1 if owner is None else owner, -1 if group is None else group)
+        if mode is not None and mode != DEFAULT_MODE:
+            self._set(self.file.chmod, mode)
         self._named = True
         self._link()
 
-    def _may_differ(self, error: OSError) -> bool:
-        """Return whether the refused permissions were only copied from a source, and so may be dropped."""
-        return isinstance(self.permissions, KeptPermissions) and error.errno in _NOT_KEPT
+    def _set(self, call: Callable[..., None], *permissions: int) -> None:
+        """Set permissions. If they are refused that were only copied from a source, they are dropped."""
+        try:
+            call(*permissions)
+        except OSError as error:
+            if not isinstance(self.permissions, KeptPermissions) or error.errno not in _NOT_KEPT:
+                raise
 
     def drop_hidden(self) -> None:
         """Remove the hidden name of a named file."""
