@@ -26,7 +26,7 @@ from astore.cancellation import SYNC_SECONDS, bounded, shielded
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes.gil_turns import COMPANY
 from astore.lanes.tracebacks import let_go_of_locals
-from astore.model import Permissions, VolumeInfo
+from astore.model import VolumeDef, VolumeInfo
 from astore.trees.placing import HiddenFile, start
 from astore.trees.writable import WritableTree
 from astore.volume_io.session_files import stopped
@@ -46,10 +46,8 @@ class Wanted:
     :ivar info: its record, once it is complete.
     """
 
-    name: str
+    definition: VolumeDef
     capacity: int
-    permissions: Permissions | None
-    prepare: Callable[[HiddenFile], object] | None
     future: asyncio.Future[VolumeInfo]
     made: HiddenFile | None = None
     found: VolumeInfo | None = None
@@ -76,22 +74,16 @@ class Makers:
         self._over = False
         self._none_left = asyncio.Event()
 
-    async def make(
-        self,
-        name: str,
-        capacity: int,
-        permissions: Permissions | None = None,
-        prepare: Callable[[HiddenFile], object] | None = None,
-    ) -> VolumeInfo:
+    async def make(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
         """Create a volume. A cancelled call removes what it created; the wait for that is bounded.
 
-        :param capacity: size in bytes. :param prepare: called in the thread with the new, still empty file.
+        :param capacity: size in bytes.
         :raises OSError: EEXIST: the name is taken; any error of the storage.
         """
         if self._over:
             raise stopped()
         future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
-        wanted = Wanted(name, capacity, permissions, prepare, future)
+        wanted = Wanted(definition, capacity, future)
         self._waiting.append(wanted)
         self._asked += 1
         self._send_soon()
@@ -240,9 +232,7 @@ def _made(one: Wanted) -> HiddenFile:
 
 
 def _start(one: Wanted, tree: WritableTree) -> None:
-    made = one.made = start(tree, one.name, one.permissions, "raw")
-    if one.prepare is not None:
-        one.prepare(made)
+    one.made = start(tree, one.definition)
 
 
 def _give_size(one: Wanted) -> None:
@@ -261,7 +251,7 @@ def _give_name(one: Wanted, tree: WritableTree) -> None:
             _start(one, tree)
             _give_size(one)
             _sync(one, tree)
-    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.definition.name)
 
 
 def _drop_hidden(one: Wanted) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator
 
 from astore.backend import BackingFile, Progress, VolumeFile
 from astore.cancellation import to_the_end
@@ -18,9 +17,7 @@ from astore.trees.placing import HiddenFile, found
 from astore.trees.space import allocate
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, qemu_img
-from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.headers import examined, head_and_record, unchanged_head
-from astore.volume_io.local_file import LocalFile
 from astore.volume_io.volume_names import checked_name
 from astore.volume_io.wording import worded
 
@@ -51,7 +48,8 @@ class Creator:
         capacity = qemu_img.needed_capacity(definition)
         if kind == "raw" and not definition.allocation:
             return await self._make_hole(definition, capacity)
-        async with self._making(definition, None) as (new, count):
+        async with self._opener.new_volume(definition) as new:
+            count = copying.Count(None, None)
             with worded(definition.name, "create", count):
                 if kind == "raw":
                     await new.truncate(capacity)
@@ -63,9 +61,8 @@ class Creator:
     async def _make_hole(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
         """Create a raw volume without data, in a batch with others."""
         with worded(definition.name, "create"):
-            name = checked_name(definition.name)
-            prepare = _set_nocow_of if definition.nocow else None
-            return await self._makers.make(name, capacity, definition.permissions, prepare)
+            checked_name(definition.name)
+            return await self._makers.make(definition, capacity)
 
     async def _make_directory(self, definition: VolumeDef) -> VolumeInfo:
         name = checked_name(definition.name)
@@ -100,7 +97,8 @@ class Creator:
     ) -> VolumeInfo:
         """See :meth:`astore.trees.session.WritableTreeSession.copy_volume`."""
         what = f"copy: volume {printable(source.name)!r}"
-        async with self._making(definition, progress) as (new, count), self._opener.volume(source) as old:
+        async with self._opener.new_volume(definition) as new, self._opener.volume(source) as old:
+            count = copying.Count(None, progress)
             with worded(definition.name, "copy", count):
                 await old.run(unchanged_head, old.file, source, what)
                 if not is_raw(source.format):
@@ -122,21 +120,12 @@ class Creator:
         backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """See :meth:`astore.trees.session.WritableTreeSession.receive_volume`."""
-        async with self._making(definition, progress) as (new, count):
+        async with self._opener.new_volume(definition) as new:
+            count = copying.Count(size, progress)
             with worded(definition.name, "copy", count):
-                count.total = size
                 await _copy(source, size, new, count)
                 await self._finish(new, like, definition, size, backing)
         return new.info
-
-    @contextlib.asynccontextmanager
-    async def _making(
-        self, definition: VolumeDef, progress: Progress | None
-    ) -> AsyncIterator[tuple[NewVolume, copying.Count]]:
-        async with self._opener.new_volume(definition) as new:
-            if definition.nocow:
-                await new.run(_set_nocow, new.file)
-            yield new, copying.Count(None, progress)
 
     async def _finish(
         self,
@@ -178,14 +167,3 @@ def _copied(tree: WritableTree, made: HiddenFile, source: VolumeInfo | None, def
     elif image.format != definition.format:
         raise StorageError(f"{what}: its source changed meanwhile; refresh it first", errno=errno.EAGAIN)
     return image
-
-
-def _set_nocow(file: TreeFile) -> None:
-    # best effort: most file systems have nothing to switch off
-    if isinstance(file, LocalFile):
-        with contextlib.suppress(OSError):
-            file.set_nocow()
-
-
-def _set_nocow_of(made: HiddenFile) -> None:
-    _set_nocow(made.file)

@@ -72,11 +72,7 @@ class Opener:
         name = definition.name
         with worded(name, "create"):
             checked_name(name)
-            note = "raw" if definition.format in (None, "raw") else None
-            made = await to_the_end(
-                *(self.lane, begin, self.current(), name, definition.permissions, note),
-                undo=_discard,
-            )
+            made = await to_the_end(self.lane, begin, self.current(), definition, undo=_discard)
         new = NewVolume(self.lane, made)
         async with self.files.making(new, name):
             yield new

@@ -15,10 +15,11 @@ from typing import TypeVar
 
 import msgspec
 
-from astore.model import KeptPermissions, Permissions, VolumeInfo
+from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.local_file import LocalFile
 from astore.volume_io.volume_names import ATTEMPTS, is_leftover, new_hidden_name
 from astore.volume_io.wording import existing
 
@@ -39,15 +40,13 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 class HiddenFile:
     """A new file that is not placed yet. Its methods block; :func:`begin` makes it."""
 
-    def __init__(
-        self, tree: WritableTree, hidden: str, name: str, file: TreeFile, permissions: Permissions, made: str | None
-    ) -> None:
+    def __init__(self, tree: WritableTree, hidden: str, file: TreeFile, definition: VolumeDef) -> None:
         self.tree = tree
         self.hidden = hidden
-        self.name = name
         self.file = file
-        self.permissions = permissions
-        self.made = made
+        self.name = definition.name
+        self.permissions = definition.permissions or Permissions()
+        self.made = "raw" if definition.format in (None, "raw") else None
         self._inode = -1
         self._named = False
 
@@ -145,33 +144,31 @@ def _anew(call: Callable[[], T]) -> T:
     return call()
 
 
-def begin(tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None) -> HiddenFile:
+def begin(tree: WritableTree, definition: VolumeDef) -> HiddenFile:
     """Create a hidden file, locked; see :func:`start`. :raises OSError: EEXIST: the name is taken."""
-    try:
-        _anew(lambda: tree.stat(name, follow=False))
-    except FileNotFoundError:
-        pass
-    else:
-        raise FileExistsError(errno.EEXIST, "the name is taken", name)
-    return start(tree, name, permissions, made, sure=True)
+    with contextlib.suppress(FileNotFoundError):
+        _anew(lambda: tree.stat(definition.name, follow=False))
+        raise FileExistsError(errno.EEXIST, "the name is taken", definition.name)
+    return start(tree, definition, sure=True)
 
 
-def start(
-    tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None, *, sure: bool = False
-) -> HiddenFile:
-    """Create a hidden file, locked, that gets these permissions when it is named.
+def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> HiddenFile:
+    """Create a hidden file, locked, that gets its permissions when it is named.
 
-    :param made: the format to note at it: ``raw``, so that it stays raw whatever its guest writes.
+    If it is raw, that is noted at it, so that it stays raw whatever its guest writes.
+
     :param sure: check that it was not removed before it was locked. (Otherwise linking it raises ENOENT.)
     """
-    wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
         hidden = new_hidden_name()
         file = tree.create(hidden, DEFAULT_MODE)
-        new = HiddenFile(tree, hidden, name, file, wanted, made)
+        new = HiddenFile(tree, hidden, file, definition)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
-                if made is not None and file.note_format(made):
+                if definition.nocow and isinstance(file, LocalFile):
+                    with contextlib.suppress(OSError):  # most file systems have nothing to switch off
+                        file.set_nocow()
+                if new.made is not None and file.note_format(new.made):
                     tree.note_folder()
                 return new
         except BaseException:
@@ -180,7 +177,7 @@ def start(
             raise
         new.remove()  # a search for leftovers was faster than the lock, and removes it too
         file.close()
-    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), definition.name)
 
 
 def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
