@@ -264,6 +264,7 @@ class LocalReading(Reading):
         return _fill(fd, head, HEADER_SIZE) if more(head) else head
 
     def read(self, offset: int, length: int) -> bytes:
+        """Read ``length`` bytes at ``offset``."""
         return os.pread(self._fd, length, offset)
 
     def made(self) -> str | None:
