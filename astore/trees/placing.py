@@ -31,6 +31,8 @@ STALE_TRIES = 10
 DEFAULT_MODE = 0o600
 """The mode of a new volume whose definition has none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
 
+DIRECTORY_MODE = 0o711
+
 _NOT_KEPT = frozenset({errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 """Errors of storage that does not keep owners or modes, or not these (in a user namespace, for one)."""
 
@@ -190,6 +192,26 @@ def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
 def found(tree: WritableTree, name: str) -> VolumeInfo:
     """Return the record of a volume that must exist. :raises OSError: it does not (ENOENT), or cannot be read."""
     return existing(read_entry(tree, name), name)
+
+
+def create_directory(tree: WritableTree, definition: VolumeDef) -> VolumeInfo:
+    """Create a directory and return its record. Blocks. :raises OSError: EEXIST: the name is taken."""
+    wanted = definition.permissions or Permissions()
+    owners = [-1 if one is None else one for one in (wanted.owner, wanted.group)]
+    mode = DIRECTORY_MODE if wanted.mode is None else wanted.mode
+    tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    try:
+        tree.sync_folder()
+        return found(tree, definition.name)
+    except BaseException:
+        remove_directory(tree, definition.name)
+        raise
+
+
+def remove_directory(tree: WritableTree, name: str) -> None:
+    """Remove a directory that was created just now, if it can be."""
+    with contextlib.suppress(OSError):
+        tree.rmdir(name)
 
 
 def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:
