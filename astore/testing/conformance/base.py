@@ -130,6 +130,20 @@ async def start_with(pool: Pool, source: SourceUnderTest, files: dict[str, bytes
     await pool.start()
 
 
+async def another(manager: Manager, new_source: NewSource) -> tuple[Pool, SourceUnderTest]:
+    """Start another pool on a source of its own."""
+    source = await new_source()
+    pool = await manager.define(source.definition)
+    await pool.start()
+    return pool, source
+
+
+def require(source: SourceUnderTest, ability: str) -> None:
+    """Skip the test if the source lacks this ability."""
+    if ability not in source.can:
+        pytest.skip(f"the source lacks this: {ability}")
+
+
 async def start_able(pool: Pool, *operations: str) -> None:
     """Start the pool; skip the test if its backend lacks this ability."""
     await pool.start()

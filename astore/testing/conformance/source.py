@@ -70,6 +70,16 @@ class SourceUnderTest(abc.ABC):
         """Return a file's content. (Backends that can change volumes.)"""
         raise NotImplementedError
 
+    async def settled_names(self) -> set[str]:
+        """Return all names, once what astore did can be seen."""
+        await self.settle()
+        return await self.names()
+
+    async def settled_content(self, name: str) -> bytes:
+        """Return a file's content, once what astore did can be seen."""
+        await self.settle()
+        return await self.content(name)
+
     async def mkdir(self, name: str) -> None:
         """Make a directory. (``directories``)"""
         raise NotImplementedError
