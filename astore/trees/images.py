@@ -7,11 +7,12 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
-from astore.backend import BackingFile, CommandResult, QemuNode
+from astore.backend import BackingFile, QemuNode
 from astore.cancellation import bounded, shielded
 from astore.errors import StorageError, VolumeBusyError, printable
 from astore.images import HEADER_SIZE, formats
@@ -211,16 +212,14 @@ class TreeImages:
         if wanted.allocate:
             arguments.append("--preallocation=falloc")
 
-        async def run(arguments: list[str]) -> CommandResult:
-            return await self._worker.run(
-                arguments,
-                f"resizing a {volume.format} volume",
-                nodes=() if below is None or below.node is None else (below.node,),
-                stored=export.size,
-                export=export,
-                timeout=qemu_img.CONVERT_SECONDS,
-            )
-
+        run = partial(
+            self._worker.run,
+            operation=f"resizing a {volume.format} volume",
+            nodes=() if below is None or below.node is None else (below.node,),
+            stored=export.size,
+            export=export,
+            timeout=qemu_img.CONVERT_SECONDS,
+        )
         async with self._worker.serving(export) as served, self._worker.shim(below) as backing:
             node = qemu_img.node(volume.format, {**served, "discard": "unmap"}, backing)
             await run([*arguments, qemu_img.filename(node), str(wanted.capacity)])

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from astore.backend import BackingFile, CommandResult, Context, QemuNode
 from astore.cancellation import cleaned_up, to_the_end
@@ -142,18 +143,14 @@ class QemuWorker:
         :param stored: bytes that the source takes in its files. :param export: the export behind ``storage``, if any.
         """
         kind = definition.format or "raw"
-        nodes = (source, storage, backing or {})
-
-        async def run(arguments: list[str]) -> None:
-            await self.run(
-                arguments,
-                f"converting from {source['driver']} to {kind}",
-                nodes=nodes,
-                stored=stored,
-                export=export,
-                timeout=qemu_img.CONVERT_SECONDS,
-            )
-
+        run = partial(
+            self.run,
+            operation=f"converting from {source['driver']} to {kind}",
+            nodes=(source, storage, backing or {}),
+            stored=stored,
+            export=export,
+            timeout=qemu_img.CONVERT_SECONDS,
+        )
         thin = backing is not None
         if definition.backing is not None and backing is None:
             # a backing node of unknown data, so that qemu-img leaves nothing to the real backing file

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import msgspec
 import pytest
@@ -261,13 +261,12 @@ async def cancel_everywhere(
 # --------------------------------------------------------------------------------------------------------- counts
 
 
-class Census:
+class Census(NamedTuple):
     """The number of threads, descriptors and tasks, counted by :meth:`taken`; see :func:`assert_no_growth`."""
 
-    def __init__(self, threads: int, files: Counter[str], tasks: int) -> None:
-        self.threads = threads
-        self.files = files
-        self.tasks = tasks
+    threads: int
+    files: Counter[str]
+    tasks: int
 
     @classmethod
     async def taken(cls) -> Census:
