@@ -20,7 +20,7 @@ from astore.images.formats import is_raw
 from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
 from astore.trees.opening import NewVolume, Opener, close_file
-from astore.trees.space import allocate, allocate_after
+from astore.trees.space import allocate
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.export import Export, whole_sectors
@@ -182,7 +182,11 @@ class TreeImages:
         await join_qemu(file, volume, write=True)
         more = max(wanted.capacity - volume.capacity, 0) if wanted.allocate else 0
         stored = (await file.stat()).size
-        await allocate_after(self._opener.current(), file, stored, whole_sectors(more))  # before the header promises it
+        try:  # before the header promises it
+            await allocate(self._opener.current(), file, stored, whole_sectors(more))
+        except BaseException:
+            await shielded(bounded(file.truncate(stored)))
+            raise
         room = whole_sectors(stored + more + more // 16)
         if volume.format == "qcow2":  # to shrink, QEMU writes every table of the part that goes
             largest = max(wanted.capacity, volume.capacity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from astore.cancellation import bounded, shielded, to_the_end
+from astore.cancellation import to_the_end
 from astore.trees.writable import WritableTree
 from astore.volume_io.copying import Count
 from astore.volume_io.open_file import OpenFile
@@ -31,12 +31,3 @@ async def allocate(tree: WritableTree, file: OpenFile, offset: int, length: int,
         await to_the_end(file.lane, file.guarded, file.file.allocate, at, some)
         if count is not None:
             count.add(some)
-
-
-async def allocate_after(tree: WritableTree, file: OpenFile, size: int, length: int) -> None:
-    """Allocate space after the end of an open file of ``size`` bytes; after an error the file has ``size`` bytes again."""
-    try:
-        await allocate(tree, file, size, length)
-    except BaseException:
-        await shielded(bounded(file.truncate(size)))
-        raise
