@@ -73,7 +73,6 @@ class Lane(Protocol):
         :raises LaneTimeoutError: the deadline passed; the thread is counted as stuck until it returns.
         :raises LaneStuckError: every thread is stuck already.
         """
-        ...
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
         """Let up to ``count`` more threads of this lane run ``func`` beside the present call. Call it on a lane thread.
@@ -81,7 +80,6 @@ class Lane(Protocol):
         Assistants start if and when threads are free: ``func`` must return at once if nothing is left to do, and the caller
         must be able to do all the work alone. Assistants share the present call's deadline. Never waits.
         """
-        ...
 
     @property
     def given_up(self) -> bool:
@@ -98,7 +96,6 @@ class Lane(Protocol):
         the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing:
         see :mod:`astore.lanes.gil_turns`.
         """
-        ...
 
     def aside(self, most: float) -> Aside:
         """Return background work that lets threads with turns go first. Call it on a lane thread.
@@ -107,12 +104,10 @@ class Lane(Protocol):
 
         :param most: seconds that it waits for other threads at most, in all.
         """
-        ...
 
     @property
     def in_company(self) -> bool:
         """Whether threads take turns now, or are expected to: background work then goes on in small pieces."""
-        ...
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -155,7 +150,6 @@ class CommandRunner(Protocol):
         :raises CommandError: the program is missing, returned non-zero (with ``check``), or wrote too much and was killed.
         :raises LaneTimeoutError: the program did not end in ``timeout`` seconds, and was killed.
         """
-        ...
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -264,7 +258,6 @@ class DiscoversSources(Protocol):
         :raises DefinitionError: the type needs a host and none is given, or it is no host name.
         :raises OSError: the host does not answer. CommandError: the program that asks it is missing.
         """
-        ...
 
 
 @runtime_checkable
@@ -273,7 +266,6 @@ class BuildsPools(Protocol):
 
     async def build(self, definition: PoolDef, context: Context) -> None:
         """Create the storage. Storage that exists already and is right stays unchanged."""
-        ...
 
 
 @runtime_checkable
@@ -282,7 +274,6 @@ class DeletesPools(Protocol):
 
     async def delete(self, definition: PoolDef, context: Context) -> None:
         """Remove the storage; a directory only if it is empty."""
-        ...
 
 
 @runtime_checkable
@@ -291,7 +282,6 @@ class CutsPoolsLoose(Protocol):
 
     async def cut_loose(self, definition: PoolDef, context: Context) -> None:
         """Do what :meth:`CutsLoose.cut_loose` does, without a session."""
-        ...
 
 
 class DiskHost(msgspec.Struct, frozen=True):
@@ -329,11 +319,9 @@ class NamesVolumes(Protocol):
 
     def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
         """Return the ``<source>`` by which a libvirt domain reads the volume."""
-        ...
 
     def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
         """Return the node of QEMU's protocol driver that reads the volume, with every host."""
-        ...
 
     def volume_named(self, definition: PoolDef, location: str) -> str | None:
         """Return the name that a volume at a location has, or would have; None if the location is not in this pool.
@@ -344,7 +332,6 @@ class NamesVolumes(Protocol):
         :param location: a URL or another name that QEMU has for its protocols (:mod:`astore.images.protocols`), never a path
             of this machine. It comes from an image's header: do not trust it.
         """
-        ...
 
 
 # ------------------------------------------------------------------------------------ abilities a session may have
@@ -359,7 +346,6 @@ class RefreshesVolume(Protocol):
 
         :param before: the last record, given only if its ``made`` is set.
         """
-        ...
 
 
 @runtime_checkable
@@ -368,7 +354,6 @@ class CutsLoose(Protocol):
 
     async def cut_loose(self) -> None:
         """Make every call that hangs on this pool return, and abandon the pool. Must not touch the storage."""
-        ...
 
 
 @runtime_checkable
@@ -377,7 +362,6 @@ class WatchesChanges(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[AsyncIterator[frozenset[str] | None]]:
         """Yield sets of names that may have changed; None asks for a whole refresh."""
-        ...
 
 
 @runtime_checkable
@@ -389,7 +373,16 @@ class CreatesVolumes(Protocol):
 
         :param prealloc_metadata: write all metadata of a qcow2 volume now.
         """
-        ...
+
+
+class BackingFile(msgspec.Struct, frozen=True):
+    """The backing file of a volume that grows. What the volume gains must not show what is there.
+
+    :ivar capacity: in bytes. :ivar node: QEMU's node of it, if it is longer than the volume was.
+    """
+
+    capacity: int
+    node: QemuNode | None = None
 
 
 @runtime_checkable
@@ -402,15 +395,12 @@ class CopiesVolumes(Protocol):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Copy a volume; return the new one's record. It may have no references that ``source`` does not have.
 
-        :param backed: the capacity of the source's backing file in bytes, if it matters and is known.
-        :param backing: the node of the source's backing file, if the new volume grows beyond the source.
+        :param backing: the source's backing file, if the new volume grows beyond the source.
         """
-        ...
 
 
 @runtime_checkable
@@ -425,15 +415,13 @@ class ReceivesVolumes(Protocol):
         *,
         progress: Progress | None = None,
         like: VolumeInfo | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume from the bytes of ``source``; return its record.
 
         :param size: the number of bytes. :param like: the record of the source volume, unless that is raw.
-        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        :param backing: as for :class:`CopiesVolumes`.
         """
-        ...
 
 
 @runtime_checkable
@@ -458,7 +446,6 @@ class ConvertsVolumes(Protocol):
         :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
         :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
-        ...
 
     async def convert_volume(
         self,
@@ -475,7 +462,6 @@ class ConvertsVolumes(Protocol):
         :param backing: the node of the definition's backing file, if it holds all that the source's own image does not: only
             the source's own data are copied then. None copies everything.
         """
-        ...
 
 
 @runtime_checkable
@@ -484,7 +470,6 @@ class DeletesVolumes(Protocol):
 
     async def delete_volume(self, volume: VolumeInfo) -> None:
         """Delete a volume; a directory only if it is empty."""
-        ...
 
 
 @runtime_checkable
@@ -493,7 +478,6 @@ class RenamesVolumes(Protocol):
 
     async def rename_volume(self, volume: VolumeInfo, name: str) -> VolumeInfo:
         """Rename a volume, never replacing anything; return its record."""
-        ...
 
 
 @runtime_checkable
@@ -506,15 +490,13 @@ class ResizesVolumes(Protocol):
         capacity: int,
         *,
         allocate: bool = False,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Resize a volume; return its record.
 
         :param capacity: bytes. :param allocate: allocate the space that it gains.
-        :param backed: with ``backing`` as for :class:`CopiesVolumes`.
+        :param backing: its backing file, if it grows.
         """
-        ...
 
 
 @runtime_checkable
@@ -523,7 +505,6 @@ class WipesVolumes(Protocol):
 
     async def wipe_volume(self, volume: VolumeInfo, algorithm: str, *, progress: Progress | None = None) -> None:
         """Overwrite a volume by one of libvirt's algorithms."""
-        ...
 
 
 class VolumeFile(Protocol):
@@ -535,17 +516,33 @@ class VolumeFile(Protocol):
     @property
     def in_flight(self) -> int:
         """How many calls at once are worth it for bulk data."""
-        ...
 
-    async def stat(self) -> FileStat: ...
-    async def pread(self, length: int, offset: int) -> bytes: ...
-    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int: ...
-    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None: ...
-    async def truncate(self, length: int) -> None: ...
-    async def seek_data(self, offset: int) -> int | None: ...
-    async def seek_hole(self, offset: int) -> int: ...
-    async def punch(self, offset: int, length: int) -> None: ...
-    async def sync(self) -> None: ...
+    async def stat(self) -> FileStat:
+        """Return the volume's attributes."""
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
+
+    async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
+
+    async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
+
+    async def truncate(self, length: int) -> None:
+        """Set the volume's size; what it gains is a hole."""
+
+    async def seek_data(self, offset: int) -> int | None:
+        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
+
+    async def seek_hole(self, offset: int) -> int:
+        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
+
+    async def punch(self, offset: int, length: int) -> None:
+        """Make a range a hole and keep the size."""
+
+    async def sync(self) -> None:
+        """Wait until written data is safe."""
 
 
 @runtime_checkable
@@ -559,7 +556,6 @@ class ReadsBlocks(Protocol):
 
         :raises OSError: a read failed; ``filled`` was not called for it.
         """
-        ...
 
 
 @runtime_checkable
@@ -568,7 +564,6 @@ class OpensVolumes(Protocol):
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
         """Open a volume's bytes for as long as the context lasts."""
-        ...
 
 
 BACKEND_ABILITIES: Mapping[str, type] = {

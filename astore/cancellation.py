@@ -40,7 +40,6 @@ class Runs(Protocol):
         discard: Callable[[T], object] | None = None,
     ) -> T:
         """See :meth:`astore.backend.Lane.run`."""
-        ...
 
 
 async def shielded(call: Coroutine[Any, Any, T]) -> T:

@@ -21,6 +21,20 @@ from beds.namespace import require_private_namespaces
 
 _PROGRAMS = frozenset({"glusterd", "glusterfsd", "glusterfs", "gluster"})
 
+UNCACHED = {
+    f"performance.{name}": "off"
+    for name in (
+        "stat-prefetch",
+        "quick-read",
+        "io-cache",
+        "read-ahead",
+        "readdir-ahead",
+        "open-behind",
+        "write-behind",
+    )
+}
+"""Volume options with which a client asks the brick each time."""
+
 
 class GlusterCommandError(RuntimeError):
     """The ``gluster`` command failed; the message is its output."""

@@ -1,5 +1,6 @@
 """Sessions for pools whose volumes are not files. A backend writes a :class:`BlockPool` for :func:`block_session`."""
 
+from astore.blocks.abilities import block_session
 from astore.blocks.contract import (
     Answer,
     Block,
@@ -9,7 +10,7 @@ from astore.blocks.contract import (
     RenamesBlocks,
     ResizesBlocks,
 )
-from astore.blocks.session import BlockSession, block_session
+from astore.blocks.session import BlockSession
 
 __all__ = [
     "Answer",

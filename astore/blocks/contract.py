@@ -1,7 +1,7 @@
 """BlockPool: the contract of a backend whose volumes are not files: images of a cluster, logical volumes, LUNs.
 
 A backend writes a :class:`BlockPool` and a :class:`BlockVolume`, and gets a session by
-:func:`astore.blocks.session.block_session`. A pool's further abilities follow from its methods:
+:func:`astore.blocks.abilities.block_session`. A pool's further abilities follow from its methods:
 :class:`MakesBlocks`, :class:`ResizesBlocks`, :class:`RenamesBlocks`.
 
 Each method may be a coroutine function, which runs on the event loop and must not block it, or a blocking function, which
@@ -149,11 +149,9 @@ class MakesBlocks(Protocol):
         :param definition: the requested definition; ``allocation`` are the bytes of space to allocate now.
         :raises OSError: EEXIST: the name is taken. ENOSPC …
         """
-        ...
 
     def remove(self, name: str) -> Answer[None]:
         """Remove a volume. :raises OSError: ENOENT; EBUSY: it is in use."""
-        ...
 
 
 @runtime_checkable
@@ -166,7 +164,6 @@ class ResizesBlocks(Protocol):
         :param volume: open for writing. Its name may have changed since, and another volume may have that name.
         :param allocate: allocate the space for them now.
         """
-        ...
 
 
 @runtime_checkable
@@ -175,4 +172,3 @@ class RenamesBlocks(Protocol):
 
     def rename(self, old: str, new: str) -> Answer[None]:
         """Give a volume, which may be open, an unused name. :raises OSError: EEXIST: the name is taken."""
-        ...

@@ -1,51 +1,63 @@
-"""BlockCreator: creates volumes in a block pool: empty, copied, received and converted ones. It also removes them."""
+"""MakingSession: creates volumes in a block pool: empty, copied, received and converted ones. It also removes them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 
 import msgspec
 
-from astore.backend import Progress, QemuNode, VolumeFile
-from astore.blocks.calls import Calls
+from astore.backend import BackingFile, Context, Progress, QemuNode, VolumeFile
 from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, MakesBlocks, RenamesBlocks
-from astore.blocks.open_blocks import BlockOpener, OpenBlocks, close_volume
+from astore.blocks.open_blocks import OpenBlocks, close_volume
+from astore.blocks.session import BlockSession
 from astore.cancellation import bounded, shielded
 from astore.errors import DefinitionError, StorageError, printable
 from astore.images import formats
 from astore.model import EntryError, VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
-from astore.volume_io.qemu_worker import OnBytes, QemuWorker, check_convertible
+from astore.volume_io.qemu_worker import QemuWorker, check_convertible
 from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
 from astore.volume_io.wording import worded
-
-Find = Callable[[str], Awaitable[VolumeInfo]]
 
 
 class NewBlocks(OpenBlocks):
     """An unfinished volume. Closing it before it is ``placed`` removes it.
 
-    :ivar names: the names that it may have. :ivar info: its record, once it is complete.
+    :ivar info: its record, once it is placed.
     """
 
-    def __init__(self, creator: BlockCreator, calls: Calls, pool: BlockPool, volume: BlockVolume, name: str) -> None:
-        super().__init__(calls, pool, volume, name)
-        self._creator = creator
-        self.names = [name]
+    info: VolumeInfo
+
+    def __init__(self, session: MakingSession, volume: BlockVolume, name: str, final_name: str) -> None:
+        super().__init__(session.calls, session.pool, volume, name)
+        self._session = session
+        self._names = [name]  # which it may have
+        self._final_name = final_name
         self.placed = False
-        self.info: VolumeInfo | None = None
+
+    async def place(self) -> None:
+        """Give the volume its name, close it and read its record. :raises OSError: EEXIST: another volume took the name."""
+        await self.sync()
+        if isinstance(self._pool, RenamesBlocks):
+            self._names.append(self._final_name)
+            await self._calls.to_the_end(self._pool.rename, self.name, self._final_name)
+            self.name = self._final_name
+        self.placed = True
+        await shielded(self.aclose())
+        self.info = await self._session.find(self.name)
+        if self.info.inode != self.volume.id:
+            raise FileExistsError(errno.EEXIST, "another volume took the name while this one was created", self.name)
 
     async def remove(self) -> None:
         """Remove the volume, whichever of its names it has."""
-        for name in self.names:
-            await self._creator.remove(name, self.volume.id)
+        for name in self._names:
+            await self._session.remove(name, self.volume.id)
 
     async def close(self) -> None:
-        """Close the volume, which no call uses any more."""
         try:
             await super().close()
         finally:
@@ -53,61 +65,103 @@ class NewBlocks(OpenBlocks):
                 await self.remove()
 
 
-class BlockCreator:
-    """Creates volumes in a block pool. If the pool can rename, they are hidden until they are complete.
+class MakingSession(BlockSession):
+    """The session of a pool with :class:`~astore.blocks.contract.MakesBlocks`: creates, copies, converts, deletes.
 
-    :param calls: makes the pool's calls. :param pool: the pool. :param makes: the same pool, typed by its ability.
-    :param opener: opens its volumes. :param worker: runs qemu-img. :param find: returns the record of an existing volume.
+    If the pool can rename, new volumes are hidden until they are complete.
     """
 
-    def __init__(
-        self, calls: Calls, pool: BlockPool, makes: MakesBlocks, opener: BlockOpener, worker: QemuWorker, find: Find
-    ) -> None:
-        self._calls = calls
-        self._pool = pool
-        self._makes = makes
-        self._renames = pool if isinstance(pool, RenamesBlocks) else None
-        self._opener = opener
-        self._worker = worker
-        self._find = find
+    def __init__(self, pool: BlockPool, context: Context) -> None:
+        super().__init__(pool, context)
+        assert isinstance(pool, MakesBlocks)
+        self._makes: MakesBlocks = pool
+        self._renames = isinstance(pool, RenamesBlocks)
+        self._worker = QemuWorker(context)
+        self._tidied = False
 
     # ------------------------------------------------------------------------------------------------ new volumes
 
-    async def create(self, definition: VolumeDef) -> VolumeInfo:
-        """Create an empty volume."""
+    async def create_volume(self, definition: VolumeDef, *, prealloc_metadata: bool = False) -> VolumeInfo:
+        """Create an empty volume; its definition must have a ``capacity``.
+
+        :raises DefinitionError: there can be no such volume. VolumeExistsError: the name is taken.
+            StorageError: the storage failed.
+        """
         _check(definition)
         async with self._new(definition, qemu_img.needed_capacity(definition)) as new:
             pass
-        return _info_of(new)
+        return new.info
 
-    async def copy(self, source: VolumeInfo, definition: VolumeDef, progress: Progress | None) -> VolumeInfo:
-        """Create a volume with the bytes of another of the pool."""
+    async def copy_volume(
+        self,
+        source: VolumeInfo,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        backing: BackingFile | None = None,
+    ) -> VolumeInfo:
+        """Create a volume with the bytes of another of this pool, at least as large. Holes are kept."""
         _check(definition)
         size = source.physical
         async with (
             self._new(definition, max(size, definition.capacity or 0)) as new,
-            self._opener.volume(source, what="copy") as old,  # closed before the new one is placed
+            self.opener.volume(source, what="copy") as old,  # closed before the new one is placed
         ):
             with worded(source.name, "copy"):
                 if (await old.stat()).size != size:
                     what = f"copy: volume {printable(source.name)!r} changed meanwhile; refresh it first"
                     raise StorageError(what, errno=errno.EAGAIN)
             await _fill(new, definition.name, old, size, progress)
-        return _info_of(new)
+        return new.info
 
-    async def receive(
-        self, source: VolumeFile, size: int, definition: VolumeDef, progress: Progress | None
+    async def receive_volume(
+        self,
+        source: VolumeFile,
+        size: int,
+        definition: VolumeDef,
+        *,
+        progress: Progress | None = None,
+        like: VolumeInfo | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
-        """Create a volume with the bytes of a volume of any pool."""
+        """Create a volume with the bytes of another pool's volume. Holes are kept."""
         _check(definition)
         async with self._new(definition, max(size, definition.capacity or 0)) as new:
             await _fill(new, definition.name, source, size, progress)
-        return _info_of(new)
+        return new.info
 
-    async def convert(
-        self, source: QemuNode, definition: VolumeDef, *, stored: int = 0, on_bytes: OnBytes = None
+    @contextlib.asynccontextmanager
+    async def qemu_node(
+        self,
+        volume: VolumeInfo,
+        operation: str,
+        backing: QemuNode | None = None,
+        *,
+        format: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> AsyncIterator[QemuNode]:
+        """Serve the volume, which is raw, to QEMU; see :class:`astore.backend.ConvertsVolumes`."""
+        if format is not None and not formats.is_raw(format):
+            raise StorageError(
+                f"{operation}: volume {printable(volume.name)!r} is raw and cannot be read as {format}",
+                errno=errno.EOPNOTSUPP,
+            )
+        async with self.opener.volume(volume, what=operation) as file:
+            with worded(volume.name, operation):
+                size = (await file.stat()).size
+            async with self._worker.serving(Export(file, size, size, on_bytes=on_bytes)) as storage:
+                yield qemu_img.node("raw", storage)
+
+    async def convert_volume(
+        self,
+        source: QemuNode,
+        definition: VolumeDef,
+        *,
+        backing: QemuNode | None = None,
+        stored: int = 0,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> VolumeInfo:
-        """Create a volume with the disk of an image."""
+        """See :class:`astore.backend.ConvertsVolumes`."""
         check_convertible(definition)
         _check(definition)
         room = whole_sectors(qemu_img.needed_capacity(definition))
@@ -117,14 +171,7 @@ class BlockCreator:
                 async with self._worker.serving(export) as served:
                     storage = {**served, "discard": "unmap"}
                     await self._worker.convert(source, storage, definition, stored=stored, export=export)
-        return _info_of(new)
-
-    async def _found(self, new: NewBlocks) -> VolumeInfo:
-        """Return the record of a placed volume. :raises OSError: EEXIST: another volume took its name."""
-        info = await self._find(new.name)
-        if info.inode != new.volume.id:
-            raise FileExistsError(errno.EEXIST, "another volume took the name while this one was created", new.name)
-        return info
+        return new.info
 
     @contextlib.asynccontextmanager
     async def _new(self, definition: VolumeDef, size: int) -> AsyncIterator[NewBlocks]:
@@ -134,72 +181,51 @@ class BlockCreator:
         """
         name = checked_name(definition.name)
         with worded(name, "create"):
-            if await self._calls.run(self._pool.look, name) is not None:
+            if await self.calls.run(self.pool.look, name) is not None:
                 raise FileExistsError(errno.EEXIST, "the name is taken", name)
             new = await self._begin(definition, size)
-        try:
-            with self._opener.files.keeping(new):
-                yield new
-                with worded(name, "create"):
-                    await new.sync()
-                    await self._place(new, name)
-                    await shielded(new.aclose())
-                    new.info = await self._found(new)
-                self._opener.files.check()  # the session may have ended, and closed and removed it, just now
-        except BaseException:
-            if new.placed:  # closing no longer removes it
-                await shielded(bounded(new.remove()))
-            with contextlib.suppress(Exception):
-                await shielded(new.aclose())
-            raise
-
-    async def _place(self, new: NewBlocks, name: str) -> None:
-        """Give a new volume its name, unless that is taken."""
-        if self._renames is not None:
-            new.names.append(name)
-            await self._calls.to_the_end(self._renames.rename, new.name, name)
-            new.name = name
-        new.placed = True
+        async with self.opener.files.making(new, name):
+            yield new
 
     async def _begin(self, definition: VolumeDef, size: int) -> NewBlocks:
         """Create a volume; return it open and locked, so that it is not removed as a leftover."""
         allocation = None if definition.allocation is None else min(definition.allocation, size)
         wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
-        look = self._pool.look
+        look = self.pool.look
         for _ in range(ATTEMPTS):
-            name = new_hidden_name() if self._renames is not None else definition.name
+            name = new_hidden_name() if self._renames else definition.name
             undo = partial(_remove_made, self._makes, name)
             try:
-                await self._calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
-                made = None if self._renames is not None else await self._calls.to_the_end(look, name, undo=undo)
-                new = await self._opened(name, made)
+                await self.calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
+                made = None if self._renames else await self.calls.to_the_end(look, name, undo=undo)
+                new = await self._opened(definition.name, name, made)
             except FileExistsError:
                 raise
             except BaseException:
-                if self._renames is not None:  # nobody else uses the hidden name
-                    await shielded(bounded(self._calls.run(self._makes.remove, name)))
+                if self._renames:  # nobody else uses the hidden name
+                    await shielded(bounded(self.calls.run(self._makes.remove, name)))
                 raise
             if new is not None:
                 return new
         raise OSError(errno.EAGAIN, "each new volume was removed as a leftover", definition.name)
 
-    async def _opened(self, name: str, made: Block | EntryError | None) -> NewBlocks | None:
+    async def _opened(self, final_name: str, name: str, made: Block | EntryError | None) -> NewBlocks | None:
         """Open and lock a created volume; None if it was removed meanwhile.
 
         :param made: the volume; it is removed if it cannot be opened.
         """
         try:
-            volume = await self._calls.to_the_end(self._pool.open, name, True, undo=close_volume)
+            volume = await self.calls.to_the_end(self.pool.open, name, True, undo=close_volume)
         except FileNotFoundError:
             return None
         except BaseException:
             if isinstance(made, Block):
                 await shielded(bounded(self.remove(name, made.id)))
             raise
-        new = NewBlocks(self, self._calls, self._pool, volume, name)
+        new = NewBlocks(self, volume, name, final_name)
         try:
             if await new.lock():
-                there = await self._calls.run(self._pool.look, name)
+                there = await self.calls.run(self.pool.look, name)
                 if isinstance(there, Block) and there.id == volume.id:
                     return new
         except BaseException:
@@ -211,37 +237,63 @@ class BlockCreator:
 
     async def remove(self, name: str, id: int) -> None:
         """Remove the volume ``name``, if it has this id."""
-        there = await self._calls.run(self._pool.look, name)
+        there = await self.calls.run(self.pool.look, name)
         if isinstance(there, Block) and there.id == id:
             with contextlib.suppress(FileNotFoundError):
-                await self._calls.run(self._makes.remove, name)
+                await self.calls.run(self._makes.remove, name)
 
     # ------------------------------------------------------------------------------------------------------ removing
 
-    async def delete(self, volume: VolumeInfo) -> None:
-        """Remove a volume that is not open for writing."""
-        await self._opener.check_unused(volume)
-        with worded(volume.name, "delete"):
-            await self._calls.to_the_end(self._makes.remove, volume.name)
+    async def delete_volume(self, volume: VolumeInfo) -> None:
+        """Remove a volume.
 
-    async def remove_leftover(self, name: str) -> bool:
+        :raises VolumeNotFoundError: it does not exist. VolumeBusyError: it is open for writing. StorageError: EAGAIN: its name
+            leads to another volume.
+        """
+        async with self.opener.volume(volume, write=True):
+            pass  # no other writer has it open
+        with worded(volume.name, "delete"):
+            await self.calls.to_the_end(self._makes.remove, volume.name)
+
+    async def tidy(self, hidden: Iterable[str]) -> None:
+        """Remove unfinished volumes of killed processes, at the first refresh. Bounded, as one call is."""
+        if not self._tidied:
+            await bounded(self._remove_leftovers(hidden), self.context.timeout)
+            self._tidied = True
+
+    async def _remove_leftovers(self, hidden: Iterable[str]) -> None:
+        """Remove unfinished volumes; in doubt they stay."""
+        removed = 0
+        for name in hidden:
+            try:
+                removed += await self._remove_leftover(name)
+            except TimeoutError:
+                break  # the others would take as long
+            except OSError:
+                pass
+            except Exception as error:  # a backend may raise anything, and its pool is of use all the same
+                self.context.log.warning("an unfinished volume stays", volume=printable(name), reason=repr(error))
+        if removed:
+            self.context.log.info("removed unfinished volumes", count=removed)
+
+    async def _remove_leftover(self, name: str) -> bool:
         """Remove an unfinished volume, if its lock shows that no process is making it; return whether it was removed.
 
         :raises OSError: EOPNOTSUPP: this storage has no locks. Other errors: the storage failed.
         """
         if not is_leftover(name):
             return False
-        opened = await self._opener.opened(name, True)
+        opened = await self.opener.opened(name, True)
         try:
             if not await opened.run(opened.volume.lock):
                 return False
             try:
-                await self._calls.run(self._makes.remove, name)
+                await self.calls.run(self._makes.remove, name)
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
                 await shielded(opened.aclose())  # this storage removes no open volume
-                await self._calls.run(self._makes.remove, name)
+                await self.calls.run(self._makes.remove, name)
             return True
         finally:
             await shielded(opened.aclose())
@@ -253,11 +305,6 @@ async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progre
     with worded(name, "copy", count):
         await copying.copy_blocks(source, new, size, count)
         await new.sync()  # a failed write-back is this copy's error, with the bytes done
-
-
-def _info_of(new: NewBlocks) -> VolumeInfo:
-    assert new.info is not None
-    return new.info
 
 
 def _remove_made(makes: MakesBlocks, name: str, _: object) -> Answer[None]:

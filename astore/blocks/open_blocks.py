@@ -14,27 +14,23 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Filled, Take
+from astore.backend import Filled, ReadsBlocks, Take, VolumeFile
 from astore.blocks.calls import Calls
 from astore.blocks.contract import Answer, BlockPool, BlockVolume, ResizesBlocks
-from astore.cancellation import SYNC_SECONDS, retrieved, shielded
-from astore.errors import StorageError, VolumeBusyError, printable
+from astore.cancellation import SYNC_SECONDS, retrieved
 from astore.model import FileStat, VolumeInfo
 from astore.volume_io.open_file import CLOSE_SECONDS
-from astore.volume_io.session_files import SessionFiles
-from astore.volume_io.wording import worded
+from astore.volume_io.session_files import LOCK_PAUSE, LOCK_TRIES, SessionFiles
+from astore.volume_io.wording import being_written, replaced, worded
 
 T = TypeVar("T")
 
 MODE = stat.S_IFBLK | 0o600
 """The reported mode of volumes, which have no permissions of their own."""
 
-LOCK_TRIES = 10
-"""How many times a volume's lock is tried, 20 ms apart, before it counts as busy."""
 
-
-class OpenBlocks:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
+class OpenBlocks(VolumeFile, ReadsBlocks):
+    """A volume opened for random access. Calls may run concurrently.
 
     If the pool can resize volumes, a write beyond the end makes the volume grow, as with a file. The volume is closed after its
     last call, including cancelled calls that go on in their threads.
@@ -57,7 +53,6 @@ class OpenBlocks:
 
     @property
     def in_flight(self) -> int:
-        """How many calls should run at once for bulk data."""
         return self.volume.in_flight
 
     async def run(self, func: Callable[..., Answer[T]], *args: object, timeout: float | None = None) -> T:
@@ -95,13 +90,11 @@ class OpenBlocks:
         return FileStat(MODE, self.volume.id, size, -(-size // 512), 0, 0, 0, 0, 0, self._pool.device or 0)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         buffer = bytearray(length)
         done = await self.preadinto(buffer, offset)
         return bytes(memoryview(buffer)[:done])
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number."""
         if not len(buffer):
             return 0
         return await self._checked(buffer, offset, await self.run(self.volume.read_into, buffer, offset))
@@ -121,7 +114,6 @@ class OpenBlocks:
         return await self._checked(buffer, offset, length, again=False)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         read = self.volume.read_into
         if inspect.iscoroutinefunction(read):
             while (job := take()) is not None:
@@ -145,7 +137,6 @@ class OpenBlocks:
                 del odd, buffer
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         length = data.nbytes if isinstance(data, memoryview) else len(data)
         if not length:
             return
@@ -176,7 +167,6 @@ class OpenBlocks:
                 await self._resize(length)
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole. :raises OSError: EOPNOTSUPP: this storage has no holes."""
         async with self._growing:
             if self._size is None:
                 self._size = (await self.stat()).size
@@ -186,12 +176,10 @@ class OpenBlocks:
             await self.run(self.volume.discard, offset, end - offset)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         found = await self._next_data(offset)
         return None if found is None else found[0]
 
     async def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
         known = self._data  # a caller of seek_data() looks for the end of this range next
         found = known if known is not None and known[0] <= offset < known[1] else await self._next_data(offset)
         return offset if found is None or found[0] > offset else found[1]
@@ -219,7 +207,6 @@ class OpenBlocks:
             return True
 
     async def sync(self) -> None:
-        """Wait until written data is safe."""
         await self.run(self.volume.flush, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:
@@ -268,20 +255,13 @@ class BlockOpener:
         """
         with worded(volume.name, "open"):
             opened = await self.opened(volume.name, write)
-        try:
-            with self.files.keeping(opened):
-                if (write or what) and opened.volume.id != volume.inode:
-                    raise another(volume)
-                if write:
-                    with worded(volume.name, "open"):
-                        await self._lock(opened)
-                yield opened
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await shielded(opened.aclose())
-            raise
-        with worded(volume.name, "close"):
-            await shielded(opened.aclose())
+        async with self.files.using(opened, volume.name):
+            if (write or what) and opened.volume.id != volume.inode:
+                raise replaced(volume.name, "volume")
+            if write:
+                with worded(volume.name, "open"):
+                    await self._lock(opened)
+            yield opened
 
     async def opened(self, name: str, write: bool) -> OpenBlocks:
         """Open a volume. :raises OSError: ENOENT: it does not exist."""
@@ -293,21 +273,9 @@ class BlockOpener:
         for _ in range(LOCK_TRIES):
             if await opened.lock():
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(LOCK_PAUSE)
         if not await opened.lock():
-            raise VolumeBusyError(f"volume {opened.name!r} is being written by somebody else", operation="write")
-
-    async def check_unused(self, volume: VolumeInfo) -> None:
-        """Check that a volume has no writer. :raises VolumeBusyError: it has. StorageError: EAGAIN: another has its name."""
-        async with self.volume(volume, write=True):
-            pass
-
-
-def another(volume: VolumeInfo) -> StorageError:
-    """Return the error for a volume whose name leads to another volume than its record says."""
-    return StorageError(
-        f"volume {printable(volume.name)!r} was replaced by another volume; refresh it first", errno=errno.EAGAIN
-    )
+            raise being_written(opened.name)
 
 
 def close_volume(volume: BlockVolume) -> Answer[None]:

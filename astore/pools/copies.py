@@ -7,11 +7,12 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from errno import EOPNOTSUPP
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import msgspec
 
 from astore.backend import (
+    BackingFile,
     ConvertsVolumes,
     CopiesVolumes,
     DeletesVolumes,
@@ -36,13 +37,6 @@ from astore.volume_io.copying import Count
 from astore.volume_io.export import whole_sectors
 from astore.volume_io.headers import elsewhere
 from astore.volume_io.qemu_img import is_served
-
-
-class _Backed(TypedDict, total=False):
-    """The arguments of backends for a volume that grows beyond its backing file."""
-
-    backed: int
-    backing: QemuNode
 
 
 async def copy_volume(
@@ -72,8 +66,8 @@ async def copy_volume(
                     _require_conversion(taking, pool)
                     info = await _Conversion(pool, source, wanted, base).run(cast(ConvertsVolumes, taking), tell)
                 elif within:
-                    async with backing_for(source, wanted.capacity, "copying") as backed:
-                        copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, **backed)
+                    async with backing_for(source, wanted.capacity, "copying") as backing:
+                        copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, backing=backing)
                         info = await worked(pool, copying)
                 else:
                     info = await _receive(giving, source, pool, taking, wanted, tell)
@@ -186,37 +180,37 @@ async def layers_now(volume: Member) -> list[Layer]:
 
 
 @contextlib.asynccontextmanager
-async def backing_for(volume: Member, capacity: int | None, operation: str) -> AsyncIterator[_Backed]:
-    """Yield the capacity of a growing volume's backing file, and its node if it is longer than the volume, as far as known."""
+async def backing_for(volume: Member, capacity: int | None, operation: str) -> AsyncIterator[BackingFile | None]:
+    """Yield a growing volume's backing file, with its node if it is longer than the volume; None if it is not known."""
     info = volume.info
     if info.backing is None or capacity is None or capacity <= info.capacity:
-        yield {}
+        yield None
         return
     try:
         below = (await layers_now(volume))[1:]
     except StorageError:
         below = []
     if not below:
-        yield {}
+        yield None
         return
-    backed = _length(below[0].volume.info, below[0].format)
-    if backed <= info.capacity:
-        yield {"backed": backed}
+    capacity_below = _length(below[0].volume.info, below[0].format)
+    if capacity_below <= info.capacity:
+        yield BackingFile(capacity_below)
         return
     async with contextlib.AsyncExitStack() as stack:
         nodes = await _nodes(stack, below, operation, None)
-        yield {"backed": backed, "backing": nodes[0]}
+        yield BackingFile(capacity_below, nodes[0])
 
 
 async def _receive(
     giving: PoolSession, source: Member, pool: Parts, taking: PoolSession, wanted: VolumeDef, tell: Progress
 ) -> VolumeInfo:
-    like: dict[str, Any] = {} if formats.is_raw(source.info.format) else {"like": source.info}
+    like = None if formats.is_raw(source.info.format) else source.info
     async with _undone(taking) as result, opened_volume(source.pool, giving, source.info) as file:
         size = (await file.stat()).size
-        async with backing_for(source, wanted.capacity, "copying") as backed:
+        async with backing_for(source, wanted.capacity, "copying") as backing:
             receiving = cast(ReceivesVolumes, taking).receive_volume(
-                file, size, wanted, progress=tell, **like, **backed
+                file, size, wanted, progress=tell, like=like, backing=backing
             )
             result.append(await worked(pool, receiving))
     return result[0]

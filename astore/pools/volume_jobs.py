@@ -114,8 +114,8 @@ async def resize_volume(
         )
     with pool.claims.claim(name, "resized"):
         session = await life.able("resize-volume")
-        async with looking_again(pool, name), backing_for(Member(pool, name), target, "resizing") as backed:
-            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, **backed)
+        async with looking_again(pool, name), backing_for(Member(pool, name), target, "resizing") as backing:
+            call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, backing=backing)
             changed = checked_record(await worked(pool, call))
         life.check("resize", session)
         pool.refresher.apply({name: changed})

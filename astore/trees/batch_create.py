@@ -17,6 +17,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 
@@ -25,7 +26,7 @@ from astore.cancellation import SYNC_SECONDS, bounded, shielded
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes.gil_turns import COMPANY
 from astore.lanes.tracebacks import let_go_of_locals
-from astore.model import Permissions, VolumeInfo
+from astore.model import VolumeDef, VolumeInfo
 from astore.trees.placing import HiddenFile, start
 from astore.trees.writable import WritableTree
 from astore.volume_io.session_files import stopped
@@ -38,32 +39,22 @@ BACKGROUND_SECONDS = 0.01
 """The most seconds that the steps of one call yield to refreshes, in total."""
 
 
+@dataclass(slots=True, eq=False)
 class Wanted:
-    """A requested raw volume. While its call runs, all fields except ``abandoned`` belong to the thread."""
+    """A requested raw volume. While its call runs, all fields except ``abandoned`` belong to the thread.
 
-    __slots__ = (
-        *("abandoned", "capacity", "error", "found", "future"),
-        *("info", "made", "name", "permissions", "prepare", "task"),
-    )
+    :ivar info: its record, once it is complete.
+    """
 
-    def __init__(
-        self,
-        name: str,
-        capacity: int,
-        permissions: Permissions | None,
-        prepare: Callable[[HiddenFile], object] | None,
-    ) -> None:
-        self.name = name
-        self.capacity = capacity
-        self.permissions = permissions
-        self.prepare = prepare
-        self.made: HiddenFile | None = None
-        self.found: VolumeInfo | None = None
-        self.info: VolumeInfo | None = None  # once it is complete
-        self.error: Exception | None = None
-        self.abandoned = False
-        self.future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
+    definition: VolumeDef
+    capacity: int
+    future: asyncio.Future[VolumeInfo]
+    made: HiddenFile | None = None
+    found: VolumeInfo | None = None
+    info: VolumeInfo | None = None
+    error: Exception | None = None
+    abandoned: bool = False
+    task: asyncio.Task[None] | None = None
 
 
 class Makers:
@@ -83,26 +74,21 @@ class Makers:
         self._over = False
         self._none_left = asyncio.Event()
 
-    async def make(
-        self,
-        name: str,
-        capacity: int,
-        permissions: Permissions | None = None,
-        prepare: Callable[[HiddenFile], object] | None = None,
-    ) -> VolumeInfo:
+    async def make(self, definition: VolumeDef, capacity: int) -> VolumeInfo:
         """Create a volume. A cancelled call removes what it created; the wait for that is bounded.
 
-        :param capacity: size in bytes. :param prepare: called in the thread with the new, still empty file.
+        :param capacity: size in bytes.
         :raises OSError: EEXIST: the name is taken; any error of the storage.
         """
         if self._over:
             raise stopped()
-        wanted = Wanted(name, capacity, permissions, prepare)
+        future: asyncio.Future[VolumeInfo] = asyncio.get_running_loop().create_future()
+        wanted = Wanted(definition, capacity, future)
         self._waiting.append(wanted)
         self._asked += 1
         self._send_soon()
         try:
-            info = await wanted.future
+            info = await future
             if self._over:
                 raise stopped()
             return info
@@ -246,9 +232,7 @@ def _made(one: Wanted) -> HiddenFile:
 
 
 def _start(one: Wanted, tree: WritableTree) -> None:
-    made = one.made = start(tree, one.name, one.permissions, "raw")
-    if one.prepare is not None:
-        one.prepare(made)
+    one.made = start(tree, one.definition)
 
 
 def _give_size(one: Wanted) -> None:
@@ -267,7 +251,7 @@ def _give_name(one: Wanted, tree: WritableTree) -> None:
             _start(one, tree)
             _give_size(one)
             _sync(one, tree)
-    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.name)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), one.definition.name)
 
 
 def _drop_hidden(one: Wanted) -> None:

@@ -36,6 +36,27 @@ REPLACED = 5
 """How often a refresh looks up a name again whose file vanished before it was read."""
 
 
+def read_anew(
+    tree: FileTree,
+    entry: Entry,
+    found: list[tuple[str, VolumeInfo]],
+    before: VolumeInfo | None = None,
+    tries: int = REPLACED,
+) -> EntryError | None:
+    """Add the record of an entry that was looked up just now to ``found``; return its error, if it has one.
+
+    :param before: its last record. :param tries: how often its name may be looked up.
+    """
+    early = without_header(tree, entry.name, entry.stat)
+    if early is None:
+        return read_one(tree, entry, found, before, thorough=True, tries=tries)
+    tree.release(entry)
+    if isinstance(early, EntryError):
+        return early
+    found.append((entry.name, early))
+    return None
+
+
 def read_one(
     tree: FileTree,
     entry: Entry,
@@ -44,6 +65,7 @@ def read_one(
     *,
     notes: bool = False,
     thorough: bool = False,
+    tries: int = REPLACED,
 ) -> EntryError | None:
     """Read an entry's header and add its record to ``found``; return its error, if it has one.
 
@@ -53,32 +75,21 @@ def read_one(
     :param thorough: also check that no other file has taken the name, and read the notes.
     """
     name = entry[0]
-    for left in reversed(range(REPLACED)):
-        try:
-            record = _read(tree, entry, before, notes or thorough, thorough)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                return entry_error(name, error)
-        except ImageError as error:
-            return EntryError(name, str(error), errno.EINVAL)
-        else:
-            found.append((name, record))
-            return None
-        try:
-            again = tree.lookup(name) if left else None
-        except OSError as error:
-            return None if error.errno == errno.ENOENT else entry_error(name, error)
-        if again is None:
-            return None
-        early = without_header(tree, name, again[1])
-        if early is not None:
-            tree.release(again)
-            if isinstance(early, EntryError):
-                return early
-            found.append((name, early))
-            return None
-        entry = again
-    return None
+    try:
+        record = _read(tree, entry, before, notes or thorough, thorough)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            return entry_error(name, error)
+    except ImageError as error:
+        return EntryError(name, str(error), errno.EINVAL)
+    else:
+        found.append((name, record))
+        return None
+    try:
+        again = tree.lookup(name) if tries > 1 else None
+    except OSError as error:
+        return None if error.errno == errno.ENOENT else entry_error(name, error)
+    return None if again is None else read_anew(tree, again, found, before, tries - 1)
 
 
 def _read(tree: FileTree, entry: Entry, before: VolumeInfo | None, notes: bool, thorough: bool) -> VolumeInfo:

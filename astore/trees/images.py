@@ -6,21 +6,21 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
-from astore.backend import CommandResult, Context, QemuNode
+from astore.backend import BackingFile, QemuNode
 from astore.cancellation import bounded, shielded
 from astore.errors import StorageError, VolumeBusyError, printable
 from astore.images import HEADER_SIZE, formats
 from astore.images.formats import is_raw
 from astore.images.headers import without_references
 from astore.model import VolumeDef, VolumeInfo, VolumeType
-from astore.trees.opening import NewVolume, Opener, close_file, info_of
-from astore.trees.space import Space
-from astore.trees.writable import WritableTree
+from astore.trees.opening import NewVolume, Opener, close_file
+from astore.trees.space import allocate
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.export import Export, whole_sectors
@@ -38,28 +38,23 @@ class Grown(NamedTuple):
     """A request to resize an image.
 
     :ivar capacity: in bytes. :ivar allocate: allocate the space that it gains.
-    :ivar backed: the capacity of its backing image, if known. :ivar backing: the node of its backing image.
+    :ivar backing: its backing file, if it grows and that is known.
     """
 
     capacity: int
     allocate: bool = False
-    backed: int | None = None
-    backing: QemuNode | None = None
+    backing: BackingFile | None = None
 
 
 class TreeImages:
     """Runs qemu-img on the images of a tree.
 
-    :param context: the pool's. :param current: returns its tree. :param opener: opens its volumes.
-    :param space: allocates its space.
+    :param opener: opens the tree's volumes.
     """
 
-    def __init__(self, context: Context, current: Callable[[], WritableTree], opener: Opener, space: Space) -> None:
-        self._lane = context.lane
-        self._current = current
+    def __init__(self, opener: Opener) -> None:
         self._opener = opener
-        self._space = space
-        self._worker = QemuWorker(context)
+        self._worker = QemuWorker(opener.context)
 
     # ------------------------------------------------------------------------------------------------------ making
 
@@ -70,12 +65,13 @@ class TreeImages:
         async with self._worker.new_image(definition, capacity, prealloc_metadata=prealloc_metadata) as path:
             size, head = await self._put(path, new, count)
         if prealloc_metadata and definition.backing is None and (definition.allocation or 0) >= capacity:
-            await self._space.take(new, 0, size, count)
+            await allocate(self._opener.current(), new, 0, size, count)
         return head
 
     async def _put(self, path: str, new: NewVolume, count: copying.Count) -> tuple[int, bytes]:
         """Copy a local file into a new volume; return the volume's size and first bytes."""
-        image = OpenFile(self._lane, await self._lane.run(_open_image, path, discard=close_file))
+        lane = self._opener.lane
+        image = OpenFile(lane, await lane.run(_open_image, path, discard=close_file))
         try:
             made = (await image.stat()).size
             head = await image.pread(HEADER_SIZE, 0)
@@ -127,15 +123,15 @@ class TreeImages:
         kind = definition.format or "raw"
         check_convertible(definition)
         capacity = qemu_img.needed_capacity(definition)
-        async with self._opener.new_volume(definition.name, definition.permissions, kind) as new:
+        async with self._opener.new_volume(definition) as new:
             with worded(definition.name, "convert"):
                 async with self._target(new, definition, capacity, on_bytes) as (storage, export):
                     await self._worker.convert(
                         source, storage, definition, backing=backing, stored=stored, export=export
                     )
                 if kind == "raw":
-                    await self._space.take(new, 0, min(definition.allocation or 0, capacity))
-        return info_of(new)
+                    await allocate(self._opener.current(), new, 0, min(definition.allocation or 0, capacity))
+        return new.info
 
     @contextlib.asynccontextmanager
     async def _target(
@@ -147,7 +143,7 @@ class TreeImages:
         uncounted = copying.Count(None, None)
         head = b""
         # on shared storage others could write file names into the header before QEMU reads it
-        inherited = new.file.in_kernel and not (self._current().shared and formats.can_be_backed(kind))
+        inherited = new.file.in_kernel and not (self._opener.current().shared and formats.can_be_backed(kind))
         if formats.grows(kind) and not inherited:
             async with self._worker.new_image(definition, capacity) as path:
                 yield qemu_img.file_node(path), None
@@ -186,7 +182,11 @@ class TreeImages:
         await join_qemu(file, volume, write=True)
         more = max(wanted.capacity - volume.capacity, 0) if wanted.allocate else 0
         stored = (await file.stat()).size
-        await self._space.take_after(file, stored, whole_sectors(more))  # before the header promises it
+        try:  # before the header promises it
+            await allocate(self._opener.current(), file, stored, whole_sectors(more))
+        except BaseException:
+            await shielded(bounded(file.truncate(stored)))
+            raise
         room = whole_sectors(stored + more + more // 16)
         if volume.format == "qcow2":  # to shrink, QEMU writes every table of the part that goes
             largest = max(wanted.capacity, volume.capacity)
@@ -201,10 +201,10 @@ class TreeImages:
             raise
         await file.truncate(whole_sectors(end))
         if wanted.allocate:
-            await self._space.take(file, stored, whole_sectors(end) - stored)
+            await allocate(self._opener.current(), file, stored, whole_sectors(end) - stored)
 
     async def _resized(
-        self, export: Export, volume: VolumeInfo, wanted: Grown, below: QemuNode | None, resized: asyncio.Event
+        self, export: Export, volume: VolumeInfo, wanted: Grown, below: BackingFile | None, resized: asyncio.Event
     ) -> int:
         """Resize an image that is served; return where it ends afterwards.
 
@@ -216,17 +216,15 @@ class TreeImages:
         if wanted.allocate:
             arguments.append("--preallocation=falloc")
 
-        async def run(arguments: list[str]) -> CommandResult:
-            return await self._worker.run(
-                arguments,
-                f"resizing a {volume.format} volume",
-                nodes=(wanted.backing or {},),
-                stored=export.size,
-                export=export,
-                timeout=qemu_img.CONVERT_SECONDS,
-            )
-
-        async with self._worker.serving(export) as served, self._worker.shim(below, wanted.backed or 0) as backing:
+        run = partial(
+            self._worker.run,
+            operation=f"resizing a {volume.format} volume",
+            nodes=() if below is None or below.node is None else (below.node,),
+            stored=export.size,
+            export=export,
+            timeout=qemu_img.CONVERT_SECONDS,
+        )
+        async with self._worker.serving(export) as served, self._worker.shim(below) as backing:
             node = qemu_img.node(volume.format, {**served, "discard": "unmap"}, backing)
             await run([*arguments, qemu_img.filename(node), str(wanted.capacity)])
             resized.set()
@@ -236,16 +234,16 @@ class TreeImages:
             return qemu_img.image_end(await run(["check", "--output=json", qemu_img.filename(node)]))
 
 
-def _below(volume: VolumeInfo, wanted: Grown, what: str) -> QemuNode | None:
-    """Return the backing node that QEMU needs for a resize: where the image grows over its backing image, it must get zeros.
+def _below(volume: VolumeInfo, wanted: Grown, what: str) -> BackingFile | None:
+    """Return the backing file that QEMU needs for a resize: where the image grows over its backing image, it must get zeros.
 
     :raises StorageError: EOPNOTSUPP: the backing image cannot be read here.
     """
     if volume.backing is None or wanted.capacity <= volume.capacity:
         return None
-    if wanted.backed is not None and wanted.backed <= volume.capacity:
+    if wanted.backing is not None and wanted.backing.capacity <= volume.capacity:
         return None
-    if wanted.backing is None:
+    if wanted.backing is None or wanted.backing.node is None:
         raise StorageError(
             f"{what} is backed by {printable(volume.backing)!r}, which cannot be read here: "
             "what it gains would show what is there",

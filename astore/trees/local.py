@@ -73,7 +73,6 @@ class LocalTree(FileTree):
         return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
 
     def key(self, name: str) -> str:
-        """Return the entry's path."""
         return self._prefix + name
 
     # ------------------------------------------------------------------------------------------- the directory
@@ -197,7 +196,6 @@ class LocalTree(FileTree):
             reading.close()
 
     def reading(self, entry: Entry, *, thorough: bool = False) -> LocalReading:
-        """Open the entry's file to read its header."""
         if self._closed:
             self._check_open()
         return LocalReading(self, entry, thorough)
@@ -213,12 +211,10 @@ class LocalTree(FileTree):
             raise
 
     def names_changed_ns(self) -> int | None:
-        """Return when a name in the directory changed last, in ns since the epoch."""
         folder = self._opened()
         return os.fstat(folder.fd).st_mtime_ns
 
     def folder_place(self) -> Place | None:
-        """Return where the directory is."""
         folder = self._opened()
         known = self._place
         if known is None or known.identity != folder.identity:
@@ -228,19 +224,16 @@ class LocalTree(FileTree):
         return known
 
     def statvfs(self) -> tuple[int, int]:
-        """Return the total and free bytes of the directory's file system."""
         folder = self._opened()
         vfs = os.fstatvfs(folder.fd)
         return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
 
     def permissions(self) -> Permissions:
-        """Return the directory's owner, group and mode."""
         folder = self._opened()
         st = os.fstat(folder.fd)
         return Permissions(stat.S_IMODE(st.st_mode) & 0o777, st.st_uid, st.st_gid)
 
     def close(self) -> None:
-        """Let go of the directory. May be called twice, and while other threads' calls are running."""
         with self._lock:
             self._closed = True
             self._folder = None
@@ -261,7 +254,6 @@ class LocalReading(Reading):
                 self.entry = Entry(entry[0], file_stat(st), entry[2])  # another file took its name
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
-        """Read the beginning of the file."""
         # an entry that became a FIFO or a socket has no offset: ESPIPE
         fd = self._fd
         head = os.pread(fd, FIRST_READ, 0)
@@ -276,11 +268,9 @@ class LocalReading(Reading):
         return os.pread(self._fd, length, offset)
 
     def made(self) -> str | None:
-        """Return the format that astore noted at the file."""
         return noted_format(self._fd)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._fd)
 
 

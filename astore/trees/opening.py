@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
 from collections.abc import AsyncIterator, Callable
 
 from astore.backend import Context, Lane
-from astore.cancellation import SYNC_SECONDS, bounded, shielded, to_the_end
-from astore.errors import StorageError, VolumeBusyError, printable
-from astore.model import Permissions, VolumeInfo
+from astore.cancellation import SYNC_SECONDS, shielded, to_the_end
+from astore.model import VolumeDef, VolumeInfo
 from astore.trees.placing import HiddenFile, begin
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.open_file import OpenFile
-from astore.volume_io.session_files import SessionFiles
+from astore.volume_io.session_files import LOCK_PAUSE, LOCK_TRIES, SessionFiles
 from astore.volume_io.volume_names import checked_name
-from astore.volume_io.wording import worded
-
-LOCK_TRIES = 10
-"""How many times a volume's lock is tried, 20 ms apart, before it counts as busy."""
+from astore.volume_io.wording import being_written, replaced, worded
 
 
 class NewVolume(OpenFile):
-    """An unfinished volume; ``info`` is its record once it is placed.
+    """An unfinished volume. Closing it before it is ``placed`` removes it, after its last call and while it is still locked.
 
-    Closing it before that removes it, after the last call has left it and while it is still locked.
+    :ivar info: its record, once it is placed.
     """
+
+    info: VolumeInfo
 
     def __init__(self, lane: Lane, made: HiddenFile) -> None:
         super().__init__(lane, made.file)
         self.made = made
-        self.info: VolumeInfo | None = None
+        self.placed = False
+
+    async def place(self) -> None:
+        """Give the volume its name and close it. :raises OSError: EEXIST: the name was taken meanwhile."""
+        self.info = await self.run(self.made.place, timeout=SYNC_SECONDS)
+        self.placed = True
+        await shielded(self.aclose())
+
+    async def remove(self) -> None:
+        """Remove the volume although it is placed."""
+        await self.lane.run(self.made.remove)
 
     def _close(self) -> None:
-        if self.info is None:
+        if not self.placed:
             self.made.remove()
         self.made.close()
-
-
-def info_of(new: NewVolume) -> VolumeInfo:
-    """Return the record of a placed volume."""
-    assert new.info is not None
-    return new.info
 
 
 class Opener:
@@ -55,41 +56,26 @@ class Opener:
     """
 
     def __init__(self, context: Context, current: Callable[[], WritableTree]) -> None:
-        self._lane = context.lane
-        self._current = current
+        self.context = context
+        self.current = current
+        self.lane = context.lane
         self.files = SessionFiles()
 
-    # ----------------------------------------------------------------------------------------------- new volumes
-
     @contextlib.asynccontextmanager
-    async def new_volume(
-        self, name: str, permissions: Permissions | None = None, format: str | None = None
-    ) -> AsyncIterator[NewVolume]:
+    async def new_volume(self, definition: VolumeDef) -> AsyncIterator[NewVolume]:
         """Create a volume: hidden inside the block, placed at its end, and removed if the block fails.
 
-        :param format: its format; ``raw`` is noted at the file.
+        That it is raw is noted at the file.
+
         :raises VolumeExistsError: the name is taken. StorageError: the storage failed.
         """
+        name = definition.name
         with worded(name, "create"):
             checked_name(name)
-            made = await to_the_end(
-                *(self._lane, begin, self._current(), name, permissions, "raw" if format in (None, "raw") else None),
-                undo=_discard,
-            )
-        new = NewVolume(self._lane, made)
-        try:
-            with self.files.keeping(new):
-                yield new
-                with worded(name, "create"):
-                    new.info = await new.run(new.made.place, timeout=SYNC_SECONDS)
-                    await shielded(new.aclose())
-                self.files.check()  # the session may have ended, and closed and removed it, just now
-        except BaseException:
-            if new.info is not None:  # placed: closing no longer removes it
-                await shielded(bounded(self._lane.run(new.made.remove)))
-            with contextlib.suppress(Exception):
-                await shielded(new.aclose())
-            raise
+            made = await to_the_end(self.lane, begin, self.current(), definition, undo=_discard)
+        new = NewVolume(self.lane, made)
+        async with self.files.making(new, name):
+            yield new
 
     @contextlib.asynccontextmanager
     async def volume(self, volume: VolumeInfo, *, write: bool = False) -> AsyncIterator[OpenFile]:
@@ -98,26 +84,12 @@ class Opener:
         :raises VolumeNotFoundError: it does not exist. VolumeBusyError: another writer has it open. StorageError: EISDIR …;
             EAGAIN: opened for writing, its name leads to another file than ``volume`` describes.
         """
-        tree = self._current()
+        tree = self.current()
         with worded(volume.name, "open"):
-            file = await to_the_end(self._lane, open_locked, tree, volume.name, write, volume.inode, undo=close_file)
-        opened = OpenFile(self._lane, file, tree.note_folder)
-        try:
-            with self.files.keeping(opened):
-                yield opened
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await shielded(opened.aclose())
-            raise
-        with worded(volume.name, "close"):
-            await shielded(opened.aclose())
-
-
-def replaced(name: str) -> StorageError:
-    """Return the error for a volume whose name leads to another file than its record says."""
-    return StorageError(
-        f"volume {printable(name)!r} was replaced by another file; refresh it first", errno=errno.EAGAIN
-    )
+            file = await to_the_end(self.lane, open_locked, tree, volume.name, write, volume.inode, undo=close_file)
+        opened = OpenFile(self.lane, file, tree.note_folder)
+        async with self.files.using(opened, volume.name):
+            yield opened
 
 
 def open_locked(tree: WritableTree, name: str, write: bool, inode: int = 0) -> TreeFile:
@@ -131,7 +103,7 @@ def open_locked(tree: WritableTree, name: str, write: bool, inode: int = 0) -> T
         if write and inode and file.stat().inode != inode:
             raise replaced(name)
         if write and not _lock(file):
-            raise VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")
+            raise being_written(name)
     except BaseException:
         with contextlib.suppress(OSError):
             file.close()
@@ -144,7 +116,7 @@ def _lock(file: TreeFile) -> bool:
     for _ in range(LOCK_TRIES):
         if file.lock():
             return True
-        time.sleep(0.02)
+        time.sleep(LOCK_PAUSE)
     return file.lock()
 
 

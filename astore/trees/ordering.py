@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from functools import cache
+
+from astore.volume_io.local_file import libc
 
 EXT, XFS, TMPFS = 0xEF53, 0x5846_5342, 0x0102_1994
 """f_type of statfs(2); linux/magic.h."""
@@ -27,14 +28,9 @@ def keeps_order(fd: int) -> bool:
 
 def _kind(fd: int) -> int:
     room = (ctypes.c_long * 64)()  # struct statfs, which begins with f_type
-    return int(room[0]) if _libc().fstatfs(fd, ctypes.byref(room)) == 0 else 0
+    return int(room[0]) if libc().fstatfs(fd, ctypes.byref(room)) == 0 else 0
 
 
 def _has_journal(device: int) -> bool:
     name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
     return os.path.exists(f"/sys/fs/ext4/{name}/journal_task")
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

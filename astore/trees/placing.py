@@ -15,12 +15,13 @@ from typing import TypeVar
 
 import msgspec
 
-from astore.errors import printable
-from astore.model import EntryError, KeptPermissions, Permissions, VolumeInfo
+from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
+from astore.volume_io.local_file import LocalFile
 from astore.volume_io.volume_names import ATTEMPTS, is_leftover, new_hidden_name
+from astore.volume_io.wording import existing
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ STALE_TRIES = 10
 
 DEFAULT_MODE = 0o600
 """The mode of a new volume whose definition has none (libvirt's VIR_STORAGE_DEFAULT_VOL_PERM_MODE)."""
+
+DIRECTORY_MODE = 0o711
 
 _NOT_KEPT = frozenset({errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 """Errors of storage that does not keep owners or modes, or not these (in a user namespace, for one)."""
@@ -39,15 +42,13 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 class HiddenFile:
     """A new file that is not placed yet. Its methods block; :func:`begin` makes it."""
 
-    def __init__(
-        self, tree: WritableTree, hidden: str, name: str, file: TreeFile, permissions: Permissions, made: str | None
-    ) -> None:
+    def __init__(self, tree: WritableTree, hidden: str, file: TreeFile, definition: VolumeDef) -> None:
         self.tree = tree
         self.hidden = hidden
-        self.name = name
         self.file = file
-        self.permissions = permissions
-        self.made = made
+        self.name = definition.name
+        self.permissions = definition.permissions or Permissions()
+        self.made = "raw" if definition.format in (None, "raw") else None
         self._inode = -1
         self._named = False
 
@@ -65,24 +66,20 @@ class HiddenFile:
         Until then only this user may write it. :raises OSError: EEXIST: the name is taken.
         """
         owner, group, mode = self.permissions.owner, self.permissions.group, self.permissions.mode
-        try:
-            if owner is not None or group is not None:
-                self.file.chown(-1 if owner is None else owner, -1 if group is None else group)
-        except OSError as error:
-            if not self._may_differ(error):
-                raise
-        try:
-            if mode is not None and mode != DEFAULT_MODE:
-                self.file.chmod(mode)
-        except OSError as error:
-            if not self._may_differ(error):
-                raise
+        if owner is not None or group is not None:
+            self._set(self.file.chown, -1 if owner is None else owner, -1 if group is None else group)
+        if mode is not None and mode != DEFAULT_MODE:
+            self._set(self.file.chmod, mode)
         self._named = True
         self._link()
 
-    def _may_differ(self, error: OSError) -> bool:
-        """Return whether the refused permissions were only copied from a source, and so may be dropped."""
-        return isinstance(self.permissions, KeptPermissions) and error.errno in _NOT_KEPT
+    def _set(self, call: Callable[..., None], *permissions: int) -> None:
+        """Set permissions. If they are refused that were only copied from a source, they are dropped."""
+        try:
+            call(*permissions)
+        except OSError as error:
+            if not isinstance(self.permissions, KeptPermissions) or error.errno not in _NOT_KEPT:
+                raise
 
     def drop_hidden(self) -> None:
         """Remove the hidden name of a named file."""
@@ -149,33 +146,31 @@ def _anew(call: Callable[[], T]) -> T:
     return call()
 
 
-def begin(tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None) -> HiddenFile:
+def begin(tree: WritableTree, definition: VolumeDef) -> HiddenFile:
     """Create a hidden file, locked; see :func:`start`. :raises OSError: EEXIST: the name is taken."""
-    try:
-        _anew(lambda: tree.stat(name, follow=False))
-    except FileNotFoundError:
-        pass
-    else:
-        raise FileExistsError(errno.EEXIST, "the name is taken", name)
-    return start(tree, name, permissions, made, sure=True)
+    with contextlib.suppress(FileNotFoundError):
+        _anew(lambda: tree.stat(definition.name, follow=False))
+        raise FileExistsError(errno.EEXIST, "the name is taken", definition.name)
+    return start(tree, definition, sure=True)
 
 
-def start(
-    tree: WritableTree, name: str, permissions: Permissions | None, made: str | None = None, *, sure: bool = False
-) -> HiddenFile:
-    """Create a hidden file, locked, that gets these permissions when it is named.
+def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> HiddenFile:
+    """Create a hidden file, locked, that gets its permissions when it is named.
 
-    :param made: the format to note at it: ``raw``, so that it stays raw whatever its guest writes.
+    If it is raw, that is noted at it, so that it stays raw whatever its guest writes.
+
     :param sure: check that it was not removed before it was locked. (Otherwise linking it raises ENOENT.)
     """
-    wanted = permissions or Permissions()
     for _ in range(ATTEMPTS):
         hidden = new_hidden_name()
         file = tree.create(hidden, DEFAULT_MODE)
-        new = HiddenFile(tree, hidden, name, file, wanted, made)
+        new = HiddenFile(tree, hidden, file, definition)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
-                if made is not None and file.note_format(made):
+                if definition.nocow and isinstance(file, LocalFile):
+                    with contextlib.suppress(OSError):  # most file systems have nothing to switch off
+                        file.set_nocow()
+                if new.made is not None and file.note_format(new.made):
                     tree.note_folder()
                 return new
         except BaseException:
@@ -184,7 +179,7 @@ def start(
             raise
         new.remove()  # a search for leftovers was faster than the lock, and removes it too
         file.close()
-    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), definition.name)
 
 
 def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
@@ -194,14 +189,29 @@ def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
         return False
 
 
-def found(tree: WritableTree, name: str, hidden: bool = False) -> VolumeInfo:
-    """Return the record of a volume that must exist. :raises OSError: it cannot be read."""
-    item = read_entry(tree, name, hidden=hidden)
-    if item is None:
-        raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
-    if isinstance(item, EntryError):
-        raise OSError(item.errno or errno.EIO, item.message, printable(name))
-    return item
+def found(tree: WritableTree, name: str) -> VolumeInfo:
+    """Return the record of a volume that must exist. :raises OSError: it does not (ENOENT), or cannot be read."""
+    return existing(read_entry(tree, name), name)
+
+
+def create_directory(tree: WritableTree, definition: VolumeDef) -> VolumeInfo:
+    """Create a directory and return its record. Blocks. :raises OSError: EEXIST: the name is taken."""
+    wanted = definition.permissions or Permissions()
+    owners = [-1 if one is None else one for one in (wanted.owner, wanted.group)]
+    mode = DIRECTORY_MODE if wanted.mode is None else wanted.mode
+    tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    try:
+        tree.sync_folder()
+        return found(tree, definition.name)
+    except BaseException:
+        remove_directory(tree, definition.name)
+        raise
+
+
+def remove_directory(tree: WritableTree, name: str) -> None:
+    """Remove a directory that was created just now, if it can be."""
+    with contextlib.suppress(OSError):
+        tree.rmdir(name)
 
 
 def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:

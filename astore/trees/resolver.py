@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import msgspec
 
@@ -20,19 +21,17 @@ class Resolver:
     def __init__(self, tree: FileTree, known: Callable[[str], VolumeInfo | None]) -> None:
         self._tree = tree
         self._known = known
-        self._folder: Place | None = None
-        self._asked_folder = False
-        self._remote: Mapping[str, str] | None = None
         self._places: dict[str, Place | None] = {}
         self._done: dict[int, tuple[tuple[Reference, ...], tuple[Reference, ...]]] = {}
 
-    @property
+    @cached_property
     def folder(self) -> Place | None:
         """The place of the tree's folder."""
-        if not self._asked_folder:
-            self._folder = self._tree.folder_place()
-            self._asked_folder = True
-        return self._folder
+        return self._tree.folder_place()
+
+    @cached_property
+    def _remote(self) -> Mapping[str, str]:
+        return remote_mounts()
 
     def placed(self, references: tuple[Reference, ...]) -> tuple[Reference, ...]:
         """Return the references with their current places; the same object if none has changed."""
@@ -65,6 +64,4 @@ class Resolver:
             return Place(beneath(folder.path, info.name), info.device, info.inode, through, folder.identity)
         if not location.startswith("/"):
             return self._tree.place_of(location)
-        if self._remote is None:
-            self._remote = remote_mounts()
         return place_of(location, self._remote, own_mount(self.folder, self._remote))

@@ -25,7 +25,7 @@ from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
 from astore.model.records import FileStat
-from astore.trees.entries import entry_error, read_one, without_header
+from astore.trees.entries import entry_error, read_anew, read_one, without_header
 from astore.trees.resolver import Resolver
 from astore.trees.tree import SETTLING_NS, Entry, FileTree
 from astore.volume_io.headers import record_of
@@ -79,16 +79,14 @@ class FileTreeSession(PoolSession):
             await self.context.lane.run(self.tree.close, timeout=2.0)
 
 
-def read_entry(
-    tree: FileTree, name: str, before: VolumeInfo | None = None, *, hidden: bool = False
-) -> VolumeInfo | EntryError | None:
+def read_entry(tree: FileTree, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
     """Return one entry's record, its error, or None if there is no such entry. Blocks.
 
-    :param before: its last record. :param hidden: read unfinished volumes too.
+    :param before: its last record.
     :raises OSError: the tree, and not only the entry, cannot be read.
     """
     found: list[tuple[str, VolumeInfo]] = []
-    if name.startswith(TEMPORARY) and not hidden:
+    if name.startswith(TEMPORARY):
         return None
     try:
         entry = tree.lookup(name)
@@ -99,11 +97,7 @@ def read_entry(
         return entry_error(name, error)
     if entry is None:
         return None
-    early = without_header(tree, name, entry.stat)
-    if early is not None:
-        tree.release(entry)
-        return early
-    wrong = read_one(tree, entry, found, before, thorough=True)
+    wrong = read_anew(tree, entry, found, before)
     if wrong is not None:
         tree.statvfs()
         return wrong
@@ -229,14 +223,8 @@ class _Refresh:
                 self._tree.release(entry)
                 self._read.append((name, record))
                 continue
-            early = without_header(self._tree, name, entry[1])
-            if early is not None:
-                self._tree.release(entry)
-            wrong = read_one(self._tree, entry, self._read, None, thorough=True) if early is None else early
-            if isinstance(wrong, EntryError):
+            if (wrong := read_anew(self._tree, entry, self._read)) is not None:
                 self._errors.append(wrong)
-            elif wrong is not None:
-                self._read.append((name, wrong))
 
     def _resolve(self) -> Place | None:
         """Merge the records that were read, and resolve all references anew.

@@ -1,7 +1,7 @@
 """WritableTreeSession: a complete pool session over any writable tree.
 
-The session changes existing volumes itself. For the rest it has an :class:`~astore.trees.opening.Opener`, a
-:class:`~astore.trees.creating.Creator` and :class:`~astore.trees.images.TreeImages`.
+Images are made and resized by :class:`~astore.trees.images.TreeImages`, and empty raw volumes by
+:class:`~astore.trees.batch_create.Makers`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from astore.backend import Context, Progress, QemuNode, VolumeFile
+from astore.backend import BackingFile, Context, Progress, QemuNode, VolumeFile
 from astore.cancellation import bounded, shielded, to_the_end
 from astore.errors import StorageError, printable
 from astore.images import ImageError
 from astore.images.formats import is_raw
-from astore.model import Snapshot, VolumeDef, VolumeInfo
-from astore.trees.creating import Creator
-from astore.trees.images import Grown, TreeImages
-from astore.trees.opening import Opener, open_locked, replaced
-from astore.trees.placing import found, remove_leftovers
+from astore.model import Snapshot, VolumeDef, VolumeInfo, VolumeType
+from astore.trees import space
+from astore.trees.batch_create import Makers
+from astore.trees.images import Grown, TreeImages, join_qemu
+from astore.trees.opening import NewVolume, Opener, open_locked
+from astore.trees.placing import HiddenFile, create_directory, found, remove_directory, remove_leftovers
 from astore.trees.resolver import Resolver
 from astore.trees.scanning import FileTreeSession, plain_record
-from astore.trees.space import Space
 from astore.trees.writable import WritableTree
-from astore.volume_io import copying, session_files, wiping
+from astore.volume_io import copying, qemu_img, session_files, wiping
 from astore.volume_io.blocking_file import TreeFile
-from astore.volume_io.headers import check_whole, examined, head_and_record
+from astore.volume_io.headers import check_whole, examined, head_and_record, unchanged_head
 from astore.volume_io.open_file import OpenFile
 from astore.volume_io.volume_names import checked_name
-from astore.volume_io.wording import worded
+from astore.volume_io.wording import replaced, worded
 
 
 class WritableTreeSession(FileTreeSession):
@@ -51,10 +51,9 @@ class WritableTreeSession(FileTreeSession):
         def current() -> WritableTree:
             return self.tree
 
-        self._space = Space(context, current)
         self.opener = Opener(context, current)
-        self._images = TreeImages(context, current, self.opener, self._space)
-        self._creator = Creator(context, current, self.opener, self._images, self._space)
+        self._images = TreeImages(self.opener)
+        self._makers = Makers(context.lane, current)
 
     async def aclose(self) -> None:
         """End all work on volumes, then close the tree."""
@@ -64,7 +63,7 @@ class WritableTreeSession(FileTreeSession):
     async def end_work(self) -> None:
         """Fail all work on volumes and remove unfinished ones, in bounded time. No work begins afterwards."""
         self.opener.files.over = True
-        await self._creator.aclose(session_files.CLOSING_SECONDS)
+        await self._makers.aclose(session_files.CLOSING_SECONDS)
         await self.opener.files.end()
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
@@ -94,7 +93,31 @@ class WritableTreeSession(FileTreeSession):
         :raises DefinitionError: there can be no such volume. VolumeExistsError: the name is taken.
             CommandError: qemu-img is missing, or failed. StorageError: the storage failed.
         """
-        return await self._creator.create(definition, prealloc_metadata=prealloc_metadata)
+        kind = definition.format or "raw"
+        if definition.type in (VolumeType.DIR, VolumeType.NETDIR) or kind == "dir":
+            return await self._create_directory(definition)
+        qemu_img.check_definition(definition)
+        capacity = qemu_img.needed_capacity(definition)
+        if kind == "raw" and not definition.allocation:  # a hole is made in a batch with others
+            with worded(definition.name, "create"):
+                checked_name(definition.name)
+                return await self._makers.make(definition, capacity)
+        async with self.opener.new_volume(definition) as new:
+            count = copying.Count(None, None)
+            with worded(definition.name, "create", count):
+                if kind == "raw":
+                    await new.truncate(capacity)
+                    await space.allocate(self.tree, new, 0, min(definition.allocation or 0, capacity), count)
+                else:
+                    await self._images.create(new, definition, capacity, prealloc_metadata, count)
+        return new.info
+
+    async def _create_directory(self, definition: VolumeDef) -> VolumeInfo:
+        tree, name = self.tree, checked_name(definition.name)
+        with worded(name, "create"):
+            return await to_the_end(
+                self.context.lane, create_directory, tree, definition, undo=lambda _: remove_directory(tree, name)
+            )
 
     async def copy_volume(
         self,
@@ -102,8 +125,7 @@ class WritableTreeSession(FileTreeSession):
         definition: VolumeDef,
         *,
         progress: Progress | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume with the bytes of another of this pool, sharing blocks if the storage can.
 
@@ -111,7 +133,18 @@ class WritableTreeSession(FileTreeSession):
 
         :raises: as for :meth:`create_volume`, and VolumeNotFoundError: the source does not exist.
         """
-        return await self._creator.copy(source, definition, progress=progress, backed=backed, backing=backing)
+        what = f"copy: volume {printable(source.name)!r}"
+        async with self.opener.new_volume(definition) as new, self.opener.volume(source) as old:
+            count = copying.Count(None, progress)
+            with worded(definition.name, "copy", count):
+                await old.run(unchanged_head, old.file, source, what)
+                if not is_raw(source.format):
+                    await join_qemu(old, source, write=False)
+                size = count.total = (await old.stat()).size
+                if not await copying.copy_within(old, new, size, count):
+                    await _copy(old, size, new, count)
+                await self._finish(new, source, definition, size, backing)
+        return new.info
 
     async def receive_volume(
         self,
@@ -121,13 +154,40 @@ class WritableTreeSession(FileTreeSession):
         *,
         progress: Progress | None = None,
         like: VolumeInfo | None = None,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Create a volume with the bytes of another pool's volume. Holes are kept."""
-        return await self._creator.receive(
-            source, size, definition, progress=progress, like=like, backed=backed, backing=backing
-        )
+        async with self.opener.new_volume(definition) as new:
+            count = copying.Count(size, progress)
+            with worded(definition.name, "copy", count):
+                await _copy(source, size, new, count)
+                await self._finish(new, like, definition, size, backing)
+        return new.info
+
+    async def _finish(
+        self,
+        new: NewVolume,
+        source: VolumeInfo | None,
+        definition: VolumeDef,
+        size: int,
+        backing: BackingFile | None,
+    ) -> None:
+        """Check a copy against its source, then give it its capacity and, if it is raw, its allocation.
+
+        :param source: the source's record. The copy includes data that the source's guest wrote meanwhile.
+        """
+        capacity = definition.capacity or 0
+        if is_raw(definition.format):
+            if capacity > size:
+                await new.truncate(capacity)
+            await space.allocate(self.tree, new, 0, min(definition.allocation or 0, max(capacity, size)))
+        else:
+            image = await new.run(_copied, self.tree, new.made, source, definition)
+            if capacity > image.capacity and image.format == "luks":
+                await new.truncate(capacity + image.physical - image.capacity)
+            elif capacity > image.capacity:
+                await self._images.resize(new, image, Grown(capacity, backing=backing))
+        await new.sync()  # a failed write-back is this copy's error, with the bytes done
 
     def qemu_node(
         self,
@@ -164,8 +224,7 @@ class WritableTreeSession(FileTreeSession):
         capacity: int,
         *,
         allocate: bool = False,
-        backed: int | None = None,
-        backing: QemuNode | None = None,
+        backing: BackingFile | None = None,
     ) -> VolumeInfo:
         """Make a volume larger or smaller; formats other than raw and luks by qemu-img.
 
@@ -185,7 +244,7 @@ class WritableTreeSession(FileTreeSession):
                 elif volume.format == "luks":  # its header has no length
                     await self._resize_raw(file, capacity + volume.physical - volume.capacity, allocate)
                 else:
-                    await self._images.resize(file, volume, Grown(capacity, allocate, backed, backing))
+                    await self._images.resize(file, volume, Grown(capacity, allocate, backing))
                 return await file.run(self._record, file.file, volume)
 
     def _record(self, file: TreeFile, volume: VolumeInfo) -> VolumeInfo:
@@ -199,7 +258,7 @@ class WritableTreeSession(FileTreeSession):
         try:
             await file.truncate(capacity)
             if allocate:
-                await self._space.take(file, size, capacity - size)
+                await space.allocate(self.tree, file, size, capacity - size)
             await file.sync()
         except BaseException:
             if capacity > size:  # not all of the space could be allocated: give all of it back
@@ -284,3 +343,19 @@ def _check_same(tree: WritableTree, volume: VolumeInfo) -> None:
         return
     if volume.inode and found != volume.inode:
         raise replaced(volume.name)
+
+
+async def _copy(source: VolumeFile, size: int, new: NewVolume, count: copying.Count) -> None:
+    await new.truncate(size)
+    await copying.copy_blocks(source, new, size, count)
+
+
+def _copied(tree: WritableTree, made: HiddenFile, source: VolumeInfo | None, definition: VolumeDef) -> VolumeInfo:
+    """Return the record of a hidden copy. Blocks. :raises StorageError: EAGAIN: it is not what its source was."""
+    what = f"copy {printable(definition.name)!r}"
+    _, image = examined(made.file, definition.name, tree.key(made.hidden), tree.file_type)
+    if source is not None:
+        head_and_record(made.file, image, source, what)
+    elif image.format != definition.format:
+        raise StorageError(f"{what}: its source changed meanwhile; refresh it first", errno=errno.EAGAIN)
+    return image

@@ -47,8 +47,7 @@ class WritableLocalTree(LocalTree, WritableTree):
 
     def open(self, name: str, *, write: bool = False) -> LocalFile:
         """Open a regular file or a block device; links are followed within the directory only (openat2(2), RESOLVE_BENEATH)."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             fd = _open_beneath(folder, name, (os.O_RDWR if write else os.O_RDONLY) | OPEN_FLAGS)
         try:
             mode = os.fstat(fd).st_mode
@@ -61,8 +60,7 @@ class WritableLocalTree(LocalTree, WritableTree):
 
     def create(self, name: str, mode: int = 0o600) -> LocalFile:
         """Create a regular file with this exact mode, regardless of the umask, and open it for writing."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | OPEN_FLAGS, mode, dir_fd=folder)
             file = LocalFile(fd, self.key(name))
             try:
@@ -76,22 +74,17 @@ class WritableLocalTree(LocalTree, WritableTree):
         return file
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
-        """Return an entry's attributes."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             return file_stat(os.stat(name, dir_fd=folder, follow_symlinks=follow))
 
     def link(self, file: Any, name: str) -> None:
         """Give an open file a second name, by its descriptor (proc(5), /proc/self/fd)."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=folder, follow_symlinks=True)
 
     def rename(self, old: str, new: str) -> None:
         """Give an entry another, unused name (renameat2(2), RENAME_NOREPLACE)."""
-        self._check_name(old)
-        self._check_name(new)
-        with self._held() as folder:
+        with self._held(old, new) as folder:
             number = _RENAMEAT2.get(platform.machine())
             if number is not None:
                 if _syscall(number, folder, os.fsencode(old), folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
@@ -102,15 +95,12 @@ class WritableLocalTree(LocalTree, WritableTree):
             _rename_without_kernel(folder, old, new)
 
     def unlink(self, name: str) -> None:
-        """Remove a file or a link."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             os.unlink(name, dir_fd=folder)
 
     def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
         """Create a directory with this exact mode, regardless of the umask."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             os.mkdir(name, 0o700, dir_fd=folder)  # a mode that lets it be opened; the real one follows
             made = os.stat(name, dir_fd=folder, follow_symlinks=False)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -130,22 +120,18 @@ class WritableLocalTree(LocalTree, WritableTree):
                 os.close(fd)
 
     def rmdir(self, name: str) -> None:
-        """Remove an empty directory."""
-        self._check_name(name)
-        with self._held() as folder:
+        with self._held(name) as folder:
             os.rmdir(name, dir_fd=folder)
 
     _noted = (-1, -1)  # the directory at which it was noted
 
     def note_folder(self) -> None:
-        """Note at the directory that its files may have notes."""
         with self._held() as folder:
             st = os.fstat(folder)
             if self._noted != (st.st_dev, st.st_ino) and note_format(folder, "yes"):
                 self._noted = (st.st_dev, st.st_ino)
 
     def sync_folder(self) -> None:
-        """Wait until created and removed names are safe."""
         try:
             with self._held() as folder:
                 os.fsync(folder)
@@ -163,12 +149,12 @@ class WritableLocalTree(LocalTree, WritableTree):
             self._order = folder.identity[0], ordered
         return ordered
 
-    def _held(self) -> _Held:
+    def _held(self, *names: str) -> _Held:
+        """Return the verified directory for a call about entries of these names. :raises OSError: EINVAL: no entry has one."""
+        for name in names:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise OSError(errno.EINVAL, "not the name of an entry", name)
         return _Held(self._current())
-
-    def _check_name(self, name: str) -> None:
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise OSError(errno.EINVAL, "not the name of an entry", name)
 
 
 def _rename_without_kernel(folder: int, old: str, new: str) -> None:

@@ -47,7 +47,7 @@ class Export:
         self._file = file
         self._stored = stored  # the file's own size
         self._head = bytearray(head)
-        self._on_bytes = on_bytes
+        self._on_bytes = on_bytes or (lambda count: None)
         self.size = size
         self.write = write
         self.end = stored
@@ -70,7 +70,7 @@ class Export:
         if offset < len(self._head):
             head = bytes(self._head[offset : offset + length])
             data = head + data[len(head) :]
-        self._tell(length)
+        self._on_bytes(length)
         return data if len(data) == length else data.ljust(length, b"\0")
 
     async def write_at(self, data: bytes | bytearray, offset: int) -> None:
@@ -78,15 +78,15 @@ class Export:
         length = len(data)
         self._check(offset, length, most=LARGEST, write=True)
         self._stored = max(self._stored, offset + length)
-        self._reach(offset + length)
+        self.end = max(self.end, offset + length)
         self._note_head(data, offset)
         await self._asked(self._file.pwrite(data, offset))
-        self._tell(length)
+        self._on_bytes(length)
 
     async def zero(self, offset: int, length: int, *, hole: bool) -> None:
         """Write zeros to a range; with ``hole``, by a hole if possible."""
         self._check(offset, length, write=True)
-        self._reach(offset + length)
+        self.end = max(self.end, offset + length)
         self._note_head(bytes(max(0, min(length, len(self._head) - offset))), offset)
         until = offset + length if not hole else min(offset + length, self._stored)
         if until <= offset:
@@ -152,13 +152,6 @@ class Export:
     def _note(self, error: OSError) -> None:
         if self.error is None:
             self.error = error
-
-    def _reach(self, end: int) -> None:
-        self.end = max(self.end, end)
-
-    def _tell(self, count: int) -> None:
-        if self._on_bytes is not None:
-            self._on_bytes(count)
 
     def _check(self, offset: int, length: int, *, most: int | None = None, write: bool = False) -> None:
         if write and not self.write:

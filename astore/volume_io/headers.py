@@ -66,21 +66,7 @@ def record_of(
         )
     capacity = max(size - image.before, 0) if image.capacity is None else image.capacity
     return VolumeInfo(
-        name,
-        type,
-        key,
-        key,
-        capacity,
-        blocks * 512,
-        size,
-        image.format,
-        mode,
-        uid,
-        gid,
-        inode,
-        atime,
-        mtime,
-        ctime,
+        *(name, type, key, key, capacity, blocks * 512, size, image.format, mode, uid, gid, inode, atime, mtime, ctime),
         located(image.references, key) if image.references else (),
         image.compat,
         image.features,

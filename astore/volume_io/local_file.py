@@ -54,12 +54,10 @@ class LocalFile(TreeFile):
         return self._fd
 
     def stat(self) -> FileStat:
-        """Return the file's attributes."""
         found = file_stat(os.fstat(self.fileno()))
         return found.sized(os.lseek(self.fileno(), 0, os.SEEK_END)) if stat.S_ISBLK(found.mode) else found
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
         fd = self.fileno()
         data = os.pread(fd, length, offset)
         if not data or len(data) == length:
@@ -72,7 +70,6 @@ class LocalFile(TreeFile):
         return b"".join(parts)
 
     def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the file; return their number."""
         fd = self.fileno()
         done = os.preadv(fd, [buffer], offset)
         if 0 < done < len(buffer):
@@ -82,7 +79,6 @@ class LocalFile(TreeFile):
         return done
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``."""
         fd = self.fileno()
         done = os.pwrite(fd, data, offset)
         length = data.nbytes if isinstance(data, memoryview) else len(data)
@@ -95,23 +91,19 @@ class LocalFile(TreeFile):
                 done += count
 
     def truncate(self, length: int) -> None:
-        """Set the file's size."""
         os.ftruncate(self.fileno(), length)
 
     def allocate(self, offset: int, length: int) -> None:
-        """Allocate space for a range."""
         if length > 0:
             os.posix_fallocate(self.fileno(), offset, length)
 
     def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole; the size stays."""
         if length <= 0:
             return
         if libc().fallocate(self.fileno(), _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
             raise last_failure(self.path)
 
     def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is none."""
         try:
             return os.lseek(self.fileno(), offset, os.SEEK_DATA)
         except OSError as error:
@@ -120,7 +112,6 @@ class LocalFile(TreeFile):
             raise
 
     def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
         try:
             return os.lseek(self.fileno(), offset, os.SEEK_HOLE)
         except OSError as error:
@@ -151,11 +142,9 @@ class LocalFile(TreeFile):
         return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
 
     def noted_format(self) -> str | None:
-        """Return the format that is noted at the file."""
         return noted_format(self.fileno())
 
     def note_format(self, format: str | None) -> bool:
-        """Note the format that the file was made in, or remove the note (None)."""
         return note_format(self.fileno(), format)
 
     def begin_as_qemu(self, *, write: bool) -> bool:
@@ -181,15 +170,12 @@ class LocalFile(TreeFile):
         return True
 
     def chmod(self, mode: int) -> None:
-        """Set the permission bits."""
         os.fchmod(self.fileno(), mode)
 
     def chown(self, uid: int = -1, gid: int = -1) -> None:
-        """Set owner and group."""
         os.fchown(self.fileno(), uid, gid)
 
     def sync(self) -> None:
-        """Wait until written data is safe."""
         os.fsync(self.fileno())
 
     def lock(self) -> bool:
@@ -206,7 +192,6 @@ class LocalFile(TreeFile):
         return True
 
     def close(self) -> None:
-        """Close the file."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if self._locked:

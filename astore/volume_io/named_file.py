@@ -6,7 +6,7 @@ import errno
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from astore.backend import Filled, Take, VolumeFile
+from astore.backend import Filled, ReadsBlocks, Take, VolumeFile
 from astore.errors import StorageError, printable, reason
 from astore.model import FileStat
 from astore.volume_io.downloads import read_blocks
@@ -14,8 +14,8 @@ from astore.volume_io.downloads import read_blocks
 T = TypeVar("T")
 
 
-class NamedFile:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
+class NamedFile(VolumeFile, ReadsBlocks):
+    """A volume opened for random access. Calls may run concurrently.
 
     Every call raises StorageError with an errno if the storage fails, and LaneTimeoutError if it does not answer.
     """
@@ -31,50 +31,37 @@ class NamedFile:
 
     @property
     def in_flight(self) -> int:
-        """How many calls should run at once for bulk data."""
         return self._file.in_flight
 
     async def stat(self) -> FileStat:
-        """Return the volume's attributes."""
         return await self._named(self._file.stat())
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
         return await self._named(self._file.pread(length, offset))
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number.
-
-        After a cancellation a thread may go on to fill the buffer until it lets go of it.
-        """
         if isinstance(buffer, memoryview) and (buffer.format != "B" or buffer.ndim != 1):
             buffer = buffer.cast("B")
         return await self._named(self._file.preadinto(buffer, offset))
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after another; see :func:`astore.volume_io.downloads.read_blocks`."""
         await self._named(read_blocks(self._file, take, filled))
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
         self._check_write()
         await self._named(self._file.pwrite(data, offset))
 
     async def truncate(self, length: int) -> None:
-        """Set the size of the file; what it gains is a hole."""
         self._check_write()
         await self._named(self._file.truncate(length))
 
     async def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
         return await self._named(self._file.seek_data(offset))
 
     async def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the volume counts as one."""
         return await self._named(self._file.seek_hole(offset))
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole and keep the size."""
         self._check_write()
         await self._named(self._file.punch(offset, length))
 
@@ -85,7 +72,6 @@ class NamedFile:
         return False if note is None else await self._named(note(format))
 
     async def sync(self) -> None:
-        """Wait until written data is safe."""
         await self._named(self._file.sync())
 
     def _check_write(self) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import anyio
 
-from astore.backend import Filled, Lane, Take
+from astore.backend import Filled, Lane, ReadsBlocks, Take, VolumeFile
 from astore.cancellation import SYNC_SECONDS, in_a_thread
 from astore.model import FileStat
 from astore.volume_io.blocking_file import TreeFile
@@ -22,16 +22,18 @@ CLOSE_SECONDS = 2.0
 """Seconds that closing may block its caller; a file that hangs is closed by the thread that hangs in it."""
 
 
-class OpenFile:
-    """A volume opened for random access; see :class:`astore.backend.VolumeFile`. Calls may run concurrently.
+class OpenFile(VolumeFile, ReadsBlocks):
+    """A volume opened for random access. Calls may run concurrently.
 
     A cancelled call goes on in its thread. The thread of the last call closes the file, so that a descriptor's number is
     never given to another file while a call uses it.
+
+    :ivar lane: the lane whose threads make its calls. :ivar file: the file itself, for blocking calls through :meth:`run`.
     """
 
     def __init__(self, lane: Lane, file: TreeFile, note_folder: Callable[[], object] | None = None) -> None:
-        self._lane = lane
-        self._file = file
+        self.lane = lane
+        self.file = file
         self._note_folder = note_folder
         self._lock = threading.Lock()
         self._users = 0
@@ -41,25 +43,14 @@ class OpenFile:
 
     @property
     def in_flight(self) -> int:
-        """How many calls should run at once for bulk data."""
-        return self._file.in_flight
-
-    @property
-    def lane(self) -> Lane:
-        """The lane whose threads make its calls."""
-        return self._lane
-
-    @property
-    def file(self) -> TreeFile:
-        """The file itself, for blocking calls through :meth:`run`."""
-        return self._file
+        return self.file.in_flight
 
     async def run(self, func: Callable[..., T], *args: object, timeout: float | None = None) -> T:
         """Call ``func(*args)``, which uses the file, on a thread of the lane.
 
         :param timeout: seconds; None is the lane's deadline.
         """
-        return await self._lane.run(self.guarded, func, *args, timeout=timeout)
+        return await self.lane.run(self.guarded, func, *args, timeout=timeout)
 
     def guarded(self, func: Callable[..., T], *args: object) -> T:
         """Call ``func(*args)`` on this thread; the file stays open meanwhile."""
@@ -81,58 +72,45 @@ class OpenFile:
                         self._told()
 
     async def stat(self) -> FileStat:
-        """Return the file's attributes."""
-        return await self.run(self._file.stat)
+        return await self.run(self.file.stat)
 
     async def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the volume."""
-        return await self.run(self._file.pread, length, offset)
+        return await self.run(self.file.pread, length, offset)
 
     async def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``, with fewer bytes only at the end of the volume; return their number.
-
-        After a cancellation a thread may go on to fill the buffer until it lets go of it.
-        """
-        return await self.run(self._file.preadinto, buffer, offset)
+        return await self.run(self.file.preadinto, buffer, offset)
 
     async def read_blocks(self, take: Take, filled: Filled) -> None:
-        """Fill buffers one after another, on one thread; see :func:`astore.volume_io.downloads.read_blocks`."""
-        await self.run(_read_blocks, self._file, take, filled)
+        await self.run(_read_blocks, self.file, take, filled)
 
     async def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; ``data`` must not change before this returns."""
-        await self.run(self._file.pwrite, data, offset)
+        await self.run(self.file.pwrite, data, offset)
 
     async def truncate(self, length: int) -> None:
-        """Set the size of the file; what it gains is a hole."""
-        await self.run(self._file.truncate, length)
+        await self.run(self.file.truncate, length)
 
     async def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole."""
-        await self.run(self._file.punch, offset, length)
+        await self.run(self.file.punch, offset, length)
 
     async def seek_data(self, offset: int) -> int | None:
-        """Return the first offset with data, from ``offset`` on; None: there is only a hole up to the end."""
-        return await self.run(self._file.seek_data, offset)
+        return await self.run(self.file.seek_data, offset)
 
     async def seek_hole(self, offset: int) -> int:
-        """Return the first offset in a hole, from ``offset`` on; the end of the file counts as one."""
-        return await self.run(self._file.seek_hole, offset)
+        return await self.run(self.file.seek_hole, offset)
 
     async def note_format(self, format: str | None) -> bool:
         """Note the format that the volume was made in, or remove the note (None); False: this storage keeps no notes."""
         return await self.run(self._note_format, format)
 
     def _note_format(self, format: str | None) -> bool:
-        if not self._file.note_format(format):
+        if not self.file.note_format(format):
             return False
         if format is not None and self._note_folder is not None:
             self._note_folder()
         return True
 
     async def sync(self) -> None:
-        """Wait until written data is safe."""
-        await self.run(self._file.sync, timeout=SYNC_SECONDS)
+        await self.run(self.file.sync, timeout=SYNC_SECONDS)
 
     async def aclose(self) -> None:
         """Close the file after its last call. The wait for that is bounded. May be called twice; shield it.
@@ -150,7 +128,7 @@ class OpenFile:
                 self._told = lambda: loop.call_soon_threadsafe(closed.set)
         try:
             with anyio.move_on_after(CLOSE_SECONDS), contextlib.suppress(TimeoutError):
-                await (self._lane.run(self._close_once) if idle else closed.wait())
+                await (self.lane.run(self._close_once) if idle else closed.wait())
         finally:
             if idle and not self._closed:  # the lane has no free thread: close it on an own one
                 in_a_thread(self._close_once)
@@ -164,7 +142,7 @@ class OpenFile:
 
     def _close(self) -> None:
         """Close the file. Blocks."""
-        self._file.close()
+        self.file.close()
 
 
 def _read_blocks(file: TreeFile, take: Take, filled: Filled) -> None:

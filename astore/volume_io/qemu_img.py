@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar, cast
 
 from astore.backend import CommandResult, Lane, Limits, QemuNode
@@ -183,28 +184,20 @@ class _OwnThread:
 
     async def run(self, func: Callable[[], T], *, timeout: float) -> T:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def deliver(result: T | None, error: Exception | None) -> None:
-            if future.done():  # it was cancelled
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(cast(T, result))
+        ended = asyncio.Event()
+        done: Future[T] = Future()
 
         def work() -> None:
-            result: T | None = None
-            failure: Exception | None = None
             try:
-                result = func()
+                done.set_result(func())
             except Exception as error:
-                failure = error
+                done.set_exception(error)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(deliver, result, failure)
+                loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(target=work, name="astore-program", daemon=True).start()
-        return await future
+        await ended.wait()
+        return done.result()
 
 
 def is_served(node: QemuNode | None) -> bool:

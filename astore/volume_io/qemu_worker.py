@@ -12,8 +12,9 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
-from astore.backend import CommandResult, Context, QemuNode
+from astore.backend import BackingFile, CommandResult, Context, QemuNode
 from astore.cancellation import cleaned_up, to_the_end
 from astore.errors import CommandError, DefinitionError, StorageError
 from astore.images import formats
@@ -93,22 +94,22 @@ class QemuWorker:
             await cleaned_up(lane, lambda: os.close(descriptor))
 
     @contextlib.asynccontextmanager
-    async def shim(self, backing: QemuNode | None, capacity: int) -> AsyncIterator[QemuNode | None]:
+    async def shim(self, backing: BackingFile | None) -> AsyncIterator[QemuNode | None]:
         """Yield a backing node for an image whose header keeps the backing file's name.
 
         QEMU confuses a node with that name unless the node has a file name of its own. So it gets an empty, temporary
         image that is backed by the node.
         """
-        if backing is None:
+        if backing is None or backing.node is None:
             yield None
             return
-        name = qemu_img.filename(backing)
+        name = qemu_img.filename(backing.node)
         if len(name.encode()) > qemu_img.LONGEST_NAME:
             raise StorageError("its backing chain is too long for a resize", errno=errno.EOPNOTSUPP)
         async with private_folder(self._context) as folder:
             path = f"{folder}/backing.qcow2"
-            create = ["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", backing["driver"], path, str(capacity)]
-            await self.run(create, "resizing a backed volume")
+            create = ["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", backing.node["driver"]]
+            await self.run([*create, path, str(backing.capacity)], "resizing a backed volume")
             yield {"driver": "qcow2", "file": qemu_img.file_node(path)}
 
     # ------------------------------------------------------------------------------------------------- operations
@@ -142,18 +143,14 @@ class QemuWorker:
         :param stored: bytes that the source takes in its files. :param export: the export behind ``storage``, if any.
         """
         kind = definition.format or "raw"
-        nodes = (source, storage, backing or {})
-
-        async def run(arguments: list[str]) -> None:
-            await self.run(
-                arguments,
-                f"converting from {source['driver']} to {kind}",
-                nodes=nodes,
-                stored=stored,
-                export=export,
-                timeout=qemu_img.CONVERT_SECONDS,
-            )
-
+        run = partial(
+            self.run,
+            operation=f"converting from {source['driver']} to {kind}",
+            nodes=(source, storage, backing or {}),
+            stored=stored,
+            export=export,
+            timeout=qemu_img.CONVERT_SECONDS,
+        )
         thin = backing is not None
         if definition.backing is not None and backing is None:
             # a backing node of unknown data, so that qemu-img leaves nothing to the real backing file

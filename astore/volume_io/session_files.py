@@ -5,21 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 import anyio
 
+from astore.cancellation import bounded, shielded
 from astore.errors import StorageError
+from astore.volume_io.wording import worded
 
 CLOSING_SECONDS = 1.0
 """Seconds that the end of a session waits for calls on its volumes."""
+
+LOCK_TRIES = 10
+"""How many times a volume's lock is tried, LOCK_PAUSE apart, before it counts as busy."""
+
+LOCK_PAUSE = 0.02
+"""Seconds. A network may be slow to report that the last writer has gone."""
 
 
 class Closes(Protocol):
     """An open volume, which can be closed while calls are running."""
 
     async def aclose(self) -> None: ...
+
+
+class Unfinished(Closes, Protocol):
+    """A new, open volume. Closing it before it is ``placed`` removes it."""
+
+    placed: bool
+
+    async def place(self) -> None:
+        """Give it its name and close it. :raises OSError: EEXIST: the name was taken meanwhile."""
+
+    async def remove(self) -> None:
+        """Remove it although it is placed."""
 
 
 def stopped() -> StorageError:
@@ -37,18 +57,45 @@ class SessionFiles:
         self.over = False
         self._files: set[Closes] = set()
 
-    @contextlib.contextmanager
-    def keeping(self, file: Closes) -> Iterator[None]:
-        """Close the file if the session ends inside the block. :raises StorageError: EBADF: the session has ended."""
+    @contextlib.asynccontextmanager
+    async def using(self, file: Closes, name: str) -> AsyncIterator[None]:
+        """Close an open volume at the end of the block, or when the session ends. :param name: the volume's."""
+        async with self._kept(file):
+            yield
+        with worded(name, "close"):
+            await shielded(file.aclose())
+
+    @contextlib.asynccontextmanager
+    async def making(self, new: Unfinished, name: str) -> AsyncIterator[None]:
+        """Place a new volume at the end of the block; remove it if the block fails or the session ends.
+
+        :param name: the volume's.
+        """
+        try:
+            async with self._kept(new):
+                yield
+                with worded(name, "create"):
+                    await new.place()
+                self._check()  # the session may have ended, and closed and removed it, just now
+        except BaseException:
+            if new.placed:  # closing no longer removes it
+                await shielded(bounded(new.remove()))
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, file: Closes) -> AsyncIterator[None]:
         self._files.add(file)
         try:
-            self.check()
+            self._check()
             yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await shielded(file.aclose())
+            raise
         finally:
             self._files.discard(file)
 
-    def check(self) -> None:
-        """Check that the session goes on. :raises StorageError: EBADF: it has ended."""
+    def _check(self) -> None:
         if self.over:
             raise stopped()
 

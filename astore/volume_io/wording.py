@@ -1,4 +1,4 @@
-"""Translate errors of the storage into astore's."""
+"""Make the errors of work on volumes: those of the storage in astore's terms, and those that all sessions have."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from astore.errors import (
     PoolInaccessibleError,
     StorageError,
     TransferError,
+    VolumeBusyError,
     VolumeExistsError,
     VolumeNotFoundError,
     from_os_error,
     printable,
     reason,
 )
+from astore.model import EntryError, VolumeInfo
 from astore.volume_io.copying import Count
 
 _PASSED_ON = (TransferError, VolumeExistsError, PoolInaccessibleError)
@@ -53,3 +55,24 @@ def worded(name: str, operation: str, count: Count | None = None, other: str | N
                 f"{what}: {reason(plain)}, after {count.done} bytes", errno=error.errno, done=count.done
             ) from error
         raise from_os_error(plain, what) from error
+
+
+def existing(entry: VolumeInfo | EntryError | None, name: str) -> VolumeInfo:
+    """Return the record of an entry that must exist. :raises OSError: it does not (ENOENT), or cannot be read."""
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, "it is not there any more", name)
+    if isinstance(entry, EntryError):
+        raise OSError(entry.errno or errno.EIO, entry.message, printable(name))
+    return entry
+
+
+def replaced(name: str, by: str = "file") -> StorageError:
+    """Return the error for a volume whose name leads to another file or volume than its record says."""
+    return StorageError(
+        f"volume {printable(name)!r} was replaced by another {by}; refresh it first", errno=errno.EAGAIN
+    )
+
+
+def being_written(name: str) -> VolumeBusyError:
+    """Return the error for a volume that another writer has locked."""
+    return VolumeBusyError(f"volume {name!r} is being written by somebody else", operation="write")

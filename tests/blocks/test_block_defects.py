@@ -15,7 +15,7 @@ from astore import logs
 from astore.backend import Context
 from astore.blocks import Block, BlockVolume, block_session
 from astore.blocks.calls import Calls
-from astore.blocks.session import MakingSession
+from astore.blocks.creating import MakingSession
 from astore.commands import LaneCommandRunner
 from astore.errors import StorageError
 from astore.lanes import Lanes

@@ -13,23 +13,9 @@ from astore.model import Host, PoolDef, Source, Target
 from astore.testing.conformance import BackendConformance, FolderSource
 from astore.testing.conformance.source import EVERYTHING
 from beds import fuse
-from beds.gluster import GlusterBed
+from beds.gluster import UNCACHED, GlusterBed
 
 VOLUME = "netfs-conformance"
-
-UNCACHED = {
-    f"performance.{name}": "off"
-    for name in (
-        "stat-prefetch",
-        "quick-read",
-        "io-cache",
-        "read-ahead",
-        "readdir-ahead",
-        "open-behind",
-        "write-behind",
-    )
-}
-"""Volume options with which a client asks the brick each time."""
 
 UNCACHED_BY_FUSE = ("attribute-timeout=0", "entry-timeout=0", "negative-timeout=0")
 """Mount options with which the kernel asks the client each time."""

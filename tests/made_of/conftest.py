@@ -14,21 +14,9 @@ from made_of.places import Place
 from astore.manager import Manager
 from astore.model import Host, PoolDef, Source, Target
 from beds import fuse
-from beds.gluster import GlusterBed
+from beds.gluster import UNCACHED, GlusterBed
 
 VOLUME = "made-of"
-UNCACHED = {
-    f"performance.{name}": "off"
-    for name in (
-        "stat-prefetch",
-        "quick-read",
-        "io-cache",
-        "read-ahead",
-        "readdir-ahead",
-        "open-behind",
-        "write-behind",
-    )
-}
 NO_CACHE = ("--attribute-timeout=0", "--entry-timeout=0")
 
 _numbers = itertools.count(1)

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,6 @@ IN_A_WORLD = 30
 AT_ONCE = 4
 WORLDS = max(1, COUNT // IN_A_WORLD)
 LEAST_CONVERTED = 0.3
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where astore makes its temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
-    """A Manager with the installed backends."""
-    async with Manager(tmp_path / "state") as manager:
-        yield manager
 
 
 def contents(root: Path) -> dict[str, tuple[int, int, int]]:

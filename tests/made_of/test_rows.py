@@ -18,6 +18,7 @@ from astore.images import formats
 from astore.manager import Manager
 from astore.model import BackingStore, Host, PoolDef, Source, Target, VolumeDef
 from astore.pools.pool import Pool
+from astore.pools.volume import Volume
 
 pytestmark = pytest.mark.qemu
 
@@ -288,13 +289,7 @@ async def test_nothing_is_opened_to_resize(place: Place, kind: str) -> None:
 @everywhere
 async def test_made_raw_below_an_image(place: Place) -> None:
     """10: An overlay over a volume that was made raw says that it is raw, and one that does not say so is refused."""
-    await place.raw("other", SECRET)
-    header = await _header(place, "other")
-    await place.pool.create_volume(VolumeDef("g.raw", capacity=MIB))
-    await asyncio.to_thread(_overwrite, place.folder / "g.raw", header)
-    volume = await place.volume("g.raw")
-    if volume.info.made != "raw":
-        assert place.kind != "dir"  # the brick keeps no notes
+    if await _raw_like_an_image(place) is None:
         return
     backed = VolumeDef("over.qcow2", format="qcow2", backing=BackingStore(path="g.raw"))
     over = await place.pool.create_volume(backed)
@@ -314,13 +309,8 @@ async def test_made_raw_below_an_image(place: Place) -> None:
 @everywhere
 async def test_format_that_is_said(place: Place) -> None:
     """10: Somebody who says that a volume that was made raw is what it looks like is believed."""
-    await place.raw("other", SECRET)
-    header = await _header(place, "other")
-    await place.pool.create_volume(VolumeDef("g.raw", capacity=MIB))
-    await asyncio.to_thread(_overwrite, place.folder / "g.raw", header)
-    volume = await place.volume("g.raw")
-    if volume.info.made != "raw":
-        assert place.kind != "dir"  # the brick keeps no notes
+    volume = await _raw_like_an_image(place)
+    if volume is None:
         return
     assert (await volume.set_format("qcow2")).format == "qcow2"
     assert (await place.disk(volume))[: len(SECRET)] == SECRET
@@ -542,6 +532,19 @@ def _overwrite(path: Path, data: bytes, at: int = 0) -> None:
     with open(path, "r+b") as file:
         file.seek(at)
         file.write(data)
+
+
+async def _raw_like_an_image(place: Place) -> Volume | None:
+    """A volume that was made raw and has an image's bytes; None if the pool's storage keeps no notes of that."""
+    await place.raw("other", SECRET)
+    header = await _header(place, "other")
+    await place.pool.create_volume(VolumeDef("g.raw", capacity=MIB))
+    await asyncio.to_thread(_overwrite, place.folder / "g.raw", header)
+    volume = await place.volume("g.raw")
+    if volume.info.made == "raw":
+        return volume
+    assert place.kind != "dir"  # the brick keeps no notes
+    return None
 
 
 async def _header(place: Place, backing: str) -> bytes:

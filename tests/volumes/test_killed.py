@@ -55,8 +55,9 @@ asyncio.run(main(*sys.argv[1:]))
 MAKER = """
 import sys
 from astore.trees.writable_local import WritableLocalTree
+from astore.model import VolumeDef
 from astore.trees.placing import begin
-made = begin(WritableLocalTree(sys.argv[1]), "a", None)
+made = begin(WritableLocalTree(sys.argv[1]), VolumeDef("a"))
 print(made.hidden, flush=True)
 sys.stdin.read()
 """

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from leaks import open_files
 
+from astore.model import VolumeDef
 from astore.trees import writable_local as local
 from astore.trees.placing import begin, found, remove_leftovers
 from astore.trees.writable_local import WritableLocalTree
@@ -418,10 +419,10 @@ def test_folder_is_held_by_the_call(folder: Path) -> None:
 
 def test_leftovers(tree: WritableLocalTree, folder: Path) -> None:
     """Leftovers are files of that name that nobody has locked; whatever else has such a name stays."""
-    made = begin(tree, "a", None)
+    made = begin(tree, VolumeDef("a"))
     (folder / "there").symlink_to("nowhere")
     with pytest.raises(FileExistsError):
-        begin(tree, "there", None)
+        begin(tree, VolumeDef("there"))
     (folder / ".astore-1.tmp").write_bytes(b"x")
     (folder / ".astore-2").write_bytes(b"x")
     (folder / ".astore-3.tmp").mkdir()
@@ -440,7 +441,7 @@ def test_leftovers(tree: WritableLocalTree, folder: Path) -> None:
 
 def test_remove_is_careful(tree: WritableLocalTree, folder: Path) -> None:
     """What is taken back is the very file that was placed, and never one that somebody else put there."""
-    made = begin(tree, "a", None)
+    made = begin(tree, VolumeDef("a"))
     made.place()
     os.rename(folder / "a", folder / "kept")
     (folder / "a").write_bytes(b"somebody else's")

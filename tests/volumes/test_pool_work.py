@@ -59,9 +59,7 @@ class OddSession(FakeSession):
             raise self.error
         yield OddFile()
 
-    async def receive_volume(
-        self, source: Any, size: int, definition: VolumeDef, *, progress: Any = None
-    ) -> VolumeInfo:
+    async def receive_volume(self, source: Any, size: int, definition: VolumeDef, **_: Any) -> VolumeInfo:
         assert size == 5
         return volume(definition.name)
 

@@ -240,7 +240,7 @@ async def test_session_that_ends_first(folder: Path, context: Context) -> None:
     before = open_files()
 
     async def close_inside(make: bool) -> None:
-        async with session.opener.new_volume("b") if make else session.open_volume(info, write=True) as file:
+        async with session.opener.new_volume(VolumeDef("b")) if make else session.open_volume(info, write=True) as file:
             await session.aclose()
             await file.stat()
 
@@ -249,13 +249,13 @@ async def test_session_that_ends_first(folder: Path, context: Context) -> None:
             await close_inside(make)
         assert os.listdir(folder) == ["a"]
         with pytest.raises(OSError):
-            async with session.opener.new_volume("c"):
+            async with session.opener.new_volume(VolumeDef("c")):
                 raise AssertionError("the session is closed")
         tree = await asyncio.to_thread(WritableLocalTree, str(folder))
         session = WritableTreeSession(tree, context)
 
     async def close_at_the_end() -> None:
-        async with session.opener.new_volume("d") as new:
+        async with session.opener.new_volume(VolumeDef("d")) as new:
             place = new.made.place
 
             def place_and_end() -> object:

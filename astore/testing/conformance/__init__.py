@@ -27,7 +27,7 @@ pytest.register_assert_rewrite(
         f"{__name__}.{part}"
         for part in (
             *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing", "naming"),
-            *("streams", "volumes", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
+            *("streams", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
             *("volumes_written_by_two", "volumes_cancelled"),
         )
     )
@@ -47,7 +47,12 @@ from astore.testing.conformance.source import (  # noqa: E402
     MovableFolder,
     SourceUnderTest,
 )
-from astore.testing.conformance.volumes import VolumeChecks  # noqa: E402
+from astore.testing.conformance.volumes_cancelled import CancelledWorkChecks  # noqa: E402
+from astore.testing.conformance.volumes_changed import ChangedVolumeChecks  # noqa: E402
+from astore.testing.conformance.volumes_copied import CopiedVolumeChecks  # noqa: E402
+from astore.testing.conformance.volumes_made import MadeVolumeChecks  # noqa: E402
+from astore.testing.conformance.volumes_streamed import StreamedVolumeChecks  # noqa: E402
+from astore.testing.conformance.volumes_written_by_two import TwoWriterChecks  # noqa: E402
 
 
 class BackendConformance(
@@ -58,7 +63,12 @@ class BackendConformance(
     CancellationChecks,
     SharingChecks,
     NamingChecks,
-    VolumeChecks,
+    MadeVolumeChecks,
+    StreamedVolumeChecks,
+    CopiedVolumeChecks,
+    ChangedVolumeChecks,
+    TwoWriterChecks,
+    CancelledWorkChecks,
     ConformanceBase,
 ):
     """All tests. A subclass gives :attr:`source_class` and :meth:`make_source`."""

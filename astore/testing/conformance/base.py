@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import msgspec
 import pytest
@@ -128,6 +128,20 @@ async def start_with(pool: Pool, source: SourceUnderTest, files: dict[str, bytes
     await source.put_all(files)
     await source.settle()
     await pool.start()
+
+
+async def another(manager: Manager, new_source: NewSource) -> tuple[Pool, SourceUnderTest]:
+    """Start another pool on a source of its own."""
+    source = await new_source()
+    pool = await manager.define(source.definition)
+    await pool.start()
+    return pool, source
+
+
+def require(source: SourceUnderTest, ability: str) -> None:
+    """Skip the test if the source lacks this ability."""
+    if ability not in source.can:
+        pytest.skip(f"the source lacks this: {ability}")
 
 
 async def start_able(pool: Pool, *operations: str) -> None:
@@ -247,13 +261,12 @@ async def cancel_everywhere(
 # --------------------------------------------------------------------------------------------------------- counts
 
 
-class Census:
+class Census(NamedTuple):
     """The number of threads, descriptors and tasks, counted by :meth:`taken`; see :func:`assert_no_growth`."""
 
-    def __init__(self, threads: int, files: Counter[str], tasks: int) -> None:
-        self.threads = threads
-        self.files = files
-        self.tasks = tasks
+    threads: int
+    files: Counter[str]
+    tasks: int
 
     @classmethod
     async def taken(cls) -> Census:

@@ -27,6 +27,7 @@ from astore.testing.conformance.base import (
     cancel_when,
     falsified,
     opened,
+    require,
 )
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
 
@@ -56,8 +57,7 @@ class ContractChecks(ConformanceBase):
     async def test_check_is_pure(self, backend: Backend, source: SourceUnderTest) -> None:
         """A definition is checked without asking the source, which need not answer."""
         checked = backend.check(source.definition)
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         async with broken(source):
             assert backend.check(source.definition) == checked
             assert backend.source_key(checked) == backend.source_key(checked)

@@ -24,7 +24,7 @@ from astore.events import PoolBuilt, PoolDeleted, PoolEvent
 from astore.manager import Manager
 from astore.model import Permissions, PoolDef, PoolState
 from astore.pools.pool import Pool
-from astore.testing.conformance.base import ConformanceBase, NewSource, broken, start_with
+from astore.testing.conformance.base import ConformanceBase, NewSource, broken, require, start_with
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw, renamed
 
 
@@ -193,8 +193,7 @@ class LifecycleChecks(ConformanceBase):
 
     async def test_start_without_an_answer(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
         """A pool whose source does not answer stays inactive with an error, and starts once the source answers."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         async with broken(source):
             with pytest.raises((OSError, AstoreError)) as caught:
                 await pool.start()
@@ -210,8 +209,7 @@ class LifecycleChecks(ConformanceBase):
 
     async def test_create_without_an_answer(self, manager: Manager, source: SourceUnderTest) -> None:
         """A transient pool that cannot be started leaves nothing."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         async with broken(source):
             with pytest.raises((OSError, AstoreError)):
                 await manager.create(source.definition)
@@ -264,8 +262,7 @@ class LifecycleChecks(ConformanceBase):
 
     async def test_forced_stop_without_an_answer(self, pool: Pool, source: SourceUnderTest) -> None:
         """Stopping by force also stops a pool whose source does not answer."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         await start_with(pool, source, {"a.img": raw()})
         async with broken(source):
             await pool.stop(force=True)

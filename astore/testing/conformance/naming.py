@@ -12,7 +12,7 @@ from astore.errors import UnsupportedOperationError
 from astore.manager import Manager
 from astore.model import VolumeType
 from astore.pools.pool import Pool
-from astore.testing.conformance.base import ConformanceBase, NewSource, broken, start_with
+from astore.testing.conformance.base import ConformanceBase, NewSource, broken, require, start_with
 from astore.testing.conformance.records import ODD_NAMES
 from astore.testing.conformance.source import BREAK, IMAGES, SourceUnderTest, qcow2, raw
 
@@ -79,8 +79,7 @@ class NamingChecks(ConformanceBase):
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
         """A volume that a header in another pool names by its key is in the chain, and protected."""
-        if IMAGES not in source.can:
-            pytest.skip("this storage has no images")
+        require(source, IMAGES)
         await start_with(pool, source, {"base.img": raw()})
         base = pool.volume("base.img")
         other_source = await new_source()
@@ -93,8 +92,7 @@ class NamingChecks(ConformanceBase):
 
     async def test_named_without_an_answer(self, pool: Pool, source: SourceUnderTest) -> None:
         """A volume's names come from its record, even if the source does not answer."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         await start_with(pool, source, {"a.img": raw()})
         if _nobody_else_reaches(pool):
             pytest.skip("nobody but this process reaches this storage")

@@ -12,7 +12,7 @@ import pytest
 from astore.manager import Manager
 from astore.model import PoolState, VolumeDef, VolumeInfo, VolumeType
 from astore.pools.pool import Pool
-from astore.testing.conformance.base import ConformanceBase, NewSource, start_with
+from astore.testing.conformance.base import ConformanceBase, NewSource, require, start_with
 from astore.testing.conformance.source import (
     BYTES,
     CONTROL,
@@ -183,8 +183,7 @@ class RecordChecks(ConformanceBase):
 
     async def test_backing_file(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
         """A backing file's name is told as the header has it, and leads to the volume beside."""
-        if IMAGES not in source.can:
-            pytest.skip("this source has no images")
+        require(source, IMAGES)
         images = {
             "base.img": raw(),
             "overlay.qcow2": qcow2(1 << 30, "base.img", "raw"),
@@ -264,8 +263,7 @@ class RecordChecks(ConformanceBase):
 
     async def test_bad_entry_mended(self, pool: Pool, source: SourceUnderTest) -> None:
         """A volume that turns bad leaves, and comes back when it is good again."""
-        if IMAGES not in source.can:
-            pytest.skip("this source has no images")
+        require(source, IMAGES)
         await start_with(pool, source, {"disk.qcow2": qcow2(), "other.img": raw()})
         await source.put("disk.qcow2", TRUNCATED)
         await source.settle()

@@ -20,6 +20,7 @@ from astore.testing.conformance.base import (
     falsified,
     refresh_settled,
     refresh_until_well,
+    require,
     start_with,
 )
 from astore.testing.conformance.source import BREAK, DIRECTORIES, IMAGES, SourceUnderTest, qcow2, raw
@@ -74,8 +75,7 @@ class RefreshChecks(ConformanceBase):
 
     async def test_becomes_something_else(self, pool: Pool, source: SourceUnderTest) -> None:
         """A name that was a file's and is a directory's now is a changed volume of another type."""
-        if DIRECTORIES not in source.can:
-            pytest.skip("this source has no directories")
+        require(source, DIRECTORIES)
         await start_with(pool, source, {"name": raw()})
         await source.remove("name")
         await source.mkdir("name")
@@ -206,8 +206,7 @@ class RefreshChecks(ConformanceBase):
 
     async def test_source_does_not_answer(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
         """The pool becomes inaccessible, with time and reason, keeps its last snapshot, and recovers by a refresh."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         await start_with(pool, source, dict(FIVE))
         before = pool.snapshot
         async with broken(source):
@@ -241,8 +240,7 @@ class RefreshChecks(ConformanceBase):
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
     ) -> None:
         """A refresh of all pools reports the one that failed, and refreshes the others."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         sources = [source, *[await new_source() for _ in range(2)]]
         pools = [pool, *[await manager.define(other.definition) for other in sources[1:]]]
         for each, its in zip(pools, sources, strict=True):
@@ -262,8 +260,7 @@ class RefreshChecks(ConformanceBase):
 
     async def test_stopped_while_it_does_not_answer(self, pool: Pool, source: SourceUnderTest) -> None:
         """A pool whose source is gone can be stopped, and started when the source is back."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         await start_with(pool, source, dict(FIVE))
         async with broken(source):
             with pytest.raises(OSError):

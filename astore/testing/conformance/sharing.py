@@ -24,7 +24,13 @@ from astore.events import (
 from astore.manager import Manager
 from astore.model import PoolState, VolumeInfo
 from astore.pools.pool import Pool
-from astore.testing.conformance.base import ConformanceBase, broken, refresh_until_well, start_with
+from astore.testing.conformance.base import (
+    ConformanceBase,
+    broken,
+    refresh_until_well,
+    require,
+    start_with,
+)
 from astore.testing.conformance.source import BREAK, SourceUnderTest, raw
 
 THREE = {f"{name}.img": raw() for name in "abc"}
@@ -125,8 +131,7 @@ class SharingChecks(ConformanceBase):
 
     async def test_attached_while_it_does_not_answer(self, tmp_path: Path, source: SourceUnderTest) -> None:
         """The next Manager has the last snapshot though the source is gone, and goes on when it is back."""
-        if BREAK not in source.can:
-            pytest.skip("this source cannot be broken")
+        require(source, BREAK)
         folder = tmp_path / "shared"
         async with Manager(folder, registry=self.make_registry()) as manager:
             await start_with(await manager.define(source.definition), source, dict(THREE))

@@ -70,6 +70,16 @@ class SourceUnderTest(abc.ABC):
         """Return a file's content. (Backends that can change volumes.)"""
         raise NotImplementedError
 
+    async def settled_names(self) -> set[str]:
+        """Return all names, once what astore did can be seen."""
+        await self.settle()
+        return await self.names()
+
+    async def settled_content(self, name: str) -> bytes:
+        """Return a file's content, once what astore did can be seen."""
+        await self.settle()
+        return await self.content(name)
+
     async def mkdir(self, name: str) -> None:
         """Make a directory. (``directories``)"""
         raise NotImplementedError
@@ -117,31 +127,24 @@ class FolderSource(SourceUnderTest):
         await asyncio.to_thread(self._put, {name: data})
 
     async def put_all(self, files: Mapping[str, bytes]) -> None:
-        """Write many files in one thread call."""
         await asyncio.to_thread(self._put, files)
 
     async def remove(self, name: str) -> None:
-        """Remove a file or an empty folder."""
         await asyncio.to_thread(self._remove, name)
 
     async def names(self) -> set[str]:
-        """Return the folder's names."""
         return set(await asyncio.to_thread(os.listdir, self.folder))
 
     async def content(self, name: str) -> bytes:
-        """Return a file's content."""
         return await asyncio.to_thread(self._content, name)
 
     async def mkdir(self, name: str) -> None:
-        """Make a folder."""
         await asyncio.to_thread(os.mkdir, self.folder / name)
 
     async def symlink(self, target: str, name: str) -> None:
-        """Make a symbolic link."""
         await asyncio.to_thread(os.symlink, target, self.folder / name)
 
     async def mkfifo(self, name: str) -> None:
-        """Make a FIFO."""
         await asyncio.to_thread(os.mkfifo, self.folder / name)
 
     def _put(self, files: Mapping[str, bytes]) -> None:

@@ -66,6 +66,13 @@ async def taken(volume: Volume, **options: Any) -> bytes:
         return b"".join([bytes(one.length) if isinstance(one, Hole) else one async for one in blocks])
 
 
+async def holes_and_data(volume: Volume, **options: Any) -> tuple[int, int]:
+    """Read a whole sparse download; return the bytes of its holes and of its data."""
+    async with volume.download(sparse=True, **options) as blocks:
+        sizes = [(one.length, 0) if isinstance(one, Hole) else (0, len(one)) async for one in blocks]
+    return sum(hole for hole, _ in sizes), sum(data for _, data in sizes)
+
+
 class Watch:
     """Records the calls of ``on_progress`` and asserts that the count grows and the total stays."""
 

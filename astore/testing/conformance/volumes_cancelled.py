@@ -15,6 +15,7 @@ from astore.testing.conformance.base import (
     Census,
     ConformanceBase,
     NewSource,
+    another,
     assert_no_growth,
     cancel_everywhere,
     start_able,
@@ -50,8 +51,7 @@ class CancelledWorkChecks(ConformanceBase):
 
         await cancel_everywhere(call, look)
         await assert_no_growth(before, manager)
-        await source.settle()
-        assert await source.content("witness") == DATA[:MIB]
+        assert await source.settled_content("witness") == DATA[:MIB]
         outcome = await pool.refresh(full=True)
         assert (outcome.added, outcome.removed, outcome.errors) == ((), (), ())
 
@@ -87,8 +87,7 @@ class CancelledWorkChecks(ConformanceBase):
     ) -> None:
         """A cancelled copy leaves nothing, within the pool, from another, and in another format."""
         await start_able(pool, "create-volume", "open-volume", "copy-volume", "receive-volume", "delete-volume")
-        other = await manager.define((await new_source()).definition)
-        await other.start()
+        other, _ = await another(manager, new_source)
         near = await pool.create_volume(VolumeDef("near", capacity=6 * MIB))
         far = await other.create_volume(VolumeDef("far", capacity=6 * MIB))
         for disk in (near, far):

@@ -20,7 +20,7 @@ from astore.manager import Manager
 from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
-from astore.testing.conformance.base import ConformanceBase, NewSource, start_able
+from astore.testing.conformance.base import ConformanceBase, NewSource, another, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest, qcow2, raw
 from astore.testing.conformance.streams import DATA, Watch, given, taken
 from astore.testing.conformance.volumes_copied import SPARSE, compare, qcow2_volume
@@ -45,8 +45,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert disk.info.allocation < 3 * MIB
         assert (await disk.resize(5 * MIB, allocate=True)).allocation >= 4 * MIB
         assert (await disk.resize(MIB, delta=True)).capacity == 6 * MIB
-        await source.settle()
-        assert await source.content("a.img") == DATA[: 2 * MIB] + bytes(4 * MIB)
+        assert await source.settled_content("a.img") == DATA[: 2 * MIB] + bytes(4 * MIB)
         for capacity in (6 * MIB - 1, 0, -1, 1 << 63):
             with pytest.raises(DefinitionError):
                 await disk.resize(capacity)
@@ -58,8 +57,7 @@ class ChangedVolumeChecks(ConformanceBase):
         assert (await disk.resize(1, delta=True, shrink=True)).capacity == MIB
         assert (await disk.resize((1 << 33) + 1)).capacity == (1 << 33) + 1
         assert (await disk.resize(MIB, shrink=True)).capacity == MIB
-        await source.settle()
-        assert await source.content("a.img") == DATA[:MIB]
+        assert await source.settled_content("a.img") == DATA[:MIB]
         assert (await pool.refresh(full=True)).unchanged == 1
 
     async def test_resize_of_what_changed(self, pool: Pool, source: SourceUnderTest) -> None:
@@ -110,8 +108,7 @@ class ChangedVolumeChecks(ConformanceBase):
             last = watch.steps[-1]
             assert last[0] == last[1]
             assert data <= last[0] / passes_of(algorithm) < data + MIB
-            await source.settle()
-            got = await source.content("a.img")
+            got = await source.settled_content("a.img")
             pattern = PASSES[algorithm][-1]
             assert (len(got), disk.info.capacity, got[MIB : 2 * MIB]) == (size, size, bytes(MIB))
             assert disk.info.allocation < 3 * MIB
@@ -135,8 +132,7 @@ class ChangedVolumeChecks(ConformanceBase):
         watch.assert_complete(3 * MIB, total=3 * MIB)
         await disk.refresh()
         assert (disk.info.capacity, disk.info.allocation < MIB) == (3 * MIB, True)
-        await source.settle()
-        assert await source.content("a.img") == bytes(3 * MIB)
+        assert await source.settled_content("a.img") == bytes(3 * MIB)
 
     async def test_wiped_image(self, pool: Pool, source: SourceUnderTest) -> None:
         """A wiped image is no longer an image."""
@@ -177,8 +173,7 @@ class ChangedVolumeChecks(ConformanceBase):
         for folder in either[1:2]:
             assert (await folder.rename("folder 2")).info.format == "dir"
             others.add("folder 2")
-        await source.settle()
-        assert await source.names() == others | {"b.img"}
+        assert await source.settled_names() == others | {"b.img"}
         assert (await pool.refresh(full=True)).added == ()
 
     async def test_delete(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
@@ -191,8 +186,7 @@ class ChangedVolumeChecks(ConformanceBase):
             event = await anext(aiter(events))
         assert isinstance(event, VolumeRemoved)
         assert event.name == "a.img"
-        await source.settle()
-        assert await source.names() == {"b.img"}
+        assert await source.settled_names() == {"b.img"}
         with pytest.raises(VolumeNotFoundError):
             await disk.delete()
         await source.remove("b.img")
@@ -207,8 +201,7 @@ class ChangedVolumeChecks(ConformanceBase):
             await pool.refresh()
             await pool.volume("link").delete()
             assert pool.snapshot.by_name.keys() == {"target"}
-            await source.settle()
-            assert await source.names() == {"target"}
+            assert await source.settled_names() == {"target"}
 
     async def test_dependents(
         self, manager: Manager, pool: Pool, source: SourceUnderTest, new_source: NewSource
@@ -219,8 +212,7 @@ class ChangedVolumeChecks(ConformanceBase):
         )
         await require_images(source)
         base = await pool.create_volume(VolumeDef("base.img", capacity=MIB))
-        other = await manager.define((await new_source()).definition)
-        await other.start()
+        other, _ = await another(manager, new_source)
         assert manager.dependents(base) == []
         for owner, name, backing in ((pool, "near", "base.img"), (other, "far", base.path)):
             disk = await owner.create_volume(VolumeDef(name, capacity=0))
@@ -307,8 +299,7 @@ class ChangedVolumeChecks(ConformanceBase):
         )
         expected = {f"{n}.img" for n in range(8)} | {"renamed 8.img", "renamed 9.img"}
         assert {one.name for one in pool.volumes} == expected
-        await source.settle()
-        assert await source.names() == expected
+        assert await source.settled_names() == expected
         assert [pool.volume(f"{n}.img").info.capacity for n in range(8)] == [MIB] * 4 + [2 * MIB] * 4
         outcome = await pool.refresh(full=True)
         assert (outcome.added, outcome.changed, outcome.removed) == ((), (), ())

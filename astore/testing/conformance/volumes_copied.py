@@ -14,7 +14,7 @@ from astore.manager import Manager
 from astore.model import BackingStore, Permissions, VolumeDef
 from astore.pools.pool import Pool
 from astore.pools.volume import Volume
-from astore.testing.conformance.base import ConformanceBase, NewSource, start_able
+from astore.testing.conformance.base import ConformanceBase, NewSource, another, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest, qcow2
 from astore.testing.conformance.streams import DATA, Watch, given
 from astore.testing.conformance.volumes_made import MIB, checked, fetched, mode_of, qemu_img, require_images
@@ -66,15 +66,13 @@ class CopiedVolumeChecks(ConformanceBase):
             assert (copy.info.capacity, copy.info.physical, copy.info.format) == (size, size, "raw")
             assert stat.S_IMODE(copy.info.mode) == 0o600
             assert copy.info.allocation < 5 * MIB
-            await source.settle()
-            assert await source.content(name) == SPARSE.ljust(size, b"\0")
+            assert await source.settled_content(name) == SPARSE.ljust(size, b"\0")
         taken_all = VolumeDef("full.img", allocation=len(SPARSE), permissions=Permissions(mode=0o640))
         full = await pool.copy_volume(old, taken_all)
         assert full.info.allocation >= len(SPARSE)
         assert stat.S_IMODE(full.info.mode) == mode_of(source, 0o640)
         await full.upload(b"changed")
-        await source.settle()
-        assert await source.content("old.img") == SPARSE
+        assert await source.settled_content("old.img") == SPARSE
         assert old.info.same_as(before)
         assert (await pool.refresh(full=True)).unchanged == 4
 
@@ -83,9 +81,7 @@ class CopiedVolumeChecks(ConformanceBase):
     ) -> None:
         """A copy in another pool has the same bytes and holes too."""
         await start_able(pool, "create-volume", "open-volume", "receive-volume")
-        other_source = await new_source()
-        other = await manager.define(other_source.definition)
-        await other.start()
+        other, other_source = await another(manager, new_source)
         old = await sparse_volume(pool)
         for name, capacity in (("same.img", None), ("larger.img", 20 * MIB)):
             watch = Watch()
@@ -134,9 +130,7 @@ class CopiedVolumeChecks(ConformanceBase):
         """A copy in another format is the same disk, wherever it is made."""
         await start_able(pool, "create-volume", "open-volume", "convert-volume")
         await require_images(source)
-        other_source = await new_source()
-        other = await manager.define(other_source.definition)
-        await other.start()
+        other, other_source = await another(manager, new_source)
         old = await sparse_volume(pool)
         padded = SPARSE.ljust((len(SPARSE) + 511) // 512 * 512, b"\0")
         watch = Watch()
@@ -162,8 +156,7 @@ class CopiedVolumeChecks(ConformanceBase):
         old = await qcow2_volume(pool, tmp_path)
         copy = await pool.copy_volume(old, VolumeDef("same.qcow2"))
         assert (copy.info.format, copy.info.capacity) == ("qcow2", old.info.capacity)
-        await source.settle()
-        assert await source.content("same.qcow2") == await source.content("old.qcow2")
+        assert await source.settled_content("same.qcow2") == await source.content("old.qcow2")
         larger = await pool.copy_volume(old, VolumeDef("larger.qcow2", capacity=30 * MIB))
         assert larger.info.capacity == 30 * MIB
         await compare(source, tmp_path, "larger.qcow2", "qcow2", SPARSE)
@@ -185,9 +178,7 @@ class CopiedVolumeChecks(ConformanceBase):
         padded = SPARSE.ljust(size, b"\0")
         near = await pool.copy_volume(over, VolumeDef("near"))
         assert near.info.backing_path == base.path
-        other_source = await new_source()
-        other = await manager.define(other_source.definition)
-        await other.start()
+        other, other_source = await another(manager, new_source)
         far = await other.copy_volume(over, VolumeDef("far"))
         assert (far.info.format, far.info.backing, far.info.capacity) == ("qcow2", None, size)
         await compare(other_source, tmp_path, "far", "qcow2", padded)

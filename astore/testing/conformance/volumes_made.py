@@ -18,7 +18,14 @@ from astore.events import VolumeAdded
 from astore.manager import Manager
 from astore.model import BackingStore, Permissions, VolumeDef, VolumeType
 from astore.pools.pool import Pool
-from astore.testing.conformance.base import ConformanceBase, NewSource, start_able, start_with
+from astore.testing.conformance.base import (
+    ConformanceBase,
+    NewSource,
+    another,
+    require,
+    start_able,
+    start_with,
+)
 from astore.testing.conformance.source import DIRECTORIES, IMAGES, PERMISSIONS, SourceUnderTest, raw
 
 MIB = 1 << 20
@@ -50,8 +57,7 @@ async def require_qemu_img() -> None:
 
 async def require_images(source: SourceUnderTest) -> None:
     """Skip the test if volumes cannot be images, or there is no qemu-img."""
-    if IMAGES not in source.can:
-        pytest.skip("volumes of this source are no images")
+    require(source, IMAGES)
     await require_qemu_img()
 
 
@@ -112,8 +118,7 @@ class MadeVolumeChecks(ConformanceBase):
         outcome = await pool.refresh(full=True)
         assert (outcome.added, outcome.changed, outcome.removed, outcome.unchanged) == ((), (), (), 1)
         assert disk.info.same_as(info)
-        await source.settle()
-        assert await source.names() == {"a.img"}
+        assert await source.settled_names() == {"a.img"}
         assert await source.content("a.img") == bytes(5 * MIB + 1)
 
     async def test_create_allocated(self, pool: Pool) -> None:
@@ -152,8 +157,7 @@ class MadeVolumeChecks(ConformanceBase):
     async def test_create_with_permissions(self, pool: Pool, source: SourceUnderTest) -> None:
         """The mode is as asked, whatever the umask; and the owner, where that is who one is."""
         await start_able(pool, "create-volume")
-        if PERMISSIONS not in source.can:
-            pytest.skip("volumes of this source have no permissions")
+        require(source, PERMISSIONS)
         for mode in (0o400, 0o666, 0o660):
             disk = await pool.create_volume(VolumeDef(f"{mode:o}", capacity=1, permissions=Permissions(mode=mode)))
             assert stat.S_IMODE(disk.info.mode) == mode
@@ -194,8 +198,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (pool.volumes, await source.names()) == ((), set())
         for name in ODD_NAMES:
             await pool.create_volume(VolumeDef(name, capacity=512))
-        await source.settle()
-        assert await source.names() == set(ODD_NAMES)
+        assert await source.settled_names() == set(ODD_NAMES)
         assert (await pool.refresh(full=True)).unchanged == len(ODD_NAMES)
         if "rename-volume" in pool.abilities():
             for name in BAD_NAMES:
@@ -204,8 +207,7 @@ class MadeVolumeChecks(ConformanceBase):
         if "delete-volume" in pool.abilities():
             for name in ODD_NAMES:
                 await pool.volume(name).delete()
-            await source.settle()
-            assert await source.names() == set()
+            assert await source.settled_names() == set()
 
     async def test_create_nonsense(self, pool: Pool, source: SourceUnderTest) -> None:
         """An impossible definition is refused by an error that names the element, and nothing is made."""
@@ -329,8 +331,7 @@ class MadeVolumeChecks(ConformanceBase):
         assert (top.info.capacity, top.info.backing_format) == (4 * MIB, "qcow2")
         said = await checked(source, tmp_path, "top", "over", "base.img")
         assert (said["backing-filename"], said["backing-filename-format"]) == ("over", "qcow2")
-        other = await manager.define((await new_source()).definition)
-        await other.start()
+        other, _ = await another(manager, new_source)
         far = await other.create_volume(VolumeDef("far", format="qcow2", backing=BackingStore(base.path)))
         assert (far.info.capacity, far.info.backing_path) == (3 * MIB, base.path)
         assert [link.volume for link in far.backing_chain()] == [far, base]

@@ -16,7 +16,7 @@ from astore.model import VolumeDef
 from astore.pools.pool import Pool
 from astore.testing.conformance.base import ConformanceBase, start_able
 from astore.testing.conformance.source import DIRECTORIES, SourceUnderTest
-from astore.testing.conformance.streams import DATA, Received, Watch, chunks, given, one_buffer, taken
+from astore.testing.conformance.streams import DATA, Received, Watch, chunks, given, holes_and_data, one_buffer, taken
 from astore.testing.conformance.volumes_made import MIB
 from astore.volume_io.blocks import Hole
 
@@ -53,8 +53,7 @@ class StreamedVolumeChecks(ConformanceBase):
             if size:
                 watch.assert_complete(size, total=None)
             expected[offset : offset + size] = data
-        await source.settle()
-        assert await source.content("a.img") == expected
+        assert await source.settled_content("a.img") == expected
         assert disk.info.capacity == 10 * MIB
         for offset, length in ((0, None), (1, 10 * MIB), (MIB + 3, MIB), (10 * MIB - 1, 1), (5, 0), (11 * MIB, None)):
             end = None if length is None else offset + length
@@ -85,8 +84,7 @@ class StreamedVolumeChecks(ConformanceBase):
             watch = Watch()
             assert await disk.upload(one, on_progress=watch) == len(data)
             watch.assert_complete(len(data), total=len(data) if number < 5 else None)
-            await source.settle()
-            assert await source.content(f"{number}") == data
+            assert await source.settled_content(f"{number}") == data
             assert disk.info.capacity == len(data)
 
     async def test_what_is_no_source(self, tmp_path: Path, pool: Pool, source: SourceUnderTest) -> None:
@@ -118,14 +116,12 @@ class StreamedVolumeChecks(ConformanceBase):
             watch = Watch()
             assert await disk.upload(one, sparse=True, on_progress=watch) == len(content)
             assert watch.steps[-1][0] == len(content)
-            await source.settle()
-            assert await source.content(f"{number}") == content
+            assert await source.settled_content(f"{number}") == content
             await disk.refresh()
             assert 2 * MIB <= disk.info.allocation < 4 * MIB
         dense = await pool.create_volume(VolumeDef("dense", capacity=len(content)))
         await dense.upload(file)
-        await source.settle()
-        assert await source.content("dense") == content
+        assert await source.settled_content("dense") == content
         await dense.refresh()
         assert dense.info.allocation >= len(content) - MIB, "nobody asked for holes"
         short = await pool.create_volume(VolumeDef("short", capacity=MIB))
@@ -140,13 +136,7 @@ class StreamedVolumeChecks(ConformanceBase):
         await disk.upload(DATA[: 3 * MIB], offset=40 * MIB)
         for options in ({}, {"offset": 16 * MIB + 5, "length": 30 * MIB}, {"offset": 50 * MIB}):
             watch = Watch()
-            holes = data = 0
-            async with disk.download(sparse=True, on_progress=watch, **options) as blocks:
-                async for one in blocks:
-                    if isinstance(one, Hole):
-                        holes += one.length
-                    else:
-                        data += len(one)
+            holes, data = await holes_and_data(disk, on_progress=watch, **options)
             begin = options.get("offset", 0)
             size = options.get("length", 64 * MIB - begin)
             watch.assert_complete(size, total=size)
@@ -194,8 +184,7 @@ class StreamedVolumeChecks(ConformanceBase):
             assert caught.value is error
             assert disk.info.capacity == 8 * MIB
         assert await disk.upload(DATA[: 2 * MIB]) == 2 * MIB
-        await source.settle()
-        assert (await source.content("a.img"))[: 2 * MIB] == DATA[: 2 * MIB]
+        assert (await source.settled_content("a.img"))[: 2 * MIB] == DATA[: 2 * MIB]
 
     async def test_far_offsets(self, pool: Pool) -> None:
         """Offsets beyond 2, 4 and 8 GiB work."""
@@ -208,13 +197,7 @@ class StreamedVolumeChecks(ConformanceBase):
             assert await taken(disk, offset=offset - 2, length=12_349) == before + DATA[:12_345] + b"\0\0"
         assert disk.info.capacity == size
         assert disk.info.allocation < 4 * MIB
-        holes = data = 0
-        async with disk.download(sparse=True) as blocks:
-            async for one in blocks:
-                if isinstance(one, Hole):
-                    holes += one.length
-                else:
-                    data += len(one)
+        holes, data = await holes_and_data(disk)
         assert holes + data == size
         assert data < 4 * MIB
         async with disk.open(write=True) as file:
@@ -271,8 +254,7 @@ class StreamedVolumeChecks(ConformanceBase):
 
         with pytest.raises(ZeroDivisionError):
             await fail()
-        await source.settle()
-        assert (await source.content("a.img"))[:2] == b"!\0"
+        assert (await source.settled_content("a.img"))[:2] == b"!\0"
 
     async def test_callers_errors_inside(self, pool: Pool) -> None:
         """An error raised inside the block of a download or an open volume is not wrapped."""

@@ -133,8 +133,7 @@ class TwoWriterChecks(ConformanceBase):
             await other.upload(DATA[:MIB])
             assert (await pool.refresh(full=True)).errors == ()
             assert pool.volume("a.img") == disk
-        await source.settle()
-        assert await source.content("a.img") == b"\xee" * 2 * MIB
+        assert await source.settled_content("a.img") == b"\xee" * 2 * MIB
         assert (await source.content("b.img"))[:MIB] == DATA[:MIB]
         await disk.upload(b"free again")
 
@@ -177,8 +176,7 @@ class TwoWriterChecks(ConformanceBase):
         )
         assert sum(isinstance(result, Volume) for result in results) == 1
         assert sum(isinstance(result, (VolumeBusyError, VolumeExistsError)) for result in results) == 7
-        await source.settle()
-        assert await source.names() == {"a.img"}
+        assert await source.settled_names() == {"a.img"}
 
     async def test_in_the_making(
         self, tmp_path: Path, pool: Pool, source: SourceUnderTest, backend: Backend, context: Context
@@ -232,15 +230,13 @@ class TwoWriterChecks(ConformanceBase):
         await start_able(pool, "create-volume")
         assert [one.name for one in pool.volumes] == ["a.img"]
         assert pool.state is PoolState.RUNNING
-        await source.settle()
-        assert await source.names() == {"a.img", f"{TEMPORARY}notes"}, "it removes its own, and nothing else"
+        assert await source.settled_names() == {"a.img", f"{TEMPORARY}notes"}, "it removes its own, and nothing else"
         await source.put(LEFT, raw(4096, b"x"))
         await source.settle()
         assert (await pool.refresh(full=True)).unchanged == 1
         await pool.stop()
         await pool.start()
-        await source.settle()
-        assert await source.names() == {"a.img", f"{TEMPORARY}notes"}
+        assert await source.settled_names() == {"a.img", f"{TEMPORARY}notes"}
 
     async def test_refreshes_beside_work(self, manager: Manager, pool: Pool, source: SourceUnderTest) -> None:
         """Refreshes beside uploads, creates and deletes: no error, nothing lost, no state that never was."""
@@ -283,8 +279,7 @@ class TwoWriterChecks(ConformanceBase):
         assert refreshes > 3
         expected = {"big.img"} | {f"{number}.{turn}.img" for number in range(4) for turn in (0, 2, 4)}
         assert {one.name for one in pool.volumes} == expected
-        await source.settle()
-        assert await source.content("big.img") == DATA[1 : 8 * MIB + 1]
+        assert await source.settled_content("big.img") == DATA[1 : 8 * MIB + 1]
         outcome = await pool.refresh(full=True)
         assert (outcome.added, outcome.changed, outcome.removed, outcome.unchanged) == ((), (), (), 13)
 
