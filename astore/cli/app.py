@@ -5,18 +5,18 @@ Each command's module is imported only when that command runs, which keeps start
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 import click
 
-from astore.cli.exits import Exit
+from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import Settings, common_options
+from astore.cli.session import common_options
 
 POOL = {
     "define": "pools:define",
@@ -31,13 +31,13 @@ POOL = {
     "discover": "pool_sources:discover",
     "capabilities": "pool_sources:capabilities",
     "list": "pool_list:list_pools",
-    "info": "pool_views:info",
+    "info": "pool_views:show_info",
     "dumpxml": "pool_views:dumpxml",
     "refresh": "pool_refresh:refresh",
 }
 VOLUME = {
     "list": "volumes:list_volumes",
-    "info": "volumes:info",
+    "info": "volumes:show_info",
     "dumpxml": "volumes:dumpxml",
     "path": "volumes:path",
     "create": "volume_changes:create",
@@ -57,38 +57,25 @@ BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
 
 VIRSH = {
-    "pool-define": POOL["define"],
-    "pool-create": POOL["create"],
-    "pool-start": POOL["start"],
+    **{
+        f"pool-{verb}": POOL[verb] for verb in ("define", "create", "start", "build", "delete", "undefine", "autostart")
+    },
+    **{f"pool-{verb}": POOL[verb] for verb in ("list", "info", "dumpxml", "refresh")},
     "pool-destroy": POOL["stop"],
-    "pool-build": POOL["build"],
-    "pool-delete": POOL["delete"],
-    "pool-undefine": POOL["undefine"],
-    "pool-autostart": POOL["autostart"],
-    "pool-list": POOL["list"],
-    "pool-info": POOL["info"],
-    "pool-dumpxml": POOL["dumpxml"],
-    "pool-refresh": POOL["refresh"],
     "pool-name": "pool_views:pool_name",
     "pool-uuid": "pool_views:pool_uuid",
     "pool-capabilities": "pool_sources:capabilities_xml",
     "find-storage-pool-sources": "pool_sources:find_sources_by_file",
     "find-storage-pool-sources-as": "pool_sources:find_sources",
-    "vol-list": VOLUME["list"],
-    "vol-info": VOLUME["info"],
-    "vol-dumpxml": VOLUME["dumpxml"],
-    "vol-path": VOLUME["path"],
+    **{
+        f"vol-{verb}": VOLUME[verb] for verb in ("list", "info", "dumpxml", "path", "clone", "resize", "wipe", "delete")
+    },
+    **{f"vol-{verb}": VOLUME[verb] for verb in ("upload", "download")},
     "vol-key": "volumes:vol_key",
     "vol-name": "volumes:vol_name",
     "vol-pool": "volumes:vol_pool",
     "vol-create": VOLUME["create-xml"],
     "vol-create-as": VOLUME["create"],
-    "vol-clone": VOLUME["clone"],
-    "vol-resize": VOLUME["resize"],
-    "vol-wipe": VOLUME["wipe"],
-    "vol-delete": VOLUME["delete"],
-    "vol-upload": VOLUME["upload"],
-    "vol-download": VOLUME["download"],
 }
 """The ``module:object`` of each command by its virsh name. The help does not list these names."""
 
@@ -119,35 +106,6 @@ class Verbs(click.Group):
         return found
 
 
-class Application(Verbs):
-    """The outermost group. Ctrl-C and a broken pipe end it with the codes of :class:`Exit` instead of click's."""
-
-    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
-        """Parse the arguments. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
-        with _broken_off():
-            return super().make_context(*arguments, **settings)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
-        with _broken_off():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _broken_off() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise click.Abort from None
-    except BrokenPipeError:
-        drop_stdout()
-        raise click.exceptions.Exit(Exit.BROKEN_PIPE) from None
-
-
-def _options(**given: Any) -> None:
-    click.get_current_context().obj = Settings(**given)
-
-
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         import astore
@@ -173,7 +131,7 @@ def _eager(name: str, callback: Any, help: str) -> click.Option:
     return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help)
 
 
-app = Application(
+app = Verbs(
     "astore",
     {"events": "events:watch", "demo": "demo_command:demo"},
     VIRSH,
@@ -182,7 +140,6 @@ app = Application(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    callback=_options,
     params=[
         *common_options("ASTORE_STATE_DIR"),
         _eager("--version", _version, "Print the version and exit."),
@@ -201,11 +158,16 @@ for _group in (
 def run(argv: Sequence[str]) -> int:
     """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
     try:
-        code = app.main(list(argv), prog_name="astore", standalone_mode=False)
+        if instruction := os.environ.get("_ASTORE_COMPLETE"):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
+        with app.make_context("astore", list(argv)) as context:
+            app.invoke(context)
         sys.stdout.flush()
-        return int(code or 0)
-    except SystemExit as error:  # raised by click's shell completion
-        return error.code if isinstance(error.code, int) else int(Exit.OK)
+        return Exit.OK
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except BrokenPipeError:
         drop_stdout()
         return Exit.BROKEN_PIPE
@@ -217,6 +179,9 @@ def run(argv: Sequence[str]) -> int:
         ignore_interruptions()
         complain("interrupted")
         return Exit.INTERRUPTED
+    except CliError as error:
+        complain(str(error))
+        return error.code
     except click.ClickException as error:
         return _wrong_usage(error)
 

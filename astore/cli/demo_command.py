@@ -14,16 +14,15 @@ from astore.cli.session import Settings, logs, reported, verbose_option
 @click.option(
     "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
-def demo(pools: int, images: int, verbose: bool) -> None:
+def demo(pools: int, images: int) -> None:
     """Show astore at work on real images, and leave nothing behind.
 
     Makes pools in a temporary folder, refreshes them all at once, shows what was found and the events as they came, then
     changes something and shows an incremental refresh pick up just that.
     """
-    settings: Settings = click.get_current_context().obj or Settings()
+    settings = click.get_current_context().ensure_object(Settings)
     if settings.json:
         raise click.BadParameter("demo is for people: it has no --json")
-    settings = settings.with_verbose(verbose)
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 

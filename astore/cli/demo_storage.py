@@ -66,7 +66,7 @@ class DemoStorage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with Ticker() as ticker:
+        with interruptions_wait(), Ticker() as ticker:
             ticker.begin("taking everything away")
             self.stack.close()
 

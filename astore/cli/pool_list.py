@@ -12,7 +12,7 @@ from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, wh
 from astore.cli.session import view
 
 if TYPE_CHECKING:
-    from astore.cli import shapes
+    from astore.cli.documents import Document
     from astore.cli.standing import Standing, StandingPool
     from astore.store.contract import Damaged
 
@@ -73,12 +73,11 @@ def list_pools(
         else:
             _brief(output, pools, shown, empty)
 
-    def document() -> shapes.PoolList:
-        from astore.cli import shapes
-        from astore.cli.pool_views import pool_shape
+    def document() -> Document:
+        from astore.cli.pool_views import pool_document
 
-        bad = tuple(shapes.Damaged(file.name, file.path, file.error) for file in damaged)
-        return shapes.PoolList(tuple(pool_shape(pool) for pool in pools), bad)
+        bad = [{"name": file.name, "path": file.path, "error": file.error} for file in damaged]
+        return {"pools": [pool_document(pool) for pool in pools], "damaged": bad}
 
     return Answer(document, show, problems)
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
-from astore.cli import local_files, shapes
+from astore.cli import local_files
 from astore.cli.exits import CliError
 from astore.cli.local_files import NewFile
 from astore.cli.progress import Ticker
