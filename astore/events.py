@@ -8,12 +8,13 @@ event costs as much as the ten thousand of a first refresh: those are kept as on
 from __future__ import annotations
 
 import asyncio
+import bisect
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -145,17 +146,14 @@ class EventsStatistics(msgspec.Struct, frozen=True):
     subscribers: int
 
 
-class _Batch:
-    """``count`` events numbered from ``first`` on, built when they are read."""
+class _Batch(NamedTuple):
+    """``size`` events numbered from ``first`` on, built when they are read."""
 
-    __slots__ = ("build", "count", "first", "pool", "time")
-
-    def __init__(self, first: int, count: int, time: float, pool: str | None, build: Callable[[int], Event]) -> None:
-        self.first = first
-        self.count = count
-        self.time = time
-        self.pool = pool
-        self.build = build
+    first: int
+    size: int
+    time: float
+    pool: str | None
+    build: Callable[[int], Event]
 
 
 class _Cursor:
@@ -231,7 +229,7 @@ class EventBus:
             self._batches.append(_Batch(self._next, count, time.time(), pool, build))
             self._next += count
             oldest = self._next - self.capacity
-            while self._batches[0].first + self._batches[0].count <= oldest:
+            while self._batches[0].first + self._batches[0].size <= oldest:
                 self._batches.popleft()
             waiting = [cursor for cursor in self._cursors if cursor.waiting]
         self._wake(waiting)
@@ -301,24 +299,16 @@ class EventBus:
                     cursor.batch = None
                     return None
                 batch = cursor.batch
-                if batch is None or not batch.first <= seq < batch.first + batch.count:
+                if batch is None or not batch.first <= seq < batch.first + batch.size:
                     batch = cursor.batch = self._find(seq)
                 if cursor.pools is None or batch.pool in cursor.pools:
                     cursor.position += 1
                     return batch, seq
-                cursor.position = batch.first + batch.count
+                cursor.position = batch.first + batch.size
 
     def _find(self, seq: int) -> _Batch:
         """Return the batch that holds a number. The caller holds the lock and knows that there is one."""
-        batches = self._batches
-        low, high = 0, len(batches)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if batches[middle].first <= seq:
-                low = middle
-            else:
-                high = middle
-        return batches[low]
+        return self._batches[bisect.bisect_right(self._batches, seq, key=lambda batch: batch.first) - 1]
 
     def _wake(self, cursors: list[_Cursor]) -> None:
         for cursor in cursors:

@@ -59,7 +59,6 @@ class BackendRegistry:
     """Backends by pool type. Every method may be called from any thread.
 
     :param group: the entry-point group to list; None lists none.
-    :param publish: called with an event class and its fields for every change.
     :param import_timeout: seconds to wait for a plugin's import.
     """
 
@@ -67,12 +66,11 @@ class BackendRegistry:
         self,
         *,
         group: str | None = ENTRY_POINT_GROUP,
-        publish: Callable[..., None] | None = None,
         import_timeout: float = IMPORT_TIMEOUT,
     ) -> None:
         self.import_timeout = import_timeout
         self._group = group
-        self._publishers: tuple[Callable[..., None], ...] = () if publish is None else (publish,)
+        self._publishers: tuple[Callable[..., None], ...] = ()
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._released: set[Callable[[], None]] = set()

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+import astore
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
@@ -106,14 +107,6 @@ class Verbs(click.Group):
         return found
 
 
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        import astore
-
-        print(f"astore {astore.__version__}")
-        context.exit()
-
-
 def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
@@ -127,8 +120,8 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
         context.exit()
 
 
-def _eager(name: str, callback: Any, help: str) -> click.Option:
-    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help)
+def _completion_option(name: str, help: str) -> click.Option:
+    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
 
 
 app = Verbs(
@@ -140,13 +133,13 @@ app = Verbs(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    params=[
-        *common_options("ASTORE_STATE_DIR"),
-        _eager("--version", _version, "Print the version and exit."),
-        _eager("--install-completion", _completion, "Install completion for the current shell."),
-        _eager("--show-completion", _completion, "Show completion for the current shell, to copy or customize it."),
-    ],
+    params=common_options("ASTORE_STATE_DIR"),
 )
+click.version_option(astore.__version__, message="astore %(version)s", help="Print the version and exit.")(app)
+app.params += [
+    _completion_option("--install-completion", "Install completion for the current shell."),
+    _completion_option("--show-completion", "Show completion for the current shell, to copy or customize it."),
+]
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
     Verbs("vol", VOLUME, {}, help="Make, fill, change and look at the volumes of pools."),
@@ -155,15 +148,19 @@ for _group in (
     app.add_command(_group)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
+def run(argv: Sequence[str], command: click.Command | None = None) -> int:
+    """Run one invocation in this process.
+
+    :param argv: without the program's name. :param command: another command than ``astore``. :returns: the exit code.
+    """
+    command = app if command is None else command
     try:
         if instruction := os.environ.get("_ASTORE_COMPLETE"):
             from click.shell_completion import shell_complete
 
             return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
-        with app.make_context("astore", list(argv)) as context:
-            app.invoke(context)
+        with command.make_context(command.name, list(argv)) as context:
+            command.invoke(context)
         sys.stdout.flush()
         return Exit.OK
     except click.exceptions.Exit as error:

@@ -67,7 +67,7 @@ def run_demo(
 
 async def tell(storage: DemoStorage, output: Output) -> None:
     """Define, start and refresh the pools, change some images, and refresh again."""
-    async with astore.Manager(storage.state_dir) as manager:
+    async with astore.Manager(storage.folder / "state") as manager:
         try:
             async with manager.events(since=0) as events:
                 pools = await define_and_start(manager, storage.definitions, output)

@@ -6,14 +6,17 @@ import click
 
 from astore.cli.session import Settings, logs, reported, verbose_option
 
-
-@click.command("demo", params=[verbose_option()])
-@click.option(
+pools_option = click.option(
     "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
 )
-@click.option(
+images_option = click.option(
     "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
+
+
+@click.command("demo", params=[verbose_option()])
+@pools_option
+@images_option
 def demo(pools: int, images: int) -> None:
     """Show astore at work on real images, and leave nothing behind.
 

@@ -102,11 +102,6 @@ class DemoStorage:
         """Return the seconds left until all images are a second old. A refresh reads younger ones again."""
         return max(0.0, self._filled + SETTLE_SECONDS - time.monotonic())
 
-    @property
-    def state_dir(self) -> Path:
-        """The demonstration's own state folder."""
-        return self.folder / "state"
-
 
 def change(folder: Path) -> Change:
     """Add an image, grow one and remove one in a folder."""
