@@ -59,8 +59,10 @@ def list_pools(
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)
-    wanted = "such " if filtered or everything else "inactive " if inactive else "active "
-    empty = _nothing(wanted, len(standing.all))
+    wanted = "such" if filtered or everything else "inactive" if inactive else "active"
+    empty = "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
+    if standing.all:
+        empty = f"no {wanted} pools: `astore pool list --all` shows all there are ({len(standing.all)})"
 
     def show(output: Output) -> None:
         if names_only or uuids_only:
@@ -80,13 +82,6 @@ def list_pools(
         return {"pools": [pool_document(pool) for pool in pools], "damaged": bad}
 
     return Answer(document, show, problems)
-
-
-def _nothing(wanted: str, others: int) -> str:
-    """Return the sentence for an empty list."""
-    if others:
-        return f"no {wanted}pools: `astore pool list --all` shows all there are ({others})"
-    return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
 
 
 def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:

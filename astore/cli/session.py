@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -90,10 +90,8 @@ class Session(NamedTuple):
         try:
             return self.manager.pool(name)
         except PoolNotFoundError:
-            try:
+            with suppress(PoolNotFoundError):
                 return self.manager.pool_by_uuid(name)
-            except PoolNotFoundError:
-                pass
             raise
 
     async def in_time(self, call: Coroutine[Any, Any, T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from stat import filemode
 from typing import TYPE_CHECKING
 
@@ -168,7 +168,13 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:
         homes = [one for one in session.manager.pools(active=True) if one.snapshot.get(text) is not None]
-    return _only_home(homes, text).volume(text)
+    if not homes:
+        raise VolumeNotFoundError(f"no active pool has a volume {text!r}", what=text)
+    if len(homes) > 1:
+        names = ", ".join(printable(one.name) for one in homes)
+        hint = f"say --pool {shell_word(homes[0].name)}"
+        raise CliError(f"several pools have a volume {text!r} ({names}): {hint}", Exit.USAGE)
+    return homes[0].volume(text)
 
 
 async def _whole_path(text: str) -> str:
@@ -187,16 +193,3 @@ async def _look_anew(session: Session, volume: Volume) -> None:
     except Exception:
         if volume.pool.snapshot.get(volume.name) is None:
             raise
-
-
-def _only_home(homes: Sequence[Pool], name: str) -> Pool:
-    from astore.errors import VolumeNotFoundError
-
-    if not homes:
-        raise VolumeNotFoundError(f"no active pool has a volume {name!r}", what=name)
-    if len(homes) > 1:
-        names = ", ".join(printable(pool.name) for pool in homes)
-        raise CliError(
-            f"several pools have a volume {name!r} ({names}): say --pool {shell_word(homes[0].name)}", Exit.USAGE
-        )
-    return homes[0]
