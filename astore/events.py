@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -334,9 +333,7 @@ class Subscription:
         self._bus.attach(self._cursor)
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

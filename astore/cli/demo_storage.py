@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from astore.cli.interruptions import interruptions_wait
@@ -63,9 +62,7 @@ class DemoStorage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with interruptions_wait(), Ticker() as ticker:
             ticker.begin("taking everything away")
             self.stack.close()

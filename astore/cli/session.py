@@ -37,6 +37,8 @@ class Settings(msgspec.Struct):
 
 def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
     """Keep a common option. What follows the command overrides what precedes it."""
+    if option.name == "state_dir" and value == "":  # from an unset shell variable
+        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
     settings = context.ensure_object(Settings)
     if value is not None and value is not False:
         setattr(settings, option.name or "", value)
@@ -158,7 +160,6 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
     from astore.manager import Manager  # imported while Ctrl-C still ends the process at once
 
     async def managed() -> Answer:
-        _check_folder(settings)
         ticker.begin("reading the state folder")
         async with Manager(settings.state_dir) as manager:
             ticker.begin("")
@@ -178,13 +179,7 @@ def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
     from astore.cli.standing import standing
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
-        _check_folder(settings)
         present(work(standing(settings.state_dir, settings.timeout)), settings)
-
-
-def _check_folder(settings: Settings) -> None:
-    if settings.state_dir == "":  # from an unset shell variable
-        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
 
 
 def present(answer: Answer, settings: Settings) -> None:
