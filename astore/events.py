@@ -192,7 +192,10 @@ class _Cursor:
 
 
 class EventBus:
-    """Numbers events, keeps the last ``capacity`` and wakes the readers. Publishing is safe from any thread."""
+    """Numbers events, keeps the last ``capacity`` and wakes the readers. Publishing is safe from any thread.
+
+    :ivar closed: it takes no more events, and readers end once they have read what is kept.
+    """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         if capacity < 1:
@@ -202,17 +205,12 @@ class EventBus:
         self._batches: deque[_Batch] = deque()
         self._next = 1
         self._cursors: set[_Cursor] = set()
-        self._closed = False
+        self.closed = False
 
     @property
     def last_seq(self) -> int:
         """The number of the last event published (0: none yet)."""
         return self._next - 1
-
-    @property
-    def closed(self) -> bool:
-        """Whether the bus is closed: readers end once they have read what is kept."""
-        return self._closed
 
     def publish(self, kind: type[Event], **fields: Any) -> None:
         """Publish one event of a kind. Never waits."""
@@ -223,7 +221,7 @@ class EventBus:
         if count < 1:
             return
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             self._batches.append(_Batch(self._next, count, time.time(), pool, build))
             self._next += count
@@ -260,12 +258,12 @@ class EventBus:
     def open(self) -> None:
         """Accept events again after :meth:`close`; the numbers go on."""
         with self._lock:
-            self._closed = False
+            self.closed = False
 
     def close(self) -> None:
         """Accept no more events; readers end once they have read what is kept."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             cursors = list(self._cursors)
         self._wake(cursors)
 

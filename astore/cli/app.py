@@ -57,21 +57,16 @@ VOLUME = {
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
 
+_OUR_OWN = {"stop", "import", "discover", "capabilities", "create-xml", "rename", "set-format", "chain", "dependents"}
 VIRSH = {
-    **{
-        f"pool-{verb}": POOL[verb] for verb in ("define", "create", "start", "build", "delete", "undefine", "autostart")
-    },
-    **{f"pool-{verb}": POOL[verb] for verb in ("list", "info", "dumpxml", "refresh")},
+    **{f"pool-{verb}": place for verb, place in POOL.items() if verb not in _OUR_OWN},
+    **{f"vol-{verb}": place for verb, place in VOLUME.items() if verb not in _OUR_OWN},
     "pool-destroy": POOL["stop"],
     "pool-name": "pool_views:pool_name",
     "pool-uuid": "pool_views:pool_uuid",
     "pool-capabilities": "pool_sources:capabilities_xml",
     "find-storage-pool-sources": "pool_sources:find_sources_by_file",
     "find-storage-pool-sources-as": "pool_sources:find_sources",
-    **{
-        f"vol-{verb}": VOLUME[verb] for verb in ("list", "info", "dumpxml", "path", "clone", "resize", "wipe", "delete")
-    },
-    **{f"vol-{verb}": VOLUME[verb] for verb in ("upload", "download")},
     "vol-key": "volumes:vol_key",
     "vol-name": "volumes:vol_name",
     "vol-pool": "volumes:vol_pool",

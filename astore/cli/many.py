@@ -18,22 +18,16 @@ if TYPE_CHECKING:
 class Outcome(NamedTuple):
     """The outcome for one pool, definition file or volume.
 
-    :ivar asked: the word on the command line. :ivar pool: the pool, if it was found. :ivar error: the failure, if any.
-    :ivar file: the definition file, if there was one. :ivar volume: the volume's name, if there was one.
+    :ivar asked: the pool's name on the command line, if it was there. :ivar pool: the pool, if it was found.
+    :ivar error: the failure, if any. :ivar file: the definition file, if there was one.
+    :ivar volume: the volume's name, if there was one.
     """
 
-    asked: str
+    asked: str | None
     pool: Pool | None
     error: Exception | None
     file: str | None = None
     volume: str | None = None
-
-    @property
-    def pool_name(self) -> str | None:
-        """The pool's name, or None if it is unknown."""
-        if self.pool is not None:
-            return self.pool.name
-        return self.asked if self.file is None and self.volume is None else None
 
 
 async def each(
@@ -87,7 +81,7 @@ def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str 
     results = [
         {
             "ok": outcome.error is None,
-            "pool": outcome.pool_name,
+            "pool": outcome.pool.name if outcome.pool is not None else outcome.asked,
             "uuid": outcome.pool.uuid if outcome.pool is not None else None,
             "state": outcome.pool.state if outcome.pool is not None else None,
             "file": outcome.file,

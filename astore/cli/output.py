@@ -250,8 +250,6 @@ class Output:
 
     def _encodable(self, text: str) -> str:
         """Escape the characters that the stream's encoding lacks."""
-        if text.isascii() or self._can(text):
-            return text
         encoding = getattr(self._stream, "encoding", None) or "ascii"
         return text.encode(encoding, "backslashreplace").decode(encoding)
 

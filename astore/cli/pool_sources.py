@@ -38,13 +38,7 @@ async def discover(
 
 
 async def _discovered(
-    session: Session,
-    type: str,
-    host: str | None = None,
-    port: int | None = None,
-    spec: str | None = None,
-    *,
-    xml: bool,
+    session: Session, type: str, host: str | None = None, port: int | None = None, spec: str | None = None, *, xml: bool
 ) -> Answer:
     document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
@@ -83,22 +77,18 @@ def _show_sources(output: Output, type: str, sources: Sequence[Source]) -> None:
 @click.option("--xml", is_flag=True, help="libvirt's <storagepoolCapabilities> document.")
 async def capabilities(session: Session, xml: bool) -> Answer:
     """Show which pool types can be used here, and their formats."""
-    return await _capabilities(session, xml=xml)
-
-
-async def _capabilities(session: Session, *, xml: bool) -> Answer:
+    session.ticker.begin("loading backends")
+    if xml:
+        return xml_answer(await session.manager.capabilities())
     from astore.xml import POOL_TYPES
 
     registry = session.manager.registry
-    session.ticker.begin("loading backends")
     await registry.load_all()
     types = []
     for type_ in dict.fromkeys((*POOL_TYPES, *registry.types())):
         backend = registry.loaded(type_)
         formats = (backend.source_formats, backend.volume_formats) if backend is not None else ((), ())
         types.append((type_, backend is not None, *formats))
-    if xml:
-        return xml_answer(await session.manager.capabilities())
 
     def show(output: Output) -> None:
         rows: list[list[Cell | str]] = [
@@ -137,4 +127,5 @@ async def find_sources(session: Session, type: str, host: str | None, port: int 
 @command("pool-capabilities")
 async def capabilities_xml(session: Session) -> Answer:
     """Print libvirt's <storagepoolCapabilities> document."""
-    return await _capabilities(session, xml=True)
+    session.ticker.begin("loading backends")
+    return xml_answer(await session.manager.capabilities())

@@ -117,20 +117,12 @@ def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Comman
 
     :param signed: an argument may be a negative number.
     """
-
-    def decorate(work: Work) -> click.Command:
-        return _command(name, work, perform, {"ignore_unknown_options": True} if signed else {})
-
-    return decorate
+    return lambda work: _command(name, work, perform, {"ignore_unknown_options": True} if signed else {})
 
 
 def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
     """Turn a function whose first parameter is a :class:`~astore.cli.standing.Standing` into a command."""
-
-    def decorate(work: Callable[..., Answer]) -> click.Command:
-        return _command(name, work, look, {})
-
-    return decorate
+    return lambda work: _command(name, work, look, {})
 
 
 def _command(

@@ -240,15 +240,14 @@ async def delete(session: Session, volumes: tuple[str, ...], pool: str | None, f
 
 
 async def _deleted(session: Session, text: str, pool: str | None, force: bool) -> Outcome:
+    outcome = Outcome(None, None, None, volume=text)
     try:
         found = await find_volume(session, text, pool)
-    except Exception as error:
-        return Outcome(text, None, error, volume=text)
-    try:
+        outcome = Outcome(None, found.pool, None, volume=found.name)
         await session.in_time(found.delete(force=force))
     except Exception as error:
-        return Outcome(text, found.pool, error, volume=found.name)
-    return Outcome(text, found.pool, None, volume=found.name)
+        return Outcome(None, outcome.pool, error, volume=outcome.volume)
+    return outcome
 
 
 @volume_command("rename")

@@ -30,14 +30,6 @@ DATA = random.Random(1).randbytes((9 << 20) + 12_345)
 
 
 @pytest.fixture
-def folder(astore: Any, make_pool: Make) -> Path:
-    """The folder of the pool ``images``, with a raw volume of 16 MiB."""
-    found = make_pool()
-    astore.good("vol", "create", "images", "a.raw", "16M")
-    return found
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file with DATA."""
     path = tmp_path / "data"
