@@ -74,11 +74,13 @@ class Standing(NamedTuple):
 
     def pool(self, name: str) -> StandingPool:
         """Return a pool by its name or UUID. :raises PoolNotFoundError: there is none."""
-        with suppress(StopIteration):
-            return next(pool for pool in self.all if pool.info.name == name)
-        with suppress(StopIteration, DefinitionError):
+        uuid = None
+        with suppress(DefinitionError):
             uuid = check_uuid(name)
-            return next(pool for pool in self.all if pool.info.uuid == uuid)
+        by_name = [pool for pool in self.all if pool.info.name == name]
+        by_uuid = [pool for pool in self.all if pool.info.uuid == uuid]
+        for pool in by_name or by_uuid:
+            return pool
         raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
 
 
