@@ -8,12 +8,12 @@ event costs as much as the ten thousand of a first refresh: those are kept as on
 from __future__ import annotations
 
 import asyncio
+import bisect
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -145,17 +145,14 @@ class EventsStatistics(msgspec.Struct, frozen=True):
     subscribers: int
 
 
-class _Batch:
-    """``count`` events numbered from ``first`` on, built when they are read."""
+class _Batch(NamedTuple):
+    """``size`` events numbered from ``first`` on, built when they are read."""
 
-    __slots__ = ("build", "count", "first", "pool", "time")
-
-    def __init__(self, first: int, count: int, time: float, pool: str | None, build: Callable[[int], Event]) -> None:
-        self.first = first
-        self.count = count
-        self.time = time
-        self.pool = pool
-        self.build = build
+    first: int
+    size: int
+    time: float
+    pool: str | None
+    build: Callable[[int], Event]
 
 
 class _Cursor:
@@ -195,7 +192,10 @@ class _Cursor:
 
 
 class EventBus:
-    """Numbers events, keeps the last ``capacity`` and wakes the readers. Publishing is safe from any thread."""
+    """Numbers events, keeps the last ``capacity`` and wakes the readers. Publishing is safe from any thread.
+
+    :ivar closed: it takes no more events, and readers end once they have read what is kept.
+    """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         if capacity < 1:
@@ -205,17 +205,12 @@ class EventBus:
         self._batches: deque[_Batch] = deque()
         self._next = 1
         self._cursors: set[_Cursor] = set()
-        self._closed = False
+        self.closed = False
 
     @property
     def last_seq(self) -> int:
         """The number of the last event published (0: none yet)."""
         return self._next - 1
-
-    @property
-    def closed(self) -> bool:
-        """Whether the bus is closed: readers end once they have read what is kept."""
-        return self._closed
 
     def publish(self, kind: type[Event], **fields: Any) -> None:
         """Publish one event of a kind. Never waits."""
@@ -226,12 +221,12 @@ class EventBus:
         if count < 1:
             return
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             self._batches.append(_Batch(self._next, count, time.time(), pool, build))
             self._next += count
             oldest = self._next - self.capacity
-            while self._batches[0].first + self._batches[0].count <= oldest:
+            while self._batches[0].first + self._batches[0].size <= oldest:
                 self._batches.popleft()
             waiting = [cursor for cursor in self._cursors if cursor.waiting]
         self._wake(waiting)
@@ -263,12 +258,12 @@ class EventBus:
     def open(self) -> None:
         """Accept events again after :meth:`close`; the numbers go on."""
         with self._lock:
-            self._closed = False
+            self.closed = False
 
     def close(self) -> None:
         """Accept no more events; readers end once they have read what is kept."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             cursors = list(self._cursors)
         self._wake(cursors)
 
@@ -301,24 +296,16 @@ class EventBus:
                     cursor.batch = None
                     return None
                 batch = cursor.batch
-                if batch is None or not batch.first <= seq < batch.first + batch.count:
+                if batch is None or not batch.first <= seq < batch.first + batch.size:
                     batch = cursor.batch = self._find(seq)
                 if cursor.pools is None or batch.pool in cursor.pools:
                     cursor.position += 1
                     return batch, seq
-                cursor.position = batch.first + batch.count
+                cursor.position = batch.first + batch.size
 
     def _find(self, seq: int) -> _Batch:
         """Return the batch that holds a number. The caller holds the lock and knows that there is one."""
-        batches = self._batches
-        low, high = 0, len(batches)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if batches[middle].first <= seq:
-                low = middle
-            else:
-                high = middle
-        return batches[low]
+        return self._batches[bisect.bisect_right(self._batches, seq, key=lambda batch: batch.first) - 1]
 
     def _wake(self, cursors: list[_Cursor]) -> None:
         for cursor in cursors:
@@ -344,9 +331,7 @@ class Subscription:
         self._bus.attach(self._cursor)
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

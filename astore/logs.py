@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
 _LOGGER = logging.getLogger("astore")
-_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "exception": logging.ERROR,
-    "critical": logging.CRITICAL,
-    "fatal": logging.CRITICAL,
-}
+_LEVELS = {**logging.getLevelNamesMapping(), "EXCEPTION": logging.ERROR}
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], Mapping[str, Any]]:
@@ -51,7 +42,7 @@ class _DeferredLogger:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # such as what copy and pickle ask for, before there are any fields
             raise AttributeError(name)
-        level = _LEVELS.get(name)
+        level = _LEVELS.get(name.upper())
         if level is not None and not _LOGGER.isEnabledFor(level):
             return _drop
         return getattr(self._bound, name)

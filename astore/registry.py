@@ -52,14 +52,13 @@ class _Slot:
         self.error: BackendError | None = None
         self.loading: concurrent.futures.Future[Backend] | None = None
         self.uses = 0
-        self.draining = False
+        self.draining: concurrent.futures.Future[None] | None = None
 
 
 class BackendRegistry:
     """Backends by pool type. Every method may be called from any thread.
 
     :param group: the entry-point group to list; None lists none.
-    :param publish: called with an event class and its fields for every change.
     :param import_timeout: seconds to wait for a plugin's import.
     """
 
@@ -67,15 +66,13 @@ class BackendRegistry:
         self,
         *,
         group: str | None = ENTRY_POINT_GROUP,
-        publish: Callable[..., None] | None = None,
         import_timeout: float = IMPORT_TIMEOUT,
     ) -> None:
         self.import_timeout = import_timeout
         self._group = group
-        self._publishers: tuple[Callable[..., None], ...] = () if publish is None else (publish,)
+        self._publishers: tuple[Callable[..., None], ...] = ()
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
-        self._released: set[Callable[[], None]] = set()
         self._scanned = False
 
     # ------------------------------------------------------------------------------------------------- listing
@@ -166,33 +163,23 @@ class BackendRegistry:
         :param drain: wait until no pool uses it; meanwhile no pool of the type can start.
         :raises UnknownBackendError: the type has none. BackendInUseError: pools use it (never with ``drain``).
         """
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and the waiting task with it
-                loop.call_soon_threadsafe(changed.set)
-
         with self._lock:
             slot = self._slot(type)
             if slot.uses and not drain:
                 raise BackendInUseError(_in_use(slot), type=type)
-            slot.draining = True
-            self._released.add(wake)
+            unused = slot.draining = concurrent.futures.Future[None]()
+            unused.set_running_or_notify_cancel()  # so that only release() ends it, also if this caller is cancelled
+            if not slot.uses:
+                unused.set_result(None)
         try:
-            while True:
-                with self._lock:
-                    if not slot.uses:
-                        still_there = self._slots.get(type) is slot  # else it was replaced meanwhile
-                        if still_there:
-                            del self._slots[type]
-                        break
-                    changed.clear()
-                await changed.wait()
+            await asyncio.wrap_future(unused)
+            with self._lock:
+                still_there = self._slots.get(type) is slot  # else it was replaced meanwhile
+                if still_there:
+                    del self._slots[type]
         finally:
             with self._lock:
-                slot.draining = False
-                self._released.discard(wake)
+                slot.draining = None
         if still_there:
             self._tell(BackendUnregistered, type=type)
 
@@ -255,7 +242,7 @@ class BackendRegistry:
         """
         with self._lock:
             slot = self._slots.get(backend.type)
-            if slot is None or slot.backend is not backend or slot.draining:
+            if slot is None or slot.backend is not backend or slot.draining is not None:
                 raise UnknownBackendError(f"the backend of pool type {backend.type!r} is gone", type=backend.type)
             slot.uses += 1
 
@@ -266,15 +253,14 @@ class BackendRegistry:
             if slot is None or slot.backend is not backend:
                 return
             slot.uses -= 1
-            wake = list(self._released)
-        for call in wake:
-            call()
+            if not slot.uses and slot.draining is not None:
+                slot.draining.set_result(None)
 
     # -------------------------------------------------------------------------------------------- inner works
 
     def _slot(self, type: str) -> _Slot:
         slot = self._slots.get(type)
-        if slot is not None and slot.draining:
+        if slot is not None and slot.draining is not None:
             raise UnknownBackendError(f"the backend of pool type {type!r} is being unregistered", type=type)
         if slot is None:
             known = ", ".join(sorted(self._slots)) or "none"

@@ -205,7 +205,7 @@ def test_nothing_is_lost_unsaid(capacity: int, steps_: list[int]) -> None:
                 read()
     while read():
         pass
-    assert sum(batch.count for batch in bus._batches) < capacity + 30
+    assert sum(batch.size for batch in bus._batches) < capacity + 30
 
 
 # ------------------------------------------------------------------------------------------------------------- filters

@@ -287,7 +287,8 @@ async def test_unregistered_while_it_is_imported(install: Install) -> None:
     """An import that ends after its type was unregistered is not told."""
     install("slow-plugin", "slow", before=HELD)
     told: list[astore.Event] = []
-    registry = BackendRegistry(publish=lambda kind, **fields: told.append(kind(**fields)))
+    registry = BackendRegistry()
+    registry.listen(lambda kind, **fields: told.append(kind(**fields)))
     await asyncio.to_thread(registry.scan)
     with import_gate() as gate:
         waiting = asyncio.ensure_future(registry.get("slow"))

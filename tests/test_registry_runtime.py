@@ -75,7 +75,8 @@ async def test_unknown_types() -> None:
 async def test_unregistering_is_refused_while_in_use() -> None:
     """A backend that pools use stays, unless it is drained: then it goes when the last of them is done."""
     told: list[astore.Event] = []
-    registry = BackendRegistry(group=None, publish=lambda kind, **fields: told.append(kind(**fields)))
+    registry = BackendRegistry(group=None)
+    registry.listen(lambda kind, **fields: told.append(kind(**fields)))
     backend = registry.register(FakeBackend())
     registry.acquire(backend)
     registry.acquire(backend)
@@ -117,7 +118,8 @@ async def test_a_drain_that_is_cancelled() -> None:
 async def test_replaced_while_it_is_drained() -> None:
     """A backend that took the place of a drained one before the drain noticed stays, and is not told to be gone."""
     told: list[astore.Event] = []
-    registry = BackendRegistry(group=None, publish=lambda kind, **fields: told.append(kind(**fields)))
+    registry = BackendRegistry(group=None)
+    registry.listen(lambda kind, **fields: told.append(kind(**fields)))
     backend = registry.register(FakeBackend())
     registry.acquire(backend)
     draining = asyncio.ensure_future(registry.unregister("fake", drain=True))

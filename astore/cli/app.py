@@ -5,18 +5,19 @@ Each command's module is imported only when that command runs, which keeps start
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 import click
 
-from astore.cli.exits import Exit
+import astore
+from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import Settings, common_options
+from astore.cli.session import common_options
 
 POOL = {
     "define": "pools:define",
@@ -31,13 +32,13 @@ POOL = {
     "discover": "pool_sources:discover",
     "capabilities": "pool_sources:capabilities",
     "list": "pool_list:list_pools",
-    "info": "pool_views:info",
+    "info": "pool_views:show_info",
     "dumpxml": "pool_views:dumpxml",
     "refresh": "pool_refresh:refresh",
 }
 VOLUME = {
     "list": "volumes:list_volumes",
-    "info": "volumes:info",
+    "info": "volumes:show_info",
     "dumpxml": "volumes:dumpxml",
     "path": "volumes:path",
     "create": "volume_changes:create",
@@ -56,39 +57,21 @@ VOLUME = {
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
 
+_OUR_OWN = {"stop", "import", "discover", "capabilities", "create-xml", "rename", "set-format", "chain", "dependents"}
 VIRSH = {
-    "pool-define": POOL["define"],
-    "pool-create": POOL["create"],
-    "pool-start": POOL["start"],
+    **{f"pool-{verb}": place for verb, place in POOL.items() if verb not in _OUR_OWN},
+    **{f"vol-{verb}": place for verb, place in VOLUME.items() if verb not in _OUR_OWN},
     "pool-destroy": POOL["stop"],
-    "pool-build": POOL["build"],
-    "pool-delete": POOL["delete"],
-    "pool-undefine": POOL["undefine"],
-    "pool-autostart": POOL["autostart"],
-    "pool-list": POOL["list"],
-    "pool-info": POOL["info"],
-    "pool-dumpxml": POOL["dumpxml"],
-    "pool-refresh": POOL["refresh"],
     "pool-name": "pool_views:pool_name",
     "pool-uuid": "pool_views:pool_uuid",
     "pool-capabilities": "pool_sources:capabilities_xml",
     "find-storage-pool-sources": "pool_sources:find_sources_by_file",
     "find-storage-pool-sources-as": "pool_sources:find_sources",
-    "vol-list": VOLUME["list"],
-    "vol-info": VOLUME["info"],
-    "vol-dumpxml": VOLUME["dumpxml"],
-    "vol-path": VOLUME["path"],
     "vol-key": "volumes:vol_key",
     "vol-name": "volumes:vol_name",
     "vol-pool": "volumes:vol_pool",
     "vol-create": VOLUME["create-xml"],
     "vol-create-as": VOLUME["create"],
-    "vol-clone": VOLUME["clone"],
-    "vol-resize": VOLUME["resize"],
-    "vol-wipe": VOLUME["wipe"],
-    "vol-delete": VOLUME["delete"],
-    "vol-upload": VOLUME["upload"],
-    "vol-download": VOLUME["download"],
 }
 """The ``module:object`` of each command by its virsh name. The help does not list these names."""
 
@@ -119,43 +102,6 @@ class Verbs(click.Group):
         return found
 
 
-class Application(Verbs):
-    """The outermost group. Ctrl-C and a broken pipe end it with the codes of :class:`Exit` instead of click's."""
-
-    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
-        """Parse the arguments. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
-        with _broken_off():
-            return super().make_context(*arguments, **settings)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. :raises click.Abort: interrupted. click.exceptions.Exit: the reader of the output is gone."""
-        with _broken_off():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _broken_off() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise click.Abort from None
-    except BrokenPipeError:
-        drop_stdout()
-        raise click.exceptions.Exit(Exit.BROKEN_PIPE) from None
-
-
-def _options(**given: Any) -> None:
-    click.get_current_context().obj = Settings(**given)
-
-
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        import astore
-
-        print(f"astore {astore.__version__}")
-        context.exit()
-
-
 def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
@@ -169,11 +115,11 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
         context.exit()
 
 
-def _eager(name: str, callback: Any, help: str) -> click.Option:
-    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=callback, help=help)
+def _completion_option(name: str, help: str) -> click.Option:
+    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
 
 
-app = Application(
+app = Verbs(
     "astore",
     {"events": "events:watch", "demo": "demo_command:demo"},
     VIRSH,
@@ -182,14 +128,13 @@ app = Application(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    callback=_options,
-    params=[
-        *common_options("ASTORE_STATE_DIR"),
-        _eager("--version", _version, "Print the version and exit."),
-        _eager("--install-completion", _completion, "Install completion for the current shell."),
-        _eager("--show-completion", _completion, "Show completion for the current shell, to copy or customize it."),
-    ],
+    params=common_options("ASTORE_STATE_DIR"),
 )
+click.version_option(astore.__version__, message="astore %(version)s", help="Print the version and exit.")(app)
+app.params += [
+    _completion_option("--install-completion", "Install completion for the current shell."),
+    _completion_option("--show-completion", "Show completion for the current shell, to copy or customize it."),
+]
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
     Verbs("vol", VOLUME, {}, help="Make, fill, change and look at the volumes of pools."),
@@ -198,14 +143,23 @@ for _group in (
     app.add_command(_group)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one invocation in this process. :param argv: without the program's name. :returns: the exit code."""
+def run(argv: Sequence[str], command: click.Command | None = None) -> int:
+    """Run one invocation in this process.
+
+    :param argv: without the program's name. :param command: another command than ``astore``. :returns: the exit code.
+    """
+    command = app if command is None else command
     try:
-        code = app.main(list(argv), prog_name="astore", standalone_mode=False)
+        if instruction := os.environ.get("_ASTORE_COMPLETE"):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
+        with command.make_context(command.name, list(argv)) as context:
+            command.invoke(context)
         sys.stdout.flush()
-        return int(code or 0)
-    except SystemExit as error:  # raised by click's shell completion
-        return error.code if isinstance(error.code, int) else int(Exit.OK)
+        return Exit.OK
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except BrokenPipeError:
         drop_stdout()
         return Exit.BROKEN_PIPE
@@ -217,6 +171,9 @@ def run(argv: Sequence[str]) -> int:
         ignore_interruptions()
         complain("interrupted")
         return Exit.INTERRUPTED
+    except CliError as error:
+        complain(str(error))
+        return error.code
     except click.ClickException as error:
         return _wrong_usage(error)
 

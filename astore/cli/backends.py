@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from astore.cli import shapes
+import msgspec
+
 from astore.cli.output import Answer, Cell, Column, Output, state_cell
 from astore.cli.session import Session, command
 
@@ -11,20 +12,11 @@ from astore.cli.session import Session, command
 async def list_backends(session: Session) -> Answer:
     """Load every backend and show what came of it."""
     session.ticker.begin("loading backends")
-    found = await session.manager.registry.load_all()
-    backends = tuple(
-        shapes.Backend(
-            type=info.type,
-            status=info.status,
-            distribution=info.distribution,
-            version=info.version,
-            api_version=info.api_version,
-            abilities=info.abilities,
-            error=info.error,
-            pools=len(session.manager.pools(active=True, types=[info.type])),
-        )
-        for info in found
-    )
+    manager = session.manager
+    backends = [
+        msgspec.structs.replace(info, pools=len(manager.pools(active=True, types=[info.type])))
+        for info in await manager.registry.load_all()
+    ]
 
     def show(output: Output) -> None:
         columns = [Column("Type"), Column("Status"), Column("Distribution", folds=True), Column("Version")]
@@ -42,4 +34,4 @@ async def list_backends(session: Session) -> Answer:
         ]
         output.table(columns, rows)
 
-    return Answer(shapes.Backends(backends), show)
+    return Answer({"backends": backends}, show)

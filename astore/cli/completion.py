@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
 
+from astore.cli.session import Settings
 from astore.errors import printable
+
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def _state_dir(context: click.Context) -> Path:
-    current: click.Context | None = context
-    while current is not None:
-        given = current.params.get("state_dir")
-        if given:
-            return Path(given)
-        current = current.parent
     from astore.store.local_files import default_state_dir
 
-    given = os.environ.get("ASTORE_STATE_DIR")
+    given = context.ensure_object(Settings).state_dir
     return Path(given) if given else default_state_dir()
 
 
@@ -63,22 +61,15 @@ def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str)
     return sorted(name for name in names if printable(name) == name)
 
 
-def complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the volume formats that begin with ``incomplete``."""
-    from astore.xml.volume import VOLUME_FORMATS
+def _complete_words(module: str, words: str) -> Complete:
+    """Make a completion of the words that a module has under the name ``words``. It imports the module when it is used."""
 
-    return [name for name in VOLUME_FORMATS if name.startswith(incomplete)]
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        return [word for word in getattr(import_module(module), words) if word.startswith(incomplete)]
 
-
-def complete_algorithm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the wipe algorithms that begin with ``incomplete``."""
-    from astore.volume_io.wiping import ALGORITHMS
-
-    return [name for name in ALGORITHMS if name.startswith(incomplete)]
+    return complete
 
 
-def complete_type(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the pool types that begin with ``incomplete``."""
-    from astore.xml import POOL_TYPES
-
-    return [name for name in POOL_TYPES if name.startswith(incomplete)]
+complete_format = _complete_words("astore.xml.volume", "VOLUME_FORMATS")
+complete_algorithm = _complete_words("astore.volume_io.wiping", "ALGORITHMS")
+complete_type = _complete_words("astore.xml", "POOL_TYPES")

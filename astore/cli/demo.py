@@ -28,12 +28,7 @@ from astore.cli.demo_show import (
 )
 from astore.cli.demo_storage import SETTLE_SECONDS, DemoStorage, change, fill_by_hand
 from astore.cli.exits import CliError, Exit, explain
-from astore.cli.interruptions import (
-    ignore_interruptions,
-    interrupted_once,
-    terminations_interrupt,
-    undisturbed_afterwards,
-)
+from astore.cli.interruptions import ignore_interruptions, interruptions_raise, run
 from astore.cli.output import Output, duration
 from astore.cli.progress import Ticker
 
@@ -59,12 +54,11 @@ def run_demo(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that each line appears at once, also through `tee`
     try:
-        with terminations_interrupt(), DemoStorage(output, images, fill) as storage, undisturbed_afterwards():
+        with interruptions_raise(), DemoStorage(output, images, fill) as storage:
             heading(output, "Making storage")
-            with interrupted_once():
-                storage.make_place()
-                make(storage)
-            asyncio.run(tell(storage, output))
+            storage.make_place()
+            make(storage)
+            run(lambda: tell(storage, output))
     except KeyboardInterrupt:
         raise CliError(f"interrupted; {gone}", Exit.INTERRUPTED) from None
     output.line("")
@@ -73,7 +67,7 @@ def run_demo(
 
 async def tell(storage: DemoStorage, output: Output) -> None:
     """Define, start and refresh the pools, change some images, and refresh again."""
-    async with astore.Manager(storage.state_dir) as manager:
+    async with astore.Manager(storage.folder / "state") as manager:
         try:
             async with manager.events(since=0) as events:
                 pools = await define_and_start(manager, storage.definitions, output)

@@ -6,24 +6,26 @@ import click
 
 from astore.cli.session import Settings, logs, reported, verbose_option
 
-
-@click.command("demo", params=[verbose_option()])
-@click.option(
+pools_option = click.option(
     "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
 )
-@click.option(
+images_option = click.option(
     "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
-def demo(pools: int, images: int, verbose: bool) -> None:
+
+
+@click.command("demo", params=[verbose_option()])
+@pools_option
+@images_option
+def demo(pools: int, images: int) -> None:
     """Show astore at work on real images, and leave nothing behind.
 
     Makes pools in a temporary folder, refreshes them all at once, shows what was found and the events as they came, then
     changes something and shows an incremental refresh pick up just that.
     """
-    settings: Settings = click.get_current_context().obj or Settings()
+    settings = click.get_current_context().ensure_object(Settings)
     if settings.json:
         raise click.BadParameter("demo is for people: it has no --json")
-    settings = settings.with_verbose(verbose)
     with logs(settings.verbose), reported(settings):
         from astore.cli.demo import run_demo
 

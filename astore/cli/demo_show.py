@@ -59,16 +59,14 @@ def _spread(pools: Sequence[Pool]) -> list[Pool]:
 
 def show_volumes(output: Output, pools: Iterable[Pool]) -> None:
     """Print the first volumes of one pool of each type."""
-    rows = []
-    seen: set[str] = set()
+    shown: dict[str, Pool] = {}
     for pool in pools:
-        if pool.type in seen:
-            continue
-        seen.add(pool.type)
-        rows += [
-            [pool.name, info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
-            for info in pool.volumes[:VOLUMES_SHOWN]
-        ]
+        shown.setdefault(pool.type, pool)
+    rows = [
+        [pool.name, info.name, info.format or "-", size(info.capacity), size(info.allocation), info.backing or "-"]
+        for pool in shown.values()
+        for info in pool.volumes[:VOLUMES_SHOWN]
+    ]
     output.line("")
     columns = [Column("Pool"), Column("Volume"), Column("Format")]
     columns += [Column("Capacity", right=True), Column("Allocation", right=True), Column("Backing file")]
@@ -118,12 +116,7 @@ def show_changes(output: Output, again: RefreshReport, first: RefreshReport, cha
     ]
     rows.append(["all pools", *_totals(again.pools), duration(again.seconds), duration(first.seconds)])
     output.line("")
-    columns = [
-        Column("Pool"),
-        Column("Added", folds=True),
-        Column("Changed", folds=True),
-        Column("Removed", folds=True),
-    ]
+    columns = [Column("Pool"), *(Column(title, folds=True) for title in ("Added", "Changed", "Removed"))]
     columns += [Column(title, right=True) for title in ("Unchanged", "Time", "Before")]
     output.table(columns, rows)
     output.line("")

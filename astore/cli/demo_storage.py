@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from astore.cli.interruptions import interruptions_wait
@@ -63,10 +62,8 @@ class DemoStorage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with Ticker() as ticker:
+    def __exit__(self, *_: object) -> None:
+        with interruptions_wait(), Ticker() as ticker:
             ticker.begin("taking everything away")
             self.stack.close()
 
@@ -101,11 +98,6 @@ class DemoStorage:
     def seconds_to_settle(self) -> float:
         """Return the seconds left until all images are a second old. A refresh reads younger ones again."""
         return max(0.0, self._filled + SETTLE_SECONDS - time.monotonic())
-
-    @property
-    def state_dir(self) -> Path:
-        """The demonstration's own state folder."""
-        return self.folder / "state"
 
 
 def change(folder: Path) -> Change:

@@ -11,7 +11,7 @@ import itertools
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import click
@@ -19,7 +19,7 @@ import msgspec
 from anyio import to_thread
 
 from astore import events as kinds
-from astore.cli import shapes
+from astore.cli import documents
 from astore.cli.completion import complete_pool
 from astore.cli.output import Answer, Output, complain, size, writing
 from astore.cli.session import Session, command
@@ -74,7 +74,7 @@ async def watch(
                 if refresh:
                     group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
                 async for event in _wanted(stream, since, quiet=not session.settings.json):
-                    text = shapes.line(as_shape(event)) if session.settings.json else in_words(event)
+                    text = documents.line(as_document(event)) if session.settings.json else in_words(event)
                     # on a thread: a slow reader must not hold up the refreshes
                     await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
                     written += 1
@@ -127,11 +127,11 @@ def _write(output: Output, text: str, is_safe: bool) -> None:
         sys.stdout.flush()
 
 
-def as_shape(event: kinds.Event) -> dict[str, Any]:
-    """Return an event's fields for JSON, with the volume in the shape of `vol list`."""
-    fields: dict[str, Any] = msgspec.to_builtins(event)
+def as_document(event: kinds.Event) -> documents.Document:
+    """Return an event's fields for JSON, with the volume as `vol list` has it."""
+    fields: documents.Document = msgspec.to_builtins(event)
     if isinstance(event, kinds.VolumeAdded | kinds.VolumeChanged):
-        fields["volume"] = msgspec.to_builtins(shapes.volume(event.pool, event.volume))
+        fields["volume"] = documents.volume(event.pool, event.volume)
     return fields
 
 

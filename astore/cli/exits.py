@@ -111,48 +111,41 @@ def _wrong_state(error: InvalidStateError) -> str:
     return reason(error)
 
 
+_HINTS: tuple[tuple[type[BaseException], str], ...] = (
+    (PoolNotFoundError, "`astore pool list --all` shows those there are"),
+    (
+        VolumeNotFoundError,
+        "`astore vol list POOL` shows a pool's volumes, `astore pool refresh POOL` looks for new ones",
+    ),
+    (VolumeBusyError, "try again when that is done"),
+    (VolumeInUseError, "--force"),
+    (VolumeExistsError, "choose another name"),
+    (UnsupportedOperationError, "`astore backend list` shows what each backend can do"),
+    (BackendLoadError, "`astore backend list` shows the state of all backends"),
+    (TimeoutError, "give it more time with --timeout, or see whether its storage answers"),
+    (UnicodeError, "a name beyond ASCII needs a UTF-8 locale, such as LC_ALL=C.UTF-8"),
+)
+"""Advice by kind of error."""
+
+
 def _hint(error: BaseException) -> str:
-    if isinstance(error, PoolNotFoundError):
-        return "`astore pool list --all` shows those there are"
-    if isinstance(error, VolumeNotFoundError):
-        return "`astore vol list POOL` shows a pool's volumes, `astore pool refresh POOL` looks for new ones"
-    if isinstance(error, VolumeBusyError):
-        return "try again when that is done"
-    if isinstance(error, VolumeInUseError):
-        return "--force"
-    if isinstance(error, VolumeExistsError):
-        return "choose another name"
     if isinstance(error, CommandError) and error.returncode is None:
         return "install it"
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
-        if error.type in EXTRAS:
-            return f"pip install 'astore[{error.type}]'"
-        return "install its plugin"
-    if isinstance(error, UnsupportedOperationError):
-        return "`astore backend list` shows what each backend can do"
-    if isinstance(error, BackendLoadError):
-        return "`astore backend list` shows the state of all backends"
-    if isinstance(error, StoreError):
-        closed = error.errno in (EACCES, EPERM, EROFS, ENOTDIR)
-        return "choose another state folder with --state-dir" if closed else ""
-    if isinstance(error, TimeoutError):
-        return "give it more time with --timeout, or see whether its storage answers"
-    if isinstance(error, PoolInaccessibleError) and error.pool:
-        return _storage_hint(error)
-    if isinstance(error, UnicodeError):
-        return "a name beyond ASCII needs a UTF-8 locale, such as LC_ALL=C.UTF-8"
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
-        return "pip install 'astore[cli]'"
-    if isinstance(error, AstoreError | CliError | DefinitionError | OSError):
-        return ""
-    return "this is a fault of astore; --verbose shows where it happened"
-
-
-def _storage_hint(error: PoolInaccessibleError) -> str:
-    pool = shell_word(error.pool or "")
-    if "build the pool" in error.message:
+        return f"pip install 'astore[{error.type}]'" if error.type in EXTRAS else "install its plugin"
+    if isinstance(error, StoreError) and error.errno in (EACCES, EPERM, EROFS, ENOTDIR):
+        return "choose another state folder with --state-dir"
+    if isinstance(error, PoolInaccessibleError) and error.pool and "build the pool" in error.message:
+        pool = shell_word(error.pool)
         first = f"`astore pool stop {pool}`, then " if ": refresh: " in error.message else ""
         return f"{first}`astore pool build {pool}`"
-    return ""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
+        return "pip install 'astore[cli]'"
+    for kind, hint in _HINTS:
+        if isinstance(error, kind):
+            return hint
+    if isinstance(error, AstoreError | CliError | OSError):
+        return ""
+    return "this is a fault of astore; --verbose shows where it happened"

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+
+TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
@@ -31,32 +37,48 @@ def _exit(*_: object) -> None:
 
 @contextmanager
 def interruptions_raise() -> Iterator[None]:
-    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. Signals that are ignored, before or inside, stay ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, signal.default_int_handler)
+    """Make the first Ctrl-C, SIGTERM or SIGHUP raise KeyboardInterrupt. Further ones do not cut the clean-up short."""
+    before = _heard()
+    for number in before:
+        signal.signal(number, _raise)
     try:
         yield
     finally:
-        for number in taken:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, before[number])
+        for number, handler in before.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # not interrupted
+                signal.signal(number, handler)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in an event loop of its own. The first Ctrl-C, SIGTERM or SIGHUP cancels it.
+
+    :raises KeyboardInterrupt: it was interrupted, and has cleaned up.
+    """
+    import asyncio
+
+    with ExitStack() as waiting:
+
+        async def cancelled_once() -> T:
+            waiting.close()
+            try:
+                with _interruptions_cancel():
+                    return await work()
+            finally:
+                waiting.enter_context(interruptions_wait())  # nor while it ends
+
+        waiting.enter_context(interruptions_wait())  # an event loop does not survive being interrupted while it starts
+        try:
+            return asyncio.run(cancelled_once())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 @contextmanager
-def interruptions_cancel() -> Iterator[None]:
-    """Cancel the current task on the first Ctrl-C, SIGTERM or SIGHUP. Further ones do not disturb its clean-up.
+def _interruptions_cancel() -> Iterator[None]:
+    """Cancel the current task on the first interruption. Further ones do not disturb its clean-up.
 
-    (asyncio.run does that for the first Ctrl-C alone.) Ignored signals stay ignored, such as those of nohup and of a
-    shell's background jobs. Outside the main thread, signals are left alone.
+    (asyncio.run does that for the first Ctrl-C alone.)
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     import asyncio
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -69,9 +91,8 @@ def interruptions_cancel() -> Iterator[None]:
             cancelled = True
             task.cancel()
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in taken:
+    before = _heard()
+    for number in before:
         loop.add_signal_handler(number, cancel)
     broken_off = False
     try:
@@ -80,89 +101,46 @@ def interruptions_cancel() -> Iterator[None]:
         broken_off = cancelled
         raise
     finally:
-        for number in taken:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, handler)
         if broken_off:
             ignore_interruptions()
 
 
 @contextmanager
-def terminations_interrupt() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP act like Ctrl-C, so that the process cleans up first.
-
-    The handlers are not restored after an interruption: the process is about to end, and signals that are ignored by then
-    stay ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    interrupted = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        if not interrupted:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first Ctrl-C only. A second one does not cut the clean-up short.
-
-    (asyncio.run installs its own handler only over Python's default one.)
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        ignore_interruptions()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    yield  # no `finally`: after an interruption, further signals stay ignored
-    signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def interruptions_wait() -> Iterator[None]:
     """Delay an interruption until the end of the block. Use it for short blocks."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-    for number in taken:
+    before = _heard()
+    for number in before:
         signal.signal(number, lambda which, _frame: came.append(which))
     try:
         yield
     finally:
-        for number in reversed(taken):  # SIGINT last: it interrupts
-            signal.signal(number, before[number])
+        for number, handler in reversed(before.items()):  # SIGINT last: it interrupts
+            signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
 
 
-@contextmanager
-def undisturbed_afterwards() -> Iterator[None]:
-    """Ignore interruptions after the block, however it ends."""
-    try:
-        yield
-    finally:
-        ignore_interruptions()
-
-
 def ignore_interruptions() -> None:
     """Ignore Ctrl-C, SIGTERM and SIGHUP from now on, so that nothing cuts the clean-up short."""
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+    for number in _heard():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _raise(*_: object) -> None:
+    ignore_interruptions()
+    raise KeyboardInterrupt
+
+
+def _heard() -> dict[signal.Signals, Any]:
+    """Return the handlers of the signals. Ignored ones are left alone, such as those of nohup and of background jobs.
+
+    Outside the main thread, all are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}

@@ -14,7 +14,7 @@ import select
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
@@ -61,74 +61,48 @@ def _size_to_read(file: str) -> int | None:
 
 async def pieces_of(file: str) -> AsyncIterator[bytes]:
     """Yield the content of a pipe, a device or standard input (`-`). :raises CliError: it cannot be read."""
-    source = _Source(file)
-    await in_thread(source.open)
-    while piece := await in_thread(source.read):
+    number = await in_thread(_open_to_read, file)
+    piece = await in_thread(_read_piece, file, number)
+    while piece:
         yield piece
-    source.close()  # no `finally`: after a cancellation, a read may still be running
+        # not after the end: a terminal can be read on
+        piece = await in_thread(_read_piece, file, number) if len(piece) == PIECE else b""
+    if file != "-":
+        os.close(number)  # no `finally`: after a cancellation, a read may still be running
 
 
-class _Source:
-    """A local stream, read by blocking calls."""
+def _open_to_read(file: str) -> int:
+    with _said_of(file, "standard input"):
+        number = STANDARD_INPUT if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        _widen(number)
+    return number
 
-    def __init__(self, file: str) -> None:
-        self.shown = "standard input" if file == "-" else file
-        self._path = None if file == "-" else file
-        self._number = STANDARD_INPUT
-        self._over = False
 
-    def open(self) -> None:
-        with _said_of(self.shown):
-            if self._path is not None:
-                self._number = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            _widen(self._number)
-
-    def read(self) -> bytes:
-        """Read up to PIECE bytes; fewer only at the end of the stream."""
-        found: list[bytes] = []
-        room = PIECE
-        with _said_of(self.shown):
-            while room and not self._over:
-                try:
-                    data = os.read(self._number, room)
-                except BlockingIOError:
-                    _wait_for(self._number, select.POLLIN)
-                    continue
-                self._over = not data  # remembered, since a terminal can be read on after its end
-                found.append(data)
-                room -= len(data)
-        return found[0] if len(found) == 1 else b"".join(found)
-
-    def close(self) -> None:
-        if self._path is not None:
-            os.close(self._number)
+def _read_piece(file: str, number: int) -> bytes:
+    """Read PIECE bytes; fewer only at the end of the stream."""
+    found: list[bytes] = []
+    room = PIECE
+    with _said_of(file, "standard input"):
+        while room:
+            try:
+                data = os.read(number, room)
+            except BlockingIOError:
+                _wait_for(number, select.POLLIN)
+                continue
+            if not data:
+                break
+            found.append(data)
+            room -= len(data)
+    return found[0] if len(found) == 1 else b"".join(found)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-class Target(Protocol):
-    """The destination of a download, written by blocking calls."""
-
-    keeps_holes: bool
-
-    def open(self) -> None: ...
-
-    def write(self, piece: bytearray | Hole) -> None: ...
-
-    def finish(self) -> None:
-        """Complete the destination after the last write."""
-        ...
-
-    def give_up(self) -> None:
-        """Remove an incomplete destination. A call that a cancellation abandoned may still be running."""
-        ...
-
-
 async def target_for(file: str) -> Target:
     """Choose the target for a file name; `-` is standard output. :raises CliError: there can be no such file."""
     if file == "-":
-        return Stream(None)
+        return Stream(file)
     return await in_thread(_target_for, file)
 
 
@@ -170,31 +144,30 @@ async def _given_up(target: Target) -> None:
 
 
 class Stream:
-    """Standard output (None), a FIFO or a device, written in place."""
+    """Standard output (`-`), a FIFO or a device, written in place."""
 
     keeps_holes = False
 
-    def __init__(self, path: str | None) -> None:
-        self.shown = "standard output" if path is None else path
+    def __init__(self, path: str) -> None:
         self._path = path
         self._number = STANDARD_OUTPUT
 
     def open(self) -> None:
-        if self._path is None and os.isatty(STANDARD_OUTPUT):
+        if self._path == "-" and os.isatty(STANDARD_OUTPUT):
             raise CliError("standard output is a terminal: send it to a file or to a program")
-        with _said_of(self.shown):
-            if self._path is not None:
+        with _said_of(self._path):
+            if self._path != "-":
                 self._number = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             _widen(self._number)
 
     def write(self, piece: bytearray | Hole) -> None:
         assert isinstance(piece, bytearray)
-        with _said_of(self.shown):
+        with _said_of(self._path):
             _write_all(self._number, piece)
 
     def finish(self) -> None:
-        if self._path is not None:
-            with _said_of(self.shown):
+        if self._path != "-":
+            with _said_of(self._path):
                 os.close(self._number)
 
     def give_up(self) -> None:
@@ -259,6 +232,11 @@ class NewFile:
                 self._beside = None
 
 
+Target = Stream | NewFile
+"""The destination of a download, written by blocking calls. ``finish`` completes it after the last write, ``give_up`` removes
+what is incomplete, although a call that a cancellation abandoned may still be running."""
+
+
 def _write_all(number: int, data: bytearray) -> None:
     view = memoryview(data)
     while view:
@@ -286,11 +264,11 @@ def _widen(number: int) -> None:
 
 
 @contextlib.contextmanager
-def _said_of(shown: str) -> Iterator[None]:
-    """Turn an OSError into a CliError that names the file. A broken pipe on standard output passes unchanged."""
+def _said_of(file: str, stream: str = "standard output") -> Iterator[None]:
+    """Turn an OSError into a CliError that names the file, or the stream for `-`. A broken pipe of standard output passes."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and shown == "standard output":
+        if isinstance(error, BrokenPipeError) and file == "-":
             raise
-        raise CliError(f"{shown}: {error.strerror}") from error
+        raise CliError(f"{stream if file == '-' else file}: {error.strerror}") from error

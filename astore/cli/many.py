@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from astore.cli import shapes
+from astore.cli.documents import failure
 from astore.cli.exits import CliError, Exit, code_of_all, explain
 from astore.cli.output import Answer, Output
 from astore.cli.parameters import LIMIT
@@ -18,22 +18,16 @@ if TYPE_CHECKING:
 class Outcome(NamedTuple):
     """The outcome for one pool, definition file or volume.
 
-    :ivar asked: the word on the command line. :ivar pool: the pool, if it was found. :ivar error: the failure, if any.
-    :ivar file: the definition file, if there was one. :ivar volume: the volume's name, if there was one.
+    :ivar asked: the pool's name on the command line, if it was there. :ivar pool: the pool, if it was found.
+    :ivar error: the failure, if any. :ivar file: the definition file, if there was one.
+    :ivar volume: the volume's name, if there was one.
     """
 
-    asked: str
+    asked: str | None
     pool: Pool | None
     error: Exception | None
     file: str | None = None
     volume: str | None = None
-
-    @property
-    def pool_name(self) -> str | None:
-        """The pool's name, or None if it is unknown."""
-        if self.pool is not None:
-            return self.pool.name
-        return self.asked if self.file is None and self.volume is None else None
 
 
 async def each(
@@ -84,19 +78,18 @@ def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str 
     :param done: the sentence for a success, with ``{name}`` and ``{file}``.
     :param nothing: the sentence if there are no outcomes.
     """
-    problems = [_problem(outcome) for outcome in outcomes if outcome.error is not None]
-    results = tuple(
-        shapes.Done(
-            ok=outcome.error is None,
-            pool=outcome.pool_name,
-            uuid=outcome.pool.uuid if outcome.pool is not None else None,
-            state=outcome.pool.state if outcome.pool is not None else None,
-            file=outcome.file,
-            volume=outcome.volume,
-            error=shapes.failure(outcome.error, explain(outcome.error) if outcome.error is not None else None),
-        )
+    results = [
+        {
+            "ok": outcome.error is None,
+            "pool": outcome.pool.name if outcome.pool is not None else outcome.asked,
+            "uuid": outcome.pool.uuid if outcome.pool is not None else None,
+            "state": outcome.pool.state if outcome.pool is not None else None,
+            "file": outcome.file,
+            "volume": outcome.volume,
+            "error": failure(outcome.error),
+        }
         for outcome in outcomes
-    )
+    ]
 
     def show(output: Output) -> None:
         for outcome in outcomes:
@@ -106,11 +99,7 @@ def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str 
         if not outcomes:
             output.line(nothing)
 
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    return Answer(shapes.Results(action, results), show, problems, code_of_all(errors, len(outcomes) - len(errors)))
-
-
-def _problem(outcome: Outcome) -> str:
-    assert outcome.error is not None
-    text = explain(outcome.error)
-    return f"{outcome.file}: {text}" if outcome.file else text
+    failed = [(outcome.file, outcome.error) for outcome in outcomes if outcome.error is not None]
+    problems = [f"{file}: {explain(error)}" if file else explain(error) for file, error in failed]
+    code = code_of_all([error for _, error in failed], len(outcomes) - len(failed))
+    return Answer({"action": action, "results": results}, show, problems, code)

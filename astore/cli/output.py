@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
-import msgspec
-
 from astore.cli.exits import CliError, Exit
 from astore.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from astore.cli.documents import Document
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 BAR_WIDTH = 8
@@ -56,14 +56,19 @@ class Column(NamedTuple):
 class Answer(NamedTuple):
     """The result of a command, for programs and for people.
 
-    :ivar document: the shape for ``--json``, or a function that makes it. :ivar show: writes the same for people.
+    :ivar document: the document for ``--json``, or a function that makes it. :ivar show: writes the same for people.
     :ivar problems: lines for stderr. :ivar code: the exit code.
     """
 
-    document: msgspec.Struct | Callable[[], msgspec.Struct] | None
+    document: Document | Callable[[], Document] | None
     show: Callable[[Output], None]
     problems: Sequence[str] = ()
     code: Exit = Exit.OK
+
+
+def xml_answer(text: str) -> Answer:
+    """Make the answer that is an XML document."""
+    return Answer({"xml": text}, lambda output: output.xml(text))
 
 
 # ---------------------------------------------------------------------------------------------------- words for things
@@ -245,8 +250,6 @@ class Output:
 
     def _encodable(self, text: str) -> str:
         """Escape the characters that the stream's encoding lacks."""
-        if text.isascii() or self._can(text):
-            return text
         encoding = getattr(self._stream, "encoding", None) or "ascii"
         return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from astore.cli import shapes
+import msgspec
+
+from astore.cli.documents import Document, failure
 from astore.cli.exits import code_of_all, explain
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
 from astore.cli.parameters import argument
@@ -35,28 +37,17 @@ async def import_command(session: Session, folder: str) -> Answer:
 
     report = await import_pools(session.manager, folder, timeout=session.settings.timeout, on_progress=told)
     failed = [(entry, entry.error) for entry in report.entries if entry.error is not None]
-    document = shapes.Import(report.folder, tuple(_shape(entry) for entry in report.entries))
     return Answer(
-        document,
+        {"folder": report.folder, "entries": [_document(entry) for entry in report.entries]},
         lambda output: _show(output, report),
         [f"{entry.file}: {explain(error)}" for entry, error in failed],
         code_of_all([error for _, error in failed], len(report.entries) - len(failed)),
     )
 
 
-def _shape(entry: ImportedPool) -> shapes.ImportedPool:
-    return shapes.ImportedPool(
-        ok=entry.error is None,
-        file=entry.file,
-        action=entry.action,
-        pool=entry.pool,
-        uuid=entry.uuid,
-        type=entry.type,
-        autostart=entry.autostart,
-        has_backend=entry.backend,
-        other=entry.other,
-        error=shapes.failure(entry.error, None if entry.error is None else explain(entry.error)),
-    )
+def _document(entry: ImportedPool) -> Document:
+    found = msgspec.structs.asdict(entry)
+    return {"has_backend": found.pop("backend"), **found, "ok": entry.error is None, "error": failure(entry.error)}
 
 
 def _show(output: Output, report: ImportReport) -> None:

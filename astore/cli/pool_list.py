@@ -12,7 +12,7 @@ from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, wh
 from astore.cli.session import view
 
 if TYPE_CHECKING:
-    from astore.cli import shapes
+    from astore.cli.documents import Document
     from astore.cli.standing import Standing, StandingPool
     from astore.store.contract import Damaged
 
@@ -59,8 +59,10 @@ def list_pools(
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)
-    wanted = "such " if filtered or everything else "inactive " if inactive else "active "
-    empty = _nothing(wanted, len(standing.all))
+    wanted = "such" if filtered or everything else "inactive" if inactive else "active"
+    empty = "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
+    if standing.all:
+        empty = f"no {wanted} pools: `astore pool list --all` shows all there are ({len(standing.all)})"
 
     def show(output: Output) -> None:
         if names_only or uuids_only:
@@ -73,21 +75,13 @@ def list_pools(
         else:
             _brief(output, pools, shown, empty)
 
-    def document() -> shapes.PoolList:
-        from astore.cli import shapes
-        from astore.cli.pool_views import pool_shape
+    def document() -> Document:
+        from astore.cli.pool_views import pool_document
 
-        bad = tuple(shapes.Damaged(file.name, file.path, file.error) for file in damaged)
-        return shapes.PoolList(tuple(pool_shape(pool) for pool in pools), bad)
+        bad = [{"name": file.name, "path": file.path, "error": file.error} for file in damaged]
+        return {"pools": [pool_document(pool) for pool in pools], "damaged": bad}
 
     return Answer(document, show, problems)
-
-
-def _nothing(wanted: str, others: int) -> str:
-    """Return the sentence for an empty list."""
-    if others:
-        return f"no {wanted}pools: `astore pool list --all` shows all there are ({others})"
-    return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
 
 
 def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from astore.cli import shapes
+from astore.cli.documents import Document, failure
 from astore.cli.exits import code_of_all, explain
 from astore.cli.many import chosen
 from astore.cli.output import Answer, Column, Output, duration
@@ -46,19 +47,17 @@ async def refresh(session: Session, names: tuple[str, ...], everything: bool, fu
     good = [outcome for outcome in report.pools if outcome.error is None]
     errors = [*unknown, *(outcome.error for outcome in report.failed if outcome.error is not None)]
     problems = [explain(error) for error in errors]
-    document = shapes.Refresh(
-        seconds=report.seconds,
-        pools=tuple(
-            shapes.refreshed(outcome, explain(outcome.error) if outcome.error is not None else None)
-            for outcome in report.pools
-        ),
-    )
     return Answer(
-        document,
+        {"seconds": report.seconds, "pools": [_document(outcome) for outcome in report.pools]},
         lambda output: show_refresh(output, good, report.seconds) if good or not problems else None,
         problems,
         code_of_all(errors, len(good)),
     )
+
+
+def _document(outcome: RefreshOutcome) -> Document:
+    found = msgspec.structs.asdict(outcome)
+    return {"entries": found.pop("errors"), **found, "ok": outcome.error is None, "error": failure(outcome.error)}
 
 
 def show_refresh(output: Output, outcomes: Sequence[RefreshOutcome], seconds: float) -> None:
@@ -81,7 +80,6 @@ def show_refresh(output: Output, outcomes: Sequence[RefreshOutcome], seconds: fl
     ]
     output.table([Column("Pool", folds=True), *(Column(title, right=True) for title in titles)], rows)
     for outcome in outcomes:
-        bad = tuple(error for error in outcome.errors if not error.skipped)
-        show_entries(output, shapes.entries(bad), outcome.pool)
+        show_entries(output, [error for error in outcome.errors if not error.skipped], outcome.pool)
     if len(outcomes) > 1:
         output.line(f"{len(outcomes)} pools in {duration(seconds)}")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
 
-from astore.cli import shapes
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
-from astore.cli.output import Answer, Cell, Column, Output, yes_no
+from astore.cli.output import Answer, Cell, Column, Output, xml_answer, yes_no
 from astore.cli.parameters import argument
 from astore.cli.pools import read_definition
 from astore.cli.session import Session, command
 from astore.errors import DefinitionError
-
-if TYPE_CHECKING:
-    from astore.model import DiscoveredSource
+from astore.model import Source
 
 _SPEC_HELP = "A file with libvirt's <source> document, which names host and port; - is standard input."
 
@@ -41,13 +38,7 @@ async def discover(
 
 
 async def _discovered(
-    session: Session,
-    type: str,
-    host: str | None = None,
-    port: int | None = None,
-    spec: str | None = None,
-    *,
-    xml: bool,
+    session: Session, type: str, host: str | None = None, port: int | None = None, spec: str | None = None, *, xml: bool
 ) -> Answer:
     document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
@@ -58,21 +49,16 @@ async def _discovered(
             raise CliError(f"say which host to ask: `astore pool discover {type} HOST`", Exit.USAGE) from error
         raise
     if xml:
-        text = found.to_xml()
-        return Answer(shapes.Xml(text), lambda output: output.xml(text))
-    document = shapes.Sources(type, tuple(_source(item) for item in found))
-    return Answer(document, lambda output: _show_sources(output, document))
+        return xml_answer(found.to_xml())
+    sources = [item.source for item in found]
+    fields = ("hosts", "directory", "name", "format")
+    document = {"type": type, "sources": [{name: getattr(one, name) for name in fields} for one in sources]}
+    return Answer(document, lambda output: _show_sources(output, type, sources))
 
 
-def _source(item: DiscoveredSource) -> shapes.Source:
-    source = item.source
-    hosts = tuple(shapes.SourceHost(host.name, host.port) for host in source.hosts)
-    return shapes.Source(hosts, source.directory, source.name, source.format)
-
-
-def _show_sources(output: Output, document: shapes.Sources) -> None:
-    if not document.sources:
-        output.line(f"nothing found for pools of type {document.type!r}")
+def _show_sources(output: Output, type: str, sources: Sequence[Source]) -> None:
+    if not sources:
+        output.line(f"nothing found for pools of type {type!r}")
         return
     rows = [
         [
@@ -81,7 +67,7 @@ def _show_sources(output: Output, document: shapes.Sources) -> None:
             source.directory or "-",
             source.format or "-",
         ]
-        for source in document.sources
+        for source in sources
     ]
     columns = [Column(title, folds=True) for title in ("Host", "Name", "Directory")]
     output.table([*columns, Column("Format")], rows)
@@ -91,38 +77,34 @@ def _show_sources(output: Output, document: shapes.Sources) -> None:
 @click.option("--xml", is_flag=True, help="libvirt's <storagepoolCapabilities> document.")
 async def capabilities(session: Session, xml: bool) -> Answer:
     """Show which pool types can be used here, and their formats."""
-    return await _capabilities(session, xml=xml)
-
-
-async def _capabilities(session: Session, *, xml: bool) -> Answer:
+    session.ticker.begin("loading backends")
+    if xml:
+        return xml_answer(await session.manager.capabilities())
     from astore.xml import POOL_TYPES
 
     registry = session.manager.registry
-    session.ticker.begin("loading backends")
     await registry.load_all()
-    found = []
+    types = []
     for type_ in dict.fromkeys((*POOL_TYPES, *registry.types())):
         backend = registry.loaded(type_)
         formats = (backend.source_formats, backend.volume_formats) if backend is not None else ((), ())
-        found.append(shapes.Capability(type_, backend is not None, *formats))
-    if xml:
-        text = await session.manager.capabilities()
-        return Answer(shapes.Xml(text), lambda output: output.xml(text))
+        types.append((type_, backend is not None, *formats))
 
     def show(output: Output) -> None:
         rows: list[list[Cell | str]] = [
             [
-                item.type,
-                Cell(yes_no(item.supported), "green" if item.supported else "dim"),
-                " ".join(item.source_formats) or "-",
-                " ".join(item.volume_formats) or "-",
+                type_,
+                Cell(yes_no(supported), "green" if supported else "dim"),
+                " ".join(source_formats) or "-",
+                " ".join(volume_formats) or "-",
             ]
-            for item in found
+            for type_, supported, source_formats, volume_formats in types
         ]
         columns = [Column("Type"), Column("Supported"), Column("Source formats", folds=True)]
         output.table([*columns, Column("Volume formats", folds=True)], rows)
 
-    return Answer(shapes.Capabilities(tuple(found)), show)
+    fields = ("type", "supported", "source_formats", "volume_formats")
+    return Answer({"types": [dict(zip(fields, one, strict=True)) for one in types]}, show)
 
 
 @command("find-storage-pool-sources")
@@ -145,4 +127,5 @@ async def find_sources(session: Session, type: str, host: str | None, port: int 
 @command("pool-capabilities")
 async def capabilities_xml(session: Session) -> Answer:
     """Print libvirt's <storagepoolCapabilities> document."""
-    return await _capabilities(session, xml=True)
+    session.ticker.begin("loading backends")
+    return xml_answer(await session.manager.capabilities())

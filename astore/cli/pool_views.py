@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from astore.cli import shapes
-from astore.cli.output import Answer, Cell, Output, size, state_cell, when, yes_no
+from astore.cli.output import Answer, Cell, Output, size, state_cell, when, xml_answer, yes_no
 from astore.cli.parameters import argument, pool_argument
 from astore.cli.session import view
 
 if TYPE_CHECKING:
+    from astore.cli.documents import Document
     from astore.cli.standing import Standing, StandingPool
+    from astore.model import EntryError
 
 ENTRIES_SHOWN = 10
 """The number of a pool's bad entries to print; --json has all of them."""
@@ -22,43 +24,43 @@ ENTRIES_SHOWN = 10
 @view("info")
 @pool_argument("name")
 @click.option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
-def info(standing: Standing, name: str, in_bytes: bool) -> Answer:
+def show_info(standing: Standing, name: str, in_bytes: bool) -> Answer:
     """Show one pool: state, sizes, entries that are no volumes."""
     pool = standing.pool(name)
-    shape = pool_shape(pool)
-    entries = shapes.entries(pool.snapshot.errors)
+    info, target = pool.info, pool.definition.target.path
+    entries = pool.snapshot.errors
     write = str if in_bytes else size
 
     def show(output: Output) -> None:
         pairs: list[tuple[str, Cell | str]] = [
-            ("Name", shape.name),
-            ("UUID", shape.uuid),
-            ("Type", shape.type),
-            ("State", state_cell(shape.state, backend=shape.has_backend)),
-            *([("Since", when(shape.since))] if shape.since else []),
-            ("Persistent", yes_no(shape.persistent)),
-            ("Autostart", yes_no(shape.autostart)),
+            ("Name", info.name),
+            ("UUID", info.uuid),
+            ("Type", info.type),
+            ("State", state_cell(info.state, backend=info.backend)),
+            *([("Since", when(info.since))] if info.since else []),
+            ("Persistent", yes_no(info.persistent)),
+            ("Autostart", yes_no(info.autostart)),
         ]
-        if shape.target_path:
-            pairs.append(("Target", shape.target_path))
-        if shape.active:
+        if target:
+            pairs.append(("Target", target))
+        if info.active:
             pairs += [
-                ("Capacity", write(shape.capacity)),
-                ("Allocation", write(shape.allocation)),
-                ("Available", write(shape.available)),
-                ("Used", output.bar(shape.allocation, shape.capacity)),
-                ("Volumes", str(shape.volumes)),
-                ("Refreshed", when(shape.refreshed_at)),
+                ("Capacity", write(info.capacity)),
+                ("Allocation", write(info.allocation)),
+                ("Available", write(info.available)),
+                ("Used", output.bar(info.allocation, info.capacity)),
+                ("Volumes", str(info.volumes)),
+                ("Refreshed", when(info.taken_at)),
             ]
-        if shape.error:
-            pairs.append(("Error", Cell(shape.error, "red")))
+        if info.error:
+            pairs.append(("Error", Cell(info.error, "red")))
         output.fields(pairs)
         show_entries(output, entries)
 
-    return Answer(shapes.PoolInfo(shape, entries), show)
+    return Answer({"pool": pool_document(pool), "entries": entries}, show)
 
 
-def show_entries(output: Output, entries: Sequence[shapes.Entry], pool: str = "") -> None:
+def show_entries(output: Output, entries: Sequence[EntryError], pool: str = "") -> None:
     """Write a pool's bad entries, then the skipped ones, which matter less."""
     ordered = sorted(entries, key=lambda entry: entry.skipped)
     for entry in ordered[:ENTRIES_SHOWN]:
@@ -75,46 +77,32 @@ def show_entries(output: Output, entries: Sequence[shapes.Entry], pool: str = ""
 @click.option("--inactive", is_flag=True, help="The definition that the next start takes.")
 def dumpxml(standing: Standing, name: str, inactive: bool) -> Answer:
     """Print a pool's libvirt XML."""
-    xml = standing.pool(name).to_xml(inactive)
-    return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
+    return xml_answer(standing.pool(name).to_xml(inactive))
 
 
 @view("pool-name")
 @argument("uuid", metavar="UUID")
 def pool_name(standing: Standing, uuid: str) -> Answer:
     """Print the name of the pool with a UUID."""
-    pool = standing.pool(uuid)
-    return Answer(shapes.PoolIdentity(pool.info.name, pool.info.uuid), lambda output: output.value(pool.info.name))
+    return _identity(standing.pool(uuid), "name")
 
 
 @view("pool-uuid")
 @pool_argument("name")
 def pool_uuid(standing: Standing, name: str) -> Answer:
     """Print a pool's UUID."""
-    pool = standing.pool(name)
-    return Answer(shapes.PoolIdentity(pool.info.name, pool.info.uuid), lambda output: output.value(pool.info.uuid))
+    return _identity(standing.pool(name), "uuid")
 
 
-def pool_shape(pool: StandingPool) -> shapes.Pool:
-    """Return a pool in the shape of ``--json``."""
-    info = pool.info
-    return shapes.Pool(
-        name=info.name,
-        uuid=info.uuid,
-        type=info.type,
-        state=info.state,
-        active=info.active,
-        persistent=info.persistent,
-        autostart=info.autostart,
-        has_backend=info.backend,
-        target_path=pool.definition.target.path,
-        capacity=info.capacity,
-        allocation=info.allocation,
-        available=info.available,
-        volumes=info.volumes,
-        errors=info.errors,
-        generation=info.generation,
-        refreshed_at=info.taken_at or None,
-        since=info.since or None,
-        error=info.error,
-    )
+def _identity(pool: StandingPool, shown: str) -> Answer:
+    document = {"name": pool.info.name, "uuid": pool.info.uuid}
+    return Answer(document, lambda output: output.value(document[shown]))
+
+
+def pool_document(pool: StandingPool) -> Document:
+    """Return the document of a pool."""
+    found: Document = msgspec.structs.asdict(pool.info)
+    found["has_backend"] = found.pop("backend")
+    found["refreshed_at"] = found.pop("taken_at") or None
+    found["since"] = pool.info.since or None
+    return {**found, "active": pool.info.active, "target_path": pool.definition.target.path}

@@ -159,11 +159,9 @@ async def _from_files(session: Session, files: Sequence[str], label: str, act: D
     for file in files:
         shown = "standard input" if file == "-" else file
         try:
-            pool = await act(await read_definition(file))
+            outcomes.append(Outcome(None, await act(await read_definition(file)), None, shown))
         except Exception as error:
-            outcomes.append(Outcome(file, None, error, shown))
-        else:
-            outcomes.append(Outcome(file, pool, None, shown))
+            outcomes.append(Outcome(None, None, error, shown))
         session.ticker.step()
     return outcomes
 

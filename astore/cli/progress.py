@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from astore.cli.output import size
@@ -51,9 +50,7 @@ class Ticker:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
@@ -65,12 +62,10 @@ class Ticker:
         await asyncio.to_thread(self.__enter__)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         import asyncio
 
-        await asyncio.to_thread(self.__exit__, kind, error, trace)
+        await asyncio.to_thread(self.__exit__)
 
     def begin(self, label: str, total: int = 0) -> None:
         """Begin an operation. Nothing is shown before the first one. :param total: the number of steps; 0 if unknown."""

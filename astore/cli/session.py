@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+import msgspec
 
 from astore.cli.exits import CliError, Exit, code_of, explain
-from astore.cli.interruptions import (
-    ignore_interruptions,
-    interruptions_cancel,
-    interruptions_raise,
-    interruptions_wait,
-)
+from astore.cli.interruptions import interruptions_raise, run
 from astore.cli.output import Answer, Output, complain, writing
 
 if TYPE_CHECKING:
@@ -30,6 +26,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Settings(msgspec.Struct):
+    """The options of every command, wherever on the command line they were given."""
+
+    state_dir: str | None = None
+    json: bool = False
+    timeout: float | None = None
+    verbose: bool = False
+
+
+def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
+    """Keep a common option. What follows the command overrides what precedes it."""
+    if option.name == "state_dir" and value == "":  # from an unset shell variable
+        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
+    settings = context.ensure_object(Settings)
+    if value is not None and value is not False:
+        setattr(settings, option.name or "", value)
+
+
+def _common(name: str, *more: str, **settings: Any) -> click.Option:
+    return click.Option([name, *more], expose_value=False, callback=_keep, **settings)
+
+
 def common_options(envvar: str | None = None) -> list[click.Parameter]:
     """Make the options of every command.
 
@@ -37,16 +55,16 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
         command, the environment would override the option given before it.
     """
     return [
-        click.Option(
-            ["--state-dir"],
+        _common(
+            "--state-dir",
             envvar=envvar,
             show_envvar=True,
             metavar="FOLDER",
             help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
         ),
-        click.Option(["--json"], is_flag=True, help="One JSON document instead of a table."),
-        click.Option(
-            ["--timeout"],
+        _common("--json", is_flag=True, help="One JSON document instead of a table."),
+        _common(
+            "--timeout",
             type=click.FloatRange(min=0.001),
             metavar="SECONDS",
             help="The time limit; with several pools, for each of them.",
@@ -57,20 +75,7 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
 
 def verbose_option() -> click.Option:
     """Make the option --verbose."""
-    return click.Option(["--verbose", "-v"], is_flag=True, help="Log to stderr, and show where errors come from.")
-
-
-class Settings(NamedTuple):
-    """The options of every command."""
-
-    state_dir: str | None = None
-    json: bool = False
-    timeout: float | None = None
-    verbose: bool = False
-
-    def with_verbose(self, verbose: bool) -> Settings:
-        """Return a copy that is verbose if ``verbose`` or if this one is."""
-        return self._replace(verbose=verbose or self.verbose)
+    return _common("--verbose", "-v", is_flag=True, help="Log to stderr, and show where errors come from.")
 
 
 class Session(NamedTuple):
@@ -87,10 +92,8 @@ class Session(NamedTuple):
         try:
             return self.manager.pool(name)
         except PoolNotFoundError:
-            try:
+            with suppress(PoolNotFoundError):
                 return self.manager.pool_by_uuid(name)
-            except PoolNotFoundError:
-                pass
             raise
 
     async def in_time(self, call: Coroutine[Any, Any, T]) -> T:
@@ -107,7 +110,6 @@ class Session(NamedTuple):
 
 
 Work = Callable[..., Coroutine[Any, Any, Answer]]
-W = TypeVar("W", bound=Callable[..., Any])
 
 
 def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
@@ -115,45 +117,21 @@ def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Comman
 
     :param signed: an argument may be a negative number.
     """
-
-    def decorate(work: Work) -> click.Command:
-        def run(settings: Settings, arguments: dict[str, Any]) -> None:
-            perform(lambda session: work(session, **arguments), settings)
-
-        return _command(name, work, run, {"ignore_unknown_options": True} if signed else {})
-
-    return decorate
+    return lambda work: _command(name, work, perform, {"ignore_unknown_options": True} if signed else {})
 
 
 def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
     """Turn a function whose first parameter is a :class:`~astore.cli.standing.Standing` into a command."""
-
-    def decorate(work: Callable[..., Answer]) -> click.Command:
-        def run(settings: Settings, arguments: dict[str, Any]) -> None:
-            look(lambda standing: work(standing, **arguments), settings)
-
-        return _command(name, work, run, {})
-
-    return decorate
+    return lambda work: _command(name, work, look, {})
 
 
 def _command(
-    name: str,
-    work: Callable[..., object],
-    run: Callable[[Settings, dict[str, Any]], None],
-    context_settings: dict[str, Any],
+    name: str, work: Callable[..., T], act: Callable[[Callable[[Any], T], Settings], None], context: dict[str, Any]
 ) -> click.Command:
-    """Make a command that merges the common options given before and after its name."""
+    """Make a command. :param act: opens what ``work`` works on, and writes its answer."""
 
-    def entry(*, state_dir: str | None, json: bool, timeout: float | None, verbose: bool, **arguments: Any) -> None:
-        given: Settings = click.get_current_context().obj or Settings()
-        settings = Settings(
-            state_dir if state_dir is not None else given.state_dir,
-            json or given.json,
-            timeout if timeout is not None else given.timeout,
-            verbose or given.verbose,
-        )
-        run(settings, arguments)
+    def entry(**arguments: Any) -> None:
+        act(lambda opened: work(opened, **arguments), click.get_current_context().ensure_object(Settings))
 
     parameters: list[click.Parameter] = getattr(work, "__click_params__", [])
     return click.Command(
@@ -161,7 +139,7 @@ def _command(
         callback=entry,
         params=[*reversed(parameters), *common_options()],
         help=work.__doc__,
-        context_settings=context_settings,
+        context_settings=context,
     )
 
 
@@ -170,39 +148,19 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
 
     :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
     """
-    import asyncio
-
-    from astore import manager  # noqa: F401 (imported while Ctrl-C still ends the process at once)
     from astore.cli.progress import Ticker
+    from astore.manager import Manager  # imported while Ctrl-C still ends the process at once
+
+    async def managed() -> Answer:
+        ticker.begin("reading the state folder")
+        async with Manager(settings.state_dir) as manager:
+            ticker.begin("")
+            return await work(Session(manager, settings, ticker))
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
-        with Ticker() as ticker, ExitStack() as waiting:
-            waiting.enter_context(
-                interruptions_wait()
-            )  # an event loop does not survive being interrupted while it starts
-            try:
-                answer = asyncio.run(_inside(work, settings, ticker, waiting))
-            except asyncio.CancelledError:
-                raise KeyboardInterrupt from None
+        with Ticker() as ticker:
+            answer = run(managed)
         present(answer, settings)
-
-
-async def _inside(
-    work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, ticker: Ticker, waiting: ExitStack
-) -> Answer:
-    """Work. :param waiting: delays interruptions; closed here while there is a task to cancel."""
-    from astore.manager import Manager
-
-    waiting.close()
-    try:
-        with interruptions_cancel():
-            _check_folder(settings)
-            ticker.begin("reading the state folder")
-            async with Manager(settings.state_dir) as manager:
-                ticker.begin("")
-                return await work(Session(manager, settings, ticker))
-    finally:
-        waiting.enter_context(interruptions_wait())  # nor while it ends
 
 
 def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
@@ -213,13 +171,7 @@ def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
     from astore.cli.standing import standing
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
-        _check_folder(settings)
         present(work(standing(settings.state_dir, settings.timeout)), settings)
-
-
-def _check_folder(settings: Settings) -> None:
-    if settings.state_dir == "":  # from an unset shell variable
-        raise CliError("--state-dir: the folder has no name", Exit.USAGE)
 
 
 def present(answer: Answer, settings: Settings) -> None:
@@ -229,9 +181,9 @@ def present(answer: Answer, settings: Settings) -> None:
         if not settings.json:
             answer.show(output)
         elif answer.document is not None:
-            from astore.cli import shapes
+            from astore.cli import documents
 
-            output.raw(shapes.document(answer.document() if callable(answer.document) else answer.document))
+            output.raw(documents.text(answer.document() if callable(answer.document) else answer.document))
         sys.stdout.flush()
     for problem in answer.problems:
         complain(problem)
@@ -244,15 +196,9 @@ def reported(settings: Settings) -> Iterator[None]:
     """Report an error in one line. :raises click.exceptions.Exit: in place of that error."""
     try:
         yield
-    except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+    except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
-        ignore_interruptions()
-        complain("interrupted")
-        raise click.exceptions.Exit(Exit.INTERRUPTED) from None
     except Exception as error:
-        if isinstance(error, click.ClickException):
-            raise
         if settings.verbose:
             import traceback
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from astore.errors import DefinitionError, PoolNotFoundError
 from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
 from astore.names import check_uuid
 from astore.pools.glance import definition_as_found, pool_info, state_when_last_seen
-from astore.store.contract import Damaged, LastSeen, Run
+from astore.store.contract import Damaged, LastSeen, Run, StoredPool
 from astore.store.definition_files import DefinitionFiles
 from astore.store.local_files import LockedFolder, default_state_dir
 from astore.store.run_files import RunFiles
@@ -73,16 +74,13 @@ class Standing(NamedTuple):
 
     def pool(self, name: str) -> StandingPool:
         """Return a pool by its name or UUID. :raises PoolNotFoundError: there is none."""
-        for pool in self.all:
-            if pool.info.name == name:
-                return pool
-        try:
+        uuid = None
+        with suppress(DefinitionError):
             uuid = check_uuid(name)
-        except DefinitionError:
-            uuid = ""
-        for pool in self.all:
-            if pool.info.uuid == uuid:
-                return pool
+        by_name = [pool for pool in self.all if pool.info.name == name]
+        by_uuid = [pool for pool in self.all if pool.info.uuid == uuid]
+        for pool in by_name or by_uuid:
+            return pool
         raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
 
 
@@ -118,46 +116,36 @@ def _read(folder: LockedFolder) -> Standing:
     definitions, (runs, unknown) = DefinitionFiles(folder).read(), RunFiles(folder).read()
     snapshots = SnapshotFiles(folder)
     types = installed_types(ENTRY_POINT_GROUP)
-    pools = {
-        item.definition.name: _inactive(item.definition, item.autostart, item.definition.type in types)
-        for item in definitions.good
-    }
-    for name, run in runs.items():
-        seen = snapshots.read(name, run.started_at)
-        pools[name] = _active(pools.get(name), run, seen, run.definition.type in types)
-    return Standing(tuple(pool for _, pool in sorted(pools.items())), definitions.damaged, unknown)
+    stored = {item.definition.name: item for item in definitions.good}
+    pools = []
+    for name in sorted(stored.keys() | runs.keys()):
+        run = runs.get(name)
+        seen = None if run is None else snapshots.read(name, run.started_at)
+        pools.append(_pool(stored.get(name), run, seen, types))
+    return Standing(tuple(pools), definitions.damaged, unknown)
 
 
-def _inactive(definition: PoolDef, autostart: bool, backend: bool) -> StandingPool:
+def _pool(stored: StoredPool | None, run: Run | None, seen: LastSeen | None, types: Collection[str]) -> StandingPool:
+    """Make the record of a pool. A stored definition with another UUID belongs to another pool of that name."""
+    if run is None:
+        assert stored is not None
+        definition, state, since = stored.definition, PoolState.INACTIVE, 0.0
+    else:
+        definition, state = msgspec.structs.replace(run.definition, uuid=run.uuid), state_when_last_seen(seen)
+        since = run.started_at if seen is None else seen.since
+        if stored is not None and stored.definition.uuid != run.uuid:
+            stored = None
     assert definition.uuid is not None
+    snapshot = Snapshot.EMPTY if seen is None else seen.snapshot
     info = pool_info(
         definition,
         uuid=definition.uuid,
-        state=PoolState.INACTIVE,
-        persistent=True,
-        autostart=autostart,
-        backend=backend,
-        snapshot=Snapshot.EMPTY,
-        since=0.0,
-        error=None,
-    )
-    return StandingPool(info, definition, definition, Snapshot.EMPTY)
-
-
-def _active(stored: StandingPool | None, run: Run, seen: LastSeen | None, backend: bool) -> StandingPool:
-    """Make the record of an active pool. A stored definition with another UUID belongs to another pool of that name."""
-    mine = stored if stored is not None and stored.info.uuid == run.uuid else None
-    snapshot = Snapshot.EMPTY if seen is None else seen.snapshot
-    info = pool_info(
-        run.definition,
-        uuid=run.uuid,
-        state=state_when_last_seen(seen),
-        persistent=mine is not None,
-        autostart=mine is not None and mine.info.autostart,
-        backend=backend,
+        state=state,
+        persistent=stored is not None,
+        autostart=stored is not None and stored.autostart,
+        backend=definition.type in types,
         snapshot=snapshot,
-        since=run.started_at if seen is None else seen.since,
+        since=since,
         error=None if seen is None else seen.error,
     )
-    definition = msgspec.structs.replace(run.definition, uuid=run.uuid)
-    return StandingPool(info, run.definition, definition if mine is None else mine.stored, snapshot)
+    return StandingPool(info, definition, definition if stored is None else stored.definition, snapshot)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from astore.cli import shapes
+from astore.cli import documents
 from astore.cli.completion import complete_algorithm, complete_format, complete_pool, complete_volume
 from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer
-from astore.cli.output import Answer, Column, Output, size
-from astore.cli.parameters import argument, force_option, pool_argument, pool_option, volume_argument
+from astore.cli.output import Answer, Column, Output, size, xml_answer
+from astore.cli.parameters import argument, force_option, pool_argument, pool_option
 from astore.cli.pools import read_definition
 from astore.cli.session import Session, command
-from astore.cli.volumes import find_volume
+from astore.cli.volumes import find_volume, volume_command
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
@@ -30,7 +30,22 @@ format_option = click.option("--format", metavar="FORMAT", help="raw, qcow2, vmd
 prealloc_metadata_option = click.option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
 
 
-def parse_size(text: str, what: str) -> int:
+class _Size(click.ParamType[int]):
+    """A size in bytes, or with one of libvirt's units."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a size. :raises CliError: it is no size."""
+        assert param is not None
+        what = param.opts[0] if isinstance(param, click.Option) else f"the {param.name}"
+        return value if isinstance(value, int) else _parse_size(value, what)
+
+
+SIZE = _Size()
+
+
+def _parse_size(text: str, what: str) -> int:
     """Parse a size with one of libvirt's units into bytes. :raises CliError: it is no size."""
     from astore.xml.reading import parse_size as with_unit
 
@@ -47,15 +62,13 @@ def parse_size(text: str, what: str) -> int:
     return found
 
 
-def _optional_size(text: str | None, what: str) -> int | None:
-    return None if text is None else parse_size(text, what)
-
-
 @command("create")
 @pool_argument("pool")
 @argument("name", metavar="NAME", help="The new volume's name.")
-@argument("capacity", required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's.")
-@click.option("--allocation", metavar="SIZE", help="How much space to take at once (raw).")
+@argument(
+    "capacity", type=SIZE, required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's."
+)
+@click.option("--allocation", type=SIZE, metavar="SIZE", help="How much space to take at once (raw).")
 @format_option
 @click.option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
 @click.option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
@@ -66,8 +79,8 @@ async def create(
     session: Session,
     pool: str,
     name: str,
-    capacity: str | None,
-    allocation: str | None,
+    capacity: int | None,
+    allocation: int | None,
     format: str | None,
     backing: str | None,
     backing_format: str | None,
@@ -78,20 +91,18 @@ async def create(
     """Make a volume: complete, or not at all."""
     from astore.model import BackingStore, VolumeDef
 
-    permissions = _permissions(mode)
     definition = VolumeDef(
         name,
-        capacity=_optional_size(capacity, "the capacity"),
-        allocation=_optional_size(allocation, "--allocation"),
+        capacity=capacity,
+        allocation=allocation,
         format=format or ("qcow2" if backing else "raw"),
-        permissions=permissions,
+        permissions=_permissions(mode),
         backing=None if backing is None else BackingStore(backing, backing_format),
     )
     if definition.capacity is None and backing is None and definition.format != "dir":
         raise CliError(f"say how large to make {name!r}: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
     if print_xml:
-        text = definition.to_xml()
-        return Answer(shapes.Xml(text), lambda output: output.xml(text))
+        return xml_answer(definition.to_xml())
     try:
         return await _create(session, pool, definition, prealloc_metadata)
     except DefinitionError as error:
@@ -143,67 +154,52 @@ async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_m
     return _told(volume, "created")
 
 
-@command("clone")
-@volume_argument
+@volume_command("clone")
 @argument("name", metavar="NAME", help="The new volume's name.")
-@pool_option
 @click.option("--to", metavar="POOL", help="The pool of the new one, if it is another.", shell_complete=complete_pool)
 @format_option
-@click.option("--capacity", metavar="SIZE", help="The new volume's capacity, if larger.")
+@click.option("--capacity", type=SIZE, metavar="SIZE", help="The new volume's capacity, if larger.")
 async def clone(
-    session: Session, volume: str, name: str, pool: str | None, to: str | None, format: str | None, capacity: str | None
+    session: Session, volume: Volume, name: str, to: str | None, format: str | None, capacity: int | None
 ) -> Answer:
     """Make a volume out of another, in any pool and format."""
     from astore.model import VolumeDef
 
-    source = await find_volume(session, volume, pool)
-    definition = VolumeDef(name, capacity=_optional_size(capacity, "--capacity"), format=format)
-    target = source.pool if to is None else session.pool(to)
-    session.ticker.begin_bytes(f"copying {source.name}")
-    made = await session.in_time(target.copy_volume(source, definition, on_progress=session.ticker.progress))
-    left_out = [extra for extra in source.info.extras if extra not in made.info.extras]
+    definition = VolumeDef(name, capacity=capacity, format=format)
+    target = volume.pool if to is None else session.pool(to)
+    session.ticker.begin_bytes(f"copying {volume.name}")
+    made = await session.in_time(target.copy_volume(volume, definition, on_progress=session.ticker.progress))
+    left_out = [extra for extra in volume.info.extras if extra not in made.info.extras]
     problems = [f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"] if left_out else []
-    return _told(made, f"cloned from {source.name!r}", problems)
+    return _told(made, f"cloned from {volume.name!r}", problems)
 
 
-@command("resize", signed=True)
-@volume_argument
+@volume_command("resize", signed=True)
 @argument("capacity", metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")
-@pool_option
 @click.option("--delta", is_flag=True, help="Add CAPACITY to what it has (with --shrink: subtract it).")
 @click.option("--shrink", is_flag=True, help="Allow a smaller capacity; data beyond it is lost.")
 @click.option("--allocate", is_flag=True, help="Take the space at once.")
 @force_option
 async def resize(
-    session: Session,
-    volume: str,
-    capacity: str,
-    pool: str | None,
-    delta: bool,
-    shrink: bool,
-    allocate: bool,
-    force: bool,
+    session: Session, volume: Volume, capacity: str, delta: bool, shrink: bool, allocate: bool, force: bool
 ) -> Answer:
     """Give a volume another capacity."""
     if capacity.startswith("-"):  # virsh accepts this as well
         if not (delta and shrink):
             raise CliError(f"the capacity {printable(capacity)!r}: to shrink, say --delta --shrink", Exit.USAGE)
         capacity = capacity[1:]
-    amount = parse_size(capacity, "the capacity")
-    found = await find_volume(session, volume, pool)
+    amount = _parse_size(capacity, "the capacity")
     session.ticker.begin("resizing")
     try:
-        await session.in_time(found.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))
+        await session.in_time(volume.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))
     except DefinitionError as error:
-        if shrink or delta or not 0 < amount < found.info.capacity:
+        if shrink or delta or not 0 < amount < volume.info.capacity:
             raise
         raise CliError(f"{explain(error)} with --shrink", Exit.USAGE) from error
-    return _told(found, f"resized to {size(found.info.capacity)}")
+    return _told(volume, f"resized to {size(volume.info.capacity)}")
 
 
-@command("wipe")
-@volume_argument
-@pool_option
+@volume_command("wipe")
 @click.option(
     "--algorithm",
     default="zero",
@@ -213,13 +209,12 @@ async def resize(
     shell_complete=complete_algorithm,
 )
 @force_option
-async def wipe(session: Session, volume: str, pool: str | None, algorithm: str, force: bool) -> Answer:
+async def wipe(session: Session, volume: Volume, algorithm: str, force: bool) -> Answer:
     """Overwrite a volume's data."""
-    found = await find_volume(session, volume, pool)
-    session.ticker.begin_bytes(f"wiping {found.name}")
-    with how_far(session, found):
-        await session.in_time(found.wipe(algorithm, on_progress=session.ticker.progress, force=force))
-    return _told(found, "wiped")
+    session.ticker.begin_bytes(f"wiping {volume.name}")
+    with how_far(session, volume):
+        await session.in_time(volume.wipe(algorithm, on_progress=session.ticker.progress, force=force))
+    return _told(volume, "wiped")
 
 
 @command("delete")
@@ -245,94 +240,78 @@ async def delete(session: Session, volumes: tuple[str, ...], pool: str | None, f
 
 
 async def _deleted(session: Session, text: str, pool: str | None, force: bool) -> Outcome:
+    outcome = Outcome(None, None, None, volume=text)
     try:
         found = await find_volume(session, text, pool)
-    except Exception as error:
-        return Outcome(text, None, error, volume=text)
-    try:
+        outcome = Outcome(None, found.pool, None, volume=found.name)
         await session.in_time(found.delete(force=force))
     except Exception as error:
-        return Outcome(text, found.pool, error, volume=found.name)
-    return Outcome(text, found.pool, None, volume=found.name)
+        return Outcome(None, outcome.pool, error, volume=outcome.volume)
+    return outcome
 
 
-@command("rename")
-@volume_argument
+@volume_command("rename")
 @argument("name", metavar="NAME", help="The new name, which must be free.")
-@pool_option
 @force_option
-async def rename(session: Session, volume: str, name: str, pool: str | None, force: bool) -> Answer:
+async def rename(session: Session, volume: Volume, name: str, force: bool) -> Answer:
     """Give a volume another name in its pool."""
-    found = await find_volume(session, volume, pool)
-    renamed = await session.in_time(found.rename(name, force=force))
-    return _told(renamed, f"renamed from {found.name!r}")
+    renamed = await session.in_time(volume.rename(name, force=force))
+    return _told(renamed, f"renamed from {volume.name!r}")
 
 
-@command("set-format")
-@volume_argument
+@volume_command("set-format")
 @argument("format", metavar="FORMAT", help="`raw`, or what its header says.")
-@pool_option
-async def set_format(session: Session, volume: str, format: str, pool: str | None) -> Answer:
+async def set_format(session: Session, volume: Volume, format: str) -> Answer:
     """Set the format of a volume that was made raw and has the header of another format."""
-    found = await find_volume(session, volume, pool)
-    await session.in_time(found.set_format(format))
-    return _told(found, f"is {format}")
+    await session.in_time(volume.set_format(format))
+    return _told(volume, f"is {format}")
 
 
-@command("chain")
-@volume_argument
-@pool_option
-async def chain(session: Session, volume: str, pool: str | None) -> Answer:
+@volume_command("chain")
+async def chain(session: Session, volume: Volume) -> Answer:
     """Show the files that a volume is made of: its backing chain and its data files."""
-    top = await find_volume(session, volume, pool)
     # each backend recognises the URLs of its pools
     await session.manager.registry.load(one.type for one in session.manager.pools(active=True))
-    links = top.backing_chain()
-    found = tuple(
-        shapes.ChainLink(
-            link.path,
-            link.format,
-            None if link.volume is None else link.volume.pool.name,
-            None if link.volume is None else link.volume.name,
-            link.kind,
-            link.doubt,
-        )
-        for link in links
-    )
+    links = [
+        {
+            "path": link.path,
+            "format": link.format,
+            "pool": None if link.volume is None else link.volume.pool.name,
+            "volume": None if link.volume is None else link.volume.name,
+            "kind": link.kind,
+            "doubt": link.doubt,
+        }
+        for link in volume.backing_chain()
+    ]
 
     def show(output: Output) -> None:
         columns = [Column("Image", folds=True), Column("Use"), Column("Format"), Column("Pool", folds=True)]
-        rows = [[link.path, link.kind or "-", link.format or "-", link.pool or "-"] for link in found]
-        output.table(columns, rows)
-        for link in found:
-            if link.doubt is not None:
-                output.line(f"{link.path} {link.doubt}: nothing is read through it")
+        output.table(columns, [[link[name] or "-" for name in ("path", "kind", "format", "pool")] for link in links])
+        for link in links:
+            if link["doubt"] is not None:
+                output.line(f"{link['path']} {link['doubt']}: nothing is read through it")
 
-    return Answer(shapes.Chain(found), show)
+    return Answer({"links": links}, show)
 
 
-@command("dependents")
-@volume_argument
-@pool_option
-async def dependents(session: Session, volume: str, pool: str | None) -> Answer:
+@volume_command("dependents")
+async def dependents(session: Session, volume: Volume) -> Answer:
     """Show which volumes need this one."""
-    found = await find_volume(session, volume, pool)
-    await session.manager.registry.load((found.pool.type,))  # the backend recognises the URLs of its pool
-    others = session.manager.dependents(found)
-    document = shapes.Dependents(tuple(shapes.volume(one.pool.name, one.info) for one in others))
+    await session.manager.registry.load((volume.pool.type,))  # the backend recognises the URLs of its pool
+    others = [documents.volume(one.pool.name, one.info) for one in session.manager.dependents(volume)]
 
     def show(output: Output) -> None:
-        rows = [[one.name, one.pool, one.path] for one in document.volumes]
         columns = [Column("Name", folds=True), Column("Pool", folds=True), Column("Path", folds=True)]
-        output.table(columns, rows, empty=f"no volume of an active pool is backed by {found.name!r}")
+        rows = [[one["name"], one["pool"], one["path"]] for one in others]
+        output.table(columns, rows, empty=f"no volume of an active pool is backed by {volume.name!r}")
 
-    return Answer(document, show)
+    return Answer({"volumes": others}, show)
 
 
 def _told(volume: Volume, what: str, problems: Sequence[str] = ()) -> Answer:
     record = volume.info
     line = f"volume {record.name!r} {what}"
-    return Answer(shapes.volume(volume.pool.name, record), lambda output: output.line(line), problems)
+    return Answer(documents.volume(volume.pool.name, record), lambda output: output.line(line), problems)
 
 
 @contextmanager

@@ -7,39 +7,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from astore.cli import shapes
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, size
-from astore.cli.parameters import argument, force_option, pool_option, volume_argument
-from astore.cli.session import Session, command
-from astore.cli.volume_changes import how_far, parse_size
-from astore.cli.volumes import find_volume
+from astore.cli.parameters import argument, force_option
+from astore.cli.session import Session
+from astore.cli.volume_changes import SIZE, how_far
+from astore.cli.volumes import volume_command
 
 if TYPE_CHECKING:
     from astore.pools.volume import Volume
 
 
 offset_option = click.option(
-    "--offset", default="0", show_default=True, metavar="SIZE", help="Where in the volume to begin."
+    "--offset", type=SIZE, default="0", show_default=True, metavar="SIZE", help="Where in the volume to begin."
 )
 
 
-@command("upload")
-@volume_argument
+@volume_command("upload")
 @argument("file", metavar="FILE", help="What to write into it; `-` is standard input.")
-@pool_option
 @offset_option
-@click.option("--length", metavar="SIZE", help="The most to write: a longer file is an error.")
+@click.option("--length", type=SIZE, metavar="SIZE", help="The most to write: a longer file is an error.")
 @click.option("--sparse", is_flag=True, help="Make holes of zeros.")
 @force_option
 @click.option("--allow-references", is_flag=True, help="Also an image whose header names other files.")
 async def upload(
     session: Session,
-    volume: str,
+    volume: Volume,
     file: str,
-    pool: str | None,
-    offset: str,
-    length: str | None,
+    offset: int,
+    length: int | None,
     sparse: bool,
     force: bool,
     allow_references: bool,
@@ -48,48 +44,40 @@ async def upload(
     from astore.cli.local_files import pieces_of, size_to_read
 
     _check(file)
-    start = parse_size(offset, "--offset")
-    limit = None if length is None else parse_size(length, "--length")
-    found = await find_volume(session, volume, pool)
     total = await size_to_read(file)
     began = time.monotonic()
-    session.ticker.begin_bytes(f"uploading to {found.name}", total if total is not None else limit)
-    call = found.upload(
+    session.ticker.begin_bytes(f"uploading to {volume.name}", total if total is not None else length)
+    call = volume.upload(
         # given the name of a regular file, the library skips its holes
         pieces_of(file) if file == "-" or total is None else file,
-        offset=start,
-        length=limit,
+        offset=offset,
+        length=length,
         sparse=sparse,
         on_progress=session.ticker.progress,
         force=force,
         allow_references=allow_references,
     )
-    with how_far(session, found):
+    with how_far(session, volume):
         count = await session.in_time(call)
-    return _told(found, count, time.monotonic() - began, "uploaded to")
+    return _told(volume, count, time.monotonic() - began, "uploaded to")
 
 
-@command("download")
-@volume_argument
+@volume_command("download")
 @argument("file", metavar="FILE", help="Where to write it to; `-` is standard output.")
-@pool_option
 @offset_option
-@click.option("--length", metavar="SIZE", help="The most to read.")
+@click.option("--length", type=SIZE, metavar="SIZE", help="The most to read.")
 @click.option("--sparse", is_flag=True, help="Keep holes holes.")
 async def download(
-    session: Session, volume: str, file: str, pool: str | None, offset: str, length: str | None, sparse: bool
+    session: Session, volume: Volume, file: str, offset: int, length: int | None, sparse: bool
 ) -> Answer:
     """Read a volume into a file: complete, or not at all."""
     _check(file)
-    start = parse_size(offset, "--offset")
-    limit = None if length is None else parse_size(length, "--length")
-    found = await find_volume(session, volume, pool)
     began = time.monotonic()
-    session.ticker.begin_bytes(f"downloading {found.name}", limit)
-    count = await session.in_time(_download(session, found, file, start, limit, sparse))
+    session.ticker.begin_bytes(f"downloading {volume.name}", length)
+    count = await session.in_time(_download(session, volume, file, offset, length, sparse))
     if file == "-":  # standard output is the volume's content
         return Answer(None, lambda output: None)
-    return _told(found, count, time.monotonic() - began, "downloaded from")
+    return _told(volume, count, time.monotonic() - began, "downloaded from")
 
 
 async def _download(session: Session, volume: Volume, file: str, offset: int, length: int | None, sparse: bool) -> int:
@@ -111,5 +99,5 @@ def _check(file: str) -> None:
 def _told(volume: Volume, count: int, seconds: float, what: str) -> Answer:
     rate = f" in {seconds:.1f} s, {size(int(count / seconds))}/s" if count and seconds >= 0.1 else ""
     line = f"{size(count)} {what} volume {volume.name!r}{rate}"
-    document = shapes.Transfer(volume.pool.name, volume.name, count, seconds)
+    document = {"pool": volume.pool.name, "name": volume.name, "bytes": count, "seconds": seconds}
     return Answer(document, lambda output: output.line(line))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from stat import filemode
 from typing import TYPE_CHECKING
 
 import click
 
-from astore.cli import shapes
+from astore.cli import documents
 from astore.cli.exits import CliError, Exit, shell_word
-from astore.cli.output import Answer, Cell, Column, Output, size, when
+from astore.cli.output import Answer, Cell, Column, Output, size, when, xml_answer
 from astore.cli.parameters import pool_argument, pool_option, volume_argument
-from astore.cli.session import Session, command
+from astore.cli.session import Session, Work, command
 from astore.errors import printable
 from astore.model import ReferenceKind, VolumeInfo
 
@@ -38,11 +39,11 @@ async def list_volumes(session: Session, name: str, details: bool, names_only: b
     """List a pool's volumes, as the last refresh found them."""
     pool = await looked_at(session, name)
     volumes = pool.volumes
-    document = None
-    if session.settings.json:  # a large pool has ten thousand records: make them only if needed
-        document = shapes.VolumeList(
-            pool.name, pool.snapshot.taken_at or None, tuple(shapes.volume(pool.name, info) for info in volumes)
-        )
+    taken_at = pool.snapshot.taken_at or None
+
+    def document() -> documents.Document:  # a large pool has ten thousand records: made only if needed
+        found = [documents.volume(pool.name, info) for info in volumes]
+        return {"pool": pool.name, "refreshed_at": taken_at, "volumes": found}
 
     def show(output: Output) -> None:
         if names_only:
@@ -66,20 +67,34 @@ async def list_volumes(session: Session, name: str, details: bool, names_only: b
     return Answer(document, show)
 
 
-@command("info")
-@volume_argument
-@pool_option
+def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
+    """Turn a coroutine function of a session and a volume into a command with the argument VOLUME and the option --pool.
+
+    :param signed: an argument may be a negative number.
+    """
+
+    def decorate(work: Work) -> click.Command:
+        @functools.wraps(work)
+        async def on_volume(session: Session, volume: str, pool: str | None, **arguments: object) -> Answer:
+            return await work(session, await find_volume(session, volume, pool), **arguments)
+
+        return command(name, signed=signed)(volume_argument(pool_option(on_volume)))
+
+    return decorate
+
+
+@volume_command("info")
 @click.option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
-async def info(session: Session, volume: str, pool: str | None, in_bytes: bool) -> Answer:
+async def show_info(session: Session, volume: Volume, in_bytes: bool) -> Answer:
     """Show one volume as it is now: format, sizes, backing file."""
-    found = await _looked_at_anew(session, await find_volume(session, volume, pool))
-    record = found.info
+    await _look_anew(session, volume)
+    record = volume.info
     write = str if in_bytes else size
 
     def show(output: Output) -> None:
         pairs: list[tuple[str, str | None]] = [
             ("Name", record.name),
-            ("Pool", found.pool.name),
+            ("Pool", volume.pool.name),
             ("Type", record.type),
             ("Format", shown_format(record)),
             ("Capacity", write(record.capacity)),
@@ -104,56 +119,29 @@ async def info(session: Session, volume: str, pool: str | None, in_bytes: bool) 
         ]
         output.fields([(label, text) for label, text in pairs if text])
 
-    return Answer(shapes.volume(found.pool.name, record), show)
+    return Answer(documents.volume(volume.pool.name, record), show)
 
 
-@command("dumpxml")
-@volume_argument
-@pool_option
-async def dumpxml(session: Session, volume: str, pool: str | None) -> Answer:
+@volume_command("dumpxml")
+async def dumpxml(session: Session, volume: Volume) -> Answer:
     """Print a volume's libvirt XML, as it is now."""
-    xml = (await _looked_at_anew(session, await find_volume(session, volume, pool))).to_xml()
-    return Answer(shapes.Xml(xml), lambda output: output.xml(xml))
+    await _look_anew(session, volume)
+    return xml_answer(volume.to_xml())
 
 
-@command("path")
-@volume_argument
-@pool_option
-async def path(session: Session, volume: str, pool: str | None) -> Answer:
-    """Print where a volume is: an absolute path, or a URL."""
-    return await _identity(session, volume, pool, lambda found: found.path)
+def _identity(name: str, shown: str, help: str) -> click.Command:
+    async def identify(session: Session, volume: Volume) -> Answer:
+        document = {"pool": volume.pool.name, "name": volume.name, "key": volume.key, "path": volume.path}
+        return Answer(document, lambda output: output.value(document[shown]))
+
+    identify.__doc__ = help
+    return volume_command(name)(identify)
 
 
-@command("vol-key")
-@volume_argument
-@pool_option
-async def vol_key(session: Session, volume: str, pool: str | None) -> Answer:
-    """Print a volume's key."""
-    return await _identity(session, volume, pool, lambda found: found.key)
-
-
-@command("vol-name")
-@volume_argument
-@pool_option
-async def vol_name(session: Session, volume: str, pool: str | None) -> Answer:
-    """Print the name of the volume with a key or a path."""
-    return await _identity(session, volume, pool, lambda found: found.name)
-
-
-@command("vol-pool")
-@volume_argument
-@pool_option
-async def vol_pool(session: Session, volume: str, pool: str | None) -> Answer:
-    """Print the name of the pool that a volume is in."""
-    return await _identity(session, volume, pool, lambda found: found.pool)
-
-
-async def _identity(
-    session: Session, volume: str, pool: str | None, shown: Callable[[shapes.VolumePath], str]
-) -> Answer:
-    found = await find_volume(session, volume, pool)
-    document = shapes.VolumePath(found.pool.name, found.name, found.key, found.path)
-    return Answer(document, lambda output: output.value(shown(document)))
+path = _identity("path", "path", "Print where a volume is: an absolute path, or a URL.")
+vol_key = _identity("vol-key", "key", "Print a volume's key.")
+vol_name = _identity("vol-name", "name", "Print the name of the volume with a key or a path.")
+vol_pool = _identity("vol-pool", "pool", "Print the name of the pool that a volume is in.")
 
 
 async def looked_at(session: Session, name: str) -> Pool:
@@ -180,7 +168,13 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:
         homes = [one for one in session.manager.pools(active=True) if one.snapshot.get(text) is not None]
-    return _only_home(homes, text).volume(text)
+    if not homes:
+        raise VolumeNotFoundError(f"no active pool has a volume {text!r}", what=text)
+    if len(homes) > 1:
+        names = ", ".join(printable(one.name) for one in homes)
+        hint = f"say --pool {shell_word(homes[0].name)}"
+        raise CliError(f"several pools have a volume {text!r} ({names}): {hint}", Exit.USAGE)
+    return homes[0].volume(text)
 
 
 async def _whole_path(text: str) -> str:
@@ -192,24 +186,10 @@ async def _whole_path(text: str) -> str:
     return await to_thread.run_sync(os.path.abspath, text)
 
 
-async def _looked_at_anew(session: Session, volume: Volume) -> Volume:
-    """Refresh a volume. If its storage does not answer, return it as the last refresh found it."""
+async def _look_anew(session: Session, volume: Volume) -> None:
+    """Refresh a volume. If its storage does not answer, it stays as the last refresh found it."""
     try:
         await volume.refresh(timeout=session.settings.timeout or ANSWER_SECONDS)
     except Exception:
         if volume.pool.snapshot.get(volume.name) is None:
             raise
-    return volume
-
-
-def _only_home(homes: Sequence[Pool], name: str) -> Pool:
-    from astore.errors import VolumeNotFoundError
-
-    if not homes:
-        raise VolumeNotFoundError(f"no active pool has a volume {name!r}", what=name)
-    if len(homes) > 1:
-        names = ", ".join(printable(pool.name) for pool in homes)
-        raise CliError(
-            f"several pools have a volume {name!r} ({names}): say --pool {shell_word(homes[0].name)}", Exit.USAGE
-        )
-    return homes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -94,6 +95,23 @@ class Invocations:
         )
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
 
+    @contextlib.contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """As a process that the test interrupts. Its standard streams are pipes, which nobody has to write to or read."""
+        process = subprocess.Popen(
+            self.argv(*arguments, interrupted=True),
+            env=self.environment(),
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
     def definition(self, name: str, target: Path, type_: str = "dir") -> str:
         """The path of a file that defines a pool."""
         file = self.folder / f"{name}.xml"
@@ -134,3 +152,11 @@ def make_pool(astore: Invocations, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def folder(astore: Invocations, make_pool: Callable[..., Path]) -> Path:
+    """The folder of the pool ``images``, with a raw volume of 16 MiB, a hole."""
+    found = make_pool()
+    astore.good("vol", "create", "images", "a.raw", "16M")
+    return found

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import msgspec
 import pytest
 
 from astore import events as kinds
-from astore.cli import shapes
-from astore.cli.events import as_shape, in_words, what_happened
+from astore.cli import documents
+from astore.cli.events import as_document, in_words, what_happened
 from astore.model import PoolState, Reference, ReferenceKind, VolumeInfo, VolumeType
 
 Make = Callable[..., Path]
@@ -84,7 +85,7 @@ def test_every_event_in_words_and_as_json(event: kinds.Event, words: str) -> Non
     """Each kind has its sentence, and its document has its number, its time and its kind."""
     assert what_happened(event) == words
     assert in_words(event).endswith(words)
-    shape = json.loads(shapes.line(as_shape(event)))
+    shape = json.loads(documents.line(as_document(event)))
     assert (shape["event"], shape["seq"]) == (type(event).__name__, 7)
     if "volume" in shape:
         assert msgspec.convert(shape["volume"], shapes.Volume).pool == "p"

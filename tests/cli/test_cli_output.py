@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from astore import errors
-from astore.cli import shapes
+from astore.cli import documents
 from astore.cli.exits import CliError, Exit, code_of, code_of_all, explain
 from astore.cli.output import Cell, Column, Output, bar, complain, size, when
 from astore.cli.progress import Ticker
@@ -201,13 +201,9 @@ def test_a_stderr_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_is_ascii_and_keeps_every_name() -> None:
     """Names in any bytes go through JSON unharmed, and no byte of it is beyond ASCII."""
     names = ["é", "\x9b", "\udce4", "名", '"\\']
-    shape = shapes.PoolInfo.__struct_fields__
-    assert shape == ("pool", "entries")
-    entries = shapes.entries(tuple(EntryError(name, "no", 5) for name in names))
+    entries = [EntryError(name, "no", 5) for name in names]
     for chosen in (entries, entries[:2]):  # with a lone surrogate, and without
-        text = shapes.document(
-            shapes.Refresh(1.0, (shapes.Refreshed(True, "p", "u", (), (), (), 0, chosen, 0.1, 1, None),))
-        )
+        text = documents.text({"seconds": 1.0, "pools": [{"entries": chosen}]})
         assert text.isascii()
         assert [entry["name"] for entry in json.loads(text)["pools"][0]["entries"]] == names[: len(chosen)]
         assert text.startswith('{\n  "seconds": 1.0,\n')

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
 from astore import ImportAction, Manager, PoolAutostartChanged, PoolDefined, StorageError, import_pools
-from astore.cli import shapes
 
 COMMENT = """<!--
 WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
@@ -52,11 +52,11 @@ def write(libvirt: Path, tmp_path: Path) -> Write:
     return write
 
 
-def imported(astore: Any, folder: Path, code: int = 0) -> dict[str, shapes.ImportedPool]:
+def imported(astore: Any, folder: Path, code: int = 0) -> dict[str, Any]:
     """Import the folder; what became of each entry."""
     ran = astore("pool", "import", str(folder), "--json")
     assert ran.code == code, ran
-    document: shapes.Import = ran.shape(shapes.Import)
+    document = ran.shape(shapes.Import)
     assert document.folder == str(folder)
     assert [line.partition(": ")[2] for line in ran.err.splitlines()] == [
         f"{entry.file}: {entry.error.message}" for entry in document.entries if entry.error is not None

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
-
-from astore.cli import shapes
 
 Make = Callable[..., Path]
 

@@ -72,14 +72,7 @@ def test_a_reader_that_goes_away(astore: Any, make_pool: Make, command: str) -> 
 def test_interrupted(astore: Any, make_pool: Make, command: tuple[str, ...]) -> None:
     """Ctrl-C, while it waits for what may never come: one line, and 130."""
     make_pool()
-    process = subprocess.Popen(
-        astore.argv(*command, interrupted=True),
-        env=astore.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
+    with astore.running(*command) as process:
         deadline = time.monotonic() + 30
         # its lock or its loop: by then it is past its imports
         while not _is_waiting(process.pid):
@@ -87,11 +80,7 @@ def test_interrupted(astore: Any, make_pool: Make, command: tuple[str, ...]) -> 
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-        assert process.stderr is not None
         assert process.stderr.read().endswith(b"astore: interrupted\n")
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def _is_waiting(pid: int) -> bool:
@@ -206,19 +195,10 @@ def test_pools_stay_active_and_no_process_waits_for_gluster(astore: Any, defined
     assert run("pool", "list", "--name").out == ""
 
 
-def test_a_state_folder_without_a_name(astore: Any, tmp_path: Path) -> None:
+def test_a_state_folder_without_a_name(astore: Any) -> None:
     """As of a variable that is not set: not the folder that one happens to be in."""
-    done = subprocess.run(
-        [*astore.argv(), "--state-dir", "", "pool", "list"],
-        env=astore.environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "astore: --state-dir: the folder has no name\n"
+    ran = astore.process("--state-dir", "", "pool", "list")
+    assert (ran.code, ran.out, ran.complaint) == (2, "", "--state-dir: the folder has no name")
 
 
 @pytest.mark.root

@@ -127,7 +127,7 @@ def test_interruptions(astore: Any, raised: BaseException, monkeypatch: pytest.M
     monkeypatch.setattr("astore.cli.standing.Standing.pools", interrupted)
     ran = astore("pool", "list")
     assert (ran.code, ran.complaint) == (130, "interrupted")
-    monkeypatch.setattr("astore.cli.app.app.main", interrupted)
+    monkeypatch.setattr("astore.cli.app.app.invoke", interrupted)
     ran = astore("pool", "list")
     assert (ran.code, ran.complaint) == (130, "interrupted")
 
@@ -142,7 +142,7 @@ def test_errors_that_are_nobody_s(astore: Any, monkeypatch: pytest.MonkeyPatch) 
         raise click.BadParameter("no such thing")
 
     with monkeypatch.context() as patch:
-        patch.setattr("astore.cli.app.app.main", broken)
+        patch.setattr("astore.cli.app.app.invoke", broken)
         with pytest.raises(RuntimeError, match="no good"):
             astore("pool", "list")
     monkeypatch.setattr("astore.cli.standing.Standing.pools", refused)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
 import astore as library
-from astore.cli import shapes
 from astore.xml import POOL_TYPES
 
 Make = Callable[..., Path]

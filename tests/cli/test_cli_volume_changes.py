@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
-from astore.cli import shapes
 from astore.volume_io.local_file import LocalFile
 
 Make = Callable[..., Path]
@@ -315,5 +315,5 @@ def test_chain_and_dependents(astore: Any, folder: Path) -> None:
     assert astore.good("vol", "dependents", "web.qcow2", "--json").json() == {"volumes": []}
     astore.good("vol", "delete", "base.qcow2", "--force")
     (_, last) = astore.good("vol", "chain", "web.qcow2", "--json").shape(shapes.Chain).links
-    assert last == shapes.ChainLink(str(folder / "base.qcow2"), "qcow2", None, None, "backing")
+    assert last == shapes.ChainLink(str(folder / "base.qcow2"), "qcow2", None, None, "backing", None)
     assert astore.good("vol", "chain", "web.qcow2").out.splitlines()[2].split()[1:] == ["backing", "qcow2", "-"]

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,6 @@ import pytest
 Make = Callable[..., Path]
 
 DATA = random.Random(2).randbytes((5 << 20) + 77)
-
-
-@pytest.fixture
-def folder(astore: Any, make_pool: Make) -> Path:
-    """The folder of the pool ``images``, with a raw volume of 16 MiB, a hole."""
-    found = make_pool()
-    astore.good("vol", "create", "images", "a.raw", "16M")
-    return found
-
-
-@contextlib.contextmanager
-def running(astore: Any, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose standard streams are pipes, which nobody has to write to or read."""
-    process = subprocess.Popen(
-        astore.argv(*command, interrupted=True),
-        env=astore.environment(),
-        cwd=astore.folder,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -65,7 +39,7 @@ def ended(process: subprocess.Popen[bytes], number: signal.Signals) -> tuple[int
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_standard_input_falls_silent(astore: Any, folder: Path, number: signal.Signals) -> None:
     """Half-way through an upload: it says how far it came, and the volume is free again."""
-    with running(astore, "vol", "upload", "a.raw", "-") as process:
+    with astore.running("vol", "upload", "a.raw", "-") as process:
         assert process.stdin is not None
         process.stdin.write(DATA)
         process.stdin.flush()
@@ -82,7 +56,7 @@ def test_standard_input_falls_silent(astore: Any, folder: Path, number: signal.S
 def test_nobody_reads(astore: Any, folder: Path, file: str) -> None:
     """Half-way through a download, into a pipe that is full and into a FIFO that nobody has opened."""
     os.mkfifo(astore.folder / "fifo")
-    with running(astore, "vol", "download", "a.raw", file) as process:
+    with astore.running("vol", "download", "a.raw", file) as process:
         assert process.stdout is not None
         if file == "-":
             assert select.select([process.stdout], [], [], 30)[0]

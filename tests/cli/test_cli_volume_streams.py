@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
-from astore.cli import local_files, shapes
+from astore.cli import local_files
 from astore.cli.exits import CliError
 from astore.cli.local_files import NewFile
 from astore.cli.progress import Ticker
@@ -26,14 +27,6 @@ Make = Callable[..., Path]
 
 DATA = random.Random(1).randbytes((9 << 20) + 12_345)
 """More than one piece, and no whole number of them."""
-
-
-@pytest.fixture
-def folder(astore: Any, make_pool: Make) -> Path:
-    """The folder of the pool ``images``, with a raw volume of 16 MiB."""
-    found = make_pool()
-    astore.good("vol", "create", "images", "a.raw", "16M")
-    return found
 
 
 @pytest.fixture
