@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import os
 import resource as resource_limits
@@ -47,7 +48,8 @@ class LaneCommandRunner:
         max_output: int = MAX_OUTPUT,
     ) -> CommandResult:
         limit = self._timeout if timeout is None else timeout
-        child = _Child(tuple(argv), limit, env, limits, descriptors, max_output)
+        environment = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
+        child = _Child(tuple(argv), limit, environment, limits, descriptors, max_output)
         try:
             # the thread ends by itself at the limit; the lane's deadline is for programs that cannot even be killed
             result = await self._lane.run(child.run, timeout=limit + 2.0)
@@ -60,28 +62,20 @@ class LaneCommandRunner:
         return result
 
 
+@dataclasses.dataclass(eq=False)
 class _Child:
     """One program. ``run`` blocks; ``kill`` may be called from any thread at any time."""
 
-    def __init__(
-        self,
-        argv: tuple[str, ...],
-        timeout: float,
-        env: Mapping[str, str] | None,
-        limits: Limits | None,
-        descriptors: Sequence[int],
-        max_output: int,
-    ) -> None:
-        self.argv = argv
-        self.limits = limits
-        self.descriptors = tuple(descriptors)
-        self.timeout = timeout
-        self.env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._killed = False
-        self._over = True
-        self.max_output = max_output
+    argv: tuple[str, ...]
+    timeout: float
+    env: Mapping[str, str]
+    limits: Limits | None
+    descriptors: Sequence[int]
+    max_output: int
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    _process: subprocess.Popen[bytes] | None = None
+    _killed: bool = False
+    _over: bool = True
 
     async def gone(self) -> None:
         """Wait until the program is dead after :meth:`kill`, for DYING_SECONDS at most: it then writes nothing any more."""
@@ -165,16 +159,12 @@ class _Child:
                 stderr=subprocess.PIPE,
                 env=self.env,
                 start_new_session=True,
-                pass_fds=self.descriptors,
+                pass_fds=tuple(self.descriptors),
             )
-        except FileNotFoundError as error:
-            raise CommandError(
-                f"the program {self.argv[0]!r} is not installed", argv=self.argv, returncode=None, stderr=""
-            ) from error
         except (OSError, ValueError) as error:
-            raise CommandError(
-                f"the program {self.argv[0]!r} cannot be run: {error}", argv=self.argv, returncode=None, stderr=""
-            ) from error
+            why = "is not installed" if isinstance(error, FileNotFoundError) else f"cannot be run: {error}"
+            what = f"the program {self.argv[0]!r} {why}"
+            raise CommandError(what, argv=self.argv, returncode=None, stderr="") from error
         if self.limits is not None:
             try:
                 _limit(process.pid, self.limits)

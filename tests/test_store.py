@@ -38,8 +38,7 @@ from astore.store import run_files
 from astore.store.contract import Contents, LastSeen, Run, Version
 from astore.store.local import LocalStore
 from astore.store.local_files import LockedFolder, default_state_dir
-from astore.store.run_files import RunFiles, boot_id
-from astore.store.snapshot_files import SNAPSHOT_FORMAT, SnapshotFiles
+from astore.store.run_files import SNAPSHOT_FORMAT, RunFiles, SnapshotFiles, boot_id
 
 UUID = "d50c93cb-9a11-466f-96d1-0f4fafe977df"
 

@@ -17,7 +17,7 @@ from astore.errors import (
 from astore.model import PoolDef, PoolState
 from astore.names import check_uuid, normal_path
 from astore.plugin_calls import checked_definition
-from astore.pools.host import Host
+from astore.pools.lifecycle import Host
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
 from astore.pools.record import PoolRecord

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
-from astore.backend import Progress, abilities
+from astore.backend import CreatesVolumes, Progress, abilities
 from astore.model import PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeDef, VolumeInfo
-from astore.pools import copies, volume_jobs
+from astore.pools import copies
+from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
+from astore.pools.job_support import making, require_usable, take_new_volume, worked
 from astore.pools.parts import Member, Parts
 from astore.pools.volume import Volume
 
@@ -79,7 +82,7 @@ class Pool:
     @property
     def volumes(self) -> tuple[VolumeInfo, ...]:
         """The volumes' records in name order, as the last good refresh found them."""
-        return self.parts.volumes
+        return self.parts.snapshot.volumes
 
     @property
     def info(self) -> PoolInfo:
@@ -186,7 +189,16 @@ class Pool:
         :raises DefinitionError: it is not acceptable. VolumeExistsError: the name is taken. CommandError: qemu-img is
             missing, or failed. StorageError: ENOSPC, EDQUOT …
         """
-        info = await volume_jobs.create_volume(self.parts, definition, prealloc_metadata=prealloc_metadata)
+        pool = self.parts
+        life = require_usable(pool, "create a volume")
+        wanted = accepted(definition)
+        base = await backing_volume(pool, wanted.backing)
+        wanted = with_backing(pool, wanted, base)
+        with relying_on(base), pool.claims.claim(wanted.name, "created"):
+            session = await life.able("create-volume")
+            call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
+            async with making(pool, life, session, wanted.name):
+                info = take_new_volume(pool, life, session, await worked(pool, call))
         return Volume(self, info.name)
 
     async def copy_volume(

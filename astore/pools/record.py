@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from astore.errors import InvalidStateError, PoolInaccessibleError, PoolNotFoundError, reason
 from astore.events import (
     Event,
@@ -268,10 +270,7 @@ class PoolRecord:
         return RefreshOutcome(
             pool=self.name,
             uuid=self.uuid,
-            added=changes.added,
-            changed=changes.changed,
-            removed=changes.removed,
-            unchanged=changes.unchanged,
+            **msgspec.structs.asdict(changes),
             errors=errors,
             seconds=seconds,
             generation=self.snapshot.generation,
