@@ -16,7 +16,6 @@ import resource
 import threading
 import time
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 LEASE = 0.005
@@ -83,9 +82,7 @@ class Turn:
         self._take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._turns.release(self._claim)
 
     def step(self) -> None:
@@ -154,14 +151,6 @@ class Turns:
         self._waiting: deque[_Claim] = deque()
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
-
-    def turn(self) -> Turn:
-        """Return a turn to enter."""
-        return Turn(self)
-
-    def aside(self, most: float) -> Aside:
-        """Return background work that gives way to threads with turns, for ``most`` seconds at most."""
-        return Aside(self, most)
 
     @property
     def wanted(self) -> int:

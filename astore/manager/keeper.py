@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -58,7 +58,6 @@ class Keeper(Host):
         self._services = services
         self._catalogue = catalogue
         self._store = store
-        self._lane: PoolLane | None = None
         self._revision: Revision | None = None  # the revision that was read last
         self._versions: dict[str, Version] = {}  # the definitions' versions, as read or put
         self._lost = False  # whether the store was gone at the last read
@@ -69,18 +68,11 @@ class Keeper(Host):
 
     async def open(self, lane: PoolLane) -> None:
         """Open the store. :param lane: threads for blocking calls. :raises StoreError: the store cannot be used."""
-        self._lane = lane
         await self._store.open(lane)
 
     async def aclose(self) -> None:
         """Close the store. Bounded; never raises."""
         await bounded(self._store.aclose())
-
-    async def run(self, func: Callable[..., T], *args: Any) -> T:
-        """Make a blocking call that belongs to no pool. :raises ManagerClosedError: the Manager is closed."""
-        self._services.check_open()
-        assert self._lane is not None
-        return await self._lane.run(func, *args)
 
     # ------------------------------------------------------------------------------------------------- changes
 

@@ -254,7 +254,8 @@ class Refresher:
     async def look_again(self, *names: str) -> None:
         """Refresh volumes after work that may have changed them. Bounded; never raises."""
         for name in names:
-            await shielded(self._refresh_quietly(name))
+            with contextlib.suppress(Exception):
+                await shielded(self._refresh_volume(name, CLEANUP_SECONDS))
 
     async def look_at_same(self, name: str) -> None:
         """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""
@@ -267,10 +268,6 @@ class Refresher:
                 errno=EAGAIN,
                 pool=self._record.name,
             )
-
-    async def _refresh_quietly(self, name: str) -> None:
-        with contextlib.suppress(Exception):
-            await self._refresh_volume(name, CLEANUP_SECONDS)
 
 
 def _may_be_a_name(name: str) -> bool:
