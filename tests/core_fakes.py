@@ -290,6 +290,13 @@ def fake(name: str, path: str | None = None, type: str = "fake") -> PoolDef:
     return PoolDef(type=type, name=name, target=Target(path=path))
 
 
+async def started(manager: Manager, definition: PoolDef) -> Pool:
+    """A new pool, started."""
+    pool = await manager.define(definition)
+    await pool.start()
+    return pool
+
+
 def names(pool: Pool) -> list[str]:
     """What volumes a pool shows."""
     return [record.name for record in pool.volumes]
