@@ -20,7 +20,7 @@ import anyio
 import msgspec
 
 from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
-from astore.errors import InvalidStateError, reason
+from astore.errors import reason
 from astore.events import PoolDefined, PoolUndefined
 from astore.lanes.lane import PoolLane
 from astore.manager.catalogue import Catalogue
@@ -267,9 +267,7 @@ class Keeper(Host):
 
     async def undefine(self, record: PoolRecord) -> None:
         if not record.persistent:
-            raise InvalidStateError(
-                f"pool {record.name!r} is transient: stopping it removes it", pool=record.name, operation="undefine"
-            )
+            raise record.wrong_state("is transient: stopping it removes it", "undefine")
         async with self.lock:
             version = self._versions.get(record.name)
             if version is None:

@@ -19,7 +19,6 @@ from astore.backend import RefreshesVolume
 from astore.cancellation import CLEANUP_SECONDS, seconds_until, shielded
 from astore.errors import (
     AstoreError,
-    InvalidStateError,
     LaneTimeoutError,
     PoolInaccessibleError,
     StorageError,
@@ -143,13 +142,7 @@ class Refresher:
             return await asyncio.shield(run.outcome)
         except asyncio.CancelledError:
             if run.outcome.cancelled() and not is_cancelled():
-                name = self._record.name
-                raise InvalidStateError(
-                    f"pool {name!r}: the refresh was given up, since the pool was stopped",
-                    pool=name,
-                    state=self._record.state,
-                    operation="refresh",
-                ) from None
+                raise self._record.wrong_state("was stopped, and its refresh was given up", "refresh") from None
             raise
         finally:
             run.waiters -= 1

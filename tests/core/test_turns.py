@@ -132,12 +132,12 @@ def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Th
     def hang() -> None:
         with Turn(turns) as turn:
             lost.append(turn)
-            first = turn._claim.began
+            first = turn.began
             entered.release()
             over.wait(PATIENCE)
             turn._switches = module._switches()  # what it waited for was this test, not its storage
             turn.step()
-            assert turn._claim.began > first, "it was granted anew"
+            assert turn.began > first, "it was granted anew"
 
     for _ in range(3):  # each takes it from the one before
         spawn(hang)
