@@ -47,6 +47,14 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
+async def cancelling(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, and wait for its end: it must be cancelled."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
 async def cancel_after(count: int, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | None]:
     """Run ``call()`` in a task and cancel it after ``count`` rounds of the loop.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from core_fakes import cancel_after, eventually, run_python
+from core_fakes import cancel_after, cancelling, eventually, run_python
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
@@ -322,9 +322,7 @@ async def test_cancelled_while_queued(lanes: Lanes, gate: Gate) -> None:
     discarded: list[object] = []
     task = start(lane, ran.append, 1, discard=discarded.append)
     await eventually(lambda: numbers(lane)[2] == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     assert numbers(lane) == (1, 0, 0)
     gate.open()
     await first
@@ -338,9 +336,7 @@ async def test_cancelled_while_running(lanes: Lanes, gate: Gate) -> None:
     discarded: list[object] = []
     task = start(lane, gate, "it", discard=discarded.append)
     await eventually(lambda: gate.inside == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     assert (discarded, numbers(lane)) == ([], (1, 0, 0))
     gate.open()
     await eventually(lambda: discarded == ["it"])

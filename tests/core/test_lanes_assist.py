@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from core_fakes import eventually
@@ -24,6 +25,18 @@ def lanes() -> Iterator[Lanes]:
     lanes = Lanes(8)
     yield lanes
     lanes.close()
+
+
+def assisted(
+    lane: PoolLane, gate: Gate, helper: Callable[[], None], count: int = 1, **options: Any
+) -> asyncio.Task[None]:
+    """A call that waits at the gate, and that so many helpers assist."""
+
+    def principal() -> None:
+        lane.assist(helper, count)
+        gate()
+
+    return asyncio.create_task(lane.run(principal, **options))
 
 
 def share(lane: PoolLane, items: int, helpers: int) -> set[str]:
@@ -78,11 +91,7 @@ async def test_the_last_thread_is_not_for_assistants(lanes: Lanes, gate: Gate) -
     lane = lanes.lane("a", limit=4)
     helpers = Gate()
 
-    def principal() -> None:
-        lane.assist(helpers, 10)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, helpers, 10)
     await eventually(lambda: helpers.inside == 2)
     assert await lane.run(int, "5") == 5, "although eight assistants stand before it"
     assert helpers.entered == 2
@@ -97,11 +106,7 @@ async def test_calls_go_before_assistants_that_may_not_start(lanes: Lanes, gate:
     """Assistants at the head of the queue do not hold up the calls behind them."""
     lane = lanes.lane("a", limit=2)
 
-    def principal() -> None:
-        lane.assist(gate, 3)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, gate, 3)
     await eventually(lambda: gate.inside == 1)
     assert [await lane.run(int, str(n)) for n in range(5)] == list(range(5))
     gate.open()
@@ -113,11 +118,7 @@ async def test_assistants_share_the_deadline(lanes: Lanes, gate: Gate) -> None:
     lane = lanes.lane("a", limit=4)
     helpers = Gate()
 
-    def principal() -> None:
-        lane.assist(helpers, 2)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal, timeout=0.1))
+    task = assisted(lane, gate, helpers, 2, timeout=0.1)
     await eventually(lambda: helpers.inside == 2)
     with pytest.raises(LaneTimeoutError):
         await task
@@ -156,11 +157,7 @@ async def test_assistants_of_a_cancelled_call(lanes: Lanes, gate: Gate) -> None:
     """They are written off with it."""
     lane = lanes.lane("a", limit=4)
 
-    def principal() -> None:
-        lane.assist(gate, 2)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, gate, 2)
     await eventually(lambda: gate.inside == 3)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -177,11 +174,7 @@ async def test_an_assistant_s_assistant(lanes: Lanes, gate: Gate) -> None:
     def helper() -> None:
         lane.assist(gate)
 
-    def principal() -> None:
-        lane.assist(helper)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal, timeout=0.2))
+    task = assisted(lane, gate, helper, timeout=0.2)
     await eventually(lambda: gate.inside == 2)
     with pytest.raises(LaneTimeoutError):
         await task

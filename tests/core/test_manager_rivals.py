@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, Hold, fake, fake_registry, folder_locked, names, started
+from core_fakes import FakeBackend, Hold, cancelling, fake, fake_registry, folder_locked, names, started
 
 import astore
 from astore.events import PoolUndefined
@@ -72,9 +72,7 @@ async def test_given_up_while_a_pool_is_let_go(
     async with manager.events(kinds={PoolUndefined}) as events:
         defining = asyncio.ensure_future(manager.define(fake("new", "/new")))
         await hold.reached()
-        defining.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await defining
+        await cancelling(defining)
         backend.unhold()
         assert manager.pools() == []
         assert isinstance(events.receive_nowait(), PoolUndefined)
@@ -322,9 +320,7 @@ async def test_a_start_cancelled_beside_another(
     with folder_locked(tmp_path / "state"):
         hold.release()
         await asyncio.sleep(0.1)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
+        await cancelling(starting)
     assert (backend.count("stop"), backend.open_sessions, runs(tmp_path)) == (0, [], ["pool"])
 
 

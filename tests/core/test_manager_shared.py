@@ -7,7 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, counted, eventually, fake, fake_registry, folder_locked, names, run_python, started
+from core_fakes import (
+    FakeBackend,
+    cancelling,
+    counted,
+    eventually,
+    fake,
+    fake_registry,
+    folder_locked,
+    names,
+    run_python,
+    started,
+)
 
 import astore
 from astore.events import PoolDefined, PoolStarted, PoolUndefined
@@ -161,9 +172,7 @@ async def test_given_up_while_the_folder_is_locked(manager: astore.Manager, tmp_
         }
         changing = asyncio.ensure_future(calls[change]())
         await asyncio.sleep(0.1)
-        changing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await changing
+        await cancelling(changing)
     await manager.define(fake("other", "/x"))
     await manager.reload()
     assert [(pool.name, pool.definition.target.path) for pool in manager.pools()] == [("old", "/old"), ("other", "/x")]
