@@ -189,23 +189,17 @@ async def layers_now(volume: Member) -> list[Layer]:
 async def backing_for(volume: Member, capacity: int | None, operation: str) -> AsyncIterator[_Backed]:
     """Yield the capacity of a growing volume's backing file, and its node if it is longer than the volume, as far as known."""
     info = volume.info
-    if info.backing is None or capacity is None or capacity <= info.capacity:
-        yield {}
-        return
-    try:
-        below = (await layers_now(volume))[1:]
-    except StorageError:
-        below = []
-    if not below:
-        yield {}
-        return
-    backed = _length(below[0].volume.info, below[0].format)
-    if backed <= info.capacity:
-        yield {"backed": backed}
-        return
+    below: list[Layer] = []
+    if info.backing is not None and capacity is not None and capacity > info.capacity:
+        with contextlib.suppress(StorageError):
+            below = (await layers_now(volume))[1:]
+    found: _Backed = {}
     async with contextlib.AsyncExitStack() as stack:
-        nodes = await _nodes(stack, below, operation, None)
-        yield {"backed": backed, "backing": nodes[0]}
+        if below:
+            found["backed"] = _length(below[0].volume.info, below[0].format)
+            if found["backed"] > info.capacity:
+                found["backing"] = (await _nodes(stack, below, operation, None))[0]
+        yield found
 
 
 async def _receive(

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import cast
 
 from astore.backend import CreatesVolumes, Progress, abilities
+from astore.errors import reason
 from astore.model import PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeDef, VolumeInfo
 from astore.pools import copies
 from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
+from astore.pools.glance import definition_as_found, pool_info
 from astore.pools.job_support import making, require_usable, take_new_volume, worked
 from astore.pools.parts import Member, Parts
 from astore.pools.volume import Volume
@@ -87,7 +89,18 @@ class Pool:
     @property
     def info(self) -> PoolInfo:
         """The summary of the pool."""
-        return self.parts.record.info(backend=self.type in self.parts.services.registry)
+        record = self.parts.record
+        return pool_info(
+            record.running,
+            uuid=record.uuid,
+            state=record.state,
+            persistent=record.persistent,
+            autostart=record.autostart,
+            backend=self.type in self.parts.services.registry,
+            snapshot=record.snapshot,
+            since=record.since,
+            error=None if record.error is None else reason(record.error),
+        )
 
     def volume(self, name: str) -> Volume:
         """Return the volume of this name.
@@ -102,7 +115,10 @@ class Pool:
 
         :param inactive: of the definition for the next start, instead of the one that the pool runs by.
         """
-        return self.parts.record.to_xml(self.info, inactive=inactive)
+        record = self.parts.record
+        if inactive:
+            return record.definition.to_xml()
+        return definition_as_found(record.running, record.snapshot).to_xml(self.info)
 
     def abilities(self) -> tuple[str, ...]:
         """Return the operations that this pool supports beyond those that all do, as far as they are known.
