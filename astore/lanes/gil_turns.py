@@ -128,15 +128,11 @@ class Aside:
 
 
 class Turns:
-    """The turns of a process's threads.
+    """The turns of a process's threads. One thread has a turn at a time."""
 
-    :param count: how many threads may compute at once.
-    """
-
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free = count
-        self._holders: set[Turn] = set()
+        self._holder: Turn | None = None
         self._waiting: deque[Turn] = deque()
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
@@ -168,7 +164,7 @@ class Turns:
     def take(self, turn: Turn) -> None:
         """Wait until the turn is granted. For :class:`Turn`."""
         with self._lock:
-            if self._free and not self._waiting:
+            if self._holder is None and not self._waiting:
                 self._grant(turn)
                 return
             turn.granted.clear()
@@ -189,36 +185,32 @@ class Turns:
                 now = time.monotonic()
                 if now - turn.began > SHORT:
                     self._company = now + COMPANY
-                self._holders.discard(turn)
-                self._free += 1
+                self._holder = None
             self._pass_on()
-            if not self._holders:
+            if self._holder is None:
                 self._calm.notify_all()
 
     # ------------------------------------------------------------------------------------- with the lock held
 
     def _heard_of(self, now: float) -> bool:
-        return any(turn.confirmed > now - LEASE for turn in self._holders)
+        return self._holder is not None and self._holder.confirmed > now - LEASE
 
     def _grant(self, turn: Turn) -> None:
-        self._free -= 1
         turn.began = turn.confirmed = time.monotonic()
         turn.held = True
-        self._holders.add(turn)
+        self._holder = turn
 
     def _pass_on(self) -> None:
-        while self._free and self._waiting:
+        if self._holder is None and self._waiting:
             turn = self._waiting.popleft()
             self._grant(turn)
             turn.granted.set()
 
     def _revoke(self) -> None:
-        """Revoke turns that were not confirmed for LEASE seconds."""
-        limit = time.monotonic() - LEASE
-        for turn in [turn for turn in self._holders if turn.confirmed < limit]:
-            turn.held = False
-            self._holders.discard(turn)
-            self._free += 1
+        """Revoke a turn that was not confirmed for LEASE seconds."""
+        if self._holder is not None and not self._heard_of(time.monotonic()):
+            self._holder.held = False
+            self._holder = None
         self._pass_on()
 
 

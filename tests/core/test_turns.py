@@ -78,14 +78,13 @@ def test_given_back_after_an_error() -> None:
         assert turn.held
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_never_more_than_count_compute(
-    count: int, monkeypatch: pytest.MonkeyPatch, spawn: Callable[[Callable[[], object]], threading.Thread]
+def test_one_computes(
+    monkeypatch: pytest.MonkeyPatch, spawn: Callable[[Callable[[], object]], threading.Thread]
 ) -> None:
-    """However many threads want a turn, ``count`` at most have one, and each gets its own."""
+    """However many threads want a turn, one at most has it, and each gets its own."""
     monkeypatch.setattr(module, "LEASE", PATIENCE)  # no thread that merely waits for a processor loses its turn
     monkeypatch.setattr(module, "SLICE", 0.001)
-    turns = Turns(count)
+    turns = Turns()
     inside, most, done, lock = 0, 0, 0, threading.Lock()
 
     def work() -> None:
@@ -103,8 +102,8 @@ def test_never_more_than_count_compute(
 
     for thread in [spawn(work) for _ in range(8)]:
         thread.join(PATIENCE)
-    assert (most <= count, inside, done) == (True, 0, 8)
-    assert turns._free == count
+    assert (most, inside, done) == (1, 0, 8)
+    assert turns._holder is None
     assert not turns.wanted
 
 
