@@ -28,7 +28,17 @@ from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
 from astore.errors import InvalidStateError
 from astore.model import PoolDef
-from astore.store.contract import Contents, Current, LastSeen, OutdatedError, Revision, Run, Store, Version
+from astore.store.contract import (
+    Contents,
+    Current,
+    KeepsSnapshots,
+    LastSeen,
+    OutdatedError,
+    Revision,
+    Run,
+    Store,
+    Version,
+)
 from astore.store.definition_files import DefinitionFiles, FileState
 from astore.store.local_files import FileVersion, LockedFolder, store_errors_about
 from astore.store.run_files import RunFiles, SnapshotFiles
@@ -51,7 +61,7 @@ class _Seen(msgspec.Struct, frozen=True):
     damaged: dict[str, FileState]
 
 
-class LocalStore(Store):
+class LocalStore(Store, KeepsSnapshots):
     """Keeps definitions, runs and snapshots in a folder. The first change creates the folder with mode 0700.
 
     The store does not read a folder or a file that users other than root and the one who runs astore can write.

@@ -14,6 +14,7 @@ from astore.model import PoolDef
 from astore.store.contract import (
     Contents,
     Current,
+    KeepsSnapshots,
     LastSeen,
     OutdatedError,
     Revision,
@@ -24,7 +25,7 @@ from astore.store.contract import (
 )
 
 
-class MemoryStore(Store):
+class MemoryStore(Store, KeepsSnapshots):
     """Keeps definitions, runs and snapshots in dicts.
 
     Every call begins with a checkpoint, then does its work without another await.
