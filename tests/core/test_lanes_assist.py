@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -230,8 +231,7 @@ async def test_only_from_its_own_lane(lanes: Lanes) -> None:
 
 async def test_busy_lanes_with_assistants_do_not_deadlock() -> None:
     """Calls that ask for more than there is end all the same, under a cap of two threads."""
-    lanes = Lanes(2)
-    try:
+    with contextlib.closing(Lanes(2)) as lanes:
         own = [lanes.lane(f"lane {n}", limit=4) for n in range(6)]
 
         def principal(lane: PoolLane) -> int:
@@ -252,5 +252,3 @@ async def test_busy_lanes_with_assistants_do_not_deadlock() -> None:
         results = await asyncio.gather(*(lane.run(principal, lane) for lane in own for _ in range(20)))
         assert len(results) == 120
         await eventually(lambda: lanes.statistics().queued == 0, "an end of assistants whose principals are done")
-    finally:
-        lanes.close()

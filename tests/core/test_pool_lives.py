@@ -169,7 +169,7 @@ async def test_state_in_the_error(manager: astore.Manager, pool: astore.Pool, ba
 
 
 async def test_look_again_while_being_stopped(
-    make: Make, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """a stop that is given up, and a job that failed meanwhile: the record is what the storage has."""
     resizing = asyncio.Event()
@@ -182,32 +182,28 @@ async def test_look_again_while_being_stopped(
         raise astore.StorageError("broke off", errno=5)
 
     monkeypatch.setattr(backend.session_class, "resize_volume", resize_volume, raising=False)
-    async with make() as manager:
-        pool = await started(manager, fake("pool"))
-        job = asyncio.ensure_future(pool.volume("a").resize(1 << 30))
-        await entered.wait()
-        hold = backend.hold("stop")
-        stopping = asyncio.ensure_future(pool.stop(force=True))
-        await hold.reached()
-        resizing.set()
-        await asyncio.gather(job, return_exceptions=True)
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
-        assert pool.active
-        assert pool.volume("a").info.capacity == 1 << 30
-        hold.release()
+    job = asyncio.ensure_future(pool.volume("a").resize(1 << 30))
+    await entered.wait()
+    hold = backend.hold("stop")
+    stopping = asyncio.ensure_future(pool.stop(force=True))
+    await hold.reached()
+    resizing.set()
+    await asyncio.gather(job, return_exceptions=True)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    assert pool.active
+    assert pool.volume("a").info.capacity == 1 << 30
+    hold.release()
 
 
-async def test_copy_error_order(make: Make, backend: FakeBackend) -> None:
+async def test_copy_error_order(pool: astore.Pool, backend: FakeBackend) -> None:
     """A bad definition is told before a source that is gone."""
-    async with make() as manager:
-        pool = await started(manager, fake("pool"))
-        volume = pool.volume("a")
-        backend.show("b", "c")
-        backend.shows[""].pop("a", None)
-        await pool.refresh()
-        with pytest.raises(astore.DefinitionError):
-            await pool.copy_volume(volume, VolumeDef("no/name"))
+    volume = pool.volume("a")
+    backend.show("b", "c")
+    backend.shows[""].pop("a", None)
+    await pool.refresh()
+    with pytest.raises(astore.DefinitionError):
+        await pool.copy_volume(volume, VolumeDef("no/name"))
 
 
 async def test_first_refresh_that_cannot_be_cancelled(make: Make, backend: FakeBackend) -> None:
