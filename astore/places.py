@@ -83,7 +83,7 @@ class _Walk:
         here = os.open("/", _STEP | os.O_DIRECTORY)
         try:
             parts = _parts(path)
-            self._enter("", here)
+            self._push("", os.fstat(here))
             while parts:
                 part = parts.pop()
                 if not parts and self._beside is None:
@@ -96,13 +96,13 @@ class _Walk:
                     continue
                 name = self._path(part)
                 if name in self._remote and name != self._own:
-                    return Place(self._path(part, *reversed(parts)), through=self._through())
+                    return Place(self._path(part, *reversed(parts)), through=tuple(self._passed))
                 try:
                     there = os.open(part, _STEP, dir_fd=here)
                 except FileNotFoundError:
                     if parts:
                         raise
-                    return Place(name, through=self._through())
+                    return Place(name, through=tuple(self._passed))
                 try:
                     st = os.fstat(there)
                     if stat.S_ISLNK(st.st_mode):
@@ -110,7 +110,7 @@ class _Walk:
                         here = self._follow(target, parts, here)
                         continue
                     if not parts:
-                        return Place(name, st.st_dev, st.st_ino, self._through(), self._beside)
+                        return Place(name, st.st_dev, st.st_ino, tuple(self._passed), self._beside)
                     if not stat.S_ISDIR(st.st_mode):
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
                     self._push(part, st)
@@ -135,9 +135,6 @@ class _Walk:
         self._folders = self._folders[:1]
         return root
 
-    def _enter(self, name: str, folder: int) -> None:
-        self._push(name, os.fstat(folder))
-
     def _push(self, name: str, st: os.stat_result) -> None:
         identity = (st.st_dev, st.st_ino)
         self._folders.append((name, identity))
@@ -148,9 +145,6 @@ class _Walk:
         names = [name for name, _ in self._folders]
         path = "/".join((*names, *more)) or "/"
         return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
-
-    def _through(self) -> tuple[tuple[int | str, int], ...]:
-        return tuple(self._passed)
 
 
 def _parts(path: str) -> list[str]:

@@ -47,6 +47,14 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
+async def cancelling(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, and wait for its end: it must be cancelled."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
 async def cancel_after(count: int, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | None]:
     """Run ``call()`` in a task and cancel it after ``count`` rounds of the loop.
 
@@ -288,6 +296,13 @@ def fake_registry(backend: Backend | None = None) -> BackendRegistry:
 def fake(name: str, path: str | None = None, type: str = "fake") -> PoolDef:
     """A definition; without a path it has no source that could be another's."""
     return PoolDef(type=type, name=name, target=Target(path=path))
+
+
+async def started(manager: Manager, definition: PoolDef) -> Pool:
+    """A new pool, started."""
+    pool = await manager.define(definition)
+    await pool.start()
+    return pool
 
 
 def names(pool: Pool) -> list[str]:

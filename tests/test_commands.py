@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_fakes import eventually, steps
+from core_fakes import cancelling, eventually, steps
 
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER, Starter
@@ -265,9 +265,7 @@ async def test_cancelling_kills(run: LaneCommandRunner, lane: PoolLane, tmp_path
     """A cancelled caller leaves no program, no zombie and no busy thread."""
     task = asyncio.create_task(run(["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/child; sleep 600"]))
     child = await pid_in(tmp_path / "child")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     await eventually(lambda: not processes.alive(child), "the end of the child")
     await eventually(lambda: lane.statistics().running == 0)
 
@@ -279,9 +277,7 @@ async def test_cancelling_at_every_moment(run: LaneCommandRunner, lane: PoolLane
         await steps(rounds)
         if rounds > 8:
             await asyncio.sleep(0.002 * (rounds - 8))
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancelling(task)
     await eventually(lambda: lane.statistics().running == 0)
 
 
@@ -292,9 +288,7 @@ async def test_cancelled_in_the_queue(run: LaneCommandRunner, lane: PoolLane, tm
     await eventually(lambda: gate.inside == 2)
     task = asyncio.create_task(run(["touch", str(tmp_path / "ran")]))
     await eventually(lambda: lane.statistics().queued == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     gate.open()
     await asyncio.gather(*held)
     assert (await run(["true"])).returncode == 0
@@ -315,9 +309,7 @@ async def test_cancelling_does_not_wait_for_a_program_that_is_slow_to_start(
     monkeypatch.setattr("astore.commands.runner.STARTER", Slow())
     task = asyncio.create_task(run(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 600"]))
     await eventually(lambda: starting.inside == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     assert starting.inside == 1, "it still starts"
     starting.open()
     await eventually(lambda: lane.statistics().running == 0)

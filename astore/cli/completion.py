@@ -48,7 +48,7 @@ def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -
 def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the volume names that begin with ``incomplete``, from the stored snapshots of --pool or of all active pools."""
     from astore.store.local_files import LockedFolder
-    from astore.store.snapshot_files import SnapshotFiles
+    from astore.store.run_files import SnapshotFiles
 
     folder = _state_dir(ctx)
     pool = ctx.params.get("pool")

@@ -18,8 +18,7 @@ from astore.pools.glance import definition_as_found, pool_info, state_when_last_
 from astore.store.contract import Damaged, LastSeen, Run, StoredPool
 from astore.store.definition_files import DefinitionFiles
 from astore.store.local_files import LockedFolder, default_state_dir
-from astore.store.run_files import RunFiles
-from astore.store.snapshot_files import SnapshotFiles
+from astore.store.run_files import RunFiles, SnapshotFiles
 
 READ_SECONDS = 60.0
 """Seconds that reading the state folder may take: a Manager's limit for one call to it."""

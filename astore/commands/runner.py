@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import os
 import resource as resource_limits
@@ -52,7 +53,8 @@ class LaneCommandRunner:
         limit = self._timeout if timeout is None else timeout
         if (patience := PATIENCE.get()) is not None:
             limit = max(limit, patience.left())
-        child = _Child(tuple(argv), limit, env, limits, descriptors, max_output)
+        environment = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
+        child = _Child(tuple(argv), limit, environment, limits, descriptors, max_output)
         try:
             # the thread ends by itself at the limit; the lane's deadline is for programs that cannot even be killed
             result = await self._lane.run(child.run, timeout=limit + 2.0)
@@ -65,28 +67,20 @@ class LaneCommandRunner:
         return result
 
 
+@dataclasses.dataclass(eq=False)
 class _Child:
     """One program. ``run`` blocks; ``kill`` may be called from any thread at any time."""
 
-    def __init__(
-        self,
-        argv: tuple[str, ...],
-        timeout: float,
-        env: Mapping[str, str] | None,
-        limits: Limits | None,
-        descriptors: Sequence[int],
-        max_output: int,
-    ) -> None:
-        self.argv = argv
-        self.limits = limits
-        self.descriptors = tuple(descriptors)
-        self.timeout = timeout
-        self.env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
-        self._lock = threading.Lock()
-        self._channel: socket.socket | None = None
-        self._killed = False
-        self._over = True
-        self.max_output = max_output
+    argv: tuple[str, ...]
+    timeout: float
+    env: Mapping[str, str]
+    limits: Limits | None
+    descriptors: Sequence[int]
+    max_output: int
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    _channel: socket.socket | None = None
+    _killed: bool = False
+    _over: bool = True
 
     async def gone(self) -> None:
         """Wait until the program is dead after :meth:`kill`, for DYING_SECONDS at most: it then writes nothing any more."""
@@ -201,9 +195,8 @@ class _Child:
             if kind == ENDED:
                 return os.waitstatus_to_exitcode(number)
             error = OSError(number, os.strerror(number), self.argv[0])
-            if isinstance(error, FileNotFoundError):
-                raise self._error(f"the program {self.argv[0]!r} is not installed") from error
-            raise self._error(f"the program {self.argv[0]!r} cannot be run: {error}") from error
+            why = "is not installed" if isinstance(error, FileNotFoundError) else f"cannot be run: {error}"
+            raise self._error(f"the program {self.argv[0]!r} {why}") from error
         raise self._error(f"{_words(self.argv)}: was killed, together with the process that starts programs")
 
     def _error(self, message: str, returncode: int | None = None) -> CommandError:

@@ -16,7 +16,6 @@ import resource
 import threading
 import time
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 LEASE = 0.005
@@ -46,61 +45,48 @@ that tells the loop of its end, waits for the lock and has no turn yet, or no lo
 """
 
 
-class _Claim:
-    """One thread's claim to a turn. Its fields change only under the lock of :class:`Turns`, except ``confirmed``."""
-
-    __slots__ = ("began", "confirmed", "granted", "held")
-
-    def __init__(self) -> None:
-        self.granted = threading.Event()
-        self.held = False
-        self.began = 0.0
-        self.confirmed = 0.0  # written by the thread itself
-
-
 class Turn:
     """One thread's turn: a context manager that waits on entering.
 
-    Use it only on the thread that created it, except ``held``.
+    Use it only on the thread that created it, except ``held``. Fields without an underscore change only under the lock of
+    :class:`Turns`, except ``confirmed``, which the thread writes.
+
+    :ivar held: whether the thread has the turn now.
     """
 
-    __slots__ = ("_breathed", "_claim", "_switches", "_turns", "_without")
+    __slots__ = ("_breathed", "_switches", "_turns", "_without", "began", "confirmed", "granted", "held")
 
     def __init__(self, turns: Turns) -> None:
+        self.granted = threading.Event()
+        self.held = False
+        self.began = 0.0
+        self.confirmed = 0.0
         self._turns = turns
-        self._claim = _Claim()
         self._without = False  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
         self._switches = 0
-
-    @property
-    def held(self) -> bool:
-        """Whether the thread has the turn now."""
-        return self._claim.held
 
     def __enter__(self) -> Self:
         self._without = False
         self._take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._turns.release(self._claim)
+    def __exit__(self, *error: object) -> None:
+        self._turns.release(self)
 
     def step(self) -> None:
         """Confirm the turn, or pass it on after SLICE seconds. Call it after about STEP small pieces of work."""
         if self._without:
             return
-        turns, claim = self._turns, self._claim
+        turns = self._turns
         if _switches() - self._switches >= WAITS:
             self._without = True
-            turns.release(claim)
+            turns.release(self)
             return
         now = time.monotonic()
-        claim.confirmed = now
-        if not claim.held or (now - claim.began > SLICE and turns.wanted):
-            turns.release(claim)
+        self.confirmed = now
+        if not self.held or (now - self.began > SLICE and turns.wanted):
+            turns.release(self)
             self._take()
             return
         if now - self._breathed > BREATH:
@@ -108,8 +94,8 @@ class Turn:
         self._switches = _switches()
 
     def _take(self) -> None:
-        self._turns.take(self._claim)
-        self._breathed = self._claim.began
+        self._turns.take(self)
+        self._breathed = self.began
         self._switches = _switches()
 
 
@@ -142,26 +128,14 @@ class Aside:
 
 
 class Turns:
-    """The turns of a process's threads.
+    """The turns of a process's threads. One thread has a turn at a time."""
 
-    :param count: how many threads may compute at once.
-    """
-
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free = count
-        self._holders: set[_Claim] = set()
-        self._waiting: deque[_Claim] = deque()
+        self._holder: Turn | None = None
+        self._waiting: deque[Turn] = deque()
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
-
-    def turn(self) -> Turn:
-        """Return a turn to enter."""
-        return Turn(self)
-
-    def aside(self, most: float) -> Aside:
-        """Return background work that gives way to threads with turns, for ``most`` seconds at most."""
-        return Aside(self, most)
 
     @property
     def wanted(self) -> int:
@@ -187,60 +161,56 @@ class Turns:
                 now = time.monotonic()
         return now - began
 
-    def take(self, claim: _Claim) -> None:
-        """Wait until the claim is granted. For :class:`Turn`."""
+    def take(self, turn: Turn) -> None:
+        """Wait until the turn is granted. For :class:`Turn`."""
         with self._lock:
-            if self._free and not self._waiting:
-                self._grant(claim)
+            if self._holder is None and not self._waiting:
+                self._grant(turn)
                 return
-            claim.granted.clear()
-            self._waiting.append(claim)
+            turn.granted.clear()
+            self._waiting.append(turn)
             place = len(self._waiting)
-        while not claim.granted.wait(LEASE * place):
+        while not turn.granted.wait(LEASE * place):
             with self._lock:
                 self._revoke()
-                if claim.granted.is_set():  # perhaps granted, and even revoked, before we had the lock: see Turn.step
+                if turn.granted.is_set():  # perhaps granted, and even revoked, before we had the lock: see Turn.step
                     return
-                place = self._waiting.index(claim) + 1
+                place = self._waiting.index(turn) + 1
 
-    def release(self, claim: _Claim) -> None:
-        """Give the claim's turn back, if it is still held. For :class:`Turn`."""
+    def release(self, turn: Turn) -> None:
+        """Give a turn back, if it is still held. For :class:`Turn`."""
         with self._lock:
-            if claim.held:
-                claim.held = False
+            if turn.held:
+                turn.held = False
                 now = time.monotonic()
-                if now - claim.began > SHORT:
+                if now - turn.began > SHORT:
                     self._company = now + COMPANY
-                self._holders.discard(claim)
-                self._free += 1
+                self._holder = None
             self._pass_on()
-            if not self._holders:
+            if self._holder is None:
                 self._calm.notify_all()
 
     # ------------------------------------------------------------------------------------- with the lock held
 
     def _heard_of(self, now: float) -> bool:
-        return any(claim.confirmed > now - LEASE for claim in self._holders)
+        return self._holder is not None and self._holder.confirmed > now - LEASE
 
-    def _grant(self, claim: _Claim) -> None:
-        self._free -= 1
-        claim.began = claim.confirmed = time.monotonic()
-        claim.held = True
-        self._holders.add(claim)
+    def _grant(self, turn: Turn) -> None:
+        turn.began = turn.confirmed = time.monotonic()
+        turn.held = True
+        self._holder = turn
 
     def _pass_on(self) -> None:
-        while self._free and self._waiting:
-            claim = self._waiting.popleft()
-            self._grant(claim)
-            claim.granted.set()
+        if self._holder is None and self._waiting:
+            turn = self._waiting.popleft()
+            self._grant(turn)
+            turn.granted.set()
 
     def _revoke(self) -> None:
-        """Revoke turns that were not confirmed for LEASE seconds."""
-        limit = time.monotonic() - LEASE
-        for claim in [claim for claim in self._holders if claim.confirmed < limit]:
-            claim.held = False
-            self._holders.discard(claim)
-            self._free += 1
+        """Revoke a turn that was not confirmed for LEASE seconds."""
+        if self._holder is not None and not self._heard_of(time.monotonic()):
+            self._holder.held = False
+            self._holder = None
         self._pass_on()
 
 

@@ -94,11 +94,11 @@ class PoolLane:
 
     def turn(self) -> Turn:
         """Return a turn at computing for this thread; see :meth:`astore.backend.Lane.turn`."""
-        return self._turns.turn()
+        return Turn(self._turns)
 
     def aside(self, most: float) -> Aside:
         """Return background work for this thread; see :meth:`astore.backend.Lane.aside`."""
-        return self._turns.aside(most)
+        return Aside(self._turns, most)
 
     @property
     def in_company(self) -> bool:

@@ -20,8 +20,7 @@ from typing import Any
 import msgspec
 
 from astore.errors import LaneStuckError
-from astore.lanes.job import Job, LaneRecord, discard, here
-from astore.lanes.tracebacks import let_go_of_locals
+from astore.lanes.job import Job, LaneRecord, discard, here, let_go_of_locals
 
 IDLE_SECONDS = 5.0
 """How long an idle thread waits for work before it ends."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from astore.backend import Backend
 from astore.errors import (
@@ -14,10 +14,10 @@ from astore.errors import (
     VolumeNotFoundError,
     reason,
 )
-from astore.model import PoolDef, PoolState
+from astore.model import PoolDef
 from astore.names import check_uuid, normal_path
 from astore.plugin_calls import checked_definition
-from astore.pools.host import Host
+from astore.pools.lifecycle import Host
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
 from astore.pools.record import PoolRecord
@@ -47,7 +47,7 @@ class Catalogue:
 
     def all(self) -> list[Parts]:
         """Return the parts of all pools in name order."""
-        return [pool.parts for _, pool in sorted(self._pools.items())]
+        return [pool.parts for pool in self.pools()]
 
     def add(self, definition: PoolDef, host: Host, *, persistent: bool, autostart: bool = False) -> Parts:
         """Add a pool, and return its parts."""
@@ -96,35 +96,18 @@ class Catalogue:
     def pool_by_target(self, path: str) -> Pool:
         """See :meth:`astore.Manager.pool_by_target`."""
         wanted = normal_path(path)
-        for pool in self._sorted():
+        for pool in self.pools():
             if pool.active and pool.definition.target.path == wanted:
                 return pool
         raise PoolNotFoundError(f"no active pool has the target {path!r}", what=path)
 
-    def pools(
-        self,
-        *,
-        active: bool | None = None,
-        persistent: bool | None = None,
-        autostart: bool | None = None,
-        types: Collection[str] | None = None,
-        states: Collection[PoolState | str] | None = None,
-    ) -> list[Pool]:
-        """See :meth:`astore.Manager.pools`."""
-        wanted = None if states is None else {PoolState(state) for state in states}
-        return [
-            pool
-            for pool in self._sorted()
-            if (active is None or pool.active == active)
-            and (persistent is None or pool.persistent == persistent)
-            and (autostart is None or pool.autostart == autostart)
-            and (types is None or pool.type in types)
-            and (wanted is None or pool.state in wanted)
-        ]
+    def pools(self) -> list[Pool]:
+        """Return the pools in name order."""
+        return [pool for _, pool in sorted(self._pools.items())]
 
     def volume_by(self, field: str, value: str) -> Volume:
         """Return the volume of an active pool by its ``key`` or ``path``. :raises VolumeNotFoundError: there is none."""
-        pools = self._sorted()
+        pools = self.pools()
         name = value.rstrip("/").rpartition("/")[2]
         for pool in pools:
             # most keys and paths end in the name: then no walk through all volumes is needed
@@ -136,9 +119,6 @@ class Catalogue:
                 if getattr(info, field) == value:
                     return Volume(pool, info.name)
         raise VolumeNotFoundError(f"no active pool has a volume with the {field} {value!r}", what=value)
-
-    def _sorted(self) -> Iterable[Pool]:
-        return [pool for _, pool in sorted(self._pools.items())]
 
     # ------------------------------------------------------------------------------------ checks of new definitions
 

@@ -125,22 +125,22 @@ async def import_pools(
             raise
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}", errno=error.errno) from error
-        count = len(found.files) + len(found.stray)
         entries: list[ImportedPool] = []
-        for name in found.files:
-            entries.append(await _import(manager, lane, path, name, name in found.autostarted, timeout))
+        for name in (*found.files, *found.stray):
+            if name in found.stray:
+                entries.append(_stray(name))
+            else:
+                entries.append(await _import(manager, lane, path, name, name in found.autostarted, timeout))
             if on_progress is not None:
-                on_progress(len(entries), count, entries[-1])
-        for name in found.stray:
-            missing = StorageError(
-                f"it marks pool {printable(_stem(name))!r}, which is not defined", errno=errno.ENOENT
-            )
-            entries.append(ImportedPool(f"autostart/{printable(name)}", ImportAction.UNREADABLE, error=missing))
-            if on_progress is not None:
-                on_progress(len(entries), count, entries[-1])
+                on_progress(len(entries), len(found.files) + len(found.stray), entries[-1])
     finally:
         lanes.close()
     return ImportReport(printable(str(path)), tuple(entries))
+
+
+def _stray(name: str) -> ImportedPool:
+    missing = StorageError(f"it marks pool {printable(_stem(name))!r}, which is not defined", errno=errno.ENOENT)
+    return ImportedPool(f"autostart/{printable(name)}", ImportAction.UNREADABLE, error=missing)
 
 
 async def _import(

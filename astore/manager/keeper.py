@@ -14,18 +14,19 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import msgspec
 
 from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
-from astore.errors import InvalidStateError, reason
+from astore.errors import reason
 from astore.events import PoolDefined, PoolUndefined
 from astore.lanes.lane import PoolLane
 from astore.manager.catalogue import Catalogue
 from astore.model import PoolDef
 from astore.pools.life import Life
+from astore.pools.lifecycle import Host
 from astore.pools.parts import Parts
 from astore.pools.record import PoolRecord
 from astore.pools.services import Services
@@ -50,14 +51,13 @@ RETRY_PAUSE = 0.01
 """Seconds between two tries."""
 
 
-class Keeper:
-    """Reads and writes the store for the catalogue. It is the :class:`~astore.pools.host.Host` of all pools."""
+class Keeper(Host):
+    """Reads and writes the store for the catalogue."""
 
     def __init__(self, services: Services, catalogue: Catalogue, store: Store) -> None:
         self._services = services
         self._catalogue = catalogue
         self._store = store
-        self._lane: PoolLane | None = None
         self._revision: Revision | None = None  # the revision that was read last
         self._versions: dict[str, Version] = {}  # the definitions' versions, as read or put
         self._lost = False  # whether the store was gone at the last read
@@ -68,26 +68,15 @@ class Keeper:
 
     async def open(self, lane: PoolLane) -> None:
         """Open the store. :param lane: threads for blocking calls. :raises StoreError: the store cannot be used."""
-        self._lane = lane
         await self._store.open(lane)
 
     async def aclose(self) -> None:
         """Close the store. Bounded; never raises."""
         await bounded(self._store.aclose())
 
-    async def run(self, func: Callable[..., T], *args: Any) -> T:
-        """Make a blocking call that belongs to no pool. :raises ManagerClosedError: the Manager is closed."""
-        self._services.check_open()
-        assert self._lane is not None
-        return await self._lane.run(func, *args)
-
     # ------------------------------------------------------------------------------------------------- changes
 
     async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Retry a change while it raises OutdatedError. Each attempt must read the store first.
-
-        :raises OutdatedError: other processes were faster for RETRY_SECONDS.
-        """
         until = time.monotonic() + RETRY_SECONDS
         while True:
             try:
@@ -109,7 +98,6 @@ class Keeper:
     # ------------------------------------------------------------------------------- changes of other processes
 
     async def catch_up(self, record: PoolRecord) -> None:
-        """Take over other processes' changes to a pool. Call it before an operation that relies on the pool's state."""
         if await self._is_news(record):
             async with self.lock:
                 if await self._is_news(record):
@@ -278,11 +266,8 @@ class Keeper:
         return pool
 
     async def undefine(self, record: PoolRecord) -> None:
-        """Remove a pool's definition. :raises InvalidStateError: it is transient. OutdatedError: another process changed it."""
         if not record.persistent:
-            raise InvalidStateError(
-                f"pool {record.name!r} is transient: stopping it removes it", pool=record.name, operation="undefine"
-            )
+            raise record.wrong_state("is transient: stopping it removes it", "undefine")
         async with self.lock:
             version = self._versions.get(record.name)
             if version is None:
@@ -296,7 +281,6 @@ class Keeper:
                     record.publish(PoolUndefined)
 
     async def set_autostart(self, record: PoolRecord, autostart: bool) -> None:
-        """Store the autostart mark of a pool."""
         async with self.lock:
             self._services.check_open()
             record.require_known()
@@ -304,25 +288,21 @@ class Keeper:
             record.set_autostart(autostart)
 
     async def begin_run(self, record: PoolRecord, life: Life) -> None:
-        """Record the run of a pool that is being started. After a cancellation, :meth:`end_run` removes it if need be."""
         self._services.check_open()
         with self._writing_run(record):
             run = Run(life.definition, record.uuid, life.started_at)
             await self._store.begin_run(run, persistent=record.persistent)
 
     async def runs_elsewhere(self, record: PoolRecord, life: Life) -> bool:
-        """Return whether another process has the pool active. Bounded; False if the store does not answer."""
         with anyio.move_on_after(CLEANUP_SECONDS), contextlib.suppress(Exception):
             return (await self._store.current(record.name)).started_at not in (None, life.started_at)
         return False
 
     async def check_end_run(self, record: PoolRecord) -> None:
-        """Check that :meth:`end_run` can work, before the storage is released. :raises StoreError: it cannot."""
         self._services.check_open()
         await self._store.check_end_run(record.name)
 
     async def end_run(self, record: PoolRecord, life: Life) -> None:
-        """Remove the run of a pool that was stopped, and a transient pool itself. Bounded; never raises."""
         with self._writing_run(record):
             # errors do not matter: a store that is gone has no run either
             await bounded(self._store.end_run(record.name, life.started_at))

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -25,6 +24,7 @@ from astore.errors import (
 )
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
+from astore.lanes.lane import PoolLane
 from astore.logs import prepare
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
@@ -82,6 +82,9 @@ class Manager:
     :param event_capacity: how many events are kept for replay.
     """
 
+    _lane: PoolLane
+    """For blocking calls that belong to no pool; set while the Manager is open."""
+
     def __init__(
         self,
         state_dir: str | Path | None = None,
@@ -116,7 +119,7 @@ class Manager:
     async def __aenter__(self) -> Self:
         services = self._services
         lanes = services.open()
-        lane = lanes.lane(self._store_name, limit=4)
+        lane = self._lane = lanes.lane(self._store_name, limit=4)
         try:
             await lane.run(services.registry.scan)
             await lane.run(_import_ahead)
@@ -128,9 +131,7 @@ class Manager:
             raise
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -199,9 +200,16 @@ class Manager:
         states: Collection[PoolState | str] | None = None,
     ) -> list[Pool]:
         """Return the pools in name order, by libvirt's filters; None does not filter."""
-        return self._catalogue.pools(
-            active=active, persistent=persistent, autostart=autostart, types=types, states=states
-        )
+        wanted = None if states is None else {PoolState(state) for state in states}
+        return [
+            pool
+            for pool in self._catalogue.pools()
+            if (active is None or pool.active == active)
+            and (persistent is None or pool.persistent == persistent)
+            and (autostart is None or pool.autostart == autostart)
+            and (types is None or pool.type in types)
+            and (wanted is None or pool.state in wanted)
+        ]
 
     def volume_by_key(self, key: str) -> Volume:
         """Return the volume of an active pool with this key. :raises VolumeNotFoundError: there is none."""
@@ -249,7 +257,7 @@ class Manager:
                 raise DefinitionError(f"this is not a definition of a pool: {reason(error)}") from error
         else:
             text = definition
-        wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._keeper.run(pool_from_xml, text)
+        wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._lane.run(pool_from_xml, text)
         try:
             backend = await self.registry.get(wanted.type)
         except BackendError:

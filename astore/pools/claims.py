@@ -50,21 +50,15 @@ class Claims:
         busy = self._written | dict.fromkeys(self._relied_on, "made the backing file of another")
         if busy:
             told = ", ".join(f"{name!r} ({what})" for name, what in list(busy.items())[:3])
-            raise VolumeBusyError(
-                f"volumes of pool {self._record.name!r} are being worked on: {told}; wait, or force the stop",
-                pool=self._record.name,
-                state=self._record.state,
-                operation="stop",
-            )
+            name = self._record.name
+            raise self._error(f"volumes of pool {name!r} are being worked on: {told}; wait, or force the stop", "stop")
 
     def _require_not_written(self, name: str, operation: str) -> None:
         if (other := self._written.get(name)) is not None:
             raise self._busy(name, other, operation)
 
     def _busy(self, name: str, what: str, operation: str) -> VolumeBusyError:
-        return VolumeBusyError(
-            f"volume {name!r} of pool {self._record.name!r} is being {what} at the moment",
-            pool=self._record.name,
-            state=self._record.state,
-            operation=operation,
-        )
+        return self._error(f"volume {name!r} of pool {self._record.name!r} is being {what} at the moment", operation)
+
+    def _error(self, what: str, operation: str) -> VolumeBusyError:
+        return VolumeBusyError(what, pool=self._record.name, state=self._record.state, operation=operation)

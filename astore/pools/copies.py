@@ -22,17 +22,24 @@ from astore.backend import (
     ReceivesVolumes,
 )
 from astore.cancellation import bounded, shielded
-from astore.errors import DefinitionError, StorageError, UnsupportedOperationError, printable
+from astore.errors import DefinitionError, StorageError, printable
 from astore.images import formats
 from astore.images.references import are_relative
 from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
 from astore.pools import graph
 from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
 from astore.pools.graph import Layer
-from astore.pools.job_support import making, opened_volume, require_usable, seeing_change, take_new_volume, worked
+from astore.pools.job_support import (
+    making,
+    opened_volume,
+    reporting,
+    require_usable,
+    seeing_change,
+    take_new_volume,
+    worked,
+)
 from astore.pools.naming import unloaded_types
 from astore.pools.parts import Member, Parts
-from astore.pools.progress import reporting
 from astore.volume_io.copying import Count
 from astore.volume_io.export import whole_sectors
 from astore.volume_io.headers import elsewhere
@@ -58,13 +65,14 @@ async def copy_volume(
     base = await backing_volume(pool, wanted.backing)
     with relying_on(base), pool.claims.claim(wanted.name, "created"):
         taking = await life.able("copy-volume" if within else "receive-volume")
-        giving = taking if within else await giver.record.require_active("use").able("open-volume")
+        lender = life if within else giver.record.require_active("use")
+        giving = taking if within else await lender.able("open-volume")
         async with making(pool, life, taking, wanted.name), seeing_change(giver, source.name):
             with reporting(pool.record, wanted.name, "copy", on_progress) as tell:
                 if _is_conversion(old, wanted, within=within):
-                    _require_conversion(giving, giver)
-                    _require_conversion(taking, pool)
-                    info = await _Conversion(pool, source, wanted, base).run(cast(ConvertsVolumes, taking), tell)
+                    await lender.able("convert-volume")
+                    converting = cast(ConvertsVolumes, await life.able("convert-volume"))
+                    info = await _Conversion(pool, source, wanted, base).run(converting, tell)
                 elif within:
                     async with backing_for(source, wanted.capacity, "copying") as backing:
                         copying = cast(CopiesVolumes, taking).copy_volume(old, wanted, progress=tell, backing=backing)
@@ -85,12 +93,6 @@ def _copy_definition(old: VolumeInfo, wanted: VolumeDef) -> VolumeDef:
     if wanted.permissions != Permissions():  # an empty element asks for the defaults
         wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
     return wanted
-
-
-def _require_conversion(session: PoolSession, pool: Parts) -> None:
-    """Check that the session can convert. :raises UnsupportedOperationError: it cannot."""
-    if not isinstance(session, ConvertsVolumes):
-        raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="convert-volume")
 
 
 class _Conversion:
@@ -131,9 +133,7 @@ class _Conversion:
                     self.wanted,
                     backing=self._shared(chain[:2], nodes),
                     stored=sum(_stored(layer.volume.info) for layer in chain),
-                    on_bytes=None
-                    if is_served(nodes[0])
-                    else on_bytes,  # count bytes read if they are served, else written
+                    on_bytes=None if is_served(nodes[0]) else on_bytes,  # counts what is read if that is served
                 )
                 result.append(await worked(self.pool, converting))
             count.add(total - count.done)
@@ -183,23 +183,18 @@ async def layers_now(volume: Member) -> list[Layer]:
 async def backing_for(volume: Member, capacity: int | None, operation: str) -> AsyncIterator[BackingFile | None]:
     """Yield a growing volume's backing file, with its node if it is longer than the volume; None if it is not known."""
     info = volume.info
-    if info.backing is None or capacity is None or capacity <= info.capacity:
-        yield None
-        return
-    try:
-        below = (await layers_now(volume))[1:]
-    except StorageError:
-        below = []
+    below: list[Layer] = []
+    if info.backing is not None and capacity is not None and capacity > info.capacity:
+        with contextlib.suppress(StorageError):
+            below = (await layers_now(volume))[1:]
     if not below:
         yield None
         return
     capacity_below = _length(below[0].volume.info, below[0].format)
-    if capacity_below <= info.capacity:
-        yield BackingFile(capacity_below)
-        return
     async with contextlib.AsyncExitStack() as stack:
-        nodes = await _nodes(stack, below, operation, None)
-        yield BackingFile(capacity_below, nodes[0])
+        longer = capacity_below > info.capacity
+        node = (await _nodes(stack, below, operation, None))[0] if longer else None
+        yield BackingFile(capacity_below, node)
 
 
 async def _receive(

@@ -27,13 +27,7 @@ READ_THROUGH = (ReferenceKind.BACKING, ReferenceKind.PARENT)
 
 
 class Link(NamedTuple):
-    """A file that an image is made of.
-
-    :ivar path: an absolute path or a URL; the name in the header if its location is unknown.
-    :ivar format: the format in which it is read: the one that the image above gives, or else the volume's.
-    :ivar volume: None if no active pool has it. :ivar kind: how the image above uses it; None for the image itself.
-    :ivar doubt: why astore reads nothing through it, in words that follow its name.
-    """
+    """A file that an image is made of; its fields are those of :class:`astore.ChainLink`."""
 
     path: str
     format: str | None = None
@@ -153,7 +147,7 @@ def volume_at(reference: Reference, pools: Sequence[Parts]) -> Member | None:
                 return Member(pool, name)
         if place.identity is not None:
             for pool in pools:
-                for info in pool.volumes:
+                for info in pool.snapshot.volumes:
                     if info.identity == place.identity:
                         return Member(pool, info.name)
         if place.path.startswith("/"):
@@ -222,14 +216,11 @@ def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Me
         for one in other.snapshot.referring:
             if other is pool and one.name == info.name:
                 continue
-            for reference in one.references:
-                if (
-                    _leads_through(reference.place, info, pool)
-                    if directory
-                    else _leads_to(reference, info, pool, pools)
-                ):
-                    found.append(Member(other, one.name))
-                    break
+            if any(
+                _leads_through(reference.place, info, pool) if directory else _leads_to(reference, info, pool, pools)
+                for reference in one.references
+            ):
+                found.append(Member(other, one.name))
     return found
 
 

@@ -1,24 +1,34 @@
-"""The common parts of jobs on volumes: checks before they begin, opening, and refreshes after them."""
+"""The common parts of work on volumes: checks before it begins, opening, progress, and refreshes after it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from errno import EAGAIN
 from typing import TypeVar, cast
 
-from astore.backend import OpensVolumes, PoolSession
+import msgspec
+
+from astore.backend import OpensVolumes, PoolSession, Progress
 from astore.errors import StorageError, VolumeInUseError
+from astore.events import VolumeProgress
+from astore.images import formats
 from astore.model import PoolState, VolumeInfo
 from astore.plugin_calls import answer, checked_record
 from astore.pools import graph
+from astore.pools.backing import MOST_BYTES
 from astore.pools.life import Life
 from astore.pools.parts import Member, Parts
 from astore.pools.pool_errors import about_volume
+from astore.pools.record import PoolRecord
 from astore.volume_io.named_file import NamedFile
 
 T = TypeVar("T")
+
+PROGRESS_SECONDS = 0.25
+"""The least number of seconds between two progress events of one job."""
 
 LOOK_SECONDS = 10.0
 """How long to wait for the first refresh of another pool."""
@@ -144,3 +154,43 @@ async def look_again_at(others: Iterable[Member]) -> None:
     """Refresh these volumes, because their references may lead elsewhere now. Bounded; never raises."""
     for other in others:
         await other.pool.refresher.look_again(other.name)
+
+
+def keep_raw(pool: Parts, name: str) -> None:
+    """Record that a volume was made raw, even if its storage keeps no notes."""
+    info = pool.snapshot.get(name)
+    if info is not None and info.made is None and formats.is_raw(info.format):
+        pool.refresher.apply({name: msgspec.structs.replace(info, made="raw")})
+
+
+def check_range(offset: int, length: int | None) -> None:
+    """Check a range of bytes. :raises ValueError: no file has it."""
+    if not 0 <= offset <= MOST_BYTES or not 0 <= (length or 0) <= MOST_BYTES - offset:
+        raise ValueError(f"no volume has {'all' if length is None else length} bytes from byte {offset} on")
+
+
+@contextlib.contextmanager
+def reporting(record: PoolRecord, name: str, operation: str, on_progress: Progress | None) -> Iterator[Progress]:
+    """Yield the callback that work on a volume calls with its progress. If it lasted, the last step is an event too."""
+    told = time.monotonic()
+    last: tuple[int, int | None] | None = None
+
+    def publish(done: int, total: int | None) -> None:
+        record.publish(VolumeProgress, name=name, operation=operation, done=done, total=total)
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told, last
+        if on_progress is not None:
+            on_progress(done, total)
+        now = time.monotonic()
+        if now - told >= PROGRESS_SECONDS:
+            told = now
+            last = None
+            publish(done, total)
+            return
+        last = done, total
+
+    began = told
+    yield tell
+    if last is not None and told > began:
+        publish(*last)

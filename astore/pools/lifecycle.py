@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -27,13 +28,63 @@ from astore.lanes.job import patient
 from astore.model import PoolDef, PoolState
 from astore.plugin_calls import answer, asked, checked_definition
 from astore.pools.claims import Claims
-from astore.pools.host import Host
 from astore.pools.life import Life
 from astore.pools.pool_errors import about_pool
 from astore.pools.record import PoolRecord
 from astore.pools.refresher import Refresher
 from astore.pools.services import Services
 from astore.store.contract import OutdatedError
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """Keeps definitions and runs of pools where other processes find them."""
+
+    async def catch_up(self, record: PoolRecord) -> None:
+        """Take over other processes' changes to the pool, before an operation that relies on its state.
+
+        :raises ManagerClosedError: the Manager is closed.
+        """
+        ...
+
+    async def until_current(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Retry a change while it raises OutdatedError. Each attempt must read the store first.
+
+        :raises OutdatedError: other processes were faster for ten seconds.
+        """
+        ...
+
+    async def undefine(self, record: PoolRecord) -> None:
+        """Remove the pool's definition.
+
+        :raises InvalidStateError: the pool is transient. StoreError: that failed.
+            OutdatedError: call :meth:`catch_up`, and retry.
+        """
+        ...
+
+    async def set_autostart(self, record: PoolRecord, autostart: bool) -> None:
+        """Store the pool's autostart mark. :raises StoreError: that failed."""
+        ...
+
+    async def begin_run(self, record: PoolRecord, life: Life) -> None:
+        """Record the run of a pool that is being started. After a cancellation, :meth:`end_run` removes it if need be.
+
+        :raises OutdatedError: another process has started or undefined the pool. StoreError: the run cannot be recorded.
+        """
+        ...
+
+    async def check_end_run(self, record: PoolRecord) -> None:
+        """Check that :meth:`end_run` can work, before the storage is released. :raises StoreError: it cannot."""
+        ...
+
+    async def end_run(self, record: PoolRecord, life: Life) -> None:
+        """Remove the run of a pool that was stopped, and a transient pool itself. Bounded; never raises."""
+        ...
+
+    async def runs_elsewhere(self, record: PoolRecord, life: Life) -> bool:
+        """Return whether another process has the pool active. Bounded; False if the store does not answer."""
+        ...
 
 
 class Lifecycle:

@@ -7,15 +7,14 @@ Files and devices of this machine are named by their paths. Only the backend kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from astore.backend import Backend, DiskSource, NamesVolumes, QemuNode
 from astore.errors import AstoreError, BackendError, BackendLoadError, UnsupportedOperationError, reason
 from astore.model import VolumeInfo
 from astore.pools.parts import Parts
 
-_NAME = (str, type(None))
-
+T = TypeVar("T")
 
 _able: dict[int, tuple[Backend, bool]] = {}  # by id: isinstance() with a Protocol takes longer than parsing a URL
 
@@ -39,8 +38,7 @@ def volume_named(pool: Parts, location: str) -> str | None:
     naming = None if location.startswith("/") else naming_of(pool)
     if naming is None:
         return None
-    found: str | None = _answer(pool, naming.volume_named, _NAME, pool.definition, location)
-    return found
+    return _answer(pool, naming.volume_named, (str, type(None)), pool.definition, location)
 
 
 def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
@@ -49,14 +47,12 @@ def disk_source(pool: Parts, volume: VolumeInfo) -> DiskSource:
     :raises BackendLoadError: the pool's backend is not loaded. UnsupportedOperationError: it lacks the ability.
         BackendError: it failed.
     """
-    found: DiskSource = _answer(pool, _naming_needed(pool).disk_source, DiskSource, pool.definition, volume)
-    return found
+    return _answer(pool, _naming_needed(pool).disk_source, DiskSource, pool.definition, volume)
 
 
 def blockdev(pool: Parts, volume: VolumeInfo) -> QemuNode:
     """Return QEMU's node of a volume of the type ``network``. :raises: as :func:`disk_source`."""
-    found: QemuNode = _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
-    return found
+    return _answer(pool, _naming_needed(pool).blockdev, dict, pool.definition, volume)
 
 
 def unloaded_types(locations: Iterable[str], pools: Iterable[Parts]) -> set[str]:
@@ -81,7 +77,7 @@ def _naming_needed(pool: Parts) -> NamesVolumes:
     return naming
 
 
-def _answer(pool: Parts, call: Callable[..., Any], kind: Any, *args: object) -> Any:
+def _answer(pool: Parts, call: Callable[..., T], kind: Any, *args: object) -> T:
     """Call a backend. :raises BackendError: it raised something else than an AstoreError, or returned another type."""
     try:
         found = call(*args)

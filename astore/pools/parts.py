@@ -9,8 +9,7 @@ from astore.backend import Backend
 from astore.errors import LibvirtCode, VolumeNotFoundError
 from astore.model import PoolDef, Snapshot, VolumeInfo
 from astore.pools.claims import Claims
-from astore.pools.host import Host
-from astore.pools.lifecycle import Lifecycle
+from astore.pools.lifecycle import Host, Lifecycle
 from astore.pools.record import PoolRecord
 from astore.pools.refresher import Refresher
 from astore.pools.services import Services
@@ -57,11 +56,6 @@ class Parts:
     def snapshot(self) -> Snapshot:
         """The result of the last good refresh."""
         return self.record.snapshot
-
-    @property
-    def volumes(self) -> tuple[VolumeInfo, ...]:
-        """The volumes' records in name order."""
-        return self.record.snapshot.volumes
 
     @property
     def idle(self) -> bool:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
-from astore.backend import Progress, abilities
+from astore.backend import CreatesVolumes, Progress, abilities
+from astore.errors import reason
 from astore.model import PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeDef, VolumeInfo
-from astore.pools import copies, volume_jobs
+from astore.pools import copies
+from astore.pools.backing import accepted, backing_volume, relying_on, with_backing
+from astore.pools.glance import definition_as_found, pool_info
+from astore.pools.job_support import making, require_usable, take_new_volume, worked
 from astore.pools.parts import Member, Parts
 from astore.pools.volume import Volume
 
@@ -79,12 +84,23 @@ class Pool:
     @property
     def volumes(self) -> tuple[VolumeInfo, ...]:
         """The volumes' records in name order, as the last good refresh found them."""
-        return self.parts.volumes
+        return self.parts.snapshot.volumes
 
     @property
     def info(self) -> PoolInfo:
         """The summary of the pool."""
-        return self.parts.record.info(backend=self.type in self.parts.services.registry)
+        record = self.parts.record
+        return pool_info(
+            record.running,
+            uuid=record.uuid,
+            state=record.state,
+            persistent=record.persistent,
+            autostart=record.autostart,
+            backend=self.type in self.parts.services.registry,
+            snapshot=record.snapshot,
+            since=record.since,
+            error=None if record.error is None else reason(record.error),
+        )
 
     def volume(self, name: str) -> Volume:
         """Return the volume of this name.
@@ -99,7 +115,10 @@ class Pool:
 
         :param inactive: of the definition for the next start, instead of the one that the pool runs by.
         """
-        return self.parts.record.to_xml(self.info, inactive=inactive)
+        record = self.parts.record
+        if inactive:
+            return record.definition.to_xml()
+        return definition_as_found(record.running, record.snapshot).to_xml(self.info)
 
     def abilities(self) -> tuple[str, ...]:
         """Return the operations that this pool supports beyond those that all do, as far as they are known.
@@ -186,7 +205,16 @@ class Pool:
         :raises DefinitionError: it is not acceptable. VolumeExistsError: the name is taken. CommandError: qemu-img is
             missing, or failed. StorageError: ENOSPC, EDQUOT …
         """
-        info = await volume_jobs.create_volume(self.parts, definition, prealloc_metadata=prealloc_metadata)
+        pool = self.parts
+        life = require_usable(pool, "create a volume")
+        wanted = accepted(definition)
+        base = await backing_volume(pool, wanted.backing)
+        wanted = with_backing(pool, wanted, base)
+        with relying_on(base), pool.claims.claim(wanted.name, "created"):
+            session = await life.able("create-volume")
+            call = cast(CreatesVolumes, session).create_volume(wanted, prealloc_metadata=prealloc_metadata)
+            async with making(pool, life, session, wanted.name):
+                info = take_new_volume(pool, life, session, await worked(pool, call))
         return Volume(self, info.name)
 
     async def copy_volume(

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from astore.errors import InvalidStateError, PoolInaccessibleError, PoolNotFoundError, reason
 from astore.events import (
     Event,
@@ -20,8 +22,8 @@ from astore.events import (
     VolumeChanged,
     VolumeRemoved,
 )
-from astore.model import Changes, EntryError, PoolDef, PoolInfo, PoolState, RefreshOutcome, Snapshot, VolumeInfo
-from astore.pools.glance import definition_as_found, pool_info, state_when_last_seen
+from astore.model import Changes, EntryError, PoolDef, PoolState, RefreshOutcome, Snapshot, VolumeInfo
+from astore.pools.glance import state_when_last_seen
 from astore.pools.life import Life
 from astore.store.contract import LastSeen
 
@@ -79,26 +81,6 @@ class PoolRecord:
         """The state of an active pool to save for the next process."""
         error = self.error if self.state is PoolState.INACCESSIBLE else None
         return LastSeen(self.snapshot, self.since, None if error is None else reason(error))
-
-    def info(self, *, backend: bool) -> PoolInfo:
-        """Return the pool's summary. :param backend: whether its type has a backend."""
-        return pool_info(
-            self.running,
-            uuid=self.uuid,
-            state=self.state,
-            persistent=self.persistent,
-            autostart=self.autostart,
-            backend=backend,
-            snapshot=self.snapshot,
-            since=self.since,
-            error=None if self.error is None else reason(self.error),
-        )
-
-    def to_xml(self, info: PoolInfo, *, inactive: bool) -> str:
-        """Return libvirt's ``<pool>`` document; see :meth:`astore.Pool.to_xml`."""
-        if inactive:
-            return self.definition.to_xml()
-        return definition_as_found(self.running, self.snapshot).to_xml(info)
 
     async def wait_state(self, wanted: set[PoolState], timeout: float | None) -> PoolState:
         """Wait until the pool is in one of these states; return it. :raises TimeoutError: after ``timeout`` seconds."""
@@ -268,10 +250,7 @@ class PoolRecord:
         return RefreshOutcome(
             pool=self.name,
             uuid=self.uuid,
-            added=changes.added,
-            changed=changes.changed,
-            removed=changes.removed,
-            unchanged=changes.unchanged,
+            **msgspec.structs.asdict(changes),
             errors=errors,
             seconds=seconds,
             generation=self.snapshot.generation,

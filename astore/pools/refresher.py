@@ -20,7 +20,6 @@ from astore.backend import RefreshesVolume
 from astore.cancellation import CLEANUP_SECONDS, seconds_until, shielded
 from astore.errors import (
     AstoreError,
-    InvalidStateError,
     LaneTimeoutError,
     PoolInaccessibleError,
     StorageError,
@@ -163,13 +162,7 @@ class Refresher:
             raise self._late(timeout) from None
         except asyncio.CancelledError:
             if run.outcome.cancelled() and not is_cancelled():
-                name = self._record.name
-                raise InvalidStateError(
-                    f"pool {name!r}: the refresh was given up, since the pool was stopped",
-                    pool=name,
-                    state=self._record.state,
-                    operation="refresh",
-                ) from None
+                raise self._record.wrong_state("was stopped, and its refresh was given up", "refresh") from None
             raise
         finally:
             run.waiters -= 1
@@ -295,7 +288,8 @@ class Refresher:
     async def look_again(self, *names: str) -> None:
         """Refresh volumes after work that may have changed them. Bounded; never raises."""
         for name in names:
-            await shielded(self._refresh_quietly(name))
+            with contextlib.suppress(Exception):
+                await shielded(self._refresh_volume(name, CLEANUP_SECONDS))
 
     async def look_at_same(self, name: str) -> None:
         """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""
@@ -308,10 +302,6 @@ class Refresher:
                 errno=EAGAIN,
                 pool=self._record.name,
             )
-
-    async def _refresh_quietly(self, name: str) -> None:
-        with contextlib.suppress(Exception):
-            await self._refresh_volume(name, CLEANUP_SECONDS)
 
 
 def _may_be_a_name(name: str) -> bool:

@@ -16,6 +16,7 @@ from astore.registry import BackendRegistry
 class Services:
     """The threads, the backends, the event bus and the log of one Manager.
 
+    :ivar lanes: None while the Manager is closed; each opening makes new ones.
     :param max_threads: how many blocking calls may run at once. :param call_timeout: their default deadline in seconds.
     """
 
@@ -25,38 +26,33 @@ class Services:
         self.log = get_logger()
         self.call_timeout = call_timeout
         self._max_threads = max_threads
-        self._lanes: Lanes | None = None
+        self.lanes: Lanes | None = None
         self._closing = False
 
     def open(self) -> Lanes:
         """Open the lanes and the bus. :raises InvalidStateError: they are open already."""
-        if self._lanes is not None:
+        if self.lanes is not None:
             raise InvalidStateError("this Manager is open already", operation="open")
         self.bus.open()
         self.registry.listen(self.bus.publish)
-        self._lanes = Lanes(self._max_threads)
+        self.lanes = Lanes(self._max_threads)
         STARTER.acquire()
-        return self._lanes
+        return self.lanes
 
     def begin_closing(self) -> Lanes | None:
         """Refuse new work from here on; return the lanes, or None if the Manager is closed."""
-        self._closing = self._lanes is not None
-        return self._lanes
+        self._closing = self.lanes is not None
+        return self.lanes
 
     def close(self, lanes: Lanes) -> None:
         """Close these lanes and the bus; do nothing if the lanes are not the current ones."""
-        if self._lanes is lanes:
-            self._lanes = None
+        if self.lanes is lanes:
+            self.lanes = None
             self._closing = False
             self.registry.unlisten(self.bus.publish)
             lanes.close()
             STARTER.release(keep=lanes.statistics().stuck > 0)
             self.bus.close()
-
-    @property
-    def lanes(self) -> Lanes | None:
-        """The lanes; None while the Manager is closed. Each opening makes new ones."""
-        return self._lanes
 
     def check_open(self, since: Lanes | None = None) -> Lanes:
         """Return the lanes.
@@ -64,9 +60,9 @@ class Services:
         :param since: the lanes at the time when the work began.
         :raises ManagerClosedError: the Manager is closed, or was closed (and reopened) since.
         """
-        if self._lanes is None or self._closing or since not in (None, self._lanes):
+        if self.lanes is None or self._closing or since not in (None, self.lanes):
             raise ManagerClosedError
-        return self._lanes
+        return self.lanes
 
     def pool_lane(self, name: str, backend: Backend) -> PoolLane:
         """Return a new lane for a pool. :raises ManagerClosedError: the Manager is closed."""

@@ -8,11 +8,9 @@ from astore.backend import Progress
 from astore.errors import StorageError, TransferError, printable
 from astore.images import ImageError, probe
 from astore.model import ImageInfo, VolumeInfo
-from astore.pools.job_support import begin_change, opened_volume
+from astore.pools.job_support import begin_change, check_range, keep_raw, opened_volume, reporting
 from astore.pools.parts import Parts
 from astore.pools.pool_errors import about_volume
-from astore.pools.progress import reporting
-from astore.pools.volume_jobs import check_range, keep_raw
 from astore.volume_io import transfer
 from astore.volume_io.copying import Count
 from astore.volume_io.downloads import Download

@@ -1,20 +1,49 @@
-"""Volume: the public handle of a volume."""
+"""Volume: the public handle of a volume, and the work on it.
+
+A claim locks a volume against other writers only: refreshes, lookups and work on other volumes go on. Work updates the
+snapshot as soon as it is done, and the journal of a running refresh.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from astore.backend import Progress, VolumeFile
-from astore.errors import StorageError, printable
+from astore.backend import DeletesVolumes, Progress, RenamesVolumes, ResizesVolumes, VolumeFile, WipesVolumes
+from astore.errors import (
+    DefinitionError,
+    LibvirtCode,
+    StorageError,
+    UnsupportedOperationError,
+    VolumeExistsError,
+    printable,
+)
 from astore.model import ReferenceKind, VolumeInfo
 from astore.model.records import first_of
-from astore.pools import graph, upload, volume_jobs
+from astore.names import check_volume_name
+from astore.plugin_calls import checked_record
+from astore.pools import graph, upload
+from astore.pools.backing import MOST_BYTES
+from astore.pools.copies import backing_for
+from astore.pools.job_support import (
+    begin_change,
+    check_range,
+    keep_raw,
+    look_again_at,
+    looking_again,
+    opened_volume,
+    reporting,
+    require_usable,
+    worked,
+)
 from astore.pools.parts import Member
-from astore.volume_io.downloads import Download
+from astore.volume_io import wiping
+from astore.volume_io.copying import Count
+from astore.volume_io.downloads import Download, downloading
 from astore.volume_io.uploads import Source
 
 if TYPE_CHECKING:
@@ -142,14 +171,15 @@ class Volume:
             allow_references=allow_references,
         )
 
-    def download(
+    @contextlib.asynccontextmanager
+    async def download(
         self,
         *,
         offset: int = 0,
         length: int | None = None,
         sparse: bool = False,
         on_progress: Progress | None = None,
-    ) -> AbstractAsyncContextManager[Download]:
+    ) -> AsyncIterator[Download]:
         """Read the volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
 
         The chunks are bytearrays, which the caller may keep or change. Later chunks reuse the memory of those that are not
@@ -159,17 +189,39 @@ class Volume:
         :param sparse: yield an :class:`astore.Hole` for a hole, instead of zeros.
         :param on_progress: called with bytes done and in all; must not block.
         """
-        return volume_jobs.download(
-            self.pool.parts, self.name, offset=offset, length=length, sparse=sparse, on_progress=on_progress
-        )
+        pool = self.pool.parts
+        life = require_usable(pool, "download a volume")
+        info = self.info
+        check_range(offset, length)
+        session = await life.able("open-volume")
+        async with opened_volume(pool, session, info) as file:
+            size = (await file.stat()).size
+            end = size if length is None else min(size, offset + length)
+            with reporting(pool.record, self.name, "download", on_progress) as tell:
+                count = Count(max(end - offset, 0), tell)
+                async with downloading(file, min(offset, end), end, sparse, count) as blocks:
+                    yield blocks
 
-    def open(self, *, write: bool = False, force: bool = False) -> AbstractAsyncContextManager[VolumeFile]:
+    @contextlib.asynccontextmanager
+    async def open(self, *, write: bool = False, force: bool = False) -> AsyncIterator[VolumeFile]:
         """Open it for random access: ``async with volume.open() as file: await file.pread(512, 0)``.
 
         :param write: allow ``pwrite``, ``truncate`` and ``punch``, and lock it against other writers meanwhile.
         :param force: even if other volumes are backed by this one.
         """
-        return volume_jobs.open_volume(self.pool.parts, self.name, write=write, force=force)
+        pool = self.pool.parts
+        life = require_usable(pool, "open a volume")
+        info = self.info
+        if write:
+            life, info = await begin_change(pool, self.name, "write", force)
+        with pool.claims.claim(self.name, "written") if write else contextlib.nullcontext():
+            session = await life.able("open-volume")
+            try:
+                async with opened_volume(pool, session, info, write=write) as file:
+                    yield file
+            finally:
+                if write:
+                    await pool.refresher.look_again(self.name)
 
     # ------------------------------------------------------------------------------------------------- its life
 
@@ -182,9 +234,29 @@ class Volume:
         :param allocate: allocate the space that it gains. :param force: even if other volumes are backed by it.
         :raises DefinitionError: it would become smaller. VolumeBusyError, VolumeInUseError, CommandError, StorageError.
         """
-        return await volume_jobs.resize_volume(
-            self.pool.parts, self.name, capacity, delta=delta, shrink=shrink, allocate=allocate, force=force
-        )
+        pool, name = self._member
+        life, info = await begin_change(pool, name, "resize", force)
+        target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
+        if not 0 < target <= MOST_BYTES or capacity < 0:
+            raise DefinitionError(
+                f"{target} bytes cannot be a volume's capacity",
+                element="capacity",
+                libvirt_code=LibvirtCode.INVALID_ARG,
+            )
+        if target < info.capacity and not shrink:
+            raise DefinitionError(
+                f"{target} bytes are less than the {info.capacity} that volume {name!r} has: shrinking must be asked for",
+                element="capacity",
+                libvirt_code=LibvirtCode.INVALID_ARG,
+            )
+        with pool.claims.claim(name, "resized"):
+            session = await life.able("resize-volume")
+            async with looking_again(pool, name), backing_for(self._member, target, "resizing") as backing:
+                call = cast(ResizesVolumes, session).resize_volume(info, target, allocate=allocate, backing=backing)
+                changed = checked_record(await worked(pool, call))
+            life.check("resize", session)
+            pool.refresher.apply({name: changed})
+            return changed
 
     async def wipe(self, algorithm: str = "zero", *, on_progress: Progress | None = None, force: bool = False) -> None:
         """Overwrite all its data, the image's header included.
@@ -193,22 +265,54 @@ class Volume:
         :param on_progress: called with bytes done and in all, over all passes; must not block.
         :raises DefinitionError: there is no such algorithm. VolumeBusyError, VolumeInUseError, TransferError.
         """
-        await volume_jobs.wipe_volume(self.pool.parts, self.name, algorithm, on_progress, force=force)
+        pool, name = self._member
+        wiping.check_algorithm(algorithm)
+        life, info = await begin_change(pool, name, "wipe", force)
+        with pool.claims.claim(name, "wiped"):
+            session = await life.able("wipe-volume")
+            try:
+                with reporting(pool.record, name, "wipe", on_progress) as tell:
+                    await worked(pool, cast(WipesVolumes, session).wipe_volume(info, algorithm, progress=tell))
+            finally:
+                await pool.refresher.look_again(name)
+            life.check("wipe", session)
+            keep_raw(pool, name)
 
     async def delete(self, *, force: bool = False) -> None:
         """Remove it; a directory only if it is empty.
 
         :raises VolumeBusyError: it has a writer. VolumeInUseError: others are backed by it. StorageError: ENOTEMPTY …
         """
-        await volume_jobs.delete_volume(self.pool.parts, self.name, force=force)
+        pool, name = self._member
+        life, info = await begin_change(pool, name, "delete", force)
+        others = graph.dependents(info, pool, pool.others())
+        with pool.claims.claim(name, "deleted"):
+            session = await life.able("delete-volume")
+            async with looking_again(pool, name):
+                await worked(pool, cast(DeletesVolumes, session).delete_volume(info))
+            life.check("delete", session)
+            pool.refresher.apply({name: None})
+            await look_again_at(others)
 
     async def rename(self, name: str, *, force: bool = False) -> Volume:
         """Rename it within its pool; return the volume of that name.
 
         :raises VolumeExistsError: the name is taken. VolumeInUseError: others are backed by it, by its present name.
         """
-        renamed = await volume_jobs.rename_volume(self.pool.parts, self.name, name, force=force)
-        return Volume(self.pool, renamed.name)
+        pool, old = self._member
+        check_volume_name(name)
+        life, info = await begin_change(pool, old, "rename", force)
+        if name == old:
+            raise VolumeExistsError(f"volume {old!r} of pool {pool.name!r} has this name already", pool=pool.name)
+        others = graph.dependents(info, pool, pool.others())
+        with pool.claims.claim(old, "renamed"), pool.claims.claim(name, "created"):
+            session = await life.able("rename-volume")
+            async with looking_again(pool, old, name):
+                renamed = checked_record(await worked(pool, cast(RenamesVolumes, session).rename_volume(info, name)))
+            life.check("rename", session)
+            pool.refresher.apply({old: None, name: renamed})
+            await look_again_at(others)
+            return Volume(self.pool, renamed.name)
 
     async def set_format(self, format: str) -> VolumeInfo:
         """Decide between ``raw`` and the format of its header, if it was made raw and now looks like an image.
@@ -217,7 +321,26 @@ class Volume:
             files that it names, is trusted from then on.
         :raises DefinitionError: its header has another format. UnsupportedOperationError, StorageError.
         """
-        return await volume_jobs.set_volume_format(self.pool.parts, self.name, format)
+        pool, name = self._member
+        life, info = await begin_change(pool, name, "set the format of", True)
+        said = info.header_format or info.format or "raw"
+        if format not in ("raw", said):
+            raise DefinitionError(
+                f"volume {name!r} can be raw or {said}, by its header, and not {format}", element="format"
+            )
+        with pool.claims.claim(name, "given a format"):
+            session = await life.able("open-volume")
+            try:
+                async with opened_volume(pool, session, info, write=True) as file:
+                    noted = await file.note_format("raw" if format == "raw" else None)
+                if not noted and format == "raw":
+                    raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="set-format")
+                life.check("set the format of", session)
+                if not noted:  # this process alone knew it
+                    pool.refresher.apply({name: msgspec.structs.replace(info, made=None)})
+            finally:
+                await pool.refresher.look_again(name)
+        return self.info
 
     # --------------------------------------------------------------------------------------------- to others' eyes
 
@@ -226,16 +349,11 @@ class Volume:
 
         :raises StorageError: ELOOP: the chain loops, or is deeper than libvirt's 200.
         """
-        return tuple(
-            ChainLink(
-                path=link.path,
-                format=link.format,
-                volume=None if link.volume is None else self.pool.handle_of(link.volume),
-                kind=link.kind,
-                doubt=link.doubt,
-            )
-            for link in graph.chain(self._member, self.pool.parts.others())
-        )
+        found = []
+        for path, format, member, kind, doubt in graph.chain(self._member, self.pool.parts.others()):
+            volume = None if member is None else self.pool.handle_of(member)
+            found.append(ChainLink(path, format, volume, kind, doubt))
+        return tuple(found)
 
     def disk_xml(self, target: str = "vda", bus: str = "virtio", *, readonly: bool = False) -> str:
         """Return the ``<disk>`` element for a libvirt domain, with every host if the volume is on the network.

@@ -53,15 +53,11 @@ class DefinitionFiles:
 
     def state(self, name: str) -> FileState | None:
         """Return a value that changes when the file is written or its mode is changed; None if there is no file."""
-        path = self.path(name)
-        try:
-            try:
-                st = os.stat(path)
-            except OSError:
-                st = os.lstat(path)  # a dangling link is a damaged definition, and can be removed
-        except OSError:
-            return None
-        return (st.st_ino, st.st_mtime_ns, st.st_size), st.st_ctime_ns
+        for stat in (os.stat, os.lstat):  # a dangling link is a damaged definition, and can be removed
+            with contextlib.suppress(OSError):
+                st = stat(self.path(name))
+                return (st.st_ino, st.st_mtime_ns, st.st_size), st.st_ctime_ns
+        return None
 
     def read(self) -> FoundDefinitions:
         """Read all definitions. :raises StoreError: the folder cannot be read."""

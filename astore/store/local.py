@@ -28,32 +28,40 @@ from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
 from astore.errors import InvalidStateError
 from astore.model import PoolDef
-from astore.store.contract import Contents, Current, LastSeen, OutdatedError, Revision, Run, Store, Version
+from astore.store.contract import (
+    Contents,
+    Current,
+    KeepsSnapshots,
+    LastSeen,
+    OutdatedError,
+    Revision,
+    Run,
+    Store,
+    Version,
+)
 from astore.store.definition_files import DefinitionFiles, FileState
 from astore.store.local_files import FileVersion, LockedFolder, store_errors_about
-from astore.store.run_files import RunFiles
-from astore.store.snapshot_files import SnapshotFiles
+from astore.store.run_files import RunFiles, SnapshotFiles
 
 T = TypeVar("T")
 
 
-class _Marks(msgspec.Struct, frozen=True):
-    """The versions of the folders, which change with the names in them; None for a folder that does not exist."""
+class _Seen(msgspec.Struct, frozen=True):
+    """A revision.
+
+    :ivar pools: the version of the folder, which changes with the names in it; None if it does not exist. So ``autostart``
+        and ``run``.
+    :ivar names: the definitions. :ivar damaged: the damaged ones' files, which may be repaired in place.
+    """
 
     pools: FileVersion | None
     autostart: FileVersion | None
     run: FileVersion | None
-
-
-class _Seen(msgspec.Struct, frozen=True):
-    """A revision: the folders' versions, the definitions' names, and the damaged files, which may be repaired in place."""
-
-    marks: _Marks
     names: tuple[str, ...]
     damaged: dict[str, FileState]
 
 
-class LocalStore(Store):
+class LocalStore(Store, KeepsSnapshots):
     """Keeps definitions, runs and snapshots in a folder. The first change creates the folder with mode 0700.
 
     The store does not read a folder or a file that users other than root and the one who runs astore can write.
@@ -84,19 +92,15 @@ class LocalStore(Store):
         return await self._call(self._current, name)
 
     async def put(self, definition: PoolDef, expected: Revision) -> Version:
-        """See :meth:`Store.put`."""
         return await self._change(self._put, definition, expected)
 
     async def remove(self, name: str, expected: Version) -> None:
-        """See :meth:`Store.remove`."""
         await self._change(self._remove, name, expected)
 
     async def set_autostart(self, name: str, on: bool) -> None:
-        """See :meth:`Store.set_autostart`."""
         await self._change(self._set_autostart, name, on)
 
     async def begin_run(self, run: Run, *, persistent: bool) -> None:
-        """See :meth:`Store.begin_run`."""
         await self._change(self._begin_run, run, persistent)
 
     async def end_run(self, name: str, started_at: float) -> None:
@@ -108,11 +112,9 @@ class LocalStore(Store):
         await self._call(self._runs.check_remove, name)
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        """See :meth:`KeepsSnapshots.save_snapshot`."""
         await self._call(self._save_snapshot, name, started_at, seen)
 
     async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
-        """See :meth:`KeepsSnapshots.load_snapshots`."""
         return await self._call(self._load_snapshots, dict(runs))
 
     # -------------------------------------------------------------------------------------------------- on the lane
@@ -141,18 +143,20 @@ class LocalStore(Store):
     # ------------------------------------------------------------------------------------------------ these block
 
     def _read(self, since: Revision | None) -> Contents | None:
-        self._files.check()
-        marks = self._marks()
-        if isinstance(since, _Seen) and since.marks == marks and self._still_damaged(since):
+        files = self._files
+        files.check()
+        pools, autostart, run = (_mark(folder) for folder in (files.pools, files.autostart, files.run))
+        if (
+            isinstance(since, _Seen)
+            and (since.pools, since.autostart, since.run) == (pools, autostart, run)
+            and all(self._definitions.state(name) == state for name, state in since.damaged.items())
+        ):
             return None
         found = self._definitions.read()
         runs, unknown = self._runs.read()
-        lost = marks.pools is None or not self._files.run.is_dir()
-        revision = Revision(_Seen(marks, found.names, found.states))
+        lost = pools is None or not files.run.is_dir()
+        revision = Revision(_Seen(pools, autostart, run, found.names, found.states))
         return Contents(revision, found.good, found.damaged, runs, frozenset(unknown), lost)
-
-    def _still_damaged(self, seen: _Seen) -> bool:
-        return all(self._definitions.state(name) == state for name, state in seen.damaged.items())
 
     def _current(self, name: str) -> Current:
         run = self._runs.find(name)
@@ -170,7 +174,7 @@ class LocalStore(Store):
         """Return whether no definition was written or removed since. The caller holds the lock, so the folders exist."""
         if not isinstance(seen, _Seen) or seen.names != tuple(self._definitions.names()):
             return False
-        return seen.marks.pools in (None, _mark(self._files.pools))
+        return seen.pools in (None, _mark(self._files.pools))
 
     def _remove(self, given_up: threading.Event, name: str, expected: Version) -> None:
         path = self._definitions.path(name)
@@ -208,9 +212,6 @@ class LocalStore(Store):
     def _load_snapshots(self, runs: dict[str, float]) -> dict[str, LastSeen]:
         found = {name: self._snapshots.read(name, started_at) for name, started_at in runs.items()}
         return {name: seen for name, seen in found.items() if seen is not None}
-
-    def _marks(self) -> _Marks:
-        return _Marks(_mark(self._files.pools), _mark(self._files.autostart), _mark(self._files.run))
 
 
 def _mark(folder: Path) -> FileVersion | None:

@@ -193,25 +193,25 @@ class LockedFolder:
             if not have and time.monotonic() >= deadline:
                 raise late
 
-        with self._made():
-            while not self._thread_lock.acquire(timeout=PAUSE):
-                go_on()
+        self._make()
+        while not self._thread_lock.acquire(timeout=PAUSE):
+            go_on()
+        try:
+            with store_errors_about(self.folder / "lock"):
+                fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                with store_errors_about(self.folder / "lock"):
-                    fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                try:
-                    require_ours(os.fstat(fd), self.folder / "lock")
-                    pause = 0.001
-                    while not _flocked(fd, self.folder / "lock"):
-                        go_on()
-                        time.sleep(pause)
-                        pause = min(pause * 2, PAUSE)
-                    go_on(have=True)
-                    yield
-                finally:
-                    os.close(fd)
+                require_ours(os.fstat(fd), self.folder / "lock")
+                pause = 0.001
+                while not _flocked(fd, self.folder / "lock"):
+                    go_on()
+                    time.sleep(pause)
+                    pause = min(pause * 2, PAUSE)
+                go_on(have=True)
+                yield
             finally:
-                self._thread_lock.release()
+                os.close(fd)
+        finally:
+            self._thread_lock.release()
 
     def check(self) -> None:
         """Check the folders. :raises StoreError: other users may have written one, or stat(2) fails."""
@@ -223,14 +223,12 @@ class LockedFolder:
                     continue
             require_ours(st, folder, sticky=folder is self.folder)
 
-    @contextlib.contextmanager
-    def _made(self) -> Iterator[None]:
+    def _make(self) -> None:
         self.check()
         with store_errors_about(self.folder):
             for folder in (self.folder, self.pools, self.autostart, self.run):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        yield
 
 
 def _flocked(fd: int, path: Path) -> bool:

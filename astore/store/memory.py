@@ -14,6 +14,7 @@ from astore.model import PoolDef
 from astore.store.contract import (
     Contents,
     Current,
+    KeepsSnapshots,
     LastSeen,
     OutdatedError,
     Revision,
@@ -24,7 +25,7 @@ from astore.store.contract import (
 )
 
 
-class MemoryStore(Store):
+class MemoryStore(Store, KeepsSnapshots):
     """Keeps definitions, runs and snapshots in dicts.
 
     Every call begins with a checkpoint, then does its work without another await.
@@ -46,7 +47,6 @@ class MemoryStore(Store):
         """Do nothing: the contents stay."""
 
     async def read(self, since: Revision | None = None) -> Contents | None:
-        """See :meth:`Store.read`."""
         await anyio.lowlevel.checkpoint()
         revision = Revision((self._changes, self._definition_changes))
         if since == revision:
@@ -54,13 +54,11 @@ class MemoryStore(Store):
         return Contents(revision, tuple(stored for _, stored in sorted(self._pools.items())), runs=dict(self._runs))
 
     async def current(self, name: str) -> Current:
-        """See :meth:`Store.current`."""
         await anyio.lowlevel.checkpoint()
         stored, run = self._pools.get(name), self._runs.get(name)
         return Current(None if stored is None else stored.version, None if run is None else run.started_at)
 
     async def put(self, definition: PoolDef, expected: Revision) -> Version:
-        """See :meth:`Store.put`."""
         await anyio.lowlevel.checkpoint()
         name = definition.name
         run, stored = self._runs.get(name), self._pools.get(name)
@@ -72,7 +70,6 @@ class MemoryStore(Store):
         return version
 
     async def remove(self, name: str, expected: Version) -> None:
-        """See :meth:`Store.remove`."""
         await anyio.lowlevel.checkpoint()
         stored = self._pools.get(name)
         if stored is None or stored.version != expected or name in self._runs:
@@ -81,7 +78,6 @@ class MemoryStore(Store):
         self._changed(definitions=True)
 
     async def set_autostart(self, name: str, on: bool) -> None:
-        """See :meth:`Store.set_autostart`."""
         await anyio.lowlevel.checkpoint()
         stored = self._pools.get(name)
         if stored is not None:
@@ -91,7 +87,6 @@ class MemoryStore(Store):
             raise StoreError(f"pool {name!r} is not defined", errno=errno.ENOENT)
 
     async def begin_run(self, run: Run, *, persistent: bool) -> None:
-        """See :meth:`Store.begin_run`."""
         await anyio.lowlevel.checkpoint()
         theirs, stored = self._runs.get(run.name), self._pools.get(run.name)
         if theirs is not None and theirs.started_at != run.started_at:
@@ -102,7 +97,6 @@ class MemoryStore(Store):
         self._changed()
 
     async def end_run(self, name: str, started_at: float) -> None:
-        """See :meth:`Store.end_run`."""
         await anyio.lowlevel.checkpoint()
         run = self._runs.get(name)
         if run is not None and run.started_at == started_at:
@@ -115,14 +109,12 @@ class MemoryStore(Store):
         await anyio.lowlevel.checkpoint()
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        """See :meth:`KeepsSnapshots.save_snapshot`."""
         await anyio.lowlevel.checkpoint()
         run = self._runs.get(name)
         if run is not None and run.started_at == started_at:
             self._snapshots[name] = started_at, seen
 
     async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
-        """See :meth:`KeepsSnapshots.load_snapshots`."""
         await anyio.lowlevel.checkpoint()
         return {name: seen for name, (started_at, seen) in self._snapshots.items() if runs.get(name) == started_at}
 

@@ -1,4 +1,7 @@
-"""Runs as files in a state folder, ``run/NAME.run``; a reboot of the machine makes them void. Everything here blocks."""
+"""Runs as files in a state folder, and their last snapshots. Everything here blocks.
+
+``run/NAME.run`` is a run; a reboot of the machine makes it void. ``run/NAME.snapshot`` is a cache.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import errno
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from astore.errors import AstoreError, StoreError, reason
-from astore.model import PoolDef
-from astore.store.contract import Run
+from astore.model import EntryError, Permissions, Place, Snapshot, VolumeInfo
+from astore.store.contract import LastSeen, Run
 from astore.store.local_files import (
     FileVersion,
     LockedFolder,
@@ -30,15 +34,40 @@ _NO_FILE = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, er
 """Errors which mean that the path is no file of astore's."""
 
 
-class _StoredRun(msgspec.Struct, frozen=True):
-    definition: PoolDef
-    uuid: str
-    started_at: float
+SNAPSHOT_FORMAT = 3
+
+LARGEST_SNAPSHOT = 1 << 30
+"""The most bytes that a snapshot's file may have."""
+
+
+class _StoredRun(Run, frozen=True):
     boot_id: str
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_StoredRun).decode
+class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
+    format: int
+    started_at: float
+    since: float
+    error: str | None
+    generation: int
+    taken_at: float
+    capacity: int
+    allocation: int
+    available: int
+    unsettled: frozenset[str]
+    errors: tuple[EntryError, ...]
+    volumes: list[tuple[Any, ...]]
+    permissions: Permissions | None
+    folder: Place | None
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+_decode_run = msgspec.msgpack.Decoder(_StoredRun).decode
+_decode_snapshot = msgspec.msgpack.Decoder(_StoredSnapshot).decode
+_FIELDS = VolumeInfo.__struct_fields__
+_PATH = _FIELDS.index("path")
+_AS_IS = set(_StoredSnapshot.__struct_fields__) - {"format", "started_at", "since", "error", "volumes"}
+"""Fields that are stored as the snapshot has them."""
 
 
 @cache
@@ -87,7 +116,7 @@ class RunFiles:
         path = self._path(name)
         try:
             with store_errors_about(path):
-                stored = _decode(read_whole(path))
+                stored = _decode_run(read_whole(path))
         except StoreError as error:
             if error.errno in _NO_FILE:
                 return None
@@ -126,3 +155,46 @@ class RunFiles:
         with contextlib.suppress(AstoreError, OSError), self._folder.locked(timeout=STALE_TIMEOUT):
             if version_of(self._path(name)) == version:
                 self.remove(name)
+
+
+class SnapshotFiles:
+    """The snapshots in one state folder."""
+
+    def __init__(self, folder: LockedFolder) -> None:
+        self._folder = folder
+
+    def write(self, name: str, started_at: float, seen: LastSeen) -> None:
+        """Write the snapshot of a pool's run. :raises StoreError: that failed."""
+        volumes = []
+        for record in seen.snapshot.volumes:
+            fields = msgspec.structs.astuple(record)
+            if record.path is record.key or record.path == record.key:
+                fields = (*fields[:_PATH], None, *fields[_PATH + 1 :])
+            volumes.append(fields)
+        others = {field: getattr(seen.snapshot, field) for field in _AS_IS}
+        stored = _StoredSnapshot(SNAPSHOT_FORMAT, started_at, seen.since, seen.error, volumes=volumes, **others)
+        write_whole(self._path(name), _encode(stored), sync=False)
+
+    def read(self, name: str, started_at: float | None = None) -> LastSeen | None:
+        """Return the snapshot of a pool; None if there is none that is usable.
+
+        :param started_at: the time of the run that it must belong to; None accepts any.
+        """
+        try:
+            self._folder.check()
+            stored = _decode_snapshot(read_whole(self._path(name), LARGEST_SNAPSHOT))
+            if stored.format != SNAPSHOT_FORMAT or started_at not in (None, stored.started_at):
+                return None
+            by_name: dict[str, VolumeInfo] = {}
+            for fields in stored.volumes:
+                if fields[_PATH] is None:
+                    fields = (*fields[:_PATH], fields[_PATH - 1], *fields[_PATH + 1 :])
+                record = msgspec.convert(dict(zip(_FIELDS, fields, strict=True)), VolumeInfo)
+                by_name[record.name] = record
+        except Exception:  # it is a cache: anything else than a snapshot is none
+            return None
+        snapshot = Snapshot(by_name, **{field: getattr(stored, field) for field in _AS_IS})
+        return LastSeen(snapshot, stored.since, stored.error)
+
+    def _path(self, name: str) -> Path:
+        return self._folder.run / f"{name}.snapshot"

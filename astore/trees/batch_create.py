@@ -25,7 +25,7 @@ from astore.backend import Lane
 from astore.cancellation import SYNC_SECONDS, bounded, shielded
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes.gil_turns import COMPANY
-from astore.lanes.tracebacks import let_go_of_locals
+from astore.lanes.job import let_go_of_locals
 from astore.model import VolumeDef, VolumeInfo
 from astore.trees.placing import HiddenFile, start
 from astore.trees.writable import WritableTree

@@ -22,8 +22,7 @@ from astore.model import EntryError, PoolDef, Snapshot, Target
 from astore.store.contract import LastSeen, Run
 from astore.store.definition_files import DefinitionFiles
 from astore.store.local_files import LockedFolder
-from astore.store.run_files import RunFiles
-from astore.store.snapshot_files import SnapshotFiles
+from astore.store.run_files import RunFiles, SnapshotFiles
 from astore.testing.faults import Gate
 
 Make = Callable[..., Path]

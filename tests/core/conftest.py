@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, fake_registry
+from core_fakes import FakeBackend, fake, fake_registry, started
 
 import astore
 from astore.testing.faults import Gate
@@ -26,6 +26,12 @@ async def manager(tmp_path: Path, backend: FakeBackend) -> AsyncIterator[astore.
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
         yield manager
         backend.unhold()
+
+
+@pytest.fixture
+async def pool(manager: astore.Manager) -> astore.Pool:
+    """A started pool with the volumes a, b and c."""
+    return await started(manager, fake("pool"))
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from core_fakes import cancel_after, eventually, run_python
+from core_fakes import cancel_after, cancelling, eventually, run_python
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
@@ -239,8 +240,7 @@ async def test_all_stuck_fails_at_once(lanes: Lanes, gate: Gate) -> None:
 
 async def test_stuck_threads_do_not_count_against_the_cap(gate: Gate) -> None:
     """Hung pools cost the others nothing: all the threads of the cap are still to be had."""
-    lanes = Lanes(2)
-    try:
+    with contextlib.closing(Lanes(2)) as lanes:
         hung = [lanes.lane(f"hung {n}", limit=3) for n in range(3)]
         calls = [lane.run(gate, timeout=0.2) for lane in hung for _ in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -258,14 +258,11 @@ async def test_stuck_threads_do_not_count_against_the_cap(gate: Gate) -> None:
         other.open()
         assert await asyncio.gather(*running) == [0, 1, 2, 3]
         assert other.most == 2
-    finally:
-        lanes.close()
 
 
 async def test_a_call_queued_behind_a_stuck_one_starts_when_that_returns(gate: Gate) -> None:
     """The thread that comes back wakes another for its lane, even if it is one too many itself."""
-    lanes = Lanes(1)
-    try:
+    with contextlib.closing(Lanes(1)) as lanes:
         lane, other = lanes.lane("a", limit=1), lanes.lane("b")
         hung = start(lane, gate, timeout=0.05)
         await eventually(lambda: gate.inside == 1)
@@ -276,8 +273,6 @@ async def test_a_call_queued_behind_a_stuck_one_starts_when_that_returns(gate: G
         gate.open()
         async with asyncio.timeout(lanes_module.IDLE_SECONDS / 2):
             assert await queued == 4
-    finally:
-        lanes.close()
 
 
 async def test_a_call_that_is_given_up_is_told(lanes: Lanes, gate: Gate) -> None:
@@ -347,9 +342,7 @@ async def test_cancelled_while_queued(lanes: Lanes, gate: Gate) -> None:
     discarded: list[object] = []
     task = start(lane, ran.append, 1, discard=discarded.append)
     await eventually(lambda: numbers(lane)[2] == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     assert numbers(lane) == (1, 0, 0)
     gate.open()
     await first
@@ -363,9 +356,7 @@ async def test_cancelled_while_running(lanes: Lanes, gate: Gate) -> None:
     discarded: list[object] = []
     task = start(lane, gate, "it", discard=discarded.append)
     await eventually(lambda: gate.inside == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     assert (discarded, numbers(lane)) == ([], (1, 0, 0))
     gate.open()
     await eventually(lambda: discarded == ["it"])
@@ -481,8 +472,7 @@ def test_a_result_after_the_loop_is_closed() -> None:
 async def test_as_many_threads_as_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a rush, calls that come one by one keep one thread, not all in turn."""
     monkeypatch.setattr(lanes_module, "IDLE_SECONDS", 0.1)
-    lanes = Lanes(8)
-    try:
+    with contextlib.closing(Lanes(8)) as lanes:
         lane = lanes.lane("a", limit=8)
         barrier = threading.Barrier(8)
         await asyncio.gather(*(lane.run(barrier.wait, 10.0) for _ in range(8)))
@@ -490,8 +480,6 @@ async def test_as_many_threads_as_are_needed(monkeypatch: pytest.MonkeyPatch) ->
         async with asyncio.timeout(60):
             while lanes.statistics().threads > 2:
                 await lane.run(int)
-    finally:
-        lanes.close()
 
 
 async def test_idle_threads_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from core_fakes import eventually
@@ -24,6 +26,18 @@ def lanes() -> Iterator[Lanes]:
     lanes = Lanes(8)
     yield lanes
     lanes.close()
+
+
+def assisted(
+    lane: PoolLane, gate: Gate, helper: Callable[[], None], count: int = 1, **options: Any
+) -> asyncio.Task[None]:
+    """A call that waits at the gate, and that so many helpers assist."""
+
+    def principal() -> None:
+        lane.assist(helper, count)
+        gate()
+
+    return asyncio.create_task(lane.run(principal, **options))
 
 
 def share(lane: PoolLane, items: int, helpers: int) -> set[str]:
@@ -78,11 +92,7 @@ async def test_the_last_thread_is_not_for_assistants(lanes: Lanes, gate: Gate) -
     lane = lanes.lane("a", limit=4)
     helpers = Gate()
 
-    def principal() -> None:
-        lane.assist(helpers, 10)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, helpers, 10)
     await eventually(lambda: helpers.inside == 2)
     assert await lane.run(int, "5") == 5, "although eight assistants stand before it"
     assert helpers.entered == 2
@@ -97,11 +107,7 @@ async def test_calls_go_before_assistants_that_may_not_start(lanes: Lanes, gate:
     """Assistants at the head of the queue do not hold up the calls behind them."""
     lane = lanes.lane("a", limit=2)
 
-    def principal() -> None:
-        lane.assist(gate, 3)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, gate, 3)
     await eventually(lambda: gate.inside == 1)
     assert [await lane.run(int, str(n)) for n in range(5)] == list(range(5))
     gate.open()
@@ -113,11 +119,7 @@ async def test_assistants_share_the_deadline(lanes: Lanes, gate: Gate) -> None:
     lane = lanes.lane("a", limit=4)
     helpers = Gate()
 
-    def principal() -> None:
-        lane.assist(helpers, 2)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal, timeout=0.1))
+    task = assisted(lane, gate, helpers, 2, timeout=0.1)
     await eventually(lambda: helpers.inside == 2)
     with pytest.raises(LaneTimeoutError):
         await task
@@ -156,11 +158,7 @@ async def test_assistants_of_a_cancelled_call(lanes: Lanes, gate: Gate) -> None:
     """They are stuck with it at its deadline."""
     lane = lanes.lane("a", limit=4, timeout=0.05)
 
-    def principal() -> None:
-        lane.assist(gate, 2)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal))
+    task = assisted(lane, gate, gate, 2)
     await eventually(lambda: gate.inside == 3)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -176,11 +174,7 @@ async def test_an_assistant_s_assistant(lanes: Lanes, gate: Gate) -> None:
     def helper() -> None:
         lane.assist(gate)
 
-    def principal() -> None:
-        lane.assist(helper)
-        gate()
-
-    task = asyncio.create_task(lane.run(principal, timeout=0.2))
+    task = assisted(lane, gate, helper, timeout=0.2)
     await eventually(lambda: gate.inside == 2)
     with pytest.raises(LaneTimeoutError):
         await task
@@ -236,8 +230,7 @@ async def test_only_from_its_own_lane(lanes: Lanes) -> None:
 
 async def test_busy_lanes_with_assistants_do_not_deadlock() -> None:
     """Calls that ask for more than there is end all the same, under a cap of two threads."""
-    lanes = Lanes(2)
-    try:
+    with contextlib.closing(Lanes(2)) as lanes:
         own = [lanes.lane(f"lane {n}", limit=4) for n in range(6)]
 
         def principal(lane: PoolLane) -> int:
@@ -258,5 +251,3 @@ async def test_busy_lanes_with_assistants_do_not_deadlock() -> None:
         results = await asyncio.gather(*(lane.run(principal, lane) for lane in own for _ in range(20)))
         assert len(results) == 120
         await eventually(lambda: lanes.statistics().queued == 0, "an end of assistants whose principals are done")
-    finally:
-        lanes.close()

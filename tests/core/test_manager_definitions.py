@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names, run_python
+from core_fakes import FakeBackend, cancel_after, fake, fake_registry, idle, names, run_python, started
 
 import astore
 from astore.model import PoolState
@@ -49,8 +49,7 @@ async def test_large_documents(manager: astore.Manager) -> None:
 
 async def test_defined_anew(manager: astore.Manager, backend: FakeBackend) -> None:
     """A new definition of an active pool is taken up at its next start; both can be seen meanwhile."""
-    pool = await manager.define(fake("a", "/one"))
-    await pool.start()
+    pool = await started(manager, fake("a", "/one"))
     assert await manager.define(fake("a", "/two")) is pool
     assert pool.definition.target.path == "/one"
     assert "/one" in pool.to_xml()
@@ -84,8 +83,7 @@ async def test_duplicates_name_the_other_pool_and_the_field(manager: astore.Mana
 
 async def test_the_source_of_an_active_pool_counts_too(manager: astore.Manager) -> None:
     """Neither the source that a pool runs by nor the one of its next start may be another pool's."""
-    pool = await manager.define(fake("a", "/one"))
-    await pool.start()
+    pool = await started(manager, fake("a", "/one"))
     await manager.define(fake("a", "/two"))
     for path in ("/one", "/two"):
         with pytest.raises(astore.SourceConflictError, match="'a' has the same source"):
@@ -201,8 +199,7 @@ async def test_a_damaged_file(manager: astore.Manager, tmp_path: Path) -> None:
 
 async def test_damaged_while_it_is_known(manager: astore.Manager, tmp_path: Path) -> None:
     """A pool whose file is damaged behind its back goes on by what is known of it."""
-    pool = await manager.define(fake("a", "/one"))
-    await pool.start()
+    pool = await started(manager, fake("a", "/one"))
     beside = tmp_path / "beside"
     await asyncio.to_thread(beside.write_text, "<pool")
     await asyncio.to_thread(os.rename, beside, tmp_path / "state" / "pools" / "a.xml")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, names, run_python, steps
+from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, names, run_python, started, steps
 from leaks import LeakCheck
 
 import astore
@@ -31,8 +31,7 @@ def manager(tmp_path: Path, backend: FakeBackend) -> astore.Manager:
 async def test_nothing_works_outside(manager: astore.Manager) -> None:
     """Before it is entered, and after it is left, every operation says what to do; what is known can be read."""
     async with manager:
-        pool = await manager.define(fake("p"))
-        await pool.start()
+        pool = await started(manager, fake("p"))
     for call in (
         lambda: manager.define(fake("q")),
         lambda: manager.create(fake("q")),
@@ -65,8 +64,7 @@ async def test_nothing_works_outside(manager: astore.Manager) -> None:
 async def test_leaving_detaches(manager: astore.Manager, backend: FakeBackend, tmp_path: Path) -> None:
     """Sessions are closed and not stopped; the next Manager, and this one entered again, find the pools active."""
     async with manager:
-        pool = await manager.define(fake("p"))
-        await pool.start()
+        pool = await started(manager, fake("p"))
         await manager.create(fake("transient"))
     assert backend.open_sessions == []
     assert in_use(manager) == {}
@@ -111,8 +109,7 @@ async def test_inside_an_exit_stack_and_a_task_group(manager: astore.Manager, ba
     async with contextlib.AsyncExitStack() as stack:
         async with anyio.create_task_group() as group:
             await stack.enter_async_context(manager)
-            pool = await manager.define(fake("p"))
-            await pool.start()
+            pool = await started(manager, fake("p"))
             backend.hold("refresh")
             group.start_soon(pool.refresh)
             await steps(5)
@@ -200,8 +197,7 @@ async def test_nothing_begins_while_it_is_left(manager: astore.Manager, backend:
 async def test_closed_by_several(manager: astore.Manager, backend: FakeBackend) -> None:
     """Closing at once, and entering again before the last of them is done, leaves an open Manager that works."""
     await manager.__aenter__()
-    pool = await manager.define(fake("p"))
-    await pool.start()
+    pool = await started(manager, fake("p"))
     hold = backend.hold("aclose")
     closing = [asyncio.ensure_future(manager.aclose()) for _ in range(3)]
     await hold.reached()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, Hold, fake, fake_registry, folder_locked, names
+from core_fakes import FakeBackend, Hold, cancelling, fake, fake_registry, folder_locked, names, started
 
 import astore
 from astore.events import PoolUndefined
@@ -64,8 +64,7 @@ async def test_given_up_while_a_pool_is_let_go(
     manager: astore.Manager, other: astore.Manager, backend: FakeBackend
 ) -> None:
     """What others have undefined is gone, also if whoever found it out was cancelled while the session was closed."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     await other.reload()
     await other.pool("pool").stop()
     await other.pool("pool").undefine()
@@ -73,9 +72,7 @@ async def test_given_up_while_a_pool_is_let_go(
     async with manager.events(kinds={PoolUndefined}) as events:
         defining = asyncio.ensure_future(manager.define(fake("new", "/new")))
         await hold.reached()
-        defining.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await defining
+        await cancelling(defining)
         backend.unhold()
         assert manager.pools() == []
         assert isinstance(events.receive_nowait(), PoolUndefined)
@@ -87,8 +84,7 @@ async def test_started_anew_elsewhere(
     manager: astore.Manager, other: astore.Manager, backend: FakeBackend, tmp_path: Path
 ) -> None:
     """A pool that others have stopped, defined anew and started is here what it is there, after a new session."""
-    theirs = await other.define(fake("pool", "/one"))
-    await theirs.start()
+    theirs = await started(other, fake("pool", "/one"))
     await manager.reload()
     mine = manager.pool("pool")
     await mine.refresh()
@@ -143,8 +139,7 @@ async def test_both_start_it(
 
 async def test_a_short_visit(manager: astore.Manager, tmp_path: Path) -> None:
     """Who only looked leaves what others have found out as it is."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    await started(manager, fake("pool"))
     visitor = astore.Manager(tmp_path / "state", registry=fake_registry(FakeBackend()))
     await visitor.__aenter__()
     assert names(visitor.pool("pool")) == []
@@ -190,8 +185,7 @@ async def test_undefined_and_defined_anew_elsewhere(manager: astore.Manager, oth
 
 async def test_a_state_folder_that_is_gone(manager: astore.Manager, tmp_path: Path) -> None:
     """It says nothing of what is active: that goes on, and can be stopped."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     (tmp_path / "state").rename(tmp_path / "elsewhere")
     await manager.reload()
     assert pool.active
@@ -203,8 +197,7 @@ async def test_the_last_moment_before_a_stop(
     manager: astore.Manager, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between looking for writers and stopping nobody becomes one."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     check = manager._keeper.check_end_run
 
     async def checked_late(record: Any) -> None:
@@ -308,8 +301,7 @@ async def test_undefined_while_it_is_started(
     with pytest.raises(astore.PoolNotFoundError):
         await mine.start()
     assert (runs(tmp_path), backend.open_sessions) == ([], [])
-    mine = await manager.define(fake("pool"))
-    await mine.start()
+    mine = await started(manager, fake("pool"))
     (tmp_path / "state" / "pools" / "pool.xml").unlink()
     await manager.reload()
     assert (mine.active, mine.persistent) == (True, False)
@@ -328,9 +320,7 @@ async def test_a_start_cancelled_beside_another(
     with folder_locked(tmp_path / "state"):
         hold.release()
         await asyncio.sleep(0.1)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
+        await cancelling(starting)
     assert (backend.count("stop"), backend.open_sessions, runs(tmp_path)) == (0, [], ["pool"])
 
 

@@ -7,7 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, counted, eventually, fake, fake_registry, folder_locked, names, run_python
+from core_fakes import (
+    FakeBackend,
+    cancelling,
+    counted,
+    eventually,
+    fake,
+    fake_registry,
+    folder_locked,
+    names,
+    run_python,
+    started,
+)
 
 import astore
 from astore.events import PoolDefined, PoolStarted, PoolUndefined
@@ -74,8 +85,7 @@ async def test_what_others_start_and_stop(manager: astore.Manager, backend: Fake
     backend.show("x")
     async with manager.events(kinds={PoolStarted}) as events:
         async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as other:
-            theirs = await other.define(fake("a", "/one"))
-            await theirs.start()
+            await started(other, fake("a", "/one"))
             await other.create(fake("transient"))
         await manager.reload()
         pool, transient = manager.pool("a"), manager.pool("transient")
@@ -162,9 +172,7 @@ async def test_given_up_while_the_folder_is_locked(manager: astore.Manager, tmp_
         }
         changing = asyncio.ensure_future(calls[change]())
         await asyncio.sleep(0.1)
-        changing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await changing
+        await cancelling(changing)
     await manager.define(fake("other", "/x"))
     await manager.reload()
     assert [(pool.name, pool.definition.target.path) for pool in manager.pools()] == [("old", "/old"), ("other", "/x")]
@@ -197,8 +205,7 @@ async def test_inaccessible_for_the_next_process_too(tmp_path: Path) -> None:
     backend = FakeBackend()
     backend.show("a")
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
-        pool = await manager.define(fake("pool"))
-        await pool.start()
+        pool = await started(manager, fake("pool"))
         backend.fail("refresh", OSError(113, "No route to host"))
         with pytest.raises(astore.PoolInaccessibleError):
             await pool.refresh()
@@ -239,8 +246,7 @@ async def test_hung_pools_that_others_stopped(manager: astore.Manager, backend: 
 
 async def test_a_state_folder_that_cannot_be_written(manager: astore.Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop that could not be noted is refused before anything is let go."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(astore.StoreError, match=r"pool\.run: Permission denied"):
         await pool.stop()

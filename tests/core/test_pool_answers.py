@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, names, volume
+from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, names, started, volume
 
 import astore
 from astore.backend import PoolSession
 from astore.model import PoolState, Snapshot
-
-
-@pytest.fixture
-async def pool(manager: astore.Manager) -> astore.Pool:
-    """A started pool with the volumes a, b and c."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    return pool
 
 
 async def cancelled(*_: Any, **__: Any) -> Any:
@@ -110,8 +102,7 @@ async def test_definitions(manager: astore.Manager, backend: FakeBackend, monkey
 
 async def test_an_old_answer_is_not_the_new_lifes(manager: astore.Manager, backend: FakeBackend) -> None:
     """What a session of an earlier life finds out about a volume is not shown in the next one."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     backend.put("ghost", volume("ghost"))
     hold = backend.hold("refresh_volume")
     late = asyncio.ensure_future(pool.refresh("ghost"))
@@ -213,8 +204,7 @@ async def test_a_start_beside_the_end_of_the_manager(
 async def test_clean_ups_that_are_cancelled(manager: astore.Manager, backend: FakeBackend) -> None:
     """A session whose end is cancelled inside, or fails before it is awaited: the pool is stopped all the same."""
     for operation in ("stop", "aclose"):
-        pool = await manager.define(fake("pool"))
-        await pool.start()
+        pool = await started(manager, fake("pool"))
         backend.fail(operation, asyncio.CancelledError())
         if operation == "stop":
             with pytest.raises(astore.PoolInaccessibleError, match="a task of its own was cancelled"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from core_fakes import FakeBackend, cancel_after, eventually, fake, fake_registry, in_use, names, steps
+from core_fakes import FakeBackend, cancel_after, cancelling, eventually, fake, fake_registry, in_use, names, steps
 from leaks import LeakCheck
 
 import astore
@@ -123,9 +123,7 @@ async def test_stop_while_the_storage_is_let_go(
     hold = backend.hold("stop")
     task = asyncio.ensure_future(pool.stop())
     await hold.reached()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelling(task)
     backend.unhold()
     await check_active(manager, pool, backend)
     hold = backend.hold("aclose")

@@ -9,19 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from core_fakes import FakeBackend, eventually, fake, steps, volume
+from core_fakes import FakeBackend, eventually, fake, started, steps, volume
 
 import astore
 from astore.events import PoolRefreshed, PoolStateChanged, VolumeAdded, VolumeChanged, VolumeRemoved
 from astore.model import PoolState
-
-
-@pytest.fixture
-async def pool(manager: astore.Manager) -> astore.Pool:
-    """A started pool with the volumes a, b and c."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    return pool
 
 
 def drained(events: astore.events.Subscription) -> list[astore.Event]:
@@ -116,8 +108,7 @@ async def test_a_call_that_hangs_in_its_thread(manager: astore.Manager, tmp_path
 
     backend = Hanging()
     manager.registry.register(backend)
-    pool = await manager.define(fake("hung", type="hanging"))
-    await pool.start()
+    pool = await started(manager, fake("hung", type="hanging"))
     backend.hang = True
     try:
         for stuck in (1, 2):
@@ -128,8 +119,7 @@ async def test_a_call_that_hangs_in_its_thread(manager: astore.Manager, tmp_path
         with pytest.raises(TimeoutError, match="all 2 threads hang"):
             await pool.refresh(timeout=20)
         assert pool.state is PoolState.INACCESSIBLE
-        other = await manager.define(fake("other"))
-        await other.start()
+        other = await started(manager, fake("other"))
         assert (await other.refresh()).unchanged == 3
     finally:
         gate.set()
@@ -214,8 +204,7 @@ async def test_events_come_after_the_fact(manager: astore.Manager, backend: Fake
 async def test_publishing_keeps_no_snapshots(manager: astore.Manager, backend: FakeBackend) -> None:
     """A thousand volumes of which one changes at each refresh: what is kept for replay is the change, not the thousand."""
     backend.show(*(f"volume{n:05d}" for n in range(1000)))
-    pool = await manager.define(fake("pool"))
-    await pool.start()
+    pool = await started(manager, fake("pool"))
     volumes = backend.shows[""]
     keys = list(volumes)
 

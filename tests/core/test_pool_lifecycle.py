@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, FakeSession, eventually, fake, fake_registry, in_use, names, steps
+from core_fakes import FakeBackend, FakeSession, cancelling, eventually, fake, fake_registry, in_use, names, steps
 
 import astore
 import astore.pools.pool
@@ -209,9 +209,7 @@ async def test_a_start_given_up_beside_another_refresh(
     await hold.reached()
     other = asyncio.ensure_future(pool.refresh())
     await steps(5)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
+    await cancelling(starting)
     with pytest.raises(astore.InvalidStateError, match="given up"):
         await other
     assert pool.state is PoolState.INACTIVE

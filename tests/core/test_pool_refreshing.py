@@ -7,19 +7,11 @@ import logging
 
 import anyio
 import pytest
-from core_fakes import FakeBackend, FakeSession, fake, names, steps, volume
+from core_fakes import FakeBackend, FakeSession, fake, names, started, steps, volume
 
 import astore
 from astore.backend import PoolSession
 from astore.model import EntryError, PoolState
-
-
-@pytest.fixture
-async def pool(manager: astore.Manager) -> astore.Pool:
-    """A started pool with the volumes a, b and c."""
-    pool = await manager.define(fake("pool"))
-    await pool.start()
-    return pool
 
 
 async def test_callers_share_one_refresh(pool: astore.Pool, backend: FakeBackend) -> None:
@@ -303,8 +295,7 @@ async def test_one_volume_of_a_backend_that_cannot(manager: astore.Manager, back
             await self.inner.aclose()
 
     backend.session_class = Plain  # type: ignore[assignment]
-    pool = await manager.define(fake("plain"))
-    await pool.start()
+    pool = await started(manager, fake("plain"))
     backend.show("a", "z")
     assert (await pool.refresh("z")).added == ("z",)
     assert names(pool) == ["a", "z"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from astore.lanes import gil_turns as module
-from astore.lanes.gil_turns import Turn, Turns
+from astore.lanes.gil_turns import Aside, Turn, Turns
 
 PATIENCE = 60.0
 
@@ -53,7 +53,7 @@ def test_free_at_once() -> None:
     """A turn that nobody has is had at once, and again."""
     turns = Turns()
     for _ in range(3):
-        turn = turns.turn()
+        turn = Turn(turns)
         with turn:
             assert turn.held
             turn.step()
@@ -63,7 +63,7 @@ def test_free_at_once() -> None:
 
 def test_one_turn_entered_again() -> None:
     """One Turn may be entered any number of times, one after the other."""
-    turn = Turns().turn()
+    turn = Turn(Turns())
     for _ in range(3):
         with turn:
             assert turn.held
@@ -72,26 +72,25 @@ def test_one_turn_entered_again() -> None:
 def test_given_back_after_an_error() -> None:
     """What is raised inside passes, and the turn is free again."""
     turns = Turns()
-    with pytest.raises(RuntimeError), turns.turn():
+    with pytest.raises(RuntimeError), Turn(turns):
         raise RuntimeError
-    with turns.turn() as turn:
+    with Turn(turns) as turn:
         assert turn.held
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_never_more_than_count_compute(
-    count: int, monkeypatch: pytest.MonkeyPatch, spawn: Callable[[Callable[[], object]], threading.Thread]
+def test_one_computes(
+    monkeypatch: pytest.MonkeyPatch, spawn: Callable[[Callable[[], object]], threading.Thread]
 ) -> None:
-    """However many threads want a turn, ``count`` at most have one, and each gets its own."""
+    """However many threads want a turn, one at most has it, and each gets its own."""
     monkeypatch.setattr(module, "LEASE", PATIENCE)  # no thread that merely waits for a processor loses its turn
     monkeypatch.setattr(module, "SLICE", 0.001)
-    turns = Turns(count)
+    turns = Turns()
     inside, most, done, lock = 0, 0, 0, threading.Lock()
 
     def work() -> None:
         nonlocal inside, most, done
         for _ in range(5):
-            with turns.turn():
+            with Turn(turns):
                 with lock:
                     inside += 1
                     most = max(most, inside)
@@ -103,8 +102,8 @@ def test_never_more_than_count_compute(
 
     for thread in [spawn(work) for _ in range(8)]:
         thread.join(PATIENCE)
-    assert (most <= count, inside, done) == (True, 0, 8)
-    assert turns._free == count
+    assert (most, inside, done) == (1, 0, 8)
+    assert turns._holder is None
     assert not turns.wanted
 
 
@@ -114,10 +113,10 @@ def test_passed_on_after_a_slice(spawn: Callable[[Callable[[], object]], threadi
     had = threading.Event()
 
     def short() -> None:
-        with turns.turn():
+        with Turn(turns):
             had.set()
 
-    with turns.turn() as turn:
+    with Turn(turns) as turn:
         spawn(short)
         spin(turn, had.is_set)
         spin(turn, lambda: turn.held or turn._without)
@@ -130,19 +129,19 @@ def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Th
     lost: list[Turn] = []
 
     def hang() -> None:
-        with turns.turn() as turn:
+        with Turn(turns) as turn:
             lost.append(turn)
-            first = turn._claim.began
+            first = turn.began
             entered.release()
             over.wait(PATIENCE)
             turn._switches = module._switches()  # what it waited for was this test, not its storage
             turn.step()
-            assert turn._claim.began > first, "it was granted anew"
+            assert turn.began > first, "it was granted anew"
 
     for _ in range(3):  # each takes it from the one before
         spawn(hang)
         assert entered.acquire(timeout=PATIENCE)
-    with turns.turn() as mine:
+    with Turn(turns) as mine:
         assert mine.held
         assert not any(turn.held for turn in lost)
     over.set()
@@ -151,12 +150,12 @@ def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Th
 def test_who_waits_goes_on_without_one() -> None:
     """A thread that finds itself waiting for its storage needs no turn, and takes none from others."""
     turns = Turns()
-    with turns.turn() as turn:
+    with Turn(turns) as turn:
         for _ in range(2 * module.WAITS):
             time.sleep(0.0001)
         turn.step()
         assert not turn.held
-        with turns.turn() as other:
+        with Turn(turns) as other:
             assert other.held
             turn.step()
             assert (turn.held, other.held) == (False, True)
@@ -171,10 +170,10 @@ def test_in_order(spawn: Callable[[Callable[[], object]], threading.Thread], mon
     served: list[int] = []
 
     def work(number: int) -> None:
-        with turns.turn():
+        with Turn(turns):
             served.append(number)
 
-    with turns.turn():
+    with Turn(turns):
         for number in range(6):
             spawn(lambda number=number: work(number))  # type: ignore[misc]
             deadline = time.monotonic() + PATIENCE
@@ -193,7 +192,7 @@ def test_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 60.0)
     turns = Turns()
     assert turns.give_way(10.0) < 5.0
-    with turns.turn():
+    with Turn(turns):
         assert turns.give_way(0.02) >= 0.02
         monkeypatch.setattr(module, "LEASE", 0.0)
         assert turns.give_way(10.0) < 5.0
@@ -207,17 +206,17 @@ def test_company(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHORT", 60.0)
     turns = Turns()
     assert not turns.in_company
-    with turns.turn():
+    with Turn(turns):
         assert turns.in_company
     assert not turns.in_company
     monkeypatch.setattr(module, "SHORT", -1.0)
     monkeypatch.setattr(module, "COMPANY", 60.0)
-    with turns.turn():
+    with Turn(turns):
         pass
     assert turns.in_company
     hung = Turns()
     monkeypatch.setattr(module, "LEASE", 0.0)
-    with hung.turn():
+    with Turn(hung):
         assert not hung.in_company  # it was not heard of
 
 
@@ -234,10 +233,10 @@ def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASIDE", -1.0)
     monkeypatch.setattr(module, "_breathe", breathe)
     turns = Turns()
-    aside = turns.aside(0.02)
+    aside = Aside(turns, 0.02)
     aside.step()
     assert breaths == 0
-    with turns.turn():
+    with Turn(turns):
         began = time.monotonic()
         aside.step()
         assert time.monotonic() - began >= 0.02
