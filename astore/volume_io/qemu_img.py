@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -14,6 +11,7 @@ from astore.backend import CommandResult, Lane, Limits, QemuNode
 from astore.commands import LaneCommandRunner
 from astore.errors import CommandError, DefinitionError
 from astore.images import formats
+from astore.lanes.own_thread import on_own_thread
 from astore.model import VolumeDef, VolumeType
 
 T = TypeVar("T")
@@ -182,29 +180,7 @@ class _OwnThread:
     """
 
     async def run(self, func: Callable[[], T], *, timeout: float) -> T:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def deliver(result: T | None, error: Exception | None) -> None:
-            if future.done():  # it was cancelled
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(cast(T, result))
-
-        def work() -> None:
-            result: T | None = None
-            failure: Exception | None = None
-            try:
-                result = func()
-            except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(deliver, result, failure)
-
-        threading.Thread(target=work, name="astore-program", daemon=True).start()
-        return await future
+        return await on_own_thread(func, name="astore-program")
 
 
 def is_served(node: QemuNode | None) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from astore.backend import Backend, Context, DiskSource, PoolSession, QemuNode
+from astore.backend import Backend, Context, PoolSession
 from astore.errors import DefinitionError, LibvirtCode
-from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
+from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore.model.formats import FILE_FORMATS
 from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
@@ -96,17 +96,9 @@ class GlusterBackend(Backend):
         check_server(server)
         return await discover(server, context)
 
-    def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
-        """Return a volume as a domain's disk; see :func:`astore_gluster.naming.disk_source`."""
-        return naming.disk_source(definition, volume)
-
-    def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
-        """Return a volume as a node of QEMU's; see :func:`astore_gluster.naming.blockdev`."""
-        return naming.blockdev(definition, volume)
-
-    def volume_named(self, definition: PoolDef, location: str) -> str | None:
-        """Return the volume that a URL names; see :func:`astore_gluster.naming.volume_named`."""
-        return naming.volume_named(definition, location)
+    disk_source = staticmethod(naming.disk_source)
+    blockdev = staticmethod(naming.blockdev)
+    volume_named = staticmethod(naming.volume_named)
 
 
 def make_tree(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from astore.errors import DefinitionError
+from astore.images.paths import URL_SAFE
 from astore.model import Host
 
 DEFAULT_PORT = 24007
@@ -24,9 +25,6 @@ LONGEST_NAME = 254
 For a longer one, glusterd 10.3 sends a volume file that cannot be parsed, and libgfapi's parser never recovers: every
 later connection of the process fails with EINVAL (seen).
 """
-
-URL_SAFE = "/;@&=+$,-_.!~*'()"
-"""Characters that stay unescaped in a URL's path, besides letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
 
 
 class Server(NamedTuple):
@@ -93,15 +91,15 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
         for server in servers:
             try:
                 for attempt in _begin(server, stack):
-                    selector.register(attempt, selectors.EVENT_WRITE, server)
+                    selector.register(attempt, selectors.EVENT_WRITE, (server, attempt))
             except OSError as error:
                 failures[server] = error
         deadline = time.monotonic() + timeout
         while selector.get_map() and not answered and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                server = key.data
-                selector.unregister(key.fileobj)
-                number = _socket(key.fileobj).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                server, attempt = key.data
+                selector.unregister(attempt)
+                number = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     failures[server] = OSError(number, os.strerror(number))
                 else:
@@ -110,11 +108,6 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
         return Answers(tuple(sorted(servers, key=lambda server: (server not in answered, server in failures))), ())
     silent = OSError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
     return Answers((), tuple((server, failures.get(server, silent)) for server in servers))
-
-
-def _socket(fileobj: object) -> socket.socket:
-    assert isinstance(fileobj, socket.socket)
-    return fileobj
 
 
 def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:

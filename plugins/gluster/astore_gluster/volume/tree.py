@@ -39,7 +39,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 return stat
             data = ctypes.create_string_buffer(self._gfapi.layout.size)
             self._check(self._gfapi.lstat(fs, path, ctypes.addressof(data)), path)
-            return decode_stat(self._gfapi.layout, data.raw, self._connection.device)
+            return decode_stat(self._gfapi.layout, data.raw, self.connection.device)
 
     def open(self, name: str, *, write: bool = False) -> GlusterFile:
         """Open a regular file; links are followed only within the folder.
@@ -79,8 +79,8 @@ class GlusterTree(GlusterFolder, WritableTree):
     def _opened(self, fd: int | None, path: bytes, *, write: bool = True) -> GlusterFile:
         if fd is None:
             raise failure(path)
-        self._connection.hold()
-        return GlusterFile(self._connection, fd, os.fsdecode(path), write=write)
+        self.connection.hold()
+        return GlusterFile(self.connection, fd, os.fsdecode(path), write=write)
 
     def _call(self, function: Callable[..., int], name: str, *arguments: Any) -> None:
         path = self.path(name)

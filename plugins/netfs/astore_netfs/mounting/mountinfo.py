@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MOUNTINFO = "/proc/self/mountinfo"
+from astore.places import MOST_LINKS
 
-_MAX_LINKS = 40
-"""The most symbolic links followed, as in the kernel (path_resolution(7))."""
+MOUNTINFO = "/proc/self/mountinfo"
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -127,7 +126,7 @@ def _without_links(path: str, table: list[Mount]) -> str:
     """Resolve links like os.path.realpath(), which would ask a mount's server for the attributes of its root."""
     seen = "/"
     parts = path.split("/")[::-1]
-    links = _MAX_LINKS
+    links = MOST_LINKS
     while parts:
         part = parts.pop()
         if part == "..":
