@@ -14,7 +14,10 @@ from strategies import pool_definitions
 
 from astore import DefinitionError, PoolDef, PoolInfo, PoolState
 from astore.model import Adapter, Auth, Device, DiscoveredSource, Host, PciAddress, Permissions, Source, Target
-from astore.xml import LARGEST_DOCUMENT, DiscoveredSources, capabilities_to_xml, pool_from_xml, pool_to_xml
+from astore.xml.documents import DiscoveredSources, capabilities_to_xml
+from astore.xml.pool import pool_from_xml
+from astore.xml.pool_writing import pool_to_xml
+from astore.xml.reading import LARGEST_DOCUMENT
 
 DIR = "<pool type='dir'><name>d</name><target><path>/d</path></target></pool>"
 

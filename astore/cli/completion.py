@@ -79,6 +79,6 @@ def complete_algorithm(ctx: click.Context, param: click.Parameter, incomplete: s
 
 def complete_type(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the pool types that begin with ``incomplete``."""
-    from astore.xml import POOL_TYPES
+    from astore.xml.pool_source import POOL_TYPES
 
     return [name for name in POOL_TYPES if name.startswith(incomplete)]

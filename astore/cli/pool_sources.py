@@ -95,7 +95,7 @@ async def capabilities(session: Session, xml: bool) -> Answer:
 
 
 async def _capabilities(session: Session, *, xml: bool) -> Answer:
-    from astore.xml import POOL_TYPES
+    from astore.xml.pool_source import POOL_TYPES
 
     registry = session.manager.registry
     session.ticker.begin("loading backends")

@@ -170,13 +170,13 @@ class PoolDef(msgspec.Struct, frozen=True):
 
         :raises DefinitionError: the definition is not acceptable; the error names line and element.
         """
-        from astore.xml import pool_from_xml
+        from astore.xml.pool import pool_from_xml
 
         return pool_from_xml(text)
 
     def to_xml(self, info: PoolInfo | None = None) -> str:
         """Return libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
-        from astore.xml import pool_to_xml
+        from astore.xml.pool_writing import pool_to_xml
 
         return pool_to_xml(self, info)
 
@@ -260,12 +260,12 @@ class VolumeDef(msgspec.Struct, frozen=True):
         :param copied: the volume will be a copy of another, and needs no capacity.
         :raises DefinitionError: the definition is not acceptable; the error names line and element.
         """
-        from astore.xml import volume_from_xml
+        from astore.xml.volume import volume_from_xml
 
         return volume_from_xml(text, copied=copied)
 
     def to_xml(self) -> str:
         """Return libvirt volume XML."""
-        from astore.xml import volume_def_to_xml
+        from astore.xml.volume import volume_def_to_xml
 
         return volume_def_to_xml(self)

@@ -17,7 +17,7 @@ from differential.oracle import LibvirtRefusedError, Oracle
 
 import astore
 from astore import LibvirtCode, Manager
-from astore.xml import DiscoveredSources
+from astore.xml.documents import DiscoveredSources
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed

@@ -54,7 +54,7 @@ def test_names_of_formats() -> None:
     assert [one.name for one in FORMATS if is_raw(one.name)] == ["raw", "iso"]
     assert is_raw(None)
     assert not is_raw("unheard")
-    assert format_of("unheard") is None
+    assert format_of("unheard").driver is None
     assert WRITTEN == ("vpc", "vdi", "qcow", "qcow2", "qed", "vmdk", "luks")
 
 

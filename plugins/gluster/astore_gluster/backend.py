@@ -10,6 +10,7 @@ from astore.backend import Backend, Context, PoolSession
 from astore.errors import DefinitionError, LibvirtCode
 from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore.model.formats import FILE_FORMATS
+from astore.names import check_path
 from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM
@@ -145,19 +146,8 @@ def _check_volume(name: str | None) -> None:
 
 def _checked_directory(path: str) -> str:
     """Return the folder's path without empty parts, ``.`` and trailing slashes."""
-    if not path.startswith("/"):
-        raise DefinitionError(
-            f"the directory in a Gluster volume must begin with '/', and {path!r} does not", element="dir"
-        )
-    if any(ord(c) < 32 or c == "\x7f" for c in path):
-        raise DefinitionError(f"control characters in the directory {path!r}", element="dir")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise DefinitionError(f"the directory {path!r} must not contain '..'", element="dir")
-    try:
-        lengths = [len(part.encode()) for part in parts]
-    except UnicodeEncodeError as error:
-        raise DefinitionError(f"the directory {path!r} is not text", element="dir") from error
+    parts = [part for part in check_path(path, what="directory", element="dir").split("/") if part not in ("", ".")]
+    lengths = [len(part.encode()) for part in parts]
     if max(lengths, default=0) >= NAME_ROOM or sum(lengths) + len(lengths) > LONGEST_DIRECTORY:
         raise DefinitionError(f"the directory {path[:40]!r}… is too long", element="dir")
     return "/" + "/".join(parts)

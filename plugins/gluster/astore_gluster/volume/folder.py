@@ -22,7 +22,7 @@ from astore_gluster import libgfapi
 from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
 from astore_gluster.libgfapi import failure, scratch
 from astore_gluster.servers import quote_path
-from astore_gluster.uri import parse_uri
+from astore_gluster.uri import parts_in
 from astore_gluster.volume.connection import Connection
 from astore_gluster.volume.notes import NOTE, NOTE_ROOM
 from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
@@ -267,12 +267,9 @@ class GlusterFolder(FileTree):
 
     def place_of(self, location: str) -> Place | None:
         """Return where a URL of this volume leads, on any of its servers; None for another URL."""
-        found, key = parse_uri(location), self.connection.key
-        if found is None or found.volume != key.volume:
-            return None
-        if found.server not in {server.host.strip("[]") for server in key.servers}:
-            return None
-        return self._place("/" + "/".join(found.parts))
+        key = self.connection.key
+        parts = parts_in(location, key.volume, (server.host for server in key.servers))
+        return None if parts is None else self._place("/" + "/".join(parts))
 
     def folder_place(self) -> Place | None:
         """Return where the folder is in its volume."""
