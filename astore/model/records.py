@@ -87,7 +87,7 @@ class _Referring:
     @property
     def backing(self) -> str | None:
         """The name of the backing file in its header."""
-        found = first_of(self.references, ReferenceKind.BACKING)
+        found = first_of(self.references, ReferenceKind.BACKING) if self.references else None
         return None if found is None else found.name
 
     @property
@@ -99,7 +99,7 @@ class _Referring:
     @property
     def data_file(self) -> str | None:
         """The name of the external data file in its header (qcow2)."""
-        found = first_of(self.references, ReferenceKind.DATA)
+        found = first_of(self.references, ReferenceKind.DATA) if self.references else None
         return None if found is None else found.name
 
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from astore.errors import DefinitionError
 from astore.model import Host
-from astore_gluster import servers as servers_module
 from astore_gluster.servers import (
     DEFAULT_PORT,
     Server,
@@ -270,9 +269,3 @@ def test_asking_leaves_nothing() -> None:
             thread.join()
         ask([silent, down], 0.1)
         assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_what_is_no_socket() -> None:
-    """The selector gives back what was registered with it."""
-    with pytest.raises(AssertionError):
-        servers_module._socket(3)

@@ -32,7 +32,7 @@ def blockdev(definition: PoolDef, volume: VolumeInfo) -> QemuNode:
 def volume_named(definition: PoolDef, location: str) -> str | None:
     """Return the name of the entry of the pool's folder that a URL names, on any of the pool's hosts; else None."""
     source = definition.source
-    *folder, name = parts_in(location, source.name, (host.name for host in source.hosts)) or ("",)
+    *folder, name = parts_in(location, source.name, {host.name for host in source.hosts}) or ("",)
     return name if name and folder == _folder(definition) else None
 
 

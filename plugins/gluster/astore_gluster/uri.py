@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -48,9 +48,9 @@ def parse_uri(uri: str) -> GlusterLocation | None:
     return GlusterLocation(volume, socket or host, tuple(part for part in path.split("/") if part not in ("", ".")))
 
 
-def parts_in(uri: str, volume: str | None, hosts: Iterable[str]) -> tuple[str, ...] | None:
+def parts_in(uri: str, volume: str | None, hosts: Container[str]) -> tuple[str, ...] | None:
     """Return the parts of the path that a URL names in a volume; None if it is no URL of this volume on any of ``hosts``."""
     found = parse_uri(uri)
-    if found is None or found.volume != volume or found.server not in {host.strip("[]") for host in hosts}:
+    if found is None or found.volume != volume or found.server not in hosts:
         return None
     return found.parts

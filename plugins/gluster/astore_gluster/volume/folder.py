@@ -268,7 +268,7 @@ class GlusterFolder(FileTree):
     def place_of(self, location: str) -> Place | None:
         """Return where a URL of this volume leads, on any of its servers; None for another URL."""
         key = self.connection.key
-        parts = parts_in(location, key.volume, (server.host for server in key.servers))
+        parts = parts_in(location, key.volume, {server.host for server in key.servers})
         return None if parts is None else self._place("/" + "/".join(parts))
 
     def folder_place(self) -> Place | None:
