@@ -303,17 +303,14 @@ def printable(text: str) -> str:
     """Return ``text`` with escapes for everything that a terminal or UTF-8 cannot take."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _readable(text))
+    # bytes that are not UTF-8 arrive as lone surrogates: show \xe4 instead of \udce4
+    text = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str, most: int = 500) -> str:
     """Return the text of a program or server for a message: one line of printable characters, at most ``most``."""
     return printable(" ".join(text[: 8 * most].split()))[:most]
-
-
-def _readable(text: str) -> str:
-    # bytes that are not UTF-8 arrive as lone surrogates: show \xe4 instead of \udce4
-    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def from_os_error(error: OSError, what: str, *, pool: str | None = None, inaccessible: bool = False) -> StorageError:

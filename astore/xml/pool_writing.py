@@ -24,9 +24,8 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
     root.set("type", safe(definition.type))
     add(root, "name", definition.name)
     add_given(root, "uuid", definition.uuid)
-    add(root, "capacity", info.capacity if info else 0, unit="bytes")
-    add(root, "allocation", info.allocation if info else 0, unit="bytes")
-    add(root, "available", info.available if info else 0, unit="bytes")
+    for name in ("capacity", "allocation", "available"):
+        add(root, name, getattr(info, name) if info else 0, unit="bytes")
     if definition.features_cow is not None:
         add(add(root, "features"), "cow", state=definition.features_cow)
     add_source(root, definition.source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 
 from lxml import etree
 
@@ -343,8 +342,5 @@ def _word(format_: str) -> str:
 
 def _add_what_was_found(parent: Element, info: VolumeInfo) -> None:
     """Add a file's permissions, without set-uid and the like, and its times."""
-    permissions = add(parent, "permissions")
-    add(permissions, "mode", f"0{stat.S_IMODE(info.mode) & 0o777:o}")
-    add(permissions, "owner", info.uid)
-    add(permissions, "group", info.gid)
+    add_permissions(parent, Permissions(info.mode & 0o777, info.uid, info.gid))
     _add_timestamps(parent, Timestamps(info.atime_ns, info.mtime_ns, info.ctime_ns))

@@ -70,19 +70,15 @@ def quote_path(path: str) -> str:
     return quote(os.fsencode(path), safe=URL_SAFE)
 
 
-class Answers(NamedTuple):
-    """``servers`` in the order to try them, if one answered; else empty, and ``failures`` says why."""
-
-    servers: tuple[Server, ...]
-    failures: tuple[tuple[Server, OSError], ...]
-
-
-def ask(servers: Sequence[Server], timeout: float) -> Answers:
+def ask(servers: Sequence[Server], timeout: float) -> tuple[Server, ...]:
     """Connect to every server at once, until one accepts. Blocks for at most ``timeout`` seconds, not counting DNS.
 
     libgfapi tries its servers one after the other, in a call that cannot be interrupted: it waits 3 s for each that
     refuses, and minutes for one that drops packets. So the server that answers is tried first, and those that refuse
-    last; if none answers, libgfapi is not called.
+    last; if none answers, libgfapi must not be called.
+
+    :return: the servers in the order to try them.
+    :raises OSError: no server answers; with the first one's errno, and each one's reason.
     """
     failures: dict[Server, OSError] = {}
     answered: set[Server] = set()
@@ -105,9 +101,11 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
                 else:
                     answered.add(server)
     if answered:
-        return Answers(tuple(sorted(servers, key=lambda server: (server not in answered, server in failures))), ())
+        return tuple(sorted(servers, key=lambda server: (server not in answered, server in failures)))
     silent = OSError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
-    return Answers((), tuple((server, failures.get(server, silent)) for server in servers))
+    errors = [failures.get(server, silent) for server in servers]
+    why = "; ".join(f"{server}: {error.strerror}" for server, error in zip(servers, errors, strict=True))
+    raise OSError(errors[0].errno if errors else errno.EINVAL, f"no host answers ({why})")
 
 
 def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:

@@ -16,9 +16,6 @@ from astore_netfs.mounting.options import check_options, is_anonymous, split_cre
 FORMATS = ("auto", "nfs", "glusterfs", "cifs")
 """The source formats, the default first."""
 
-PROTOCOL_FORMATS = ("auto", "nfs")
-"""The formats that allow ``<protocol ver=…>``."""
-
 _ALWAYS = "nodev,nosuid,noexec"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]*")
 _SHELL = re.compile(r"[\s\\*?\[]")
@@ -150,7 +147,7 @@ def check_source(definition: PoolDef) -> None:
 def _check_protocol(version: str | None, kind: str) -> None:
     if version is None:
         return
-    if kind not in PROTOCOL_FORMATS:
+    if kind not in ("auto", "nfs"):
         raise DefinitionError(f"a netfs source of format {kind!r} has no protocol version", element="protocol")
     if not _VERSION.fullmatch(version):
         raise DefinitionError(f"{printable(version)!r} is not a protocol version", element="protocol")

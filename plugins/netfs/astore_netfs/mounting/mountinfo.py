@@ -5,6 +5,7 @@ Touching a mount hangs if its server hangs. Reading the kernel's text never does
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -133,7 +134,10 @@ def _without_links(path: str, table: list[Mount]) -> str:
             seen = os.path.dirname(seen)
         elif part not in ("", "."):
             beyond = os.path.join(seen, part)
-            link = None if find_mount(beyond, table) is not None else _link(beyond)
+            link = None
+            if find_mount(beyond, table) is None:
+                with contextlib.suppress(OSError):  # it is not a link
+                    link = os.readlink(beyond)
             if link is None or not links:
                 seen = beyond
                 continue
@@ -142,14 +146,6 @@ def _without_links(path: str, table: list[Mount]) -> str:
             if link.startswith("/"):
                 seen = "/"
     return seen
-
-
-def _link(path: str) -> str | None:
-    """Return the target of a symbolic link; None if the path is not one."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 def mount_id(fd: int) -> int:
