@@ -255,7 +255,6 @@ class GlusterFolder(FileTree):
         return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry), self.connection)
 
     def name_of(self, location: str) -> str | None:
-        """Return the name of the entry that a URL names by its text alone, or None."""
         name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
         return name if name and self.key(name) == location else None
 
@@ -272,7 +271,6 @@ class GlusterFolder(FileTree):
         return None if parts is None else self._place("/" + "/".join(parts))
 
     def folder_place(self) -> Place | None:
-        """Return where the folder is in its volume."""
         if self._folder is None:
             self._folder = self._place(os.fsdecode(self._directory))
         return self._folder
@@ -299,7 +297,6 @@ class GlusterFolder(FileTree):
         return found
 
     def release(self, entry: Entry) -> None:
-        """Close an entry's handle, if it has one."""
         if entry.handle is not None:
             self._gfapi.h_close(entry.handle)
             self.connection.drop()
