@@ -30,21 +30,8 @@
 Timeouts are ``TimeoutError`` as well; ``asyncio.CancelledError`` is never wrapped.
 
 Each has a ``libvirt_code``: the number that libvirt's ``get_error_code()`` returns in the same situation
-(:class:`LibvirtCode`)::
-
-    INTERNAL_ERROR (1)           AstoreError, CommandError, BackendError and its subclasses
-    NO_SUPPORT (3)               UnsupportedOperationError
-    INVALID_CONN (6)             ManagerClosedError
-    OPERATION_FAILED (9)         SourceConflictError
-    XML_ERROR (27)               DefinitionError; or one of INVALID_ARG (8), XML_DETAIL (35), OVERFLOW (82), …
-    SYSTEM_ERROR (38)            StorageError, PoolInaccessibleError, TransferError, StoreError
-    NO_STORAGE_POOL (49)         PoolNotFoundError
-    NO_STORAGE_VOL (50)          VolumeNotFoundError
-    OPERATION_INVALID (55)       InvalidStateError, VolumeBusyError, VolumeInUseError, BackendInUseError
-    OPERATION_TIMEOUT (68)       LaneTimeoutError, LaneStuckError
-    STORAGE_VOL_EXIST (90)       VolumeExistsError
-
-These are the classes' codes. A single error may have another one, where libvirt has several codes for one of these classes.
+(:class:`LibvirtCode`; docs/porting-from-libvirt.md has the table). It is the class's, but a single error may have another
+one, where libvirt has several codes for one of these classes.
 """
 
 from __future__ import annotations
@@ -80,6 +67,11 @@ class AstoreError(Exception):
 
     libvirt_code: LibvirtCode = LibvirtCode.INTERNAL_ERROR
 
+    def __init__(self, *args: object, libvirt_code: LibvirtCode | None = None) -> None:
+        super().__init__(*args)
+        if libvirt_code is not None:
+            self.libvirt_code = libvirt_code
+
 
 class DefinitionError(AstoreError, ValueError):
     """A definition, a name or an option is not acceptable.
@@ -99,14 +91,12 @@ class DefinitionError(AstoreError, ValueError):
     ) -> None:
         self.line = line
         self.element = element
-        if libvirt_code is not None:
-            self.libvirt_code = libvirt_code
         where = []
         if line is not None:
             where.append(f"line {line}")
         if element is not None:
             where.append(f"<{element}>")
-        super().__init__(f"{', '.join(where)}: {message}" if where else message)
+        super().__init__(f"{', '.join(where)}: {message}" if where else message, libvirt_code=libvirt_code)
 
 
 class SourceConflictError(DefinitionError):
@@ -124,10 +114,8 @@ class NotFoundError(AstoreError, LookupError):
     """Nothing of this name exists; ``what`` is the name."""
 
     def __init__(self, message: str, *, what: str = "", libvirt_code: LibvirtCode | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, libvirt_code=libvirt_code)
         self.what = what
-        if libvirt_code is not None:
-            self.libvirt_code = libvirt_code
 
 
 class PoolNotFoundError(NotFoundError):
@@ -156,9 +144,7 @@ class InvalidStateError(AstoreError):
         operation: str = "",
         libvirt_code: LibvirtCode | None = None,
     ) -> None:
-        super().__init__(message)
-        if libvirt_code is not None:
-            self.libvirt_code = libvirt_code
+        super().__init__(message, libvirt_code=libvirt_code)
         self.pool = pool
         self.state = state
         self.operation = operation
@@ -228,9 +214,7 @@ class StorageError(AstoreError, OSError):
         pool: str | None = None,
         libvirt_code: LibvirtCode | None = None,
     ) -> None:
-        super().__init__(errno if errno is not None else _errno.EIO, message)
-        if libvirt_code is not None:
-            self.libvirt_code = libvirt_code
+        super().__init__(errno if errno is not None else _errno.EIO, message, libvirt_code=libvirt_code)
         self.message = message
         self.pool = pool
 
@@ -319,12 +303,14 @@ def printable(text: str) -> str:
     """Return ``text`` with escapes for everything that a terminal or UTF-8 cannot take."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _readable(text))
-
-
-def _readable(text: str) -> str:
     # bytes that are not UTF-8 arrive as lone surrogates: show \xe4 instead of \udce4
-    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    text = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str, most: int = 500) -> str:
+    """Return the text of a program or server for a message: one line of printable characters, at most ``most``."""
+    return printable(" ".join(text[: 8 * most].split()))[:most]
 
 
 def from_os_error(error: OSError, what: str, *, pool: str | None = None, inaccessible: bool = False) -> StorageError:

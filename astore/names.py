@@ -22,15 +22,16 @@ _URI = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _UUID = re.compile(r"[ \t\n\v\f\r]*(?:[- ]*[0-9a-fA-F]{2}){16}[ \t\n\v\f\r]*")
 
 
-def _no_control(value: str, what: str, element: str | None) -> None:
+def _no_control(value: str, what: str, element: str | None, shown: str | None = None) -> None:
     if value.isascii() and value.isprintable():
         return
+    named = f"the {what} {printable(value if shown is None else shown)!r}"
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise DefinitionError(f"the {what} {printable(value)!r} has control characters", element=element)
+        raise DefinitionError(f"{named} has control characters", element=element)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DefinitionError(f"the {what} {printable(value)!r} is not valid Unicode", element=element) from None
+        raise DefinitionError(f"{named} is not valid Unicode", element=element) from None
 
 
 def _check_name(name: str, what: str, longest: int, slash: LibvirtCode | None = None) -> str:
@@ -85,33 +86,16 @@ def check_mount_option(option: str) -> str:
     """
     if not option:
         raise DefinitionError("a mount option is empty", element="option")
-    shown = shown_option(option)
-    if shown != option:
-        _no_password(option, shown)
-    _no_control(option, "mount option", "option")
+    shown = shown_option(option)  # a password must not get into a message
+    _no_control(option, "mount option", "option", shown)
     if "," in option:
-        raise DefinitionError(
-            f"the mount option {option!r} has a comma: give each option its own element", element="option"
-        )
+        advice = "give each option its own element"
+        if shown != option:
+            advice = "a password with one has to be in a file of yours, which the option credentials= names"
+        raise DefinitionError(f"the mount option {shown!r} has a comma: {advice}", element="option")
     if option.startswith("-"):
         raise DefinitionError(f"the mount option {shown!r} begins with '-'", element="option")
     return option
-
-
-def _no_password(option: str, shown: str) -> None:
-    """Check an option with a password, without showing that in a message; see :func:`check_mount_option`."""
-    try:
-        _no_control(option, "mount option", "option")
-    except DefinitionError:
-        raise DefinitionError(
-            f"the mount option {printable(shown)!r} has control characters or no valid Unicode", element="option"
-        ) from None
-    if "," in option:
-        raise DefinitionError(
-            f"the mount option {shown!r} has a comma: a password with one has to be in a file of yours, "
-            f"which the option credentials= names",
-            element="option",
-        )
 
 
 def check_allowed_option(name: str) -> str:

@@ -14,7 +14,10 @@ from strategies import pool_definitions
 
 from astore import DefinitionError, PoolDef, PoolInfo, PoolState
 from astore.model import Adapter, Auth, Device, DiscoveredSource, Host, PciAddress, Permissions, Source, Target
-from astore.xml import LARGEST_DOCUMENT, capabilities_to_xml, pool_from_xml, pool_to_xml, sources_to_xml
+from astore.xml.documents import DiscoveredSources, capabilities_to_xml
+from astore.xml.pool import pool_from_xml
+from astore.xml.pool_writing import pool_to_xml
+from astore.xml.reading import LARGEST_DOCUMENT
 
 DIR = "<pool type='dir'><name>d</name><target><path>/d</path></target></pool>"
 
@@ -377,5 +380,5 @@ def test_other_documents() -> None:
     assert root.findtext("pool/volOptions/enum/value") == "raw"
     assert root.find("pool/poolOptions/defaultFormat").get("type") == "auto"
     found = DiscoveredSource("gluster", Source(hosts=(Host("h"),), directory="/", name="v"))
-    sources = etree.fromstring(sources_to_xml([found, found]))
+    sources = etree.fromstring(DiscoveredSources([found, found]).to_xml())
     assert [child.tag for child in sources[1]] == ["host", "dir", "name"]

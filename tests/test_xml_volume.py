@@ -16,8 +16,8 @@ from astore import DefinitionError, Manager, Permissions, PoolDef, Target, Volum
 from astore.errors import LibvirtCode
 from astore.model import BackingStore, Encryption, Reference, ReferenceKind
 from astore.model.definitions import Extent, SourceDevice, Timestamps
-from astore.xml import parse_size, volume_from_xml, volume_info_to_xml
-from astore.xml.volume import LARGEST_CAPACITY
+from astore.xml.reading import parse_size
+from astore.xml.volume import LARGEST_CAPACITY, volume_from_xml, volume_info_to_xml
 
 FULL = """<volume type='file'>
   <name>v.qcow2</name><key>ignored</key>

@@ -46,10 +46,5 @@ class DirectoryBackend(Backend):
             raise StorageError(f"{path} does not exist: create it, or build the pool", errno=errno.ENOENT) from error
         return WritableTreeSession(tree, context)
 
-    async def build(self, definition: PoolDef, context: Context) -> None:
-        """Create the folder and missing parents, with the definition's permissions or mode 0711."""
-        await build_target(definition, context)
-
-    async def delete(self, definition: PoolDef, context: Context) -> None:
-        """Remove the folder if it is empty."""
-        await delete_target(definition, context)
+    build = staticmethod(build_target)
+    delete = staticmethod(delete_target)

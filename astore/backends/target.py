@@ -22,9 +22,7 @@ from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import DefinitionError, StorageError, from_os_error
 from astore.model import Permissions, PoolDef
-
-MAX_LINKS = 40
-"""The most symbolic links followed, as in the kernel (path_resolution(7))."""
+from astore.places import MOST_LINKS
 
 DEFAULT_MODE = 0o711
 """The mode of a folder if the definition gives none (libvirt's VIR_STORAGE_DEFAULT_POOL_PERM_MODE)."""
@@ -161,7 +159,7 @@ def _folder_above(path: str, made: _Made) -> tuple[int, str]:
                 continue
             os.close(inner)
             links += 1
-            if links > MAX_LINKS:
+            if links > MOST_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if len(parts) < given:
                 given = len(parts)

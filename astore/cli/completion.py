@@ -72,4 +72,4 @@ def _complete_words(module: str, words: str) -> Complete:
 
 complete_format = _complete_words("astore.xml.volume", "VOLUME_FORMATS")
 complete_algorithm = _complete_words("astore.volume_io.wiping", "ALGORITHMS")
-complete_type = _complete_words("astore.xml", "POOL_TYPES")
+complete_type = _complete_words("astore.xml.pool_source", "POOL_TYPES")

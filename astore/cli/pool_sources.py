@@ -80,7 +80,7 @@ async def capabilities(session: Session, xml: bool) -> Answer:
     session.ticker.begin("loading backends")
     if xml:
         return xml_answer(await session.manager.capabilities())
-    from astore.xml import POOL_TYPES
+    from astore.xml.pool_source import POOL_TYPES
 
     registry = session.manager.registry
     await registry.load_all()

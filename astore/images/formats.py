@@ -10,15 +10,14 @@ WRITTEN = tuple(one.name for one in FORMATS if one.made and not one.raw)
 """The formats that qemu-img makes, except raw."""
 
 
-def format_of(name: str | None) -> Format | None:
-    """Look up a format by libvirt's word; None means raw. Return None for an unknown word."""
-    return _BY_NAME.get(name or "raw")
+def format_of(name: str | None) -> Format:
+    """Look up a format by libvirt's word; None means raw. An unknown word is a format that nothing is known of."""
+    return _BY_NAME.get(name or "raw") or Format(name or "raw", None)
 
 
 def driver_of(name: str | None) -> str:
     """Return QEMU's name of the format that libvirt calls ``name``; an unknown word unchanged, which QEMU will refuse."""
-    found = format_of(name)
-    return (found.driver if found is not None else None) or name or "raw"
+    return format_of(name).driver or name or "raw"
 
 
 def name_of_driver(driver: str) -> str | None:
@@ -28,35 +27,29 @@ def name_of_driver(driver: str) -> str | None:
 
 def is_raw(name: str | None) -> bool:
     """Return whether the bytes of such a volume are those of the disk."""
-    found = format_of(name)
-    return found is not None and found.raw
+    return format_of(name).raw
 
 
 def can_be_read(name: str | None) -> bool:
     """Return whether astore reads such images through QEMU."""
-    found = format_of(name)
-    return found is not None and found.converted
+    return format_of(name).converted
 
 
 def can_be_made(name: str | None) -> bool:
     """Return whether qemu-img creates such images."""
-    found = format_of(name)
-    return found is not None and found.made
+    return format_of(name).made
 
 
 def can_be_backed(name: str | None) -> bool:
     """Return whether such images can be backed by others."""
-    found = format_of(name)
-    return found is not None and found.backed
+    return format_of(name).backed
 
 
 def can_be_backed_later(name: str | None) -> bool:
     """Return whether such images can be given the name of a backing file after they were made."""
-    found = format_of(name)
-    return found is not None and found.backed_later
+    return format_of(name).backed_later
 
 
 def grows(name: str | None) -> bool:
     """Return whether QEMU writes at the end of such files, so that they must have their true size."""
-    found = format_of(name)
-    return found is not None and found.grows
+    return format_of(name).grows

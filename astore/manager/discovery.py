@@ -8,7 +8,7 @@ from astore.errors import DefinitionError, UnsupportedOperationError
 from astore.names import check_host
 from astore.plugin_calls import answer
 from astore.pools.services import Services
-from astore.xml import DiscoveredSources, host_from_xml
+from astore.xml.documents import DiscoveredSources, host_from_xml
 
 
 async def discover_sources(

@@ -43,7 +43,7 @@ from astore.store.local import LocalStore
 from astore.store.local_files import default_state_dir
 
 if TYPE_CHECKING:
-    from astore.xml import DiscoveredSources
+    from astore.xml.documents import DiscoveredSources
 
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
@@ -248,7 +248,8 @@ class Manager:
         :raises DefinitionError: it is not acceptable. BackendError: its backend cannot check it.
         """
         self._services.check_open()
-        from astore.xml import pool_from_xml, pool_to_xml
+        from astore.xml.pool import pool_from_xml
+        from astore.xml.pool_writing import pool_to_xml
 
         if isinstance(definition, PoolDef):
             try:
@@ -371,7 +372,8 @@ class Manager:
     async def capabilities(self) -> str:
         """Return libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all usable backends."""
         self._services.check_open()
-        from astore.xml import POOL_TYPES, capabilities_to_xml
+        from astore.xml.documents import capabilities_to_xml
+        from astore.xml.pool_source import POOL_TYPES
 
         await self.registry.load_all()
         types = dict.fromkeys((*POOL_TYPES, *self.registry.types()))

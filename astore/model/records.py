@@ -69,7 +69,41 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     place: Place | None = None
 
 
-class ImageInfo(msgspec.Struct, frozen=True, gc=False):
+def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Reference | None:
+    """Return the first reference of a kind, or None."""
+    for reference in references:
+        if reference.kind is kind:
+            return reference
+    return None
+
+
+class _Referring:
+    """A record with ``references``: what it says about the first of each kind."""
+
+    __slots__ = ()
+
+    references: tuple[Reference, ...]
+
+    @property
+    def backing(self) -> str | None:
+        """The name of the backing file in its header."""
+        found = first_of(self.references, ReferenceKind.BACKING) if self.references else None
+        return None if found is None else found.name
+
+    @property
+    def backing_format(self) -> str | None:
+        """The format of the backing file in its header."""
+        found = first_of(self.references, ReferenceKind.BACKING)
+        return None if found is None else found.format
+
+    @property
+    def data_file(self) -> str | None:
+        """The name of the external data file in its header (qcow2)."""
+        found = first_of(self.references, ReferenceKind.DATA) if self.references else None
+        return None if found is None else found.name
+
+
+class ImageInfo(_Referring, msgspec.Struct, frozen=True, gc=False):
     """The contents of an image's header. ``capacity`` is None if the file's own size is the capacity.
 
     ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
@@ -87,38 +121,8 @@ class ImageInfo(msgspec.Struct, frozen=True, gc=False):
     before: int = 0
     extras: tuple[str, ...] = ()
 
-    @property
-    def backing(self) -> str | None:
-        """The name of the backing file, as the header has it."""
-        return name_of(self.references, ReferenceKind.BACKING)
 
-    @property
-    def backing_format(self) -> str | None:
-        """The format that the header gives the backing file."""
-        found = first_of(self.references, ReferenceKind.BACKING)
-        return None if found is None else found.format
-
-    @property
-    def data_file(self) -> str | None:
-        """The name of the external data file, as the header has it."""
-        return name_of(self.references, ReferenceKind.DATA)
-
-
-def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Reference | None:
-    """Return the first reference of a kind, or None."""
-    for reference in references:
-        if reference.kind is kind:
-            return reference
-    return None
-
-
-def name_of(references: tuple[Reference, ...], kind: ReferenceKind) -> str | None:
-    """Return the name in the first reference of a kind, or None."""
-    found = first_of(references, kind)
-    return None if found is None else found.name
-
-
-class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
+class VolumeInfo(_Referring, msgspec.Struct, frozen=True, gc=False):
     """A volume as the last refresh found it. ``key`` and ``path`` are the same object if they are equal.
 
     ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 for a ``dir``), ``mode`` the whole st_mode.
@@ -155,26 +159,10 @@ class VolumeInfo(msgspec.Struct, frozen=True, gc=False):
     extras: tuple[str, ...] = ()
 
     @property
-    def backing(self) -> str | None:
-        """The name of the backing file in its header."""
-        return name_of(self.references, ReferenceKind.BACKING) if self.references else None
-
-    @property
     def backing_path(self) -> str | None:
         """The absolute path or URL of its backing file; None if it has none, or the path is unknown."""
         found = first_of(self.references, ReferenceKind.BACKING)
         return None if found is None else found.location
-
-    @property
-    def backing_format(self) -> str | None:
-        """The format of the backing file in its header."""
-        found = first_of(self.references, ReferenceKind.BACKING)
-        return None if found is None else found.format
-
-    @property
-    def data_file(self) -> str | None:
-        """The name of the external data file in its header (qcow2)."""
-        return name_of(self.references, ReferenceKind.DATA) if self.references else None
 
     @property
     def identity(self) -> tuple[int | str, int] | None:

@@ -42,22 +42,6 @@ class Snapshot:
     :param folder: the resolved place of the pool's folder, if it is known.
     """
 
-    __slots__ = (
-        "_late",
-        "_merged",
-        "_referring",
-        "_unsettled",
-        "_volumes",
-        "allocation",
-        "available",
-        "capacity",
-        "errors",
-        "folder",
-        "generation",
-        "permissions",
-        "taken_at",
-    )
-
     generation: int
     taken_at: float
     capacity: int
@@ -81,20 +65,21 @@ class Snapshot:
         permissions: Permissions | None = None,
         folder: Place | None = None,
     ) -> None:
-        put = object.__setattr__
-        put(self, "_merged", {} if by_name is None else by_name)
-        put(self, "_late", _NOTHING_LATE)
-        put(self, "_volumes", None)
-        put(self, "_referring", None)
-        put(self, "generation", generation)
-        put(self, "taken_at", taken_at)
-        put(self, "capacity", capacity)
-        put(self, "allocation", allocation)
-        put(self, "available", available)
-        put(self, "errors", errors)
-        put(self, "_unsettled", unsettled)
-        put(self, "permissions", permissions)
-        put(self, "folder", folder)
+        vars(self).update(
+            _merged={} if by_name is None else by_name,
+            _late=_NOTHING_LATE,
+            _volumes=None,
+            _referring=None,
+            _unsettled=unsettled,
+            generation=generation,
+            taken_at=taken_at,
+            capacity=capacity,
+            allocation=allocation,
+            available=available,
+            errors=errors,
+            permissions=permissions,
+            folder=folder,
+        )
 
     # Changes of single volumes are merged when the whole is needed: else a thousand volumes made one after the other
     # would cost a thousand copies of all records. (Any thread may merge; all get the same result.)
@@ -120,7 +105,7 @@ class Snapshot:
             merged = {name: info for name, info in {**merged, **late}.items() if info is not None}
             if grown:
                 merged = {name: merged[name] for name in sorted(merged)}
-            object.__setattr__(self, "_merged", merged)
+            vars(self)["_merged"] = merged
         return merged
 
     @property
@@ -130,7 +115,7 @@ class Snapshot:
         if unsettled is None:
             # a volume that was read on its own may have changed again without showing it in its times
             unsettled = self._late[1] | {name for name, info in self._late[2].items() if info is not None}
-            object.__setattr__(self, "_unsettled", unsettled)
+            vars(self)["_unsettled"] = unsettled
         return unsettled
 
     @property
@@ -139,7 +124,7 @@ class Snapshot:
         volumes = self._volumes
         if volumes is None:
             volumes = tuple(self._by_name.values())
-            object.__setattr__(self, "_volumes", volumes)
+            vars(self)["_volumes"] = volumes
         return volumes
 
     @property
@@ -148,7 +133,7 @@ class Snapshot:
         referring = self._referring
         if referring is None:
             referring = tuple(one for one in self._by_name.values() if one.references)
-            object.__setattr__(self, "_referring", referring)
+            vars(self)["_referring"] = referring
         return referring
 
     @property
@@ -172,12 +157,7 @@ class Snapshot:
 
     def numbered(self, generation: int) -> Snapshot:
         """Return this snapshot with another generation number."""
-        twin = self._twin(self.errors, generation)
-        put = object.__setattr__
-        put(twin, "_merged", self._merged)
-        put(twin, "_unsettled", self._unsettled)
-        put(twin, "_late", self._late)
-        return twin
+        return self._but(generation=generation)
 
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
         """Return a snapshot in which each name of ``patch`` has this record, is this error, or is gone (None)."""
@@ -189,24 +169,21 @@ class Snapshot:
         if self._merged is not None or len(late) >= MOST_LATE:
             before, unsettled, late = self._by_name, self.unsettled, {}
         late = {**late, **{name: item if isinstance(item, VolumeInfo) else None for name, item in patch.items()}}
-        twin = self._twin(errors, generation)
-        put = object.__setattr__
-        put(twin, "_merged", None)
-        put(twin, "_unsettled", None)
-        put(twin, "_late", (before, unsettled, late))
-        return twin
-
-    def _twin(self, errors: tuple[EntryError, ...], generation: int) -> Snapshot:
-        return Snapshot(
-            generation=generation,
-            taken_at=self.taken_at,
-            capacity=self.capacity,
-            allocation=self.allocation,
-            available=self.available,
+        return self._but(
             errors=errors,
-            permissions=self.permissions,
-            folder=self.folder,
+            generation=generation,
+            _merged=None,
+            _unsettled=None,
+            _volumes=None,
+            _referring=None,
+            _late=(before, unsettled, late),
         )
+
+    def _but(self, **changes: Any) -> Snapshot:
+        """Return a copy with other attributes."""
+        other = object.__new__(Snapshot)
+        vars(other).update({**vars(self), **changes})
+        return other
 
     def changes_since(self, previous: Snapshot) -> Changes:
         """Return the changes from ``previous`` to this snapshot."""

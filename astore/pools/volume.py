@@ -124,7 +124,7 @@ class Volume:
 
     def to_xml(self) -> str:
         """Return libvirt's ``<volume>`` document."""
-        from astore.xml import volume_info_to_xml
+        from astore.xml.volume import volume_info_to_xml
 
         info = self.info
         backing = first_of(info.references, ReferenceKind.BACKING)

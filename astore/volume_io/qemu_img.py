@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TypeVar, cast
 
 from astore.backend import CommandResult, Lane, Limits, QemuNode
 from astore.commands import LaneCommandRunner
 from astore.errors import CommandError, DefinitionError
 from astore.images import formats
+from astore.lanes.own_thread import on_own_thread
 from astore.model import VolumeDef, VolumeType
 
 T = TypeVar("T")
@@ -183,21 +180,7 @@ class _OwnThread:
     """
 
     async def run(self, func: Callable[[], T], *, timeout: float) -> T:
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        done: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                done.set_result(func())
-            except Exception as error:
-                done.set_exception(error)
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(ended.set)
-
-        threading.Thread(target=work, name="astore-program", daemon=True).start()
-        await ended.wait()
-        return done.result()
+        return await on_own_thread(func, name="astore-program")
 
 
 def is_served(node: QemuNode | None) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from astore.deferred import lazily
 
 if TYPE_CHECKING:
-    from astore.xml.documents import DiscoveredSources, capabilities_to_xml, host_from_xml, sources_to_xml
+    from astore.xml.documents import DiscoveredSources, capabilities_to_xml, host_from_xml
     from astore.xml.pool import pool_from_xml
     from astore.xml.pool_source import POOL_TYPES
     from astore.xml.pool_writing import pool_to_xml
@@ -26,7 +26,6 @@ __all__ = [
     "parse_size",
     "pool_from_xml",
     "pool_to_xml",
-    "sources_to_xml",
     "volume_def_to_xml",
     "volume_from_xml",
     "volume_info_to_xml",

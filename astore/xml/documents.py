@@ -74,15 +74,10 @@ class DiscoveredSources(tuple[DiscoveredSource, ...]):
 
     def to_xml(self) -> str:
         """Write ``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
-        return sources_to_xml(self)
-
-
-def sources_to_xml(sources: Iterable[DiscoveredSource]) -> str:
-    """Write ``<sources>``, as ``virsh find-storage-pool-sources`` prints it."""
-    root = etree.Element("sources")
-    for found in sources:
-        add_source(root, found.source)
-    return render(root)
+        root = etree.Element("sources")
+        for found in self:
+            add_source(root, found.source)
+        return render(root)
 
 
 def host_from_xml(text: str | bytes, type: str) -> Host:

@@ -20,12 +20,11 @@ from astore.xml.reading import (
     Element,
     all_of,
     attribute,
-    child,
-    choice,
     parse,
     permissions_of,
     string_of,
     uuid_of,
+    word_at,
     wrong,
     yes_no,
 )
@@ -63,19 +62,11 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
         source=source,
         target=_target(root, type_, source),
         features_cow=cow,
-        refresh_allocation=_choice(root, "./refresh/volume", "allocation", ("default", "capacity")),
+        refresh_allocation=word_at(root, "./refresh/volume", "allocation", "allocation", ("default", "capacity")),
         mount_options=options,
         config_options=config,
         foreign=foreign,
         allowed_options=allowed,
-    )
-
-
-def _choice(root: Element, path: str, name: str, choices: tuple[str, ...]) -> str | None:
-    """Return an attribute of the element at a path, which must be one of some words."""
-    value = string_of(root, f"{path}/@{name}")
-    return (
-        None if value is None else choice(all_of(root, path)[0], value, name, choices, LibvirtCode.CONFIG_UNSUPPORTED)
     )
 
 
@@ -97,7 +88,7 @@ def _target(root: Element, type_: str, source: Source) -> Target:
         path = normal_path(f"/dev/zvol/{source.name}")
     elif path is None:
         if type_ in POOL_TYPES:
-            element = child(root, "target")
+            element = root.find("target")
             raise wrong(element if element is not None else root, f"a {type_} pool needs a target path")
     elif type_ in ("dir", "netfs"):
         path = _at(all_of(root, "./target/path")[0], check_path, path)
@@ -119,16 +110,14 @@ def _namespaced(
         if not isinstance(element.tag, str) or not element.tag.startswith("{"):
             continue
         if element.tag == f"{{{FS_NAMESPACE}}}mount_opts" and mounted:
-            for option in element.findall(f"{{{FS_NAMESPACE}}}option"):
-                value = attribute(option, "name", required=True) or ""
-                options.append(_at(option, check_mount_option, value))
+            given = element.findall(f"{{{FS_NAMESPACE}}}option")
+            options.extend(_at(option, check_mount_option, attribute(option, "name")) for option in given)
         elif element.tag == f"{{{ASTORE_NAMESPACE}}}mount_opts" and mounted:
             for option in element.findall(f"{{{ASTORE_NAMESPACE}}}allow"):
-                allowed[_at(option, check_allowed_option, attribute(option, "name", required=True) or "")] = None
+                allowed[_at(option, check_allowed_option, attribute(option, "name"))] = None
         elif element.tag == f"{{{RBD_NAMESPACE}}}config_opts" and (type_ == "rbd" or type_ not in POOL_TYPES):
-            for option in element.findall(f"{{{RBD_NAMESPACE}}}option"):
-                key = attribute(option, "name", required=True) or ""
-                config.append((key, attribute(option, "value", required=True) or ""))
+            given = element.findall(f"{{{RBD_NAMESPACE}}}option")
+            config.extend((attribute(option, "name"), attribute(option, "value")) for option in given)
         else:
             foreign.append(_alone(element))
     return tuple(options), tuple(config), tuple(foreign), tuple(allowed)

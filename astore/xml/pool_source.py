@@ -17,12 +17,11 @@ from astore.xml.reading import (
     Element,
     all_of,
     attribute,
-    child,
     choice,
     integer,
     safe,
+    secret_of,
     string_of,
-    uuid_of,
     wrong,
     yes_no,
 )
@@ -87,7 +86,7 @@ def source_of(root: Element, type_: str) -> Source:
 
     :raises DefinitionError: a part is invalid or missing.
     """
-    element = child(root, "source")
+    element = root.find("source")
     if element is None or not len(element):  # as of a dir pool
         source = Source(format=DEFAULT_FORMATS.get(type_))
     else:
@@ -97,11 +96,11 @@ def source_of(root: Element, type_: str) -> Source:
             hosts=tuple(read_host(host) for host in all_of(element, "./host")),
             devices=tuple(_device(device) for device in all_of(element, "./device")),
             directory=None if directory is None else normal_path(directory),
-            adapter=_adapter(child(element, "adapter")),
+            adapter=_adapter(element.find("adapter")),
             name=string_of(element, "./name"),
             initiator=string_of(element, "./initiator/iqn/@name"),
             format=format_,
-            auth=_auth(child(element, "auth")),
+            auth=_auth(element.find("auth")),
             protocol_version=_protocol(element, type_, format_),
             vendor=string_of(element, "./vendor/@name"),
             product=string_of(element, "./product/@name"),
@@ -147,7 +146,7 @@ def read_format(element: Element, type_: str) -> str | None:
     format_ = string_of(element, "./format/@type")
     if type_ not in FORMATS:
         return format_
-    place = child(element, "format")
+    place = element.find("format")
     place = element if place is None else place
     return choice(place, format_, "format", FORMATS[type_], _UNSUPPORTED) or DEFAULT_FORMATS[type_]
 
@@ -165,7 +164,7 @@ def _protocol(source: Element, type_: str, format_: str | None) -> str | None:
     version = string_of(source, "./protocol/@ver")
     if version is None:
         return None
-    element = child(source, "protocol")
+    element = source.find("protocol")
     assert element is not None
     # libvirt compares the formats' numbers: nfs and auto for netfs, the first two for other types
     if type_ in FORMATS and format_ not in FORMATS[type_][:2]:
@@ -181,8 +180,8 @@ def _device(element: Element) -> Device:
         raise wrong(element, "it has no attribute 'path'")
     extents = tuple(
         FreeExtent(
-            integer(extent, attribute(extent, "start", required=True), "start"),
-            integer(extent, attribute(extent, "end", required=True), "end"),
+            integer(extent, attribute(extent, "start"), "start"),
+            integer(extent, attribute(extent, "end"), "end"),
         )
         for extent in element.findall("freeExtent")
     )
@@ -197,7 +196,7 @@ def _adapter(element: Element | None) -> Adapter | None:
         # an adapter without a type is a scsi_host, of which only the name may be given
         if any(element.get(other) is not None for other in ("wwnn", "wwpn", "parent")):
             raise wrong(element, "an adapter with wwnn, wwpn or parent must have the type fc_host")
-        if child(element, "parentaddr") is not None:
+        if element.find("parentaddr") is not None:
             raise wrong(element, "an adapter with a parentaddr must have the type scsi_host")
         return None if name is None else Adapter("scsi_host", name)
     choice(element, type_, "adapter type", ("scsi_host", "fc_host"))
@@ -212,7 +211,7 @@ def _adapter(element: Element | None) -> Adapter | None:
             wwnn=element.get("wwnn"),
             wwpn=element.get("wwpn"),
         )
-    parent = child(element, "parentaddr")
+    parent = element.find("parentaddr")
     if parent is None:
         return Adapter(type_, name)
     found = all_of(element, "./parentaddr/address")
@@ -264,16 +263,7 @@ def _auth(element: Element | None) -> Auth | None:
     if type_ is None:
         raise wrong(element, "it has no attribute 'type'", _UNSUPPORTED)
     choice(element, type_, "type", ("chap", "ceph"), _UNSUPPORTED)
-    secret = child(element, "secret")
+    secret = element.find("secret")
     if secret is None:
         raise wrong(element, "it has no <secret>")
-    uuid, usage = secret.get("uuid"), secret.get("usage")
-    if (uuid is None) == (usage is None):
-        raise wrong(secret, "a secret is named by its uuid or its usage, one of them")
-    return Auth(
-        type=type_,
-        username=username,
-        secret_uuid=None if uuid is None else uuid_of(secret, uuid),
-        secret_usage=usage,
-        secret_type=secret.get("type"),
-    )
+    return Auth(type_, username, *secret_of(secret), secret.get("type"))

@@ -8,7 +8,7 @@ from astore.errors import DefinitionError
 from astore.model import Adapter, PoolDef, PoolInfo, Source
 from astore.xml.pool_source import NO_TARGET
 from astore.xml.reading import ASTORE_NAMESPACE, FS_NAMESPACE, RBD_NAMESPACE, Element, safe
-from astore.xml.writing import add, add_permissions, render
+from astore.xml.writing import add, add_given, add_permissions, render
 
 
 def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
@@ -23,19 +23,16 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
     root = etree.Element("pool", nsmap=spaces)
     root.set("type", safe(definition.type))
     add(root, "name", definition.name)
-    if definition.uuid is not None:
-        add(root, "uuid", definition.uuid)
-    add(root, "capacity", info.capacity if info else 0, unit="bytes")
-    add(root, "allocation", info.allocation if info else 0, unit="bytes")
-    add(root, "available", info.available if info else 0, unit="bytes")
+    add_given(root, "uuid", definition.uuid)
+    for name in ("capacity", "allocation", "available"):
+        add(root, name, getattr(info, name) if info else 0, unit="bytes")
     if definition.features_cow is not None:
-        add(add(root, "features"), "cow", state="yes" if definition.features_cow else "no")
+        add(add(root, "features"), "cow", state=definition.features_cow)
     add_source(root, definition.source)
     target = definition.target
     if definition.type not in NO_TARGET and (target.path is not None or target.permissions is not None):
         element = add(root, "target")
-        if target.path is not None:
-            add(element, "path", target.path)
+        add_given(element, "path", target.path)
         add_permissions(element, target.permissions)
     if definition.refresh_allocation is not None:
         add(add(root, "refresh"), "volume", allocation=definition.refresh_allocation)
@@ -65,51 +62,28 @@ def add_source(root: Element, source: Source) -> None:
     for host in source.hosts:
         add(element, "host", name=host.name, port=host.port)
     for device in source.devices:
-        separator = None if device.part_separator is None else "yes" if device.part_separator else "no"
-        inner = add(element, "device", path=device.path, part_separator=separator)
+        inner = add(element, "device", path=device.path, part_separator=device.part_separator)
         for extent in device.free_extents:
             add(inner, "freeExtent", start=extent.start, end=extent.end)
-    if source.directory is not None:
-        add(element, "dir", path=source.directory)
+    add_given(element, "dir", path=source.directory)
     if source.adapter is not None:
         _add_adapter(element, source.adapter)
-    if source.name is not None:
-        add(element, "name", source.name)
+    add_given(element, "name", source.name)
     if source.initiator is not None:
         add(add(element, "initiator"), "iqn", name=source.initiator)
-    if source.format is not None:
-        add(element, "format", type=source.format)
+    add_given(element, "format", type=source.format)
     if source.auth is not None:
-        auth = add(element, "auth", type=source.auth.type, username=source.auth.username)
-        add(
-            auth,
-            "secret",
-            type=source.auth.secret_type,
-            uuid=source.auth.secret_uuid,
-            usage=source.auth.secret_usage,
-        )
-    if source.protocol_version is not None:
-        add(element, "protocol", ver=source.protocol_version)
-    if source.vendor is not None:
-        add(element, "vendor", name=source.vendor)
-    if source.product is not None:
-        add(element, "product", name=source.product)
+        auth = source.auth
+        inner = add(element, "auth", type=auth.type, username=auth.username)
+        add(inner, "secret", type=auth.secret_type, uuid=auth.secret_uuid, usage=auth.secret_usage)
+    add_given(element, "protocol", ver=source.protocol_version)
+    add_given(element, "vendor", name=source.vendor)
+    add_given(element, "product", name=source.product)
 
 
 def _add_adapter(parent: Element, adapter: Adapter) -> None:
-    element = add(
-        parent,
-        "adapter",
-        type=adapter.type,
-        name=adapter.name,
-        parent=adapter.parent,
-        parent_wwnn=adapter.parent_wwnn,
-        parent_wwpn=adapter.parent_wwpn,
-        parent_fabric_wwn=adapter.parent_fabric_wwn,
-        managed=None if adapter.managed is None else "yes" if adapter.managed else "no",
-        wwnn=adapter.wwnn,
-        wwpn=adapter.wwpn,
-    )
+    names = ("type", "name", "parent", "parent_wwnn", "parent_wwpn", "parent_fabric_wwn", "managed", "wwnn", "wwpn")
+    element = add(parent, "adapter", **{name: getattr(adapter, name) for name in names})
     if adapter.parent_address is not None:
         inner = add(element, "parentaddr", unique_id=adapter.unique_id)
         address = adapter.parent_address

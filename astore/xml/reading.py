@@ -38,6 +38,19 @@ _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
 
 
+def hardened_parser() -> etree.XMLParser:
+    """Return a parser for hostile XML: no DTD, entities or network, and neither comments nor processing instructions."""
+    return etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        dtd_validation=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+
+
 def parse(text: str | bytes, root: str) -> Element:
     """Return the root element of a document, which must have this name.
 
@@ -55,17 +68,8 @@ def parse(text: str | bytes, root: str) -> Element:
         raise DefinitionError("a document type or an entity is not allowed", line=line)
     if text.replace(b"\0", b"").count(b"xmlns") > MOST_NAMESPACES:  # without NUL: so that UTF-16 counts too
         raise DefinitionError(f"more than {MOST_NAMESPACES} declarations of namespaces")
-    parser = etree.XMLParser(
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        dtd_validation=False,
-        huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
-    )
     try:
-        element = etree.fromstring(text, parser)
+        element = etree.fromstring(text, hardened_parser())
     except etree.XMLSyntaxError as error:
         why = re.sub(_PLACE, "", printable(error.msg or str(error)))  # the error has the line already
         raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
@@ -106,23 +110,6 @@ def wrong(element: Element, message: str, libvirt_code: LibvirtCode | None = Non
     return DefinitionError(message, line=line_of(element), element=_name(element), libvirt_code=libvirt_code)
 
 
-def child(element: Element | None, *path: str) -> Element | None:
-    """Return the first descendant along a path of names."""
-    for name in path:
-        if element is None:
-            return None
-        element = element.find(name)
-    return element
-
-
-def text_of(element: Element | None, *path: str) -> str | None:
-    """Return the text of a descendant, like XPath's string(); None if it is absent or empty."""
-    found = child(element, *path)
-    if found is None:
-        return None
-    return "".join(str(part) for part in found.itertext()) or None
-
-
 @cache
 def _xpath(path: str) -> etree.XPath:
     return etree.XPath(path, namespaces=NAMESPACES, smart_strings=False)
@@ -141,14 +128,12 @@ def all_of(element: Element, path: str) -> list[Element]:
     return cast("list[Element]", _xpath(path)(element))
 
 
-def attribute(element: Element | None, name: str, *, required: bool = False) -> str | None:
-    """Return an attribute; None if it is absent or empty."""
-    if element is None:
-        return None
+def attribute(element: Element, name: str) -> str:
+    """Return an attribute, which must not be absent or empty."""
     value = element.get(name)
-    if not value and required:
+    if not value:
         raise wrong(element, f"it has no attribute {name!r}")
-    return value or None
+    return value
 
 
 def integer(
@@ -186,6 +171,22 @@ def choice(
     if value is not None and value not in choices:
         raise wrong(element, f"{what} {printable(value)!r} is none of {', '.join(choices)}", libvirt_code)
     return value
+
+
+def word_at(root: Element, path: str, name: str, what: str, choices: tuple[str, ...]) -> str | None:
+    """Return the first attribute ``name`` at an XPath, which must be one of some words; None if it is absent or empty."""
+    value = string_of(root, f"{path}/@{name}")
+    if value is None:
+        return None
+    return choice(all_of(root, f"{path}[@{name}]")[0], value, what, choices, LibvirtCode.CONFIG_UNSUPPORTED)
+
+
+def secret_of(secret: Element) -> tuple[str | None, str | None]:
+    """Read what names a ``<secret>``: its uuid or its usage."""
+    uuid, usage = secret.get("uuid"), secret.get("usage")
+    if (uuid is None) == (usage is None):
+        raise wrong(secret, "a secret is named by its uuid or its usage, one of them")
+    return None if uuid is None else uuid_of(secret, uuid), usage
 
 
 def uuid_of(element: Element, text: str) -> str:
@@ -232,13 +233,6 @@ def parse_size(text: str, unit: str | None = None, *, element: Element | None = 
     return size
 
 
-def size_of(element: Element | None) -> int | None:
-    """Read the size of an element with a ``unit``."""
-    if element is None:
-        return None
-    return parse_size(text_of(element) or "", element.get("unit"), element=element)
-
-
 def permissions_of(element: Element | None) -> Permissions | None:
     """Read ``<permissions>``: mode octal up to 0777, owner and group whole numbers, -1 for unset; None if it is empty."""
     if element is None:
@@ -251,7 +245,7 @@ def permissions_of(element: Element | None) -> Permissions | None:
 
 
 def _id_of(element: Element, name: str) -> int | None:
-    if child(element, name) is None:
+    if element.find(name) is None:
         return None
     number = integer(element, string_of(element, f"./{name}"), name, least=-1, most=(1 << 32) - 1)
     return None if number in (-1, (1 << 32) - 1) else number

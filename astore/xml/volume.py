@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 
 from lxml import etree
 
@@ -21,11 +20,12 @@ from astore.xml.reading import (
     parse,
     parse_size,
     permissions_of,
+    secret_of,
     string_of,
-    uuid_of,
+    word_at,
     wrong,
 )
-from astore.xml.writing import add, add_permissions, render
+from astore.xml.writing import add, add_given, add_permissions, render
 
 VOLUME_FORMATS = tuple(word for word in FILE_FORMATS if word != "none")
 """The formats that a new volume may have; a LUKS volume is ``raw`` with an ``<encryption>``."""
@@ -98,10 +98,7 @@ def _size(root: Element, path: str, most: int = LARGEST_SIZE) -> int | None:
 
 
 def _format(root: Element, parent: str) -> str | None:
-    value = string_of(root, f"./{parent}/format/@type")
-    if value is None:
-        return None
-    return choice(all_of(root, f"./{parent}/format[@type]")[0], value, "format", VOLUME_FORMATS, _UNSUPPORTED)
+    return word_at(root, f"./{parent}/format", "type", "format", VOLUME_FORMATS)
 
 
 def _permissions(root: Element, parent: str) -> Permissions | None:
@@ -215,10 +212,7 @@ def _secret(encryption: Element) -> tuple[str | None, str | None]:
         if not element.get("type"):
             raise wrong(element, "it has no attribute 'type'")
         choice(element, element.get("type"), "type", ("passphrase",), _UNSUPPORTED)
-        uuid, usage = element.get("uuid"), element.get("usage")
-        if (uuid is None) == (usage is None):
-            raise wrong(element, "a secret is named by its uuid or by its usage")
-        return None if uuid is None else uuid_of(element, uuid), usage
+        return secret_of(element)
     return None, None
 
 
@@ -238,14 +232,12 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
     if definition.allocation is not None:
         add(root, "allocation", definition.allocation, unit="bytes")
     target = add(root, "target")
-    if definition.format is not None:
-        add(target, "format", type=definition.format)
+    add_given(target, "format", type=definition.format)
     add_permissions(target, definition.permissions)
     _add_timestamps(target, definition.timestamps)
     if definition.encryption is not None:
         _add_encryption(target, definition.encryption)
-    if definition.compat is not None:
-        add(target, "compat", definition.compat)
+    add_given(target, "compat", definition.compat)
     if definition.nocow:
         add(target, "nocow")
     if definition.cluster_size is not None:
@@ -255,8 +247,7 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
     if definition.backing is not None:
         backing = add(root, "backingStore")
         add(backing, "path", definition.backing.path)
-        if definition.backing.format is not None:
-            add(backing, "format", type=definition.backing.format)
+        add_given(backing, "format", type=definition.backing.format)
         add_permissions(backing, definition.backing.permissions)
         _add_timestamps(backing, definition.backing.timestamps)
     return render(root)
@@ -351,8 +342,5 @@ def _word(format_: str) -> str:
 
 def _add_what_was_found(parent: Element, info: VolumeInfo) -> None:
     """Add a file's permissions, without set-uid and the like, and its times."""
-    permissions = add(parent, "permissions")
-    add(permissions, "mode", f"0{stat.S_IMODE(info.mode) & 0o777:o}")
-    add(permissions, "owner", info.uid)
-    add(permissions, "group", info.gid)
+    add_permissions(parent, Permissions(info.mode & 0o777, info.uid, info.gid))
     _add_timestamps(parent, Timestamps(info.atime_ns, info.mtime_ns, info.ctime_ns))

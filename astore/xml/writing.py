@@ -9,14 +9,21 @@ from astore.xml.reading import Element, safe
 
 
 def add(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> Element:
-    """Append an element; attributes that are None are omitted."""
+    """Append an element; attributes that are None are omitted, and bools become ``yes`` and ``no``."""
     element = etree.SubElement(parent, tag)
     for name, value in attributes.items():
         if value is not None:
-            element.set(name, safe(str(value)))
+            word = value if not isinstance(value, bool) else "yes" if value else "no"
+            element.set(name, safe(str(word)))
     if text is not None:
         element.text = safe(str(text))
     return element
+
+
+def add_given(parent: Element, tag: str, text: object | None = None, /, **attributes: object | None) -> None:
+    """Append an element, unless its text and all its attributes are None."""
+    if text is not None or any(value is not None for value in attributes.values()):
+        add(parent, tag, text, **attributes)
 
 
 def add_permissions(parent: Element, permissions: Permissions | None) -> None:
@@ -26,12 +33,9 @@ def add_permissions(parent: Element, permissions: Permissions | None) -> None:
     element = add(parent, "permissions")
     if permissions.mode is not None:
         add(element, "mode", f"0{permissions.mode:o}")
-    if permissions.owner is not None:
-        add(element, "owner", permissions.owner)
-    if permissions.group is not None:
-        add(element, "group", permissions.group)
-    if permissions.label is not None:
-        add(element, "label", permissions.label)
+    add_given(element, "owner", permissions.owner)
+    add_given(element, "group", permissions.group)
+    add_given(element, "label", permissions.label)
 
 
 def render(element: Element) -> str:

@@ -17,7 +17,7 @@ from differential.oracle import LibvirtRefusedError, Oracle
 
 import astore
 from astore import LibvirtCode, Manager
-from astore.xml import sources_to_xml
+from astore.xml.documents import DiscoveredSources
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -66,7 +66,7 @@ async def test_the_same_sources(oracle: Oracle, gluster: GlusterBed, manager: Ma
                 counting("discovery").came_out("the same sources")
             again = await manager.discover(type_, gluster.host, port=24007)
             assert again == found
-            assert sources_to_xml(again) == found.to_xml()
+            assert DiscoveredSources(again).to_xml() == found.to_xml()
         definition = astore.PoolDef(
             type="gluster", name="p", source=(await manager.discover("gluster", spec=spec))[0].source
         )

@@ -54,7 +54,7 @@ class CountedGfapi:
     def load(self) -> Gfapi:
         """The library, counted here."""
         gfapi = copy.copy(libgfapi.load())
-        for name in (*libgfapi.DECLARATIONS, *libgfapi.MEMORY_DECLARATIONS):
+        for name in libgfapi.DECLARATIONS:
             setattr(gfapi, name, self._counted(name, getattr(gfapi, name)))
         return gfapi
 

@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -18,21 +17,10 @@ from astore.errors import BackendLoadError
 from astore_gluster.servers import Server
 from astore_gluster.volume import connection as connection_module
 from astore_gluster.volume.connection import ConnectionCache, Key
+from tests.gluster.caches import counts, until
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import Fake
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def counts(cache: ConnectionCache) -> tuple[int, int, int, int]:
-    found = cache.statistics()
-    return found["open"], found["idle"], found["opening"], found["closing"]
 
 
 def test_shared(fake: Fake, make: Callable[..., ConnectionCache], key: Callable[..., Key]) -> None:

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,21 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from astore_gluster.volume.connection import Connection, ConnectionCache, Key
+from tests.gluster.caches import counts, until
 
 if TYPE_CHECKING:
     from tests.gluster.conftest import Fake
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def counts(cache: ConnectionCache) -> tuple[int, int, int, int]:
-    found = cache.statistics()
-    return found["open"], found["idle"], found["opening"], found["closing"]
 
 
 def test_bounds(fake: Fake, make: Callable[..., ConnectionCache], key: Callable[..., Key]) -> None:

@@ -21,7 +21,7 @@ from astore_gluster.layout import (
     decode_statvfs,
     stat_layout,
 )
-from astore_gluster.libgfapi import DECLARATIONS, MEMORY_DECLARATIONS
+from astore_gluster.libgfapi import DECLARATIONS
 
 HEADERS = Path("/usr/include/glusterfs/api")
 
@@ -166,7 +166,7 @@ def _prototypes() -> dict[str, tuple[str, tuple[str, ...], str]]:
             r"([\w \t*]+?)\s*\n?\s*\bglfs_(\w+)\s*\(([^()]*)\)\s*__THROW\s*GFAPI_PUBLIC\(\w+,\s*([\d.]+)\)", text
         ):
             result, function, arguments, version = match.groups()
-            if function in DECLARATIONS or function in MEMORY_DECLARATIONS:
+            if function in DECLARATIONS:
                 found[function] = _kind(result.strip()), tuple(map(_kind, arguments.split(","))), version
     return found
 
@@ -177,6 +177,6 @@ def test_declarations_are_those_of_the_headers() -> None:
     assert HEADERS.is_dir(), "Debian package libglusterfs-dev"
     ours = {
         name: (_OURS[result], tuple(_OURS[argument] for argument in arguments), version)
-        for name, (version, result, arguments) in {**DECLARATIONS, **MEMORY_DECLARATIONS}.items()
+        for name, (version, result, arguments, _) in DECLARATIONS.items()
     }
     assert ours == _prototypes()

@@ -19,9 +19,7 @@ import pytest
 from astore.errors import BackendLoadError
 from astore_gluster import libgfapi
 from astore_gluster.layout import stat_layout
-from astore_gluster.libgfapi import DECLARATIONS, MEMORY_DECLARATIONS, Gfapi, failure, scratch
-
-ALL = {**DECLARATIONS, **MEMORY_DECLARATIONS}
+from astore_gluster.libgfapi import DECLARATIONS, Declaration, Gfapi, failure, scratch
 
 
 class Library:
@@ -33,27 +31,26 @@ class Library:
 
 
 def without_binding(monkeypatch: pytest.MonkeyPatch) -> None:
-    for bind in ("_waiting", "_quick"):
-        monkeypatch.setattr(libgfapi, bind, lambda library, symbol, result, arguments: symbol)
+    monkeypatch.setattr(Declaration, "bind", lambda self, library, symbol: symbol)
 
 
 def test_every_function_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is declared is what the class says it has, under the names of the headers."""
     without_binding(monkeypatch)
-    gfapi = Gfapi(Library(*(f"glfs_{name}" for name in ALL)), stat_layout("x86_64"))  # type: ignore[arg-type]
-    assert {name: getattr(gfapi, name) for name in ALL} == {name: f"glfs_{name}" for name in ALL}
-    assert set(Gfapi.__annotations__) == set(ALL)
+    gfapi = Gfapi(Library(*(f"glfs_{name}" for name in DECLARATIONS)), stat_layout("x86_64"))  # type: ignore[arg-type]
+    assert {name: getattr(gfapi, name) for name in DECLARATIONS} == {name: f"glfs_{name}" for name in DECLARATIONS}
+    assert set(Gfapi.__annotations__) == set(DECLARATIONS)
 
 
 @pytest.mark.parametrize("missing", ["copy_file_range", "xreaddirplus_r", "free", "new"])
 def test_too_old(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     """A library that lacks one function is refused by naming it, its version and the oldest that will do."""
     without_binding(monkeypatch)
-    library: Any = Library(*(f"glfs_{name}" for name in ALL if name != missing))
+    library: Any = Library(*(f"glfs_{name}" for name in DECLARATIONS if name != missing))
     with pytest.raises(BackendLoadError) as caught:
         Gfapi(library, stat_layout("x86_64"))
     assert f"libgfapi has no glfs_{missing}" in str(caught.value)
-    assert ALL[missing][0] in str(caught.value)
+    assert DECLARATIONS[missing].version in str(caught.value)
     assert "6.0 or later" in str(caught.value)
     assert caught.value.type == "gluster"
 

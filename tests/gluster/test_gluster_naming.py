@@ -123,20 +123,20 @@ async def test_hosts_of_one_volume(manager: Manager, shown: FakeBackend, uri: st
 
 
 URIS = [
-    ("gluster://h/v/p/a", GlusterLocation("v", "p/a", "tcp", "h", None, None)),
-    ("gluster://Host.Example/v/a", GlusterLocation("v", "a", "tcp", "Host.Example", None, None)),
-    ("gluster+tcp://h:24007/v/a%20b", GlusterLocation("v", "a b", "tcp", "h", 24007, None)),
-    ("gluster+rdma://[fe80::1]:1/v/a", GlusterLocation("v", "a", "rdma", "fe80::1", 1, None)),
-    ("gluster+unix:///v/a?socket=/run/x%20y", GlusterLocation("v", "a", "unix", None, None, "/run/x y")),
-    ("gluster:///v/a", GlusterLocation("v", "a")),
-    ("gluster://h//v//p//a", GlusterLocation("v", "p//a", "tcp", "h", None, None)),
-    ("gluster://h/v/a%2Fb%3F", GlusterLocation("v", "a/b?", "tcp", "h", None, None)),
+    ("gluster://h/v/p/a", GlusterLocation("v", "h", ("p", "a"))),
+    ("gluster://Host.Example/v/a", GlusterLocation("v", "Host.Example", ("a",))),
+    ("gluster+tcp://h:24007/v/a%20b", GlusterLocation("v", "h", ("a b",))),
+    ("gluster+rdma://[fe80::1]:1/v/a", GlusterLocation("v", "fe80::1", ("a",))),
+    ("gluster+unix:///v/a?socket=/run/x%20y", GlusterLocation("v", "/run/x y", ("a",))),
+    ("gluster:///v/a", GlusterLocation("v", "", ("a",))),
+    ("gluster://h//v//p//a", GlusterLocation("v", "h", ("p", "a"))),
+    ("gluster://h/v/a%2Fb%3F", GlusterLocation("v", "h", ("a", "b?"))),
 ]
 
 
 @pytest.mark.parametrize(("uri", "expected"), URIS)
 def test_gluster_uris(uri: str, expected: GlusterLocation) -> None:
-    """Host, port, volume, path and socket are told apart."""
+    """Volume, host or socket, and path are told apart."""
     assert parse_uri(uri) == expected
 
 
@@ -159,4 +159,4 @@ def test_any_gluster_uri(rest: str) -> None:
     """Whatever follows, a location or None comes out."""
     for start in ("gluster://", "gluster+unix:///v/p?socket=", "gluster://h:1/v/"):
         found = parse_uri(start + rest)
-        assert found is None or (found.volume and found.path)
+        assert found is None or found.volume

@@ -8,7 +8,18 @@ import uuid
 
 from image_heads import VALID, qcow2, vpc
 
+from astore.images import probe
+from astore.images.vhdx import Reader
+from astore.model import ImageInfo
+
 HEAD = 4096
+
+
+def probed(head: bytes, read: Reader | None = None) -> ImageInfo:
+    """What is said of a header that is recognised."""
+    info = probe(head, read)
+    assert info is not None
+    return info
 
 
 def split_vmdk(

@@ -20,6 +20,7 @@ from images.more_heads import (
     cloop,
     differencing_vhd,
     luks2,
+    probed,
     split_vmdk,
     vhdx,
 )
@@ -54,7 +55,7 @@ def test_names_of_formats() -> None:
     assert [one.name for one in FORMATS if is_raw(one.name)] == ["raw", "iso"]
     assert is_raw(None)
     assert not is_raw("unheard")
-    assert format_of("unheard") is None
+    assert format_of("unheard").driver is None
     assert WRITTEN == ("vpc", "vdi", "qcow", "qcow2", "qed", "vmdk", "luks")
 
 
@@ -83,12 +84,10 @@ def test_drivers_are_qemus() -> None:
 def test_headers_without_references(name: str) -> None:
     """A header without references is the same but for the backing file."""
     head = (VALID | MORE)[name]
-    info = probe(head)
-    assert info is not None
+    info = probed(head)
     bare = without_references(info.format, head)
     assert len(bare) == len(head)
-    left = probe(bare)
-    assert left is not None
+    left = probed(bare)
     kept = info.format in ("cow", "vpc")
     assert left.references == tuple(one for one in info.references if kept or one.kind is not ReferenceKind.BACKING)
     assert (left.capacity, left.cluster_size, left.features) == (info.capacity, info.cluster_size, info.features)
@@ -155,8 +154,7 @@ def test_extensions_that_end_at_the_name(tmp_path: Path) -> None:
     whole = bytearray(image.read_bytes())
     whole[72:152] = struct.pack(">II", 0xE2792ACA, 3) + b"raw".ljust(8, b"\0") + name
     whole[8:20] = struct.pack(">QI", 88, len(name))
-    info = probe(bytes(whole[:HEADER_SIZE]))
-    assert info is not None
+    info = probed(bytes(whole[:HEADER_SIZE]))
     assert info.references == (Reference(ReferenceKind.BACKING, name.decode(), "raw"),)
     image.write_bytes(without_references("qcow2", bytes(whole)))
     node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}, "backing": None}
@@ -233,13 +231,11 @@ def test_parents_of_vhd() -> None:
         head.replace(b"cxsparse", b"cysparse"),
         differencing_vhd(""),
     ):
-        info = probe(broken)
-        assert info is not None
+        info = probed(broken)
         assert [one.name for one in info.references] == [untold]
     for name in ("\x1b[2J", "\ud800"):
         raw = name.encode("utf-16-be", "surrogatepass")
-        info = probe(head[:576] + raw.ljust(512, b"\0") + head[1088:])
-        assert info is not None
+        info = probed(head[:576] + raw.ljust(512, b"\0") + head[1088:])
         assert info.backing is None
         assert info.references[0].name == untold
     assert needs_full_header((head[:16] + struct.pack(">Q", 4000) + head[24:]).ljust(HEAD, b"\0"))
@@ -268,11 +264,9 @@ def test_qemus_words_for_formats() -> None:
     """A format is told in libvirt's words, and one that QEMU does not have is doubted."""
     for word, told in ((b"parallels", "ploop"), (b"vpc", "vpc"), (b"raw", "raw")):
         head = VALID["qcow2-3"][:104] + struct.pack(">II", 0xE2792ACA, len(word)) + word.ljust(16, b"\0")
-        info = probe(head + bytes(8) + VALID["qcow2-3"][136:])
-        assert info is not None
+        info = probed(head + bytes(8) + VALID["qcow2-3"][136:])
         assert [(one.format, one.doubt) for one in info.references] == [(told, None)]
-    info = probe(VALID["qcow2-3"].replace(b"qcow2\0", b"ploop\0"))
-    assert info is not None
+    info = probed(VALID["qcow2-3"].replace(b"qcow2\0", b"ploop\0"))
     assert info.references[0].format == "ploop"
     assert info.references[0].doubt == "is said to be of the format 'ploop', which QEMU does not have"
 
@@ -299,8 +293,7 @@ def test_vhdx() -> None:
     assert info == ImageInfo("vhdx", 5 << 20, cluster_size=1 << 25)
     assert len(asked) == 4
     assert sum(length for _, length in asked) <= 8208
-    info = probe(MORE["vhdx"], reader(VHDX))
-    assert info is not None
+    info = probed(MORE["vhdx"], reader(VHDX))
     assert [(one.kind, one.name, one.format) for one in info.references] == [(PARENT, ".\\parent.vhdx", "vhdx")]
     assert info.references[0].doubt == "is the parent of a differencing VHDX, which QEMU does not open"
     asked.clear()
@@ -314,8 +307,7 @@ def test_vhdx_with_many_regions() -> None:
     """A table that goes on behind what is read first is read as far as it goes."""
     pieces = vhdx(extra_regions=300)
     assert len(pieces[REGIONS_AT]) > HEAD
-    info = probe(MORE["vhdx"], reader(pieces))
-    assert info is not None
+    info = probed(MORE["vhdx"], reader(pieces))
     assert info.capacity == 1 << 30
     pieces[REGIONS_AT] = pieces[REGIONS_AT][:5000]
     with pytest.raises(ImageError, match="region table is cut off"):
@@ -339,14 +331,12 @@ def test_malformed_vhdx() -> None:
         with pytest.raises(ImageError, match=words):
             probe(MORE["vhdx"], reader({**good, **changed}))
     for parent in ({}, {"other": "x"}, {"relative_path": ""}, {"relative_path": "\x1b"}):
-        info = probe(MORE["vhdx"], reader(vhdx(parent=parent)))
-        assert info is not None
+        info = probed(MORE["vhdx"], reader(vhdx(parent=parent)))
         assert [one.name for one in info.references] == ["(the parent's name is not in the header)"]
     pieces = vhdx(parent={"relative_path": "x"})
     at = METADATA_AT + (64 << 10)
     for locator in (b"\xff" * 60, b"", bytes(16) + b"\0\0\x09\0" + b"\0\0\0\0\0\0\0\0\3\0\3\0"):
-        info = probe(MORE["vhdx"], reader({**pieces, at: pieces[at][:16] + locator}))
-        assert info is not None
+        info = probed(MORE["vhdx"], reader({**pieces, at: pieces[at][:16] + locator}))
         assert len(info.references) == 1
 
 

@@ -77,7 +77,6 @@ def test_what_qemu_opens(tmp_path: Path, name: object, format: str | None) -> No
     path = tmp_path / "a"
     overlay(path, name, format)
     ours = astore_info(path)
-    assert ours is not None
     (reference,) = located(ours.references, str(path))
     theirs = chain_of(path)
     assert reference.location == str(tmp_path / "base")
@@ -102,7 +101,6 @@ def test_what_qemu_does_not_open(tmp_path: Path, name: object) -> None:
     overlay(path, name, None)
     assert chain_of(path) is None
     ours = astore_info(path)
-    assert ours is not None
     assert all(one.doubt for one in located(ours.references, str(path)))
 
 
@@ -114,7 +112,6 @@ def test_the_headers_format_wins(tmp_path: Path, header: str, node: str, read: s
     overlay(path, {"driver": node, "file": {"driver": "file", "filename": "BASE"}}, header)
     assert chain_of(path) == (str(tmp_path / "base"), read)
     ours = astore_info(path)
-    assert ours is not None
     (reference,) = located(ours.references, str(path))
     assert reference.format == read
     assert reference.doubt == f"is said to be {header}, and described as {node}"
@@ -139,7 +136,6 @@ def test_where_qemu_looks_for_data_files(tmp_path: Path, name: str, opened: bool
     argv = ["qemu-img", "map", "--output=json", str(path)]
     assert (subprocess.run(argv, capture_output=True, check=False, cwd="/").returncode == 0) == opened
     ours = astore_info(path)
-    assert ours is not None
     (reference,) = located(ours.references, str(path))
     assert (reference.kind, reference.format, reference.name) == (ReferenceKind.DATA, "raw", told.decode())
     assert (reference.doubt is None) == opened

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from image_heads import BACKING, VALID, qcow2, vdi, vpc
+from images.more_heads import probed
 
 from astore.errors import AstoreError
 from astore.images import FIRST_PAGE, HEADER_SIZE, ImageError, needs_full_header, probe
@@ -84,12 +85,6 @@ VERSION_END = {
 
 def patched(head: bytes, offset: int, data: bytes) -> bytes:
     return head[:offset] + data + head[offset + len(data) :]
-
-
-def probed(head: bytes) -> ImageInfo:
-    info = probe(head)
-    assert info is not None
-    return info
 
 
 def outcome(head: bytes) -> object:

@@ -212,7 +212,7 @@ def test_parents(name: str, location: str | None) -> None:
 
 def test_nothing_is_raised() -> None:
     """A name that is too long or has control characters leads nowhere."""
-    for name in ("x" * 70_000, "a\0b", "a\x1b"):
+    for name in ("x" * 70_000, "a\0b", "a\x1b", "\ud800"):
         for kind in ReferenceKind:
             (reference,) = located((Reference(kind, name, doubt=None),), HERE)
             assert (reference.location, reference.doubt) == (None, "has a name that means nothing")
@@ -255,25 +255,21 @@ def test_no_name_takes_long(name: str) -> None:
 
 
 KEYS = [
-    "file",
-    "driver",
-    "filename",
-    "server",
-    "children",
-    "image",
-    "backing",
-    "0",
-    "host",
-    "path",
-    "file.filename",
-    "url",
+    *("file", "driver", "filename", "server", "children", "image", "backing", "0", "host", "path", "volume", "url"),
+    *("file.filename", "file.driver", "file.server.0.host"),
 ]
-VALUES = ["qcow2", "raw", "file", "nbd", "quorum", "blkdebug", "/x", "/y", "h"]
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=8)
+)
+VALUES = [
+    *("qcow2", "raw", "file", "nbd", "quorum", "blkdebug", "gluster", "ssh", "nfs", "rbd", "https", "iscsi"),
+    *("sheepdog", "nvme", "/x", "/y", "h"),
+]
 
 
 @given(
     st.recursive(
-        st.sampled_from(VALUES) | st.none() | st.integers() | st.text(st.characters(exclude_categories=()), max_size=8),
+        st.sampled_from(VALUES) | SCALARS,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
         max_leaves=20,
     ),

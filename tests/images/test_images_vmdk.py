@@ -10,21 +10,15 @@ from pathlib import Path
 
 import pytest
 from image_heads import VALID
-from images.more_heads import sparse_vmdk, split_vmdk
+from images.more_heads import probed, sparse_vmdk, split_vmdk
 
 from astore.images import HEADER_SIZE, ImageError, needs_full_header, probe
 from astore.images.references import located
-from astore.model import ImageInfo, Reference, ReferenceKind
+from astore.model import Reference, ReferenceKind
 
 WORD = b"parentFileNameHint"
 CIDS = b"CID=1\nparentCID=ffffffff\n"
 FLAT = b'RW 2048 FLAT "flat" 0\n'
-
-
-def probed(head: bytes) -> ImageInfo:
-    info = probe(head)
-    assert info is not None
-    return info
 
 
 def padded(text: bytes) -> bytes:

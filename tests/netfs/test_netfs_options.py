@@ -173,7 +173,7 @@ def test_a_password_is_no_argument(netfs_definition: Make, options: tuple[str, .
         ("cifs", ("user=joe%a,", SECRET), "has a comma.*credentials="),
         ("cifs", ("ro,password=", SECRET), "has a comma"),
         ("cifs", ("password=a\n", SECRET), "control characters"),
-        ("cifs", ("password=a\udc80", SECRET), "no valid Unicode"),
+        ("cifs", ("password=a\udc80", SECRET), "not valid Unicode"),
         ("cifs", ("-opassword=", SECRET), "begins with '-'"),
         ("cifs", ("passwd=", SECRET), "no option 'passwd'"),
         ("cifs", ("password2=", SECRET), "belongs beside a password"),

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from astore.backend import Backend, Context, DiskSource, PoolSession, QemuNode
+from astore.backend import Backend, Context, PoolSession
 from astore.errors import DefinitionError, LibvirtCode
-from astore.model import DiscoveredSource, Host, PoolDef, Target, VolumeInfo
+from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore.model.formats import FILE_FORMATS
+from astore.names import check_path
 from astore_gluster import libgfapi, naming
 from astore_gluster.discovery import discover
 from astore_gluster.layout import NAME_ROOM
@@ -96,17 +97,9 @@ class GlusterBackend(Backend):
         check_server(server)
         return await discover(server, context)
 
-    def disk_source(self, definition: PoolDef, volume: VolumeInfo) -> DiskSource:
-        """Return a volume as a domain's disk; see :func:`astore_gluster.naming.disk_source`."""
-        return naming.disk_source(definition, volume)
-
-    def blockdev(self, definition: PoolDef, volume: VolumeInfo) -> QemuNode:
-        """Return a volume as a node of QEMU's; see :func:`astore_gluster.naming.blockdev`."""
-        return naming.blockdev(definition, volume)
-
-    def volume_named(self, definition: PoolDef, location: str) -> str | None:
-        """Return the volume that a URL names; see :func:`astore_gluster.naming.volume_named`."""
-        return naming.volume_named(definition, location)
+    disk_source = staticmethod(naming.disk_source)
+    blockdev = staticmethod(naming.blockdev)
+    volume_named = staticmethod(naming.volume_named)
 
 
 def make_tree(
@@ -153,19 +146,8 @@ def _check_volume(name: str | None) -> None:
 
 def _checked_directory(path: str) -> str:
     """Return the folder's path without empty parts, ``.`` and trailing slashes."""
-    if not path.startswith("/"):
-        raise DefinitionError(
-            f"the directory in a Gluster volume must begin with '/', and {path!r} does not", element="dir"
-        )
-    if any(ord(c) < 32 or c == "\x7f" for c in path):
-        raise DefinitionError(f"control characters in the directory {path!r}", element="dir")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise DefinitionError(f"the directory {path!r} must not contain '..'", element="dir")
-    try:
-        lengths = [len(part.encode()) for part in parts]
-    except UnicodeEncodeError as error:
-        raise DefinitionError(f"the directory {path!r} is not text", element="dir") from error
+    parts = [part for part in check_path(path, what="directory", element="dir").split("/") if part not in ("", ".")]
+    lengths = [len(part.encode()) for part in parts]
     if max(lengths, default=0) >= NAME_ROOM or sum(lengths) + len(lengths) > LONGEST_DIRECTORY:
         raise DefinitionError(f"the directory {path[:40]!r}… is too long", element="dir")
     return "/" + "/".join(parts)

@@ -7,8 +7,9 @@ import errno
 from lxml import etree
 
 from astore.backend import CommandResult, Context
-from astore.errors import DefinitionError, LibvirtCode, StorageError, printable
+from astore.errors import DefinitionError, LibvirtCode, StorageError, one_line
 from astore.model import DiscoveredSource, Host, Source
+from astore.xml.reading import hardened_parser
 from astore_gluster.servers import DEFAULT_PORT, is_volume_name
 
 MAX_OUTPUT = 16 << 20
@@ -49,18 +50,15 @@ def parse(host: Host, result: CommandResult) -> list[str]:
     said = result.stderr[:4000].decode(errors="replace") + result.stdout[:4000].decode(errors="replace")
     failed = f"the volumes of Gluster host {host.name} cannot be listed"
     if result.returncode != 0:
-        raise _failed(f"{failed}: {_line(said) or f'gluster returned {result.returncode}'}", errno.ENOTCONN)
+        raise _failed(f"{failed}: {one_line(said) or f'gluster returned {result.returncode}'}", errno.ENOTCONN)
     if len(result.stdout) > MAX_OUTPUT:
         raise _failed(f"{failed}: its answer has {len(result.stdout)} bytes", errno.EMSGSIZE)
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
-    )
     try:
-        root = etree.fromstring(result.stdout, parser)
+        root = etree.fromstring(result.stdout, hardened_parser())
     except etree.XMLSyntaxError as error:
-        raise _failed(f"{failed}: its answer is not XML ({_line(str(error))})", errno.EPROTO) from error
+        raise _failed(f"{failed}: its answer is not XML ({one_line(str(error))})", errno.EPROTO) from error
     if root.findtext("opRet") != "0":
-        raise _failed(f"{failed}: {_line(root.findtext('opErrstr') or 'no reason given')}", errno.EIO)
+        raise _failed(f"{failed}: {one_line(root.findtext('opErrstr') or 'no reason given')}", errno.EIO)
     names = [volume.findtext("name") or "" for volume in root.iterfind("volInfo/volumes/volume")]
     # a server's names are checked like a user's
     good = list(dict.fromkeys(name for name in names if is_volume_name(name)))
@@ -71,7 +69,3 @@ def parse(host: Host, result: CommandResult) -> list[str]:
 
 def _failed(message: str, number: int) -> StorageError:
     return StorageError(message, errno=number, libvirt_code=LibvirtCode.OPERATION_FAILED)
-
-
-def _line(text: str) -> str:
-    return printable(" ".join(text[:4000].split()))[:500]

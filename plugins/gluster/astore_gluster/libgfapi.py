@@ -18,7 +18,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from astore.errors import BackendLoadError
 from astore_gluster.layout import StatLayout, stat_layout
@@ -39,159 +39,128 @@ _off = ctypes.c_int64
 _size = ctypes.c_size_t
 _ssize = ctypes.c_ssize_t
 
-DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
-    # name without glfs_: the version that added it (in this form), its result, its arguments
-    "new": ("3.4.0", _ptr, (_text,)),
-    "set_volfile_server": ("3.4.0", _int, (_ptr, _text, _text, _int)),
-    "set_logging": ("3.4.0", _int, (_ptr, _text, _int)),
-    "set_xlator_option": ("3.4.0", _int, (_ptr, _text, _text, _text)),
-    "init": ("3.4.0", _int, (_ptr,)),
-    "fini": ("3.4.0", _int, (_ptr,)),
-    "opendir": ("3.4.0", _ptr, (_ptr, _text)),
-    "closedir": ("3.4.0", _int, (_ptr,)),
-    "xreaddirplus_r": ("3.11.0", _int, (_ptr, ctypes.c_uint32, _ptr, _ptr, _ptr)),
-    "h_lookupat": ("3.7.4", _ptr, (_ptr, _ptr, _text, _ptr, _int)),
-    "h_anonymous_read": ("3.7.0", _ssize, (_ptr, _ptr, _ptr, _size, _off)),
-    "h_close": ("3.4.2", _int, (_ptr,)),
-    "h_getxattrs": ("3.5.1", _int, (_ptr, _ptr, _text, _ptr, _size)),
-    "h_link": ("3.4.2", _int, (_ptr, _ptr, _ptr, _text)),
-    "get_volumeid": ("3.5.0", _int, (_ptr, _ptr, _size)),
-    "getxattr": ("3.4.0", _ssize, (_ptr, _text, _text, _ptr, _size)),
-    "setxattr": ("3.4.0", _int, (_ptr, _text, _text, _ptr, _size, _int)),
-    "fgetxattr": ("3.4.0", _ssize, (_ptr, _text, _ptr, _size)),
-    "fsetxattr": ("3.4.0", _int, (_ptr, _text, _ptr, _size, _int)),
-    "fremovexattr": ("3.4.0", _int, (_ptr, _text)),
-    "stat": ("3.4.0", _int, (_ptr, _text, _ptr)),
-    "lstat": ("3.4.0", _int, (_ptr, _text, _ptr)),
-    "readlink": ("3.4.0", _int, (_ptr, _text, _ptr, _size)),
-    "statvfs": ("3.4.0", _int, (_ptr, _text, _ptr)),
-    "open": ("3.4.0", _ptr, (_ptr, _text, _int)),
-    "creat": ("3.4.0", _ptr, (_ptr, _text, _int, _uint)),
-    "close": ("3.4.0", _int, (_ptr,)),
-    "fstat": ("3.4.0", _int, (_ptr, _ptr)),
-    "lseek": ("3.4.0", _off, (_ptr, _off, _int)),
-    "fallocate": ("3.5.0", _int, (_ptr, _int, _off, _size)),
-    "discard": ("3.5.0", _int, (_ptr, _off, _size)),
-    "zerofill": ("3.5.0", _int, (_ptr, _off, _off)),
-    "fchmod": ("3.4.0", _int, (_ptr, _uint)),
-    "fchown": ("3.4.0", _int, (_ptr, _uint, _uint)),
-    "chmod": ("3.4.0", _int, (_ptr, _text, _uint)),
-    "chown": ("3.4.0", _int, (_ptr, _text, _uint, _uint)),
-    "rename": ("3.4.0", _int, (_ptr, _text, _text)),
-    "link": ("3.4.0", _int, (_ptr, _text, _text)),
-    "unlink": ("3.4.0", _int, (_ptr, _text)),
-    "mkdir": ("3.4.0", _int, (_ptr, _text, _uint)),
-    "rmdir": ("3.4.0", _int, (_ptr, _text)),
-    "h_open": ("3.4.2", _ptr, (_ptr, _ptr, _int)),
-    "posix_lock": ("3.4.0", _int, (_ptr, _int, _ptr)),
-    "fd_set_lkowner": ("3.10.7", _int, (_ptr, _ptr, _int)),
-    # In 6.0 these got their pointers to struct glfs_stat, under the old names. A library with copy_file_range, which came
-    # with the same version, has the new form.
-    "copy_file_range": ("6.0", _ssize, (_ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr)),
-    "pread": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr)),
-    "pwrite": ("6.0", _ssize, (_ptr, _ptr, _size, _off, _int, _ptr, _ptr)),
-    "ftruncate": ("6.0", _int, (_ptr, _off, _ptr, _ptr)),
-    "fsync": ("6.0", _int, (_ptr, _ptr, _ptr)),
-    "fdatasync": ("6.0", _int, (_ptr, _ptr, _ptr)),
-}
-"""The functions that may wait for a server. They release the GIL and keep their errno."""
 
-MEMORY_DECLARATIONS: Final[dict[str, tuple[str, Any, tuple[Any, ...]]]] = {
-    "xreaddirplus_get_stat": ("3.11.0", _ptr, (_ptr,)),
-    "xreaddirplus_get_object": ("3.11.0", _ptr, (_ptr,)),
-    "object_copy": ("3.11.0", _ptr, (_ptr,)),
-    "free": ("3.7.16", None, (_ptr,)),
-}
-"""The functions that only touch memory, called once for each entry of a listing.
+class Declaration(NamedTuple):
+    """The C declaration of a function: the GlusterFS that added it (in this form), its result, and its arguments.
 
-They keep the GIL: releasing it takes longer than the call, and another thread may keep it for long.
-"""
+    :ivar waits: it may wait for a server. Such a function releases the GIL and keeps its errno. The others only touch
+        memory, and are called once for each entry of a listing. They keep the GIL: releasing it takes longer than the
+        call, and another thread may keep it for long.
+    """
+
+    version: str
+    result: Any
+    arguments: tuple[Any, ...]
+    waits: bool
+
+    def bind(self, library: ctypes.CDLL, symbol: str) -> Any:
+        """Return the library's function of this name."""
+        if self.waits:
+            return ctypes.CFUNCTYPE(self.result, *self.arguments, use_errno=True)((symbol, library))
+        return ctypes.PYFUNCTYPE(self.result, *self.arguments)((symbol, library))
+
+
+def _waits(version: str, result: Any, *arguments: Any) -> Any:
+    return Declaration(version, result, arguments, waits=True)
+
+
+def _quick(version: str, result: Any, *arguments: Any) -> Any:
+    return Declaration(version, result, arguments, waits=False)
 
 
 class Gfapi:
-    """libgfapi's functions, with their types.
+    """libgfapi's functions: each with its type in Python, and its declaration in C.
 
     :param library: the loaded library.
     :param layout: the layout of ``struct stat`` on this machine.
     :raises BackendLoadError: naming the first missing symbol, or the unknown machine.
     """
 
-    new: Callable[[bytes], Pointer]
-    set_volfile_server: Callable[[int, bytes, bytes, int], int]
-    set_logging: Callable[[int, bytes, int], int]
-    set_xlator_option: Callable[[int, bytes, bytes, bytes], int]
-    init: Callable[[int], int]
-    fini: Callable[[int], int]
-    opendir: Callable[[int, bytes], Pointer]
-    closedir: Callable[[int], int]
-    xreaddirplus_r: Callable[[int, int, int, int, int], int]
-    xreaddirplus_get_stat: Callable[[Pointer], Pointer]
-    xreaddirplus_get_object: Callable[[Pointer], Pointer]
-    object_copy: Callable[[int], Pointer]
-    free: Callable[[Pointer], None]
-    h_lookupat: Callable[[int, Pointer, bytes, int, int], Pointer]
-    h_anonymous_read: Callable[[int, int, int, int, int], int]
-    h_close: Callable[[int], int]
-    stat: Callable[[int, bytes, int], int]
-    lstat: Callable[[int, bytes, int], int]
-    readlink: Callable[[int, bytes, int, int], int]
-    statvfs: Callable[[int, bytes, int], int]
-    open: Callable[[int, bytes, int], Pointer]
-    creat: Callable[[int, bytes, int, int], Pointer]
-    close: Callable[[int], int]
-    fstat: Callable[[int, int], int]
-    lseek: Callable[[int, int, int], int]
-    fallocate: Callable[[int, int, int, int], int]
-    discard: Callable[[int, int, int], int]
-    zerofill: Callable[[int, int, int], int]
-    fchmod: Callable[[int, int], int]
-    fchown: Callable[[int, int, int], int]
-    chmod: Callable[[int, bytes, int], int]
-    chown: Callable[[int, bytes, int, int], int]
-    rename: Callable[[int, bytes, bytes], int]
-    link: Callable[[int, bytes, bytes], int]
-    unlink: Callable[[int, bytes], int]
-    mkdir: Callable[[int, bytes, int], int]
-    rmdir: Callable[[int, bytes], int]
-    h_open: Callable[[int, int, int], Pointer]
-    h_getxattrs: Callable[[int, int, bytes, int, int], int]
-    h_link: Callable[[int, int, int, bytes], int]
-    get_volumeid: Callable[[int, int, int], int]
-    getxattr: Callable[[int, bytes, bytes, int, int], int]
-    setxattr: Callable[[int, bytes, bytes, bytes, int, int], int]
-    fgetxattr: Callable[[int, bytes, int, int], int]
-    fsetxattr: Callable[[int, bytes, bytes, int, int], int]
-    fremovexattr: Callable[[int, bytes], int]
-    posix_lock: Callable[[int, int, int], int]
-    fd_set_lkowner: Callable[[int, int, int], int]
-    copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int]
-    pread: Callable[[int, int, int, int, int, None], int]
-    pwrite: Callable[[int, int | bytes, int, int, int, None, None], int]
-    ftruncate: Callable[[int, int, None, None], int]
-    fsync: Callable[[int, None, None], int]
-    fdatasync: Callable[[int, None, None], int]
+    new: Callable[[bytes], Pointer] = _waits("3.4.0", _ptr, _text)
+    set_volfile_server: Callable[[int, bytes, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _text, _int)
+    set_logging: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _int)
+    set_xlator_option: Callable[[int, bytes, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text, _text)
+    init: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
+    fini: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
+    opendir: Callable[[int, bytes], Pointer] = _waits("3.4.0", _ptr, _ptr, _text)
+    closedir: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
+    xreaddirplus_r: Callable[[int, int, int, int, int], int] = _waits(
+        "3.11.0", _int, _ptr, ctypes.c_uint32, _ptr, _ptr, _ptr
+    )
+    h_lookupat: Callable[[int, Pointer, bytes, int, int], Pointer] = _waits(
+        "3.7.4", _ptr, _ptr, _ptr, _text, _ptr, _int
+    )
+    h_anonymous_read: Callable[[int, int, int, int, int], int] = _waits("3.7.0", _ssize, _ptr, _ptr, _ptr, _size, _off)
+    h_close: Callable[[int], int] = _waits("3.4.2", _int, _ptr)
+    h_getxattrs: Callable[[int, int, bytes, int, int], int] = _waits("3.5.1", _int, _ptr, _ptr, _text, _ptr, _size)
+    h_link: Callable[[int, int, int, bytes], int] = _waits("3.4.2", _int, _ptr, _ptr, _ptr, _text)
+    get_volumeid: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _ptr, _size)
+    getxattr: Callable[[int, bytes, bytes, int, int], int] = _waits("3.4.0", _ssize, _ptr, _text, _text, _ptr, _size)
+    setxattr: Callable[[int, bytes, bytes, bytes, int, int], int] = _waits(
+        "3.4.0", _int, _ptr, _text, _text, _ptr, _size, _int
+    )
+    fgetxattr: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _ssize, _ptr, _text, _ptr, _size)
+    fsetxattr: Callable[[int, bytes, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr, _size, _int)
+    fremovexattr: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
+    stat: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
+    lstat: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
+    readlink: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr, _size)
+    statvfs: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
+    open: Callable[[int, bytes, int], Pointer] = _waits("3.4.0", _ptr, _ptr, _text, _int)
+    creat: Callable[[int, bytes, int, int], Pointer] = _waits("3.4.0", _ptr, _ptr, _text, _int, _uint)
+    close: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
+    fstat: Callable[[int, int], int] = _waits("3.4.0", _int, _ptr, _ptr)
+    lseek: Callable[[int, int, int], int] = _waits("3.4.0", _off, _ptr, _off, _int)
+    fallocate: Callable[[int, int, int, int], int] = _waits("3.5.0", _int, _ptr, _int, _off, _size)
+    discard: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _off, _size)
+    zerofill: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _off, _off)
+    fchmod: Callable[[int, int], int] = _waits("3.4.0", _int, _ptr, _uint)
+    fchown: Callable[[int, int, int], int] = _waits("3.4.0", _int, _ptr, _uint, _uint)
+    chmod: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint)
+    chown: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint, _uint)
+    rename: Callable[[int, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text)
+    link: Callable[[int, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text)
+    unlink: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
+    mkdir: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint)
+    rmdir: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
+    h_open: Callable[[int, int, int], Pointer] = _waits("3.4.2", _ptr, _ptr, _ptr, _int)
+    posix_lock: Callable[[int, int, int], int] = _waits("3.4.0", _int, _ptr, _int, _ptr)
+    fd_set_lkowner: Callable[[int, int, int], int] = _waits("3.10.7", _int, _ptr, _ptr, _int)
+    # In 6.0 these got their pointers to struct glfs_stat, under the old names. A library with copy_file_range, which came
+    # with the same version, has the new form.
+    copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int] = _waits(
+        "6.0", _ssize, _ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr
+    )
+    pread: Callable[[int, int, int, int, int, None], int] = _waits("6.0", _ssize, _ptr, _ptr, _size, _off, _int, _ptr)
+    pwrite: Callable[[int, int | bytes, int, int, int, None, None], int] = _waits(
+        "6.0", _ssize, _ptr, _ptr, _size, _off, _int, _ptr, _ptr
+    )
+    ftruncate: Callable[[int, int, None, None], int] = _waits("6.0", _int, _ptr, _off, _ptr, _ptr)
+    fsync: Callable[[int, None, None], int] = _waits("6.0", _int, _ptr, _ptr, _ptr)
+
+    xreaddirplus_get_stat: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
+    xreaddirplus_get_object: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
+    object_copy: Callable[[int], Pointer] = _quick("3.11.0", _ptr, _ptr)
+    free: Callable[[Pointer], None] = _quick("3.7.16", None, _ptr)
 
     def __init__(self, library: ctypes.CDLL, layout: StatLayout | None) -> None:
         if layout is None:
             raise BackendLoadError(f"the layout of struct stat on {os.uname().machine} is not known", type="gluster")
         self.layout = layout
-        for table, bind in ((DECLARATIONS, _waiting), (MEMORY_DECLARATIONS, _quick)):
-            for name, (version, result, arguments) in table.items():
-                symbol = f"glfs_{name}"
-                if not hasattr(library, symbol):
-                    raise BackendLoadError(
-                        f"libgfapi has no {symbol}, which is as old as GlusterFS {version}: {OLDEST} or later is needed",
-                        type="gluster",
-                    )
-                setattr(self, name, bind(library, symbol, result, arguments))
+        for name, declared in DECLARATIONS.items():
+            symbol = f"glfs_{name}"
+            if not hasattr(library, symbol):
+                raise BackendLoadError(
+                    f"libgfapi has no {symbol}, which is as old as GlusterFS {declared.version}: {OLDEST} or later is needed",
+                    type="gluster",
+                )
+            setattr(self, name, declared.bind(library, symbol))
 
 
-def _waiting(library: ctypes.CDLL, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
-    return ctypes.CFUNCTYPE(result, *arguments, use_errno=True)((symbol, library))
-
-
-def _quick(library: ctypes.CDLL, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
-    return ctypes.PYFUNCTYPE(result, *arguments)((symbol, library))
+DECLARATIONS: Final[dict[str, Declaration]] = {
+    name: value for name, value in vars(Gfapi).items() if isinstance(value, Declaration)
+}
+"""The declarations by name, without the prefix ``glfs_``."""
 
 
 _lock = threading.Lock()

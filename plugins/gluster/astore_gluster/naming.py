@@ -5,7 +5,7 @@ from __future__ import annotations
 from astore.backend import DiskHost, DiskSource, QemuNode
 from astore.model import Host, PoolDef, VolumeInfo
 from astore_gluster.servers import DEFAULT_PORT
-from astore_gluster.uri import parse_uri
+from astore_gluster.uri import parts_in
 
 
 def disk_source(definition: PoolDef, volume: VolumeInfo) -> DiskSource:
@@ -31,13 +31,8 @@ def blockdev(definition: PoolDef, volume: VolumeInfo) -> QemuNode:
 
 def volume_named(definition: PoolDef, location: str) -> str | None:
     """Return the name of the entry of the pool's folder that a URL names, on any of the pool's hosts; else None."""
-    found = parse_uri(location)
     source = definition.source
-    if found is None or found.volume != source.name:
-        return None
-    if found.server not in {host.name.strip("[]") for host in source.hosts}:
-        return None
-    *folder, name = found.parts or ("",)
+    *folder, name = parts_in(location, source.name, {host.name for host in source.hosts}) or ("",)
     return name if name and folder == _folder(definition) else None
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from astore.errors import DefinitionError
+from astore.images.paths import URL_SAFE
 from astore.model import Host
 
 DEFAULT_PORT = 24007
@@ -24,9 +25,6 @@ LONGEST_NAME = 254
 For a longer one, glusterd 10.3 sends a volume file that cannot be parsed, and libgfapi's parser never recovers: every
 later connection of the process fails with EINVAL (seen).
 """
-
-URL_SAFE = "/;@&=+$,-_.!~*'()"
-"""Characters that stay unescaped in a URL's path, besides letters and digits (libxml2's xmlSaveUri, and so libvirt)."""
 
 
 class Server(NamedTuple):
@@ -72,19 +70,15 @@ def quote_path(path: str) -> str:
     return quote(os.fsencode(path), safe=URL_SAFE)
 
 
-class Answers(NamedTuple):
-    """``servers`` in the order to try them, if one answered; else empty, and ``failures`` says why."""
-
-    servers: tuple[Server, ...]
-    failures: tuple[tuple[Server, OSError], ...]
-
-
-def ask(servers: Sequence[Server], timeout: float) -> Answers:
+def ask(servers: Sequence[Server], timeout: float) -> tuple[Server, ...]:
     """Connect to every server at once, until one accepts. Blocks for at most ``timeout`` seconds, not counting DNS.
 
     libgfapi tries its servers one after the other, in a call that cannot be interrupted: it waits 3 s for each that
     refuses, and minutes for one that drops packets. So the server that answers is tried first, and those that refuse
-    last; if none answers, libgfapi is not called.
+    last; if none answers, libgfapi must not be called.
+
+    :return: the servers in the order to try them.
+    :raises OSError: no server answers; with the first one's errno, and each one's reason.
     """
     failures: dict[Server, OSError] = {}
     answered: set[Server] = set()
@@ -93,28 +87,25 @@ def ask(servers: Sequence[Server], timeout: float) -> Answers:
         for server in servers:
             try:
                 for attempt in _begin(server, stack):
-                    selector.register(attempt, selectors.EVENT_WRITE, server)
+                    selector.register(attempt, selectors.EVENT_WRITE, (server, attempt))
             except OSError as error:
                 failures[server] = error
         deadline = time.monotonic() + timeout
         while selector.get_map() and not answered and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                server = key.data
-                selector.unregister(key.fileobj)
-                number = _socket(key.fileobj).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                server, attempt = key.data
+                selector.unregister(attempt)
+                number = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     failures[server] = OSError(number, os.strerror(number))
                 else:
                     answered.add(server)
     if answered:
-        return Answers(tuple(sorted(servers, key=lambda server: (server not in answered, server in failures))), ())
+        return tuple(sorted(servers, key=lambda server: (server not in answered, server in failures)))
     silent = OSError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
-    return Answers((), tuple((server, failures.get(server, silent)) for server in servers))
-
-
-def _socket(fileobj: object) -> socket.socket:
-    assert isinstance(fileobj, socket.socket)
-    return fileobj
+    errors = [failures.get(server, silent) for server in servers]
+    why = "; ".join(f"{server}: {error.strerror}" for server, error in zip(servers, errors, strict=True))
+    raise OSError(errors[0].errno if errors else errno.EINVAL, f"no host answers ({why})")
 
 
 def _begin(server: Server, stack: contextlib.ExitStack) -> list[socket.socket]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
+from typing import NamedTuple
 from urllib.parse import unquote
-
-import msgspec
 
 LONGEST_URI = 65_536
 """The longest URL, in characters."""
@@ -17,38 +17,24 @@ _URI = re.compile(
 )
 
 
-class GlusterLocation(msgspec.Struct, frozen=True):
-    """``gluster[+transport]://host[:port]/volume/path[?socket=…]``.
+class GlusterLocation(NamedTuple):
+    """What a URL names: ``gluster[+transport]://host[:port]/volume/path[?socket=…]``.
 
-    ``path`` is inside the volume, without a leading slash; ``host`` has no brackets; ``socket`` (a path) belongs to the
-    transport ``unix``.
+    :ivar server: the host, without brackets, or the socket's path, as in a ``<host>``; empty if the URL names none.
+    :ivar parts: the parts of the path in the volume, without empty ones and ``.``.
     """
 
     volume: str
-    path: str
-    transport: str = "tcp"
-    host: str | None = None
-    port: int | None = None
-    socket: str | None = None
-
-    @property
-    def server(self) -> str:
-        """Return the host or socket, as in a ``<host>``; empty if the URL names none."""
-        return self.socket or self.host or ""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Return the parts of the path, without empty ones and ``.``."""
-        return tuple(part for part in self.path.split("/") if part not in ("", "."))
+    server: str
+    parts: tuple[str, ...]
 
 
 def parse_uri(uri: str) -> GlusterLocation | None:
     """Parse a URL; None unless it is a Gluster URL with a volume and a file. It may have escaped UTF-8."""
     found = _URI.fullmatch(uri) if len(uri) <= LONGEST_URI and uri.isprintable() else None
-    if found is None:
+    if found is None or int(found["port"] or 0) > 65_535:
         return None
-    transport, port = found["transport"] or "tcp", int(found["port"]) if found["port"] else None
-    if (port is not None and port > 65_535) or (transport == "unix") != (found["socket"] is not None):
+    if (found["transport"] == "unix") != (found["socket"] is not None):
         return None
     try:
         volume, path, host, socket = (
@@ -59,4 +45,12 @@ def parse_uri(uri: str) -> GlusterLocation | None:
         return None
     if "\0" in volume + path + host + socket:
         return None
-    return GlusterLocation(volume, path, transport, host or None, port, socket or None)
+    return GlusterLocation(volume, socket or host, tuple(part for part in path.split("/") if part not in ("", ".")))
+
+
+def parts_in(uri: str, volume: str | None, hosts: Container[str]) -> tuple[str, ...] | None:
+    """Return the parts of the path that a URL names in a volume; None if it is no URL of this volume on any of ``hosts``."""
+    found = parse_uri(uri)
+    if found is None or found.volume != volume or found.server not in hosts:
+        return None
+    return found.parts

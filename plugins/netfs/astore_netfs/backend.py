@@ -75,9 +75,7 @@ class NetfsBackend(Backend):
         if mount is None:
             await build_target(definition, context)
 
-    async def delete(self, definition: PoolDef, context: Context) -> None:
-        """Remove the target folder if it is empty and nothing is mounted on it. The source is not changed."""
-        await delete_target(definition, context)
+    delete = staticmethod(delete_target)
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None

@@ -9,9 +9,10 @@ import re
 from lxml import etree
 
 from astore.backend import CommandResult, Context
-from astore.errors import CommandError, DefinitionError, LibvirtCode, StorageError, printable, reason
+from astore.errors import CommandError, DefinitionError, LibvirtCode, StorageError, one_line, reason
 from astore.model import DiscoveredSource, Host, Source
 from astore.names import check_host
+from astore.xml.reading import hardened_parser
 
 _EXPORT = re.compile(r"(/.*\S)\s+\S+|(/\S*)\s*")
 MAX_OUTPUT = 4 << 20
@@ -111,23 +112,17 @@ def _volumes(output: bytes) -> list[str]:
     """
     if len(output) > MAX_OUTPUT:
         raise StorageError("gluster's answer is too long", errno=errno.EMSGSIZE)
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
     try:
-        root = etree.fromstring(output, parser)
+        root = etree.fromstring(output, hardened_parser())
     except etree.XMLSyntaxError as error:
-        raise StorageError(f"gluster's answer is not XML: {_line(str(error))}", errno=errno.EPROTO) from error
+        raise StorageError(f"gluster's answer is not XML: {one_line(str(error))}", errno=errno.EPROTO) from error
     result = (root.findtext("opRet") or "").strip()
     if root.tag != "cliOutput" or result != "0":
         said = (root.findtext("opErrstr") or "").strip() or f"opRet {result or 'missing'}"
-        raise StorageError(f"gluster: {_line(said)}", errno=errno.EREMOTEIO)
+        raise StorageError(f"gluster: {one_line(said)}", errno=errno.EREMOTEIO)
     names: dict[str, None] = {}
     for element in root.iterfind("volInfo/volumes/volume/name"):
         name = (element.text or "").strip()
         if name and name.isprintable() and "/" not in name:
             names[name] = None
     return list(names)
-
-
-def _line(text: str) -> str:
-    """Return the text of a program or server for a message: one line of printable characters, at most 500."""
-    return printable(" ".join(text[:2000].split()))[:500]

@@ -248,13 +248,10 @@ class ConnectionCache:
         if len(volume) > LONGEST_NAME:
             raise OSError(errno.EINVAL, f"Gluster volume {key.volume[:40]!r}…: the name is too long")
         gfapi = self._library()
-        answers = ask(key.servers, min(ANSWER_TIMEOUT, timeout))
-        if not answers.servers:
-            errors = [error for _, error in answers.failures]
-            why = "; ".join(f"{server}: {error.strerror}" for server, error in answers.failures)
-            raise OSError(
-                errors[0].errno if errors else errno.EINVAL, f"Gluster volume {key.volume!r}: no host answers ({why})"
-            )
+        try:
+            servers = ask(key.servers, min(ANSWER_TIMEOUT, timeout))
+        except OSError as error:
+            raise OSError(error.errno, f"Gluster volume {key.volume!r}: {error.strerror}") from error
         ctypes.set_errno(0)
         fs = gfapi.new(volume)
         if not fs:
@@ -267,7 +264,7 @@ class ConnectionCache:
         gfapi.set_xlator_option(fs, b"*-write-behind", b"pass-through", b"true")
         failed = any(
             gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port) != 0
-            for server in answers.servers
+            for server in servers
         )
         if not failed:
             ctypes.set_errno(0)

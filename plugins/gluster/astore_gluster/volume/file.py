@@ -31,7 +31,10 @@ _LAST = 2**63 - 1
 
 
 class GlusterFile(TreeFile):
-    """A file that :meth:`GlusterTree.open` or :meth:`GlusterTree.create` opened. Offsets and lengths are in bytes.
+    """A file that :meth:`GlusterTree.open` or :meth:`GlusterTree.create` opened.
+
+    A method without a docstring does what :class:`~astore.volume_io.blocking_file.TreeFile` says; so in the other classes
+    of this package, with their bases. Offsets and lengths are in bytes.
 
     All calls block, and may raise OSError. Any thread may make them, several at once, except :meth:`close`: no other
     call may be in progress then.
@@ -76,21 +79,18 @@ class GlusterFile(TreeFile):
         return result
 
     def stat(self) -> FileStat:
-        """Return the file's attributes."""
         layout = self._gfapi.layout
         data = ctypes.create_string_buffer(layout.size)
         self._checked(self._gfapi.fstat(self._open_fd, ctypes.addressof(data)))
         return decode_stat(layout, data.raw, self._connection.device)
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Read ``length`` bytes at ``offset``; fewer only at the end of the file."""
         self._check_range(offset, length)
         data: bytes = _new_bytes(None, length)
         done = self._read_all(_address_of(data), length, offset)
         return data if done == length else data[:done]
 
     def preadinto(self, buffer: bytearray | memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset`` on; return the number of bytes, fewer only at the end of the file."""
         length = len(buffer)
         self._check_range(offset, length)
         memory = (ctypes.c_char * length).from_buffer(buffer)
@@ -108,7 +108,6 @@ class GlusterFile(TreeFile):
         return done
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``."""
         length = data.nbytes if isinstance(data, memoryview) else len(data)
         self._check_range(offset, length)
         if length == 0:
@@ -133,7 +132,6 @@ class GlusterFile(TreeFile):
             done += count
 
     def truncate(self, length: int) -> None:
-        """Set the file's size; added bytes are a hole."""
         self._check_range(length)
         self._checked(self._gfapi.ftruncate(self._fd_to_write, length, None, None))
 
@@ -143,7 +141,6 @@ class GlusterFile(TreeFile):
         self._checked(self._gfapi.fallocate(self._fd_to_write, int(keep_size), offset, length))
 
     def punch(self, offset: int, length: int) -> None:
-        """Make a range a hole; the size stays."""
         self._check_range(offset, length)
         self._checked(self._gfapi.discard(self._fd_to_write, offset, length))
 
@@ -153,7 +150,6 @@ class GlusterFile(TreeFile):
         self._checked(self._gfapi.zerofill(self._fd_to_write, offset, length))
 
     def seek_data(self, offset: int) -> int | None:
-        """Return where data begin at or after ``offset``; None if there are none."""
         self._check_range(offset)
         result = self._gfapi.lseek(self._open_fd, offset, os.SEEK_DATA)
         if result < 0 and ctypes.get_errno() == errno.ENXIO:
@@ -161,7 +157,6 @@ class GlusterFile(TreeFile):
         return self._checked(result)
 
     def seek_hole(self, offset: int) -> int:
-        """Return where a hole begins at or after ``offset``; the end of the file counts as one."""
         self._check_range(offset)
         return self._checked(self._gfapi.lseek(self._open_fd, offset, os.SEEK_HOLE))
 
@@ -177,12 +172,10 @@ class GlusterFile(TreeFile):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), self.path, None, target.path)
 
     def noted_format(self) -> str | None:
-        """Return the format noted at the file, ``""`` if none is."""
         room = ctypes.create_string_buffer(NOTE_ROOM)
         return noted(self._gfapi.fgetxattr(self._open_fd, NOTE, ctypes.addressof(room), NOTE_ROOM), room)
 
     def note_format(self, format: str | None) -> bool:
-        """Note the format in which the file was created, or (None) remove the note."""
         if format is not None:
             value = format.encode()
             result = self._gfapi.fsetxattr(self._open_fd, NOTE, value, len(value), 0)
@@ -193,11 +186,9 @@ class GlusterFile(TreeFile):
         return result >= 0 or ctypes.get_errno() == errno.ENODATA
 
     def chmod(self, mode: int) -> None:
-        """Set the permission bits."""
         self._checked(self._gfapi.fchmod(self._open_fd, mode))
 
     def chown(self, uid: int = -1, gid: int = -1) -> None:
-        """Set owner and group; -1 leaves one as it is."""
         self._checked(self._gfapi.fchown(self._open_fd, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF))
 
     def sync(self) -> None:

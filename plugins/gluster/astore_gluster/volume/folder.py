@@ -16,18 +16,16 @@ from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
 from astore.model import FileStat, Place, VolumeType
+from astore.places import MOST_LINKS
 from astore.trees.tree import Entry, FileTree, Reading
 from astore_gluster import libgfapi
 from astore_gluster.layout import DIRENT_NAME, DIRENT_ROOM, NAME_ROOM, STATVFS_ROOM, decode_stat, decode_statvfs
 from astore_gluster.libgfapi import failure, scratch
 from astore_gluster.servers import quote_path
-from astore_gluster.uri import parse_uri
+from astore_gluster.uri import parts_in
 from astore_gluster.volume.connection import Connection
 from astore_gluster.volume.notes import NOTE, NOTE_ROOM
 from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
-
-MAX_LINKS = 40
-"""The most symbolic links followed: the kernel's limit (path_resolution(7))."""
 
 _SECOND = 1_000_000_000
 
@@ -35,7 +33,7 @@ _SECOND = 1_000_000_000
 class GlusterFolder(FileTree):
     """A folder of a volume, to read.
 
-    :param connection: to the volume; the tree takes over one hold, and drops it in :meth:`close`.
+    :ivar connection: to the volume; the tree takes over one hold, and drops it in :meth:`close`.
     :param directory: the folder's path in the volume, from its root ``/``.
     :param url: the text before and after a quoted name in a file's URL.
     """
@@ -45,7 +43,7 @@ class GlusterFolder(FileTree):
     readers = 8
 
     def __init__(self, connection: Connection, directory: str, url: tuple[str, str]) -> None:
-        self._connection = connection
+        self.connection = connection
         self._gfapi = connection.gfapi
         self._fs = connection.fs
         self._directory = os.fsencode(directory)
@@ -81,13 +79,13 @@ class GlusterFolder(FileTree):
         try:
             yield self._fs
         finally:
-            self._connection.drop()
+            self.connection.drop()
 
     def _hold(self) -> None:
         with self._lock:
             if self._closed:
                 raise OSError(errno.EBADF, "the pool was closed")
-            self._connection.hold()
+            self.connection.hold()
 
     # ------------------------------------------------------------------------------------------------------ scanning
 
@@ -114,7 +112,7 @@ class GlusterFolder(FileTree):
             ctypes.string_at,
         )
         unpack, size = gfapi.layout.members.unpack, gfapi.layout.members.size
-        make_stat, stat_type, device = tuple.__new__, FileStat, self._connection.device
+        make_stat, stat_type, device = tuple.__new__, FileStat, self.connection.device
         flags = libgfapi.XREADDIRP_STAT | libgfapi.XREADDIRP_HANDLE
         room = ctypes.create_string_buffer(DIRENT_ROOM)
         name_room = (ctypes.c_char * NAME_ROOM).from_buffer(room, DIRENT_NAME)
@@ -156,7 +154,7 @@ class GlusterFolder(FileTree):
         handle = self._gfapi.xreaddirplus_get_object(item)
         kept = self._gfapi.object_copy(handle) if handle else None
         if kept:
-            self._connection.hold()
+            self.connection.hold()
         return kept
 
     def _look(self, name: str, want: Callable[[str, FileStat], bool]) -> Entry | tuple[str, OSError] | None:
@@ -194,7 +192,7 @@ class GlusterFolder(FileTree):
         with self._using() as fs:
             handle, stat = self._resolve(fs, path)
             if modes.S_ISREG(stat.mode):
-                self._connection.hold()
+                self.connection.hold()
                 return Entry(name, stat, handle)
             self._gfapi.h_close(handle)
             return Entry(name, stat, None)
@@ -215,7 +213,7 @@ class GlusterFolder(FileTree):
             if handle is None:
                 error = failure(path)
                 raise VanishedError(*error.args) if error.errno in GONE and len(seen) == 1 else error
-            stat = decode_stat(gfapi.layout, data.raw, self._connection.device)
+            stat = decode_stat(gfapi.layout, data.raw, self.connection.device)
             if not modes.S_ISLNK(stat.mode):
                 return handle, stat
             gfapi.h_close(handle)
@@ -224,7 +222,7 @@ class GlusterFolder(FileTree):
             path = target if target.startswith(b"/") else path[: path.rindex(b"/") + 1] + target
             if within is not None and (not path.startswith(within) or b"/" in path[len(within) :]):
                 raise OSError(errno.EXDEV, "it is a link that leads out of the pool's directory", path)
-            if path in seen or len(seen) > MAX_LINKS:
+            if path in seen or len(seen) > MOST_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if len(path) > 4096:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
@@ -254,10 +252,9 @@ class GlusterFolder(FileTree):
 
     def reading(self, entry: Entry, *, thorough: bool = False) -> Reading:
         """Return the entry's file, to read its header by its handle; an entry listed without one is looked up."""
-        return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry), self._connection)
+        return GlusterReading(self, entry if entry.handle is not None else self._find_again(entry), self.connection)
 
     def name_of(self, location: str) -> str | None:
-        """Return the name of the entry that a URL names by its text alone, or None."""
         name = unquote(location.partition("?")[0].rpartition("/")[2], errors="surrogateescape")
         return name if name and self.key(name) == location else None
 
@@ -269,21 +266,17 @@ class GlusterFolder(FileTree):
 
     def place_of(self, location: str) -> Place | None:
         """Return where a URL of this volume leads, on any of its servers; None for another URL."""
-        found, key = parse_uri(location), self._connection.key
-        if found is None or found.volume != key.volume:
-            return None
-        if found.server not in {server.host.strip("[]") for server in key.servers}:
-            return None
-        return self._place("/" + "/".join(found.parts))
+        key = self.connection.key
+        parts = parts_in(location, key.volume, {server.host for server in key.servers})
+        return None if parts is None else self._place("/" + "/".join(parts))
 
     def folder_place(self) -> Place | None:
-        """Return where the folder is in its volume."""
         if self._folder is None:
             self._folder = self._place(os.fsdecode(self._directory))
         return self._folder
 
     def _place(self, path: str) -> Place | None:
-        device = self._connection.device
+        device = self.connection.device
         name = f"{device}{path}".rstrip("/")
         try:
             with self._using() as fs:
@@ -304,10 +297,9 @@ class GlusterFolder(FileTree):
         return found
 
     def release(self, entry: Entry) -> None:
-        """Close an entry's handle, if it has one."""
         if entry.handle is not None:
             self._gfapi.h_close(entry.handle)
-            self._connection.drop()
+            self.connection.drop()
 
     # ------------------------------------------------------------------------------------------------ the whole tree
 
@@ -332,12 +324,7 @@ class GlusterFolder(FileTree):
             if self._closed:
                 return
             self._closed = True
-        self._connection.drop()
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to the volume."""
-        return self._connection
+        self.connection.drop()
 
     def _check(self, result: int, path: bytes) -> None:
         if result < 0:

@@ -74,11 +74,9 @@ class GlusterReading(Reading):
         return room.raw[:count]
 
     def made(self) -> str | None:
-        """Return the format that astore noted at the file."""
         room = ctypes.create_string_buffer(NOTE_ROOM)
         address = ctypes.addressof(room)
         return noted(self._gfapi.h_getxattrs(self._fs, self.entry.handle, NOTE, address, NOTE_ROOM), room)
 
     def close(self) -> None:
-        """Close the handle."""
         self.tree.release(self.entry)

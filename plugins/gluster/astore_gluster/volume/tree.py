@@ -30,7 +30,6 @@ class GlusterTree(GlusterFolder, WritableTree):
     makers = 4
 
     def stat(self, name: str, *, follow: bool = True) -> FileStat:
-        """Return the attributes of an entry. :raises OSError: ENOENT, and others."""
         path = self.path(name)
         with self._using() as fs:
             if follow:
@@ -39,7 +38,7 @@ class GlusterTree(GlusterFolder, WritableTree):
                 return stat
             data = ctypes.create_string_buffer(self._gfapi.layout.size)
             self._check(self._gfapi.lstat(fs, path, ctypes.addressof(data)), path)
-            return decode_stat(self._gfapi.layout, data.raw, self._connection.device)
+            return decode_stat(self._gfapi.layout, data.raw, self.connection.device)
 
     def open(self, name: str, *, write: bool = False) -> GlusterFile:
         """Open a regular file; links are followed only within the folder.
@@ -71,7 +70,6 @@ class GlusterTree(GlusterFolder, WritableTree):
                 self._gfapi.h_close(handle)
 
     def create(self, name: str, mode: int = 0o600) -> GlusterFile:
-        """Create a regular file and open it for writing. :raises OSError: EEXIST: the name is taken."""
         path = self.path(name)
         with self._using() as fs:
             return self._opened(self._gfapi.creat(fs, path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), path)
@@ -79,8 +77,8 @@ class GlusterTree(GlusterFolder, WritableTree):
     def _opened(self, fd: int | None, path: bytes, *, write: bool = True) -> GlusterFile:
         if fd is None:
             raise failure(path)
-        self._connection.hold()
-        return GlusterFile(self._connection, fd, os.fsdecode(path), write=write)
+        self.connection.hold()
+        return GlusterFile(self.connection, fd, os.fsdecode(path), write=write)
 
     def _call(self, function: Callable[..., int], name: str, *arguments: Any) -> None:
         path = self.path(name)
@@ -134,11 +132,9 @@ class GlusterTree(GlusterFolder, WritableTree):
                         self._gfapi.h_close(one)
 
     def unlink(self, name: str) -> None:
-        """Remove a file."""
         self._call(self._gfapi.unlink, name)
 
     def mkdir(self, name: str, mode: int = 0o711, uid: int = -1, gid: int = -1) -> None:
-        """Create a directory; -1 leaves owner or group unchanged. :raises OSError: EEXIST: the name is taken."""
         self._call(self._gfapi.mkdir, name, mode)
         if uid != -1 or gid != -1:
             try:
@@ -149,7 +145,6 @@ class GlusterTree(GlusterFolder, WritableTree):
                 raise
 
     def rmdir(self, name: str) -> None:
-        """Remove an empty directory. :raises OSError: ENOTEMPTY."""
         self._call(self._gfapi.rmdir, name)
 
     def chmod(self, name: str, mode: int) -> None:
@@ -163,7 +158,6 @@ class GlusterTree(GlusterFolder, WritableTree):
     _folder_noted = False
 
     def note_folder(self) -> None:
-        """Note at the folder that some of its files have notes."""
         if not self._folder_noted:
             with self._using() as fs:
                 self._folder_noted = self._gfapi.setxattr(fs, self._directory, NOTE, b"yes", 3, 0) >= 0

@@ -16,9 +16,6 @@ from astore_netfs.mounting.options import check_options, is_anonymous, split_cre
 FORMATS = ("auto", "nfs", "glusterfs", "cifs")
 """The source formats, the default first."""
 
-PROTOCOL_FORMATS = ("auto", "nfs")
-"""The formats that allow ``<protocol ver=…>``."""
-
 _ALWAYS = "nodev,nosuid,noexec"
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]*")
 _SHELL = re.compile(r"[\s\\*?\[]")
@@ -69,7 +66,11 @@ def umount_argv(definition: PoolDef) -> list[str]:
 
 def mount_source(definition: PoolDef) -> str:
     """Return the source from the first host: ``HOST:DIR``, or ``//HOST/DIR`` for CIFS; DIR as it was written."""
-    return _source(source_format(definition), definition.source.hosts[0].name, definition.source.directory or "")
+    kind, directory = source_format(definition), definition.source.directory or ""
+    host = check_host(definition.source.hosts[0].name)
+    if kind == "cifs":  # mount.cifs takes libvirt's third slash for a share without a name
+        return f"//{host}/{directory.lstrip('/')}"
+    return f"{host if kind == 'glusterfs' else _bracketed(host)}:{directory}"
 
 
 def mount_sources(definition: PoolDef) -> frozenset[str]:
@@ -105,13 +106,6 @@ def target_path(definition: PoolDef) -> str:
     if not definition.target.path:
         raise DefinitionError("a netfs pool needs a target path", element="target")
     return definition.target.path
-
-
-def _source(kind: str, host: str, directory: str) -> str:
-    bare = check_host(host)
-    if kind == "cifs":  # mount.cifs takes libvirt's third slash for a share without a name
-        return f"//{bare}/{directory.lstrip('/')}"
-    return f"{bare if kind == 'glusterfs' else _bracketed(bare)}:{directory}"
 
 
 def _bracketed(host: str) -> str:
@@ -153,7 +147,7 @@ def check_source(definition: PoolDef) -> None:
 def _check_protocol(version: str | None, kind: str) -> None:
     if version is None:
         return
-    if kind not in PROTOCOL_FORMATS:
+    if kind not in ("auto", "nfs"):
         raise DefinitionError(f"a netfs source of format {kind!r} has no protocol version", element="protocol")
     if not _VERSION.fullmatch(version):
         raise DefinitionError(f"{printable(version)!r} is not a protocol version", element="protocol")

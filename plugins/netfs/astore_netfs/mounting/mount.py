@@ -23,6 +23,7 @@ import anyio
 from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
+from astore.lanes.own_thread import on_own_thread
 from astore.model import PoolDef
 from astore_netfs.mounting import kernel
 from astore_netfs.mounting.command import (
@@ -367,26 +368,5 @@ async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
 
     :raises TimeoutError: it did not return in ``timeout`` seconds; its thread stays behind.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = func(*args)
-        except BaseException as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    threading.Thread(target=work, name="astore-netfs", daemon=True).start()
     async with asyncio.timeout(timeout):
-        return await future
+        return await on_own_thread(functools.partial(func, *args), name="astore-netfs")

@@ -5,15 +5,15 @@ Touching a mount hangs if its server hangs. Reading the kernel's text never does
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MOUNTINFO = "/proc/self/mountinfo"
+from astore.places import MOST_LINKS
 
-_MAX_LINKS = 40
-"""The most symbolic links followed, as in the kernel (path_resolution(7))."""
+MOUNTINFO = "/proc/self/mountinfo"
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -127,14 +127,17 @@ def _without_links(path: str, table: list[Mount]) -> str:
     """Resolve links like os.path.realpath(), which would ask a mount's server for the attributes of its root."""
     seen = "/"
     parts = path.split("/")[::-1]
-    links = _MAX_LINKS
+    links = MOST_LINKS
     while parts:
         part = parts.pop()
         if part == "..":
             seen = os.path.dirname(seen)
         elif part not in ("", "."):
             beyond = os.path.join(seen, part)
-            link = None if find_mount(beyond, table) is not None else _link(beyond)
+            link = None
+            if find_mount(beyond, table) is None:
+                with contextlib.suppress(OSError):  # it is not a link
+                    link = os.readlink(beyond)
             if link is None or not links:
                 seen = beyond
                 continue
@@ -143,14 +146,6 @@ def _without_links(path: str, table: list[Mount]) -> str:
             if link.startswith("/"):
                 seen = "/"
     return seen
-
-
-def _link(path: str) -> str | None:
-    """Return the target of a symbolic link; None if the path is not one."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 def mount_id(fd: int) -> int:
