@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from astore.backend import CommandResult, Lane, Limits
 from astore.cancellation import shielded
 from astore.commands.starter import STARTER, Request, send
-from astore.commands.starter_process import ANSWER, ENDED
+from astore.commands.starter_process import ANSWER, ENDED, FAILED, STARTED
 from astore.errors import AstoreError, CommandError, LaneTimeoutError, printable
 from astore.lanes.job import PATIENCE
 
@@ -166,7 +166,7 @@ class _Child:
         :raises TimeoutError: it did not end in time. CommandError: it cannot be run, was lost, or wrote too much.
         """
         written = {fd: bytearray() for fd in outputs}
-        answers = bytearray()
+        answers, returncode = bytearray(), 0
         with selectors.DefaultSelector() as selector:
             for fd, data in written.items():
                 selector.register(fd, selectors.EVENT_READ, data)
@@ -179,6 +179,8 @@ class _Child:
                     part = os.read(key.fd, 1 << 16)
                     if not part:
                         selector.unregister(key.fileobj)
+                        if key.data is answers:
+                            returncode = self._returncode(answers)
                     elif len(key.data) + len(part) > self.max_output:
                         raise self._error(
                             f"{_words(self.argv)}: wrote more than {self.max_output} bytes and was killed",
@@ -187,16 +189,20 @@ class _Child:
                     else:
                         key.data.extend(part)
         stdout, stderr = (bytes(part) for part in written.values())
-        return CommandResult(self.argv, self._returncode(answers), stdout, stderr)
+        return CommandResult(self.argv, returncode, stdout, stderr)
 
     def _returncode(self, answers: bytearray) -> int:
         """Return the program's exit code. :raises CommandError: it cannot be run, or was lost."""
-        for kind, number in ANSWER.iter_unpack(answers[: len(answers) // ANSWER.size * ANSWER.size]):
-            if kind == ENDED:
-                return os.waitstatus_to_exitcode(number)
+        told = dict(ANSWER.iter_unpack(answers[: len(answers) // ANSWER.size * ANSWER.size]))
+        if (number := told.get(FAILED)) is not None:
             error = OSError(number, os.strerror(number), self.argv[0])
             why = "is not installed" if isinstance(error, FileNotFoundError) else f"cannot be run: {error}"
             raise self._error(f"the program {self.argv[0]!r} {why}") from error
+        if (status := told.get(ENDED)) is not None:
+            return os.waitstatus_to_exitcode(status)
+        if (pid := told.get(STARTED)) is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # what the program has started; itself it died with its parent
         raise self._error(f"{_words(self.argv)}: was killed, together with the process that starts programs")
 
     def _error(self, message: str, returncode: int | None = None) -> CommandError:

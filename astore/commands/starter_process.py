@@ -3,8 +3,8 @@
 A control socket brings one channel (a stream socket) for each program, and nothing else: no descriptor of a storage ever
 reaches this process, so that it never waits for one. It forks for each channel; the child reads the request from the
 channel, with the descriptors that the program inherits, and becomes the program. On the channel the child tells why it
-could not, and this process how the program ended. If the other side shuts the channel down or ends, the program is killed,
-with all its process group. A program is killed too when this process dies.
+could not, and this process that the program started and how it ended. If the other side shuts the channel down or ends,
+the program is killed, with all its process group. A program is killed too when this process dies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import sys
 PROGRAM, SPARE = b"p", b"s"
 """What to do with the socket that a control message brings: start a program, or serve it in another process."""
 
-FAILED, ENDED = b"f", b"e"
-"""What an answer on the channel tells: an errno (the program could not be started), or the program's wait status."""
+STARTED, FAILED, ENDED = b"s", b"f", b"e"
+"""What an answer on the channel tells: the program's process id, an errno (it could not be started), or its wait status."""
 
 ANSWER = struct.Struct("=ci")
 LENGTH = struct.Struct("=Q")
@@ -100,6 +100,7 @@ class Starter:
             return
         if pid == 0:
             become_program(channel, parent)
+        tell(channel, STARTED, pid)
         self.channels[channel.fileno()] = channel, pid
         # not EPOLLIN: the child reads the request from the same socket
         self.poll.register(channel, select.EPOLLRDHUP)
@@ -129,7 +130,7 @@ def become_program(channel: socket.socket, parent: int) -> None:
     try:
         signal.set_wakeup_fd(-1)
         os.setsid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
         if os.getppid() != parent:
             os._exit(127)
         argv, environment, limits, targets, descriptors = received(channel)

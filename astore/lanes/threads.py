@@ -13,6 +13,7 @@ import _thread
 import contextlib
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,12 @@ from astore.lanes.job import Job, LaneRecord, discard, here, let_go_of_locals
 IDLE_SECONDS = 5.0
 """How long an idle thread waits for work before it ends."""
 
+
+STACK_BYTES = 2 << 20
+"""The stack of a thread: a quarter of the usual, so that many threads fit where the address space is limited."""
+
+LOST_SECONDS = 5.0
+"""How long a thread that was started may take to begin, before it is thought to be lost."""
 
 NAME = "astore-lane"
 """The name of the threads in the kernel, as ``ps -T`` and ``top -H`` show it."""
@@ -64,6 +71,7 @@ class SharedThreads:
         self._threads = 0
         self._idle: list[threading.Lock] = []  # the bells of idle threads; the thread that worked last at the end
         self._coming = 0  # threads that were called or started, and have not looked for work yet
+        self._starting: deque[float] = deque()  # when the threads among them were started that have not begun
         self._stuck = 0
         self._closed = False
 
@@ -136,10 +144,8 @@ class SharedThreads:
             running = self._abandon(job)
             if running:
                 self._write_off(job)
-            elif not self._idle and self._coming:
-                # threads that were started so long ago and have not come had not enough memory to begin
-                self._threads -= self._coming
-                self._coming = 0
+            else:
+                self._forget_lost()
             return running
 
     def give_back(self, job: Job, result: Any) -> None:
@@ -171,7 +177,12 @@ class SharedThreads:
             self._coming += 1
             try:
                 # not Thread.start(): it waits for the thread, for ever if that has not enough memory to begin
-                _thread.start_new_thread(self._serve, ())
+                before = _thread.stack_size(STACK_BYTES)
+                try:
+                    _thread.start_new_thread(self._serve, ())
+                finally:
+                    _thread.stack_size(before)
+                self._starting.append(time.monotonic())
             except (RuntimeError, MemoryError):  # no thread can be started: the running ones take the work later
                 self._threads -= 1
                 self._coming -= 1
@@ -215,6 +226,13 @@ class SharedThreads:
             self._wake()  # this thread ends, and will not look for more work
         return surplus
 
+    def _forget_lost(self) -> None:
+        """No longer count on threads that were started long ago and have not come: they had not enough memory to begin."""
+        while self._starting and time.monotonic() - self._starting[0] > LOST_SECONDS:
+            self._starting.popleft()
+            self._threads -= 1
+            self._coming -= 1
+
     def _abandon(self, job: Job) -> bool:
         job.abandoned = True
         if job in job.lane.running:
@@ -242,9 +260,15 @@ class SharedThreads:
         bell = threading.Lock()
         bell.acquire()
         called, waited = True, False
+        with self._lock:
+            if self._starting:
+                self._starting.popleft()
+            else:  # it was thought to be lost
+                self._threads += 1
+                self._coming += 1
         while True:
             with self._lock:
-                self._coming = max(self._coming - called, 0)
+                self._coming -= called
                 job = self._take()
                 if job is None:
                     if self._closed or (waited and not called):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -523,20 +524,20 @@ async def test_a_closed_lane_leaves_the_statistics(lanes: Lanes, gate: Gate) -> 
 async def test_no_more_threads_to_be_had(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system gives no more threads, those there are do the work; without any, the caller is told."""
     lane = lanes.lane("a")
-    real = threading.Thread.start
+    real = _thread.start_new_thread
 
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(serve: Callable[[], None], arguments: tuple[()]) -> int:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     ran: list[int] = []
-    with pytest.raises(RuntimeError, match="can't start"):
+    with pytest.raises(RuntimeError, match="no thread can be started"):
         await lane.run(ran.append, 1)
     assert numbers(lane) == (0, 0, 0)
-    monkeypatch.setattr(threading.Thread, "start", real)
+    monkeypatch.setattr(_thread, "start_new_thread", real)
     await lane.run(int)
     assert ran == [], "a call that was refused does not run later"
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     assert await asyncio.gather(*(lane.run(int, str(n)) for n in range(8))) == list(range(8))
 
 
