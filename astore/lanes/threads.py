@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import resource
 import sys
 import threading
 import time
@@ -29,6 +30,9 @@ IDLE_SECONDS = 5.0
 
 STACK_BYTES = 2 << 20
 """The stack of a thread: a quarter of the usual, so that many threads fit where the address space is limited."""
+
+M_ARENA_MAX = -8
+"""See mallopt(3)."""
 
 LOST_SECONDS = 5.0
 """How long a thread that was started may take to begin, before it is thought to be lost."""
@@ -71,6 +75,7 @@ class SharedThreads:
         self._threads = 0
         self._idle: list[threading.Lock] = []  # the bells of idle threads; the thread that worked last at the end
         self._coming = 0  # threads that were called or started, and have not looked for work yet
+        _save_address_space()
         self._starting: deque[float] = deque()  # when the threads among them were started that have not begun
         self._stuck = 0
         self._closed = False
@@ -340,6 +345,18 @@ class SharedThreads:
             future.set_exception(error)
         else:
             future.set_result(result)
+
+
+def _save_address_space() -> None:
+    """Where the address space is limited, have malloc not reserve 64 MiB of it for each thread.
+
+    Without memory for the smallest object, CPython 3.11 does not raise MemoryError but may loop for ever in a ``finally``.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        import ctypes
+
+        with contextlib.suppress(AttributeError, OSError):  # no glibc
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _counts(lane: LaneRecord) -> LaneStatistics:

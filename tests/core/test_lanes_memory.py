@@ -36,7 +36,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("mebibytes", [260, 330, 400])
+@pytest.mark.parametrize("mebibytes", [330, 400])
 def test_little_memory(tmp_path: Path, mebibytes: int) -> None:
     """With little address space all ends, well or with errors."""
     limited = f'ulimit -v {mebibytes << 10}; exec "$0" -c "$1" "$2"'
