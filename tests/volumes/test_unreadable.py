@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from volumes.real_servers import dir_pool
 
-from astore.errors import StorageError
+from astore.errors import PoolInaccessibleError, StorageError, reason
 from astore.events import VolumeRemoved
 from astore.manager import Manager
 from astore.model import PoolState
 from astore.testing.conformance.source import qcow2
+from astore.trees.local import LocalTree
 
 if TYPE_CHECKING:
     from beds.fuse_fs import FuseFs
@@ -49,3 +52,37 @@ async def test_a_volume_that_cannot_be_read(new_fuse_fs: Callable[..., FuseFs], 
             await pool.refresh()
             assert (pool.state, len(pool.volumes)) == (PoolState.RUNNING, 2)
             assert events.receive_nowait() is None
+
+
+@pytest.mark.parametrize("call", ["opendir", "readdir", "statfs"])
+async def test_a_folder_that_cannot_be_read(new_fuse_fs: Callable[..., FuseFs], tmp_path: Path, call: str) -> None:
+    """The error of a refresh has the names of the pool and of the folder, and the cause; no descriptor's number."""
+    fs = new_fuse_fs()
+    folder = fs.mount()
+    (fs.files / "a.img").write_bytes(b"x" * 5000)
+    async with Manager(tmp_path / "state") as manager:
+        pool = await manager.define(dir_pool(folder))
+        await pool.start()
+        with fs.fail(call, errno.EIO), pytest.raises(PoolInaccessibleError) as caught:
+            await pool.refresh()
+        assert str(caught.value) == f"pool 'p': refresh: {folder}: Input/output error"
+        assert (pool.state, len(pool.volumes)) == (PoolState.INACCESSIBLE, 1)
+        await pool.refresh()
+        assert (pool.state, len(pool.volumes)) == (PoolState.RUNNING, 1)
+
+
+def test_a_folder_that_may_not_be_read() -> None:
+    """So where permission is missing."""
+    with tempfile.TemporaryDirectory() as above:
+        os.chmod(above, 0o755)
+        folder = Path(above) / "folder"
+        folder.mkdir(mode=0o700)
+        tree = LocalTree(str(folder))
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError) as caught:
+                list(tree.scan(lambda name, st: True))
+        finally:
+            os.seteuid(0)
+            tree.close()
+    assert reason(caught.value) == f"{folder}: Permission denied"
