@@ -292,7 +292,7 @@ def _count() -> tuple[int, Counter[str]]:
             files[target if target.startswith("/") else target.partition(":[")[0]] += 1
     # neither threads that wait for work, which astore's lanes keep for a while, nor those of asyncio.to_thread
     names = [thread.name for thread in threading.enumerate()]
-    return sum(not name.startswith(("astore-lane", "asyncio_")) for name in names), files
+    return sum(not name.startswith(("Dummy-", "asyncio_")) for name in names), files
 
 
 async def assert_no_growth(before: Census, manager: Manager) -> None:
