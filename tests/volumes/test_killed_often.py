@@ -175,6 +175,7 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         await asyncio.to_thread(fuse.release, target)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120 + 20 * KILLS)
 @pytest.mark.parametrize(
     "storage",

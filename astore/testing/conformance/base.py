@@ -96,7 +96,7 @@ class ConformanceBase(abc.ABC):
     @pytest_asyncio.fixture
     async def manager(self, tmp_path: Path, new_source: NewSource) -> AsyncIterator[Manager]:
         """An open Manager; its pools are stopped after the test."""
-        async with Manager(tmp_path / "state", registry=self.make_registry()) as manager:
+        async with Manager(tmp_path / "state", registry=self.make_registry(), call_timeout=150.0) as manager:
             yield manager
             for pool in manager.pools(active=True):
                 await pool.stop()
