@@ -22,13 +22,14 @@ from astore.errors import (
     SourceConflictError,
     reason,
 )
-from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
-from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
+from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
+from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import prepare
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
+from astore.manager.statistics import Statistics
 from astore.model import PoolDef, PoolState, RefreshReport
 from astore.names import normal_path
 from astore.plugin_calls import checked_definition
@@ -54,20 +55,6 @@ def _import_ahead() -> None:
     prepare()
     for module in ("pool", "volume", "documents"):
         import_module(f"astore.xml.{module}")
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """Counts of a Manager at one moment.
-
-    :ivar cleanups: clean-ups of this process that go on although their callers, which were cancelled, have returned.
-    """
-
-    pools: int
-    active: int
-    volumes: int
-    events: EventsStatistics
-    lanes: LanesStatistics
-    cleanups: int
 
 
 class Manager:
