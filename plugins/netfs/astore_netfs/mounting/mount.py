@@ -52,6 +52,8 @@ MARK = "ASTORE_NETFS_MOUNT"
 
 _BUSY_SECONDS = 1.0
 _HANG_SECONDS = 0.3
+_ANSWER_SECONDS = 1.0
+"""How long a server may take to answer before the connection of all who use its mount is cut."""
 _NFS = frozenset({"nfs", "nfs4"})
 _CIFS = frozenset({"cifs", "smb3"})
 _GLUSTER = frozenset({"fuse.glusterfs"})
@@ -290,6 +292,22 @@ class MountPoint:
                 if find_mount(self._path) != mount:
                     continue
             _until_gone(mount, functools.partial(kernel.detach, force=force), self._path)
+
+    async def cut_connection(self) -> None:
+        """Abort the connection of a FUSE mount whose server does not answer. The mount stays, and fails its users.
+
+        :raises OSError: it cannot be aborted, or may not be. TimeoutError: not in time.
+        """
+        await aside(self._cut_connection, timeout=_UNDO_SECONDS)
+
+    def _cut_connection(self) -> None:
+        self._path, mount = locate(self._target)
+        if mount is None or mount.fstype not in _GLUSTER or not is_expected(mount, self.definition):
+            return
+        # calls that wait may be those of other processes on a server that is busy: ask it, too
+        if kernel.fuse_hangs(mount, _HANG_SECONDS) and _hangs(self._path, _ANSWER_SECONDS):
+            kernel.abort_fuse(mount)
+            self.context.log.warning("connection of a hung mount cut", target=self._target, source=mount.source)
 
 
 # ------------------------------------------------------------------------------------------------------ small things
