@@ -23,6 +23,7 @@ import anyio
 from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
+from astore.lanes.job import at_least
 from astore.lanes.own_thread import on_own_thread
 from astore.model import PoolDef
 from astore_netfs.mounting import kernel
@@ -163,7 +164,7 @@ class MountPoint:
     @contextlib.asynccontextmanager
     async def _claimed(self) -> AsyncIterator[None]:
         """Keep other astore processes from mounting here meanwhile: a second mount would cover the first."""
-        deadline = time.monotonic() + self.context.timeout
+        deadline = time.monotonic() + at_least(self.context.timeout)
         while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
