@@ -135,13 +135,8 @@ class SessionCheck:
         return set(Counter(mount.target for mount in fuse.mounts()) - self._mounts)
 
     def _new_threads(self) -> list[threading.Thread]:
-        frames = sys._current_frames()
-        # Python keeps its record of a foreign thread, such as a lane's that has logged, when that thread has ended
-        return [
-            thread
-            for thread in threading.enumerate()
-            if thread not in self._threads and (not thread.name.startswith("Dummy-") or thread.ident in frames)
-        ]
+        others = [thread for thread in threading.enumerate() if thread not in self._threads]
+        return [thread for thread in others if not thread.name.startswith("Dummy-")]  # lanes' threads, also ended ones
 
     def finish(self) -> list[str]:
         """Wait, report, and end what is left: nothing outlives the session."""

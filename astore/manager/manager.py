@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import msgspec
 
-from astore.cancellation import CLEANUP_SECONDS, shielded
+from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
 from astore.errors import AstoreError, BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
@@ -50,13 +50,17 @@ def _import_ahead() -> None:
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """Counts of a Manager at one moment."""
+    """Counts of a Manager at one moment.
+
+    :ivar cleanups: clean-ups of this process that go on although their callers, which were cancelled, have returned.
+    """
 
     pools: int
     active: int
     volumes: int
     events: EventsStatistics
     lanes: LanesStatistics
+    cleanups: int
 
 
 class Manager:
@@ -119,7 +123,7 @@ class Manager:
             await self._keeper.open(lane)
             await self.reload()
         except BaseException:
-            await shielded(self._keeper.aclose())
+            await shielded(self._keeper.aclose(), whole=True)
             services.close(lanes)
             raise
         return self
@@ -137,7 +141,7 @@ class Manager:
         if lanes is None:
             return
         try:
-            await shielded(self._detach(self._catalogue.all(), lanes, cut))
+            await shielded(self._detach(self._catalogue.all(), lanes, cut), whole=True)
         finally:
             self._services.close(lanes)  # does nothing if it was closed, and perhaps reopened, meanwhile
 
@@ -392,4 +396,5 @@ class Manager:
             volumes=sum(len(pool.snapshot) for pool in pools),
             events=self._services.bus.statistics(),
             lanes=lanes.statistics(),
+            cleanups=cleanups_left_behind(),
         )
