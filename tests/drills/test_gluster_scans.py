@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from core_fakes import eventually, quiet
 
-from astore.errors import LaneTimeoutError
+from astore.errors import InvalidStateError, LaneTimeoutError
 from astore.manager import Manager
 from astore.model import Host, PoolDef, PoolState, Source
 from astore.registry import BackendRegistry
@@ -47,7 +47,8 @@ async def test_a_scan_that_is_given_up_ends(gluster: GlusterBed, new_volume: str
                 await asyncio.wait([refresh])
             elif how == "stopped":
                 await pool.stop(force=True)
-                await asyncio.wait([refresh])
+                with pytest.raises(InvalidStateError):
+                    await refresh
             else:
                 with pytest.raises(LaneTimeoutError):
                     await refresh
