@@ -20,7 +20,7 @@ from astore.cancellation import shielded
 from astore.commands.starter import STARTER, Request, send
 from astore.commands.starter_process import ANSWER, ENDED, FAILED, STARTED
 from astore.errors import AstoreError, CommandError, LaneTimeoutError, printable
-from astore.lanes.job import PATIENCE
+from astore.lanes.job import at_least
 
 MAX_OUTPUT = 16 << 20
 """Bytes that a program may write to stdout, and as many to stderr, by default."""
@@ -50,9 +50,7 @@ class LaneCommandRunner:
         descriptors: Sequence[int] = (),
         max_output: int = MAX_OUTPUT,
     ) -> CommandResult:
-        limit = self._timeout if timeout is None else timeout
-        if (patience := PATIENCE.get()) is not None:
-            limit = max(limit, patience.left())
+        limit = at_least(self._timeout if timeout is None else timeout)
         environment = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
         child = _Child(tuple(argv), limit, environment, limits, descriptors, max_output)
         try:

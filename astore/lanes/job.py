@@ -108,6 +108,12 @@ PATIENCE: ContextVar[Patience | None] = ContextVar("astore_patience", default=No
 """The patience of the present work's caller: a call with the lane's own deadline has at least so long."""
 
 
+def at_least(seconds: float) -> float:
+    """Return the seconds that a piece of work has: so many, or what its caller's patience leaves it, if that is longer."""
+    patience = PATIENCE.get()
+    return seconds if patience is None else max(seconds, patience.left())
+
+
 @contextlib.contextmanager
 def patient(seconds: float | None) -> Iterator[None]:
     """Give the calls inside at least so long. :param seconds: None: what they have anyway."""

@@ -43,6 +43,11 @@ class PoolLane:
         """How many of its threads are stuck in calls past their deadline."""
         return self._record.stuck
 
+    @property
+    def busy(self) -> bool:
+        """Whether any of its threads is in a call, stuck or not. True also for calls that nobody waits for."""
+        return bool(self._record.running)
+
     async def run(
         self,
         func: Callable[..., T],

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import msgspec
 
 from astore.backend import Context, PoolSession
+from astore.cancellation import CLEANUP_SECONDS
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
@@ -49,7 +50,11 @@ class FileTreeSession(PoolSession):
         """List the folder and read what is new or changed."""
         read_before = {} if self._last is None else await self._ended(self._last)
         refresh = self._last = _Refresh(self.tree, self.context, previous, full, read_before)
-        snapshot = await self.context.lane.run(refresh)
+        try:
+            snapshot = await self.context.lane.run(refresh)
+        except BaseException:
+            refresh.given_up_at = time.monotonic()
+            raise
         self._last = None
         self.hidden = tuple(refresh.hidden)
         return snapshot
@@ -60,8 +65,9 @@ class FileTreeSession(PoolSession):
         :return: the records that it has read.
         :raises LaneTimeoutError: it hangs. The next refresh does not wait for it.
         """
+        until = max(last.began + self.context.timeout, last.given_up_at + CLEANUP_SECONDS)
         while last.running:
-            if time.monotonic() > last.began + self.context.timeout:
+            if time.monotonic() > until:
                 self._last = None
                 limit = self.context.timeout
                 message = f"{self.context.name}: the refresh before this one did not end within {limit:g} s"
@@ -163,7 +169,8 @@ class _Refresh:
         self.hidden: list[str] = []
         self._turn = self._lane.turn()
         self._seen = 0
-        self.began = time.monotonic()
+        self._read_before = read_before
+        self.began = self.given_up_at = time.monotonic()
         self.running = False
         self._taken_at = 0.0
 
@@ -175,9 +182,13 @@ class _Refresh:
             self.running = False
 
     def read_already(self) -> dict[str, VolumeInfo]:
-        """Return the records that were read before the refresh was given up, for the next one."""
+        """Return the records that were read before the refresh was given up, for the next one.
+
+        Among them are those of earlier refreshes that were given up, if this one has found them unchanged.
+        """
         limit = int(self._taken_at * 1e9) - SETTLING_NS
-        return {name: record for name, record in self._read if record.ctime_ns < limit}
+        before = {name: self._found[name] for name in self._read_before if name in self._found}
+        return before | {name: record for name, record in self._read if record.ctime_ns < limit}
 
     def _run(self) -> Snapshot:
         taken_at = self._taken_at = time.time()
@@ -254,6 +265,7 @@ class _Refresh:
         try:
             for item in self._tree.scan(self._want):
                 if len(item) == 2:
+                    self._go_on()
                     self._errors.append(entry_error(item[0], item[1]))
                     continue
                 if first:

@@ -23,6 +23,7 @@ import anyio
 from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError, reason
+from astore.lanes.job import at_least
 from astore.lanes.own_thread import on_own_thread
 from astore.model import PoolDef
 from astore_netfs.mounting import kernel
@@ -52,6 +53,8 @@ MARK = "ASTORE_NETFS_MOUNT"
 
 _BUSY_SECONDS = 1.0
 _HANG_SECONDS = 0.3
+_ANSWER_SECONDS = 1.0
+"""How long a server may take to answer before the connection of all who use its mount is cut."""
 _NFS = frozenset({"nfs", "nfs4"})
 _CIFS = frozenset({"cifs", "smb3"})
 _GLUSTER = frozenset({"fuse.glusterfs"})
@@ -161,7 +164,7 @@ class MountPoint:
     @contextlib.asynccontextmanager
     async def _claimed(self) -> AsyncIterator[None]:
         """Keep other astore processes from mounting here meanwhile: a second mount would cover the first."""
-        deadline = time.monotonic() + self.context.timeout
+        deadline = time.monotonic() + at_least(self.context.timeout)
         while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
@@ -290,6 +293,22 @@ class MountPoint:
                 if find_mount(self._path) != mount:
                     continue
             _until_gone(mount, functools.partial(kernel.detach, force=force), self._path)
+
+    async def cut_connection(self) -> None:
+        """Abort the connection of a FUSE mount whose server does not answer. The mount stays, and fails its users.
+
+        :raises OSError: it cannot be aborted, or may not be. TimeoutError: not in time.
+        """
+        await aside(self._cut_connection, timeout=_UNDO_SECONDS)
+
+    def _cut_connection(self) -> None:
+        self._path, mount = locate(self._target)
+        if mount is None or mount.fstype not in _GLUSTER or not is_expected(mount, self.definition):
+            return
+        # calls that wait may be those of other processes on a server that is busy: ask it, too
+        if kernel.fuse_hangs(mount, _HANG_SECONDS) and _hangs(self._path, _ANSWER_SECONDS):
+            kernel.abort_fuse(mount)
+            self.context.log.warning("connection of a hung mount cut", target=self._target, source=mount.source)
 
 
 # ------------------------------------------------------------------------------------------------------ small things
