@@ -70,7 +70,10 @@ async def opened_session(backend: Backend, definition: PoolDef, context: Context
 
 
 async def checked_snapshot(session: PoolSession, known: Snapshot, *, full: bool) -> Snapshot:
-    """Refresh a session. :raises TypeError: it returned no snapshot, or one of other things. What the session raises."""
+    """Refresh a session. Volumes that cannot be read keep their records from ``known``.
+
+    :raises TypeError: it returned no snapshot, or one of other things. What the session raises.
+    """
     snapshot = await answer(session.refresh(known, full=full))
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"refresh() returned {snapshot!r}")
@@ -78,4 +81,4 @@ async def checked_snapshot(session: PoolSession, known: Snapshot, *, full: bool)
         raise TypeError("refresh() returned a snapshot whose errors are no tuple of EntryError")
     if not set(map(type, snapshot.volumes)) <= {VolumeInfo}:
         raise TypeError("refresh() returned a snapshot whose volumes are no VolumeInfo")
-    return snapshot
+    return snapshot.keeping(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import tracemalloc
 from pathlib import Path
@@ -86,6 +87,29 @@ def test_same_as() -> None:
     assert volume("a", references=(there,), device=1).same_as(volume("a", references=(elsewhere,), device=2))
     assert not volume("a", references=(there,)).same_as(one)
     assert not volume("a", references=(there,)).same_as(volume("a", references=(Reference(there.kind, "c"),)))
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (EntryError("b", "Input/output error", errno.EIO), True),
+        (EntryError("b", "Permission denied", errno.EACCES, skipped=True), True),
+        (EntryError("b", "its header is truncated"), False),
+        (EntryError("b", "its header is malformed", errno.EINVAL), False),
+        (EntryError("b", "it is a dangling link", errno.ENOENT, skipped=True), False),
+        (EntryError("b", "it is a FIFO", skipped=True), False),
+    ],
+)
+def test_what_cannot_be_read_stays(error: EntryError, stays: bool) -> None:
+    """A volume that is there and cannot be read keeps its record, and is read again; what is no volume any more goes."""
+    before = snapshot("a", "b", "c")
+    for after in (snapshot("a", "c", "d", errors=(error,)).keeping(before), before.patched({"b": error}, 1)):
+        assert ("b" in after.by_name, after.get("b") is before.get("b")) == (stays, stays)
+        assert list(after.by_name) == sorted(after.by_name)
+        assert after.errors == (error,)
+        assert ("b" in after.unsettled) is stays
+        assert after.changes_since(before).removed == (() if stays else ("b",))
+    assert snapshot("a", errors=(error,)).keeping(snapshot("a")).get("b") is None, "it was never read"
 
 
 def test_snapshots_cannot_be_changed() -> None:

@@ -6,6 +6,7 @@ Import them from :mod:`astore.model`.
 from __future__ import annotations
 
 from enum import StrEnum
+from errno import EACCES, EINVAL, EPERM
 from typing import NamedTuple
 
 import msgspec
@@ -183,13 +184,22 @@ class EntryError(msgspec.Struct, frozen=True, gc=False):
     """An entry of a pool that is no volume, and why. ``name`` is printable, whatever the storage has.
 
     ``skipped`` marks entries that are no failures: a FIFO, a dangling link, a name with control characters, a file that may
-    not be opened. libvirt leaves them out silently. Other entries degrade the pool.
+    not be opened. libvirt leaves them out silently. Other entries degrade the pool. With the ``errno`` of the storage the
+    entry is :attr:`unreadable`.
     """
 
     name: str
     message: str
     errno: int | None = None
     skipped: bool = False
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the entry is there and the storage did not let it be read. Then a volume keeps its last record.
+
+        Without an errno, or with EINVAL, it was read and is malformed: its last record describes it no more.
+        """
+        return self.errno in (EACCES, EPERM) or (not self.skipped and self.errno not in (None, EINVAL))
 
 
 class FileStat(NamedTuple):

@@ -159,8 +159,29 @@ class Snapshot:
         """Return this snapshot with another generation number."""
         return self._but(generation=generation)
 
+    def keeping(self, previous: Snapshot) -> Snapshot:
+        """Return this snapshot with the records that volumes which cannot be read had in ``previous``.
+
+        They are there, so they are not removed. The next refresh tries to read them again.
+        """
+        unreadable = (error.name for error in self.errors if error.unreadable and self.get(error.name) is None)
+        kept = {name: record for name in unreadable if (record := previous.get(name)) is not None}
+        if not kept:
+            return self
+        merged = {**self._by_name, **kept}
+        return self._but(
+            _merged={name: merged[name] for name in sorted(merged)},
+            _unsettled=self.unsettled | kept.keys(),
+            _volumes=None,
+            _referring=None,
+            _late=_NOTHING_LATE,
+        )
+
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
-        """Return a snapshot in which each name of ``patch`` has this record, is this error, or is gone (None)."""
+        """Return a snapshot in which each name of ``patch`` has this record, is this error, or is gone (None).
+
+        A volume that cannot be read keeps its record.
+        """
         errors = self.errors
         if errors or any(isinstance(item, EntryError) for item in patch.values()):
             others = [error for error in errors if error.name not in patch]
@@ -168,7 +189,7 @@ class Snapshot:
         before, unsettled, late = self._late
         if self._merged is not None or len(late) >= MOST_LATE:
             before, unsettled, late = self._by_name, self.unsettled, {}
-        late = {**late, **{name: item if isinstance(item, VolumeInfo) else None for name, item in patch.items()}}
+        late = {**late, **{name: self._patched(name, item) for name, item in patch.items()}}
         return self._but(
             errors=errors,
             generation=generation,
@@ -178,6 +199,11 @@ class Snapshot:
             _referring=None,
             _late=(before, unsettled, late),
         )
+
+    def _patched(self, name: str, item: VolumeInfo | EntryError | None) -> VolumeInfo | None:
+        if isinstance(item, EntryError):
+            return self.get(name) if item.unreadable else None
+        return item
 
     def _but(self, **changes: Any) -> Snapshot:
         """Return a copy with other attributes."""

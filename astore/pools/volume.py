@@ -114,7 +114,8 @@ class Volume:
         """
         outcome = await self.pool.refresh(self.name, timeout=timeout)
         for error in outcome.errors:
-            if self.pool.snapshot.get(self.name) is None and error.name == printable(self.name):
+            gone = self.pool.snapshot.get(self.name) is None
+            if error.name == printable(self.name) and (gone or error.unreadable):
                 raise StorageError(
                     f"volume {self.name!r} of pool {self.pool.name!r}: {error.message}",
                     errno=error.errno or errno.EIO,

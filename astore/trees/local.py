@@ -123,14 +123,27 @@ class LocalTree(FileTree):
         :raises OSError: the directory cannot be read, or ``verify`` refused it.
         """
         folder = self._current()
-        # opened again: os.scandir(fd) shares its position with every other user of fd
-        fd = os.open(".", _FOLDER, dir_fd=folder.fd)
+        fd = -1
         try:
-            with os.scandir(fd) as listing:
-                yield from self._entries(listing, fd, want, folder)
+            with self._naming_the_folder():
+                # opened again: os.scandir(fd) shares its position with every other user of fd
+                fd = os.open(".", _FOLDER, dir_fd=folder.fd)
+                with os.scandir(fd) as listing:
+                    yield from self._entries(listing, fd, want, folder)
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             del folder  # which an error would keep open with this frame
+
+    @contextlib.contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        """Put the path into errors of calls on the directory's descriptor, which have its number, ``"."`` or nothing."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename == "." or not isinstance(error.filename, str):
+                error.filename = self.path
+            raise
 
     def _entries(
         self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: Folder
@@ -204,7 +217,8 @@ class LocalTree(FileTree):
         """Return whether files may have notes: the directory says so, or it is sticky, so that not all users may say so."""
         folder = self._opened()
         try:
-            return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
+            with self._naming_the_folder():
+                return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
         except OSError as error:
             if error.errno in NO_NOTES:
                 return False
@@ -212,7 +226,8 @@ class LocalTree(FileTree):
 
     def names_changed_ns(self) -> int | None:
         folder = self._opened()
-        return os.fstat(folder.fd).st_mtime_ns
+        with self._naming_the_folder():
+            return os.fstat(folder.fd).st_mtime_ns
 
     def folder_place(self) -> Place | None:
         folder = self._opened()
@@ -225,12 +240,14 @@ class LocalTree(FileTree):
 
     def statvfs(self) -> tuple[int, int]:
         folder = self._opened()
-        vfs = os.fstatvfs(folder.fd)
+        with self._naming_the_folder():
+            vfs = os.fstatvfs(folder.fd)
         return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
 
     def permissions(self) -> Permissions:
         folder = self._opened()
-        st = os.fstat(folder.fd)
+        with self._naming_the_folder():
+            st = os.fstat(folder.fd)
         return Permissions(stat.S_IMODE(st.st_mode) & 0o777, st.st_uid, st.st_gid)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Create files that appear complete or not at all: first under a hidden name, then placed, never over another file.
 
-The creating process keeps the hidden file locked. A hidden file without a lock is a killed process's leftover; a locked
-one is being created now, by another process or on another machine.
+The creating process keeps the hidden file locked. A locked one is being created now, by some process, perhaps on another
+machine. :mod:`astore.trees.leftovers` removes the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -20,7 +20,7 @@ from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import LocalFile
-from astore.volume_io.volume_names import ATTEMPTS, is_leftover, new_hidden_name
+from astore.volume_io.volume_names import ATTEMPTS, IN_PROGRESS, new_hidden_name
 from astore.volume_io.wording import existing
 
 T = TypeVar("T")
@@ -105,6 +105,7 @@ class HiddenFile:
         """Close the file; its inode is remembered for :meth:`remove`. :raises OSError: a delayed write failed."""
         with contextlib.suppress(OSError):
             self._own_inode()
+        IN_PROGRESS.discard(self.hidden)
         self.file.close()
 
     def _own_inode(self) -> int:
@@ -132,6 +133,7 @@ class HiddenFile:
             with contextlib.suppress(OSError):
                 if self.tree.stat(self.name, follow=False).inode == self._own_inode():
                     self.tree.unlink(self.name)
+        IN_PROGRESS.discard(self.hidden)
 
 
 def _anew(call: Callable[[], T]) -> T:
@@ -163,7 +165,12 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
     """
     for _ in range(ATTEMPTS):
         hidden = new_hidden_name()
-        file = tree.create(hidden, DEFAULT_MODE)
+        IN_PROGRESS.add(hidden)
+        try:
+            file = tree.create(hidden, DEFAULT_MODE)
+        except BaseException:
+            IN_PROGRESS.discard(hidden)
+            raise
         new = HiddenFile(tree, hidden, file, definition)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
@@ -212,20 +219,3 @@ def remove_directory(tree: WritableTree, name: str) -> None:
     """Remove a directory that was created just now, if it can be."""
     with contextlib.suppress(OSError):
         tree.rmdir(name)
-
-
-def remove_leftovers(tree: WritableTree, names: Iterable[str]) -> list[str]:
-    """Remove hidden files that no process holds locked; return their names. In doubt a file stays."""
-    removed = []
-    for name in names:
-        if not is_leftover(name):
-            continue  # not made by astore, whatever it begins with
-        with contextlib.suppress(OSError):
-            file = tree.open(name, write=True)
-            try:
-                if file.lock():
-                    tree.unlink(name)
-                    removed.append(name)
-            finally:
-                file.close()
-    return removed

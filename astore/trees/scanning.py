@@ -99,13 +99,13 @@ def read_entry(tree: FileTree, name: str, before: VolumeInfo | None = None) -> V
     except OSError as error:
         if error.errno == errno.ENOENT:  # the folder is gone: for a missing entry lookup returns None
             raise
-        tree.statvfs()  # raises too if the tree itself is broken
+        tree.check()
         return entry_error(name, error)
     if entry is None:
         return None
     wrong = read_anew(tree, entry, found, before)
     if wrong is not None:
-        tree.statvfs()
+        tree.check()
         return wrong
     if not found:
         return None
@@ -225,7 +225,7 @@ class _Refresh:
             try:
                 entry = self._tree.lookup(name)
             except OSError as error:
-                self._tree.statvfs()  # raises too if the tree itself is broken
+                self._tree.check()
                 self._errors.append(entry_error(name, error))
                 continue
             if entry is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
@@ -19,12 +19,13 @@ from astore.cancellation import bounded, shielded, to_the_end
 from astore.errors import StorageError, printable
 from astore.images import ImageError
 from astore.images.formats import is_raw
-from astore.model import Snapshot, VolumeDef, VolumeInfo, VolumeType
+from astore.model import EntryError, Snapshot, VolumeDef, VolumeInfo, VolumeType
 from astore.trees import space
 from astore.trees.batch_create import Makers
 from astore.trees.images import Grown, TreeImages, join_qemu
+from astore.trees.leftovers import Leftovers
 from astore.trees.opening import NewVolume, Opener, open_locked
-from astore.trees.placing import HiddenFile, create_directory, found, remove_directory, remove_leftovers
+from astore.trees.placing import HiddenFile, create_directory, found, remove_directory
 from astore.trees.resolver import Resolver
 from astore.trees.scanning import FileTreeSession, plain_record
 from astore.trees.writable import WritableTree
@@ -39,14 +40,14 @@ from astore.volume_io.wording import replaced, worded
 class WritableTreeSession(FileTreeSession):
     """A session that can create and change volumes. Its errors name the volume; the core adds the pool.
 
-    :ivar opener: opens its volumes, and new ones.
+    :ivar opener: opens its volumes, and new ones. :ivar leftovers: the files of work that was not ended.
     """
 
     tree: WritableTree
 
     def __init__(self, tree: WritableTree, context: Context) -> None:
         super().__init__(tree, context)
-        self._looked_for_leftovers = False
+        self.leftovers = Leftovers()
 
         def current() -> WritableTree:
             return self.tree
@@ -67,16 +68,26 @@ class WritableTreeSession(FileTreeSession):
         await self.opener.files.end()
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
-        """Refresh as for any tree; the first call also removes unfinished volumes of killed processes."""
-        snapshot = await super().refresh(previous, full=full)
-        if not self._looked_for_leftovers:
-            if self.hidden:
-                with contextlib.suppress(OSError):  # LaneTimeoutError is one; the next start tries again
-                    removed = await self.context.lane.run(remove_leftovers, self.tree, self.hidden)
-                    if removed:
-                        self.context.log.info("removed unfinished volumes", count=len(removed))
-            self._looked_for_leftovers = True
+        """Refresh as for any tree, and remove unfinished volumes of killed processes; see :class:`Leftovers`."""
+        with self._answering():
+            snapshot = await super().refresh(previous, full=full)
+        with contextlib.suppress(OSError):  # LaneTimeoutError is one
+            if removed := await self.leftovers.remove(self.context.lane, self.tree, self.hidden):
+                self.context.log.info("removed unfinished volumes", count=removed)
         return snapshot
+
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
+        with self._answering():
+            return await super().refresh_volume(name, before)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Have leftovers looked for again after the storage fails."""
+        try:
+            yield
+        except OSError:
+            self.leftovers.look_again()
+            raise
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenFile]:
         """Open a volume's bytes; see :meth:`astore.trees.opening.Opener.volume`."""

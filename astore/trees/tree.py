@@ -134,6 +134,10 @@ class FileTree(abc.ABC):
     def statvfs(self) -> tuple[int, int]:
         """Return the total bytes (f_frsize × f_blocks) and the free bytes (f_frsize × f_bfree)."""
 
+    def check(self) -> None:
+        """Check that the tree answers, after an error of one entry. :raises OSError: it does not."""
+        self.statvfs()
+
     def permissions(self) -> Permissions | None:
         """Return the folder's permissions; None if it has no local path."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 
 from astore.errors import DefinitionError, printable
@@ -19,9 +20,28 @@ ATTEMPTS = 16
 """How many hidden names are tried: a file may be removed as a leftover before it is locked, but not that often."""
 
 
+IN_PROGRESS: set[str] = set()
+"""The hidden names of the files that this process is working on. Any thread may add and discard one."""
+
+_process = secrets.token_hex(4)
+
+
+def _forked() -> None:
+    global _process
+    _process = secrets.token_hex(4)
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def new_hidden_name() -> str:
     """Return a new hidden name."""
-    return f"{TEMPORARY}{secrets.token_hex(8)}{SUFFIX}"
+    return f"{TEMPORARY}{_process}{secrets.token_hex(4)}{SUFFIX}"
+
+
+def made_here(name: str) -> bool:
+    """Return whether a hidden name was made by this process."""
+    return name.startswith(f"{TEMPORARY}{_process}")
 
 
 def is_leftover(name: str) -> bool:

@@ -26,6 +26,7 @@ from astore.errors import (
     UnsupportedOperationError,
     VolumeExistsError,
 )
+from astore.events import VolumeRemoved
 from astore.lanes import Lanes
 from astore.logs import get_logger
 from astore.manager import Manager
@@ -248,6 +249,20 @@ async def test_entries_that_are_no_volumes(manager: Manager, storage: Any) -> No
     found = await started(manager, storage, lambda _: pool)
     assert (found.state, [one.name for one in found.volumes]) == (PoolState.DEGRADED, ["good"])
     assert [one.name for one in found.snapshot.errors] == ["a/b", "broken"]
+    pool.more = []
+    storage.create("broken", 512)
+    await found.refresh()
+    pool.more = [EntryError("broken", "its header cannot be read", errno.EIO)]
+    storage.images.pop("broken")
+    async with manager.events(kinds={VolumeRemoved}) as events:
+        outcome = await found.refresh(full=True)
+        assert (outcome.removed, found.state) == ((), PoolState.DEGRADED)
+        assert "broken" in {one.name for one in found.volumes}, "it is there, and cannot be read"
+        pool.more = []
+        assert (await found.refresh()).removed == ("broken",)
+        removed = events.receive_nowait()
+    assert removed is not None
+    assert removed.name == "broken"
 
 
 async def test_clones(manager: Manager, storage: Any) -> None:

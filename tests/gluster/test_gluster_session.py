@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -184,6 +185,51 @@ async def test_replica(
     with pytest.raises(OSError):
         await session.refresh(whole)
     await session.aclose()
+
+
+@pytest.mark.parametrize("directory", ["/", "/sub"])
+async def test_lost_quorum(
+    gluster: GlusterBed, volume_factory: Callable[..., str], context: Context, own: ConnectionCache, directory: str
+) -> None:
+    """With too few bricks for a quorum the volume does not answer, and that is said, of a single file too."""
+    options: dict[str, str | int] = {"cluster.quorum-type": "auto", "network.ping-timeout": 5}
+    name = await asyncio.to_thread(lambda: volume_factory(replica=3, options=options))
+
+    def fill() -> None:
+        folder = gluster.mount(name) / directory[1:]
+        folder.mkdir(exist_ok=True)
+        make_images(folder, 3)
+        gluster.unmount(name)
+
+    await asyncio.to_thread(fill)
+    session = await opened(GlusterBackend(own), definition(name, directory, Host(gluster.host)), context)
+    whole = await session.refresh(Snapshot.EMPTY)
+    for index in (0, 1):
+        await asyncio.to_thread(gluster.kill_brick, name, index)
+    calls = (lambda: session.refresh(whole, full=True), lambda: session.refresh_volume(next(iter(whole.by_name))))
+    for call in calls:
+        error = await until_it_fails(call)
+        assert error.errno == errno.ENOTCONN
+        assert f"Gluster volume '{name}' on {gluster.host}: too few of its bricks answer" in str(error)
+    await asyncio.to_thread(lambda: gluster.start_volume(name, force=True))
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(OSError):
+                assert len(await session.refresh(whole)) == 3
+                break
+            await asyncio.sleep(0.1)
+    await session.aclose()
+
+
+async def until_it_fails(call: Callable[[], Awaitable[object]]) -> OSError:
+    """Repeat a call until it fails: a client may take a moment to notice that a brick is dead."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await call()
+            except OSError as error:
+                return error
+            await asyncio.sleep(0.05)
 
 
 async def test_volume_made_again(

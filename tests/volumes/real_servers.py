@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,24 @@ def volume_in_memory(
         stack.callback(namespace.unmount, brick)
         # or Gluster keeps 1 % for itself, and looks every 5 s whether there is more
         bed.create_volume(name, options={"storage.reserve": 0, **(options or {})})
+        stack.callback(bed.delete_volume, name)
+        yield brick
+
+
+@contextlib.contextmanager
+def volume_on_disk(bed: GlusterBed, name: str, image: Path, size: int = 64) -> Iterator[Path]:
+    """As :func:`volume_in_memory`, on an ext4 in the file ``image``, as on a disk of its own: it may be remounted."""
+    with image.open("wb") as file:
+        file.truncate(size * MIB)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    brick = bed.folder / "node1" / "bricks" / f"{name}.0"
+    with contextlib.ExitStack() as stack:
+        brick.mkdir()
+        stack.callback(brick.rmdir)
+        subprocess.run(["mount", "-o", "loop", image, brick], check=True)
+        stack.callback(subprocess.run, ["umount", brick], check=True)
+        (brick / "lost+found").rmdir()
+        bed.create_volume(name, options={"storage.reserve": 0})
         stack.callback(bed.delete_volume, name)
         yield brick
 

@@ -17,6 +17,7 @@ from astore_netfs.discovery import discover_sources
 from astore_netfs.mounting.command import FORMATS, check_source, source_format, target_path
 from astore_netfs.mounting.mount import MountPoint
 from astore_netfs.mounting.mountinfo import locate
+from astore_netfs.mounting.renewal import RenewedMountPoint
 from astore_netfs.mounting.session import READERS, MountedTree, NetfsSession
 
 
@@ -52,7 +53,7 @@ class NetfsBackend(Backend):
         :raises StorageError: something else is mounted there, or there is no folder. CommandError: mount failed.
         :raises LaneTimeoutError: the server does not answer.
         """
-        mount = MountPoint(definition, context)
+        mount = RenewedMountPoint(definition, context)
         mounted = await mount.ensure()
         try:
             tree = await context.lane.run(MountedTree, mount, discard=MountedTree.close)

@@ -94,9 +94,7 @@ class GlusterFolder(FileTree):
         with self._using() as fs:
             listing = self._gfapi.opendir(fs, self._directory)
             if listing is None:
-                error = failure(self._directory)
-                self.statvfs()  # if all bricks are gone, opendir gives misleading errors such as ENOTDIR
-                raise error
+                raise self._folder_failure()
             try:
                 yield from self._entries(listing, want)
             finally:
@@ -120,7 +118,7 @@ class GlusterFolder(FileTree):
         at_extra, at_room, at_cursor = ctypes.addressof(extra), ctypes.addressof(room), ctypes.addressof(cursor)
         while True:
             if read(listing, flags, at_extra, at_room, at_cursor) < 0:
-                raise failure(self._directory)
+                raise self._folder_failure()
             if cursor.value is None:
                 return
             item = extra.value
@@ -307,16 +305,34 @@ class GlusterFolder(FileTree):
         """Return the volume's size and free space, in bytes."""
         room = scratch(STATVFS_ROOM)
         with self._using() as fs:
-            self._check(self._gfapi.statvfs(fs, self._directory, ctypes.addressof(room)), self._directory)
+            if self._gfapi.statvfs(fs, self._directory, ctypes.addressof(room)) < 0:
+                raise self._folder_failure()
             return decode_statvfs(ctypes.string_at(room, STATVFS_ROOM))
+
+    def check(self) -> None:
+        self.check_folder()
+        self.statvfs()
+
+    def _folder_failure(self) -> OSError:
+        """Return the error of the call on the folder that failed just now."""
+        return self._about_folder(failure(self._directory))
+
+    def _about_folder(self, error: OSError) -> OSError:
+        if error.errno == errno.ENOTDIR and self._directory == b"/":
+            # the root is a folder; this is what libgfapi says of it while too few bricks answer (10.3, seen)
+            error = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        if error.errno == errno.ENOTCONN:
+            return OSError(error.errno, f"{self.connection.key}: too few of its bricks answer: {error.strerror}")
+        return error
 
     def check_folder(self) -> None:
         """Check that the folder exists. :raises OSError: ENOENT; ENOTDIR: it is not a folder; or another error."""
         data = ctypes.create_string_buffer(self._gfapi.layout.size)
         with self._using() as fs:
-            self._check(self._gfapi.stat(fs, self._directory, ctypes.addressof(data)), self._directory)
+            if self._gfapi.stat(fs, self._directory, ctypes.addressof(data)) < 0:
+                raise self._folder_failure()
         if not modes.S_ISDIR(decode_stat(self._gfapi.layout, data.raw).mode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._directory)
+            raise self._about_folder(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._directory))
 
     def close(self) -> None:
         """Drop the connection; it stays open for calls in progress and kept handles."""

@@ -22,7 +22,7 @@ import anyio
 
 from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
-from astore.errors import CommandError, StorageError, reason
+from astore.errors import CommandError, StorageError
 from astore.lanes.job import at_least
 from astore.lanes.own_thread import on_own_thread
 from astore.model import PoolDef
@@ -72,6 +72,14 @@ def is_expected(mount: Mount, definition: PoolDef) -> bool:
     return mount.fstype in _CIFS and mount.root == "/" + "/".join(plain_source(mount.source).split("/")[4:])
 
 
+class UnansweredError(StorageError):
+    """The client of a mount gets no answer: its bricks are down, or its volume was deleted. :ivar mount: the mount."""
+
+    def __init__(self, message: str, *, errno: int | None, mount: Mount) -> None:
+        super().__init__(message, errno=errno)
+        self.mount = mount
+
+
 class MountPoint:
     """The place where one pool is mounted.
 
@@ -110,7 +118,7 @@ class MountPoint:
                 errno=errno.EBUSY,
             )
 
-    def _look(self) -> Mount | None:
+    def look(self) -> Mount | None:
         """Return the pool's mount if it works, None if there is none; detach a stale one. May block on the server."""
         while True:
             self._path, mount = locate(self._target)
@@ -126,13 +134,18 @@ class MountPoint:
                     raise
                 if mount.fstype in _GLUSTER and kernel.gluster_client_lives(self._path):
                     # a new mount would not work either, and would drop the calls that wait for the bricks
-                    raise StorageError(
-                        f"{self._target}: no server of {mount.source} answers: {reason(error)}", errno=error.errno
+                    raise UnansweredError(
+                        f"{self._target}: no server of {mount.source} answers: {error.strerror}",
+                        errno=error.errno,
+                        mount=mount,
                     ) from error
-            self.context.log.warning("stale mount detached", target=self._target, source=mount.source)
-            # detaching costs its users nothing: it will never work again
-            if find_mount(self._path) == mount:
-                kernel.detach(self._path)
+            self.detach_stale(mount)
+
+    def detach_stale(self, mount: Mount) -> None:
+        """Detach a mount that will never work again, which costs its users nothing. Blocks."""
+        self.context.log.warning("stale mount detached", target=self._target, source=mount.source)
+        if find_mount(self._path) == mount:
+            kernel.detach(self._path)
 
     def _require_folder(self) -> None:
         if not os.path.isdir(self._path):
@@ -154,10 +167,10 @@ class MountPoint:
         if self._given_up:
             raise OSError(errno.ENOTCONN, "the pool was cut loose", self._target)
         lane = self.context.lane
-        if await lane.run(self._look) is not None:
+        if await lane.run(self.look) is not None:
             return False
         async with self._claimed():
-            if await lane.run(self._look) is not None:  # another process was faster
+            if await lane.run(self.look) is not None:  # another process was faster
                 return False
             return await self._mount()
 
@@ -180,9 +193,8 @@ class MountPoint:
         _, credentials = split_credentials(self.definition, source_format(self.definition))
         try:
             async with self._in_file(credentials) as file:
-                argv = mount_argv(self.definition, file)
-                await context.run_command(argv, timeout=context.timeout, env={MARK: mark})
-            if await context.lane.run(self._look) is None:
+                await context.run_command(self.argv(file), timeout=context.timeout, env={MARK: mark})
+            if await context.lane.run(self.look) is None:
                 raise StorageError(f"{self._target}: mount succeeded, but nothing is mounted there")
         except BaseException as error:
             if credentials is not None and isinstance(error, CommandError):
@@ -192,6 +204,10 @@ class MountPoint:
                 raise
             return False  # it failed because another process had mounted the same source
         return True
+
+    def argv(self, credentials: str | None) -> list[str]:
+        """Return the command that mounts the pool. :param credentials: the path of the file with the password, if any."""
+        return mount_argv(self.definition, credentials)
 
     @contextlib.asynccontextmanager
     async def _in_file(self, credentials: Credentials | None) -> AsyncIterator[str | None]:
