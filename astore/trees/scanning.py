@@ -170,7 +170,8 @@ class _Refresh:
     def __call__(self) -> Snapshot:
         self.running = True
         try:
-            return self._run()
+            with self._tree.work():
+                return self._run()
         finally:
             self.running = False
 
