@@ -10,11 +10,12 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
 
+from astore.errors import PoolInaccessibleError
 from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
 from astore.trees.scanning import blank_record, read_entry
 from astore.trees.writable import WritableTree
@@ -163,7 +164,8 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
     """
     for _ in range(ATTEMPTS):
         hidden = new_hidden_name()
-        file = tree.create(hidden, DEFAULT_MODE)
+        with _in_folder():
+            file = tree.create(hidden, DEFAULT_MODE)
         new = HiddenFile(tree, hidden, file, definition)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
@@ -180,6 +182,15 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
         new.remove()  # a search for leftovers was faster than the lock, and removes it too
         file.close()
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), definition.name)
+
+
+@contextlib.contextmanager
+def _in_folder() -> Iterator[None]:
+    """Surround the creation of an entry. :raises PoolInaccessibleError: it says ENOENT, which is the folder's then."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PoolInaccessibleError("the pool's folder is gone", errno=error.errno) from error
 
 
 def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
@@ -199,7 +210,8 @@ def create_directory(tree: WritableTree, definition: VolumeDef) -> VolumeInfo:
     wanted = definition.permissions or Permissions()
     owners = [-1 if one is None else one for one in (wanted.owner, wanted.group)]
     mode = DIRECTORY_MODE if wanted.mode is None else wanted.mode
-    tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    with _in_folder():
+        tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
     try:
         tree.sync_folder()
         return found(tree, definition.name)

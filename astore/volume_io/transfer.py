@@ -42,9 +42,9 @@ class _Written:
     def __init__(self, count: Count) -> None:
         self.synced = 0
         self._count = count
-        self._blocks: deque[list[int]] = deque()  # length, and 1 once it is written
+        self._blocks: deque[list[int]] = deque()  # length, 1 once it is written, and bytes of data
         self._begun = 0
-        self._unsynced = 0  # bytes of data, begun since the last sync did
+        self._unsynced = 0  # bytes of data, written since the last sync began
         self._said: list[
             tuple[int, int]
         ] = []  # bytes that a sync covers, and those that have to be written without error
@@ -56,17 +56,17 @@ class _Written:
 
     def begin(self, piece: Data | Hole) -> list[int]:
         length = _length(piece)
-        block = [length, 0]
+        block = [length, 0, 0 if isinstance(piece, Hole) else length]
         self._blocks.append(block)
         self._begun += length
-        if not isinstance(piece, Hole):
-            self._unsynced += length
         return block
 
     def end(self, block: list[int]) -> None:
         block[1] = 1
         while self._blocks and self._blocks[0][1]:
-            self._count.add(self._blocks.popleft()[0])
+            length, _, data = self._blocks.popleft()
+            self._unsynced += data
+            self._count.add(length)
         while self._said and self._said[0][1] <= self.done:
             self.synced = self._said.pop(0)[0]
 
