@@ -24,7 +24,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fresh lint clean
+.PHONY: help demo test bench soak fresh lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -40,6 +40,13 @@ test:  ## check style, types and imports, run all tests (ARGS='-k lanes': some)
 bench:  ## measure, beside libvirt where it is installed
 	@PYTHON='$(PYTHON)' scripts/setup.sh bench
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: export ASTORE_SOAK_SECONDS ?= 1800
+soak: export ASTORE_KILLS ?= 334
+soak: export ASTORE_REQUIRE_ALL = 1
+soak:  ## random work and faults for half an hour (ASTORE_SOAK_SECONDS), and a thousand kills (ASTORE_KILLS on each storage)
+	@PYTHON='$(PYTHON)' scripts/setup.sh test
+	@$(BIN)/python -m pytest -s -m soak $(ARGS)
 
 fresh: export FRESH := $(FRESH)
 fresh: export COMMAND := $(value COMMAND)

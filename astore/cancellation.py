@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import anyio
 
 T = TypeVar("T")
 
 CLEANUP_SECONDS = 2.0
-"""How long a clean-up may delay a cancellation; the next start removes what is left then."""
+"""How long a clean-up may take; the next start removes what is left then."""
+
+HELD_SECONDS = 0.7
+"""How long clean-ups may hold up a caller that was cancelled."""
 
 SYNC_SECONDS = 600.0
 """How long a sync may take: gigabytes may wait in the storage's caches."""
@@ -42,26 +47,73 @@ class Runs(Protocol):
         """See :meth:`astore.backend.Lane.run`."""
 
 
-async def shielded(call: Coroutine[Any, Any, T]) -> T:
+_left_behind: set[asyncio.Task[Any]] = set()
+_last_of: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any]] = WeakKeyDictionary()
+"""The clean-up that a task has left behind last: the next one of that task begins after it."""
+
+
+def cleanups_left_behind() -> int:
+    """Return how many clean-ups of this process go on although their callers have returned."""
+    return len(_left_behind)
+
+
+async def shielded(call: Coroutine[Any, Any, T], *, whole: bool = False) -> T:
     """Run ``call`` to its end, however often the caller is cancelled meanwhile. ``call`` must be bounded.
+
+    A caller that is cancelled, before or meanwhile, is held up for HELD_SECONDS at most: then ``call`` goes on without it
+    (and the result is None, if no cancellation comes meanwhile). The caller's next clean-ups begin after that, in order.
 
     anyio's shield alone holds off anyio's own cancel scopes, not ``Task.cancel()``, which ``asyncio.timeout`` and
     ``asyncio.TaskGroup`` use.
 
-    :raises asyncio.CancelledError: after ``call`` has ended, if the caller was cancelled. Else what ``call`` raises.
+    :param whole: wait for the end of ``call`` in any case.
+    :raises asyncio.CancelledError: the caller was cancelled meanwhile. Else what ``call`` raises.
     """
-    task = asyncio.get_running_loop().create_task(call)
+    loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+    before = None if caller is None else _last_of.get(caller)
+    if before is not None and before.done():
+        before = None
+    task = loop.create_task(call if before is None else _after(before, call))
     cancelled: asyncio.CancelledError | None = None
+    until = None
+    if not whole and (before is not None or _handles_cancellation()):
+        until = loop.time() + (HELD_SECONDS if before is None else 0.0)
     with anyio.CancelScope(shield=True):
-        while not task.done():
+        while not task.done() and (until is None or loop.time() < until):
             try:
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=None if until is None else until - loop.time())
             except asyncio.CancelledError as error:
                 cancelled = error
+                if until is None and not whole:
+                    until = loop.time() + HELD_SECONDS
+    if not task.done():
+        _left_behind.add(task)
+        task.add_done_callback(_left_behind.discard)
+        task.add_done_callback(retrieved)
+        if caller is not None:
+            _last_of[caller] = task
     if cancelled is not None:
-        retrieved(task)
+        if task.done():
+            retrieved(task)
         raise cancelled
-    return task.result()
+    return task.result() if task.done() else cast(T, None)
+
+
+async def _after(before: asyncio.Task[Any], call: Coroutine[Any, Any, T]) -> T:
+    try:
+        await asyncio.wait([before])
+    except BaseException:
+        call.close()
+        raise
+    return await call
+
+
+def _handles_cancellation() -> bool:
+    """Return whether a CancelledError is being handled."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, asyncio.CancelledError):
+        error = error.__context__
+    return error is not None
 
 
 def retrieved(task: asyncio.Task[Any]) -> None:
@@ -98,12 +150,19 @@ async def to_the_end(lane: Runs, func: Callable[..., T], *args: object, undo: Ca
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         task.add_done_callback(retrieved)
-        await shielded(bounded(asyncio.wait([task])))
+        await shielded(_settled(lane, task, undo))
+        raise
+
+
+async def _settled(lane: Runs, task: asyncio.Future[T], undo: Callable[[T], object] | None) -> None:
+    """Wait for the end of a call whose caller was cancelled, and undo its effect. Bounded."""
+    try:
+        await bounded(asyncio.wait([task]))
+    finally:
         if not task.done():
             task.cancel()  # if the call ends after all, its thread undoes it
-        elif undo is not None and not task.cancelled() and task.exception() is None:
-            await cleaned_up(lane, partial(undo, task.result()))
-        raise
+    if undo is not None and not task.cancelled() and task.done() and task.exception() is None:
+        await cleaned_up(lane, partial(undo, task.result()))
 
 
 class Once:

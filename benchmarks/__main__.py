@@ -23,7 +23,9 @@ from benchmarks.row import Row
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--rows", default="all", help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,startup"
+        "--rows",
+        default="all",
+        help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,neighbours,startup",
     )
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")

@@ -15,6 +15,7 @@ import astore
 from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
+from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
 from benchmarks.sides import first_refresh, settle, unchanged_refresh
 from benchmarks.startup_rows import startup_rows
@@ -297,6 +298,7 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "memory": memory_rows,
     "volumes": volume_rows,
     "creating": creating_rows,
+    "neighbours": neighbour_rows,
     "startup": startup_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

@@ -67,6 +67,7 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            bufsize=0,  # read_until() keeps nothing back from finish()
         )
         self.namespaces: set[int] = set()
 

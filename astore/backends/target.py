@@ -41,7 +41,7 @@ async def build_target(definition: PoolDef, context: Context) -> None:
     try:
         (await asyncio.shield(building)).close()
     except asyncio.CancelledError:
-        await shielded(_undo(building, context))
+        await shielded(_undo(building, context), whole=True)
         raise
     except OSError as error:
         raise _worded(error, f"cannot build {path}", context) from error

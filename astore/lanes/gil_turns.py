@@ -24,6 +24,9 @@ LEASE = 0.005
 SLICE = 0.020
 """Seconds after which a turn is passed on if a thread waits for it."""
 
+STARVED = 0.1
+"""Seconds for which long work lets short work go first."""
+
 BREATH = 0.002
 """Seconds of computing after which a thread releases the interpreter's lock for as long as another takes to wake."""
 
@@ -51,23 +54,32 @@ class Turn:
     Use it only on the thread that created it, except ``held``. Fields without an underscore change only under the lock of
     :class:`Turns`, except ``confirmed``, which the thread writes.
 
-    :ivar held: whether the thread has the turn now.
+    :ivar held: whether the thread has the turn now. :ivar long: whether it has been at work for more than SLICE seconds.
+    :ivar since: since when it waits. :ivar starved: whether it was passed over for STARVED seconds before its present turn.
     """
 
-    __slots__ = ("_breathed", "_switches", "_turns", "_without", "began", "confirmed", "granted", "held")
+    __slots__ = (
+        *("_breathed", "_entered", "_switches", "_turns", "_without"),
+        *("began", "confirmed", "granted", "held", "long", "starved", "since"),
+    )
 
     def __init__(self, turns: Turns) -> None:
         self.granted = threading.Event()
         self.held = False
         self.began = 0.0
         self.confirmed = 0.0
+        self.long = False
+        self.starved = False
+        self.since = 0.0
         self._turns = turns
+        self._entered = 0.0
         self._without = False  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
         self._switches = 0
 
     def __enter__(self) -> Self:
-        self._without = False
+        self._without = self.long = False
+        self._entered = time.monotonic()
         self._take()
         return self
 
@@ -75,7 +87,10 @@ class Turn:
         self._turns.release(self)
 
     def step(self) -> None:
-        """Confirm the turn, or pass it on after SLICE seconds. Call it after about STEP small pieces of work."""
+        """Confirm the turn, or pass it on after SLICE seconds; or at once, if it is long work and short work waits.
+
+        Call it after about STEP small pieces of work.
+        """
         if self._without:
             return
         turns = self._turns
@@ -85,7 +100,9 @@ class Turn:
             return
         now = time.monotonic()
         self.confirmed = now
-        if not self.held or (now - self.began > SLICE and turns.wanted):
+        self.long = now - self._entered > SLICE
+        over = now - self.began > SLICE and turns.wanted
+        if not self.held or over or (self.long and not self.starved and turns.short_wanted):
             turns.release(self)
             self._take()
             return
@@ -134,13 +151,19 @@ class Turns:
         self._lock = threading.Lock()
         self._holder: Turn | None = None
         self._waiting: deque[Turn] = deque()
+        self._long_waiting: deque[Turn] = deque()  # they let the others go first, for STARVED seconds
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
 
     @property
     def wanted(self) -> int:
         """How many threads wait for a turn."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._long_waiting)
+
+    @property
+    def short_wanted(self) -> bool:
+        """Whether a thread waits whose work has been short so far."""
+        return bool(self._waiting)
 
     @property
     def in_company(self) -> bool:
@@ -164,18 +187,20 @@ class Turns:
     def take(self, turn: Turn) -> None:
         """Wait until the turn is granted. For :class:`Turn`."""
         with self._lock:
-            if self._holder is None and not self._waiting:
+            turn.since = time.monotonic()
+            if self._holder is None and not self.wanted:
                 self._grant(turn)
                 return
             turn.granted.clear()
-            self._waiting.append(turn)
-            place = len(self._waiting)
+            waiting = self._long_waiting if turn.long else self._waiting
+            waiting.append(turn)
+            place = self.wanted
         while not turn.granted.wait(LEASE * place):
             with self._lock:
                 self._revoke()
                 if turn.granted.is_set():  # perhaps granted, and even revoked, before we had the lock: see Turn.step
                     return
-                place = self._waiting.index(turn) + 1
+                place = waiting.index(turn) + 1
 
     def release(self, turn: Turn) -> None:
         """Give a turn back, if it is still held. For :class:`Turn`."""
@@ -197,12 +222,15 @@ class Turns:
 
     def _grant(self, turn: Turn) -> None:
         turn.began = turn.confirmed = time.monotonic()
+        turn.starved = turn.began - turn.since > STARVED
         turn.held = True
         self._holder = turn
 
     def _pass_on(self) -> None:
-        if self._holder is None and self._waiting:
-            turn = self._waiting.popleft()
+        if self._holder is None and self.wanted:
+            long = self._long_waiting
+            starving = long and time.monotonic() - long[0].since > STARVED
+            turn = long.popleft() if starving or not self._waiting else self._waiting.popleft()
             self._grant(turn)
             turn.granted.set()
 

@@ -92,7 +92,7 @@ class Keeper(Host):
             return await change
         except asyncio.CancelledError:
             self._look_again = True
-            await shielded(bounded(self.reload()))
+            await shielded(bounded(self.reload()), whole=True)
             raise
 
     # ------------------------------------------------------------------------------- changes of other processes
@@ -159,7 +159,7 @@ class Keeper(Host):
             if name not in waiting:
                 take()
         if ended:
-            await shielded(self._end(ended, started))
+            await shielded(self._end(ended, started), whole=True)
 
     def _take_contents(self, contents: Contents) -> None:
         self._revision, self._lost, self._look_again = contents.revision, contents.lost, False

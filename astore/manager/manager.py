@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import msgspec
 
-from astore.cancellation import CLEANUP_SECONDS, shielded
+from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
 from astore.errors import (
     AstoreError,
     BackendError,
@@ -22,13 +22,14 @@ from astore.errors import (
     SourceConflictError,
     reason,
 )
-from astore.events import DEFAULT_CAPACITY, Event, EventBus, EventsStatistics, Subscription
-from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes, LanesStatistics
+from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
+from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import prepare
 from astore.manager.catalogue import Catalogue
 from astore.manager.keeper import Keeper
 from astore.manager.many import OnProgress, refresh_pools, start_pools
+from astore.manager.statistics import Statistics
 from astore.model import PoolDef, PoolState, RefreshReport
 from astore.names import normal_path
 from astore.plugin_calls import checked_definition
@@ -54,16 +55,6 @@ def _import_ahead() -> None:
     prepare()
     for module in ("pool", "volume", "documents"):
         import_module(f"astore.xml.{module}")
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """Counts of a Manager at one moment."""
-
-    pools: int
-    active: int
-    volumes: int
-    events: EventsStatistics
-    lanes: LanesStatistics
 
 
 class Manager:
@@ -126,7 +117,7 @@ class Manager:
             await self._keeper.open(lane)
             await self.reload()
         except BaseException:
-            await shielded(self._keeper.aclose())
+            await shielded(self._keeper.aclose(), whole=True)
             services.close(lanes)
             raise
         return self
@@ -140,7 +131,7 @@ class Manager:
         if lanes is None:
             return
         try:
-            await shielded(self._detach(self._catalogue.all(), lanes))
+            await shielded(self._detach(self._catalogue.all(), lanes), whole=True)
         finally:
             self._services.close(lanes)  # does nothing if it was closed, and perhaps reopened, meanwhile
 
@@ -395,4 +386,5 @@ class Manager:
             volumes=sum(len(pool.snapshot) for pool in pools),
             events=self._services.bus.statistics(),
             lanes=lanes.statistics(),
+            cleanups=cleanups_left_behind(),
         )

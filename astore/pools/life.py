@@ -89,7 +89,7 @@ class Life:
                     self._services.check_open(lanes)
                     self.check("use")
                 except BaseException:
-                    await shielded(self._let_go(CLEANUP_SECONDS))
+                    await shielded(self._let_go(CLEANUP_SECONDS), whole=True)
                     raise
             assert self.session is not None
             return self.session

@@ -139,7 +139,7 @@ class Lifecycle:
                 session = await self._session_to_stop(life, force)
                 if session is not None:
                     await self._stop_session(session, force)
-                await shielded(self._become_inactive(life))
+                await shielded(self._become_inactive(life), whole=True)
             finally:
                 life.ending = False
 
@@ -229,7 +229,7 @@ class Lifecycle:
             except Exception as error:
                 raise about_pool(record.name, "start", error) from error
         except BaseException:
-            await shielded(self._undo_start(life))
+            await shielded(self._undo_start(life), whole=True)
             raise
         session = life.session
         record.begin(life)
@@ -238,7 +238,7 @@ class Lifecycle:
                 await self._refresher.refresh(False, timeout)
             except BaseException:
                 # as in libvirt, a pool that cannot be read is not started
-                await shielded(self._give_up(life, session))
+                await shielded(self._give_up(life, session), whole=True)
                 raise
 
     async def _undo_start(self, life: Life) -> None:

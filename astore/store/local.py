@@ -137,7 +137,7 @@ class LocalStore(Store, KeepsSnapshots):
         except BaseException:
             given_up.set()
             if not task.done():
-                await shielded(bounded(asyncio.wait([task])))
+                await shielded(bounded(asyncio.wait([task])), whole=True)
             raise
 
     # ------------------------------------------------------------------------------------------------ these block

@@ -244,3 +244,63 @@ def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(turns, "give_way", lambda most: pytest.fail("it has waited for as long as it may"))
         aside.step()
         assert breaths == 2
+
+
+def test_long_work_lets_short_work_go_first(
+    spawn: Callable[[Callable[[], object]], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that has had its slice passes the turn on at once to work that has not, and has it back afterwards."""
+    monkeypatch.setattr(module, "SLICE", 0.0)
+    monkeypatch.setattr(module, "LEASE", PATIENCE)
+    monkeypatch.setattr(module, "STARVED", PATIENCE)
+    turns = Turns()
+    told: list[str] = []
+    long = Turn(turns)
+    with long:
+        long.step()
+        assert long.long
+        monkeypatch.setattr(module, "SLICE", PATIENCE)  # from here on no turn ends because its slice is over
+        long._entered -= 2 * PATIENCE
+
+        def short() -> None:
+            with Turn(turns) as turn:
+                told.append("short")
+                turn.step()
+                assert turn.held, "long work waits for it"
+
+        for _ in range(3):
+            thread = spawn(short)
+            spin(long, lambda thread=thread: not thread.is_alive())  # type: ignore[misc]
+            told.append("long")
+    assert told == ["short", "long"] * 3
+
+
+def test_long_work_does_not_starve(
+    spawn: Callable[[Callable[[], object]], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After STARVED seconds it is first in the queue, and keeps the turn for a slice."""
+    monkeypatch.setattr(module, "LEASE", PATIENCE)
+    monkeypatch.setattr(module, "STARVED", 0.0)
+    turns = Turns()
+    ended = threading.Event()
+
+    def short() -> None:
+        while not ended.is_set():
+            with Turn(turns) as turn:
+                turn.step()
+
+    for _ in range(3):
+        spawn(short)
+    long = Turn(turns)
+    with long:
+        long._entered -= PATIENCE
+        began = time.monotonic()
+        for _ in range(5):
+            monkeypatch.setattr(module, "SLICE", 0.0)
+            spin(long, lambda: long.starved)
+            monkeypatch.setattr(module, "SLICE", PATIENCE)
+            long.step()
+            assert long.held
+            long.starved = False
+        assert time.monotonic() - began < PATIENCE
+    ended.set()

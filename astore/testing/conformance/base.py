@@ -96,7 +96,7 @@ class ConformanceBase(abc.ABC):
     @pytest_asyncio.fixture
     async def manager(self, tmp_path: Path, new_source: NewSource) -> AsyncIterator[Manager]:
         """An open Manager; its pools are stopped after the test."""
-        async with Manager(tmp_path / "state", registry=self.make_registry()) as manager:
+        async with Manager(tmp_path / "state", registry=self.make_registry(), call_timeout=150.0) as manager:
             yield manager
             for pool in manager.pools(active=True):
                 await pool.stop()
@@ -292,7 +292,7 @@ def _count() -> tuple[int, Counter[str]]:
             files[target if target.startswith("/") else target.partition(":[")[0]] += 1
     # neither threads that wait for work, which astore's lanes keep for a while, nor those of asyncio.to_thread
     names = [thread.name for thread in threading.enumerate()]
-    return sum(not name.startswith(("astore-lane", "asyncio_")) for name in names), files
+    return sum(not name.startswith(("Dummy-", "asyncio_")) for name in names), files
 
 
 async def assert_no_growth(before: Census, manager: Manager) -> None:

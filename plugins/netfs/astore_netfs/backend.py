@@ -58,7 +58,7 @@ class NetfsBackend(Backend):
             tree = await context.lane.run(MountedTree, mount, discard=MountedTree.close)
         except BaseException:
             if mounted:
-                await shielded(_cut(mount))
+                await shielded(_cut(mount), whole=True)
             raise
         return NetfsSession(tree, mount, context)
 

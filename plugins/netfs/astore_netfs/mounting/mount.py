@@ -184,7 +184,7 @@ class MountPoint:
         except BaseException as error:
             if credentials is not None and isinstance(error, CommandError):
                 credentials.clean(error)
-            undone = await shielded(self._undo(mark, finished=isinstance(error, CommandError)))
+            undone = await shielded(self._undo(mark, finished=isinstance(error, CommandError)), whole=True)
             if undone or not isinstance(error, CommandError):
                 raise
             return False  # it failed because another process had mounted the same source

@@ -1,0 +1,22 @@
+"""Statistics: the counts of a Manager."""
+
+from __future__ import annotations
+
+import msgspec
+
+from astore.events import EventsStatistics
+from astore.lanes import LanesStatistics
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Counts of a Manager at one moment.
+
+    :ivar cleanups: clean-ups of this process that go on although their callers, which were cancelled, have returned.
+    """
+
+    pools: int
+    active: int
+    volumes: int
+    events: EventsStatistics
+    lanes: LanesStatistics
+    cleanups: int
