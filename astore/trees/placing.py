@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import msgspec
@@ -164,8 +164,10 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
     """
     for _ in range(ATTEMPTS):
         hidden = new_hidden_name()
-        with _in_folder():
+        try:
             file = tree.create(hidden, DEFAULT_MODE)
+        except FileNotFoundError as error:
+            raise _folder_gone(error) from error
         new = HiddenFile(tree, hidden, file, definition)
         try:
             if file.lock() and (not sure or _is_there(tree, hidden, file)):
@@ -184,13 +186,9 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), definition.name)
 
 
-@contextlib.contextmanager
-def _in_folder() -> Iterator[None]:
-    """Surround the creation of an entry. :raises PoolInaccessibleError: it says ENOENT, which is the folder's then."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise PoolInaccessibleError("the pool's folder is gone", errno=error.errno) from error
+def _folder_gone(error: FileNotFoundError) -> PoolInaccessibleError:
+    """Return the error for a new entry that cannot be created because of ENOENT, which is the folder's then."""
+    return PoolInaccessibleError("the pool's folder is gone", errno=error.errno)
 
 
 def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
@@ -210,8 +208,10 @@ def create_directory(tree: WritableTree, definition: VolumeDef) -> VolumeInfo:
     wanted = definition.permissions or Permissions()
     owners = [-1 if one is None else one for one in (wanted.owner, wanted.group)]
     mode = DIRECTORY_MODE if wanted.mode is None else wanted.mode
-    with _in_folder():
+    try:
         tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    except FileNotFoundError as error:
+        raise _folder_gone(error) from error
     try:
         tree.sync_folder()
         return found(tree, definition.name)

@@ -126,10 +126,12 @@ class WritableLocalTree(LocalTree, WritableTree):
     @property
     def ordered(self) -> bool:
         """Whether the file system is known to keep the order; see :mod:`astore.trees.ordering`."""
-        with self._held() as folder:
-            device = os.fstat(folder).st_dev
-            if self._order[0] != device:
-                self._order = device, keeps_order(folder)
+        folder = self._current()
+        device = folder.identity[0]
+        if self._order[0] != device:
+            with Held(folder) as fd:
+                del folder  # see Held
+                self._order = device, keeps_order(fd)
         return self._order[1]
 
     def _held(self, *names: str) -> Held:
