@@ -121,6 +121,7 @@ class PoolLane:
     def _expire(self, job: Job, limit: float, patience: Patience | None) -> None:
         """Fail a call at its deadline. On the loop."""
         if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
+            self._threads.set_overdue(job)
             job.loop.call_later(more, self._expire, job, limit + more, patience)
             return
         running = self._threads.expire(job)
@@ -156,6 +157,11 @@ class Lanes:
         if limit < 1:
             raise ValueError("limit must be at least 1")
         return PoolLane(self._threads, self._turns, name, limit, timeout)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in a call, stuck or not, of whatever lane."""
+        return self._threads.busy
 
     def close(self) -> None:
         """End idle threads now and busy ones when they are done; queued calls still run. May be called twice."""

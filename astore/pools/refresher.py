@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from errno import EAGAIN
+from errno import EAGAIN, EINVAL
 
 import anyio
 
@@ -24,6 +24,7 @@ from astore.errors import (
     PoolInaccessibleError,
     StorageError,
     VolumeNotFoundError,
+    is_shortage,
     printable,
 )
 from astore.lanes.job import PATIENCE, Patience, patient
@@ -150,7 +151,8 @@ class Refresher:
         run.waiters += 1
         if run.timer is not None:
             run.timer.cancel()
-        run.patience.extend(None if until is None else until - time.monotonic())
+        if until is not None:
+            run.patience.extend(until - time.monotonic() + max(timeout or 0.0, LINGER_SECONDS))
         late = False
         try:
             async with asyncio.timeout(None if until is None else until - time.monotonic()) as deadline:
@@ -208,7 +210,7 @@ class Refresher:
                 snapshot = await checked_snapshot(session, record.snapshot, full=run.full)
             except Exception as error:
                 translated = about_pool(record.name, "refresh", error)
-                if self._run is run:
+                if self._run is run and not is_shortage(translated):
                     record.set_state(PoolState.INACCESSIBLE, translated)
                 raise translated from error
             self._check_current(run)
@@ -246,7 +248,8 @@ class Refresher:
         with patient(timeout):
             return await self._refresh_volume(name, timeout)
 
-    async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
+    async def _refresh_volume(self, name: str, timeout: float | None, *, keep: bool = False) -> RefreshOutcome:
+        """Refresh one volume. :param keep: keep the last good record of one that cannot be read now."""
         record = self._record
         life = record.require_active("refresh")
         if not _may_be_a_name(name):
@@ -279,6 +282,10 @@ class Refresher:
                 record.set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
         life.check("refresh", session)
+        if (
+            keep and isinstance(found, EntryError) and found.errno not in (None, EINVAL)
+        ):  # EINVAL: it was read, and is no image
+            found = record.snapshot.get(name) or found
         patch: dict[str, Found] = {name: found}
         if (shown := printable(name)) != name and record.snapshot.get(shown) is None:
             # errors are listed under the printable name
@@ -286,10 +293,10 @@ class Refresher:
         return self.apply(patch, time.monotonic() - began)
 
     async def look_again(self, *names: str) -> None:
-        """Refresh volumes after work that may have changed them. Bounded; never raises."""
+        """Refresh volumes after work that may have changed them; keep those that cannot be read. Bounded; never raises."""
         for name in names:
             with contextlib.suppress(Exception):
-                await shielded(self._refresh_volume(name, CLEANUP_SECONDS))
+                await shielded(self._refresh_volume(name, CLEANUP_SECONDS, keep=True))
 
     async def look_at_same(self, name: str) -> None:
         """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""

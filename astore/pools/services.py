@@ -57,8 +57,8 @@ class Services:
             self.lanes = None
             self._closing = False
             self.registry.unlisten(self.bus.publish)
+            STARTER.release(keep=lanes.busy)
             lanes.close()
-            STARTER.release(keep=lanes.statistics().stuck > 0)
             self.bus.close()
 
     def leave_busy(self, definition: PoolDef, uuid: str, lane: PoolLane) -> None:

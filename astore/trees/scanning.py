@@ -173,11 +173,13 @@ class _Refresh:
         self.began = self.given_up_at = time.monotonic()
         self.running = False
         self._taken_at = 0.0
+        self._names_changed: int | None = None  # when the folder's names changed last, as of the end
 
     def __call__(self) -> Snapshot:
         self.running = True
         try:
-            return self._run()
+            with self._tree.work():
+                return self._run()
         finally:
             self.running = False
 
@@ -188,6 +190,8 @@ class _Refresh:
         """
         limit = int(self._taken_at * 1e9) - SETTLING_NS
         before = {name: self._found[name] for name in self._read_before if name in self._found}
+        if self._names_changed is None or self._names_changed >= limit:
+            return before  # a name that was read may have become another file's between its listing and the reading
         return before | {name: record for name, record in self._read if record.ctime_ns < limit}
 
     def _run(self) -> Snapshot:

@@ -220,7 +220,7 @@ class MountPoint:
             yield file.path
         finally:  # not on the lane: its threads may all hang
             with contextlib.suppress(TimeoutError):
-                await shielded(aside(file.remove, timeout=_UNDO_SECONDS))
+                await shielded(aside(file.remove, timeout=_UNDO_SECONDS), whole=True)
 
     async def _undo(self, mark: str, *, finished: bool) -> bool:
         """Undo a mount command, finished or not; return False if the mount is another process's."""
