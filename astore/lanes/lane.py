@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import Aside, Turn, Turns
 from astore.lanes.job import PATIENCE, Job, LaneRecord, Patience, given_up, here
-from astore.lanes.threads import LanesStatistics, LaneStatistics, SharedThreads
+from astore.lanes.threads import LOST_SECONDS, LanesStatistics, LaneStatistics, SharedThreads
 
 T = TypeVar("T")
 
@@ -64,6 +64,8 @@ class PoolLane:
         future = job.future
         assert future is not None
         self._threads.submit(job)
+        if self._threads.starting:
+            loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
         timer = loop.call_later(limit, self._expire, job, limit, patience) if limit != float("inf") else None
         try:
             return cast(T, await future)

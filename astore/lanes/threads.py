@@ -149,9 +149,17 @@ class SharedThreads:
             running = self._abandon(job)
             if running:
                 self._write_off(job)
-            elif self._starting:
-                self._wake()
             return running
+
+    @property
+    def starting(self) -> bool:
+        """Whether a thread was started that has not begun: call :meth:`replace_lost` after LOST_SECONDS."""
+        return bool(self._starting)
+
+    def replace_lost(self) -> None:
+        """Start others for threads that were started long ago and have not begun, if there is work for them."""
+        with self._lock, contextlib.suppress(RuntimeError):
+            self._wake()
 
     def set_overdue(self, job: Job) -> None:
         """Count the thread of a call against the cap no longer, although its caller waits yet."""
