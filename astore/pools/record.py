@@ -39,6 +39,7 @@ class PoolRecord:
     :ivar since: when it entered its state, in seconds since the epoch (0: unknown).
     :ivar error: why it is inaccessible, or why its last start failed.
     :ivar saved: the state that was saved for the next process last.
+    :ivar redefined: called with the record after it has taken over another definition; set by who keeps an index of them.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PoolRecord:
         self.life: Life | None = None
         self.gone = False
         self.saved: LastSeen | None = None
+        self.redefined: Callable[[PoolRecord], None] | None = None
         self.log = log.bind(pool=definition.name)
         self._bus = bus
         self._state_waiters: set[asyncio.Event] = set()
@@ -148,9 +150,14 @@ class PoolRecord:
         for waiter in self._state_waiters:
             waiter.set()
 
+    def _take_life(self, life: Life) -> None:
+        self.life = life
+        if self.redefined is not None:
+            self.redefined(self)
+
     def begin(self, life: Life) -> None:
         """Note that the pool was started here."""
-        self.life = life
+        self._take_life(life)
         self.set_state(PoolState.RUNNING)
         self.publish(PoolStarted)
         self.log.debug("pool started")
@@ -160,7 +167,7 @@ class PoolRecord:
 
         :param tell: publish the change.
         """
-        self.life = life
+        self._take_life(life)
         state, since, error = state_when_last_seen(seen), life.started_at, None
         if seen is not None:
             since = seen.since
@@ -186,6 +193,8 @@ class PoolRecord:
         """Take over a persistent definition; return whether it differs. An active pool still runs by the old one."""
         same = self.persistent and self.definition == definition and self.autostart == autostart
         self.definition, self.autostart, self.persistent = definition, autostart, True
+        if not same and self.redefined is not None:
+            self.redefined(self)
         return not same
 
     def set_autostart(self, autostart: bool) -> None:

@@ -147,6 +147,14 @@ class Store(abc.ABC):
         :raises StoreError: the store cannot be read, or cannot be trusted.
         """
 
+    def advanced(self, since: Revision) -> Revision:
+        """Return the revision that ``since`` has become by changes of this client alone. Never waits.
+
+        A Manager, which has taken over its own changes itself, then reads the store only if others changed it. The default
+        returns ``since``: then the Manager reads everything after each of its own changes.
+        """
+        return since
+
     @abc.abstractmethod
     async def current(self, name: str) -> Current:
         """Read the state of one pool. Called before every start and stop, so it must be cheap.
