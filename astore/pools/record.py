@@ -267,15 +267,19 @@ class PoolRecord:
 
     def _publish_changes(self, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
-        pool, uuid, snapshot = self.name, self.uuid, self.snapshot
+        pool, uuid, get = self.name, self.uuid, self.snapshot.getter
+        present = len(added) + len(changed)
+        # no one can read more than the bus keeps
+        first = max(0, present + len(removed) - self._bus.capacity)
         # keep the records alone: the bus keeps the batch, and must not keep a whole snapshot alive for it
-        records = tuple(info for name in (*added, *changed) if (info := snapshot.get(name)) is not None)
+        records = [get(name) for name in (*added[first:], *changed[max(0, first - len(added)) :])]
 
         def build(index: int) -> Event:
-            if index < len(added):
-                return VolumeAdded(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
-            if index < len(records):
-                return VolumeChanged(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
-            return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - len(records)])
+            if index >= present:
+                return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - present])
+            volume = records[index - first]
+            assert volume is not None
+            kind = VolumeAdded if index < len(added) else VolumeChanged
+            return kind(pool=pool, uuid=uuid, name=volume.name, volume=volume)
 
-        self._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)
+        self._bus.publish_batch(present + len(removed), build, pool=pool)
