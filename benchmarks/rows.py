@@ -16,6 +16,7 @@ from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.row import Row
+from benchmarks.scale_rows import scale_rows
 from benchmarks.sides import first_refresh, settle, unchanged_refresh
 from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
@@ -297,6 +298,7 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "memory": memory_rows,
     "volumes": volume_rows,
     "creating": creating_rows,
+    "scale": scale_rows,
     "startup": startup_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

@@ -61,6 +61,7 @@ class PoolRecord:
         self.redefined: Callable[[PoolRecord], None] | None = None
         self.log = log.bind(pool=definition.name)
         self._bus = bus
+        self._recent: dict[str, tuple[float, VolumeInfo | None]] = {}  # changes since the snapshot was taken
         self._state_waiters: set[asyncio.Event] = set()
 
     @property
@@ -82,7 +83,9 @@ class PoolRecord:
     def last_seen(self) -> LastSeen:
         """The state of an active pool to save for the next process."""
         error = self.error if self.state is PoolState.INACCESSIBLE else None
-        return LastSeen(self.snapshot, self.since, None if error is None else reason(error))
+        why = None if error is None else reason(error)
+        definition = None if self.life is None else self.life.definition
+        return LastSeen(self.snapshot, self.since, why, definition, dict(self._recent))
 
     async def wait_state(self, wanted: set[PoolState], timeout: float | None) -> PoolState:
         """Wait until the pool is in one of these states; return it. :raises TimeoutError: after ``timeout`` seconds."""
@@ -187,6 +190,7 @@ class PoolRecord:
             self.life.ended = True
         self.life = None
         self.snapshot = Snapshot.EMPTY
+        self._recent = {}
         self.set_state(PoolState.INACTIVE)
 
     def redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
@@ -216,6 +220,7 @@ class PoolRecord:
         self.require_active("refresh")
         self.generation += 1
         self.snapshot = snapshot = snapshot.numbered(self.generation)
+        self._recent = {name: one for name, one in self._recent.items() if one[0] >= snapshot.taken_at}
         self._publish_changes(changes)
         self.publish(
             PoolRefreshed,
@@ -238,6 +243,8 @@ class PoolRecord:
         before = self.snapshot
         self.generation += 1
         self.snapshot = before.patched(patch, self.generation)
+        now = time.time()
+        self._recent |= {name: (now, item if isinstance(item, VolumeInfo) else None) for name, item in patch.items()}
         pairs = {name: (before.get(name), self.snapshot.get(name)) for name in patch}
         both = {name: new.same_as(old) for name, (old, new) in pairs.items() if old is not None and new is not None}
         changes = Changes(

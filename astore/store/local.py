@@ -40,12 +40,16 @@ from astore.store.contract import (
     Run,
     Store,
     Version,
+    merged,
 )
 from astore.store.definition_files import DefinitionFiles, FileState
 from astore.store.local_files import FileVersion, LockedFolder, store_errors_about
 from astore.store.run_files import RunFiles, SnapshotFiles
 
 T = TypeVar("T")
+
+SAVE_TIMEOUT = 1.0
+"""Seconds to wait for the lock before a snapshot is saved."""
 
 MOST_STEPS = 4096
 """How many of its own changes a store remembers."""
@@ -266,10 +270,18 @@ class LocalStore(Store, KeepsSnapshots):
             self._touch(before)
 
     def _save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        self._files.check()
-        run = self._runs.find(name)
-        if run is not None and run.started_at == started_at:
-            self._snapshots.write(name, started_at, seen)
+        if self._runs.find(name) is None:
+            return
+        with self._files.locked(timeout=SAVE_TIMEOUT):  # two that save at once lose nothing of each other's
+            run = self._runs.find(name)
+            if run is None:
+                return
+            same_run = run.started_at == started_at
+            if same_run or (run.definition == seen.definition and seen.recent):
+                kept = self._snapshots.read(name, run.started_at)
+                before = self._marks()
+                self._snapshots.write(name, run.started_at, merged(kept, seen, same_run=same_run))
+                self._touch(before)
 
     def _load_snapshots(self, runs: dict[str, float]) -> dict[str, LastSeen]:
         found = {name: self._snapshots.read(name, started_at) for name, started_at in runs.items()}
