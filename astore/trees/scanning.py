@@ -16,7 +16,7 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -25,6 +25,7 @@ from astore.cancellation import CLEANUP_SECONDS
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
+from astore.model.name_order import sorted_names
 from astore.model.records import FileStat
 from astore.trees.entries import entry_error, read_anew, read_one, without_header
 from astore.trees.resolver import Resolver
@@ -128,6 +129,17 @@ def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
     return blank_record(tree, name, entry.stat)
 
 
+def _known(previous: Snapshot, read_before: Mapping[str, VolumeInfo]) -> Callable[[str], VolumeInfo | None]:
+    """Return a function from a name to the record that stays if the entry has not changed.
+
+    :param read_before: records that are newer than the snapshot's.
+    """
+    get, unsettled = previous.getter, previous.unsettled
+    if not unsettled and not read_before:
+        return get
+    return lambda name: read_before.get(name) or (None if name in unsettled else get(name))
+
+
 def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
     """Return the record of an empty file, which has no header: a raw volume."""
     return record_of(name, tree.file_type, tree.key(name), st, None)
@@ -148,13 +160,8 @@ class _Refresh:
     ) -> None:
         self._tree = tree
         self._lane = context.lane
-        self._previous = previous.by_name
-        self._known: Mapping[str, VolumeInfo] = {}
-        if not full:
-            self._known = previous.by_name
-            if previous.unsettled or read_before:
-                settled = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
-                self._known = {**settled, **read_before}
+        self._previous = previous.getter
+        self._known = _known(Snapshot.EMPTY if full else previous, {} if full else read_before)
         self._found: dict[str, VolumeInfo] = {}
         self._read: list[tuple[str, VolumeInfo]] = []
         self._errors: list[EntryError] = []
@@ -258,8 +265,9 @@ class _Refresh:
             if record.references:
                 now = resolver.placed(shared.setdefault(record.references, record.references))
                 record = found[name] = msgspec.structs.replace(record, references=now)
-            if self._previous.get(name) == record:
-                found[name] = self._previous[name]
+            old = self._previous(name)
+            if old is not None and old == record:
+                found[name] = old
         return resolver.folder
 
     def _list(self) -> None:
@@ -292,7 +300,7 @@ class _Refresh:
         if not self._seen % STEP:
             self._go_on()
             self._turn.step()
-        old = self._known.get(name)
+        old = self._known(name)
         if (
             old is not None
             and old.ctime_ns == st[8]
@@ -337,7 +345,7 @@ class _Refresh:
                     while chunk and not self._over:
                         self._go_on()
                         entry = chunk.pop()
-                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]), notes=self._notes)
+                        wrong = read_one(self._tree, entry, self._read, self._previous(entry[0]), notes=self._notes)
                         if wrong is not None:
                             self._errors.append(wrong)
                     if turn is not None:
@@ -382,8 +390,9 @@ class _Refresh:
         self, taken_at: float, total: int, free: int, permissions: Permissions | None, folder: Place | None
     ) -> Snapshot:
         found = self._found
-        if list(found) != (names := sorted(found)):
-            found = {name: found[name] for name in names}
+        names = list(found)
+        if (ordered := sorted_names(names)) != names:
+            found = {name: found[name] for name in ordered}
         limit = int(taken_at * 1e9) - SETTLING_NS
         unsettled = frozenset(name for name, record in self._read if record.ctime_ns >= limit)
         return Snapshot(
