@@ -126,3 +126,20 @@ def entry_error(name: str, error: OSError) -> EntryError:
     else:
         message = reason(error if isinstance(error, StorageError) else OSError(error.errno, error.strerror))
     return EntryError(printable(name), message, error.errno, error.errno in _SKIPPED)
+
+
+def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
+    """Return an entry's record without what its header says: enough to tell which file it is."""
+    try:
+        entry = tree.lookup(name)
+    except OSError:
+        return None
+    if entry is None:
+        return None
+    tree.release(entry)
+    return blank_record(tree, name, entry.stat)
+
+
+def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
+    """Return the record of an empty file, which has no header: a raw volume."""
+    return record_of(name, tree.file_type, tree.key(name), st, None)

@@ -17,7 +17,8 @@ import msgspec
 
 from astore.errors import PoolInaccessibleError
 from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
-from astore.trees.scanning import blank_record, read_entry
+from astore.trees.entries import blank_record
+from astore.trees.scanning import read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import LocalFile

@@ -27,10 +27,9 @@ from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
 from astore.model.name_order import sorted_names
 from astore.model.records import FileStat
-from astore.trees.entries import entry_error, read_anew, read_one, without_header
+from astore.trees.entries import entry_error, plain_record, read_anew, read_one, without_header
 from astore.trees.resolver import Resolver
 from astore.trees.tree import SETTLING_NS, Entry, FileTree
-from astore.volume_io.headers import record_of
 from astore.volume_io.volume_names import TEMPORARY
 
 POLL_SECONDS = 0.01
@@ -117,18 +116,6 @@ def read_entry(tree: FileTree, name: str, before: VolumeInfo | None = None) -> V
     return record
 
 
-def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
-    """Return an entry's record without what its header says: enough to tell which file it is."""
-    try:
-        entry = tree.lookup(name)
-    except OSError:
-        return None
-    if entry is None:
-        return None
-    tree.release(entry)
-    return blank_record(tree, name, entry.stat)
-
-
 def _known(previous: Snapshot, read_before: Mapping[str, VolumeInfo]) -> Callable[[str], VolumeInfo | None]:
     """Return a function from a name to the record that stays if the entry has not changed.
 
@@ -138,11 +125,6 @@ def _known(previous: Snapshot, read_before: Mapping[str, VolumeInfo]) -> Callabl
     if not unsettled and not read_before:
         return get
     return lambda name: read_before.get(name) or (None if name in unsettled else get(name))
-
-
-def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
-    """Return the record of an empty file, which has no header: a raw volume."""
-    return record_of(name, tree.file_type, tree.key(name), st, None)
 
 
 class _Refresh:

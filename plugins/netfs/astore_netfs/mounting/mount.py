@@ -6,17 +6,15 @@ pool's lane, where the test may hang.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import functools
 import os
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 
@@ -24,7 +22,6 @@ from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError
 from astore.lanes.job import at_least
-from astore.lanes.own_thread import on_own_thread
 from astore.model import PoolDef
 from astore_netfs.mounting import kernel
 from astore_netfs.mounting.command import (
@@ -39,6 +36,7 @@ from astore_netfs.mounting.command import (
 from astore_netfs.mounting.credentials import CredentialsFile
 from astore_netfs.mounting.mountinfo import Mount, find_mount, locate, mount_id, mounts
 from astore_netfs.mounting.options import Credentials, split_credentials
+from astore_netfs.mounting.own_threads import Call, aside
 
 T = TypeVar("T")
 
@@ -364,7 +362,7 @@ def _ask(path: str) -> None:
 def _hangs(path: str, seconds: float) -> bool:
     """Return whether the file system at a path does not answer; its thread then stays behind."""
 
-    asking = _Call(_ask, path)
+    asking = Call(_ask, path)
     asking.join(seconds)
     return asking.is_alive()
 
@@ -374,34 +372,8 @@ def _until_gone(mount: Mount, unmount: Callable[[str], None], path: str) -> None
 
     :raises OSError: it cannot be unmounted.
     """
-    call = _Call(unmount, path)
+    call = Call(unmount, path)
     while call.is_alive() and mount in mounts():
         call.join(0.02)
     if call.error is not None and mount in mounts():  # if it is gone, another process unmounted it first
         raise call.error
-
-
-class _Call(threading.Thread):
-    """A call with a path that may never return, and its result."""
-
-    def __init__(self, func: Callable[[str], None], path: str) -> None:
-        super().__init__(name="astore-netfs", daemon=True)
-        self.error: OSError | None = None
-        self._call = functools.partial(func, path)
-        self.start()
-
-    def run(self) -> None:
-        """Make the call."""
-        try:
-            self._call()
-        except OSError as error:
-            self.error = error
-
-
-async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
-    """Run a blocking call on a new daemon thread, for when every thread of the lane may hang.
-
-    :raises TimeoutError: it did not return in ``timeout`` seconds; its thread stays behind.
-    """
-    async with asyncio.timeout(timeout):
-        return await on_own_thread(functools.partial(func, *args), name="astore-netfs")
