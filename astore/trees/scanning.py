@@ -162,13 +162,18 @@ class _Refresh:
         self.began = self.given_up_at = time.monotonic()
         self.running = False
         self._taken_at = 0.0
-        self._names_changed: int | None = None  # when the folder's names changed last, as of the end
+        self._names_changed: int | None = 1 << 63  # when the folder's names changed last, as of the end; None: never
 
     def __call__(self) -> Snapshot:
         self.running = True
         try:
             with self._tree.work():
-                return self._run()
+                try:
+                    return self._run()
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        self._names_changed = self._tree.names_changed_ns()
+                    raise
         finally:
             self.running = False
 
@@ -179,7 +184,7 @@ class _Refresh:
         """
         limit = int(self._taken_at * 1e9) - SETTLING_NS
         before = {name: self._found[name] for name in self._read_before if name in self._found}
-        if self._names_changed is None or self._names_changed >= limit:
+        if self._names_changed is not None and self._names_changed >= limit:
             return before  # a name that was read may have become another file's between its listing and the reading
         return before | {name: record for name, record in self._read if record.ctime_ns < limit}
 

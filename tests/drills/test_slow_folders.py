@@ -95,6 +95,7 @@ async def test_what_was_read_before_is_not_read_again(manager: Manager, new_dril
     """Scans that are given up in turn get further each time, whatever the number of headers: none is read twice."""
     drill = new_drill(entries=LONG)
     pool = await on(manager, drill)
+    os.utime(drill.fs.files, (0, 1e9))  # what is read while names change is not handed on
     before = drill.fs.calls()["open"]
     for number in (40, 80, 120):
         gate = drill.fs.hold("read", names=f"disk{number:07d}.img")
