@@ -3,9 +3,10 @@
 A :class:`Backend` drives one pool type. It is three things: ``type`` and ``api_version``; :meth:`Backend.check`,
 which is pure; and :meth:`Backend.open`, which gives a :class:`PoolSession`, a started pool. Everything else
 is an *ability*: a Protocol of a few methods, on the backend (:class:`DiscoversSources`, :class:`BuildsPools`,
-:class:`DeletesPools`, :class:`CutsPoolsLoose`, :class:`NamesVolumes`) or on the session (:class:`RefreshesVolume`,
-:class:`CutsLoose`, and the volume abilities). :func:`abilities` finds them by the methods. The core refuses every other
-operation with :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method that only raises.
+:class:`DeletesPools`, :class:`CutsPoolsLoose`, :class:`CutsConnections`, :class:`NamesVolumes`) or on the session
+(:class:`RefreshesVolume`, :class:`CutsLoose`, and the volume abilities). :func:`abilities` finds them by the methods. The
+core refuses every other operation with :class:`~astore.errors.UnsupportedOperationError`, so a backend never needs a method
+that only raises.
 
 A backend whose pools are folders of files implements :class:`astore.trees.FileTree` instead of a session and
 returns ``FileTreeSession(tree, context)`` from ``open``, which lists and probes for it. A backend whose volumes are disks
@@ -282,6 +283,20 @@ class CutsPoolsLoose(Protocol):
 
     async def cut_loose(self, definition: PoolDef, context: Context) -> None:
         """Do what :meth:`CutsLoose.cut_loose` does, without a session."""
+
+
+@runtime_checkable
+class CutsConnections(Protocol):
+    """Can end calls that would keep this process from exiting, such as the close of a file on a FUSE mount that hangs."""
+
+    async def cut_connection(self, definition: PoolDef, context: Context) -> None:
+        """Cut the pool's connection if its server does not answer, so that every call on it returns; leave all else as it is.
+
+        Called when the pool was left, but its calls go on, and the caller of the Manager's ``aclose`` allowed it. Every thread
+        of the lane may hang. The next start or refresh connects anew.
+
+        :raises OSError: it cannot be cut, or may not be.
+        """
 
 
 class DiskHost(msgspec.Struct, frozen=True):
@@ -571,6 +586,7 @@ BACKEND_ABILITIES: Mapping[str, type] = {
     "build": BuildsPools,
     "delete": DeletesPools,
     "stop-force": CutsPoolsLoose,
+    "cut-connection": CutsConnections,
     "name-volumes": NamesVolumes,
 }
 """Abilities of backends by the operation they allow."""

@@ -52,6 +52,13 @@ _last_of: WeakKeyDictionary[asyncio.Task[Any], asyncio.Task[Any]] = WeakKeyDicti
 """The clean-up that a task has left behind last: the next one of that task begins after it."""
 
 
+def left_behind() -> asyncio.Task[Any] | None:
+    """Return the clean-up that the current task has left behind last, if that goes on yet."""
+    caller = asyncio.current_task()
+    task = None if caller is None else _last_of.get(caller)
+    return None if task is None or task.done() else task
+
+
 def cleanups_left_behind() -> int:
     """Return how many clean-ups of this process go on although their callers have returned."""
     return len(_left_behind)
@@ -69,14 +76,11 @@ async def shielded(call: Coroutine[Any, Any, T], *, whole: bool = False) -> T:
     :param whole: wait for the end of ``call`` in any case.
     :raises asyncio.CancelledError: the caller was cancelled meanwhile. Else what ``call`` raises.
     """
-    loop, caller = asyncio.get_running_loop(), asyncio.current_task()
-    before = None if caller is None else _last_of.get(caller)
-    if before is not None and before.done():
-        before = None
+    loop, caller, before = asyncio.get_running_loop(), asyncio.current_task(), left_behind()
     task = loop.create_task(call if before is None else _after(before, call))
     cancelled: asyncio.CancelledError | None = None
     until = None
-    if not whole and (before is not None or _handles_cancellation()):
+    if not whole and _handles_cancellation():
         until = loop.time() + (HELD_SECONDS if before is None else 0.0)
     with anyio.CancelScope(shield=True):
         while not task.done() and (until is None or loop.time() < until):
@@ -109,11 +113,11 @@ async def _after(before: asyncio.Task[Any], call: Coroutine[Any, Any, T]) -> T:
 
 
 def _handles_cancellation() -> bool:
-    """Return whether a CancelledError is being handled."""
+    """Return whether a CancelledError is being handled (and not a TimeoutError that an inner deadline made of one)."""
     error = sys.exc_info()[1]
-    while error is not None and not isinstance(error, asyncio.CancelledError):
+    while error is not None and not isinstance(error, (asyncio.CancelledError, TimeoutError)):
         error = error.__context__
-    return error is not None
+    return isinstance(error, asyncio.CancelledError)
 
 
 def retrieved(task: asyncio.Task[Any]) -> None:

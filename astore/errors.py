@@ -20,7 +20,7 @@
     ├── StorageError (OSError)                  the storage refused: errno, pool
     │   ├── PoolInaccessibleError               … the whole pool
     │   ├── VolumeExistsError (FileExistsError) a volume has this name already
-    │   ├── TransferError                       an upload, copy or wipe broke off: done
+    │   ├── TransferError                       an upload, copy or wipe broke off: done, synced
     │   └── StoreError                          the state folder cannot be read or written
     ├── LaneTimeoutError (TimeoutError)         a call passed its deadline; its thread may be stuck
     ├── LaneStuckError (TimeoutError)           all the pool's threads are stuck: the call was not tried
@@ -233,14 +233,18 @@ class VolumeExistsError(StorageError, FileExistsError):
 
 
 class TransferError(StorageError):
-    """An upload, a copy or a wipe broke off; the storage had accepted ``done`` bytes by then.
+    """An upload, a copy or a wipe broke off.
 
-    Bytes that were accepted but not synced may still be lost from a cache: the kernel's or a FUSE client's.
+    ``done`` bytes were written by then. What was written and not synced may still be lost from a cache: the kernel's, a FUSE
+    client's or a server's. ``synced`` bytes of an upload are certain to have arrived; of a copy or wipe that is not known (0).
     """
 
-    def __init__(self, message: str, *, errno: int | None = None, pool: str | None = None, done: int = 0) -> None:
+    def __init__(
+        self, message: str, *, errno: int | None = None, pool: str | None = None, done: int = 0, synced: int = 0
+    ) -> None:
         super().__init__(message, errno=errno, pool=pool)
         self.done = done
+        self.synced = synced
 
 
 class StoreError(StorageError):
@@ -291,12 +295,19 @@ def reason(error: BaseException) -> str:
     """Return an error's message in one line, without the errno number."""
     if isinstance(error, OSError) and not isinstance(error, AstoreError):
         text = error.strerror or (os.strerror(error.errno) if error.errno else "") or str(error)
-        if error.filename is not None:
+        if is_shortage(error):
+            text += ": raise the limit (ulimit -n)" if error.errno == _errno.EMFILE else " (fs.file-max)"
+        if error.filename is not None and not isinstance(error.filename, int):  # an int is a descriptor's number
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
             text = f"{name}: {text}"
     else:
         text = str(error) or type(error).__name__
     return " ".join(printable(text).split())
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether an error says that this process or machine has no descriptor left, and nothing about the storage."""
+    return isinstance(error, OSError) and error.errno in (_errno.EMFILE, _errno.ENFILE)
 
 
 def printable(text: str) -> str:

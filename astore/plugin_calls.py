@@ -11,6 +11,8 @@ from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
 
 T = TypeVar("T")
 
+MANY = 4096
+
 
 async def answer(call: Awaitable[T]) -> T:
     """Await a plugin's coroutine. A CancelledError that the plugin caused itself is a failure, and does not end the caller.
@@ -70,15 +72,21 @@ async def opened_session(backend: Backend, definition: PoolDef, context: Context
 
 
 async def checked_snapshot(session: PoolSession, known: Snapshot, *, full: bool) -> Snapshot:
-    """Refresh a session. Volumes that cannot be read keep their records from ``known``.
+    """Refresh a session; see also :func:`check_volumes`.
 
-    :raises TypeError: it returned no snapshot, or one of other things. What the session raises.
+    :raises TypeError: it returned no snapshot, or one with other things for errors. What the session raises.
     """
     snapshot = await answer(session.refresh(known, full=full))
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"refresh() returned {snapshot!r}")
     if not isinstance(snapshot.errors, tuple) or not all(isinstance(error, EntryError) for error in snapshot.errors):
         raise TypeError("refresh() returned a snapshot whose errors are no tuple of EntryError")
-    if not set(map(type, snapshot.volumes)) <= {VolumeInfo}:
-        raise TypeError("refresh() returned a snapshot whose volumes are no VolumeInfo")
-    return snapshot.keeping(known)
+    return snapshot
+
+
+def check_volumes(snapshot: Snapshot) -> None:
+    """Check a session's snapshot of any size. :raises TypeError: its volumes are none."""
+    volumes = snapshot.volumes
+    for at in range(0, len(volumes), MANY):  # in steps: one call for all would let no other thread run
+        if not set(map(type, volumes[at : at + MANY])) <= {VolumeInfo}:
+            raise TypeError("refresh() returned a snapshot whose volumes are no VolumeInfo")

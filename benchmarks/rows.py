@@ -17,6 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
+from benchmarks.scale_rows import scale_rows
 from benchmarks.sides import first_refresh, settle, unchanged_refresh
 from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
@@ -299,6 +300,7 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "volumes": volume_rows,
     "creating": creating_rows,
     "neighbours": neighbour_rows,
+    "scale": scale_rows,
     "startup": startup_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

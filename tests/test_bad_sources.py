@@ -122,7 +122,7 @@ async def test_a_hung_brick(
 async def test_a_hung_mount(
     manager: astore.Manager, good: astore.Pool, gluster: GlusterBed, new_volume: str, tmp_path: Path
 ) -> None:
-    """Its pool times out and turns inaccessible; the others do not wait for it; a forced stop cuts it loose."""
+    """Its refresh is late; the others do not wait for it; a forced stop cuts it loose."""
     target = tmp_path / "mnt"
     target.mkdir()
     pool = await manager.define(netfs_xml(gluster.host, new_volume, target))
@@ -137,7 +137,7 @@ async def test_a_hung_mount(
     assert [outcome.pool for outcome in report.failed] == ["bad"]
     assert isinstance(report.failed[0].error, TimeoutError)
     assert done == ["good", "bad"]
-    assert pool.state == "inaccessible"
+    assert pool.state == "running", "a caller's deadline says nothing about the pool"
     assert len(pool.volumes) == 5
     await pool.stop(force=True)
     assert pool.state == "inactive"

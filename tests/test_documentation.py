@@ -229,6 +229,19 @@ def test_architecture_draws_the_contract() -> None:
     ]
 
 
+def test_every_fault_has_its_test() -> None:
+    """Each line of the table of faults in docs/concepts.md names tests, and they are there."""
+    (table,) = re.findall(r"\n\| fault .*\n\|[-|]+\n((?:\|.*\n)+)", (ROOT / "docs" / "concepts.md").read_text())
+    rows = [row.strip("|").split("|") for row in table.splitlines()]
+    assert len(rows) > 20
+    for row in rows:
+        assert len(row) == 5, row
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row[-1])
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"
+
+
 def test_paths_are_told_from_other_code() -> None:
     """What counts as a path of the checkout, and what does not."""
     text = "`astore/a.py`, `beds/`, `pyproject.toml`, `.ci/run`, `Pool`, `pool.refresh()`, `life.check`, `/srv/x y`, a/b.py"

@@ -7,12 +7,15 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from leaks import open_files
 
 import astore.trees.local
+from astore.errors import PoolInaccessibleError, reason
 from astore.images import HEADER_SIZE
 from astore.model import FileStat
 from astore.trees.local import LocalTree
@@ -248,10 +251,10 @@ def test_a_directory_that_was_replaced(tmp_path: Path) -> None:
     entry = next(listing)
     assert isinstance(entry, Entry)
     folder.rename(tmp_path / "away")
-    with pytest.raises(FileNotFoundError):
-        scanned(tree)
-    with pytest.raises(FileNotFoundError):
-        tree.lookup("old")
+    for call in (lambda: scanned(tree), lambda: tree.lookup("old"), tree.statvfs):
+        with pytest.raises(PoolInaccessibleError, match=f"^{folder}: No such file") as caught:
+            call()
+        assert caught.value.errno == errno.ENOENT
     folder.mkdir()
     (folder / "new").write_bytes(b"new")
     assert list(scanned(tree)) == ["new"]
@@ -282,7 +285,6 @@ def test_verified(tmp_path: Path) -> None:
     for call in (lambda: scanned(tree), lambda: tree.lookup("file")):
         with pytest.raises(OSError, match="not mine"):
             call()
-    tree.detach()
     with pytest.raises(OSError, match="not mine"):
         tree.statvfs()
     refuse = False
@@ -290,12 +292,86 @@ def test_verified(tmp_path: Path) -> None:
     assert len(seen) == 6
 
 
-def test_detached_and_closed(tmp_path: Path) -> None:
-    """Detached, it holds no descriptor until it is used again; closed, it is used no more."""
+def test_work_holds_the_directory(tmp_path: Path) -> None:
+    """The directory is open from the first call of a piece of work to the end of the last one; no error keeps it open."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    tree = LocalTree(str(folder))
+    with tree.work():
+        assert held(folder) == []
+        tree.statvfs()
+        with tree.work():
+            assert held(folder) == [str(folder)]
+        assert scanned(tree) == {}
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+        (folder / "new").write_bytes(b"")
+        assert list(scanned(tree)) == ["new"], "the folder that has the path now"
+        assert held(tmp_path) == [str(folder)]
+    assert held(tmp_path) == []
+    with tree.work():
+        tree.statvfs()
+        tree.close()
+        assert held(tmp_path) == []
+
+
+def test_words_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the directory is that of its path: not of ``.``, nor of a descriptor's number, nor does it keep one open."""
+    (tmp_path / "file").write_bytes(b"")
+    tree = LocalTree(str(tmp_path))
+    real_open, real_scandir = os.open, os.scandir
+
+    def opening(path: str, flags: int, **options: Any) -> int:
+        if path == ".":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real_open(path, flags, **options)
+
+    class Broken:
+        """A listing that ends in an error."""
+
+        def __init__(self, fd: int) -> None:
+            self.fd = fd
+            self.real = real_scandir(fd)
+
+        def __enter__(self) -> Broken:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.real.close()
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from self.real
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.fd)
+
+    kept = []
+    for name, fake, words in (("scandir", Broken, "Input/output error"), ("open", opening, "Permission denied")):
+        with monkeypatch.context() as patched:
+            patched.setattr(astore.trees.local.os, name, fake)
+            with pytest.raises(PoolInaccessibleError, match=f"^{tmp_path}: {words}$") as caught:
+                list(tree.scan(lambda name, st: False))
+            kept.append(caught.value)
+    assert (len(kept), held(tmp_path)) == (2, [])
+
+
+def test_no_descriptor_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has no descriptor left says so, and nothing of the directory."""
+    tree = LocalTree(str(tmp_path))
+
+    def none_left(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "any")
+
+    monkeypatch.setattr(astore.trees.local.os, "open", none_left)
+    for call in (lambda: scanned(tree), lambda: tree.lookup("a"), tree.statvfs):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert not isinstance(caught.value, PoolInaccessibleError)
+        assert reason(caught.value) == f"{tmp_path}: Too many open files: raise the limit (ulimit -n)"
+
+
+def test_closed(tmp_path: Path) -> None:
+    """An idle tree holds no descriptor; closed, it is used no more."""
     (tmp_path / "file").write_bytes(b"x")
     tree = LocalTree(str(tmp_path))
-    assert held(tmp_path) == [str(tmp_path)]
-    tree.detach()
     assert held(tmp_path) == []
     entry = tree.lookup("file")
     assert entry is not None
@@ -355,7 +431,9 @@ def test_used_by_many_threads(tmp_path: Path) -> None:
                 entry = entries[str(n)]
                 assert isinstance(entry, Entry)
                 assert tree.read_header(entry, lambda head: False) == b"%d" % n
-                tree.detach()
+                with tree.work():
+                    assert tree.lookup(str(n)) is not None
+                    assert tree.statvfs()[0] > 0
             while True:
                 tree.lookup(str(n))
         except OSError as error:

@@ -193,6 +193,58 @@ def test_patched_many_times(steps: list[dict[str, str]], every: int) -> None:
         assert dict(before.by_name) == records
 
 
+@given(
+    st.dictionaries(st.integers(0, 99), st.sampled_from(["same", "changed", "gone", "new"]), max_size=12),
+    st.dictionaries(st.integers(0, 99), st.sampled_from(["changed", "gone", "error"]), max_size=4),
+)
+@settings(max_examples=60)
+def test_sharing(whole: dict[int, str], single: dict[int, str]) -> None:
+    """A snapshot that shares the memory of the one before it holds the same as it did, whatever has changed in between."""
+    first = snapshot(*(f"v{number:02d}" for number in range(100)))
+    patch: dict[str, VolumeInfo | EntryError | None] = {}
+    for number, kind in single.items():
+        name = f"v{number:02d}"
+        other = EntryError(name, "bad") if kind == "error" else None
+        patch[name] = volume(name, capacity=7) if kind == "changed" else other
+    before = first.patched(patch, 2)
+    found = {one.name: one for one in before.volumes}
+    for number, kind in whole.items():
+        name = f"v{number:02d}"
+        if kind == "gone":
+            found.pop(name, None)
+        elif kind != "same":
+            found[name + ("+" if kind == "new" else "")] = volume(name + ("+" if kind == "new" else ""), capacity=9)
+    fresh = Snapshot({name: found[name] for name in sorted(found)}, taken_at=2.0, unsettled=frozenset({"v01"}))
+    shared = fresh.sharing(before).prepared()
+    assert shared.volumes == fresh.volumes
+    assert (len(shared), dict(shared.by_name)) == (len(found), found)
+    assert all(shared.get(name) is info for name, info in found.items())
+    assert (shared.taken_at, shared.unsettled, shared.errors) == (2.0, fresh.unsettled, ())
+    assert shared.changes_since(before) == fresh.changes_since(before)
+    again = shared.patched({"v50": None, "v99+": volume("v99+")}, 3)
+    assert len(again) == len(again.volumes) == len(again.by_name)
+
+
+def test_what_is_shared() -> None:
+    """A refresh that found little new frees nothing large: it keeps the records of the one before, and adds its own."""
+    before = snapshot(*(f"v{number:05d}" for number in range(20_000))).prepared()
+    whole = before.volumes
+    again = Snapshot(dict(before.by_name), taken_at=2.0).sharing(before)
+    assert again.volumes is whole
+    changed = volume("v00007", capacity=9)
+    once = Snapshot(dict(before.by_name) | {"v00007": changed}).sharing(again)
+    assert Snapshot(dict(before.by_name)).sharing(once).volumes is whole
+    assert once.volumes == (*whole[:7], changed, *whole[8:])
+
+
+def test_records_in_any_order() -> None:
+    """A snapshot tells its volumes in name order, even if its backend does not, and however many they are."""
+    names = [f"v{number * 7919 % 20_011}" for number in range(20_011)]
+    mixed = Snapshot({name: volume(name) for name in names})
+    assert [one.name for one in mixed.volumes] == sorted(names)
+    assert [one.name for one in mixed.patched({"v5+": volume("v5+")}, 1).volumes] == sorted([*names, "v5+"])
+
+
 def test_changes() -> None:
     """What was added, changed and removed, by names in order; records that are equal, or the same, are unchanged."""
     before = snapshot("a", "b", "c", "d")
@@ -210,6 +262,7 @@ def test_changes() -> None:
     assert Snapshot.EMPTY.changes_since(before) == Changes(removed=("a", "b", "c", "d"))
     assert not before.changes_since(before)
     assert after.changes_since(before)
+    assert after.changes_since(before).without({"e", "a"}, 5) == Changes(("f",), ("d",), (), 3)
 
 
 def test_reports() -> None:

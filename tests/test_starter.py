@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -86,28 +87,27 @@ async def test_a_program_inherits_what_it_is_given(run: LaneCommandRunner, tmp_p
 
 async def test_the_descriptors_numbers_may_be_those_of_anything(run: LaneCommandRunner, tmp_path: Path) -> None:
     """A descriptor keeps its number, whatever has that number in the process that becomes the program."""
-    numbers = range(3, 60)
-    files = {}
-    for number in numbers:
-        try:
-            os.fstat(number)
-        except OSError:
-            (tmp_path / str(number)).write_text(f"{number}\n")
-            fd = os.open(tmp_path / str(number), os.O_RDONLY)
-            if fd != number:
-                os.dup2(fd, number)
-                os.close(fd)
-            files[number] = number
+    files = []
+    for number in range(60):  # they get the lowest numbers that are free, which the helper uses too
+        (tmp_path / str(number)).touch()
+        files.append(os.open(tmp_path / str(number), os.O_RDWR))
+        os.write(files[-1], f"{files[-1]}\n".encode())
     try:
-        result = await run(["sh", "-c", "".join(f"cat /dev/fd/{n};" for n in files)], descriptors=list(files))
+        result = await run(["sh", "-c", "".join(f"cat /dev/fd/{n};" for n in files)], descriptors=files)
     finally:
         for number in files:
             os.close(number)
-    assert [int(line) for line in result.stdout.split()] == list(files)
+    assert [int(line) for line in result.stdout.split()] == files
 
 
 async def test_the_helper_dies(run: LaneCommandRunner) -> None:
     """If the helper is killed, the one in reserve starts programs, and there is a new reserve; if both, both are new."""
+    old = await parent_of_program(run)  # of this session; its reserve may have taken over
+    for control in STARTER._controls:
+        control.shutdown(socket.SHUT_RDWR)
+    await eventually(lambda: not processes.alive(old), "the end of the old one")
+    await asyncio.to_thread(STARTER.start)
+    await eventually(lambda: children_of(helpers()[0]), "the one in reserve")
     first, reserve = helpers()
     assert await parent_of_program(run) == first
     os.kill(first, signal.SIGKILL)
@@ -130,7 +130,7 @@ async def test_the_helper_dies_while_a_program_runs(run: LaneCommandRunner, tmp_
     await eventually((tmp_path / "pids").exists)
     program, helper = map(int, (tmp_path / "pids").read_text().split())
     os.kill(helper, signal.SIGKILL)
-    with pytest.raises(CommandError, match="was killed, together with the process that starts programs"):
+    with pytest.raises(CommandError, match="the process that starts programs died"):
         await task
     await eventually(lambda: not processes.alive(program), "the program's end")
     assert (await run(["true"])).returncode == 0

@@ -35,7 +35,7 @@ from astore import (
 )
 from astore.lanes import Lanes
 from astore.store import run_files
-from astore.store.contract import Contents, LastSeen, Run, Version
+from astore.store.contract import Contents, LastSeen, OutdatedError, Run, Version
 from astore.store.local import LocalStore
 from astore.store.local_files import LockedFolder, default_state_dir
 from astore.store.run_files import SNAPSHOT_FORMAT, RunFiles, SnapshotFiles, boot_id
@@ -186,6 +186,36 @@ async def test_edited_in_place(store: LocalStore) -> None:
     (store.folder / "pools" / "a.xml").write_text(pool(path="/edited").to_xml())
     assert await store.read(seen) is None
     assert await definitions(store) == [pool(path="/edited")]
+
+
+async def test_own_changes_are_no_news(store: LocalStore, lanes: Lanes) -> None:
+    """A revision that has advanced by the store's own changes leaves out those alone, even within a tick of the kernel."""
+    other = LocalStore(store.folder)
+    await other.open(lanes.lane("other"))
+    await put(store, pool("b"))  # this makes the folders
+    seen = (await read(store)).revision
+    for change in (
+        lambda: put(store, pool()),
+        lambda: store.set_autostart("a", True),
+        lambda: store.begin_run(run(), persistent=True),
+    ):
+        await change()
+        assert await store.read(seen) is not None
+        seen = store.advanced(seen)
+        assert await store.read(seen) is None
+    for _ in range(20):
+        await store.put(pool("b"), seen)
+        seen = store.advanced(seen)
+        await put(other, pool("c"))
+        assert store.advanced(seen) == seen
+        with pytest.raises(OutdatedError):
+            await store.put(pool("b"), seen)
+        found = await store.read(seen)
+        assert found is not None
+        await store.put(pool("b"), found.revision)
+        (store.folder / "pools" / "c.xml").unlink()
+        assert await store.read(store.advanced(found.revision)) is not None
+        seen = (await read(store)).revision
 
 
 async def test_leftovers_of_the_killed_are_removed(store: LocalStore) -> None:

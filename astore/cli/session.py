@@ -6,6 +6,7 @@ Only the commands that need asyncio and the Manager import them. The others read
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -155,7 +156,12 @@ def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Se
         ticker.begin("reading the state folder")
         async with Manager(settings.state_dir) as manager:
             ticker.begin("")
-            return await work(Session(manager, settings, ticker))
+            began = time.monotonic()
+            try:
+                return await work(Session(manager, settings, ticker))
+            finally:
+                # what hangs since before the deadline would keep this process from exiting
+                await manager.aclose(cut=time.monotonic() - began >= (settings.timeout or manager.call_timeout))
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
         with Ticker() as ticker:

@@ -20,13 +20,17 @@ from astore.cancellation import shielded
 from astore.commands.starter import STARTER, Request, send
 from astore.commands.starter_process import ANSWER, ENDED, FAILED, STARTED
 from astore.errors import AstoreError, CommandError, LaneTimeoutError, printable
-from astore.lanes.job import PATIENCE
+from astore.lanes.job import at_least
 
 MAX_OUTPUT = 16 << 20
 """Bytes that a program may write to stdout, and as many to stderr, by default."""
 
 DYING_SECONDS = 2.0
 """How long a killed program may delay a cancellation; one that hangs in the kernel dies later."""
+
+
+LONGEST_SECONDS = 1e6
+"""A deadline for programs without one: what select(2) can wait for."""
 
 
 class LaneCommandRunner:
@@ -50,9 +54,7 @@ class LaneCommandRunner:
         descriptors: Sequence[int] = (),
         max_output: int = MAX_OUTPUT,
     ) -> CommandResult:
-        limit = self._timeout if timeout is None else timeout
-        if (patience := PATIENCE.get()) is not None:
-            limit = max(limit, patience.left())
+        limit = at_least(self._timeout if timeout is None else timeout)
         environment = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
         child = _Child(tuple(argv), limit, environment, limits, descriptors, max_output)
         try:
@@ -97,7 +99,7 @@ class _Child:
             self._over = True
 
     def _run(self) -> CommandResult:
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + min(self.timeout, LONGEST_SECONDS)
         with contextlib.ExitStack() as stack:
             try:
                 request = self._request()
@@ -109,7 +111,7 @@ class _Child:
                     raise self._error(f"{self.argv[0]} was cancelled")
                 self._channel = channel
             stack.callback(self._forget_channel)
-            channel.settimeout(max(self.timeout, 0.001))
+            channel.settimeout(min(max(self.timeout, 0.001), LONGEST_SECONDS))
             try:
                 outputs = self._send(channel, request, stack)
                 return self._communicate(channel, outputs, deadline)
@@ -176,7 +178,10 @@ class _Child:
                 if time.monotonic() >= deadline:
                     raise TimeoutError
                 for key, _ in ready:
-                    part = os.read(key.fd, 1 << 16)
+                    try:
+                        part = os.read(key.fd, 1 << 16)
+                    except ConnectionResetError:  # the starter died before the request was read
+                        part = b""
                     if not part:
                         selector.unregister(key.fileobj)
                         if key.data is answers:
@@ -203,7 +208,7 @@ class _Child:
         if (pid := told.get(STARTED)) is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # what the program has started; itself it died with its parent
-        raise self._error(f"{_words(self.argv)}: was killed, together with the process that starts programs")
+        raise self._error(f"{_words(self.argv)}: the process that starts programs died, and the program with it")
 
     def _error(self, message: str, returncode: int | None = None) -> CommandError:
         return CommandError(message, argv=self.argv, returncode=returncode, stderr="")

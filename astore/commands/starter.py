@@ -98,12 +98,12 @@ class Starter:
 
     def _end(self) -> None:
         with self._lock:
-            if self._users:
-                return
-            pid = self._pid if self._controls else 0
-            self._close()
-        if pid:
-            os.waitpid(pid, 0)
+            with self._count:  # a user that comes now finds it closed
+                if self._users or not self._controls:
+                    return
+                pid = self._pid
+                self._close()
+        os.waitpid(pid, 0)
 
     def forget(self) -> None:
         """Close the sockets, in a fork of this process: the helper belongs to the parent."""
@@ -158,7 +158,10 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 def _open(control: socket.socket) -> bool:
     """Return whether the other side is there."""
     poll = select.poll()
-    poll.register(control, 0)  # an end is told without being asked for
+    try:
+        poll.register(control, 0)  # an end is told without being asked for
+    except ValueError:  # another thread closes it at this moment
+        return False
     return not poll.poll(0)
 
 

@@ -30,6 +30,9 @@ STARTED, FAILED, ENDED = b"s", b"f", b"e"
 ANSWER = struct.Struct("=ci")
 LENGTH = struct.Struct("=Q")
 
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals to all processes of a service: the parent ends its programs itself, and this process ends with the parent."""
+
 MAX_DESCRIPTORS = 250
 """How many descriptors one message can carry (SCM_MAX_FD is 253)."""
 
@@ -54,16 +57,17 @@ class Starter:
         """Serve until the control socket is closed and all programs have ended."""
         serving = True
         while serving or self.channels:
-            for fd, _ in self.poll.poll():
-                if fd == self.woken.fileno():
-                    self.woken.recv(4096)
-                    self.reap()
-                elif fd in self.channels:  # the other side has shut it down, or is gone
-                    self.poll.unregister(fd)
-                    kill(self.channels[fd][1])
-                elif fd == self.control.fileno() and not self.accept():
-                    self.poll.unregister(fd)
-                    serving = False
+            ready = {fd for fd, _ in self.poll.poll()}
+            for fd in ready & self.channels.keys():  # the other side has shut it down, or is gone
+                self.poll.unregister(fd)
+                kill(self.channels[fd][1])
+            # after that, because these close and open channels, whose numbers are used again
+            if self.woken.fileno() in ready:
+                self.woken.recv(4096)
+                self.reap()
+            if self.control.fileno() in ready and not self.accept():
+                self.poll.unregister(self.control)
+                serving = False
 
     def accept(self) -> bool:
         """Handle one control message; return False at its end."""
@@ -113,6 +117,11 @@ class Starter:
                     if pid == ended[0]:
                         del self.channels[fd]
                         tell(channel, ENDED, ended[1])
+                        # a child that hangs before its exec has copies of it: they must not keep it open, or in the epoll
+                        with contextlib.suppress(OSError):
+                            self.poll.unregister(fd)
+                        with contextlib.suppress(OSError):
+                            channel.shutdown(socket.SHUT_RDWR)
                         channel.close()
 
     def close(self) -> None:
@@ -134,18 +143,18 @@ def become_program(channel: socket.socket, parent: int) -> None:
         if os.getppid() != parent:
             os._exit(127)
         argv, environment, limits, targets, descriptors = received(channel)
-        # out of the way of the targets; all copies but the targets are closed by exec
-        first = max(targets, default=0) + 1
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first) for fd in descriptors]
-        answers = socket.socket(fileno=fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, first))
+        answers = channel
         try:
+            # out of the way of the targets; all copies but the targets are closed by exec
+            answers = socket.socket(fileno=moved(channel.fileno(), targets))
+            copies = [moved(fd, targets) for fd in descriptors]
             for copy, target in zip(copies, targets, strict=True):
                 os.dup2(copy, target)
             for kind, value in limits:
                 _, hard = resource.getrlimit(kind)
                 value = value if hard == resource.RLIM_INFINITY else min(value, hard)
                 resource.setrlimit(kind, (value, value))
-            for name in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):  # Python ignores or handles them
+            for name in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, *IGNORED):  # Python ignores or handles them
                 signal.signal(name, signal.SIG_DFL)
             os.execvpe(argv[0], argv, environment)  # noqa: S606  no shell is meant
         except OSError as error:
@@ -164,6 +173,19 @@ def received(
     head += exactly(channel, LENGTH.size - len(head))
     argv, environment, limits, targets = marshal.loads(exactly(channel, *LENGTH.unpack(head)))  # noqa: S302  from this program alone
     return argv, environment, limits, targets, descriptors
+
+
+def moved(fd: int, targets: list[int]) -> int:
+    """Return a copy of a descriptor, closed by exec, whose number is none of ``targets``.
+
+    :raises OSError: no number is left.
+    """
+    number = 3
+    while True:
+        number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, number)
+        if number not in targets:
+            return number
+        number += 1
 
 
 def exactly(channel: socket.socket, size: int) -> bytes:
@@ -195,6 +217,9 @@ def main() -> None:
     first, second = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     for control in (first, second):
         control.set_inheritable(False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the application may block signals
+    for name in IGNORED:
+        signal.signal(name, signal.SIG_IGN)
     os.chdir("/")  # no mount stays busy because of this process
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the wakeup descriptor is told
     starter = Starter(first)

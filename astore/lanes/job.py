@@ -21,9 +21,10 @@ class Job:
     :ivar future: the caller's, on ``loop``. A job without a loop has no caller; its result is dropped.
     :ivar parent: the job that this one assists.
     :ivar abandoned: whether its caller has gone. :ivar stuck: whether its thread is counted as stuck.
+    :ivar overdue: whether its thread no longer counts against the cap of all lanes.
     """
 
-    __slots__ = ("abandoned", "args", "discard", "func", "future", "lane", "loop", "parent", "stuck")
+    __slots__ = ("abandoned", "args", "discard", "func", "future", "lane", "loop", "overdue", "parent", "stuck")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Job:
         self.parent = parent
         self.abandoned = False
         self.stuck = False
+        self.overdue = False
 
 
 class LaneRecord:
@@ -106,6 +108,12 @@ class Patience:
 
 PATIENCE: ContextVar[Patience | None] = ContextVar("astore_patience", default=None)
 """The patience of the present work's caller: a call with the lane's own deadline has at least so long."""
+
+
+def at_least(seconds: float) -> float:
+    """Return the seconds that a piece of work has: so many, or what its caller's patience leaves it, if that is longer."""
+    patience = PATIENCE.get()
+    return seconds if patience is None else max(seconds, patience.left())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import Aside, Turn, Turns
 from astore.lanes.job import PATIENCE, Job, LaneRecord, Patience, given_up, here
-from astore.lanes.threads import LanesStatistics, LaneStatistics, SharedThreads
+from astore.lanes.threads import LOST_SECONDS, LanesStatistics, LaneStatistics, SharedThreads
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ class PoolLane:
         """How many of its threads are stuck in calls past their deadline."""
         return self._record.stuck
 
+    @property
+    def busy(self) -> bool:
+        """Whether any of its threads is in a call, stuck or not. True also for calls that nobody waits for."""
+        return bool(self._record.running)
+
     async def run(
         self,
         func: Callable[..., T],
@@ -59,6 +64,8 @@ class PoolLane:
         future = job.future
         assert future is not None
         self._threads.submit(job)
+        if self._threads.starting:
+            loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
         timer = loop.call_later(limit, self._expire, job, limit, patience) if limit != float("inf") else None
         try:
             return cast(T, await future)
@@ -116,6 +123,7 @@ class PoolLane:
     def _expire(self, job: Job, limit: float, patience: Patience | None) -> None:
         """Fail a call at its deadline. On the loop."""
         if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
+            self._threads.set_overdue(job)
             job.loop.call_later(more, self._expire, job, limit + more, patience)
             return
         running = self._threads.expire(job)
@@ -151,6 +159,11 @@ class Lanes:
         if limit < 1:
             raise ValueError("limit must be at least 1")
         return PoolLane(self._threads, self._turns, name, limit, timeout)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in a call, stuck or not, of whatever lane."""
+        return self._threads.busy
 
     def close(self) -> None:
         """End idle threads now and busy ones when they are done; queued calls still run. May be called twice."""

@@ -149,9 +149,28 @@ class SharedThreads:
             running = self._abandon(job)
             if running:
                 self._write_off(job)
-            else:
-                self._forget_lost()
             return running
+
+    @property
+    def starting(self) -> bool:
+        """Whether a thread was started that has not begun: call :meth:`replace_lost` after LOST_SECONDS."""
+        return bool(self._starting)
+
+    def replace_lost(self) -> None:
+        """Start others for threads that were started long ago and have not begun, if there is work for them."""
+        with self._lock, contextlib.suppress(RuntimeError):
+            self._wake()
+
+    def set_overdue(self, job: Job) -> None:
+        """Count the thread of a call against the cap no longer, although its caller waits yet."""
+        with self._lock:
+            self._set_overdue(job)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in a call, of whatever lane."""
+        with self._lock:
+            return self._threads > len(self._idle) + self._coming
 
     def give_back(self, job: Job, result: Any) -> None:
         """Discard a result that reached the loop, on a thread of the job's lane."""
@@ -173,6 +192,7 @@ class SharedThreads:
 
     def _wake(self, more: int = 0) -> None:
         """Call or start a thread for each ready lane, and ``more``; each of them wakes the next."""
+        self._forget_lost()
         wanted = len(self._ready) + max(more, 0) - self._coming
         while wanted > 0 and self._idle:
             self._call_idle()
@@ -222,6 +242,8 @@ class SharedThreads:
         if job.stuck:
             job.stuck = False
             lane.stuck -= 1
+        if job.overdue:
+            job.overdue = False
             self._stuck -= 1
         if not lane.listed and lane.may_start():
             lane.listed = True
@@ -253,6 +275,12 @@ class SharedThreads:
             if (other is job or other.parent is job) and not other.stuck:
                 other.stuck = True
                 lane.stuck += 1
+        self._set_overdue(job)
+
+    def _set_overdue(self, job: Job) -> None:
+        for other in job.lane.running:
+            if (other is job or other.parent is job) and not other.overdue:
+                other.overdue = True
                 self._stuck += 1
         self._wake()  # stuck threads make room under the cap
 

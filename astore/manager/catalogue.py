@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from astore.backend import Backend
 from astore.errors import (
     BackendError,
     DefinitionError,
@@ -14,9 +11,9 @@ from astore.errors import (
     VolumeNotFoundError,
     reason,
 )
+from astore.manager.pool_index import PoolIndex
 from astore.model import PoolDef
 from astore.names import check_uuid, normal_path
-from astore.plugin_calls import checked_definition
 from astore.pools.lifecycle import Host
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
@@ -35,7 +32,7 @@ class Catalogue:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._pools: dict[str, Pool] = {}
-        self._source_keys: dict[int, tuple[PoolDef, Backend, object]] = {}  # by the id of the definition
+        self._index = PoolIndex(services.registry)
         self.damaged: tuple[Damaged, ...] = ()
 
     # --------------------------------------------------------------------------------------------- the pools' parts
@@ -55,6 +52,7 @@ class Catalogue:
         record = PoolRecord(services.bus, services.log, definition, persistent=persistent, autostart=autostart)
         parts = Parts(record, services, host, self.all)
         self._pools[record.name] = Pool(parts, self.handle)
+        self._index.add(record)
         return parts
 
     def remove(self, record: PoolRecord) -> None:
@@ -63,6 +61,7 @@ class Catalogue:
         parts = self.get(record.name)
         if parts is not None and parts.record is record:
             del self._pools[record.name]
+            self._index.remove(record)
 
     def handle(self, parts: Parts) -> Pool:
         """Return the handle of a pool. :raises PoolNotFoundError: the pool is gone."""
@@ -88,18 +87,17 @@ class Catalogue:
                 what=uuid,
                 libvirt_code=LibvirtCode.INVALID_ARG,
             ) from None
-        for pool in self._pools.values():
-            if pool.uuid == wanted:
-                return pool
-        raise PoolNotFoundError(f"there is no pool with uuid {uuid!r}", what=uuid)
+        name = self._index.named(wanted)
+        if name is None:
+            raise PoolNotFoundError(f"there is no pool with uuid {uuid!r}", what=uuid)
+        return self._pools[name]
 
     def pool_by_target(self, path: str) -> Pool:
         """See :meth:`astore.Manager.pool_by_target`."""
-        wanted = normal_path(path)
-        for pool in self.pools():
-            if pool.active and pool.definition.target.path == wanted:
-                return pool
-        raise PoolNotFoundError(f"no active pool has the target {path!r}", what=path)
+        name = self._index.at(normal_path(path))
+        if name is None:
+            raise PoolNotFoundError(f"no active pool has the target {path!r}", what=path)
+        return self._pools[name]
 
     def pools(self) -> list[Pool]:
         """Return the pools in name order."""
@@ -137,11 +135,11 @@ class Catalogue:
                     field="name",
                 )
             return by_name
-        for pool in self._pools.values():
-            if wanted.uuid is not None and pool.uuid == wanted.uuid:
-                raise SourceConflictError(
-                    f"the uuid {wanted.uuid} belongs to pool {pool.name!r} already", other=pool.name, field="uuid"
-                )
+        other = None if wanted.uuid is None else self._index.named(wanted.uuid)
+        if other is not None:
+            raise SourceConflictError(
+                f"the uuid {wanted.uuid} belongs to pool {other!r} already", other=other, field="uuid"
+            )
         for damaged in self.damaged:
             if damaged.name == wanted.name:
                 raise DefinitionError(
@@ -158,7 +156,7 @@ class Catalogue:
         if backend is None:
             return
         try:
-            mine = backend.source_key(wanted)
+            mine = tuple((field, value) for field, value in backend.source_key(wanted))
         except Exception as error:  # plugin code: it may raise anything
             raise BackendError(
                 f"the backend of pool type {wanted.type!r} cannot tell the source of pool {wanted.name!r}: "
@@ -167,31 +165,7 @@ class Catalogue:
             ) from error
         if not mine:
             return
-        for other in self.all():
-            if other is known:
-                continue
-            for theirs in _definitions(other):
-                if theirs.type == wanted.type and self._source_key(theirs, backend) == mine:
-                    fields = ", ".join(f"{field} {value!r}" for field, value in mine)
-                    raise SourceConflictError(
-                        f"pool {other.name!r} has the same source: {fields}", other=other.name, field=mine[0][0]
-                    )
-
-    def _source_key(self, definition: PoolDef, backend: Backend) -> object:
-        """Return the source key of a pool's definition. Cached, since every new pool is compared with all others."""
-        kept = self._source_keys.get(id(definition))
-        if kept is None or kept[0] is not definition or kept[1] is not backend:
-            try:
-                key = backend.source_key(checked_definition(backend, definition))
-            except Exception:  # the definition is not acceptable, or the backend at fault: the source is unknown
-                key = ()
-            if len(self._source_keys) > 2 * len(self._pools) + 16:  # forget old definitions
-                current = {id(one) for pool in self.all() for one in _definitions(pool)}
-                self._source_keys = {at: one for at, one in self._source_keys.items() if at in current}
-            kept = self._source_keys[id(definition)] = (definition, backend, key)
-        return kept[2]
-
-
-def _definitions(pool: Parts) -> Iterable[PoolDef]:
-    """Return a pool's definitions: the one that it runs by, and the one for its next start."""
-    return {id(one): one for one in (pool.definition, pool.record.definition)}.values()
+        other = self._index.sharing(backend, mine, None if known is None else known.name)
+        if other is not None:
+            fields = ", ".join(f"{field} {value!r}" for field, value in mine)
+            raise SourceConflictError(f"pool {other!r} has the same source: {fields}", other=other, field=mine[0][0])

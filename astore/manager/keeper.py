@@ -123,6 +123,8 @@ class Keeper(Host):
         """
         self._services.check_open()
         writes = self._run_writes.copy()
+        if self._revision is not None:
+            self._revision = self._store.advanced(self._revision)
         contents = await self._store.read(None if thoroughly or self._look_again else self._revision)
         if contents is None:
             return

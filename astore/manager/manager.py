@@ -14,14 +14,7 @@ import anyio
 import msgspec
 
 from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
-from astore.errors import (
-    AstoreError,
-    BackendError,
-    DefinitionError,
-    LibvirtCode,
-    SourceConflictError,
-    reason,
-)
+from astore.errors import AstoreError, BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
@@ -125,21 +118,27 @@ class Manager:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Detach from all pools, which stay active. May be called twice. Takes about two seconds at most."""
+    async def aclose(self, *, cut: bool = False) -> None:
+        """Detach from all pools, which stay active. May be called twice. Takes about two seconds at most.
+
+        :param cut: then cut the connection of a FUSE mount that hangs with calls of this process, if that may (root). Else such
+            calls keep the process from exiting. Others who use the mount get errors. Takes two seconds more at most.
+        """
         lanes = self._services.begin_closing()
         if lanes is None:
             return
         try:
-            await shielded(self._detach(self._catalogue.all(), lanes), whole=True)
+            await shielded(self._detach(self._catalogue.all(), lanes, cut), whole=True)
         finally:
             self._services.close(lanes)  # does nothing if it was closed, and perhaps reopened, meanwhile
 
-    async def _detach(self, pools: Sequence[Parts], lanes: Lanes) -> None:
+    async def _detach(self, pools: Sequence[Parts], lanes: Lanes, cut: bool) -> None:
         until = time.monotonic() + CLEANUP_SECONDS
         with anyio.move_on_after(CLEANUP_SECONDS / 2):
             await self._keeper.save_snapshots(pools)
         await asyncio.gather(*(pool.lifecycle.leave(until) for pool in pools), return_exceptions=True)
+        if cut:
+            await self._services.cut_connections(until)
         if self._services.lanes is lanes:
             await self._keeper.aclose()
 
@@ -370,10 +369,8 @@ class Manager:
         types = dict.fromkeys((*POOL_TYPES, *self.registry.types()))
         backends = {type_: self.registry.loaded(type_) for type_ in types}
         return capabilities_to_xml(
-            (type_, backend is not None, backend.source_formats, backend.volume_formats)
-            if backend is not None
-            else (type_, False, (), ())
-            for type_, backend in backends.items()
+            (type_, True, one.source_formats, one.volume_formats) if one is not None else (type_, False, (), ())
+            for type_, one in backends.items()
         )
 
     def statistics(self) -> Statistics:

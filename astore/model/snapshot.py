@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import msgspec
 
 from astore.model.definitions import Permissions
+from astore.model.name_order import in_order
 from astore.model.records import EntryError, Place, VolumeInfo
 
 
@@ -23,11 +26,52 @@ class Changes(msgspec.Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.added or self.changed or self.removed)
 
+    def without(self, names: Collection[str], size: int) -> Changes:
+        """Return the changes of all other names. :param size: how many volumes the newer snapshot has."""
+        added, changed, removed = (
+            tuple(name for name in some if name not in names) if any(name in names for name in some) else some
+            for some in (self.added, self.changed, self.removed)
+        )
+        return Changes(added, changed, removed, size - len(added) - len(changed))
+
 
 MOST_LATE = 64
-"""How many changes of single volumes a snapshot keeps apart before it merges them."""
+"""How many changes of single volumes a snapshot keeps apart before it adds them to the earlier ones."""
 
-_NOTHING_LATE: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]] = ({}, frozenset(), {})
+FEW = 16
+"""A snapshot whose records are all but one in FEW those of an earlier one shares that one's memory."""
+
+Later = dict[str, VolumeInfo | None]
+"""Records that replace earlier ones, by name; None: the volume is gone."""
+
+
+class Whole:
+    """All records of a refresh, shared by the snapshots that differ from it in a few."""
+
+    __slots__ = ("_referring", "_volumes", "by_name")
+
+    def __init__(self, by_name: dict[str, VolumeInfo]) -> None:
+        self.by_name = by_name
+        self._volumes: tuple[VolumeInfo, ...] | None = None
+        self._referring: tuple[VolumeInfo, ...] | None = None
+
+    @property
+    def volumes(self) -> tuple[VolumeInfo, ...]:
+        """The records in name order."""
+        if self._volumes is None:
+            self._volumes = tuple(in_order(self.by_name))
+        return self._volumes
+
+    @property
+    def referring(self) -> tuple[VolumeInfo, ...]:
+        """The records of the volumes whose headers name other files."""
+        if self._referring is None:
+            self._referring = tuple(one for one in self.volumes if one.references)
+        return self._referring
+
+    def prepare(self) -> None:
+        """Compute both."""
+        self._volumes, self._referring = self.volumes, self.referring
 
 
 class Snapshot:
@@ -40,6 +84,7 @@ class Snapshot:
         (git's "racily clean" entries): the next refresh reads their headers again.
     :param permissions: the permissions of the pool's folder, if it has a path on this machine.
     :param folder: the resolved place of the pool's folder, if it is known.
+    :ivar whole: the records of a whole refresh, which snapshots share. Internal.
     """
 
     generation: int
@@ -65,12 +110,15 @@ class Snapshot:
         permissions: Permissions | None = None,
         folder: Place | None = None,
     ) -> None:
+        whole = Whole({} if by_name is None else by_name)
         vars(self).update(
-            _merged={} if by_name is None else by_name,
-            _late=_NOTHING_LATE,
+            whole=whole,
+            _later={},
+            _latest={},
+            _size=len(whole.by_name),
             _volumes=None,
-            _referring=None,
-            _unsettled=unsettled,
+            _by_name=None,
+            _unsettled=(unsettled,),
             generation=generation,
             taken_at=taken_at,
             capacity=capacity,
@@ -81,76 +129,75 @@ class Snapshot:
             folder=folder,
         )
 
-    # Changes of single volumes are merged when the whole is needed: else a thousand volumes made one after the other
-    # would cost a thousand copies of all records. (Any thread may merge; all get the same result.)
-    _late: tuple[dict[str, VolumeInfo], frozenset[str], dict[str, VolumeInfo | None]]
-    _merged: dict[str, VolumeInfo] | None
-    _unsettled: frozenset[str] | None
+    # The records of a whole refresh, and those that replace them, so that neither one changed volume nor a thousand volumes
+    # made one after the other cost a copy of all records. What is computed when it is asked for may be computed by any
+    # thread: all get the same result.
+    whole: Whole
+    _later: Later
+    _latest: Later  # of single volumes, MOST_LATE at most; they replace both
+    _size: int
     _volumes: tuple[VolumeInfo, ...] | None
-    _referring: tuple[VolumeInfo, ...] | None
+    _by_name: dict[str, VolumeInfo] | None
+    _unsettled: tuple[frozenset[str], ...]
     EMPTY: ClassVar[Snapshot]
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Snapshot is immutable: {name} cannot be set")
 
     def __repr__(self) -> str:
-        return f"<Snapshot generation={self.generation} volumes={len(self._by_name)} errors={len(self.errors)}>"
-
-    @property
-    def _by_name(self) -> dict[str, VolumeInfo]:
-        merged = self._merged
-        if merged is None:
-            merged, _, late = self._late
-            grown = not late.keys() <= merged.keys()
-            merged = {name: info for name, info in {**merged, **late}.items() if info is not None}
-            if grown:
-                merged = {name: merged[name] for name in sorted(merged)}
-            vars(self)["_merged"] = merged
-        return merged
+        return f"<Snapshot generation={self.generation} volumes={self._size} errors={len(self.errors)}>"
 
     @property
     def unsettled(self) -> frozenset[str]:
         """The names whose headers the next refresh reads again in any case."""
-        unsettled = self._unsettled
-        if unsettled is None:
-            # a volume that was read on its own may have changed again without showing it in its times
-            unsettled = self._late[1] | {name for name, info in self._late[2].items() if info is not None}
-            vars(self)["_unsettled"] = unsettled
-        return unsettled
+        # a volume that was read on its own may have changed again without showing it in its times
+        latest = [name for name, info in self._latest.items() if info is not None]
+        first, *others = self._unsettled
+        return first.union(*others, latest) if others or latest else first
 
     @property
     def volumes(self) -> tuple[VolumeInfo, ...]:
         """The records in name order."""
+        if not self._later and not self._latest:
+            return self.whole.volumes
         volumes = self._volumes
         if volumes is None:
-            volumes = tuple(self._by_name.values())
-            vars(self)["_volumes"] = volumes
+            volumes = vars(self)["_volumes"] = _merged(self.whole.volumes, {**self._later, **self._latest})
         return volumes
 
     @property
     def referring(self) -> tuple[VolumeInfo, ...]:
         """The records of the volumes whose headers name other files."""
-        referring = self._referring
-        if referring is None:
-            referring = tuple(one for one in self._by_name.values() if one.references)
-            vars(self)["_referring"] = referring
-        return referring
+        found = self.whole.referring
+        if self._later or self._latest:
+            later = {**self._later, **self._latest}
+            found = _merged(found, {name: info if info and info.references else None for name, info in later.items()})
+        return found
 
     @property
     def by_name(self) -> MappingProxyType[str, VolumeInfo]:
         """The records by name (a read-only view), in name order."""
-        return MappingProxyType(self._by_name)
+        if not self._later and not self._latest:
+            return MappingProxyType(self.whole.by_name)
+        by_name = self._by_name
+        if by_name is None:
+            by_name = vars(self)["_by_name"] = {one.name: one for one in self.volumes}
+        return MappingProxyType(by_name)
 
     def get(self, name: str) -> VolumeInfo | None:
         """Return the record of the volume ``name``, or None."""
-        merged = self._merged
-        if merged is not None:
-            return merged.get(name)
-        before, _, late = self._late
-        return late[name] if name in late else before.get(name)
+        for later in (self._latest, self._later):
+            if name in later:
+                return later[name]
+        return self.whole.by_name.get(name)
+
+    @property
+    def getter(self) -> Callable[[str], VolumeInfo | None]:
+        """The quickest function that does what :meth:`get` does, for many calls."""
+        return self.get if self._later or self._latest else self.whole.by_name.get
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return self._size
 
     def __bool__(self) -> bool:
         return True
@@ -168,13 +215,14 @@ class Snapshot:
         kept = {name: record for name in unreadable if (record := previous.get(name)) is not None}
         if not kept:
             return self
-        merged = {**self._by_name, **kept}
+        latest = frozenset(name for name, info in self._latest.items() if info is not None)
         return self._but(
-            _merged={name: merged[name] for name in sorted(merged)},
-            _unsettled=self.unsettled | kept.keys(),
+            _later={**self._later, **self._latest, **kept},
+            _latest={},
+            _size=self._size + len(kept),
+            _unsettled=(*self._unsettled, latest, frozenset(kept)),
             _volumes=None,
-            _referring=None,
-            _late=_NOTHING_LATE,
+            _by_name=None,
         )
 
     def patched(self, patch: Mapping[str, VolumeInfo | EntryError | None], generation: int) -> Snapshot:
@@ -186,18 +234,21 @@ class Snapshot:
         if errors or any(isinstance(item, EntryError) for item in patch.values()):
             others = [error for error in errors if error.name not in patch]
             errors = (*others, *(item for item in patch.values() if isinstance(item, EntryError)))
-        before, unsettled, late = self._late
-        if self._merged is not None or len(late) >= MOST_LATE:
-            before, unsettled, late = self._by_name, self.unsettled, {}
-        late = {**late, **{name: self._patched(name, item) for name, item in patch.items()}}
+        new = {name: self._patched(name, item) for name, item in patch.items()}
+        size = self._size + sum((info is not None) - (self.get(name) is not None) for name, info in new.items())
+        later, latest, unsettled = self._later, {**self._latest, **new}, self._unsettled
+        if len(latest) > MOST_LATE:
+            unsettled = (*unsettled, frozenset(name for name, info in latest.items() if info is not None))
+            later, latest = {**later, **latest}, {}
         return self._but(
             errors=errors,
             generation=generation,
-            _merged=None,
-            _unsettled=None,
+            _later=later,
+            _latest=latest,
+            _size=size,
+            _unsettled=unsettled,
             _volumes=None,
-            _referring=None,
-            _late=(before, unsettled, late),
+            _by_name=None,
         )
 
     def _patched(self, name: str, item: VolumeInfo | EntryError | None) -> VolumeInfo | None:
@@ -213,26 +264,65 @@ class Snapshot:
 
     def changes_since(self, previous: Snapshot) -> Changes:
         """Return the changes from ``previous`` to this snapshot."""
-        old, new = previous.by_name.copy(), self._by_name  # a copy is quicker than 10,000 reads through the view
-        if not old:
-            return Changes(added=tuple(new))
+        get, mine = previous.getter, self.getter
+        if not len(previous):
+            return Changes(added=tuple(one.name for one in self.volumes))
         added: list[str] = []
         changed: list[str] = []
         kept = 0
-        for name, record in new.items():
-            before = old.get(name)
+        for record in self.volumes:
+            before = get(record.name)
             if before is record:
                 kept += 1
             elif before is None:
-                added.append(name)
+                added.append(record.name)
             elif record.same_as(before):
                 kept += 1
             else:
-                changed.append(name)
+                changed.append(record.name)
         removed: tuple[str, ...] = ()
-        if kept + len(changed) != len(old):
-            removed = tuple(name for name in old if name not in new)
+        if kept + len(changed) != len(previous):
+            removed = tuple(one.name for one in previous.volumes if mine(one.name) is None)
         return Changes(tuple(added), tuple(changed), removed, kept)
+
+    def sharing(self, previous: Snapshot) -> Snapshot:
+        """Return an equal snapshot. If few records differ from those of ``previous``, it shares that one's memory.
+
+        So nothing large is freed when it takes the place of ``previous``.
+        """
+        whole = previous.whole
+        if whole is self.whole or not whole.by_name:
+            return self
+        before, get = whole.by_name.get, self.getter
+        later: Later = {one.name: one for one in self.volumes if before(one.name) is not one}
+        new = sum(before(name) is None for name in later)
+        if self._size - new != len(whole.by_name):
+            later |= {name: None for name in whole.by_name if get(name) is None}
+        if len(later) > len(whole.by_name) // FEW:
+            return self
+        return self._but(
+            whole=whole, _later=later, _latest={}, _unsettled=(self.unsettled,), _volumes=None, _by_name=None
+        )
+
+    def prepared(self) -> Snapshot:
+        """Return this snapshot, and compute what later reads would have to compute from all records."""
+        self.whole.prepare()
+        return self
+
+
+def _merged(volumes: tuple[VolumeInfo, ...], later: Later) -> tuple[VolumeInfo, ...]:
+    """Return records in name order with later ones in their places."""
+    merged: list[VolumeInfo] = []
+    begin, name_of = 0, attrgetter("name")
+    for name in sorted(later):
+        end = bisect_left(volumes, name, begin, key=name_of)
+        merged += volumes[begin:end]
+        info = later[name]
+        if info is not None:
+            merged.append(info)
+        begin = end + 1 if end < len(volumes) and volumes[end].name == name else end
+    merged += volumes[begin:]
+    return tuple(merged)
 
 
 Snapshot.EMPTY = Snapshot()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from astore.cancellation import left_behind
 from astore.errors import VolumeBusyError
 from astore.pools.record import PoolRecord
 
@@ -26,7 +27,7 @@ class Claims:
         try:
             yield
         finally:
-            del self._written[name]
+            _when_cleaned_up(lambda: self._written.pop(name, None))
 
     @contextlib.contextmanager
     def relied_on(self, name: str) -> Iterator[None]:
@@ -36,9 +37,12 @@ class Claims:
         try:
             yield
         finally:
-            self._relied_on[name] -= 1
-            if not self._relied_on[name]:
-                del self._relied_on[name]
+            _when_cleaned_up(lambda: self._rely_no_more(name))
+
+    def _rely_no_more(self, name: str) -> None:
+        self._relied_on[name] -= 1
+        if not self._relied_on[name]:
+            del self._relied_on[name]
 
     def require_not_relied_on(self, name: str, operation: str) -> None:
         """Check that no volume is being made on this one. :raises VolumeBusyError: one is."""
@@ -62,3 +66,12 @@ class Claims:
 
     def _error(self, what: str, operation: str) -> VolumeBusyError:
         return VolumeBusyError(what, pool=self._record.name, state=self._record.state, operation=operation)
+
+
+def _when_cleaned_up(give_back: Callable[[], object]) -> None:
+    """Give a claim back: now, or after the clean-up that this task has left behind and that may change the volume yet."""
+    left = left_behind()
+    if left is None:
+        give_back()
+    else:
+        left.add_done_callback(lambda _: give_back())

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from astore.backend import OpensVolumes, PoolSession, Progress
-from astore.errors import StorageError, VolumeInUseError
+from astore.errors import PoolInaccessibleError, StorageError, VolumeInUseError
 from astore.events import VolumeProgress
 from astore.images import formats
 from astore.model import PoolState, VolumeInfo
@@ -87,11 +87,19 @@ async def _know_others(pool: Parts) -> None:
 
 
 async def worked(pool: Parts, call: Awaitable[T]) -> T:
-    """Await a backend's work on a volume. :raises: the backend's error, with the pool's name in it."""
+    """Await a backend's work on a volume. If it finds the pool inaccessible, that is the pool's state from then on.
+
+    :raises: the backend's error, with the pool's name in it.
+    """
+    life = pool.record.life
     try:
         return await answer(call)
     except Exception as error:
-        raise about_volume(pool.name, error) from error.__cause__
+        translated = about_volume(pool.name, error)
+        same = life is not None and pool.record.life is life and not life.ending
+        if same and isinstance(translated, PoolInaccessibleError):
+            pool.record.set_state(PoolState.INACCESSIBLE, translated)
+        raise translated from error.__cause__
 
 
 @contextlib.asynccontextmanager

@@ -122,6 +122,8 @@ class Life:
         finally:
             if lane is not None:
                 lane.close()
+                if lane.busy:
+                    self._services.leave_busy(self.definition, self.uuid, lane)
 
     async def _let_go(self, seconds: float) -> None:
         session, self.session = self.session, None

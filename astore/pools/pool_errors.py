@@ -15,6 +15,7 @@ from astore.errors import (
     UnsupportedOperationError,
     VolumeBusyError,
     from_os_error,
+    is_shortage,
     reason,
 )
 
@@ -30,10 +31,17 @@ _PASSED_ON = (
 
 
 def about_pool(pool: str, operation: str, error: Exception) -> Exception:
-    """Return the error of an operation on a whole pool, with the pool's name in it."""
+    """Return the error of an operation on a whole pool, with the pool's name in it.
+
+    It is a PoolInaccessibleError, unless the pool's storage has nothing to do with it.
+    """
     if isinstance(error, _PASSED_ON):
         return error
     what = f"pool {pool!r}: {operation}"
+    if (
+        short := next((one for one in (error, error.__cause__) if one is not None and is_shortage(one)), None)
+    ) is not None:
+        return StorageError(f"{what}: {reason(short)}", errno=getattr(short, "errno", None), pool=pool)
     if isinstance(error, StorageError):
         if error.pool is not None:
             return error

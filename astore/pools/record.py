@@ -39,6 +39,7 @@ class PoolRecord:
     :ivar since: when it entered its state, in seconds since the epoch (0: unknown).
     :ivar error: why it is inaccessible, or why its last start failed.
     :ivar saved: the state that was saved for the next process last.
+    :ivar redefined: called with the record after it has taken over another definition; set by who keeps an index of them.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class PoolRecord:
         self.life: Life | None = None
         self.gone = False
         self.saved: LastSeen | None = None
+        self.redefined: Callable[[PoolRecord], None] | None = None
         self.log = log.bind(pool=definition.name)
         self._bus = bus
+        self._recent: dict[str, tuple[float, VolumeInfo | None]] = {}  # changes since the snapshot was taken
         self._state_waiters: set[asyncio.Event] = set()
 
     @property
@@ -80,7 +83,9 @@ class PoolRecord:
     def last_seen(self) -> LastSeen:
         """The state of an active pool to save for the next process."""
         error = self.error if self.state is PoolState.INACCESSIBLE else None
-        return LastSeen(self.snapshot, self.since, None if error is None else reason(error))
+        why = None if error is None else reason(error)
+        definition = None if self.life is None else self.life.definition
+        return LastSeen(self.snapshot, self.since, why, definition, dict(self._recent))
 
     async def wait_state(self, wanted: set[PoolState], timeout: float | None) -> PoolState:
         """Wait until the pool is in one of these states; return it. :raises TimeoutError: after ``timeout`` seconds."""
@@ -148,9 +153,14 @@ class PoolRecord:
         for waiter in self._state_waiters:
             waiter.set()
 
+    def _take_life(self, life: Life) -> None:
+        self.life = life
+        if self.redefined is not None:
+            self.redefined(self)
+
     def begin(self, life: Life) -> None:
         """Note that the pool was started here."""
-        self.life = life
+        self._take_life(life)
         self.set_state(PoolState.RUNNING)
         self.publish(PoolStarted)
         self.log.debug("pool started")
@@ -160,7 +170,7 @@ class PoolRecord:
 
         :param tell: publish the change.
         """
-        self.life = life
+        self._take_life(life)
         state, since, error = state_when_last_seen(seen), life.started_at, None
         if seen is not None:
             since = seen.since
@@ -180,12 +190,15 @@ class PoolRecord:
             self.life.ended = True
         self.life = None
         self.snapshot = Snapshot.EMPTY
+        self._recent = {}
         self.set_state(PoolState.INACTIVE)
 
     def redefine(self, definition: PoolDef, *, autostart: bool) -> bool:
         """Take over a persistent definition; return whether it differs. An active pool still runs by the old one."""
         same = self.persistent and self.definition == definition and self.autostart == autostart
         self.definition, self.autostart, self.persistent = definition, autostart, True
+        if not same and self.redefined is not None:
+            self.redefined(self)
         return not same
 
     def set_autostart(self, autostart: bool) -> None:
@@ -207,6 +220,7 @@ class PoolRecord:
         self.require_active("refresh")
         self.generation += 1
         self.snapshot = snapshot = snapshot.numbered(self.generation)
+        self._recent = {name: one for name, one in self._recent.items() if one[0] >= snapshot.taken_at}
         self._publish_changes(changes)
         self.publish(
             PoolRefreshed,
@@ -229,6 +243,8 @@ class PoolRecord:
         before = self.snapshot
         self.generation += 1
         self.snapshot = before.patched(patch, self.generation)
+        now = time.time()
+        self._recent |= {name: (now, item if isinstance(item, VolumeInfo) else None) for name, item in patch.items()}
         pairs = {name: (before.get(name), self.snapshot.get(name)) for name in patch}
         both = {name: new.same_as(old) for name, (old, new) in pairs.items() if old is not None and new is not None}
         changes = Changes(
@@ -258,15 +274,19 @@ class PoolRecord:
 
     def _publish_changes(self, changes: Changes) -> None:
         added, changed, removed = changes.added, changes.changed, changes.removed
-        pool, uuid, snapshot = self.name, self.uuid, self.snapshot
+        pool, uuid, get = self.name, self.uuid, self.snapshot.getter
+        present = len(added) + len(changed)
+        # no one can read more than the bus keeps
+        first = max(0, present + len(removed) - self._bus.capacity)
         # keep the records alone: the bus keeps the batch, and must not keep a whole snapshot alive for it
-        records = tuple(info for name in (*added, *changed) if (info := snapshot.get(name)) is not None)
+        records = [get(name) for name in (*added[first:], *changed[max(0, first - len(added)) :])]
 
         def build(index: int) -> Event:
-            if index < len(added):
-                return VolumeAdded(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
-            if index < len(records):
-                return VolumeChanged(pool=pool, uuid=uuid, name=records[index].name, volume=records[index])
-            return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - len(records)])
+            if index >= present:
+                return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - present])
+            volume = records[index - first]
+            assert volume is not None
+            kind = VolumeAdded if index < len(added) else VolumeChanged
+            return kind(pool=pool, uuid=uuid, name=volume.name, volume=volume)
 
-        self._bus.publish_batch(len(added) + len(changed) + len(removed), build, pool=pool)
+        self._bus.publish_batch(present + len(removed), build, pool=pool)

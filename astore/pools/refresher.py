@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from errno import EAGAIN
+from errno import EAGAIN, EINVAL
 
 import anyio
 
@@ -24,11 +24,12 @@ from astore.errors import (
     PoolInaccessibleError,
     StorageError,
     VolumeNotFoundError,
+    is_shortage,
     printable,
 )
 from astore.lanes.job import PATIENCE, Patience, patient
 from astore.model import Changes, EntryError, PoolState, RefreshOutcome, Snapshot, VolumeInfo
-from astore.plugin_calls import answer, checked_entry, checked_snapshot, is_cancelled
+from astore.plugin_calls import answer, check_volumes, checked_entry, checked_snapshot, is_cancelled
 from astore.pools.life import Life
 from astore.pools.pool_errors import about_pool
 from astore.pools.record import PoolRecord
@@ -40,8 +41,8 @@ Found = VolumeInfo | EntryError | None
 LINGER_SECONDS = 1.0
 """How long a refresh goes on at least after its last caller's time."""
 
-COMPARED_INLINE = 4000
-"""Snapshots with more volumes than this are compared on the lane, not in the event loop."""
+COMPARED_INLINE = 1000
+"""Snapshots with more volumes than this are checked and compared on the lane, not in the event loop."""
 
 
 class _Run:
@@ -150,7 +151,8 @@ class Refresher:
         run.waiters += 1
         if run.timer is not None:
             run.timer.cancel()
-        run.patience.extend(None if until is None else until - time.monotonic())
+        if until is not None:
+            run.patience.extend(until - time.monotonic() + max(timeout or 0.0, LINGER_SECONDS))
         late = False
         try:
             async with asyncio.timeout(None if until is None else until - time.monotonic()) as deadline:
@@ -205,19 +207,22 @@ class Refresher:
         try:
             try:
                 session = await life.attached()
-                snapshot = await checked_snapshot(session, record.snapshot, full=run.full)
+                found = [await checked_snapshot(session, record.snapshot, full=run.full)]
+                journal, run.journal = run.journal, {}
+                before = record.snapshot
+                if len(found[0]) + len(before) > COMPARED_INLINE and life.lane is not None:
+                    snapshot, changes = await life.lane.run(_compared, found, before, journal)
+                else:
+                    snapshot, changes = _compared(found, before, journal)
             except Exception as error:
                 translated = about_pool(record.name, "refresh", error)
-                if self._run is run:
+                if self._run is run and not is_shortage(translated):
                     record.set_state(PoolState.INACCESSIBLE, translated)
                 raise translated from error
             self._check_current(run)
-            changes = await self._changes(snapshot, life)
-            while run.journal:  # it may grow during the comparison
-                journal, run.journal = run.journal, {}
-                snapshot = snapshot.patched(journal, 0)
-                changes = await self._changes(snapshot, life)
-            self._check_current(run)
+            if run.journal:  # it has grown meanwhile, and what is in it has been told of
+                snapshot = snapshot.patched(run.journal, 0)
+                changes = changes.without(run.journal, len(snapshot))
             self._took = time.monotonic() - began
             return record.take(snapshot, changes, self._took)
         finally:
@@ -229,15 +234,6 @@ class Refresher:
         if self._run is not run:
             raise self._record.wrong_state("was stopped meanwhile", "refresh")
 
-    async def _changes(self, snapshot: Snapshot, life: Life) -> Changes:
-        """Return the changes since the record's snapshot."""
-        before = self._record.snapshot
-        if len(before) and len(snapshot) > COMPARED_INLINE and life.lane is not None:
-            changes = await life.lane.run(snapshot.changes_since, before)
-            if self._record.snapshot is before:
-                return changes
-        return snapshot.changes_since(self._record.snapshot)
-
     # ------------------------------------------------------------------------------------------------- one volume
 
     async def refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
@@ -246,7 +242,8 @@ class Refresher:
         with patient(timeout):
             return await self._refresh_volume(name, timeout)
 
-    async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
+    async def _refresh_volume(self, name: str, timeout: float | None, *, keep: bool = False) -> RefreshOutcome:
+        """Refresh one volume. :param keep: keep the last good record of one that cannot be read now."""
         record = self._record
         life = record.require_active("refresh")
         if not _may_be_a_name(name):
@@ -279,6 +276,10 @@ class Refresher:
                 record.set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
         life.check("refresh", session)
+        if (
+            keep and isinstance(found, EntryError) and found.errno not in (None, EINVAL)
+        ):  # EINVAL: it was read, and is no image
+            found = record.snapshot.get(name) or found
         patch: dict[str, Found] = {name: found}
         if (shown := printable(name)) != name and record.snapshot.get(shown) is None:
             # errors are listed under the printable name
@@ -286,10 +287,10 @@ class Refresher:
         return self.apply(patch, time.monotonic() - began)
 
     async def look_again(self, *names: str) -> None:
-        """Refresh volumes after work that may have changed them. Bounded; never raises."""
+        """Refresh volumes after work that may have changed them; keep those that cannot be read. Bounded; never raises."""
         for name in names:
             with contextlib.suppress(Exception):
-                await shielded(self._refresh_volume(name, CLEANUP_SECONDS))
+                await shielded(self._refresh_volume(name, CLEANUP_SECONDS, keep=True))
 
     async def look_at_same(self, name: str) -> None:
         """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""
@@ -302,6 +303,22 @@ class Refresher:
                 errno=EAGAIN,
                 pool=self._record.name,
             )
+
+
+def _compared(found: list[Snapshot], before: Snapshot, journal: Mapping[str, Found]) -> tuple[Snapshot, Changes]:
+    """Return the snapshot to take over, and its changes since ``before``.
+
+    :param found: the snapshot of the session. It is taken out, so that what is not needed of it is freed here.
+    :param journal: what has been learned of single volumes since the refresh began; ``before`` has it.
+    :raises TypeError: the session returned other things than volumes.
+    """
+    snapshot = found.pop()
+    check_volumes(snapshot)
+    snapshot = snapshot.keeping(before)
+    if journal:
+        snapshot = snapshot.patched(journal, 0)
+    changes, snapshot = snapshot.changes_since(before), snapshot.sharing(before)
+    return snapshot.prepared(), changes
 
 
 def _may_be_a_name(name: str) -> bool:

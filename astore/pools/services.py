@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from astore.backend import Backend, Context
+import asyncio
+import time
+
+from astore.backend import Backend, Context, CutsConnections
+from astore.cancellation import bounded
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER
 from astore.errors import InvalidStateError, ManagerClosedError
@@ -10,6 +14,8 @@ from astore.events import EventBus
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import get_logger
+from astore.model import PoolDef
+from astore.plugin_calls import asked
 from astore.registry import BackendRegistry
 
 
@@ -28,6 +34,7 @@ class Services:
         self._max_threads = max_threads
         self.lanes: Lanes | None = None
         self._closing = False
+        self._left_busy: list[tuple[PoolDef, str, PoolLane]] = []
 
     def open(self) -> Lanes:
         """Open the lanes and the bus. :raises InvalidStateError: they are open already."""
@@ -50,9 +57,36 @@ class Services:
             self.lanes = None
             self._closing = False
             self.registry.unlisten(self.bus.publish)
+            STARTER.release(keep=lanes.busy)
             lanes.close()
-            STARTER.release(keep=lanes.statistics().stuck > 0)
             self.bus.close()
+
+    def leave_busy(self, definition: PoolDef, uuid: str, lane: PoolLane) -> None:
+        """Remember a pool that was left while calls on its lane go on, for :meth:`cut_connections`."""
+        self._left_busy = [*self._still_busy(), (definition, uuid, lane)]
+
+    def _still_busy(self) -> list[tuple[PoolDef, str, PoolLane]]:
+        return [left for left in self._left_busy if left[2].busy]
+
+    async def cut_connections(self, until: float) -> None:
+        """Cut the connections of pools that were left and whose calls hang, where the backend can. Bounded; never raises.
+
+        :param until: how long the calls may take to end by themselves, on the monotonic clock.
+        """
+        busy = self._still_busy()
+        while busy and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+            busy = self._still_busy()
+        await asyncio.gather(*(bounded(self._cut_connection(*left)) for left in busy))
+
+    async def _cut_connection(self, definition: PoolDef, uuid: str, lane: PoolLane) -> None:
+        backend = self.registry.loaded(definition.type)
+        if isinstance(backend, CutsConnections):
+            context = self.context(definition.name, uuid, lane)
+            try:
+                await asked(backend.cut_connection, definition, context)
+            except Exception as error:  # plugin code: it may raise anything
+                context.log.warning("the connection of a pool that hangs is not cut", error=str(error))
 
     def check_open(self, since: Lanes | None = None) -> Lanes:
         """Return the lanes.

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NewType, Protocol, runtime_checkable
 import msgspec
 
 from astore.errors import StoreError
-from astore.model import PoolDef, Snapshot
+from astore.model import PoolDef, Snapshot, VolumeInfo
 
 if TYPE_CHECKING:
     from astore.backend import Lane
@@ -113,11 +113,35 @@ class LastSeen(msgspec.Struct, frozen=True):
 
     :ivar snapshot: the last good one. :ivar since: when the pool entered its state, in seconds since the epoch.
     :ivar error: why the pool was inaccessible; None if it was not.
+    :ivar definition: the definition that the pool ran by; None: unknown.
+    :ivar recent: the changes of single volumes since the snapshot was taken, by name: when each was seen, in seconds since the
+        epoch, and the record; None: the volume is gone. The snapshot has them.
     """
 
     snapshot: Snapshot
     since: float
     error: str | None
+    definition: PoolDef | None = None
+    recent: dict[str, tuple[float, VolumeInfo | None]] = {}
+
+
+def merged(kept: LastSeen | None, seen: LastSeen, *, same_run: bool) -> LastSeen:
+    """Return what a store keeps of a pool after several processes have worked on it: nobody's changes are lost.
+
+    :param kept: what the store has of the run of now. :param seen: what a process saves.
+    :param same_run: whether that process has worked in the run of now; else only its recent changes count.
+    """
+    base = seen if same_run else LastSeen(Snapshot.EMPTY, seen.since, None, seen.definition)
+    if kept is not None and (not same_run or kept.snapshot.taken_at > seen.snapshot.taken_at):
+        base = kept
+    recent = dict(seen.recent)
+    for name, change in ({} if kept is None else kept.recent).items():
+        if name not in recent or recent[name][0] < change[0]:
+            recent[name] = change
+    recent = {name: change for name, change in recent.items() if change[0] >= base.snapshot.taken_at}
+    new = {name: info for name, (_, info) in recent.items() if base.snapshot.get(name) != info}
+    snapshot = base.snapshot.patched(new, base.snapshot.generation) if new else base.snapshot
+    return msgspec.structs.replace(base, snapshot=snapshot, recent=recent)
 
 
 class Store(abc.ABC):
@@ -146,6 +170,14 @@ class Store(abc.ABC):
             reads everything anew, including changes made by hand.
         :raises StoreError: the store cannot be read, or cannot be trusted.
         """
+
+    def advanced(self, since: Revision) -> Revision:
+        """Return the revision that ``since`` has become by changes of this client alone. Never waits.
+
+        A Manager, which has taken over its own changes itself, then reads the store only if others changed it. The default
+        returns ``since``: then the Manager reads everything after each of its own changes.
+        """
+        return since
 
     @abc.abstractmethod
     async def current(self, name: str) -> Current:
@@ -206,7 +238,9 @@ class KeepsSnapshots(Protocol):
     """Keeps the last snapshots of active pools for the next Manager. This is a cache: losing one does no harm."""
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        """Keep a pool's snapshot, if the pool still has the run of this time.
+        """Keep a pool's snapshot, :func:`merged` with the one that is kept.
+
+        If the pool has another run by now, of the same definition, only the recent changes are kept.
 
         :raises StoreError: it could not be kept.
         """

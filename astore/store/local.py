@@ -15,12 +15,14 @@ whole version.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -38,6 +40,7 @@ from astore.store.contract import (
     Run,
     Store,
     Version,
+    merged,
 )
 from astore.store.definition_files import DefinitionFiles, FileState
 from astore.store.local_files import FileVersion, LockedFolder, store_errors_about
@@ -45,19 +48,30 @@ from astore.store.run_files import RunFiles, SnapshotFiles
 
 T = TypeVar("T")
 
+SAVE_TIMEOUT = 1.0
+"""Seconds to wait for the lock before a snapshot is saved."""
 
-class _Seen(msgspec.Struct, frozen=True):
-    """A revision.
+MOST_STEPS = 4096
+"""How many of its own changes a store remembers."""
 
-    :ivar pools: the version of the folder, which changes with the names in it; None if it does not exist. So ``autostart``
-        and ``run``.
-    :ivar names: the definitions. :ivar damaged: the damaged ones' files, which may be repaired in place.
-    """
+
+class _Marks(NamedTuple):
+    """The versions of the folders, which change with the names in them; None: there is no such folder."""
 
     pools: FileVersion | None
     autostart: FileVersion | None
     run: FileVersion | None
-    names: tuple[str, ...]
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """A revision.
+
+    :ivar names: the definitions; None after a change of this store's own, which leaves marks that are fine enough.
+    :ivar damaged: the damaged ones' files, which may be repaired in place.
+    """
+
+    marks: _Marks
+    names: frozenset[str] | None
     damaged: dict[str, FileState]
 
 
@@ -75,6 +89,8 @@ class LocalStore(Store, KeepsSnapshots):
         self._runs = RunFiles(self._files)
         self._snapshots = SnapshotFiles(self._files)
         self._lane: Lane | None = None
+        # own changes: the marks before, those after, and whose definition was written or removed ("": nobody's)
+        self._steps: dict[_Marks, tuple[_Marks, str]] = {}
 
     async def open(self, lane: Lane) -> None:
         """Keep the lane. Creates and reads nothing yet."""
@@ -86,6 +102,17 @@ class LocalStore(Store, KeepsSnapshots):
     async def read(self, since: Revision | None = None) -> Contents | None:
         """See :meth:`Store.read`. ``since=None`` also finds changes that an editor made in place."""
         return await self._call(self._read, since)
+
+    def advanced(self, since: Revision) -> Revision:
+        """See :meth:`Store.advanced`. Changes made while the store was locked are known; others have to be read."""
+        if not isinstance(since, _Seen) or since.marks not in self._steps:
+            return since
+        marks, damaged = since.marks, dict(since.damaged)
+        while (step := self._steps.get(marks)) is not None:
+            marks, name = step
+            damaged.pop(name, None)
+        names = since.names if marks.pools == since.marks.pools else None
+        return Revision(_Seen(marks, names, damaged))
 
     async def current(self, name: str) -> Current:
         """See :meth:`Store.current`. Reads the run, and takes the version of the definition by stat(2)."""
@@ -145,18 +172,48 @@ class LocalStore(Store, KeepsSnapshots):
     def _read(self, since: Revision | None) -> Contents | None:
         files = self._files
         files.check()
-        pools, autostart, run = (_mark(folder) for folder in (files.pools, files.autostart, files.run))
+        marks = self._marks()
         if (
             isinstance(since, _Seen)
-            and (since.pools, since.autostart, since.run) == (pools, autostart, run)
+            and since.marks == marks
             and all(self._definitions.state(name) == state for name, state in since.damaged.items())
         ):
             return None
         found = self._definitions.read()
         runs, unknown = self._runs.read()
-        lost = pools is None or not files.run.is_dir()
-        revision = Revision(_Seen(pools, autostart, run, found.names, found.states))
+        lost = marks.pools is None or not files.run.is_dir()
+        revision = Revision(_Seen(marks, frozenset(found.names), found.states))
         return Contents(revision, found.good, found.damaged, runs, frozenset(unknown), lost)
+
+    def _marks(self) -> _Marks:
+        files = self._files
+        return _Marks(_mark(files.pools), _mark(files.autostart), _mark(files.run))
+
+    @contextlib.contextmanager
+    def _stepping(self, given_up: threading.Event, name: str = "") -> Iterator[None]:
+        """Remember the change inside as this store's own. The caller holds the lock.
+
+        :param name: the pool whose definition is written or removed.
+        """
+        before = self._marks()
+        yield
+        self._touch(before)
+        after = self._marks()
+        if after != before and not given_up.is_set():
+            if len(self._steps) >= MOST_STEPS:
+                self._steps.clear()
+            self._steps[before] = after, name
+
+    def _touch(self, before: _Marks) -> None:
+        """Give changed folders a time as fine as the clock. The kernel's own is as coarse as its tick.
+
+        So the next change, by anyone, changes the version of the folder again.
+        """
+        files = self._files
+        for folder, old, new in zip((files.pools, files.autostart, files.run), before, self._marks(), strict=True):
+            if new is not None and new != old:
+                with contextlib.suppress(OSError):
+                    os.utime(folder, ns=(time.time_ns(), time.time_ns()))
 
     def _current(self, name: str) -> Current:
         run = self._runs.find(name)
@@ -164,28 +221,34 @@ class LocalStore(Store, KeepsSnapshots):
         return Current(self._definitions.version(name), None if run is None else run.started_at, lost)
 
     def _put(self, given_up: threading.Event, definition: PoolDef, expected: Revision) -> Version:
-        with self._files.locked(given_up=given_up), store_errors_about(self._definitions.path(definition.name)):
-            run = self._runs.find(definition.name)
+        name = definition.name
+        with self._files.locked(given_up=given_up), store_errors_about(self._definitions.path(name)):
+            run = self._runs.find(name)
             if not self._defines_the_same(expected) or (run is not None and run.uuid != definition.uuid):
                 raise OutdatedError(f"{self._files.pools} was changed meanwhile", errno=errno.EAGAIN)
-            return self._definitions.write(definition)
+            with self._stepping(given_up, name):
+                return self._definitions.write(definition)
 
     def _defines_the_same(self, seen: object) -> bool:
         """Return whether no definition was written or removed since. The caller holds the lock, so the folders exist."""
-        if not isinstance(seen, _Seen) or seen.names != tuple(self._definitions.names()):
+        if not isinstance(seen, _Seen):
             return False
-        return seen.pools in (None, _mark(self._files.pools))
+        if seen.marks.pools not in (None, _mark(self._files.pools)):
+            return False
+        return seen.names is None or seen.names == set(self._definitions.names())
 
     def _remove(self, given_up: threading.Event, name: str, expected: Version) -> None:
         path = self._definitions.path(name)
         with self._files.locked(given_up=given_up), store_errors_about(path):
             if self._definitions.version(name) != expected or self._runs.find(name) is not None:
                 raise OutdatedError(f"{path} was changed meanwhile", errno=errno.EAGAIN)
-            self._definitions.remove(name)
+            with self._stepping(given_up, name):
+                self._definitions.remove(name)
 
     def _set_autostart(self, given_up: threading.Event, name: str, on: bool) -> None:
         with self._files.locked(given_up=given_up), store_errors_about(self._definitions.path(name)):
-            self._definitions.set_autostart(name, on)
+            with self._stepping(given_up):
+                self._definitions.set_autostart(name, on)
 
     def _begin_run(self, given_up: threading.Event, run: Run, persistent: bool) -> None:
         name = run.name
@@ -196,18 +259,29 @@ class LocalStore(Store, KeepsSnapshots):
             gone = persistent and not self._definitions.path(name).exists()
             if gone or self._definitions.uuid(name) not in (None, run.uuid):
                 raise OutdatedError(f"pool {name!r} was undefined meanwhile", errno=errno.EAGAIN)
-            self._runs.write(run)
+            with self._stepping(given_up):
+                self._runs.write(run)
 
     def _end_run(self, given_up: threading.Event, name: str, started_at: float) -> None:
         run = self._runs.find(name)
         if run is not None and run.started_at == started_at and not given_up.is_set():
+            before = self._marks()
             self._runs.remove(name)
+            self._touch(before)
 
     def _save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        self._files.check()
-        run = self._runs.find(name)
-        if run is not None and run.started_at == started_at:
-            self._snapshots.write(name, started_at, seen)
+        if self._runs.find(name) is None:
+            return
+        with self._files.locked(timeout=SAVE_TIMEOUT):  # two that save at once lose nothing of each other's
+            run = self._runs.find(name)
+            if run is None:
+                return
+            same_run = run.started_at == started_at
+            if same_run or (run.definition == seen.definition and seen.recent):
+                kept = self._snapshots.read(name, run.started_at)
+                before = self._marks()
+                self._snapshots.write(name, run.started_at, merged(kept, seen, same_run=same_run))
+                self._touch(before)
 
     def _load_snapshots(self, runs: dict[str, float]) -> dict[str, LastSeen]:
         found = {name: self._snapshots.read(name, started_at) for name, started_at in runs.items()}

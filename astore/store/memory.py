@@ -22,6 +22,7 @@ from astore.store.contract import (
     Store,
     StoredPool,
     Version,
+    merged,
 )
 
 
@@ -111,8 +112,13 @@ class MemoryStore(Store, KeepsSnapshots):
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
         await anyio.lowlevel.checkpoint()
         run = self._runs.get(name)
-        if run is not None and run.started_at == started_at:
-            self._snapshots[name] = started_at, seen
+        if run is None:
+            return
+        same_run = run.started_at == started_at
+        if same_run or (run.definition == seen.definition and seen.recent):
+            kept = self._snapshots.get(name)
+            now = merged(None if kept is None else kept[1], seen, same_run=same_run)
+            self._snapshots[name] = run.started_at, now
 
     async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
         await anyio.lowlevel.checkpoint()

@@ -34,7 +34,7 @@ _NO_FILE = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, er
 """Errors which mean that the path is no file of astore's."""
 
 
-SNAPSHOT_FORMAT = 3
+SNAPSHOT_FORMAT = 4
 
 LARGEST_SNAPSHOT = 1 << 30
 """The most bytes that a snapshot's file may have."""
@@ -59,6 +59,7 @@ class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
     volumes: list[tuple[Any, ...]]
     permissions: Permissions | None
     folder: Place | None
+    recent: dict[str, tuple[float, VolumeInfo | None]]
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -66,7 +67,7 @@ _decode_run = msgspec.msgpack.Decoder(_StoredRun).decode
 _decode_snapshot = msgspec.msgpack.Decoder(_StoredSnapshot).decode
 _FIELDS = VolumeInfo.__struct_fields__
 _PATH = _FIELDS.index("path")
-_AS_IS = set(_StoredSnapshot.__struct_fields__) - {"format", "started_at", "since", "error", "volumes"}
+_AS_IS = set(_StoredSnapshot.__struct_fields__) - {"format", "started_at", "since", "error", "volumes", "recent"}
 """Fields that are stored as the snapshot has them."""
 
 
@@ -172,6 +173,7 @@ class SnapshotFiles:
                 fields = (*fields[:_PATH], None, *fields[_PATH + 1 :])
             volumes.append(fields)
         others = {field: getattr(seen.snapshot, field) for field in _AS_IS}
+        others["recent"] = seen.recent
         stored = _StoredSnapshot(SNAPSHOT_FORMAT, started_at, seen.since, seen.error, volumes=volumes, **others)
         write_whole(self._path(name), _encode(stored), sync=False)
 
@@ -194,7 +196,7 @@ class SnapshotFiles:
         except Exception:  # it is a cache: anything else than a snapshot is none
             return None
         snapshot = Snapshot(by_name, **{field: getattr(stored, field) for field in _AS_IS})
-        return LastSeen(snapshot, stored.since, stored.error)
+        return LastSeen(snapshot, stored.since, stored.error, recent=stored.recent)
 
     def _path(self, name: str) -> Path:
         return self._folder.run / f"{name}.snapshot"

@@ -23,7 +23,7 @@ import anyio
 
 from astore.backend import Lane
 from astore.cancellation import SYNC_SECONDS, bounded, shielded
-from astore.errors import LaneStuckError, LaneTimeoutError
+from astore.errors import LaneStuckError, LaneTimeoutError, PoolInaccessibleError
 from astore.lanes.gil_turns import COMPANY
 from astore.lanes.job import let_go_of_locals
 from astore.model import VolumeDef, VolumeInfo
@@ -182,21 +182,23 @@ class Makers:
     def _begin_all(self, wanted: list[Wanted]) -> list[Wanted]:
         """Create the files of a batch."""
         tree = self._current()
-        self._in_steps(wanted, lambda one: _start(one, tree), _give_size)
+        with tree.work():
+            self._in_steps(wanted, lambda one: _start(one, tree), _give_size)
         return wanted
 
     def _place_all(self, wanted: list[Wanted]) -> list[Wanted]:
         """Sync the files of a batch and give them their names."""
         tree = self._current()
-        self._in_steps(wanted, lambda one: _sync(one, tree), lambda one: _give_name(one, tree), _drop_hidden)
-        try:
-            if any(one.error is None for one in wanted):
-                tree.sync_folder()
-        except OSError as error:
-            for one in wanted:
-                if one.error is None:
-                    _end(one, OSError(error.errno, error.strerror))
-        self._in_steps(wanted, _record, self._finish)
+        with tree.work():
+            self._in_steps(wanted, lambda one: _sync(one, tree), lambda one: _give_name(one, tree), _drop_hidden)
+            try:
+                if any(one.error is None for one in wanted):
+                    tree.sync_folder()
+            except OSError as error:
+                for one in wanted:
+                    if one.error is None:
+                        _end(one, _again(error))
+            self._in_steps(wanted, _record, self._finish)
         self._lane.aside(BACKGROUND_SECONDS).step()  # the callers that this wakes compute as well
         return wanted
 
@@ -288,6 +290,13 @@ def _remove_all(wanted: list[Wanted]) -> None:
 def _fail(one: Wanted, error: Exception) -> None:
     if not one.future.done():
         one.future.set_exception(error)
+
+
+def _again(error: OSError) -> OSError:
+    """Copy an error of the folder for one of its several receivers."""
+    if isinstance(error, PoolInaccessibleError):
+        return PoolInaccessibleError(error.message, errno=error.errno)
+    return OSError(error.errno, error.strerror)
 
 
 def _own(error: Exception) -> Exception:

@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from astore.errors import StorageError, printable, reason
+from astore.errors import StorageError, is_shortage, printable, reason
 from astore.images import ImageError, needs_full_header
 from astore.model import EntryError, VolumeInfo, VolumeType
 from astore.volume_io.headers import recognised, record_of
@@ -116,7 +116,9 @@ _SKIPPED = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM})
 
 
 def entry_error(name: str, error: OSError) -> EntryError:
-    """Return the entry error for an OSError."""
+    """Return the entry error for an OSError. :raises OSError: it is one of this process, which has no descriptor left."""
+    if is_shortage(error):
+        raise error
     if error.errno == errno.ENOENT:
         message = "it is a dangling link"
     elif error.errno == errno.ELOOP:
@@ -124,3 +126,20 @@ def entry_error(name: str, error: OSError) -> EntryError:
     else:
         message = reason(error if isinstance(error, StorageError) else OSError(error.errno, error.strerror))
     return EntryError(printable(name), message, error.errno, error.errno in _SKIPPED)
+
+
+def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
+    """Return an entry's record without what its header says: enough to tell which file it is."""
+    try:
+        entry = tree.lookup(name)
+    except OSError:
+        return None
+    if entry is None:
+        return None
+    tree.release(entry)
+    return blank_record(tree, name, entry.stat)
+
+
+def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
+    """Return the record of an empty file, which has no header: a raw volume."""
+    return record_of(name, tree.file_type, tree.key(name), st, None)

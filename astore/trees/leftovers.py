@@ -1,6 +1,6 @@
 """Find and remove the hidden files of work that ended without removing them.
 
-A hidden file of work in progress is locked, but a file without a lock may be one too: a Gluster brick that was restarted has
+A hidden file of work in progress is locked, but a file without a lock may be one too: a server that was restarted has
 forgotten its locks. So a process never removes a file that it is working on itself, and removes one that another process may
 have made only if it has not changed for an hour. A pool's first refresh goes by the locks alone.
 """

@@ -1,7 +1,8 @@
 """LocalTree: a :class:`~astore.trees.tree.FileTree` over a local directory, mounted or not.
 
 Every call goes through a descriptor of the directory, so that a directory renamed or mounted over during a scan cannot
-mix up two places. A scan costs one ``stat`` per entry; the loop in :meth:`LocalTree.scan` is written for speed alone.
+mix up two places. The descriptor is closed after the call, or after the work of several calls (:meth:`LocalTree.work`): an
+idle pool holds none. A scan costs one ``stat`` per entry; the loop in :meth:`LocalTree.scan` is written for speed alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
+from astore.errors import PoolInaccessibleError, is_shortage, reason
 from astore.images import HEADER_SIZE
 from astore.model import FileStat, Permissions, Place
 from astore.places import place_of
@@ -48,15 +51,37 @@ class Folder:
             os.close(self.fd)
 
 
+class Held:
+    """Holds the folder open during one call, and no longer, even if an error keeps the call's frame alive.
+
+    An error about the descriptor gets the folder's path.
+    """
+
+    __slots__ = ("_folder", "_path")
+
+    def __init__(self, folder: Folder, path: str) -> None:
+        self._folder: Folder | None = folder
+        self._path = path
+
+    def __enter__(self) -> int:
+        assert self._folder is not None
+        return self._folder.fd
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._folder = None
+        if isinstance(error, OSError) and (error.filename == "." or not isinstance(error.filename, str)):
+            error.filename = self._path
+
+
 class LocalTree(FileTree):
     """A tree over one directory. Symbolic links are followed, out of the directory too, as libvirt follows them.
 
-    :param path: the directory, absolute; opened here, which may block.
+    :param path: the directory, absolute.
     :param readers: how many threads should read headers at once. From a warm page cache one is fastest; from a cold
         local disk four read 10,000 headers in half the time, and over a network more than that.
-    :param verify: called with the directory's descriptor after each reopening and before every scan and lookup, on the
+    :param verify: called with the directory's descriptor after each opening and before every scan and lookup, on the
         calling thread; raises OSError if the directory is the wrong one.
-    :raises OSError: the directory cannot be opened: ENOENT, ENOTDIR, EACCES …
+    :raises OSError: the directory cannot be opened: ENOENT, ENOTDIR, EACCES … (It is opened here, which may block.)
     """
 
     def __init__(self, path: str, *, readers: int = 1, verify: Callable[[int], None] | None = None) -> None:
@@ -67,7 +92,9 @@ class LocalTree(FileTree):
         self._lock = threading.Lock()
         self._closed = False
         self._place: Place | None = None
-        self._folder: Folder | None = Folder(path)
+        self._works = 0  # how much work is under way, see work()
+        self._folder: Folder | None = None  # kept open for it
+        Folder(path)
 
     def __repr__(self) -> str:
         return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
@@ -77,13 +104,21 @@ class LocalTree(FileTree):
 
     # ------------------------------------------------------------------------------------------- the directory
 
-    def detach(self) -> None:
-        """Let go of the directory, so that it can be unmounted; the next call opens it again by its path.
+    def work(self) -> AbstractContextManager[None]:
+        """Keep the directory open for the calls of any thread in this block, once one of them has opened it."""
+        return self._working()
 
-        Running calls keep the directory that they began with.
-        """
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
         with self._lock:
-            self._folder = None
+            self._works += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._works -= 1
+                if not self._works:
+                    self._folder = None
 
     def _opened(self) -> Folder:
         """Return the directory as it was last opened."""
@@ -91,24 +126,36 @@ class LocalTree(FileTree):
 
     def _open(self) -> Folder:
         self._check_open()
-        folder = Folder(self.path)
+        try:
+            folder = Folder(self.path)
+        except OSError as error:
+            raise self._lost(error) from error
         if self._verify is not None:
             self._verify(folder.fd)
         with self._lock:
             self._check_open()
-            self._folder = folder
+            if self._works:
+                self._folder = folder
         return folder
 
     def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.EBADF, "the tree is closed", self.path)
 
+    def _lost(self, error: OSError) -> OSError:
+        """Return the error of the directory itself, which is the whole pool's unless this process is short of descriptors."""
+        about = OSError(error.errno, error.strerror, self.path)
+        return about if is_shortage(error) else PoolInaccessibleError(reason(about), errno=error.errno)
+
     def _current(self) -> Folder:
         """Return the directory that the path leads to now, verified. It need not be the same as before."""
         folder = self._folder
         if folder is None:
             return self._open()
-        st = os.stat(self.path)
+        try:
+            st = os.stat(self.path)
+        except OSError as error:
+            raise self._lost(error) from error
         if (st.st_dev, st.st_ino) != folder.identity:
             return self._open()
         if self._verify is not None:
@@ -120,30 +167,23 @@ class LocalTree(FileTree):
     def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
         """List the directory; see :meth:`astore.trees.tree.FileTree.scan`.
 
-        :raises OSError: the directory cannot be read, or ``verify`` refused it.
+        :raises PoolInaccessibleError: the directory cannot be read. OSError: ``verify`` refused it, or no descriptor is left.
         """
         folder = self._current()
-        fd = -1
         try:
-            with self._naming_the_folder():
-                # opened again: os.scandir(fd) shares its position with every other user of fd
-                fd = os.open(".", _FOLDER, dir_fd=folder.fd)
+            # opened again: os.scandir(fd) shares its position with every other user of fd
+            fd = os.open(".", _FOLDER, dir_fd=folder.fd)
+            try:
                 with os.scandir(fd) as listing:
                     yield from self._entries(listing, fd, want, folder)
-        finally:
-            if fd >= 0:
+            finally:
                 os.close(fd)
-            del folder  # which an error would keep open with this frame
-
-    @contextlib.contextmanager
-    def _naming_the_folder(self) -> Iterator[None]:
-        """Put the path into errors of calls on the directory's descriptor, which have its number, ``"."`` or nothing."""
-        try:
-            yield
         except OSError as error:
-            if error.filename == "." or not isinstance(error.filename, str):
-                error.filename = self.path
+            if error.filename == "." or isinstance(error.filename, int):  # an error of the directory, not of an entry
+                raise self._lost(error) from error
             raise
+        finally:
+            del folder  # which an error would keep open with this frame
 
     def _entries(
         self, listing: Iterator[os.DirEntry[str]], fd: int, want: Callable[[str, FileStat], bool], folder: Folder
@@ -151,36 +191,38 @@ class LocalTree(FileTree):
         # The hottest loop of a refresh: 10,000 entries in 20 ms, 15 of them in the kernel. os.stat(), because DirEntry.stat()
         # does not follow an entry that became a link after listing; tuple.__new__, because a NamedTuple's is Python code.
         os_stat, new = os.stat, tuple.__new__
-        for listed in listing:
-            name = listed.name
-            try:
-                st = os_stat(name, dir_fd=fd)
-            except OSError as error:
-                if self._closed or error.errno in _DEAD:
-                    del folder  # see scan()
-                    raise  # every other entry would fail too, and slowly on a hung mount
-                if error.errno != errno.ENOENT or _is_there(name, fd):
-                    yield name, error
-                continue
-            found = new(
-                FileStat,
-                (
-                    st.st_mode,
-                    st.st_ino,
-                    st.st_size,
-                    st.st_blocks,
-                    st.st_uid,
-                    st.st_gid,
-                    st.st_atime_ns,
-                    st.st_mtime_ns,
-                    st.st_ctime_ns,
-                    st.st_dev,
-                ),
-            )
-            if stat.S_ISBLK(found[0]):
-                found = found.sized(_device_size(name, fd))
-            if want(name, found):
-                yield new(Entry, (name, found, folder))
+        try:
+            for listed in listing:
+                name = listed.name
+                try:
+                    st = os_stat(name, dir_fd=fd)
+                except OSError as error:
+                    if self._closed or error.errno in _DEAD:
+                        raise  # every other entry would fail too, and slowly on a hung mount
+                    if error.errno != errno.ENOENT or _is_there(name, fd):
+                        yield name, error
+                    continue
+                found = new(
+                    FileStat,
+                    (
+                        st.st_mode,
+                        st.st_ino,
+                        st.st_size,
+                        st.st_blocks,
+                        st.st_uid,
+                        st.st_gid,
+                        st.st_atime_ns,
+                        st.st_mtime_ns,
+                        st.st_ctime_ns,
+                        st.st_dev,
+                    ),
+                )
+                if stat.S_ISBLK(found[0]):
+                    found = found.sized(_device_size(name, fd))
+                if want(name, found):
+                    yield new(Entry, (name, found, folder))
+        finally:
+            del folder  # see scan()
 
     def lookup(self, name: str) -> Entry | None:
         """Return one entry, or None if there is none (or a dangling link, or an impossible name)."""
@@ -189,13 +231,15 @@ class LocalTree(FileTree):
         folder = self._current()
         try:
             found = os.stat(name, dir_fd=folder.fd)
+            return Entry(name, _file_stat(found, name, folder.fd), folder)
         except (FileNotFoundError, UnicodeEncodeError):  # UnicodeEncodeError: the name has no bytes
             return None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return None
             raise
-        return Entry(name, _file_stat(found, name, folder.fd), folder)
+        finally:
+            del folder  # see scan()
 
     def read_header(self, entry: Entry, more: Callable[[bytes], bool]) -> bytes:
         """Read the beginning of a file; see :meth:`astore.trees.tree.FileTree.read_header`.
@@ -215,39 +259,35 @@ class LocalTree(FileTree):
 
     def has_notes(self) -> bool:
         """Return whether files may have notes: the directory says so, or it is sticky, so that not all users may say so."""
-        folder = self._opened()
         try:
-            with self._naming_the_folder():
-                return NOTE in os.listxattr(folder.fd) or bool(os.fstat(folder.fd).st_mode & stat.S_ISVTX)
+            with Held(self._opened(), self.path) as folder:
+                return NOTE in os.listxattr(folder) or bool(os.fstat(folder).st_mode & stat.S_ISVTX)
         except OSError as error:
             if error.errno in NO_NOTES:
                 return False
             raise
 
     def names_changed_ns(self) -> int | None:
-        folder = self._opened()
-        with self._naming_the_folder():
-            return os.fstat(folder.fd).st_mtime_ns
+        with Held(self._opened(), self.path) as folder:
+            return os.fstat(folder).st_mtime_ns
 
     def folder_place(self) -> Place | None:
-        folder = self._opened()
+        identity = self._opened().identity
         known = self._place
-        if known is None or known.identity != folder.identity:
+        if known is None or known.identity != identity:
             known = self._place = place_of(
                 self.path, {}
             )  # may touch the mounts on the path: the caller is in them already
         return known
 
     def statvfs(self) -> tuple[int, int]:
-        folder = self._opened()
-        with self._naming_the_folder():
-            vfs = os.fstatvfs(folder.fd)
+        with Held(self._opened(), self.path) as folder:
+            vfs = os.fstatvfs(folder)
         return vfs.f_frsize * vfs.f_blocks, vfs.f_frsize * vfs.f_bfree
 
     def permissions(self) -> Permissions:
-        folder = self._opened()
-        with self._naming_the_folder():
-            st = os.fstat(folder.fd)
+        with Held(self._opened(), self.path) as folder:
+            st = os.fstat(folder)
         return Permissions(stat.S_IMODE(st.st_mode) & 0o777, st.st_uid, st.st_gid)
 
     def close(self) -> None:

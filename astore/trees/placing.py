@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import msgspec
 
+from astore.errors import PoolInaccessibleError
 from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
-from astore.trees.scanning import blank_record, read_entry
+from astore.trees.entries import blank_record
+from astore.trees.scanning import read_entry
 from astore.trees.writable import WritableTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import LocalFile
@@ -168,8 +170,10 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
         IN_PROGRESS.add(hidden)
         try:
             file = tree.create(hidden, DEFAULT_MODE)
-        except BaseException:
+        except BaseException as error:
             IN_PROGRESS.discard(hidden)
+            if isinstance(error, FileNotFoundError):
+                raise _folder_gone(error) from error
             raise
         new = HiddenFile(tree, hidden, file, definition)
         try:
@@ -189,6 +193,11 @@ def start(tree: WritableTree, definition: VolumeDef, *, sure: bool = False) -> H
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), definition.name)
 
 
+def _folder_gone(error: FileNotFoundError) -> PoolInaccessibleError:
+    """Return the error for a new entry that cannot be created because of ENOENT, which is the folder's then."""
+    return PoolInaccessibleError("the pool's folder is gone", errno=error.errno)
+
+
 def _is_there(tree: WritableTree, hidden: str, file: TreeFile) -> bool:
     try:
         return tree.stat(hidden, follow=False).inode == file.stat().inode
@@ -206,7 +215,10 @@ def create_directory(tree: WritableTree, definition: VolumeDef) -> VolumeInfo:
     wanted = definition.permissions or Permissions()
     owners = [-1 if one is None else one for one in (wanted.owner, wanted.group)]
     mode = DIRECTORY_MODE if wanted.mode is None else wanted.mode
-    tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    try:
+        tree.mkdir(definition.name, mode, *(owners if owners != [-1, -1] else ()))
+    except FileNotFoundError as error:
+        raise _folder_gone(error) from error
     try:
         tree.sync_folder()
         return found(tree, definition.name)

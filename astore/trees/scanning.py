@@ -16,19 +16,20 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from astore.backend import Context, PoolSession
+from astore.cancellation import CLEANUP_SECONDS
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import STEP, Turn
 from astore.model import EntryError, Permissions, Place, Reference, Snapshot, VolumeInfo
+from astore.model.name_order import sorted_names
 from astore.model.records import FileStat
-from astore.trees.entries import entry_error, read_anew, read_one, without_header
+from astore.trees.entries import entry_error, plain_record, read_anew, read_one, without_header
 from astore.trees.resolver import Resolver
 from astore.trees.tree import SETTLING_NS, Entry, FileTree
-from astore.volume_io.headers import record_of
 from astore.volume_io.volume_names import TEMPORARY
 
 POLL_SECONDS = 0.01
@@ -49,7 +50,11 @@ class FileTreeSession(PoolSession):
         """List the folder and read what is new or changed."""
         read_before = {} if self._last is None else await self._ended(self._last)
         refresh = self._last = _Refresh(self.tree, self.context, previous, full, read_before)
-        snapshot = await self.context.lane.run(refresh)
+        try:
+            snapshot = await self.context.lane.run(refresh)
+        except BaseException:
+            refresh.given_up_at = time.monotonic()
+            raise
         self._last = None
         self.hidden = tuple(refresh.hidden)
         return snapshot
@@ -60,8 +65,9 @@ class FileTreeSession(PoolSession):
         :return: the records that it has read.
         :raises LaneTimeoutError: it hangs. The next refresh does not wait for it.
         """
+        until = max(last.began + self.context.timeout, last.given_up_at + CLEANUP_SECONDS)
         while last.running:
-            if time.monotonic() > last.began + self.context.timeout:
+            if time.monotonic() > until:
                 self._last = None
                 limit = self.context.timeout
                 message = f"{self.context.name}: the refresh before this one did not end within {limit:g} s"
@@ -110,21 +116,15 @@ def read_entry(tree: FileTree, name: str, before: VolumeInfo | None = None) -> V
     return record
 
 
-def plain_record(tree: FileTree, name: str) -> VolumeInfo | None:
-    """Return an entry's record without what its header says: enough to tell which file it is."""
-    try:
-        entry = tree.lookup(name)
-    except OSError:
-        return None
-    if entry is None:
-        return None
-    tree.release(entry)
-    return blank_record(tree, name, entry.stat)
+def _known(previous: Snapshot, read_before: Mapping[str, VolumeInfo]) -> Callable[[str], VolumeInfo | None]:
+    """Return a function from a name to the record that stays if the entry has not changed.
 
-
-def blank_record(tree: FileTree, name: str, st: FileStat) -> VolumeInfo:
-    """Return the record of an empty file, which has no header: a raw volume."""
-    return record_of(name, tree.file_type, tree.key(name), st, None)
+    :param read_before: records that are newer than the snapshot's.
+    """
+    get, unsettled = previous.getter, previous.unsettled
+    if not unsettled and not read_before:
+        return get
+    return lambda name: read_before.get(name) or (None if name in unsettled else get(name))
 
 
 class _Refresh:
@@ -142,13 +142,8 @@ class _Refresh:
     ) -> None:
         self._tree = tree
         self._lane = context.lane
-        self._previous = previous.by_name
-        self._known: Mapping[str, VolumeInfo] = {}
-        if not full:
-            self._known = previous.by_name
-            if previous.unsettled or read_before:
-                settled = {n: r for n, r in previous.by_name.items() if n not in previous.unsettled}
-                self._known = {**settled, **read_before}
+        self._previous = previous.getter
+        self._known = _known(Snapshot.EMPTY if full else previous, {} if full else read_before)
         self._found: dict[str, VolumeInfo] = {}
         self._read: list[tuple[str, VolumeInfo]] = []
         self._errors: list[EntryError] = []
@@ -163,21 +158,35 @@ class _Refresh:
         self.hidden: list[str] = []
         self._turn = self._lane.turn()
         self._seen = 0
-        self.began = time.monotonic()
+        self._read_before = read_before
+        self.began = self.given_up_at = time.monotonic()
         self.running = False
         self._taken_at = 0.0
+        self._names_changed: int | None = 1 << 63  # when the folder's names changed last, as of the end; None: never
 
     def __call__(self) -> Snapshot:
         self.running = True
         try:
-            return self._run()
+            with self._tree.work():
+                try:
+                    return self._run()
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        self._names_changed = self._tree.names_changed_ns()
+                    raise
         finally:
             self.running = False
 
     def read_already(self) -> dict[str, VolumeInfo]:
-        """Return the records that were read before the refresh was given up, for the next one."""
+        """Return the records that were read before the refresh was given up, for the next one.
+
+        Among them are those of earlier refreshes that were given up, if this one has found them unchanged.
+        """
         limit = int(self._taken_at * 1e9) - SETTLING_NS
-        return {name: record for name, record in self._read if record.ctime_ns < limit}
+        before = {name: self._found[name] for name in self._read_before if name in self._found}
+        if self._names_changed is not None and self._names_changed >= limit:
+            return before  # a name that was read may have become another file's between its listing and the reading
+        return before | {name: record for name, record in self._read if record.ctime_ns < limit}
 
     def _run(self) -> Snapshot:
         taken_at = self._taken_at = time.time()
@@ -243,8 +252,9 @@ class _Refresh:
             if record.references:
                 now = resolver.placed(shared.setdefault(record.references, record.references))
                 record = found[name] = msgspec.structs.replace(record, references=now)
-            if self._previous.get(name) == record:
-                found[name] = self._previous[name]
+            old = self._previous(name)
+            if old is not None and old == record:
+                found[name] = old
         return resolver.folder
 
     def _list(self) -> None:
@@ -254,6 +264,7 @@ class _Refresh:
         try:
             for item in self._tree.scan(self._want):
                 if len(item) == 2:
+                    self._go_on()
                     self._errors.append(entry_error(item[0], item[1]))
                     continue
                 if first:
@@ -276,7 +287,7 @@ class _Refresh:
         if not self._seen % STEP:
             self._go_on()
             self._turn.step()
-        old = self._known.get(name)
+        old = self._known(name)
         if (
             old is not None
             and old.ctime_ns == st[8]
@@ -321,7 +332,7 @@ class _Refresh:
                     while chunk and not self._over:
                         self._go_on()
                         entry = chunk.pop()
-                        wrong = read_one(self._tree, entry, self._read, self._previous.get(entry[0]), notes=self._notes)
+                        wrong = read_one(self._tree, entry, self._read, self._previous(entry[0]), notes=self._notes)
                         if wrong is not None:
                             self._errors.append(wrong)
                     if turn is not None:
@@ -366,8 +377,9 @@ class _Refresh:
         self, taken_at: float, total: int, free: int, permissions: Permissions | None, folder: Place | None
     ) -> Snapshot:
         found = self._found
-        if list(found) != (names := sorted(found)):
-            found = {name: found[name] for name in names}
+        names = list(found)
+        if (ordered := sorted_names(names)) != names:
+            found = {name: found[name] for name in ordered}
         limit = int(taken_at * 1e9) - SETTLING_NS
         unsettled = frozenset(name for name, record in self._read if record.ctime_ns >= limit)
         return Snapshot(

@@ -22,12 +22,13 @@ from astore.images.formats import is_raw
 from astore.model import EntryError, Snapshot, VolumeDef, VolumeInfo, VolumeType
 from astore.trees import space
 from astore.trees.batch_create import Makers
+from astore.trees.entries import plain_record
 from astore.trees.images import Grown, TreeImages, join_qemu
 from astore.trees.leftovers import Leftovers
 from astore.trees.opening import NewVolume, Opener, open_locked
 from astore.trees.placing import HiddenFile, create_directory, found, remove_directory
 from astore.trees.resolver import Resolver
-from astore.trees.scanning import FileTreeSession, plain_record
+from astore.trees.scanning import FileTreeSession
 from astore.trees.writable import WritableTree
 from astore.volume_io import copying, qemu_img, session_files, wiping
 from astore.volume_io.blocking_file import TreeFile

@@ -7,7 +7,9 @@ makes a pool's session of one.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 from astore.model.definitions import Permissions, VolumeType
@@ -72,6 +74,10 @@ class FileTree(abc.ABC):
     @abc.abstractmethod
     def key(self, name: str) -> str:
         """Return the volume key (= path) of an entry: an absolute path or a URL."""
+
+    def work(self) -> AbstractContextManager[None]:
+        """Surround a refresh, or another piece of work of several calls. A tree may keep its folder open meanwhile."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def scan(self, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:

@@ -11,7 +11,7 @@ import stat
 from typing import Any, ClassVar
 
 from astore.model import FileStat
-from astore.trees.local import Folder, LocalTree
+from astore.trees.local import Held, LocalTree
 from astore.trees.ordering import keeps_order
 from astore.trees.writable import WritableTree
 from astore.volume_io.local_file import OPEN_FLAGS, LocalFile, file_stat, last_failure, libc
@@ -21,22 +21,6 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _RESOLVE_BENEATH, _RESOLVE_NO_MAGICLINKS = 0x08, 0x02  # linux/openat2.h
 _OPENAT2 = 437  # on all architectures
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
-
-
-class _Held:
-    """Holds the folder open during one call, and no longer, even if an error keeps the call's frame alive."""
-
-    __slots__ = ("_folder",)
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder: Folder | None = folder
-
-    def __enter__(self) -> int:
-        assert self._folder is not None
-        return self._folder.fd
-
-    def __exit__(self, *error: object) -> None:
-        self._folder = None
 
 
 class WritableLocalTree(LocalTree, WritableTree):
@@ -143,18 +127,19 @@ class WritableLocalTree(LocalTree, WritableTree):
     def ordered(self) -> bool:
         """Whether the file system is known to keep the order; see :mod:`astore.trees.ordering`."""
         folder = self._current()
-        device, ordered = self._order
-        if device != folder.identity[0]:
-            ordered = keeps_order(folder.fd)
-            self._order = folder.identity[0], ordered
-        return ordered
+        device = folder.identity[0]
+        if self._order[0] != device:
+            with Held(folder, self.path) as fd:
+                del folder  # see Held
+                self._order = device, keeps_order(fd)
+        return self._order[1]
 
-    def _held(self, *names: str) -> _Held:
+    def _held(self, *names: str) -> Held:
         """Return the verified directory for a call about entries of these names. :raises OSError: EINVAL: no entry has one."""
         for name in names:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise OSError(errno.EINVAL, "not the name of an entry", name)
-        return _Held(self._current())
+        return Held(self._current(), self.path)
 
 
 def _rename_without_kernel(folder: int, old: str, new: str) -> None:

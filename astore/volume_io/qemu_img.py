@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -181,6 +182,21 @@ class _OwnThread:
 
     async def run(self, func: Callable[[], T], *, timeout: float) -> T:
         return await on_own_thread(func, name="astore-program")
+
+
+_FULL = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
+
+
+def storage_error(error: CommandError) -> OSError | None:
+    """Return the storage's error that made qemu-img fail, if that is what it says: the storage is full.
+
+    QEMU ends such a message with the text of strerror(3) (error_setg_errno in util/error.c), in English by LC_ALL.
+    """
+    for line in error.stderr.splitlines():
+        said, _, text = line.rpartition(": ")
+        if said.startswith("qemu-img: ") and text in _FULL:
+            return OSError(_FULL[text], line)
+    return None
 
 
 def is_served(node: QemuNode | None) -> bool:

@@ -54,7 +54,7 @@ class QemuWorker:
 
         :param nodes: the nodes in its arguments, whose open files it inherits. :param stored: bytes that it may have to read.
         :param export: the export that it writes to, if any. :param timeout: in seconds.
-        :raises OSError: the storage failed behind ``export``. CommandError: qemu-img failed.
+        :raises OSError: the storage failed. CommandError: qemu-img failed.
         """
         if self._programs is None:
             self._programs = asyncio.Semaphore(PROGRAMS)
@@ -68,8 +68,10 @@ class QemuWorker:
                     descriptors=qemu_img.descriptors(*nodes),
                 )
             except CommandError as error:
-                if export is not None and export.error is not None:
-                    raise export.error from error
+                # "no space" about an export may mean that the export ends there
+                storage = qemu_img.storage_error(error) if export is None else export.error
+                if storage is not None:
+                    raise storage from error
                 raise
 
     # ------------------------------------------------------------------------------------------ volumes for qemu-img

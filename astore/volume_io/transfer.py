@@ -21,6 +21,9 @@ BLOCK = 2 << 20
 MOST = 4 << 20
 """The most bytes of a write."""
 
+SYNC_EVERY = 64 << 20
+"""How many bytes are written before they are synced, beside the next writes: what is synced is certain to have arrived."""
+
 GRAIN = 64 << 10
 """Zeros become holes in aligned pieces of this many bytes."""
 
@@ -30,21 +33,56 @@ Data = bytes | bytearray | memoryview
 
 
 class _Written:
-    """Counts the bytes of an upload that are written without a gap, while its blocks end in any order."""
+    """Counts the bytes of an upload that are written without a gap, while its blocks end in any order.
+
+    :ivar synced: how many of them are certain to have arrived: a sync has followed, and no write that ran beside it failed.
+        (NFS and write-behind caches may tell the failure of an earlier write to a later one, and none to the sync.)
+    """
 
     def __init__(self, count: Count) -> None:
+        self.synced = 0
         self._count = count
-        self._blocks: deque[list[int]] = deque()  # length, and 1 once it is written
+        self._blocks: deque[list[int]] = deque()  # length, 1 once it is written, and bytes of data
+        self._begun = 0
+        self._unsynced = 0  # bytes of data, written since the last sync began
+        self._said: list[
+            tuple[int, int]
+        ] = []  # bytes that a sync covers, and those that have to be written without error
 
-    def begin(self, length: int) -> list[int]:
-        block = [length, 0]
+    @property
+    def done(self) -> int:
+        """The bytes that are written without a gap, synced or not."""
+        return self._count.done
+
+    def begin(self, piece: Data | Hole) -> list[int]:
+        length = _length(piece)
+        block = [length, 0, 0 if isinstance(piece, Hole) else length]
         self._blocks.append(block)
+        self._begun += length
         return block
 
     def end(self, block: list[int]) -> None:
         block[1] = 1
         while self._blocks and self._blocks[0][1]:
-            self._count.add(self._blocks.popleft()[0])
+            length, _, data = self._blocks.popleft()
+            self._unsynced += data
+            self._count.add(length)
+        while self._said and self._said[0][1] <= self.done:
+            self.synced = self._said.pop(0)[0]
+
+    def sync_is_due(self) -> bool:
+        """Return whether to sync now; True once for every SYNC_EVERY bytes of data."""
+        if self._unsynced < SYNC_EVERY:
+            return False
+        self._unsynced = 0
+        return True
+
+    def synced_up_to(self, done: int) -> None:
+        """Note that a sync that began after ``done`` bytes has succeeded."""
+        if self._begun <= self.done:
+            self.synced = done
+        else:
+            self._said.append((done, self._begun))
 
 
 async def upload(
@@ -61,34 +99,37 @@ async def upload(
 
     :param length: the most bytes that the source may give. :param sparse: turn zeros into holes.
     :param own: the source does not reuse the memory of its chunks, like a download.
-    :raises TransferError: the storage failed, or the source gives more than ``length`` bytes; these are written.
+    :raises TransferError: the storage failed, or the source gives more than ``length`` bytes; these are written and synced.
         Errors of ``source`` are raised unwrapped.
     """
+    written = _Written(count)
     try:
-        writing = _Upload(file, (await file.stat()).size, sparse, count)
+        writing = _Upload(file, (await file.stat()).size, sparse, written)
         given = await writing.all_of(source, offset, length, own or isinstance(source, Download))
         end = given if length is None else min(given, offset + length)
         if end > offset and end > max(writing.size, (await file.stat()).size):
             await file.truncate(end)  # the upload ends in a hole
         await file.sync()
     except _StorageSaidNo as no:
-        raise _broken_off(no.error, count) from no.error
+        raise _broken_off(no.error, written) from no.error
     except StorageError as error:
-        raise _broken_off(error, count) from error
+        raise _broken_off(error, written) from error
     if given > end:
-        raise TransferError(f"the source gave more than the announced {length} bytes", done=count.done)
+        message = f"the source gave more than the announced {length} bytes"
+        raise TransferError(message, done=written.done, synced=written.done)
     return end
 
 
 class _Upload:
     """One upload: its running writes, and the first error of the volume."""
 
-    def __init__(self, file: VolumeFile, size: int, sparse: bool, count: Count) -> None:
+    def __init__(self, file: VolumeFile, size: int, sparse: bool, written: _Written) -> None:
         self.file = file
         self.size = size
         """The volume's size before the upload."""
         self._sparse = sparse
-        self._written = _Written(count)
+        self._written = written
+        self._syncing: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(file.in_flight)
         self._taking = anyio.CancelScope()
         self._refused: OSError | None = None
@@ -107,7 +148,8 @@ class _Upload:
                         async for piece in pieces:
                             kept = piece if length is None else _first(piece, length - (at - offset))
                             await self._room.acquire()
-                            group.create_task(self._put(at, kept, self._written.begin(_length(kept))))
+                            group.create_task(self._put(at, kept, self._written.begin(kept)))
+                            self._sync_in(group)
                             at += _length(piece)
                             if kept is not piece:
                                 break
@@ -133,13 +175,36 @@ class _Upload:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            # stop taking chunks, but let running writes end, so that the error can say how far the upload came
-            self._refused = self._refused or error
-            self._taking.cancel()
+            self._refuse(error)
         else:
             self._written.end(block)
         finally:
             self._room.release()
+
+    def _refuse(self, error: OSError) -> None:
+        """Stop taking chunks, but let running writes end; a sync says nothing any more."""
+        self._refused = self._refused or error
+        self._taking.cancel()
+        if self._syncing is not None:
+            self._syncing.cancel()
+
+    def _sync_in(self, group: asyncio.TaskGroup) -> None:
+        """Sync what is written, beside the next writes, if it is time for that and no sync runs."""
+        if self._syncing is None and self._refused is None and self._written.sync_is_due():
+            self._syncing = group.create_task(self._sync(self._written.done))
+
+    async def _sync(self, done: int) -> None:
+        try:
+            await self.file.sync()
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            self._syncing = None  # it has ended by itself
+            self._refuse(error)
+        else:
+            self._written.synced_up_to(done)
+        finally:
+            self._syncing = None
 
 
 class _StorageSaidNo(Exception):
@@ -150,12 +215,13 @@ class _StorageSaidNo(Exception):
         self.error = error
 
 
-def _broken_off(error: OSError, count: Count) -> TransferError:
+def _broken_off(error: OSError, written: _Written) -> TransferError:
     return TransferError(
-        f"{reason(error)}, after {count.done} bytes",
+        f"{reason(error)}, after {written.done} bytes, of which {written.synced} are synced",
         errno=error.errno,
         pool=getattr(error, "pool", None),
-        done=count.done,
+        done=written.done,
+        synced=written.synced,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import anyio
 import pytest
@@ -155,6 +156,34 @@ async def test_thousands_are_compared_in_a_thread(pool: astore.Pool, backend: Fa
     whole, one = await asyncio.gather(pool.refresh(), pool.refresh("00002"))
     assert sorted((*whole.changed, *one.changed)) == ["00002"]
     assert pool.volume("00002").info.capacity == 5
+
+
+async def test_one_of_many_changes(pool: astore.Pool, backend: FakeBackend) -> None:
+    """What a large pool's refresh compares, it compares off the loop, and single changes that come meanwhile stay told once."""
+    names = [f"{n:05d}" for n in range(5000)]
+    backend.show(*names)
+    await pool.refresh()
+    here, loops = threading.get_ident(), []
+    compared = astore.Snapshot.changes_since
+
+    def changes_since(self: astore.Snapshot, previous: astore.Snapshot) -> astore.Changes:
+        loops.append(threading.get_ident() == here)
+        asyncio.run_coroutine_threadsafe(single(), loop).result(10)
+        return compared(self, previous)
+
+    async def single() -> None:
+        backend.put("00003", volume("00003", capacity=5))
+        await pool.refresh("00003")
+
+    loop = asyncio.get_running_loop()
+    backend.put("00002", volume("00002", capacity=5))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(astore.Snapshot, "changes_since", changes_since)
+        outcome = await pool.refresh()
+    assert loops == [False]
+    assert (outcome.changed, outcome.unchanged) == (("00002",), 4999)
+    assert [pool.volume(name).info.capacity for name in ("00002", "00003")] == [5, 5]
+    assert (await pool.refresh()).unchanged == 5000
 
 
 async def test_failures(pool: astore.Pool, backend: FakeBackend, caplog: pytest.LogCaptureFixture) -> None:

@@ -49,8 +49,8 @@ class Place:
             return {"driver": "file", "filename": self.path(name)}
         found = parse_uri(self.path(name))
         assert found is not None
-        server = [{"type": "inet", "host": found.host, "port": "24007"}]
-        return {"driver": "gluster", "volume": found.volume, "path": found.path, "server": server}
+        server = [{"type": "inet", "host": found.server, "port": "24007"}]
+        return {"driver": "gluster", "volume": found.volume, "path": "/" + "/".join(found.parts), "server": server}
 
     async def qemu_img(self, *arguments: str | Path) -> str:
         """Run qemu-img in the pool's folder; it must end well."""

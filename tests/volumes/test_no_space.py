@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from astore.errors import CommandError, StorageError, TransferError
+from astore.errors import StorageError, TransferError
 from astore.manager import Manager
 from astore.model import PoolDef, Target, VolumeDef
 from astore.pools.pool import Pool
@@ -92,13 +92,17 @@ async def test_copy(full: Pool, small: Path, pool: Pool) -> None:
 
 @pytest.mark.qemu
 async def test_convert(full: Pool, small: Path, pool: Pool) -> None:
-    """A conversion for which there is no space leaves nothing, and qemu-img says why."""
+    """A conversion for which there is no space leaves nothing; it is the storage's error, in qemu-img's words."""
     far = await pool.create_volume(VolumeDef("far", capacity=6 * MIB))
     await far.upload(os.urandom(6 * MIB))
     before = free(small)
-    with pytest.raises(CommandError, match="No space left"):
-        await full.copy_volume(far, VolumeDef("copy", format="qcow2"))
-    assert (os.listdir(small), free(small)) == ([], before)
+    for definition in (VolumeDef("copy", format="qcow2"), VolumeDef("copy", format="vmdk")):
+        words = "pool 'small': convert of volume 'copy': .*: No space left on device$"
+        with pytest.raises(StorageError, match=words) as caught:
+            await full.copy_volume(far, definition)
+        assert (caught.value.errno, caught.value.pool) == (errno.ENOSPC, "small")
+        assert isinstance(caught.value.__cause__, OSError)
+        assert (os.listdir(small), free(small)) == ([], before)
 
 
 async def test_resize(full: Pool, small: Path) -> None:

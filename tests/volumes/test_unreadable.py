@@ -80,7 +80,7 @@ def test_a_folder_that_may_not_be_read() -> None:
         tree = LocalTree(str(folder))
         os.seteuid(65534)
         try:
-            with pytest.raises(PermissionError) as caught:
+            with pytest.raises(PoolInaccessibleError) as caught:
                 list(tree.scan(lambda name, st: True))
         finally:
             os.seteuid(0)

@@ -70,6 +70,13 @@ class NetfsBackend(Backend):
         """
         await MountPoint(definition, context).cut()
 
+    async def cut_connection(self, definition: PoolDef, context: Context) -> None:
+        """Abort the connection of a FUSE mount whose server does not answer; the mount stays until it is renewed.
+
+        :raises OSError: the connection cannot be aborted, or may not be. TimeoutError: not in time.
+        """
+        await MountPoint(definition, context).cut_connection()
+
     async def build(self, definition: PoolDef, context: Context) -> None:
         """Create the target folder and missing parents. If the source is mounted there, its folder is not changed."""
         _, mount = await context.lane.run(locate, target_path(definition))

@@ -6,24 +6,22 @@ pool's lane, where the test may hang.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import functools
 import os
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 
 from astore.backend import Context
 from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError
-from astore.lanes.own_thread import on_own_thread
+from astore.lanes.job import at_least
 from astore.model import PoolDef
 from astore_netfs.mounting import kernel
 from astore_netfs.mounting.command import (
@@ -38,6 +36,7 @@ from astore_netfs.mounting.command import (
 from astore_netfs.mounting.credentials import CredentialsFile
 from astore_netfs.mounting.mountinfo import Mount, find_mount, locate, mount_id, mounts
 from astore_netfs.mounting.options import Credentials, split_credentials
+from astore_netfs.mounting.own_threads import Call, aside
 
 T = TypeVar("T")
 
@@ -52,6 +51,8 @@ MARK = "ASTORE_NETFS_MOUNT"
 
 _BUSY_SECONDS = 1.0
 _HANG_SECONDS = 0.3
+_ANSWER_SECONDS = 1.0
+"""How long a server may take to answer before the connection of all who use its mount is cut."""
 _NFS = frozenset({"nfs", "nfs4"})
 _CIFS = frozenset({"cifs", "smb3"})
 _GLUSTER = frozenset({"fuse.glusterfs"})
@@ -174,7 +175,7 @@ class MountPoint:
     @contextlib.asynccontextmanager
     async def _claimed(self) -> AsyncIterator[None]:
         """Keep other astore processes from mounting here meanwhile: a second mount would cover the first."""
-        deadline = time.monotonic() + self.context.timeout
+        deadline = time.monotonic() + at_least(self.context.timeout)
         while (fd := await self.context.lane.run(_claim, self._path, discard=_close)) < 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._target}: another process has been mounting it for too long")
@@ -217,7 +218,7 @@ class MountPoint:
             yield file.path
         finally:  # not on the lane: its threads may all hang
             with contextlib.suppress(TimeoutError):
-                await shielded(aside(file.remove, timeout=_UNDO_SECONDS))
+                await shielded(aside(file.remove, timeout=_UNDO_SECONDS), whole=True)
 
     async def _undo(self, mark: str, *, finished: bool) -> bool:
         """Undo a mount command, finished or not; return False if the mount is another process's."""
@@ -307,6 +308,22 @@ class MountPoint:
                     continue
             _until_gone(mount, functools.partial(kernel.detach, force=force), self._path)
 
+    async def cut_connection(self) -> None:
+        """Abort the connection of a FUSE mount whose server does not answer. The mount stays, and fails its users.
+
+        :raises OSError: it cannot be aborted, or may not be. TimeoutError: not in time.
+        """
+        await aside(self._cut_connection, timeout=_UNDO_SECONDS)
+
+    def _cut_connection(self) -> None:
+        self._path, mount = locate(self._target)
+        if mount is None or mount.fstype not in _GLUSTER or not is_expected(mount, self.definition):
+            return
+        # calls that wait may be those of other processes on a server that is busy: ask it, too
+        if kernel.fuse_hangs(mount, _HANG_SECONDS) and _hangs(self._path, _ANSWER_SECONDS):
+            kernel.abort_fuse(mount)
+            self.context.log.warning("connection of a hung mount cut", target=self._target, source=mount.source)
+
 
 # ------------------------------------------------------------------------------------------------------ small things
 
@@ -345,7 +362,7 @@ def _ask(path: str) -> None:
 def _hangs(path: str, seconds: float) -> bool:
     """Return whether the file system at a path does not answer; its thread then stays behind."""
 
-    asking = _Call(_ask, path)
+    asking = Call(_ask, path)
     asking.join(seconds)
     return asking.is_alive()
 
@@ -355,34 +372,8 @@ def _until_gone(mount: Mount, unmount: Callable[[str], None], path: str) -> None
 
     :raises OSError: it cannot be unmounted.
     """
-    call = _Call(unmount, path)
+    call = Call(unmount, path)
     while call.is_alive() and mount in mounts():
         call.join(0.02)
     if call.error is not None and mount in mounts():  # if it is gone, another process unmounted it first
         raise call.error
-
-
-class _Call(threading.Thread):
-    """A call with a path that may never return, and its result."""
-
-    def __init__(self, func: Callable[[str], None], path: str) -> None:
-        super().__init__(name="astore-netfs", daemon=True)
-        self.error: OSError | None = None
-        self._call = functools.partial(func, path)
-        self.start()
-
-    def run(self) -> None:
-        """Make the call."""
-        try:
-            self._call()
-        except OSError as error:
-            self.error = error
-
-
-async def aside(func: Callable[..., T], *args: Any, timeout: float) -> T:
-    """Run a blocking call on a new daemon thread, for when every thread of the lane may hang.
-
-    :raises TimeoutError: it did not return in ``timeout`` seconds; its thread stays behind.
-    """
-    async with asyncio.timeout(timeout):
-        return await on_own_thread(functools.partial(func, *args), name="astore-netfs")

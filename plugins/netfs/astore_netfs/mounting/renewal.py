@@ -20,7 +20,8 @@ from astore.backend import Context
 from astore.cancellation import shielded
 from astore.errors import AstoreError, reason
 from astore.model import PoolDef, Target
-from astore_netfs.mounting.mount import MountPoint, UnansweredError, aside
+from astore_netfs.mounting.mount import MountPoint, UnansweredError
+from astore_netfs.mounting.own_threads import aside
 
 PAUSE = 10.0
 """Seconds between attempts: each costs a mount."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import ClassVar, TypeVar
 
 from astore.backend import Context
 from astore.model import EntryError, Snapshot, VolumeInfo
-from astore.trees.local import Folder
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
 from astore_netfs.mounting.command import target_path
@@ -34,12 +35,10 @@ class MountedTree(WritableLocalTree):
 
     def __init__(self, mount: MountPoint) -> None:
         super().__init__(target_path(mount.definition), readers=READERS, verify=mount.prove)
-        self.detach()
 
-    def _open(self) -> Folder:
-        folder = super()._open()
-        self.detach()  # the caller holds it
-        return folder
+    def work(self) -> AbstractContextManager[None]:
+        """Keep nothing open between two calls: each opens the folder that is mounted now."""
+        return contextlib.nullcontext()
 
 
 class NetfsSession(WritableTreeSession):
