@@ -9,6 +9,7 @@ import fcntl
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -97,8 +98,8 @@ async def test_what_was_read_before_is_not_read_again(manager: Manager, new_dril
     pool = await on(manager, drill)
     os.utime(drill.fs.files, (0, 1e9))  # what is read while names change is not handed on
     before = drill.fs.calls()["open"]
-    for number in (40, 80, 120):
-        gate = drill.fs.hold("read", names=f"disk{number:07d}.img")
+    for _ in range(3):
+        gate = drill.fs.hold("read", first=30)  # readers work at once: which headers are the first is not known
         caller = asyncio.ensure_future(pool.refresh())
         await asyncio.to_thread(gate.wait)
         caller.cancel()
@@ -150,7 +151,8 @@ async def test_an_endless_folder(
     await eventually(lambda: quiet(manager), "the end of the scan")
     calls = await asyncio.to_thread(drill.fs.calls)
     await asyncio.sleep(1.0)
-    assert await asyncio.to_thread(drill.fs.calls) == calls
+    later = await asyncio.to_thread(drill.fs.calls)
+    assert later in (calls, Counter()), "a server that has ended tells nothing"
 
 
 async def test_the_last_callers_deadline_ends_an_endless_scan(manager: Manager, new_drill: Make) -> None:
