@@ -33,7 +33,7 @@ LONG = 140
 async def on(manager: Manager, drill: Drill) -> Pool:
     """The drill's pool, started and not yet read."""
     pool = await manager.define(drill.definition)
-    await pool.start(refresh=False)
+    await pool.start(refresh=False, timeout=PATIENCE)
     return pool
 
 
@@ -43,6 +43,12 @@ async def listed(drill: Drill, more_than: int) -> int:
         while (count := (await asyncio.to_thread(drill.fs.calls))["readdir"]) <= more_than:
             await asyncio.sleep(0.01)
     return count
+
+
+async def asked_for(drill: Drill) -> dict[str, int]:
+    """How often each call has reached the server, but for those that the kernel makes later, when a file is closed."""
+    calls = await asyncio.to_thread(drill.fs.calls)
+    return {call: count for call, count in calls.items() if call not in ("release", "releasedir")}
 
 
 # ------------------------------------------------------------------------------------------------ a long listing
@@ -99,7 +105,7 @@ async def test_what_was_read_before_is_not_read_again(manager: Manager, new_dril
     os.utime(drill.fs.files, (0, 1e9))  # what is read while names change is not handed on
     before = drill.fs.calls()["open"]
     for _ in range(3):
-        gate = drill.fs.hold("read", first=30)  # readers work at once: which headers are the first is not known
+        gate = drill.fs.hold("open", first=31)
         caller = asyncio.ensure_future(pool.refresh())
         await asyncio.to_thread(gate.wait)
         caller.cancel()
@@ -107,7 +113,7 @@ async def test_what_was_read_before_is_not_read_again(manager: Manager, new_dril
         gate.remove()
         await eventually(lambda: quiet(manager), "the end of the scan")
     assert len((await pool.refresh()).added) == LONG
-    # a reader that is held keeps its chunk, and each may give up one header
+    # each reader that is held may give up its header
     assert LONG <= drill.fs.calls()["open"] - before <= LONG + 3 * 8
 
 
@@ -149,10 +155,9 @@ async def test_an_endless_folder(
     await listed(drill, 1000)
     await end(pool, refresh)
     await eventually(lambda: quiet(manager), "the end of the scan")
-    calls = await asyncio.to_thread(drill.fs.calls)
+    calls = await asked_for(drill)
     await asyncio.sleep(1.0)
-    later = await asyncio.to_thread(drill.fs.calls)
-    assert later in (calls, Counter()), "a server that has ended tells nothing"
+    assert await asked_for(drill) in (calls, Counter()), "a server that has ended tells nothing"
 
 
 async def test_the_last_callers_deadline_ends_an_endless_scan(manager: Manager, new_drill: Make) -> None:
@@ -171,15 +176,15 @@ async def test_endless_scans_keep_no_memory(manager: Manager, new_drill: Make) -
     drill = new_drill(entries=ENDLESS)
     pool = await on(manager, drill)
     blocks = []
-    for _ in range(8):
+    for _ in range(7):
         count = drill.fs.calls()["readdir"]
         refresh = asyncio.ensure_future(pool.refresh())
-        await listed(drill, count + 2000)
+        await listed(drill, count + 1000)
         await _cancelled(pool, refresh)
         await eventually(lambda: quiet(manager), "the end of the scan")
         gc.collect()
         blocks.append(sys.getallocatedblocks())
-    assert max(blocks[4:]) - blocks[2] < 2 * 2000, blocks
+    assert max(blocks[4:]) - blocks[2] < 2 * 1000, blocks
 
 
 # ------------------------------------------------------------------------------------------------ deadlines
