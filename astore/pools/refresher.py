@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from errno import EAGAIN, EINVAL
+from errno import EAGAIN
 
 import anyio
 
@@ -242,8 +242,7 @@ class Refresher:
         with patient(timeout):
             return await self._refresh_volume(name, timeout)
 
-    async def _refresh_volume(self, name: str, timeout: float | None, *, keep: bool = False) -> RefreshOutcome:
-        """Refresh one volume. :param keep: keep the last good record of one that cannot be read now."""
+    async def _refresh_volume(self, name: str, timeout: float | None) -> RefreshOutcome:
         record = self._record
         life = record.require_active("refresh")
         if not _may_be_a_name(name):
@@ -276,10 +275,6 @@ class Refresher:
                 record.set_state(PoolState.INACCESSIBLE, translated)
             raise translated from error
         life.check("refresh", session)
-        if (
-            keep and isinstance(found, EntryError) and found.errno not in (None, EINVAL)
-        ):  # EINVAL: it was read, and is no image
-            found = record.snapshot.get(name) or found
         patch: dict[str, Found] = {name: found}
         if (shown := printable(name)) != name and record.snapshot.get(shown) is None:
             # errors are listed under the printable name
@@ -287,10 +282,10 @@ class Refresher:
         return self.apply(patch, time.monotonic() - began)
 
     async def look_again(self, *names: str) -> None:
-        """Refresh volumes after work that may have changed them; keep those that cannot be read. Bounded; never raises."""
+        """Refresh volumes after work that may have changed them. Bounded; never raises."""
         for name in names:
             with contextlib.suppress(Exception):
-                await shielded(self._refresh_volume(name, CLEANUP_SECONDS, keep=True))
+                await shielded(self._refresh_volume(name, CLEANUP_SECONDS))
 
     async def look_at_same(self, name: str) -> None:
         """Refresh a volume. :raises StorageError: EAGAIN: it is another file than before."""

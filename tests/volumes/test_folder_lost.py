@@ -56,17 +56,18 @@ async def test_work_in_a_folder_that_is_gone(pool: Pool, folder: Path) -> None:
 
 
 async def test_failed_upload_keeps_the_volume(pool: Pool, folder: Path, faults: Faults) -> None:
-    """A volume that cannot be read after a failed upload stays in the last good snapshot; one whose header is bad does not."""
+    """A volume that cannot be read after a failed upload stays, and is an error as in any refresh, until it can be read."""
     disk = await pool.create_volume(VolumeDef("a", capacity=10))
     before = disk.info
     faults.fail(("file.pwrite", "tree.reading"), errno.EIO)
     with pytest.raises(TransferError):
         await disk.upload(b"x" * 10)
-    assert (disk.info, pool.state) == (before, PoolState.RUNNING)
+    assert (disk.info, pool.state) == (before, PoolState.DEGRADED)
+    assert [error.name for error in pool.snapshot.errors] == ["a"]
     faults.clear("tree.reading")
     with pytest.raises(TransferError):
         await disk.upload(b"x" * 10)
-    assert disk.info.capacity == 10
+    assert (disk.info.capacity, pool.state) == (10, PoolState.RUNNING)
 
 
 async def test_no_descriptor_left(pool: Pool, faults: Faults) -> None:
