@@ -180,6 +180,23 @@ async def test_a_plugin_that_hangs(install: Install, caplog: pytest.LogCaptureFi
     assert not caplog.records
 
 
+async def test_two_backends_of_one_package(site: Path) -> None:
+    """A package that imports its modules, and one of them asked for by its own name: both are imported whole."""
+    package = site / "both_of_one"
+    package.mkdir()
+    wait = "import time; time.sleep(0.1)"
+    (package / "__init__.py").write_text(
+        backend_module("first", before=f"{wait}\nfrom both_of_one.second import Plugin")
+    )
+    (package / "second.py").write_text(backend_module("second", before="import both_of_one"))
+    distribution(site, "both", "first = both_of_one:Plugin\nsecond = both_of_one.second:Plugin")
+    importlib.invalidate_caches()
+    registry = BackendRegistry()
+    await asyncio.to_thread(registry.scan)
+    first, second = await asyncio.gather(registry.get("first"), registry.get("second"))
+    assert (first.type, second.type) == ("first", "second")
+
+
 def test_an_import_that_outlives_the_loop(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever waited is gone, loop and all, when a hanging import fails at last: nothing is said to nobody."""
     install("hung-plugin", "hung", before=f"{HELD}; raise OSError('late')")
