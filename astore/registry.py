@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -28,14 +28,11 @@ from astore.errors import (
     reason,
 )
 from astore.events import BackendRegistered, BackendUnregistered, Event
+from astore.import_turns import one_import
 from astore.model import BackendInfo
 
 IMPORT_TIMEOUT = 4.0
 """Seconds that a caller waits for an import. A backend whose import ends later is used from then on."""
-
-_importing = threading.Lock()
-"""Held while a backend is imported. Replaced, under the other lock, when its holder hangs."""
-_left_behind = threading.Lock()
 
 
 class _Claim(NamedTuple):
@@ -274,7 +271,7 @@ class BackendRegistry:
     def _load(self, slot: _Slot, loading: concurrent.futures.Future[Backend]) -> None:
         """Import a backend. On a thread of its own."""
         try:
-            with _one_import(self.import_timeout / 2):
+            with one_import(self.import_timeout / 2):
                 found = slot.claims[0].entry_point.load()
             backend = _checked(found, slot)
         except BaseException as exc:  # plugin code: it may raise anything
@@ -317,30 +314,6 @@ class BackendRegistry:
         """Undo :meth:`listen`."""
         with self._lock:
             self._publishers = tuple(one for one in self._publishers if one != publish)
-
-
-@contextlib.contextmanager
-def _one_import(patience: float) -> Iterator[None]:
-    """Wait until no other backend of the process is being imported. One that takes longer than ``patience`` is left behind.
-
-    Python lets two threads import a package and a module of it at once, gives up with a deadlock, and hands out a module that
-    is not complete: ImportError for what is installed well.
-    """
-    global _importing
-    while True:
-        turn = _importing
-        if not turn.acquire(timeout=patience):
-            with _left_behind:
-                if turn is _importing:
-                    _importing = threading.Lock()
-        elif turn is _importing:
-            break
-        else:
-            turn.release()
-    try:
-        yield
-    finally:
-        turn.release()
 
 
 def _installed(group: str) -> list[metadata.EntryPoint]:

@@ -8,17 +8,16 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
 import astore
 from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
+from benchmarks.late_loop import LateLoop
 from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
 from benchmarks.scale_rows import scale_rows
-from benchmarks.sides import first_refresh, settle, unchanged_refresh
+from benchmarks.sides import first_refresh, say, settle, unchanged_refresh
 from benchmarks.startup_rows import startup_rows
 from benchmarks.volume_rows import volume_rows
 
@@ -200,9 +199,8 @@ async def loop_rows(bench: Bench, pools: int = 50, count: int = 200) -> list[Row
         made = [await bench.manager.define(text) for text in chosen]
         for pool in made:
             await pool.start(refresh=False)
-        delays: list[float] = []
-        waits: list[float] = []
-        async with _Probe(delays, waits):
+        async with LateLoop() as probe:
+            delays = probe.delays
             await asyncio.sleep(0.5)
             idle = len(delays)
             for _ in range(3):
@@ -212,12 +210,14 @@ async def loop_rows(bench: Bench, pools: int = 50, count: int = 200) -> list[Row
         busy = sorted(delays[idle:])
         p99, worst = busy[int(len(busy) * 0.99)], busy[-1]
         quiet = sorted(delays[:idle])
-        starved = waits[delays.index(worst)]
+        starved = probe.waits[delays.index(worst)]
         bench.notes.append(
             f"event loop while {kind} refresh: median {median(busy) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst "
             f"{worst * 1e3:.2f} ms ({starved * 1e3:.2f} of them waiting for a processor) over {len(busy)} samples; "
             f"idle: p99 {quiet[int(len(quiet) * 0.99)] * 1e3:.2f} ms."
         )
+        if seen := probe.told():
+            say("   the loop, when it was latest:", seen)
         rows.append(Row(f"event loop delay, {kind}, p99", None, None, p99, "< 10 ms", p99 / 0.010, p99 < 0.010))
         rows.append(Row(f"event loop delay, {kind}, worst", None, None, worst, "< 50 ms", worst / 0.050, worst < 0.050))
         for pool in made:
@@ -241,39 +241,6 @@ async def memory_rows(bench: Bench, count: int = 10_000) -> list[Row]:
     tracemalloc.stop()
     bench.notes.append(f"memory for each volume kept: {each:.0f} bytes (bar: 1,024), index and events included.")
     return [Row("memory for each volume, KiB", None, None, each / 1024, "≤ 1", each / 1024, each <= 1024)]
-
-
-class _Probe:
-    """A probe of how late the event loop reaches a timer due every 2 ms, and how long it waited for a processor meanwhile.
-
-    (The second number of /proc/thread-self/schedstat: nanoseconds on a run queue, which are not astore's.)
-    """
-
-    def __init__(self, delays: list[float], waits: list[float]) -> None:
-        self._delays = delays
-        self._waits = waits
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.create_task(self._measure())
-
-    async def __aexit__(self, *_: Any) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def _measure(self) -> None:
-        while True:
-            due, waited = time.perf_counter() + 0.002, _waited()
-            await asyncio.sleep(0.002)
-            self._delays.append(max(time.perf_counter() - due, 0.0))
-            self._waits.append(_waited() - waited)
-
-
-def _waited() -> float:
-    """Return the seconds for which this thread was ready to run, but had no processor."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
 
 
 def _gluster_xml(name: str, host: str, volume: str, directory: str = "/") -> str:

@@ -287,6 +287,7 @@ async def test_cut_loose_frees_what_hangs(
     await session.refresh(Snapshot.EMPTY)
     pid = await asyncio.to_thread(fuse.freeze, target(definition))
     sound, context.lane.timeout = context.lane.timeout, 0.5  # only for calls that hang
+    session.context = msgspec.structs.replace(context, timeout=0.5)
     for _ in range(4):
         with pytest.raises(TimeoutError):
             await session.refresh(Snapshot.EMPTY)
