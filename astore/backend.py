@@ -21,7 +21,7 @@ entry is an :class:`~astore.model.EntryError` in the snapshot.
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -371,12 +371,43 @@ class CutsLoose(Protocol):
         """Make every call that hangs on this pool return, and abandon the pool. Must not touch the storage."""
 
 
+Tell = Callable[[frozenset[str] | None, bool], None]
+"""Called in the event loop with the names that may have changed (None: any), and whether the bytes of volumes alone did."""
+
+
+class Told(Protocol):
+    """How a session is told of changes, until it is closed.
+
+    :ivar way: its name: ``inotify``. :ivar complete: whether it tells all that the storage's users do. If not, the pool is
+        refreshed every so often as well.
+    :ivar bound: by how many seconds what a refresh sees, or what is told, may be late.
+    :ivar again: seconds after which the pool must be refreshed, or nothing more is told; None: never.
+    :ivar lost: whether it tells nothing more, since the storage is another now: the session must be asked for another one.
+    :ivar note: why it is not complete, and what would make it so; "" if it is.
+    """
+
+    way: str
+    complete: bool
+    bound: float
+    again: float | None
+    lost: bool
+    note: str
+
+    def close(self) -> None:
+        """Be told no more. Called in the event loop; must not block. May be called twice."""
+
+
 @runtime_checkable
 class WatchesChanges(Protocol):
-    """Can report changes that the storage announces."""
+    """Can be told of changes by the storage."""
 
-    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[frozenset[str] | None]]:
-        """Yield sets of names that may have changed; None asks for a whole refresh."""
+    async def watch(self, tell: Tell) -> Told | None:
+        """Call ``tell`` for every change from now on. Return None if this pool's storage tells nothing.
+
+        While a pool is told of everything, :meth:`PoolSession.refresh` may return the last snapshot.
+
+        :raises OSError: it cannot be told, for a reason that may pass.
+        """
 
 
 @runtime_checkable

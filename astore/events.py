@@ -63,6 +63,12 @@ class PoolStarted(PoolEvent, frozen=True, kw_only=True):
     """A pool became active."""
 
 
+class PoolStartFailed(PoolEvent, frozen=True, kw_only=True):
+    """A pool could not be started, for ``reason``."""
+
+    reason: str
+
+
 class PoolStopped(PoolEvent, frozen=True, kw_only=True):
     """A pool became inactive."""
 
@@ -73,6 +79,17 @@ class PoolStateChanged(PoolEvent, frozen=True, kw_only=True):
     old: PoolState
     new: PoolState
     reason: str | None = None
+
+
+class PoolRetry(PoolEvent, frozen=True, kw_only=True):
+    """A try to start or refresh a pool failed for ``reason``; ``attempt`` counts them.
+
+    The next try is ``at``, in seconds since the epoch.
+    """
+
+    attempt: int
+    at: float
+    reason: str
 
 
 class PoolRefreshed(PoolEvent, frozen=True, kw_only=True):

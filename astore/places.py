@@ -52,6 +52,15 @@ def remote_mounts() -> Mapping[str, str]:
     return found
 
 
+def kind_of_remote(path: str, remote: Mapping[str, str]) -> str | None:
+    """Return the file system type of the network mount that a path is on; None: it is on a local file system.
+
+    :param path: absolute and without symbolic links. :param remote: the result of :func:`remote_mounts`.
+    """
+    points = [point for point in remote if path == point or path.startswith(point.rstrip("/") + "/")]
+    return remote[max(points, key=len)] if points else None
+
+
 def place_of(path: str, remote: Mapping[str, str], own: str | None = None) -> Place | None:
     """Resolve an absolute path. Blocks, but waits for no server except that of ``own``.
 

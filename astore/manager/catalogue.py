@@ -42,6 +42,11 @@ class Catalogue:
         pool = self._pools.get(name)
         return None if pool is None else pool.parts
 
+    def by_uuid(self, uuid: str) -> Parts | None:
+        """Return the parts of the pool with this UUID, as it is written in records, or None."""
+        name = self._index.named(uuid)
+        return None if name is None else self.get(name)
+
     def all(self) -> list[Parts]:
         """Return the parts of all pools in name order."""
         return [pool.parts for pool in self.pools()]

@@ -12,7 +12,7 @@ import errno
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -40,6 +40,7 @@ from astore.store.contract import (
     Store,
     StoredPool,
     Version,
+    WatchesStore,
 )
 
 T = TypeVar("T")
@@ -49,6 +50,15 @@ RETRY_SECONDS = 10.0
 
 RETRY_PAUSE = 0.01
 """Seconds between two tries."""
+
+FOLLOW_SECONDS = 1.0
+"""Seconds between two reads of a store that tells nothing, while it is watched."""
+
+
+async def _every(seconds: float) -> AsyncGenerator[None]:
+    while True:
+        await asyncio.sleep(seconds)
+        yield
 
 
 class Keeper(Host):
@@ -96,6 +106,17 @@ class Keeper(Host):
             raise
 
     # ------------------------------------------------------------------------------- changes of other processes
+
+    async def follow(self) -> None:
+        """Take over what other processes change, as soon as the store tells of it or within a second, until it is cancelled.
+
+        :raises StoreError: the store cannot be read.
+        """
+        told = self._store.changes() if isinstance(self._store, WatchesStore) else _every(FOLLOW_SECONDS)
+        async with contextlib.aclosing(told) as changes:
+            async for _ in changes:
+                async with self.lock:
+                    await self.reload()
 
     async def catch_up(self, record: PoolRecord) -> None:
         if await self._is_news(record):

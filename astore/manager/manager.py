@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -37,6 +37,7 @@ from astore.store.local import LocalStore
 from astore.store.local_files import default_state_dir
 
 if TYPE_CHECKING:
+    from astore.manager.watching import Watch
     from astore.xml.documents import DiscoveredSources
 
 INLINE_XML = 16_384
@@ -83,8 +84,7 @@ class Manager:
             raise ValueError("the state folder has no name")
         if store is not None and state_dir is not None:
             raise TypeError("a Manager has a state folder or a store")
-        self.state_dir: Path | None = None
-        """The folder of definitions; None if a ``store`` was given."""
+        self.state_dir: Path | None = None  # the folder of definitions; None if a ``store`` was given
         if store is None:
             self.state_dir = Path(state_dir) if state_dir is not None else default_state_dir()
             store = LocalStore(self.state_dir)
@@ -345,6 +345,20 @@ class Manager:
         """
         return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
 
+    def watch(self, *, max_staleness: float | Mapping[str, float] | None = None, retry: bool = True) -> Watch:
+        """Keep all pools fresh: ``async with manager.watch(): ...``. See docs/freshness.md.
+
+        What others change in active pools, and in the store, is seen and told by events: at once where the storage tells of it,
+        else by refreshing every so often; ``pool.info.freshness`` says how. The watch ends with its block, or with the Manager.
+
+        :param max_staleness: seconds between two refreshes of a polled pool, at most; for all pools, or by name.
+        :param retry: try pools again that are inaccessible, or that ``start_all`` could not start (``PoolRetry``).
+        :raises InvalidStateError: on entering: this Manager is watched already, or is closed.
+        """
+        from astore.manager.watching import Watch
+
+        return Watch(self._services, self._catalogue, self._keeper, max_staleness, retry)
+
     async def discover(
         self, type: str, host: str | None = None, *, port: int | None = None, spec: str | bytes | None = None
     ) -> DiscoveredSources:
@@ -375,8 +389,7 @@ class Manager:
 
     def statistics(self) -> Statistics:
         """Return the counts at this moment."""
-        lanes = self._services.check_open()
-        pools = self._catalogue.all()
+        lanes, pools = self._services.check_open(), self._catalogue.all()
         return Statistics(
             pools=len(pools),
             active=sum(pool.active for pool in pools),

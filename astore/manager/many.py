@@ -40,6 +40,7 @@ async def start_pools(pools: Sequence[Pool], *, limit: int, timeout: float | Non
     outcomes: dict[str, Exception | None] = {}
 
     async def one(pool: Pool) -> None:
+        pool.parts.record.wanted = True
         try:
             await pool.start(timeout=timeout)
         except Exception as error:  # a backend may raise anything

@@ -28,7 +28,7 @@ from astore.model.definitions import (
     VolumeDef,
     VolumeType,
 )
-from astore.model.pools import PoolInfo, PoolState
+from astore.model.pools import Freshness, PoolInfo, PoolState
 from astore.model.records import EntryError, FileStat, ImageInfo, Place, Reference, ReferenceKind, VolumeInfo
 from astore.model.reports import BackendInfo, DiscoveredSource, RefreshOutcome, RefreshReport
 from astore.model.snapshot import Changes, Snapshot
@@ -46,6 +46,7 @@ __all__ = [
     "Extent",
     "FileStat",
     "FreeExtent",
+    "Freshness",
     "Host",
     "ImageInfo",
     "KeptPermissions",

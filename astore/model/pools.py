@@ -25,12 +25,28 @@ class PoolState(enum.StrEnum):
 _ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIBLE})
 
 
+class Freshness(msgspec.Struct, frozen=True):
+    """How a watched pool learns of changes; see :meth:`astore.Manager.watch`.
+
+    :ivar way: ``inotify``, ``upcalls``, or ``polled``: refreshed every so often.
+    :ivar pushed: whether the storage tells of changes. :ivar bound: seconds after which a change is seen at the latest.
+    :ivar note: why the pool is not pushed, and what would make it so; or why it cannot be refreshed.
+    :ivar next_try: when a pool that failed is tried again, in seconds since the epoch.
+    """
+
+    way: str
+    pushed: bool
+    bound: float
+    note: str = ""
+    next_try: float | None = None
+
+
 class PoolInfo(msgspec.Struct, frozen=True):
     """The summary of a pool. Sizes in bytes.
 
     ``taken_at`` is when the snapshot was taken (0: never) and ``since`` when the pool entered its state (0: unknown), in
     seconds since the epoch. ``error`` tells why the pool is degraded, inaccessible or unusable. ``backend`` is False if no
-    backend is registered for the pool's type.
+    backend is registered for the pool's type. ``freshness`` is None if this Manager does not watch the pool.
     """
 
     name: str
@@ -49,6 +65,7 @@ class PoolInfo(msgspec.Struct, frozen=True):
     taken_at: float = 0.0
     since: float = 0.0
     error: str | None = None
+    freshness: Freshness | None = None
 
     @property
     def active(self) -> bool:

@@ -206,6 +206,23 @@ class Snapshot:
         """Return this snapshot with another generation number."""
         return self._but(generation=generation)
 
+    def taken_again(
+        self, taken_at: float, *, capacity: int, allocation: int, available: int, permissions: Permissions | None
+    ) -> Snapshot:
+        """Return this snapshot as of another time, with the pool's sizes of then."""
+        return self._but(
+            taken_at=taken_at, capacity=capacity, allocation=allocation, available=available, permissions=permissions
+        )
+
+    def has_records_of(self, other: Snapshot) -> bool:
+        """Return whether both have the same records, as far as that is known without comparing them."""
+        return all(mine is theirs for mine, theirs in zip(self.layers, other.layers, strict=True))
+
+    @property
+    def layers(self) -> tuple[object, object, object]:
+        """Where the records are kept. Internal."""
+        return self.whole, self._later, self._latest
+
     def keeping(self, previous: Snapshot) -> Snapshot:
         """Return this snapshot with the records that volumes which cannot be read had in ``previous``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from astore.model import PoolDef, PoolInfo, PoolState, Snapshot
+from astore.model import Freshness, PoolDef, PoolInfo, PoolState, Snapshot
 from astore.store.contract import LastSeen
 
 
@@ -38,11 +38,13 @@ def pool_info(
     snapshot: Snapshot,
     since: float,
     error: str | None,
+    freshness: Freshness | None = None,
 ) -> PoolInfo:
     """Return a pool's summary.
 
     :param definition: the one that it runs by, if it is active. :param backend: whether its type has a backend.
     :param since: when it entered its state, in seconds since the epoch. :param error: why it is inaccessible.
+    :param freshness: how it learns of changes, if it is watched.
     """
     why = error
     if why is None and state is PoolState.DEGRADED:
@@ -68,4 +70,5 @@ def pool_info(
         taken_at=snapshot.taken_at,
         since=since,
         error=why,
+        freshness=freshness,
     )

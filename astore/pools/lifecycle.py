@@ -22,8 +22,8 @@ import anyio
 
 from astore.backend import Backend, BuildsPools, Context, CutsLoose, CutsPoolsLoose, DeletesPools, PoolSession
 from astore.cancellation import CLEANUP_SECONDS, bounded, shielded
-from astore.errors import InvalidStateError, LibvirtCode, ManagerClosedError, UnsupportedOperationError
-from astore.events import PoolBuilt, PoolDeleted, PoolStopped
+from astore.errors import InvalidStateError, LibvirtCode, ManagerClosedError, UnsupportedOperationError, reason
+from astore.events import PoolBuilt, PoolDeleted, PoolStartFailed, PoolStopped
 from astore.lanes.job import patient
 from astore.model import PoolDef, PoolState
 from astore.plugin_calls import answer, asked, checked_definition
@@ -119,11 +119,13 @@ class Lifecycle:
                 await self._start(build, refresh, timeout)
             except Exception as error:
                 self._record.error = error
+                self._record.publish(PoolStartFailed, reason=reason(error))
                 raise
 
     async def stop(self, force: bool) -> None:
         """See :meth:`astore.Pool.stop`."""
         record = self._record
+        record.wanted = False
         self._services.check_open()
         if not force or not record.active:
             await self._host.catch_up(record)

@@ -100,6 +100,7 @@ class Pool:
             snapshot=record.snapshot,
             since=record.since,
             error=None if record.error is None else reason(record.error),
+            freshness=record.freshness,
         )
 
     def volume(self, name: str) -> Volume:
@@ -109,6 +110,15 @@ class Pool:
         """
         self.parts.volume(name)
         return Volume(self, name)
+
+    async def find(self, name: str, *, timeout: float | None = None) -> Volume:
+        """Return the volume of this name. If the snapshot lacks it, look for it alone, without a refresh of the pool.
+
+        :param timeout: seconds. :raises VolumeNotFoundError: there is none. What :meth:`refresh` raises.
+        """
+        if self.parts.snapshot.get(name) is None:
+            await self.parts.refresher.refresh_volume(name, timeout)
+        return self.volume(name)
 
     def to_xml(self, inactive: bool = False) -> str:
         """Return libvirt's ``<pool>`` document.
@@ -187,7 +197,7 @@ class Pool:
         """Refresh the snapshot. Concurrent callers share one refresh and its outcome.
 
         :param name: refresh this volume only. :param full: read every header anew.
-        :param timeout: seconds; if they pass and no other caller waits, the pool becomes inaccessible.
+        :param timeout: seconds. If they pass, the refresh goes on for as long again, for the next caller.
         :raises InvalidStateError: the pool is not active. OSError: the source cannot be read; the pool is inaccessible,
             its last good snapshot stays. TimeoutError: not in time.
         """

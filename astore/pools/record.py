@@ -22,7 +22,7 @@ from astore.events import (
     VolumeChanged,
     VolumeRemoved,
 )
-from astore.model import Changes, EntryError, PoolDef, PoolState, RefreshOutcome, Snapshot, VolumeInfo
+from astore.model import Changes, EntryError, Freshness, PoolDef, PoolState, RefreshOutcome, Snapshot, VolumeInfo
 from astore.pools.glance import state_when_last_seen
 from astore.pools.life import Life
 from astore.store.contract import LastSeen
@@ -39,6 +39,8 @@ class PoolRecord:
     :ivar since: when it entered its state, in seconds since the epoch (0: unknown).
     :ivar error: why it is inaccessible, or why its last start failed.
     :ivar saved: the state that was saved for the next process last.
+    :ivar wanted: whether ``start_all`` was to start it, and nobody has stopped it since.
+    :ivar freshness: how it learns of changes while it is watched.
     :ivar redefined: called with the record after it has taken over another definition; set by who keeps an index of them.
     """
 
@@ -58,6 +60,8 @@ class PoolRecord:
         self.life: Life | None = None
         self.gone = False
         self.saved: LastSeen | None = None
+        self.wanted = False
+        self.freshness: Freshness | None = None
         self.redefined: Callable[[PoolRecord], None] | None = None
         self.log = log.bind(pool=definition.name)
         self._bus = bus

@@ -210,7 +210,9 @@ class Refresher:
                 found = [await checked_snapshot(session, record.snapshot, full=run.full)]
                 journal, run.journal = run.journal, {}
                 before = record.snapshot
-                if len(found[0]) + len(before) > COMPARED_INLINE and life.lane is not None:
+                if not journal and found[0].has_records_of(before):
+                    snapshot, changes = found[0], Changes(unchanged=len(before))
+                elif len(found[0]) + len(before) > COMPARED_INLINE and life.lane is not None:
                     snapshot, changes = await life.lane.run(_compared, found, before, journal)
                 else:
                     snapshot, changes = _compared(found, before, journal)

@@ -22,7 +22,7 @@ from astore.registry import BackendRegistry
 class Services:
     """The threads, the backends, the event bus and the log of one Manager.
 
-    :ivar lanes: None while the Manager is closed; each opening makes new ones.
+    :ivar lanes: None while the Manager is closed; each opening makes new ones. :ivar watched: whether a watch is on.
     :param max_threads: how many blocking calls may run at once. :param call_timeout: their default deadline in seconds.
     """
 
@@ -33,6 +33,7 @@ class Services:
         self.call_timeout = call_timeout
         self._max_threads = max_threads
         self.lanes: Lanes | None = None
+        self.watched = False
         self._closing = False
         self._left_busy: list[tuple[PoolDef, str, PoolLane]] = []
 

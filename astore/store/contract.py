@@ -20,7 +20,7 @@ Optional abilities are Protocols: :class:`KeepsSnapshots`, :class:`WatchesStore`
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, NewType, Protocol, runtime_checkable
 
 import msgspec
@@ -258,10 +258,10 @@ class KeepsSnapshots(Protocol):
 class WatchesStore(Protocol):
     """Announces changes that any Manager makes."""
 
-    def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncGenerator[None]:
         """Yield whenever something has changed; ``read(since=…)`` tells what. Several changes may yield once.
 
-        Watching begins with the first ``anext``. Close the iterator with ``aclose``.
+        Watching begins with the first ``anext``. Close it with ``aclose``.
         """
         ...
 

@@ -20,7 +20,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
 from astore.errors import InvalidStateError
 from astore.model import PoolDef
+from astore.notices import About, FolderNotices, FolderWatch, Listener
 from astore.store.contract import (
     Contents,
     Current,
@@ -50,6 +52,9 @@ T = TypeVar("T")
 
 SAVE_TIMEOUT = 1.0
 """Seconds to wait for the lock before a snapshot is saved."""
+
+UNWATCHED_SECONDS = 1.0
+"""Seconds between two looks at folders that are not there, or cannot be watched."""
 
 MOST_STEPS = 4096
 """How many of its own changes a store remembers."""
@@ -143,6 +148,40 @@ class LocalStore(Store, KeepsSnapshots):
 
     async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
         return await self._call(self._load_snapshots, dict(runs))
+
+    async def changes(self) -> AsyncGenerator[None]:
+        """See :class:`astore.store.contract.WatchesStore`. Folders that cannot be watched are looked at every second."""
+        if self._lane is None:
+            raise InvalidStateError(f"the {self.name} was not opened", operation="watch")
+        heard, watches = asyncio.Event(), dict[Path, FolderWatch]()
+
+        def listener(folder: Path) -> Listener:
+            def hear(about: About, _: str | None) -> None:
+                if about is About.PLACE and folder in watches:
+                    watches.pop(folder).close()
+                heard.set()
+
+            return hear
+
+        folders = (self._files.pools, self._files.autostart, self._files.run)
+        try:
+            while True:
+                for folder in folders:
+                    if folder not in watches:
+                        with contextlib.suppress(OSError):
+                            open_folder = partial(os.open, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                            watches[folder] = await FolderNotices.of_this_loop().watch(
+                                open_folder, listener(folder), self._lane.run
+                            )
+                            heard.set()  # for what happened before
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if len(watches) == len(folders) else UNWATCHED_SECONDS):
+                        await heard.wait()
+                heard.clear()
+                yield
+        finally:
+            for watch in watches.values():
+                watch.close()
 
     # -------------------------------------------------------------------------------------------------- on the lane
 

@@ -71,6 +71,12 @@ class FileTree(abc.ABC):
     readers: ClassVar[int] = 1
     """How many threads should read headers at once."""
 
+    has_folder: ClassVar[bool] = False
+    """Whether it is a folder that the kernel can tell of, see :meth:`open_folder`."""
+
+    untold: int = 0
+    """How many entries of the last listing may change without a notice of the folder: links, and files with other names."""
+
     @abc.abstractmethod
     def key(self, name: str) -> str:
         """Return the volume key (= path) of an entry: an absolute path or a URL."""
@@ -147,6 +153,18 @@ class FileTree(abc.ABC):
     def permissions(self) -> Permissions | None:
         """Return the folder's permissions; None if it has no local path."""
         return None
+
+    def open_folder(self) -> int:
+        """Return a new descriptor of the folder, which the kernel tells of. Only if ``has_folder``. Blocks."""
+        raise NotImplementedError
+
+    def not_told(self) -> tuple[str, float]:
+        """Return why the kernel does not tell all changes ("" if it does), and how old a listing may be, in seconds. Blocks."""
+        return "", 0.0
+
+    def is_folder(self, identity: tuple[int, int]) -> bool:
+        """Return whether the tree is still the folder of this device and inode. Only if ``has_folder``. Blocks."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def close(self) -> None:

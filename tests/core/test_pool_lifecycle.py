@@ -367,5 +367,6 @@ async def test_events_of_failures(manager: astore.Manager, pool: astore.Pool, ba
         ("PoolStateChanged", "inaccessible", why),
         ("PoolStateChanged", "inactive", None),
         ("PoolStopped", None, None),
+        ("PoolStartFailed", None, why),
     ]
     await eventually(lambda: pool.state is PoolState.INACTIVE)

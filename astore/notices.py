@@ -1,0 +1,299 @@
+"""Notices of the kernel about folders: one inotify instance for each event loop (inotify(7)), and the table of mounts.
+
+A user may have some 128 inotify instances in all (fs.inotify.max_user_instances), so no pool has one of its own. The kernel
+does not tell of writes through a mapping until the file is closed, of what goes through another name of a file, and of what
+other machines do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import errno
+import os
+import re
+import select
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from asyncinotify import Event, Inotify, Mask, Watch
+
+PAUSE = 0.01
+"""Seconds between two looks while there are notices. The kernel merges equal ones that wait."""
+
+AT_ONCE = 256
+"""How many notices are passed on before the event loop's other work gets a turn."""
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+class About(enum.Enum):
+    """What a notice is about."""
+
+    CONTENT = "content"
+    """A file was written to, and is perhaps still being written to."""
+    NAME = "name"
+    """A name, or a file's attributes, or a file that was closed after writing."""
+    PLACE = "place"
+    """The folder was moved, deleted, mounted over or unmounted; or notices were lost."""
+
+
+Listener = Callable[[About, str | None], None]
+"""Called in the event loop with a name in the folder; None: the folder itself."""
+
+
+@contextlib.contextmanager
+def _limit_named(number: int, limit: str) -> Iterator[None]:
+    """Name the machine's limit in an error that means that it is reached."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != number:
+            raise
+        raise OSError(
+            number, f"the kernel has no more inotify {limit} for this user (fs.inotify.max_user_{limit})"
+        ) from error
+
+
+class FolderWatch:
+    """A listener's watch of one folder. Close it in the event loop.
+
+    :ivar identity: device and inode of the folder. :ivar path: where it was, without symbolic links.
+    """
+
+    def __init__(self, notices: FolderNotices, path: str, identity: tuple[int, int], listener: Listener) -> None:
+        self.path = path
+        self.identity = identity
+        self.listener = listener
+        self._notices = notices
+        self.descriptors: set[int] = set()
+        self.own = -1
+
+    def drain(self) -> None:
+        """Pass on all notices of changes that happened before this call. Never waits."""
+        self._notices.drain()
+
+    def close(self) -> None:
+        """Stop listening. May be called twice."""
+        self._notices.remove(self)
+
+
+class FolderNotices:
+    """The inotify instance of one event loop. It is opened by the first watch, and closed with the last."""
+
+    _of_loops: ClassVar[dict[asyncio.AbstractEventLoop, FolderNotices]] = {}
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()  # watches are added on other threads
+        self._inotify: Inotify | None = None
+        self._kernel: dict[int, Watch] = {}  # by watch descriptor
+        self._watches: dict[int, list[FolderWatch]] = {}
+        self._all: set[FolderWatch] = set()
+        self._table = -1
+        self._polling: select.epoll | None = None
+        self._points: frozenset[tuple[bytes, bytes]] = frozenset()
+        self._pause: asyncio.TimerHandle | None = None
+        self._adding = 0
+
+    @classmethod
+    def of_this_loop(cls) -> FolderNotices:
+        """Return the notices of the running event loop."""
+        loop = asyncio.get_running_loop()
+        return cls._of_loops.setdefault(loop, cls(loop))
+
+    async def watch(
+        self, open_folder: Callable[[], int], listener: Listener, run: Callable[..., Awaitable[FolderWatch]]
+    ) -> FolderWatch:
+        """Watch a folder from now on.
+
+        :param open_folder: returns a descriptor of the folder, which is closed here; called on a thread.
+        :param run: awaits a blocking call on a thread: ``lane.run``.
+        :raises OSError: ENOSPC: fs.inotify.max_user_watches is reached; EMFILE: fs.inotify.max_user_instances is. What
+            ``open_folder`` raises.
+        """
+        self._adding += 1
+        try:
+            watch = await run(self._add, open_folder, listener, discard=self._discard)
+            self._begin()
+            return watch
+        finally:
+            self._adding -= 1
+            self._close_if_unused()
+
+    # ------------------------------------------------------------------------------------------------- on a thread
+
+    def _add(self, open_folder: Callable[[], int], listener: Listener) -> FolderWatch:
+        from asyncinotify import Inotify, Mask  # it looks for the C library by running a program
+
+        of_itself = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.MASK_ADD | Mask.ONLYDIR
+        of_files = Mask.MODIFY | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVE | Mask.CREATE | Mask.DELETE
+        fd = open_folder()
+        try:
+            st = os.fstat(fd)
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            watch = FolderWatch(self, path, (st.st_dev, st.st_ino), listener)
+            with _limit_named(errno.EMFILE, "instances"), self._lock:
+                if self._inotify is None:
+                    self._open(Inotify(cache_size=16))
+                self._all.add(watch)
+            try:
+                with _limit_named(errno.ENOSPC, "watches"):
+                    watch.own = self._watched(watch, f"/proc/self/fd/{fd}", of_itself | of_files)
+                    while (parent := os.path.dirname(path)) != path:
+                        path = parent
+                        with contextlib.suppress(PermissionError, FileNotFoundError):
+                            self._watched(watch, path, of_itself)
+            except BaseException:
+                self._discard(watch)
+                raise
+            return watch
+        finally:
+            os.close(fd)
+
+    def _open(self, inotify: Inotify) -> None:
+        os.set_blocking(inotify.fd, False)  # InitFlags.NONBLOCK of asyncinotify 4.4 is another flag
+        self._inotify = inotify
+        with contextlib.suppress(OSError):  # without /proc, only what is mounted is not told
+            # never blocks, and O_NONBLOCK says so
+            self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._polling = select.epoll()
+            self._polling.register(self._table, select.EPOLLPRI | select.EPOLLERR)
+            self._polling.poll(0)
+            self._points = self._mounts()
+
+    def _watched(self, watch: FolderWatch, path: str, mask: Mask) -> int:
+        inotify = self._inotify  # it stays open until _add has returned
+        assert inotify is not None
+        found = inotify.add_watch(path, mask)
+        descriptor: int = found.wd
+        with self._lock:  # not during the call: it may wait for storage
+            self._kernel[descriptor] = found
+            self._watches.setdefault(descriptor, []).append(watch)
+        watch.descriptors.add(descriptor)
+        return descriptor
+
+    def _discard(self, watch: FolderWatch) -> None:
+        self._loop.call_soon_threadsafe(self.remove, watch)
+
+    # ------------------------------------------------------------------------------------------- in the event loop
+
+    def _begin(self) -> None:
+        if self._inotify is not None and self._pause is None:
+            self._loop.add_reader(self._inotify.fd, self._readable)
+            if self._polling is not None:
+                self._loop.add_reader(self._polling.fileno(), self._mounts_changed)
+
+    def remove(self, watch: FolderWatch) -> None:
+        """Remove a watch."""
+        with self._lock:
+            self._all.discard(watch)
+            for descriptor in watch.descriptors:
+                watches = self._watches.get(descriptor, [])
+                if watch in watches:
+                    watches.remove(watch)
+                if not watches:
+                    self._forget(descriptor)
+            watch.descriptors.clear()
+        self._close_if_unused()
+
+    def _forget(self, descriptor: int) -> None:
+        self._watches.pop(descriptor, None)
+        found = self._kernel.pop(descriptor, None)
+        if found is not None and self._inotify is not None:
+            with contextlib.suppress(OSError):  # the folder is gone, and its watch with it
+                self._inotify.rm_watch(found)
+
+    def _close_if_unused(self) -> None:
+        if self._all or self._adding:
+            return
+        if self._of_loops.get(self._loop) is self:
+            del self._of_loops[self._loop]
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._polling is not None:
+            self._loop.remove_reader(self._polling.fileno())
+            self._polling.close()
+            self._polling = None
+        if self._table >= 0:
+            os.close(self._table)
+            self._table = -1
+        if self._inotify is not None:
+            self._loop.remove_reader(self._inotify.fd)
+            self._inotify.close()
+            self._inotify = None
+
+    def _readable(self) -> None:
+        """Pass on some notices; look for more in a moment."""
+        assert self._inotify is not None
+        emptied = self._pass_on(AT_ONCE)
+        if self._inotify is None:  # a listener has closed the last watch
+            return
+        self._loop.remove_reader(self._inotify.fd)
+        self._pause = self._loop.call_later(PAUSE if emptied else 0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._begin()
+
+    def drain(self) -> None:
+        """Pass on all notices that wait."""
+        self._pass_on(None)
+
+    def _pass_on(self, most: int | None) -> bool:
+        """Pass on up to ``most`` notices; return whether there are no more."""
+        while self._inotify is not None and (most is None or most > 0):
+            try:
+                event = self._inotify.sync_get()
+            except BlockingIOError:
+                return True
+            if event is not None:
+                self._tell(event)
+            most = None if most is None else most - 1
+        return self._inotify is None
+
+    def _tell(self, event: Event) -> None:
+        from asyncinotify import Mask
+
+        mask = int(event.mask)
+        if mask & Mask.Q_OVERFLOW:
+            for watch in tuple(self._all):
+                watch.listener(About.PLACE, None)
+            return
+        found = event.watch
+        if found is None:
+            return
+        name = None if event.name is None else str(event.name)
+        moved = bool(mask & (Mask.MOVE_SELF | Mask.DELETE_SELF | Mask.UNMOUNT | Mask.IGNORED))
+        about = About.PLACE if moved else About.CONTENT if mask == Mask.MODIFY else About.NAME
+        for watch in tuple(self._watches.get(found.wd, ())):
+            if moved or watch.own == found.wd:
+                watch.listener(about, name)
+        if mask & Mask.IGNORED:
+            with self._lock:
+                self._kernel.pop(found.wd, None)
+                self._watches.pop(found.wd, None)
+
+    def _mounts_changed(self) -> None:
+        """Tell those whose folder is below a mount point that appeared or vanished."""
+        assert self._polling is not None
+        self._polling.poll(0)
+        before, self._points = self._points, self._mounts()
+        changed = {
+            os.fsdecode(_ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), one[1])) for one in before ^ self._points
+        }
+        for watch in tuple(self._all):
+            if any(watch.path == point or watch.path.startswith(point.rstrip("/") + "/") for point in changed):
+                watch.listener(About.PLACE, None)
+
+    def _mounts(self) -> frozenset[tuple[bytes, bytes]]:
+        """Return the mounts, each as its number and its point."""
+        os.lseek(self._table, 0, os.SEEK_SET)
+        text = b""
+        while more := os.read(self._table, 1 << 20):
+            text += more
+        fields = (line.split(b" ", 5) for line in text.splitlines())
+        return frozenset((one[0], one[4]) for one in fields if len(one) > 4)

@@ -1,0 +1,243 @@
+"""Which pools are watched, how they are retried, and what ends the watch."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+from core_fakes import FakeBackend, cancel_after, fake, fake_registry, names, started, volume
+from watching_support import by_another_process, dir_pool, until, watched
+
+import astore
+from astore.manager import pool_watch, watching
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """A backend that tells nothing; its pools have the volume a."""
+    backend = FakeBackend()
+    backend.show("a")
+    return backend
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls and retries are quick."""
+    for name, seconds in (("LEAST", 0.02), ("MOST", 0.05), ("FIRST_RETRY", 0.02), ("LAST_RETRY", 0.1)):
+        monkeypatch.setattr(pool_watch, name, seconds)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_polled(tmp_path: Path, backend: FakeBackend) -> None:
+    """A pool whose storage tells nothing is refreshed every so often, and says so; stopped, it is not."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager, manager.watch():
+        pool = await started(manager, fake("pool"))
+        await watched(pool, "polled")
+        assert pool.info.freshness is not None
+        assert pool.info.freshness.note == "its storage tells nothing"
+        backend.show("a", "b")
+        await until(lambda: names(pool) == ["a", "b"], "what was added")
+        await pool.stop()
+        await until(lambda: pool.info.freshness is None, "the end of its watch")
+        before = backend.count("refresh")
+        await asyncio.sleep(0.2)
+        assert backend.count("refresh") == before
+        await pool.start()
+        backend.show("c")
+        await until(lambda: names(pool) == ["c"], "what was added after it was started again")
+
+
+async def test_slower_while_nothing_changes(
+    tmp_path: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time between two polls grows while nothing changes, up to what the caller said, and shrinks when something does."""
+    monkeypatch.setattr(pool_watch, "LEAST", 0.01)
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool, other = await started(manager, fake("pool")), await started(manager, fake("other"))
+        async with manager.watch(max_staleness={"pool": 0.4}):
+            await watched(pool, "polled")
+            await until(lambda: backend.count("refresh", "pool") >= 12, "a dozen polls")
+            (one,) = (one for one in _watches(manager) if one.parts.name == "pool")
+            assert one._interval == pytest.approx(0.4)
+            assert pool.info.freshness is not None
+            assert other.info.freshness is not None
+            assert pool.info.freshness.bound < 1 < other.info.freshness.bound
+            backend.put("new", volume("new"), "pool")
+            await until(lambda: one._interval < 0.1, "quicker polls")
+
+
+def _watches(manager: astore.Manager) -> list[pool_watch.PoolWatch]:
+    (watch,) = (
+        one for one in gc.get_objects() if isinstance(one, watching.Watch) and one.services is manager._services
+    )
+    return list(watch._pools.values())
+
+
+@pytest.mark.usefixtures("quick")
+async def test_pools_that_were_not_ready(tmp_path: Path, backend: FakeBackend) -> None:
+    """What start_all could not start is tried again, each failure an event; what was stopped by hand is not."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool, other = await manager.define(fake("pool")), await manager.define(fake("other"))
+        for one in (pool, other):
+            await one.set_autostart(True)
+        async with manager.watch(), manager.events() as events:
+            backend.fail("open", ConnectionRefusedError(111, "no network yet"))
+            outcomes = await manager.start_all()
+            assert all(outcomes.values())
+            retries: list[astore.PoolRetry] = []
+            failed = 0
+            while len(retries) < 6:
+                event = await anext(events)
+                failed += isinstance(event, astore.PoolStartFailed)
+                retries += [event] if isinstance(event, astore.PoolRetry) else []
+            assert failed >= 4
+            assert {one.pool for one in retries} == {"pool", "other"}
+            first, second, *_ = (one for one in retries if one.pool == "pool")
+            assert (first.attempt, second.attempt) == (1, 2)
+            assert "no network yet" in first.reason
+            assert first.at > first.time
+            with pytest.raises(astore.InvalidStateError):
+                await other.stop()  # it is not to be started any more
+            backend.fail("open", None)
+            await until(lambda: pool.active, "the pool")
+            assert names(pool) == ["a"]
+            await asyncio.sleep(0.3)
+            assert not other.active
+
+
+@pytest.mark.usefixtures("quick")
+async def test_inaccessible_pools(tmp_path: Path, backend: FakeBackend) -> None:
+    """An inaccessible pool comes back by itself, unless the caller wants no retries."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        for retry in (True, False):
+            async with manager.watch(retry=retry):
+                await watched(pool, "polled")
+                backend.fail("refresh", ConnectionResetError(104, "gone"))
+                await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the failure")
+                backend.fail("refresh", None)
+                if retry:
+                    await until(lambda: pool.state is astore.PoolState.RUNNING, "the recovery")
+                else:
+                    await asyncio.sleep(0.3)
+                    assert pool.state is astore.PoolState.INACCESSIBLE
+        await pool.refresh()
+        assert pool.state is astore.PoolState.RUNNING
+
+
+@pytest.mark.usefixtures("quick")
+async def test_pools_that_hang_cost_only_themselves(tmp_path: Path, backend: FakeBackend) -> None:
+    """Twenty pools hang; another is refreshed as before."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        hung = [await started(manager, fake(f"hung{index}")) for index in range(20)]
+        for one in hung:
+            backend.hold("refresh", one.name)
+        async with manager.watch():
+            await until(lambda: all(backend.count("refresh", one.name) > 1 for one in hung), "all to hang")
+            backend.show("z", pool="pool")
+            await until(lambda: names(pool) == ["z"], "a change elsewhere")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_the_manager_is_closed(tmp_path: Path, backend: FakeBackend) -> None:
+    """The watch of a Manager that is closed ends by itself."""
+    before = asyncio.all_tasks()
+    manager = astore.Manager(tmp_path / "state", registry=fake_registry(backend))
+    async with manager:
+        pool = await started(manager, fake("pool"))
+        watch = manager.watch()
+        await watch.__aenter__()
+        await watched(pool, "polled")
+    await until(lambda: asyncio.all_tasks() == before, "the end of its tasks")
+    await watch.__aexit__()
+    async with manager, manager.watch():
+        await watched(manager.pool("pool"), "polled")
+
+
+async def test_one_watch_at_a_time(tmp_path: Path, backend: FakeBackend) -> None:
+    """A second watch is refused; after the first one another may begin. A closed Manager cannot be watched."""
+    manager = astore.Manager(tmp_path / "state", registry=fake_registry(backend))
+    with pytest.raises(astore.ManagerClosedError):
+        await manager.watch().__aenter__()
+    async with manager:
+        async with manager.watch():
+            with pytest.raises(astore.InvalidStateError, match="watched already"):
+                await manager.watch().__aenter__()
+        async with manager.watch():
+            pass
+
+
+async def test_cancelled_at_every_await(tmp_path: Path) -> None:
+    """Wherever the one who watches is cancelled, no task, watch or descriptor is left, and the pools work."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    async with astore.Manager(tmp_path / "state") as manager:
+        pool = await dir_pool(manager, folder)
+        before = asyncio.all_tasks()
+        for count in range(40):
+
+            async def watch() -> None:
+                async with manager.watch():
+                    await watched(pool)
+                    (folder / "x").write_text("x")
+                    await until(lambda: pool.volumes, "x")
+
+            await cancel_after(count, watch)
+            assert asyncio.all_tasks() == before
+            assert pool.info.freshness is None
+            (folder / "x").unlink(missing_ok=True)
+            await pool.refresh()
+            assert not pool.volumes
+
+
+async def test_other_processes_on_the_same_folder(tmp_path: Path) -> None:
+    """What another process defines, starts, makes, stops and undefines is told here, without a reload."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "pool.xml").write_text(
+        f"<pool type='dir'><name>images</name><target><path>{folder}</path></target></pool>"
+    )
+    astore_command = f"{sys.executable} -m astore.cli --state-dir state"
+    async with astore.Manager(tmp_path / "state") as manager, manager.watch():
+        async with manager.events() as events:
+
+            async def told(kind: type[astore.Event]) -> astore.Event:
+                async with asyncio.timeout(60):
+                    while not isinstance(event := await anext(events), kind):
+                        pass
+                return event
+
+            await by_another_process(f"{astore_command} pool define pool.xml", tmp_path)
+            await told(astore.PoolDefined)
+            await by_another_process(f"{astore_command} pool start images", tmp_path)
+            await told(astore.PoolStarted)
+            await watched(manager.pool("images"))
+            await by_another_process(f"{astore_command} vol create images new 1M", tmp_path)
+            event = await told(astore.VolumeAdded)
+            assert isinstance(event, astore.VolumeAdded)
+            assert event.name == "new"
+            await by_another_process(f"{astore_command} pool stop images", tmp_path)
+            await told(astore.PoolStopped)
+            await by_another_process(f"{astore_command} pool undefine images", tmp_path)
+            await told(astore.PoolUndefined)
+            assert not manager.pools()
+
+
+async def test_found_on_a_miss(manager: astore.Manager, pool: astore.Pool, folder: Path) -> None:
+    """find() looks for what the snapshot lacks, alone."""
+    (folder / "new").write_text("x")
+    with pytest.raises(astore.VolumeNotFoundError):
+        pool.volume("new")
+    generation = pool.snapshot.generation
+    assert (await pool.find("new")).name == "new"
+    assert pool.snapshot.generation == generation + 1
+    assert (await pool.find("new")).name == "new"
+    assert pool.snapshot.generation == generation + 1
+    with pytest.raises(astore.VolumeNotFoundError):
+        await pool.find("none")
+    with pytest.raises(astore.VolumeNotFoundError):
+        await pool.find("../images/new")
