@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
-import astore
+from core_fakes import eventually
 
-PATIENCE = 60.0
-"""Seconds after which a test that waits for something has failed."""
+import astore
 
 
 async def dir_pool(manager: astore.Manager, folder: Path, name: str = "images") -> astore.Pool:
@@ -20,19 +17,11 @@ async def dir_pool(manager: astore.Manager, folder: Path, name: str = "images") 
     return pool
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until something holds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await asyncio.sleep(0.005)
-            return
-    raise AssertionError(f"it did not come: {what}")
-
-
 async def watched(pool: astore.Pool, way: str = "inotify") -> None:
     """Wait until the pool is watched, and everything until now has been seen."""
-    await until(lambda: pool.info.freshness is not None and pool.info.freshness.way == way, f"{pool.name} is {way}")
+    await eventually(
+        lambda: pool.info.freshness is not None and pool.info.freshness.way == way, f"{pool.name} is {way}"
+    )
 
 
 async def by_another_process(command: str, folder: Path) -> None:

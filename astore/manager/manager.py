@@ -346,7 +346,7 @@ class Manager:
         return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
 
     def watch(self, *, max_staleness: float | Mapping[str, float] | None = None, retry: bool = True) -> Watch:
-        """Keep all pools fresh: ``async with manager.watch(): ...``. See docs/freshness.md.
+        """Keep all pools fresh: ``async with manager.watch(): ...``.
 
         What others change in active pools, and in the store, is seen and told by events: at once where the storage tells of it,
         else by refreshing every so often; ``pool.info.freshness`` says how. The watch ends with its block, or with the Manager.

@@ -6,6 +6,7 @@ Each pool has a timer, and a task only while it is being refreshed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Self
@@ -148,13 +149,19 @@ class Watch:
         while self._ready and self._running < AT_ONCE and not self._ended:
             watched = self._ready.popleft()
             self._running += 1
-            counted = [True]
+            self._spawn(self._look_now(watched), f"astore watch of {watched.parts.name}")
 
-            def no_longer_counted(counted: list[bool] = counted) -> None:
-                if counted.pop() if counted else False:
-                    self._running -= 1
-                    self._begin_next()
+    async def _look_now(self, watched: PoolWatch) -> None:
+        """Look at a pool. After a second it holds up no other."""
+        slot = contextlib.ExitStack()
+        slot.callback(self._give_back)
+        timer = asyncio.get_running_loop().call_later(1.0, slot.close)
+        try:
+            await watched.refresh()
+        finally:
+            timer.cancel()
+            slot.close()
 
-            task = self._spawn(watched.refresh(), f"astore watch of {watched.parts.name}")
-            timer = asyncio.get_running_loop().call_later(1.0, no_longer_counted)
-            task.add_done_callback(lambda _, timer=timer, done=no_longer_counted: (timer.cancel(), done()))  # type: ignore[misc]
+    def _give_back(self) -> None:
+        self._running -= 1
+        self._begin_next()

@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from core_fakes import eventually
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from watching_support import dir_pool, same, true_volumes, until, watched
+from watching_support import dir_pool, same, true_volumes, watched
 
 import astore
 from astore.manager import pool_watch
@@ -126,7 +127,7 @@ class Folder(RuleBasedStateMachine):
 
     async def _compare(self) -> None:
         true = await true_volumes(self.folder, self.base / "oracle")
-        await until(lambda: same(self.pool.snapshot, true), "what a full refresh finds")
+        await eventually(lambda: same(self.pool.snapshot, true), "what a full refresh finds")
 
 
 Folder.TestCase.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)
@@ -159,7 +160,7 @@ async def test_lost_notices_do_no_harm(
             if not index % 10:
                 await asyncio.sleep(0.005)
         true = await true_volumes(folder, tmp_path / "oracle")
-        await until(lambda: same(pool.snapshot, true), "the truth")
+        await eventually(lambda: same(pool.snapshot, true), "the truth")
 
 
 def _lossy(watch: FolderWatch, lot: random.Random, heard: float) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import asyncinotify
 import pytest
-from watching_support import by_another_process, dir_pool, same, true_volumes, until, watched
+from core_fakes import eventually
+from watching_support import by_another_process, dir_pool, same, true_volumes, watched
 
 import astore
 from astore.notices import FolderNotices
@@ -61,11 +62,11 @@ async def test_every_kind_of_change(
     await by_another_process("head -c 8192 /dev/zero > old; echo 1 > other", folder)
     async with manager.watch():
         await watched(pool)
-        await until(lambda: len(pool.volumes) == 2, "the files of before")
+        await eventually(lambda: len(pool.volumes) == 2, "the files of before")
         async with manager.events(kinds={astore.VolumeEvent}) as events:
             await by_another_process(CHANGES[change], folder)
             true = await true_volumes(folder, tmp_path / "oracle")
-            await until(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
+            await eventually(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
             if change != "symlink":
                 assert events.receive_nowait() is not None
 
@@ -84,7 +85,7 @@ async def test_what_is_written_all_the_time(manager: astore.Manager, pool: astor
     await by_another_process("echo x > busy; echo y > quiet", folder)
     async with manager.watch():
         await watched(pool)
-        await until(lambda: len(pool.volumes) == 2, "both")
+        await eventually(lambda: len(pool.volumes) == 2, "both")
         async with manager.events(kinds={astore.VolumeEvent}) as events:
             with (folder / "busy").open("ab", buffering=0) as file:
                 began = asyncio.get_running_loop().time()
@@ -94,7 +95,7 @@ async def test_what_is_written_all_the_time(manager: astore.Manager, pool: astor
                     writes += 1
                     await asyncio.sleep(0.002)
             size = (folder / "busy").stat().st_size
-            await until(lambda: pool.volume("busy").info.physical == size, "the last size")
+            await eventually(lambda: pool.volume("busy").info.physical == size, "the last size")
         told = []
         while (event := events.receive_nowait()) is not None:
             told.append(event)
@@ -134,7 +135,7 @@ async def test_what_may_change_without_a_notice(
     await by_another_process(make, folder)
     async with manager.watch():
         await watched(pool)
-        await until(lambda: len(pool.volumes) == 1, "the entry")
+        await eventually(lambda: len(pool.volumes) == 1, "the entry")
         await asyncio.sleep(1.1)
         await pool.refresh()
         target.write_text("longer")
@@ -148,17 +149,17 @@ async def test_the_folder_goes_and_comes(manager: astore.Manager, pool: astore.P
     async with manager.watch(), manager.events(kinds={astore.PoolRetry}) as retries:
         await watched(pool)
         away = folder.rename(folder.parent / "away")
-        await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the folder is gone")
-        await until(lambda: pool.info.freshness is not None and pool.info.freshness.next_try, "the next try")
+        await eventually(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the folder is gone")
+        await eventually(lambda: pool.info.freshness is not None and pool.info.freshness.next_try, "the next try")
         event = await anext(retries)
         assert isinstance(event, astore.PoolRetry)
         assert (event.attempt, event.pool) == (1, "images")
         assert event.at > event.time
         away.rename(folder)
-        await until(lambda: pool.state is astore.PoolState.RUNNING, "the folder is back")
+        await eventually(lambda: pool.state is astore.PoolState.RUNNING, "the folder is back")
         await watched(pool)
         (folder / "b").write_text("x")
-        await until(lambda: "b" in pool.snapshot.by_name, "b")
+        await eventually(lambda: "b" in pool.snapshot.by_name, "b")
 
 
 async def test_a_folder_above_is_moved(manager: astore.Manager, tmp_path: Path) -> None:
@@ -169,9 +170,9 @@ async def test_a_folder_above_is_moved(manager: astore.Manager, tmp_path: Path) 
     async with manager.watch():
         await watched(pool)
         (tmp_path / "above").rename(tmp_path / "away")
-        await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the folder is gone")
+        await eventually(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the folder is gone")
         (tmp_path / "away").rename(tmp_path / "above")
-        await until(lambda: pool.state is astore.PoolState.RUNNING, "the folder is back")
+        await eventually(lambda: pool.state is astore.PoolState.RUNNING, "the folder is back")
 
 
 async def test_another_folder_in_its_place(manager: astore.Manager, pool: astore.Pool, folder: Path) -> None:
@@ -182,26 +183,26 @@ async def test_another_folder_in_its_place(manager: astore.Manager, pool: astore
         folder.rename(folder.parent / "away")
         folder.mkdir()
         (folder / "new").write_text("x")
-        await until(lambda: list(pool.snapshot.by_name) == ["new"], "the new folder")
+        await eventually(lambda: list(pool.snapshot.by_name) == ["new"], "the new folder")
         await watched(pool)
         (folder / "newer").write_text("x")
-        await until(lambda: "newer" in pool.snapshot.by_name, "what is made in it")
+        await eventually(lambda: "newer" in pool.snapshot.by_name, "what is made in it")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.root
 async def test_mounted_over_and_unmounted(manager: astore.Manager, pool: astore.Pool, folder: Path) -> None:
     """What is mounted over the folder is seen at once, and so is its end."""
     (folder / "below").write_text("x")
     async with manager.watch():
         await watched(pool)
         await by_another_process(f"mount -t tmpfs none {folder}", folder.parent)
-        await until(lambda: not pool.volumes, "the file system above")
+        await eventually(lambda: not pool.volumes, "the file system above")
         await by_another_process("echo x > above", folder)
-        await until(lambda: list(pool.snapshot.by_name) == ["above"], "a file in it")
+        await eventually(lambda: list(pool.snapshot.by_name) == ["above"], "a file in it")
         await by_another_process(f"umount {folder}", folder.parent)
-        await until(lambda: list(pool.snapshot.by_name) == ["below"], "the folder below")
+        await eventually(lambda: list(pool.snapshot.by_name) == ["below"], "the folder below")
         await by_another_process("echo x > more", folder)
-        await until(lambda: "more" in pool.snapshot.by_name, "a file in that")
+        await eventually(lambda: "more" in pool.snapshot.by_name, "a file in that")
 
 
 async def test_one_instance_for_all_pools(manager: astore.Manager, tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ async def test_one_instance_for_all_pools(manager: astore.Manager, tmp_path: Pat
             await watched(pool)
         assert len(held()) == before + 1
         (folders[17] / "x").write_text("x")
-        await until(lambda: pools[17].volumes, "the change of one")
+        await eventually(lambda: pools[17].volumes, "the change of one")
         assert not any(pool.volumes for pool in pools if pool is not pools[17])
     assert len(held()) == before
 
@@ -251,7 +252,7 @@ async def test_limits_of_the_machine(
         assert not freshness.pushed
         assert freshness.bound < 30
         (folder / "x").write_text("x")
-        await until(lambda: pool.volumes, "what polling finds")
+        await eventually(lambda: pool.volumes, "what polling finds")
 
 
 async def test_overflow(manager: astore.Manager, pool: astore.Pool, folder: Path, tmp_path: Path) -> None:
@@ -267,5 +268,5 @@ async def test_overflow(manager: astore.Manager, pool: astore.Pool, folder: Path
         notices._begin()
         true = await true_volumes(folder, tmp_path / "oracle")
         assert len(true) == 3000
-        await until(lambda: same(pool.snapshot, true), "the end")
+        await eventually(lambda: same(pool.snapshot, true), "the end")
         await watched(pool)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, cancel_after, fake, fake_registry, names, started, volume
-from watching_support import by_another_process, dir_pool, until, watched
+from core_fakes import FakeBackend, cancel_after, eventually, fake, fake_registry, names, started, volume
+from watching_support import by_another_process, dir_pool, watched
 
 import astore
 from astore.manager import pool_watch, watching
@@ -39,15 +39,15 @@ async def test_polled(tmp_path: Path, backend: FakeBackend) -> None:
         assert pool.info.freshness is not None
         assert pool.info.freshness.note == "its storage tells nothing"
         backend.show("a", "b")
-        await until(lambda: names(pool) == ["a", "b"], "what was added")
+        await eventually(lambda: names(pool) == ["a", "b"], "what was added")
         await pool.stop()
-        await until(lambda: pool.info.freshness is None, "the end of its watch")
+        await eventually(lambda: pool.info.freshness is None, "the end of its watch")
         before = backend.count("refresh")
         await asyncio.sleep(0.2)
         assert backend.count("refresh") == before
         await pool.start()
         backend.show("c")
-        await until(lambda: names(pool) == ["c"], "what was added after it was started again")
+        await eventually(lambda: names(pool) == ["c"], "what was added after it was started again")
 
 
 async def test_slower_while_nothing_changes(
@@ -59,14 +59,14 @@ async def test_slower_while_nothing_changes(
         pool, other = await started(manager, fake("pool")), await started(manager, fake("other"))
         async with manager.watch(max_staleness={"pool": 0.4}):
             await watched(pool, "polled")
-            await until(lambda: backend.count("refresh", "pool") >= 12, "a dozen polls")
+            await eventually(lambda: backend.count("refresh", "pool") >= 12, "a dozen polls")
             (one,) = (one for one in _watches(manager) if one.parts.name == "pool")
             assert one._interval == pytest.approx(0.4)
             assert pool.info.freshness is not None
             assert other.info.freshness is not None
             assert pool.info.freshness.bound < 1 < other.info.freshness.bound
             backend.put("new", volume("new"), "pool")
-            await until(lambda: one._interval < 0.1, "quicker polls")
+            await eventually(lambda: one._interval < 0.1, "quicker polls")
 
 
 def _watches(manager: astore.Manager) -> list[pool_watch.PoolWatch]:
@@ -102,7 +102,7 @@ async def test_pools_that_were_not_ready(tmp_path: Path, backend: FakeBackend) -
             with pytest.raises(astore.InvalidStateError):
                 await other.stop()  # it is not to be started any more
             backend.fail("open", None)
-            await until(lambda: pool.active, "the pool")
+            await eventually(lambda: pool.active, "the pool")
             assert names(pool) == ["a"]
             await asyncio.sleep(0.3)
             assert not other.active
@@ -117,10 +117,10 @@ async def test_inaccessible_pools(tmp_path: Path, backend: FakeBackend) -> None:
             async with manager.watch(retry=retry):
                 await watched(pool, "polled")
                 backend.fail("refresh", ConnectionResetError(104, "gone"))
-                await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the failure")
+                await eventually(lambda: pool.state is astore.PoolState.INACCESSIBLE, "the failure")
                 backend.fail("refresh", None)
                 if retry:
-                    await until(lambda: pool.state is astore.PoolState.RUNNING, "the recovery")
+                    await eventually(lambda: pool.state is astore.PoolState.RUNNING, "the recovery")
                 else:
                     await asyncio.sleep(0.3)
                     assert pool.state is astore.PoolState.INACCESSIBLE
@@ -137,9 +137,9 @@ async def test_pools_that_hang_cost_only_themselves(tmp_path: Path, backend: Fak
         for one in hung:
             backend.hold("refresh", one.name)
         async with manager.watch():
-            await until(lambda: all(backend.count("refresh", one.name) > 1 for one in hung), "all to hang")
+            await eventually(lambda: all(backend.count("refresh", one.name) > 1 for one in hung), "all to hang")
             backend.show("z", pool="pool")
-            await until(lambda: names(pool) == ["z"], "a change elsewhere")
+            await eventually(lambda: names(pool) == ["z"], "a change elsewhere")
 
 
 @pytest.mark.usefixtures("quick")
@@ -152,7 +152,7 @@ async def test_the_manager_is_closed(tmp_path: Path, backend: FakeBackend) -> No
         watch = manager.watch()
         await watch.__aenter__()
         await watched(pool, "polled")
-    await until(lambda: asyncio.all_tasks() == before, "the end of its tasks")
+    await eventually(lambda: asyncio.all_tasks() == before, "the end of its tasks")
     await watch.__aexit__()
     async with manager, manager.watch():
         await watched(manager.pool("pool"), "polled")
@@ -184,7 +184,7 @@ async def test_cancelled_at_every_await(tmp_path: Path) -> None:
                 async with manager.watch():
                     await watched(pool)
                     (folder / "x").write_text("x")
-                    await until(lambda: pool.volumes, "x")
+                    await eventually(lambda: pool.volumes, "x")
 
             await cancel_after(count, watch)
             assert asyncio.all_tasks() == before
