@@ -105,4 +105,5 @@ def pool_document(pool: StandingPool) -> Document:
     found["has_backend"] = found.pop("backend")
     found["refreshed_at"] = found.pop("taken_at") or None
     found["since"] = pool.info.since or None
+    del found["freshness"]  # this process watches nothing
     return {**found, "active": pool.info.active, "target_path": pool.definition.target.path}
