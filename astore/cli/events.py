@@ -247,12 +247,12 @@ def what_happened(event: kinds.Event) -> str:
                 f"refreshed: {event.added} added, {event.changed} changed, {event.removed} removed, "
                 f"{event.unchanged} unchanged{wrong}"
             )
-        case kinds.PoolStateChanged(old=old, new=new, reason=reason):
-            return f"{old} → {new}{f': {reason}' if reason else ''}"
-        case kinds.PoolStartFailed(reason=reason):
-            return f"could not be started: {reason}"
-        case kinds.PoolRetry(attempt=attempt, at=at, reason=reason):
-            return f"try {attempt} failed{f': {reason}' if reason else ''}; next try at {clock(at)}"
+        case kinds.PoolStateChanged(old=old, new=new):
+            return f"{old} → {new}{_why(event)}"
+        case kinds.PoolStartFailed():
+            return f"could not be started{_why(event)}"
+        case kinds.PoolRetry(attempt=attempt, at=at):
+            return f"try {attempt} failed{_why(event)}; next try at {clock(at)}"
         case kinds.PoolAutostartChanged(autostart=autostart):
             return f"autostart {'on' if autostart else 'off'}"
         case kinds.BackendRegistered(type=type_):
@@ -263,3 +263,8 @@ def what_happened(event: kinds.Event) -> str:
             return f"{missed} events were lost: this reader is too slow"
     word = type(event).__name__.removeprefix("Pool")
     return word.lower()
+
+
+def _why(event: kinds.PoolStateChanged | kinds.PoolStartFailed | kinds.PoolRetry) -> str:
+    """Return the reason after a colon, without the pool's name, which the line begins with."""
+    return f": {event.reason.removeprefix(f'pool {event.pool!r}: ')}" if event.reason else ""
