@@ -372,7 +372,7 @@ class CutsLoose(Protocol):
 
 
 Tell = Callable[[frozenset[str] | None, bool], None]
-"""Called in the event loop with the names that may have changed (None: any), and whether the bytes of volumes alone did."""
+"""Called in the event loop with the names of which something may have changed (None: any), and whether only bytes did."""
 
 
 class Told(Protocol):

@@ -65,6 +65,7 @@ class PoolWatch:
         self._note = ""
         self._whole = True  # whether the whole pool must be refreshed
         self._names: set[str] = set()  # volumes whose bytes have changed
+        self._hurry = False  # whether more than bytes has changed
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._busy = False
@@ -118,6 +119,7 @@ class PoolWatch:
         """Note that the storage tells of a change."""
         if self._closed:
             return
+        self._hurry = self._hurry or not bytes_alone
         if names is None or not bytes_alone:
             self._whole = True
         elif not self._whole:
@@ -129,7 +131,7 @@ class PoolWatch:
     def _after_notice(self) -> float:
         """Return in how many seconds to look at what was told."""
         since = time.monotonic() - self._ended_at
-        pause = self._took * SHARE if self._whole else max(WRITING, self._took * SHARE)
+        pause = max(self._took * SHARE, 0.0 if self._hurry else WRITING)
         return max(SOON, pause - since)
 
     def _schedule(self, seconds: float) -> None:
@@ -227,19 +229,19 @@ class PoolWatch:
         if self._life is not life:
             self._forget()
             self._life = life
-        nothing_told = (
-            not self._whole and not self._names
-        )  # the sweep: notices, or the watch itself, may have been lost
-        if self._told is not None and (self._told.lost or nothing_told):
-            self._told.close()
+        told, nothing_heard = self._told, not self._whole and not self._names
+        # the sweep finds what was not told: it listens anew, so that the session lists everything
+        if told is not None and (told.lost or (told.complete and nothing_heard)):
+            told.close()
             self._told = None
         if self._told is None:
             await self._listen(life)
+        self._hurry = False
         if self._whole:
             self._whole = False
             self._names.clear()
             try:
-                return await self.parts.refresher.refresh(False, None)
+                return await self.parts.refresher.refresh(False, None, unasked=True)
             except BaseException:
                 self._whole = True
                 raise

@@ -48,11 +48,13 @@ COMPARED_INLINE = 1000
 class _Run:
     """A running refresh, and the number of its callers."""
 
-    __slots__ = ("full", "journal", "life", "outcome", "patience", "task", "timer", "waiters")
+    __slots__ = ("began", "full", "journal", "life", "outcome", "patience", "task", "timer", "unasked", "waiters")
 
-    def __init__(self, life: Life, full: bool) -> None:
+    def __init__(self, life: Life, full: bool, unasked: bool) -> None:
         self.life = life
         self.full = full
+        self.unasked = unasked
+        self.began = time.monotonic()
         self.waiters = 0
         self.patience = Patience(None)
         self.timer: asyncio.TimerHandle | None = None  # ends it when nobody waits any more
@@ -90,10 +92,13 @@ class Refresher:
         """Whether a whole refresh is running."""
         return self._run is not None
 
-    async def refresh(self, full: bool, timeout: float | None) -> RefreshOutcome:
-        """Refresh the whole pool; see :meth:`astore.Pool.refresh`."""
+    async def refresh(self, full: bool, timeout: float | None, *, unasked: bool = False) -> RefreshOutcome:
+        """Refresh the whole pool; see :meth:`astore.Pool.refresh`.
+
+        :param unasked: the watch does it, for changes until now. It and a caller share no refresh that began earlier.
+        """
         self._require_refreshable()
-        return await self._shared(full, None if timeout is None else time.monotonic() + timeout, timeout)
+        return await self._shared(full, None if timeout is None else time.monotonic() + timeout, timeout, unasked)
 
     def apply(self, patch: Mapping[str, Found], seconds: float = 0.0) -> RefreshOutcome:
         """Take over the state of single volumes, also into the journal of a running refresh. Never waits."""
@@ -122,12 +127,18 @@ class Refresher:
 
     # --------------------------------------------------------------------------------------------- the whole pool
 
-    async def _shared(self, full: bool, until: float | None = None, timeout: float | None = None) -> RefreshOutcome:
+    async def _shared(
+        self, full: bool, until: float | None = None, timeout: float | None = None, unasked: bool = False
+    ) -> RefreshOutcome:
         """Join the refresh that runs, or begin one.
 
         :param until: the caller's deadline on the monotonic clock. :param timeout: the seconds that it had.
         """
         life = self._require_refreshable()
+        asked = time.monotonic()
+        while (run := self._run) is not None and (unasked or run.unasked) and run.began < asked:
+            await self._join(run, until, timeout)  # it may have missed what happened a moment ago
+            life = self._require_refreshable()
         while (run := self._run) is not None and full and not run.full:
             # the running refresh trusts the last snapshot, and this caller does not: wait for its end, and start anew
             with contextlib.suppress(Exception):
@@ -136,7 +147,7 @@ class Refresher:
                 raise self._late(timeout)
             life = self._require_refreshable()
         if run is None:
-            run = self._run = _Run(life, full)
+            run = self._run = _Run(life, full, unasked)
             run.task = asyncio.get_running_loop().create_task(
                 self._refresh(run), name=f"astore refresh of {self._record.name}"
             )

@@ -50,7 +50,9 @@ class FolderTold:
             return
         self.heard_nothing = False
         self.lost = self.lost or about is About.PLACE
-        self._tell(None if name is None else frozenset({name}), about is About.CONTENT)
+        # another name of the same file is not told of
+        names = None if name is None or self._tree.untold else frozenset({name})
+        self._tell(names, about is About.CONTENT)
 
     # ------------------------------------------------------------------------------------------------- refreshes
 

@@ -60,7 +60,7 @@ def _counted(outcome: Outcome) -> Outcome:
     return outcome
 
 
-@pytest.mark.timeout(max(300, WANTED // 5))
+@pytest.mark.timeout(max(900, WANTED))
 def test_documents_agree(oracle: Oracle) -> None:
     """Both accept a document and write the same of it, or both refuse it, or the difference has a name and a reason.
 

@@ -134,7 +134,7 @@ async def bed(oracle: Oracle, libvirts: str, tmp_path: Path) -> AsyncIterator[Be
         yield Bed(oracle, libvirts, manager, pool, tmp_path)
 
 
-@pytest.mark.timeout(max(300, WANTED // 5))
+@pytest.mark.timeout(max(900, WANTED))
 def test_documents_are_read_alike(oracle: Oracle, libvirts: str) -> None:
     """libvirt and astore take and refuse the same, with the same codes; what astore writes is read again as it was."""
     counted = counts.counting("volume documents")
@@ -180,7 +180,7 @@ def test_definitions_made_by_programs(oracle: Oracle, libvirts: str) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(max(300, WANTED // 5))
+@pytest.mark.timeout(max(900, WANTED))
 async def test_volumes_are_made_alike(bed: Bed) -> None:
     """libvirt and astore make the same volumes of the same documents, and say the same of each other's."""
     counted = counts.counting("volumes made")

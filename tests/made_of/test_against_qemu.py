@@ -205,7 +205,7 @@ def _in_node(node: Any) -> Iterator[str]:
                 yield from _in_node(value)
 
 
-@pytest.mark.timeout(60 + COUNT * 2)
+@pytest.mark.timeout(300 + COUNT * 4)
 async def test_as_qemu_reads_them(manager: Manager, tmp_path: Path, temporary: Path) -> None:
     """Each image is converted to the bytes that QEMU reads, or refused; its files are QEMU's, and know who needs them."""
     print(f"ASTORE_QEMU_SEED={SEED} ASTORE_QEMU_IMAGES={COUNT}")

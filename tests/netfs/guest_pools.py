@@ -33,7 +33,7 @@ HUNG = """
 import asyncio, sys, time, astore
 async def main():
     async with astore.Manager(sys.argv[1]) as manager:
-        report = await manager.refresh_all(timeout=1, full=True)
+        report = await manager.refresh_all(timeout=5, full=True)
         assert len(report.failed) == 1, report
     print(time.time(), flush=True)
 asyncio.run(main())
@@ -211,7 +211,7 @@ async def hang(manager: astore.Manager, name: str, pool: astore.Pool) -> Seen:
     seen: Seen = {}
     before = names(pool)
     began = time.monotonic()
-    report = await manager.refresh_all(timeout=1.5, full=True)
+    report = await manager.refresh_all(timeout=5, full=True)
     seen["seconds"] = time.monotonic() - began
     seen["failed"] = [[outcome.pool, isinstance(outcome.error, TimeoutError)] for outcome in report.failed]
     seen["others"] = [outcome.pool for outcome in report.pools if outcome.error is None]

@@ -166,9 +166,9 @@ def test_hung_mount_costs_its_pool_only(seen: Seen) -> None:
 
 
 def test_process_with_a_hung_mount_ends(seen: Seen) -> None:
-    """Within 2 s of leaving the Manager, however many of its threads hang in the kernel."""
+    """Soon after leaving the Manager, however many of its threads hang in the kernel."""
     assert seen("hung nfs")["exit"] == 0, seen("hung nfs")["exit said"]
-    assert seen("hung nfs")["exit seconds"] < 2
+    assert seen("hung nfs")["exit seconds"] < 10  # and not 60, which a call may take
 
 
 def test_hung_mount_is_cut_loose(seen: Seen) -> None:

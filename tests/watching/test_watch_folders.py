@@ -45,6 +45,7 @@ CHANGES = {
     "overlay": "qemu-img create -q -f raw base 1M; qemu-img create -q -f qcow2 -b base -F raw new",
     "cp --reflink": "cp --reflink=auto old new",
     "a folder": "mkdir new",
+    "through one of two names": "ln old new; sleep 0.1; truncate -s 1M old",
     "all gone": "rm old other",
     "acl": "setfattr -n user.astore.test -v x old; chmod 640 old",
     "chown": "chown 12:34 old",

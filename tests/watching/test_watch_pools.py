@@ -241,3 +241,20 @@ async def test_found_on_a_miss(manager: astore.Manager, pool: astore.Pool, folde
         await pool.find("none")
     with pytest.raises(astore.VolumeNotFoundError):
         await pool.find("../images/new")
+
+
+async def test_a_refresh_that_began_too_early(tmp_path: Path, backend: FakeBackend) -> None:
+    """Neither a caller nor the watch is content with a refresh of the other's that began before the change."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        refresher = pool.parts.refresher
+        for unasked in (True, False):
+            hold = backend.hold("refresh", "pool")
+            early = asyncio.ensure_future(refresher.refresh(False, None, unasked=unasked))
+            await hold.reached()
+            late = asyncio.ensure_future(refresher.refresh(False, None, unasked=not unasked))
+            await asyncio.sleep(0)
+            count = backend.count("refresh")
+            backend.unhold()
+            assert (await early).generation < (await late).generation
+            assert backend.count("refresh") == count + 1
