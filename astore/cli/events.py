@@ -44,7 +44,8 @@ def _classes(base: type[kinds.Event]) -> Iterator[type[kinds.Event]]:
 
 
 KINDS = {kind.__name__: kind for kind in _classes(kinds.Event) if kind.__module__ == kinds.__name__}
-"""The classes of events by name; PoolEvent and VolumeEvent stand for several."""
+"""The classes of events by name. VolumeEvent stands for all about volumes."""
+del KINDS["PoolEvent"]  # it would stand for almost all
 
 
 @command("events", each_call=True)

@@ -255,7 +255,10 @@ class PoolWatch:
     async def _listen(self, life: Life) -> None:
         """Have the storage tell of changes, if it can."""
         self._whole = True
-        session = await life.attached()
+        try:
+            session = await life.attached()
+        except Exception:
+            return  # the refresh fails as well, and then the pool's state tells of it
         if not isinstance(session, WatchesChanges):
             self._note = "its storage tells nothing"
             return
