@@ -182,7 +182,7 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
     if not homes and "/" not in text:
         homes, unanswered = await _asked(session.manager.pools(active=True), text, limit)
     if not homes:
-        doubt = f"; not asked: {', '.join(printable(one.name) for one in unanswered)}" if unanswered else ""
+        doubt = f"; no answer from {', '.join(printable(one.name) for one in unanswered)}" if unanswered else ""
         raise VolumeNotFoundError(f"no active pool has a volume {text!r}{doubt}", what=text)
     if len(homes) > 1:
         names = ", ".join(printable(one.name) for one in homes)

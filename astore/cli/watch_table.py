@@ -12,13 +12,13 @@ from astore import events as kinds
 from astore.cli.events import clock, is_no_news, what_happened
 from astore.cli.output import Cell, Output, state_cell
 from astore.errors import printable
+from astore.model import Freshness, PoolInfo
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
     from astore.manager import Manager
-    from astore.model import Freshness, PoolInfo
 
 NARROW = 90
 """A terminal of fewer columns gets three lines for a pool."""
@@ -45,11 +45,11 @@ class Row(NamedTuple):
     rank: tuple[bool, float]
 
 
-def in_words(freshness: Freshness | None) -> str:
+def in_words(pool: str, freshness: Freshness | None) -> str:
     """Return how a pool learns of changes: ``inotify, within 1 s``; ``-`` as long as it is not known."""
     if freshness is None:
         return "-"
-    note = f": {freshness.note}" if freshness.note else ""
+    note = f": {freshness.note.removeprefix(f'pool {pool!r}: ')}" if freshness.note else ""
     if freshness.next_try is not None:
         return f"next try at {clock(freshness.next_try)}{note}"
     return f"{freshness.way}, within {math.ceil(freshness.bound * 10) / 10:g} s{note}"
@@ -66,7 +66,7 @@ class Board:
         self._chosen = chosen
         self._output = output
         self._last: dict[str, kinds.PoolEvent] = {}
-        self._tries: dict[str, float] = {}
+        self._tries: dict[str, Freshness] = {}
 
     def note(self, event: kinds.Event) -> None:
         """Note an event."""
@@ -77,7 +77,7 @@ class Board:
         if isinstance(event, kinds.PoolUndefined):
             self._last.pop(name, None)
         elif isinstance(event, kinds.PoolRetry):
-            self._tries[name] = event.at
+            self._tries[name] = Freshness("polled", pushed=False, bound=0.0, note=event.reason, next_try=event.at)
         if not isinstance(event, kinds.PoolRefreshed):  # the volumes' own events say more
             self._last[name] = event
 
@@ -93,29 +93,38 @@ class Board:
         if event is not None:
             at = event.time
             last = Cell(f"{clock(at)} {what_happened(event)}", "bold" if now - at < JUST else "")
-        fresh = in_words(info.freshness)
-        if info.freshness is None and info.name in self._tries:
-            fresh = f"next try at {clock(self._tries[info.name])}"
+        fresh = in_words(
+            info.name, info.freshness or self._tries.get(info.name)
+        )  # an inactive pool has none of its own
         state = state_cell(info.state, backend=info.backend)
         return Row(info.name, state, str(info.volumes), fresh, last, (info.error is not None, at))
 
     # ---------------------------------------------------------------------------------------------------- drawing
 
     def drawn(self, rows: Sequence[Row]) -> RenderableType:
-        """Return what fits into the terminal: the pools that failed or changed last if not all of them do."""
+        """Return what fits into the terminal.
+
+        If there are lines enough, how fresh the pools are is written out. If there are too few for all pools, those that
+        failed or changed last are shown.
+        """
+        console = self._output.console
+        width, height = console.size
+        room = max((height - 1) // 3 if width < NARROW else height - 3, 1)
+        if len(rows) <= room:
+            whole = self._page(rows, rows, folds=True)
+            if len(console.render_lines(whole)) <= height:
+                return whole
+        ranked = sorted(range(len(rows)), key=lambda index: rows[index].rank, reverse=True)
+        return self._page(rows, [rows[index] for index in sorted(ranked[:room])], folds=False)
+
+    def _page(self, rows: Sequence[Row], shown: Sequence[Row], *, folds: bool) -> RenderableType:
+        """Return some of the rows, and the line about all of them. :param folds: write out how fresh they are."""
         from rich.console import Group
 
-        width, height = self._output.console.size
-        narrow = width < NARROW
-        room = max((height - 1) // 3 if narrow else height - 3, 1)
-        fitting = rows
-        if len(rows) > room:
-            ranked = sorted(range(len(rows)), key=lambda index: rows[index].rank, reverse=True)
-            fitting = [rows[index] for index in sorted(ranked[:room])]
-        pools = self._paragraphs(fitting) if narrow else self._table(fitting)
-        return Group(pools, self._text(_summary(rows, len(fitting)), "dim"))
+        draw = self._paragraphs if self._output.console.width < NARROW else self._table
+        return Group(draw(shown, folds), self._text(Cell(_summary(rows, len(shown)), "dim")))
 
-    def _table(self, rows: Sequence[Row]) -> RenderableType:
+    def _table(self, rows: Sequence[Row], folds: bool) -> RenderableType:
         from rich import box
         from rich.table import Table
 
@@ -123,29 +132,36 @@ class Board:
         table.add_column("Pool", no_wrap=True, max_width=NAME_WIDTH)
         table.add_column("State", no_wrap=True)
         table.add_column("Volumes", no_wrap=True, justify="right")
-        table.add_column("Fresh", no_wrap=True, ratio=2)
-        table.add_column("Last event", no_wrap=True, ratio=3)
+        table.add_column("Fresh", no_wrap=not folds, ratio=1)
+        table.add_column("Last event", no_wrap=True, ratio=1)
         for row in rows:
-            table.add_row(*(self._text(cell) for cell in (row.name, row.state, row.volumes, row.fresh, row.last)))
+            fresh, last = self._text(row.fresh, folds=folds), self._text(row.last)
+            table.add_row(self._text(row.name), self._text(row.state), self._text(row.volumes), fresh, last)
         return table
 
-    def _paragraphs(self, rows: Sequence[Row]) -> RenderableType:
+    def _paragraphs(self, rows: Sequence[Row], folds: bool) -> RenderableType:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.text import Text
 
-        lines: list[Text] = []
+        lines: list[RenderableType] = []
         for row in rows:
-            words = (self._text(row.name, "bold"), self._text(row.state), self._text(f"{row.volumes} volumes"))
+            words = (self._text(Cell(row.name, "bold")), self._text(row.state), self._text(f"{row.volumes} volumes"))
             lines.append(Text("  ", no_wrap=True, overflow=words[0].overflow).join(words))
-            lines += [self._text(f"  {row.fresh}"), self._text(Cell(f"  {row.last.text}", row.last.style))]
+            lines += [
+                Padding(self._text(cell, folds=cell is row.fresh and folds), (0, 0, 0, 2))
+                for cell in (row.fresh, row.last)
+            ]
         return Group(*lines)
 
-    def _text(self, cell: Cell | str, style: str = "") -> Text:
-        """Return a text that is cut off where its line ends, in characters that the terminal has."""
+    def _text(self, cell: Cell | str, *, folds: bool = False) -> Text:
+        """Return a text in characters that the terminal has; unless it ``folds``, it is cut off where its line ends."""
         from rich.text import Text
 
-        text, style = cell if isinstance(cell, Cell) else (cell, style)
+        text, style = cell if isinstance(cell, Cell) else (cell, "")
         shown = self._output.encodable(printable(text))
+        if folds:
+            return Text(shown, style, overflow="fold")
         return Text(shown, style, no_wrap=True, overflow="ellipsis" if self._output.can("…") else "crop")
 
 

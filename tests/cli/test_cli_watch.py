@@ -53,14 +53,14 @@ ABOUT: dict[str, Any] = {"uuid": "u", "seq": 7}
             "polled, within 30.1 s: it tells nothing",
         ),
         (
-            Freshness("polled", pushed=False, bound=60.0, note="no route", next_try=61.5),
+            Freshness("polled", pushed=False, bound=60.0, note="pool 'p': no route", next_try=61.5),
             f"next try at {clock(61.5)}: no route",
         ),
     ],
 )
 def test_freshness_in_words(freshness: Freshness | None, words: str) -> None:
     """How a pool learns of changes, and by when; the bound is never said to be less than it is."""
-    assert in_words(freshness) == words
+    assert in_words("p", freshness) == words
 
 
 class Screen:
@@ -129,7 +129,7 @@ async def test_what_a_row_says(tmp_path: Path, backend: FakeBackend) -> None:
         first, second = board.rows()
         assert second.last == (f"{clock(now)} volume a removed", "bold")
         assert first.last == (f"{clock(now - 60)} try 1 failed: gone; next try at {clock(61.5)}", "")
-        assert first.fresh == f"next try at {clock(61.5)}"
+        assert first.fresh == f"next try at {clock(61.5)}: gone"
         board.note(kinds.PoolStarted(pool="other", time=now, **ABOUT))
         assert board.rows()[0].fresh == "-"
         await other.undefine()
@@ -138,6 +138,21 @@ async def test_what_a_row_says(tmp_path: Path, backend: FakeBackend) -> None:
         async with manager.watch(max_staleness=5):
             await until(lambda: pool.info.freshness, "the first refresh")
             assert board.rows()[0].fresh.startswith("polled, within 5")
+
+
+async def test_notes_are_written_out_where_there_is_room(tmp_path: Path, backend: FakeBackend) -> None:
+    """What would make a pool fresher is read by people: it is cut off only if there are too many pools."""
+    async with library.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        await started(manager, fake("pool"))
+        note = " ".join(f"word{number}" for number in range(30))
+        for width in (40, 120):
+            for height, whole in ((5, False), (40, True)):
+                screen = Screen(width, height)
+                board = Board(manager, None, screen.output)
+                board.note(kinds.PoolRetry(pool="pool", attempt=1, at=61.5, reason=note, time=1.0, **ABOUT))
+                lines = screen.lines(board)
+                assert len(lines) <= height
+                assert ("word29" in "\n".join(lines)) == whole
 
 
 async def test_a_terminal_without_utf_8(tmp_path: Path, backend: FakeBackend) -> None:
