@@ -93,9 +93,7 @@ class Board:
         if event is not None:
             at = event.time
             last = Cell(f"{clock(at)} {what_happened(event)}", "bold" if now - at < JUST else "")
-        fresh = in_words(
-            info.name, info.freshness or self._tries.get(info.name)
-        )  # an inactive pool has none of its own
+        fresh = in_words(info.name, info.freshness or self._tries.get(info.name))  # an inactive pool is not watched
         state = state_cell(info.state, backend=info.backend)
         return Row(info.name, state, str(info.volumes), fresh, last, (info.error is not None, at))
 

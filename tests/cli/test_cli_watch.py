@@ -352,3 +352,19 @@ def test_interrupted(astore: Any, make_pool: Make, number: signal.Signals) -> No
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
     assert sorted(path.relative_to(astore.state_dir) for path in astore.state_dir.rglob("*")) == before
     assert astore.good("pool", "list", "--name").out == "images\n"
+
+
+def test_interrupted_while_nobody_reads(astore: Any, make_pool: Make) -> None:
+    """A reader that has stopped reading, such as a pager, does not keep it from ending."""
+    folder = make_pool()
+    for number in range(400):
+        (folder / f"{number}-{'x' * 200}").touch()
+    with astore.running("watch") as process:
+        pipe = process.stdout.fileno()
+        full = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) - (1 << 12)
+        deadline = time.monotonic() + PATIENCE
+        while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0] < full:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
