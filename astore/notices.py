@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAUSE = 0.01
 """Seconds between two looks while there are notices. The kernel merges equal ones that wait."""
 
-AT_ONCE = 256
+AT_ONCE = 64
 """How many notices are passed on before the event loop's other work gets a turn."""
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -72,9 +72,9 @@ class FolderWatch:
         self.descriptors: set[int] = set()
         self.own = -1
 
-    def drain(self) -> None:
-        """Pass on all notices of changes that happened before this call. Never waits."""
-        self._notices.drain()
+    def drain(self) -> bool:
+        """Pass on notices of changes that happened before this call; return whether those were all. Never waits."""
+        return self._notices.drain()
 
     def close(self) -> None:
         """Stop listening. May be called twice."""
@@ -229,7 +229,7 @@ class FolderNotices:
     def _readable(self) -> None:
         """Pass on some notices; look for more in a moment."""
         assert self._inotify is not None
-        emptied = self._pass_on(AT_ONCE)
+        emptied = self._pass_on()
         if self._inotify is None:  # a listener has closed the last watch
             return
         self._loop.remove_reader(self._inotify.fd)
@@ -239,20 +239,21 @@ class FolderNotices:
         self._pause = None
         self._begin()
 
-    def drain(self) -> None:
-        """Pass on all notices that wait."""
-        self._pass_on(None)
+    def drain(self) -> bool:
+        """Pass on notices that wait; return whether those were all. Others may come as quickly as they are passed on."""
+        return self._pass_on()
 
-    def _pass_on(self, most: int | None) -> bool:
-        """Pass on up to ``most`` notices; return whether there are no more."""
-        while self._inotify is not None and (most is None or most > 0):
+    def _pass_on(self) -> bool:
+        """Pass on some notices; return whether there are no more."""
+        for _ in range(AT_ONCE):
+            if self._inotify is None:
+                return True
             try:
                 event = self._inotify.sync_get()
             except BlockingIOError:
                 return True
             if event is not None:
                 self._tell(event)
-            most = None if most is None else most - 1
         return self._inotify is None
 
     def _tell(self, event: Event) -> None:
