@@ -26,6 +26,7 @@ from astore_gluster.uri import parts_in
 from astore_gluster.volume.connection import Connection
 from astore_gluster.volume.notes import NOTE, NOTE_ROOM
 from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
+from astore_gluster.volume.upcalls import Listener
 
 _SECOND = 1_000_000_000
 
@@ -283,6 +284,16 @@ class GlusterFolder(FileTree):
         except OSError as error:
             return Place(name) if error.errno == errno.ENOENT else None
         return Place(name, device, stat.inode)
+
+    def listen(self, listener: Listener) -> int | None:
+        """Have a listener told of what others do; return the folder's inode. Blocks.
+
+        :raises OSError: the volume does not answer.
+        """
+        with self._using():
+            place = self._place(os.fsdecode(self._directory))
+            self.connection.upcalls.listen(listener)
+        return None if place is None else place.inode
 
     def _find_again(self, entry: Entry) -> Entry:
         """Look up a handle for an entry that was listed without one."""
