@@ -16,7 +16,7 @@ from astore.model import Snapshot
 from astore_gluster import libgfapi
 from astore_gluster.volume.options import TIMEOUT, BrickOptions, OptionsError, ask_options
 from astore_gluster.volume.tree import GlusterTree
-from astore_gluster.volume.upcalls import Listener, Notice
+from astore_gluster.volume.upcalls import KnownHandles, Listener, Notice
 
 AGAIN = 30.0
 """Seconds between two listings at most, which find what bricks do not tell."""
@@ -36,7 +36,9 @@ class GlusterTold:
     def __init__(self, tree: GlusterTree, tell: Tell) -> None:
         self._tree = tree
         self._tell = tell
-        self._listener = Listener(asyncio.get_running_loop(), self._hear, self._knows)
+        self._listener = Listener(
+            KnownHandles(tree.connection.gfapi), asyncio.get_running_loop(), self._hear, self._knows
+        )
         self._folder: int | None = None
         self._known = 0  # how many inodes a brick remembers
         self._snapshot = Snapshot.EMPTY

@@ -15,7 +15,7 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import NamedTuple, Protocol
 
 from astore_gluster import libgfapi
@@ -60,19 +60,63 @@ class Held(Protocol):
     def check(self) -> None: ...
 
 
+class KnownHandles:
+    """Handles of the files that a pool is told of. libgfapi drops notices of files that it has no handle of.
+
+    :ivar folder: the pool's folder. :ivar closed: whether it keeps none any more.
+    """
+
+    def __init__(self, gfapi: Gfapi) -> None:
+        self._gfapi = gfapi
+        self._lock = threading.Lock()
+        self._handles: dict[int, int] = {}
+        self.folder = 0
+        self.closed = False
+
+    def __contains__(self, inode: int) -> bool:
+        return inode in self._handles
+
+    def keep(self, inode: int, handle: Pointer) -> None:
+        """Keep a copy of a handle, unless there is one."""
+        with self._lock:
+            if handle and not self.closed and inode not in self._handles:
+                kept = self._gfapi.object_copy(handle)
+                if kept:
+                    self._handles[inode] = kept
+
+    def keep_only(self, inodes: set[int]) -> None:
+        """Close the handles of all other files, except the folder's."""
+        self._close(self._handles.keys() - inodes - {self.folder})
+
+    def _close(self, inodes: Set[int]) -> None:
+        with self._lock:
+            closed = [self._handles.pop(inode) for inode in inodes if inode in self._handles]
+        for handle in closed:
+            self._gfapi.h_close(handle)
+
+    def close(self) -> None:
+        """Close all handles, and keep none from now on."""
+        with self._lock:
+            self.closed = True
+        self._close(frozenset(self._handles))
+
+
 class Listener:
     """One pool that listens to a connection's upcalls, until ``ended`` is set.
 
+    :ivar known: handles of what it is told of, which are closed after it has ended.
     :param hear: called in the event loop with the notices.
     :param knows: returns whether an inode is known to be the pool's; any thread may call it.
     """
 
     def __init__(
         self,
+        known: KnownHandles,
         loop: asyncio.AbstractEventLoop,
         hear: Callable[[list[Notice]], None],
         knows: Callable[[int], bool],
     ) -> None:
+        self.known = known
         self._loop = loop
         self._hear = hear
         self.knows = knows
@@ -157,8 +201,11 @@ class Upcalls:
 
     def _listening(self) -> bool:
         """Whether anybody listens. If not, tell libgfapi to keep no more notices."""
+        for listener in self.listeners:
+            if listener.ended:
+                listener.known.close()
         with self._lock:
-            self.listeners = tuple(listener for listener in self.listeners if not listener.ended)
+            self.listeners = tuple(listener for listener in self.listeners if not listener.known.closed)
             if self.listeners:
                 return True
             self._connection.gfapi.upcall_unregister(self._connection.fs, libgfapi.EVENT_ANY)
