@@ -237,7 +237,7 @@ class PoolWatch:
         if self._told is None:
             await self._listen(life)
         self._hurry = False
-        if self._whole:
+        if self._whole or nothing_heard:
             self._whole = False
             self._names.clear()
             try:
