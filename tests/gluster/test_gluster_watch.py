@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
-import itertools
-import os
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,150 +11,16 @@ from watching_support import same, until, watched
 
 import astore
 from astore.backend import Context
-from astore.model import Snapshot
-from astore_gluster import libgfapi
-from astore_gluster.backend import GlusterBackend
-from astore_gluster.libgfapi import failure
-from astore_gluster.servers import Server
 from astore_gluster.volume import told as told_module
 from astore_gluster.volume import upcalls
-from astore_gluster.volume.connection import CONNECTIONS, Connection, ConnectionCache, Key
-from astore_gluster.volume.options import BrickOptions, OptionsError, ask_options
+from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache
+from astore_gluster.volume.options import BrickOptions, OptionsError
+from tests.gluster.clients import ON, OtherClient, pollers, soon, true_volumes, xml
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster]
-
-ON: dict[str, str | int] = {"features.cache-invalidation": "on", "features.cache-invalidation-timeout": 60}
-_numbers = itertools.count(1)
-
-SOON = 5.0
-"""Seconds in which a change is seen here that the bricks tell of; the next listing is ten seconds later at least."""
-
-
-class OtherClient:
-    """Another client of a volume: a connection of its own, which does its work by paths.
-
-    :ivar images: a fresh folder. :ivar elsewhere: another one.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        number = next(_numbers)
-        self.images, self.elsewhere = f"/images{number}", f"/elsewhere{number}"
-        self._gfapi = connection.gfapi
-
-    def _check(self, result: int | None) -> int:
-        if result is None or result < 0:
-            raise failure()
-        return result
-
-    def write(self, path: str, data: bytes, offset: int = 0) -> None:
-        """Write into a file, which is made if it is missing."""
-        fs, gfapi = self.connection.fs, self._gfapi
-        fd = gfapi.open(fs, path.encode(), os.O_RDWR) or gfapi.creat(fs, path.encode(), os.O_RDWR, 0o644)
-        assert fd is not None
-        self._check(gfapi.pwrite(fd, data, len(data), offset, 0, None, None))
-        self._check(gfapi.close(fd))
-
-    def truncate(self, path: str, size: int) -> None:
-        fd = self._gfapi.open(self.connection.fs, path.encode(), os.O_RDWR)
-        assert fd is not None
-        self._check(self._gfapi.ftruncate(fd, size, None, None))
-        self._check(self._gfapi.close(fd))
-
-    def fallocate(self, path: str, offset: int, length: int) -> None:
-        fd = self._gfapi.open(self.connection.fs, path.encode(), os.O_RDWR)
-        assert fd is not None
-        self._check(self._gfapi.fallocate(fd, 0, offset, length))
-        self._check(self._gfapi.close(fd))
-
-    def do(self, what: str, *arguments: str | int) -> None:
-        """Call a function of libgfapi that takes paths: ``do("rename", "/a", "/b")``."""
-        raw = [one.encode() if isinstance(one, str) else one for one in arguments]
-        self._check(getattr(self._gfapi, what)(self.connection.fs, *raw))
-
-    def symlink(self, target: str, path: str) -> None:
-        """Make a symbolic link. (The backend makes none, and does not declare the function.)"""
-        from gluster.gfapi import api
-
-        function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)(
-            ("glfs_symlink", api.client)
-        )
-        self._check(function(self.connection.fs, target.encode(), path.encode()))
-
-
-def xml(bed: GlusterBed, volume: str, directory: str, name: str = "images") -> str:
-    return (
-        f"<pool type='gluster'><name>{name}</name><source><host name='{bed.host}'/>"
-        f"<dir path='{directory}'/><name>{volume}</name></source></pool>"
-    )
-
-
-@pytest.fixture(scope="module")
-def others() -> Iterator[ConnectionCache]:
-    """The connections of other clients."""
-    cache = ConnectionCache()
-    yield cache
-    cache.close_idle()
-
-
-@pytest.fixture(scope="module")
-def told_volume(gluster: GlusterBed) -> Iterator[str]:
-    """A volume of two bricks that tell of changes."""
-    gluster.create_volume("told", bricks=2, options=ON)
-    yield "told"
-    CONNECTIONS.close_idle()
-    gluster.delete_volume("told")
-
-
-@pytest.fixture
-def other_of(gluster: GlusterBed, others: ConnectionCache) -> Iterator[Callable[[str], OtherClient]]:
-    """Makes other clients of a volume; each has two empty folders."""
-    made: list[Connection] = []
-
-    def make(volume: str) -> OtherClient:
-        made.append(others.acquire(Key(volume, (Server("tcp", gluster.host, 24007),))))
-        client = OtherClient(made[-1])
-        for folder in (client.images, client.elsewhere):
-            client.do("mkdir", folder, 0o755)
-        return client
-
-    yield make
-    for connection in made:
-        connection.drop()
-
-
-@pytest.fixture
-def other(other_of: Callable[[str], OtherClient], told_volume: str) -> OtherClient:
-    """Another client of the volume that tells."""
-    return other_of(told_volume)
-
-
-@pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[astore.Manager]:
-    async with astore.Manager(tmp_path / "state") as manager:
-        yield manager
-
-
-async def true_volumes(
-    bed: GlusterBed, volume: str, directory: str, cache: ConnectionCache, context: Context
-) -> dict[str, astore.VolumeInfo]:
-    """Return what a full refresh on another connection finds."""
-    backend = GlusterBackend(cache)
-    session = await backend.open(backend.check(astore.PoolDef.from_xml(xml(bed, volume, directory))), context)
-    found = dict((await session.refresh(Snapshot.EMPTY, full=True)).by_name)
-    await session.aclose()
-    return found
-
-
-async def soon(condition: Callable[[], object], what: str) -> float:
-    """Wait until something holds, which the bricks tell of; return after how many seconds."""
-    began = time.monotonic()
-    async with asyncio.timeout(SOON):
-        await until(condition, what)
-    return time.monotonic() - began
 
 
 def qcow2(size: int) -> bytes:
@@ -197,13 +56,11 @@ CHANGES: dict[str, Callable[[OtherClient], object]] = {
     "rename": lambda o: o.do("rename", f"{o.images}/old", f"{o.images}/new"),
     "rename over": lambda o: o.do("rename", f"{o.images}/other", f"{o.images}/old"),
     "replace": _replace,
-    "replaced from elsewhere": lambda o: o.do("rename", f"{o.elsewhere}/outside", f"{o.images}/old"),
     "delete": lambda o: o.do("unlink", f"{o.images}/old"),
     "delete and make": _remake,
     "link": lambda o: o.do("link", f"{o.images}/old", f"{o.images}/new"),
     "symlink": lambda o: o.symlink("old", f"{o.images}/new"),
     "mkdir": lambda o: o.do("mkdir", f"{o.images}/new", 0o755),
-    "rename out": lambda o: o.do("rename", f"{o.images}/old", f"{o.elsewhere}/old"),
 }
 
 
@@ -227,6 +84,215 @@ async def test_every_kind_of_change(
         await until(lambda: len(pool.volumes) == 2, "the files of before")
         await asyncio.to_thread(CHANGES[change], other)
         true = await true_volumes(gluster, told_volume, other.images, others, context)
-        took = await soon(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
-        print(f"{change}: {took:.3f} s")
+        await soon(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
+    await pool.stop()
+
+
+@pytest.mark.parametrize("pause", [0.1, 0.45, 1.2])
+async def test_what_is_written_again(
+    gluster: GlusterBed, told_volume: str, other: OtherClient, manager: astore.Manager, pause: float
+) -> None:
+    """A file that is written to again and again is looked at again and again; its last size is seen."""
+    await asyncio.to_thread(other.write, f"{other.images}/busy", b"x")
+    pool = await manager.create(xml(gluster, told_volume, other.images))
+    async with manager.watch():
+        await watched(pool, "upcalls")
+        for round_ in range(1, 4):
+            for turn in range(3):
+                await asyncio.to_thread(other.write, f"{other.images}/busy", b"y", round_ * 1000 + turn)
+                await asyncio.sleep(pause)
+            size = round_ * 1000 + 3
+            await soon(lambda size=size: pool.volume("busy").info.physical == size, f"the size {size}")
+    await pool.stop()
+
+
+async def test_many_changes_at_once(
+    gluster: GlusterBed,
+    told_volume: str,
+    other: OtherClient,
+    others: ConnectionCache,
+    manager: astore.Manager,
+    context: Context,
+) -> None:
+    """Hundreds of files that come and go are all seen."""
+    pool = await manager.create(xml(gluster, told_volume, other.images))
+
+    def changes() -> None:
+        for number in range(400):
+            other.write(f"{other.images}/f{number}", b"x" * number)
+        for number in range(0, 400, 3):
+            other.do("unlink", f"{other.images}/f{number}")
+        for number in range(1, 400, 3):
+            other.write(f"{other.images}/f{number}", b"longer" * number)
+
+    async with manager.watch():
+        await watched(pool, "upcalls")
+        await asyncio.to_thread(changes)
+        true = await true_volumes(gluster, told_volume, other.images, others, context)
+        await soon(lambda: same(pool.snapshot, true), "the end")
+    await pool.stop()
+
+
+async def test_how_it_is_told(
+    gluster: GlusterBed, told_volume: str, other: OtherClient, manager: astore.Manager
+) -> None:
+    """A pool says by when it sees what no brick tells, which the caller may shorten."""
+    pool = await manager.create(xml(gluster, told_volume, other.images))
+    async with manager.watch():
+        await watched(pool, "upcalls")
+        assert pool.info.freshness == astore.Freshness("upcalls", pushed=True, bound=30.0, note=told_module.UNTOLD)
+    assert pool.info.freshness is None
+    async with manager.watch(max_staleness=2.0):
+        await watched(pool, "upcalls")
+        assert pool.info.freshness is not None
+        assert pool.info.freshness.bound == 2.0
+    await pool.stop()
+
+
+UNTOLD: dict[str, Callable[[OtherClient], object]] = {
+    "rename in": lambda o: o.do("rename", f"{o.elsewhere}/outside", f"{o.images}/new"),
+    "rename over": lambda o: o.do("rename", f"{o.elsewhere}/outside", f"{o.images}/old"),
+    "rename out": lambda o: o.do("rename", f"{o.images}/old", f"{o.elsewhere}/old"),
+    "link": lambda o: o.do("link", f"{o.elsewhere}/outside", f"{o.images}/new"),
+}
+
+
+@pytest.mark.parametrize("change", UNTOLD)
+async def test_what_no_brick_tells(
+    gluster: GlusterBed,
+    told_volume: str,
+    other: OtherClient,
+    others: ConnectionCache,
+    manager: astore.Manager,
+    context: Context,
+    change: str,
+) -> None:
+    """A file that comes from another folder, or goes there, is found by the next listing."""
+    await asyncio.to_thread(other.write, f"{other.images}/old", b"1")
+    await asyncio.to_thread(other.write, f"{other.elsewhere}/outside", b"x")
+    pool = await manager.create(xml(gluster, told_volume, other.images))
+    async with manager.watch(max_staleness=1.5):
+        await watched(pool, "upcalls")
+        await asyncio.to_thread(UNTOLD[change], other)
+        true = await true_volumes(gluster, told_volume, other.images, others, context)
+        await soon(lambda: same(pool.snapshot, true), "the file from elsewhere")
+    await pool.stop()
+
+
+async def test_told_for_longer_than_the_timeout(
+    gluster: GlusterBed,
+    volume_factory: Callable[..., str],
+    other_of: Callable[[str], OtherClient],
+    manager: astore.Manager,
+    notices: list[upcalls.Notice],
+) -> None:
+    """Bricks forget a client after the volume's timeout. The pool is listed in time, even while only bytes change."""
+    volume = await asyncio.to_thread(volume_factory, options={**ON, "features.cache-invalidation-timeout": 4})
+    other = await asyncio.to_thread(other_of, volume)
+    for name in ("quiet", "busy"):
+        await asyncio.to_thread(other.write, f"{other.images}/{name}", b"x")
+    pool = await manager.create(xml(gluster, volume, other.images))
+    async with manager.watch():
+        await watched(pool, "upcalls")
+        assert pool.info.freshness is not None
+        assert pool.info.freshness.bound == 2.0
+        for turn in range(18):
+            await asyncio.to_thread(other.write, f"{other.images}/busy", b"x", turn)
+            await asyncio.sleep(0.5)
+        quiet = pool.volume("quiet").info.inode
+        assert quiet not in {notice.inode for notice in notices}
+        await asyncio.to_thread(other.write, f"{other.images}/quiet", b"longer")
+        await soon(lambda: quiet in {notice.inode for notice in notices}, "the notice")
+        await soon(lambda: pool.volume("quiet").info.physical == 6, "the size")
+    await pool.stop()
+
+
+async def test_volume_that_tells_nothing(
+    gluster: GlusterBed,
+    volume_factory: Callable[..., str],
+    other_of: Callable[[str], OtherClient],
+    manager: astore.Manager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such a pool is polled, and says what to switch on. When that is done, it is told."""
+    monkeypatch.setattr(upcalls, "OPTIONS_AGE", 0.2)
+    volume = await asyncio.to_thread(volume_factory, bricks=2)
+    other = await asyncio.to_thread(other_of, volume)
+    pool = await manager.create(xml(gluster, volume, other.images))
+    async with manager.watch(max_staleness=0.5):
+        await watched(pool, "polled")
+        freshness = pool.info.freshness
+        assert freshness is not None
+        assert f"gluster volume set {volume} features.cache-invalidation on" in freshness.note
+        assert not freshness.pushed
+        assert pollers() == 0
+        await asyncio.to_thread(other.write, f"{other.images}/new", b"x")
+        await soon(lambda: pool.volumes, "what polling finds")
+        await asyncio.to_thread(gluster.set_option, volume, {"features.cache-invalidation": "on"})
+        await watched(pool, "upcalls")
+        await asyncio.to_thread(other.write, f"{other.images}/newer", b"x")
+        await soon(lambda: len(pool.volumes) == 2, "what the bricks tell")
+    await pool.stop()
+
+
+async def test_options_that_nobody_says(
+    gluster: GlusterBed,
+    told_volume: str,
+    other: OtherClient,
+    manager: astore.Manager,
+    monkeypatch: pytest.MonkeyPatch,
+    notices: list[upcalls.Notice],
+) -> None:
+    """Where the options cannot be asked for, the pool is polled until the first notice proves that bricks tell."""
+
+    def refused(*_: object) -> BrickOptions:
+        raise OptionsError("refused")
+
+    CONNECTIONS.close_idle()  # the options of a connection are asked for once in a while
+    monkeypatch.setattr(told_module, "ask_options", refused)
+    pool = await manager.create(xml(gluster, told_volume, other.images))
+    async with manager.watch(max_staleness=0.5):
+        await watched(pool, "polled")
+        assert pool.info.freshness is not None
+        assert "(refused)" in pool.info.freshness.note
+        await asyncio.to_thread(other.write, f"{other.images}/new", b"x")
+        await watched(pool, "upcalls")
+        assert notices
+    await pool.stop()
+    CONNECTIONS.close_idle()
+
+
+async def test_bricks_that_die_and_come_back(
+    gluster: GlusterBed,
+    volume_factory: Callable[..., str],
+    other_of: Callable[[str], OtherClient],
+    manager: astore.Manager,
+    notices: list[upcalls.Notice],
+) -> None:
+    """The pool is inaccessible, comes back by itself, and is told again."""
+    volume = await asyncio.to_thread(volume_factory, options=ON)
+    other = await asyncio.to_thread(other_of, volume)
+    await asyncio.to_thread(other.write, f"{other.images}/old", b"x")
+    pool = await manager.create(xml(gluster, volume, other.images))
+    async with manager.watch(max_staleness=1.0):
+        await watched(pool, "upcalls")
+        await asyncio.to_thread(gluster.kill_brick, volume)
+        await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "no brick answers")
+        await asyncio.to_thread(lambda: gluster.start_volume(volume, force=True))
+        await until(lambda: pool.state is astore.PoolState.RUNNING, "the brick is back")
+        await watched(pool, "upcalls")
+
+        def works() -> bool:
+            try:
+                other.write(f"{other.images}/probe", b"x")
+            except OSError:
+                return False
+            return True
+
+        while not await asyncio.to_thread(works):  # its connection comes back by itself, too
+            await asyncio.sleep(0.2)
+        notices.clear()
+        await asyncio.to_thread(other.write, f"{other.images}/old", b"longer")
+        await soon(lambda: pool.volume("old").info.physical == 6, "the size")
+        await soon(lambda: notices, "the notice")
     await pool.stop()

@@ -22,8 +22,8 @@ CALL, RPC_VERSION, LAST_FRAGMENT = 0, 2, 1 << 31
 LARGEST = 16 << 20
 """The largest answer, in bytes."""
 
-ASK_SECONDS = 5.0
-"""Seconds in which all answers must be there."""
+ASK_SECONDS = 2.0
+"""Seconds in which all answers of a server must be there."""
 
 TIMEOUT, INODE_LIMIT = 60, 16384
 """The defaults of features.cache-invalidation-timeout (in seconds) and network.inode-lru-limit."""

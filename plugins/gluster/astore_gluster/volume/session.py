@@ -63,6 +63,7 @@ class GlusterSession(WritableTreeSession):
         snapshot = await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
         if self._upcalls is not None:
             self._upcalls.listed(snapshot)
+            await self._upcalls.ask_again(self.context.lane.run)
         return snapshot
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:

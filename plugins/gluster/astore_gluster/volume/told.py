@@ -1,14 +1,16 @@
 """GlusterTold: how a gluster pool is told of changes, and how late that may be.
 
 Bricks tell of all that happens to a file that this client has seen, and of files that are made in a folder that it has
-listed. They do not tell the folder of a name that comes by link() or rename() (glusterfs 10.3, upcall.c). So a file that
-comes from a folder this client has not seen is found by the next listing only, and so is what happened while a brick was
-away, or by another user of the same connection.
+listed. They do not tell a folder of a name that comes by link() or rename() (glusterfs 10.3, upcall.c), and libgfapi drops
+notices that name a folder or a file which it has no handle of (glfs-handleops.c). So a file that is moved between this and
+another folder is found by the next listing only. So is what happened while a brick was away, what another user of the same
+connection does, and a change of the target of a symbolic link.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from astore.backend import Tell
@@ -20,6 +22,9 @@ from astore_gluster.volume.upcalls import KnownHandles, Listener, Notice
 
 AGAIN = 30.0
 """Seconds between two listings at most, which find what bricks do not tell."""
+
+UNTOLD = "a file that is moved between this and another folder, or linked here, is not told of, but found by listing"
+"""The note of a pool that is told of the rest."""
 
 OF_BYTES = libgfapi.UP_SIZE | libgfapi.UP_TIMES
 """What writes and truncation change."""
@@ -74,7 +79,7 @@ class GlusterTold:
         self._folder = self._tree.listen(self._listener)
         if options.tell:
             self.again = self.bound = min(options.timeout / 2, AGAIN)
-            self.complete = True
+            self.complete, self.note = True, UNTOLD
 
     def close(self) -> None:
         """Listen no more."""
@@ -86,8 +91,22 @@ class GlusterTold:
         self._snapshot = snapshot
         self._names = None
 
+    async def ask_again(self, run: Callable[..., Awaitable[bool]]) -> None:
+        """Ask whether the bricks tell of changes by now, if they did not."""
+        if not self.complete and not self.lost:
+            with contextlib.suppress(OSError):  # no thread was free
+                if await run(self._tells):
+                    self.replaced()
+
+    def _tells(self) -> bool:
+        key, upcalls = self._tree.connection.key, self._tree.connection.upcalls
+        try:
+            return upcalls.options(lambda: ask_options(key.volume, key.servers)).tell
+        except OptionsError:
+            return upcalls.heard
+
     def replaced(self) -> None:
-        """Note that the connection was replaced: on the new one, nothing is told yet."""
+        """Have the session asked for another one: nothing is told on a new connection, or with new options, before that."""
         self.close()
         self._tell(None, False)
 

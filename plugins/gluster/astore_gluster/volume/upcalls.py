@@ -31,8 +31,8 @@ EMPTY = 16
 MOST = 1000
 """The most notices that are handed over at once."""
 
-OPTIONS_AGE = 15.0
-"""Seconds for which the volume's options are not asked for again."""
+OPTIONS_AGE, FAILURE_AGE = 15.0, 300.0
+"""Seconds for which the volume's options are not asked for again: after an answer, and after a failure."""
 
 
 class Notice(NamedTuple):
@@ -176,7 +176,8 @@ class Upcalls:
 
         :param ask: asks the servers. :raises OptionsError: no server says it.
         """
-        if self._options is None or time.monotonic() - self._asked_at > OPTIONS_AGE:
+        age = FAILURE_AGE if isinstance(self._options, OptionsError) else OPTIONS_AGE
+        if self._options is None or time.monotonic() - self._asked_at > age:
             try:
                 self._options = ask()
             except OptionsError as error:
