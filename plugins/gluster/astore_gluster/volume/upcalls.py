@@ -25,8 +25,9 @@ from astore_gluster.volume.options import BrickOptions, OptionsError
 PAUSE = 0.1
 """Seconds between two looks at libgfapi's list."""
 
-EMPTY = 16
-"""So many empty answers in a row mean that the list is empty. One may be a notice of an inode that libgfapi has forgotten."""
+EMPTY = 32
+"""So many empty answers in a row end a look. One alone may be a notice of a file that nobody has a handle of: libgfapi does
+not tell that from an empty list."""
 
 MOST = 1000
 """The most notices that are handed over at once."""
