@@ -73,6 +73,7 @@ class PoolWatch:
         self._busy = False
         self._ended_at = self._whole_ended_at = 0.0
         self._took = 0.0
+        self._listed_at = self._sweep_at = 0.0
         self._interval = LEAST
         self._failures = 0
         self._closed = False
@@ -165,9 +166,11 @@ class PoolWatch:
         """Schedule the next look, after one that went well."""
         told = self._told
         if told is not None and told.complete:
-            sweep = SWEEP if told.again is None else min(SWEEP, told.again)
-            self.parts.record.freshness = Freshness(told.way, pushed=True, bound=max(told.bound, WRITING))
-            self._schedule(sweep * random.uniform(0.9, 1.0))  # noqa: S311  no secret
+            sweep = SWEEP if told.again is None else min(told.again, self._most_stale)
+            bound = max(min(told.bound, sweep), WRITING)
+            self.parts.record.freshness = Freshness(told.way, pushed=True, bound=bound, note=told.note)
+            self._sweep_at = self._listed_at + sweep * random.uniform(0.9, 1.0)  # noqa: S311  no secret
+            self._schedule(max(self._sweep_at - time.monotonic(), 0.0))
         else:
             changed = outcome is None or bool(outcome.added or outcome.changed or outcome.removed)
             limit = max(self._most_stale, self._took * SHARE, 0.01)
@@ -238,7 +241,9 @@ class PoolWatch:
         if self._life is not life:
             self._forget()
             self._life = life
-        told, nothing_heard = self._told, not self._whole and not self._names
+        told = self._told
+        due = told is not None and told.complete and time.monotonic() >= self._sweep_at
+        nothing_heard = due or (not self._whole and not self._names)
         # the sweep finds what was not told: it listens anew, so that the session lists everything
         if told is not None and (told.lost or (told.complete and nothing_heard)):
             told.close()
@@ -248,6 +253,7 @@ class PoolWatch:
         if not self._names or (self._whole and self._until_whole() <= 0):
             self._whole = self._hurry = False
             self._names.clear()
+            self._listed_at = time.monotonic()
             try:
                 return await self.parts.refresher.refresh(False, None, unasked=True)
             except BaseException:
