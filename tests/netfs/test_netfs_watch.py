@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from netfs.looking import ids, target
-from netfs.watch_trials import CHANGES, change_and_see, poll_every, stopped_and_started, told_at_once
+from netfs.watch_trials import CHANGES, each_seen, poll_every, stopped_and_started, told_at_once
 from watching_support import by_another_process, dir_pool, until, watched
 
 import astore
@@ -113,8 +113,8 @@ class TestGluster:
         """Each kind is told at once."""
         async with manager.watch(max_staleness=600):
             await watched(pool, "polled")
-            for change in CHANGES:
-                await change_and_see(pool, change, target(definition), tmp_path / "oracle")
+            changes = CHANGES.keys() - {"mmap"}  # this client maps no file for writing
+            await each_seen(pool, changes, target(definition), tmp_path / "oracle")
 
     async def test_changes_by_another_client(
         self, manager: astore.Manager, pool: astore.Pool, gluster: GlusterBed, new_volume: str, tmp_path: Path
@@ -128,9 +128,8 @@ class TestGluster:
             assert 3 <= freshness.bound < 60
             assert not freshness.pushed
             assert "on fuse.glusterfs" in freshness.note
-            for change in CHANGES:
-                seconds = await change_and_see(pool, change, other, tmp_path / "oracle")
-                assert seconds < freshness.bound + 5, change
+            seen = await each_seen(pool, CHANGES, other, tmp_path / "oracle")
+            assert {change: seconds for change, seconds in seen.items() if seconds > freshness.bound + 5} == {}
 
     @pytest.mark.usefixtures("often")
     async def test_client_killed(self, manager: astore.Manager, pool: astore.Pool, definition: PoolDef) -> None:
@@ -322,7 +321,7 @@ class TestGuest:
         saw = seen(trial)
         assert 1 + caches <= saw["bound"] < 30
         assert TELLS in saw["note"]
-        assert len(saw["here"]) == len(saw["served"]) >= 16
+        assert len(saw["here"]) == len(saw["served"]) >= 7
         late = {change: seconds for change, seconds in saw["served"].items() if seconds > saw["bound"] + 5}
         assert late == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from watching_support import by_another_process, until, watched
@@ -18,12 +19,13 @@ view[:4] = b'QFI\\xfb'; view.flush(); view.close()" """
 
 BEFORE = "rm -rf -- * ../outside; head -c 8192 /dev/zero > old; echo 1 > other"
 
+# not truncate(1): it opens without waiting, and the server's kernel has to call a client's delegation back
 CHANGES = {
     "make": "echo x > new",
-    "make sparse": "truncate -s 1M new",
-    "grow": "truncate -s 1M old",
+    "make sparse": "dd if=/dev/null of=new bs=1M seek=1 status=none",
+    "grow": "dd if=/dev/null of=old bs=1M seek=1 status=none",
     "append": "echo x >> old",
-    "truncate": "truncate -s 0 old",
+    "truncate": ": > old",
     "chmod": "chmod 600 old",
     "rename": "mv old new",
     "rename in": "echo x > ../outside; mv ../outside new",
@@ -31,7 +33,7 @@ CHANGES = {
     "replace": "echo longer > .tmp; mv .tmp old",
     "link": "ln old new",
     "delete": "rm old",
-    "delete and make": "rm old; truncate -s 5M old",
+    "delete and make": "rm old; dd if=/dev/null of=old bs=1M seek=5 status=none",
     "mmap": MMAP,
     "qemu-img": "qemu-img create -q -f qcow2 new 1G",
     "qemu-img resize": "qemu-img create -q -f qcow2 old 1G; qemu-img resize -q old 2G",
@@ -44,34 +46,38 @@ CHANGES = {
 Outside = dict[str, tuple[object, ...]]
 
 
-def outside(snapshot: astore.Snapshot) -> Outside:
-    """What does not depend on where the folder is."""
+def outside(snapshot: astore.Snapshot, owned: bool = True) -> Outside:
+    """What does not depend on where the folder is. :param owned: with the modes and owners of files."""
     return {
-        name: (info.type, info.format, info.capacity, info.physical, info.mode, info.uid, info.gid, info.inode)
+        name: (info.type, info.format, info.capacity, info.physical, info.inode)
+        + ((info.mode, info.uid, info.gid) if owned else ())
         for name, info in snapshot.by_name.items()
     }
 
 
-async def true_outside(folder: Path, state: Path) -> Outside:
-    """What a full refresh of the same folder finds, as another Manager's dir pool."""
+async def each_seen(
+    pool: astore.Pool, changes: Iterable[str], changed_in: Path, state: Path, owned: bool = True
+) -> dict[str, float]:
+    """Change a folder that the pool shows, and wait each time until the pool has what a full refresh finds.
+
+    :param state: an empty folder. :param owned: whether the pool shows modes and owners.
+    :return: the seconds from each change until it was seen.
+    """
+    xml = f"<pool type='dir'><name>oracle</name><target><path>{changed_in}</path></target></pool>"
+    seconds = {}
     async with astore.Manager(state) as other:
-        pool = await other.create(f"<pool type='dir'><name>oracle</name><target><path>{folder}</path></target></pool>")
-        await pool.refresh(full=True)
-        found = outside(pool.snapshot)
-        await pool.stop()
-    return found
-
-
-async def change_and_see(pool: astore.Pool, change: str, changed_in: Path, state: Path) -> float:
-    """Change something in a folder of what the pool shows; return the seconds until the pool has seen it."""
-    await by_another_process(BEFORE, changed_in)
-    true = await true_outside(changed_in, state)
-    await until(lambda: outside(pool.snapshot) == true, f"what was there before {change}")
-    await by_another_process(CHANGES[change], changed_in)
-    began = time.monotonic()
-    true = await true_outside(changed_in, state)
-    await until(lambda: outside(pool.snapshot) == true, f"{change}: {true}, not {outside(pool.snapshot)}")
-    return time.monotonic() - began
+        oracle = await other.create(xml)
+        for change in changes:
+            await by_another_process(BEFORE, changed_in)
+            await until(lambda: {"old", "other"} == pool.snapshot.by_name.keys(), f"what was there before {change}")
+            await by_another_process(CHANGES[change], changed_in)
+            began = time.monotonic()
+            await oracle.refresh(full=True)
+            true = outside(oracle.snapshot, owned)
+            await until(lambda true=true: outside(pool.snapshot, owned) == true, f"{change}: {true}")  # type: ignore[misc]
+            seconds[change] = time.monotonic() - began
+        await oracle.stop()
+    return seconds
 
 
 def poll_every(seconds: float) -> None:
