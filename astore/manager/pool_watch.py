@@ -239,7 +239,7 @@ class PoolWatch:
         elif nothing_heard:
             self._whole = True  # it is polled
         self._hurry = False
-        if self._whole:
+        if self._whole or nothing_heard:
             self._whole = False
             self._names.clear()
             try:

@@ -200,3 +200,28 @@ async def test_a_process_with_a_hung_brick_ends(gluster: GlusterBed, volume_fact
             process.kill()
             await process.wait()
         await asyncio.to_thread(gluster.continue_brick, name)
+
+
+MODULES = """
+def modules():
+    with open("/proc/self/maps") as maps:
+        return {line.split()[-1] for line in maps if "/xlator/" in line}
+held = tree(); held.statvfs()
+loaded = modules()
+held.close(); CONNECTIONS.close_idle()
+while CONNECTIONS.statistics()["closing"]:
+    time.sleep(0.05)
+assert loaded and loaded <= modules(), loaded - modules()
+"""
+
+
+def test_modules_outlive_their_connection(gluster: GlusterBed, folder: Folder, volume: str) -> None:
+    """The code of a volume's translators stays in memory: a thread of theirs may be about to return when it is closed."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + MODULES, gluster.host, volume, folder.name],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

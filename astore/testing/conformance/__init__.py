@@ -28,7 +28,7 @@ pytest.register_assert_rewrite(
         for part in (
             *("base", "contract", "lifecycle", "records", "refreshing", "cancelling", "sharing", "naming"),
             *("streams", "volumes_made", "volumes_streamed", "volumes_copied", "volumes_changed"),
-            *("volumes_written_by_two", "volumes_cancelled"),
+            *("volumes_written_by_two", "volumes_cancelled", "watched"),
         )
     )
 )
@@ -53,6 +53,7 @@ from astore.testing.conformance.volumes_copied import CopiedVolumeChecks  # noqa
 from astore.testing.conformance.volumes_made import MadeVolumeChecks  # noqa: E402
 from astore.testing.conformance.volumes_streamed import StreamedVolumeChecks  # noqa: E402
 from astore.testing.conformance.volumes_written_by_two import TwoWriterChecks  # noqa: E402
+from astore.testing.conformance.watched import WatchChecks  # noqa: E402
 
 
 class BackendConformance(
@@ -63,6 +64,7 @@ class BackendConformance(
     CancellationChecks,
     SharingChecks,
     NamingChecks,
+    WatchChecks,
     MadeVolumeChecks,
     StreamedVolumeChecks,
     CopiedVolumeChecks,

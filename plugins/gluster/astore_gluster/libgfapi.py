@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import contextlib
 import ctypes
 import errno
 import os
@@ -231,3 +232,20 @@ def scratch(size: int) -> ctypes.Array[ctypes.c_char]:
     if room is None or len(room) < size:
         room = _local.room = ctypes.create_string_buffer(size)
     return room
+
+
+_kept: dict[str, ctypes.CDLL] = {}
+
+
+def keep_modules() -> None:
+    """Keep the modules that libgfapi has loaded in memory until the process ends. Call it before ``fini``. Blocks.
+
+    ``glfs_fini`` unloads the volume's translators, while their threads may still be about to return: seen as a segmentation
+    fault on a busy machine. See RTLD_NODELETE in dlopen(3).
+    """
+    with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            name = line[line.find("/") :].rstrip("\n")
+            if "/glusterfs/" in name and name.endswith(".so") and name not in _kept:
+                with contextlib.suppress(OSError):
+                    _kept[name] = ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD | os.RTLD_NODELETE)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from astore_gluster import libgfapi
-from astore_gluster.libgfapi import Gfapi
+from astore_gluster.libgfapi import Gfapi, keep_modules
 from astore_gluster.servers import LONGEST_NAME, Server, ask
 
 ANSWER_TIMEOUT = 5.0
@@ -325,6 +325,7 @@ class ConnectionCache:
         self._closing += 1
 
         def finish() -> None:
+            keep_modules()
             gfapi.fini(fs)  # the result only tells that something was still referenced
             with self._lock:
                 self._closing -= 1
