@@ -236,8 +236,6 @@ class PoolWatch:
             self._told = None
         if self._told is None:
             await self._listen(life)
-        elif nothing_heard:
-            self._whole = True  # it is polled
         self._hurry = False
         if self._whole or nothing_heard:
             self._whole = False
