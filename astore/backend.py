@@ -381,9 +381,9 @@ class Told(Protocol):
     :ivar way: its name: ``inotify``. :ivar complete: whether it tells all that the storage's users do. If not, the pool is
         refreshed every so often as well.
     :ivar bound: by how many seconds what a refresh sees, or what is told, may be late.
-    :ivar again: seconds after which the pool must be refreshed, or nothing more is told; None: never.
+    :ivar again: seconds after which the pool must be refreshed, to be told more, or to find what was not told; None: never.
     :ivar lost: whether it tells nothing more, since the storage is another now: the session must be asked for another one.
-    :ivar note: why it is not complete, and what would make it so; "" if it is.
+    :ivar note: why it is not complete, and what would make it so; or what is told no sooner than ``bound`` says.
     """
 
     way: str

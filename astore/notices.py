@@ -12,11 +12,12 @@ import contextlib
 import enum
 import errno
 import os
-import re
 import select
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
+
+from astore.mounts import MOUNTINFO, parse
 
 if TYPE_CHECKING:
     from asyncinotify import Event, Inotify, Mask, Watch
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 PAUSE = 0.01
 """Seconds between two looks while there are notices. The kernel merges equal ones that wait."""
 
-AT_ONCE = 256
+AT_ONCE = 64
 """How many notices are passed on before the event loop's other work gets a turn."""
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class About(enum.Enum):
@@ -72,9 +71,9 @@ class FolderWatch:
         self.descriptors: set[int] = set()
         self.own = -1
 
-    def drain(self) -> None:
-        """Pass on all notices of changes that happened before this call. Never waits."""
-        self._notices.drain()
+    def drain(self) -> bool:
+        """Pass on notices of changes that happened before this call; return whether those were all. Never waits."""
+        return self._notices.drain()
 
     def close(self) -> None:
         """Stop listening. May be called twice."""
@@ -95,7 +94,7 @@ class FolderNotices:
         self._all: set[FolderWatch] = set()
         self._table = -1
         self._polling: select.epoll | None = None
-        self._points: frozenset[tuple[bytes, bytes]] = frozenset()
+        self._points: frozenset[tuple[int, str]] = frozenset()
         self._pause: asyncio.TimerHandle | None = None
         self._adding = 0
 
@@ -159,7 +158,7 @@ class FolderNotices:
         self._inotify = inotify
         with contextlib.suppress(OSError):  # without /proc, only what is mounted is not told
             # never blocks, and O_NONBLOCK says so
-            self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._table = os.open(MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self._polling = select.epoll()
             self._polling.register(self._table, select.EPOLLPRI | select.EPOLLERR)
             self._polling.poll(0)
@@ -229,7 +228,7 @@ class FolderNotices:
     def _readable(self) -> None:
         """Pass on some notices; look for more in a moment."""
         assert self._inotify is not None
-        emptied = self._pass_on(AT_ONCE)
+        emptied = self._pass_on()
         if self._inotify is None:  # a listener has closed the last watch
             return
         self._loop.remove_reader(self._inotify.fd)
@@ -239,20 +238,21 @@ class FolderNotices:
         self._pause = None
         self._begin()
 
-    def drain(self) -> None:
-        """Pass on all notices that wait."""
-        self._pass_on(None)
+    def drain(self) -> bool:
+        """Pass on notices that wait; return whether those were all. Others may come as quickly as they are passed on."""
+        return self._pass_on()
 
-    def _pass_on(self, most: int | None) -> bool:
-        """Pass on up to ``most`` notices; return whether there are no more."""
-        while self._inotify is not None and (most is None or most > 0):
+    def _pass_on(self) -> bool:
+        """Pass on some notices; return whether there are no more."""
+        for _ in range(AT_ONCE):
+            if self._inotify is None:
+                return True
             try:
                 event = self._inotify.sync_get()
             except BlockingIOError:
                 return True
             if event is not None:
                 self._tell(event)
-            most = None if most is None else most - 1
         return self._inotify is None
 
     def _tell(self, event: Event) -> None:
@@ -282,18 +282,15 @@ class FolderNotices:
         assert self._polling is not None
         self._polling.poll(0)
         before, self._points = self._points, self._mounts()
-        changed = {
-            os.fsdecode(_ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), one[1])) for one in before ^ self._points
-        }
+        changed = {point for _, point in before ^ self._points}
         for watch in tuple(self._all):
             if any(watch.path == point or watch.path.startswith(point.rstrip("/") + "/") for point in changed):
                 watch.listener(About.PLACE, None)
 
-    def _mounts(self) -> frozenset[tuple[bytes, bytes]]:
+    def _mounts(self) -> frozenset[tuple[int, str]]:
         """Return the mounts, each as its number and its point."""
         os.lseek(self._table, 0, os.SEEK_SET)
         text = b""
         while more := os.read(self._table, 1 << 20):
             text += more
-        fields = (line.split(b" ", 5) for line in text.splitlines())
-        return frozenset((one[0], one[4]) for one in fields if len(one) > 4)
+        return frozenset((one.id, one.target) for one in parse(text))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Mapping
 
 from astore.model import Place
+from astore.mounts import mounts
 
 MOST_LINKS = 40
 """How many symbolic links are followed for one path: the kernel's limit (path_resolution(7))."""
@@ -28,37 +28,22 @@ _REMOTE = frozenset(
 )
 """File system types whose calls may wait for a server or a daemon; so may those of ``fuse.…``."""
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+def is_remote(kind: str) -> bool:
+    """Return whether calls on a file system of this type may wait for a server or a daemon."""
+    return kind in _REMOTE or kind.startswith("fuse.")
 
 
 def remote_mounts() -> Mapping[str, str]:
-    """Return the mount points on which calls may hang, with their file system types. Reads /proc/self/mountinfo only."""
+    """Return the mount points on which calls may hang, with their file system types. Touches none of them."""
     found: dict[str, str] = {}
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table,
-    ):
-        for line in table:
-            before, _, after = line.partition(" - ")
-            fields = before.split(" ")
-            if len(fields) < 6 or not after:
-                continue
-            point = _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
-            kind = after.split(" ", 1)[0]
-            if kind in _REMOTE or kind.startswith("fuse."):
-                found[point] = kind
+    with contextlib.suppress(OSError):
+        for mount in mounts():
+            if is_remote(mount.fstype):
+                found[mount.target] = mount.fstype
             else:
-                found.pop(point, None)  # a local file system is mounted over it
+                found.pop(mount.target, None)  # a local file system is mounted over it
     return found
-
-
-def kind_of_remote(path: str, remote: Mapping[str, str]) -> str | None:
-    """Return the file system type of the network mount that a path is on; None: it is on a local file system.
-
-    :param path: absolute and without symbolic links. :param remote: the result of :func:`remote_mounts`.
-    """
-    points = [point for point in remote if path == point or path.startswith(point.rstrip("/") + "/")]
-    return remote[max(points, key=len)] if points else None
 
 
 def place_of(path: str, remote: Mapping[str, str], own: str | None = None) -> Place | None:

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--rows",
         default="all",
-        help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,neighbours,startup",
+        help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,neighbours,scale,startup,fresh",
     )
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")
@@ -95,7 +95,11 @@ def machine() -> str:
 
 def _amount(row: Row) -> str:
     """Format a row's value; a number that is not a time stands alone, its unit is in the row's name."""
-    return f"{row.astore:.3g}" if row.work.startswith(("memory", "another")) else _seconds(row.astore)
+    return (
+        f"{row.astore:.3g}"
+        if row.work.startswith(("memory", "another", "processor", "threads"))
+        else _seconds(row.astore)
+    )
 
 
 def _seconds(value: float | None) -> str:

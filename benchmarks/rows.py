@@ -13,6 +13,7 @@ import astore
 from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
+from benchmarks.fresh_rows import fresh_rows
 from benchmarks.late_loop import LateLoop
 from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
@@ -269,5 +270,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "neighbours": neighbour_rows,
     "scale": scale_rows,
     "startup": startup_rows,
+    "fresh": fresh_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

@@ -121,7 +121,7 @@ def _completion_option(name: str, help: str) -> click.Option:
 
 app = Verbs(
     "astore",
-    {"events": "events:watch", "demo": "demo_command:demo"},
+    {"watch": "watch:watch", "events": "events:show_events", "demo": "demo_command:demo"},
     VIRSH,
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+FLUSH_SECONDS = 1.0
+"""Seconds that an interrupted command waits for its output to be taken."""
+
 _HINT = "astore: the command needs the extra `cli`: pip install 'astore[cli]'"
 
 
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None, *, leave: Callable[[int], object] = 
 
 def _run(argv: Sequence[str] | None, alone: bool) -> int:
     """Run the command and flush its output. :param alone: nothing else runs in this process."""
-    from astore.cli.interruptions import interruptions_exit
+    from astore.cli.interruptions import INTERRUPTED, interruptions_exit
 
     if alone:
         interruptions_exit()
@@ -48,12 +51,24 @@ def _run(argv: Sequence[str] | None, alone: bool) -> int:
         code = 1
     else:
         code = run(sys.argv[1:] if argv is None else argv)
+    if code == INTERRUPTED:
+        import threading
+
+        # a reader that has stopped reading, such as a pager, must not keep what was interrupted from ending
+        flushing = threading.Thread(target=_flush, name="astore-flush", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)
+    else:
+        _flush()
+    return code
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # the reader is gone, or the stream is closed
             pass
-    return code
 
 
 def hold_standard_streams() -> None:

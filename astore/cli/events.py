@@ -1,7 +1,7 @@
 """``astore events``: print the events of the state folder and of its pools as they come.
 
-The command joins the state folder and reloads it once a second, which finds the changes of other processes. It refreshes
-the active pools at an interval, which finds changed volumes. Each invocation numbers its events from 1.
+The command watches the Manager's pools and its state folder, so what others change is told, too. Each invocation numbers its
+events from 1, so the numbers are in the JSON alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 import msgspec
 from anyio import to_thread
@@ -21,17 +22,33 @@ from anyio import to_thread
 from astore import events as kinds
 from astore.cli import documents
 from astore.cli.completion import complete_pool
-from astore.cli.output import Answer, Output, complain, size, writing
+from astore.cli.output import Answer, Output, complain, size, when, writing
+from astore.cli.parameters import duration_option, point_in_time
 from astore.cli.session import Session, command
+from astore.errors import PoolNotFoundError, StoreError
 
 if TYPE_CHECKING:
     from astore.manager import Manager
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks at the state folder. If nothing changed, a look is three calls of stat(2)."""
+"""Seconds between two looks at the state folder with ``--refresh 0``. If nothing changed, a look is three calls of stat(2)."""
+
+THOROUGHLY_EVERY = 10
+"""Every tenth look at the state folder also finds the changes that an editor made."""
 
 
-@command("events")
+def _classes(base: type[kinds.Event]) -> Iterator[type[kinds.Event]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _classes(kind)
+
+
+KINDS = {kind.__name__: kind for kind in _classes(kinds.Event) if kind.__module__ == kinds.__name__}
+"""The classes of events by name. VolumeEvent stands for all about volumes."""
+del KINDS["PoolEvent"]  # it would stand for almost all
+
+
+@command("events", each_call=True)
 @click.option(
     "--pool",
     "pools",
@@ -41,90 +58,157 @@ POLL_SECONDS = 1.0
     shell_complete=complete_pool,
 )
 @click.option(
+    "--kind",
+    "names",
+    multiple=True,
+    type=click.Choice(sorted(KINDS)),
+    metavar="KIND",
+    help="Only events of this kind, such as VolumeAdded, or VolumeEvent for all about volumes; may be given again.",
+)
+@click.option(
     "--refresh",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to refresh the active pools; 0: never.",
+    help="How often at least to refresh pools whose storage tells nothing of changes; 0: refresh no pool.",
 )
 @click.option(
-    "--since", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Begin after number N."
+    "--since",
+    callback=point_in_time,
+    metavar="TIME",
+    help="First tell of volumes that changed since then: '10 min', 2026-01-31, '2026-01-31 12:00'.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
-@click.option("--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after this time.")
-async def watch(
-    session: Session, pools: tuple[str, ...], refresh: float, since: int, count: int | None, duration: float | None
+@duration_option
+async def show_events(
+    session: Session,
+    pools: tuple[str, ...],
+    names: tuple[str, ...],
+    refresh: float,
+    since: float | None,
+    count: int | None,
+    duration: float | None,
 ) -> Answer:
     """Print events as they come, until Ctrl-C.
 
-    With --json, one document in a line. Joins the state folder: what other processes define, start and stop is seen
-    within a second. Volumes are looked at every --refresh seconds. Numbers are this invocation's own and begin with 1.
+    With --json, one document in a line. What other processes do with pools is seen within a second, and what changes in
+    pools at once where their storage tells of it. The first events are what has changed since each pool's last refresh.
+
+    Nobody keeps events. --since tells of volumes by their own times: not of those that were removed, and of several
+    changes of a volume only the last one.
     """
-    session.ticker.stop()
-    for name in pools:
-        if not any(pool.name == name for pool in session.manager.pools()):
-            complain(f"there is no pool {name!r} yet: waiting for it")
-    output = Output()
-    written = 0
-    try:
-        with anyio.move_on_after(duration):
-            async with anyio.create_task_group() as group, session.manager.events(0, pools=pools or None) as stream:
-                group.start_soon(_follow_folder, session.manager)
-                if refresh:
-                    group.start_soon(_refresh_regularly, session.manager, refresh, session.settings.timeout)
-                async for event in _wanted(stream, since, quiet=not session.settings.json):
-                    text = documents.line(as_document(event)) if session.settings.json else in_words(event)
-                    # on a thread: a slow reader must not hold up the refreshes
-                    await to_thread.run_sync(_write, output, text, session.settings.json, abandon_on_cancel=True)
-                    written += 1
-                    if written == count:
-                        group.cancel_scope.cancel()
-                        break
-    except BaseExceptionGroup as several:
-        raise _first(several) from several
+    await to_thread.run_sync(session.ticker.close)
+    wanted = tuple(KINDS[name] for name in names) or None
+    chosen = pools_named(session, pools)
+    earlier = [] if since is None else changed_since(session.manager, since, chosen, wanted)
+    lines = Lines(session.settings.json, count)
+    manager = session.manager
+    followed = manager.watch(max_staleness=refresh) if refresh else alongside(partial(_follow_folder, manager))
+    async with ended_after(duration), followed, manager.events(0, pools=chosen, kinds=wanted) as stream:
+        await lines.write_all(earlier, stream)
     return Answer(None, lambda _: None)
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return the first error inside a group, or the error itself."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def pools_named(session: Session, given: Sequence[str]) -> frozenset[str] | None:
+    """Return the names of pools that were given by name or UUID; None if none were. Those that are missing may come."""
+    names = set()
+    for text in given:
+        try:
+            names.add(session.pool(text).name)
+        except PoolNotFoundError:
+            complain(f"there is no pool {text!r} yet: waiting for it")
+            names.add(text)
+    return frozenset(names) or None
 
 
-async def _wanted(stream: AsyncIterator[kinds.Event], since: int, *, quiet: bool) -> AsyncIterator[kinds.Event]:
-    async for event in stream:
-        if event.seq <= since:
-            continue
-        if quiet and isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed):
-            continue  # people need no line every few seconds saying that nothing changed
-        yield event
+def changed_since(
+    manager: Manager, since: float, pools: Collection[str] | None, wanted: tuple[type[kinds.Event], ...] | None
+) -> list[kinds.Event]:
+    """Return an event for each volume that has changed since a time, as far as the last refreshes know, in order of time.
+
+    :param since: in seconds since the epoch. :param pools: only of these pools. :param wanted: only events of these classes.
+    """
+    found = [
+        kinds.VolumeChanged(pool=pool.name, uuid=pool.uuid, name=info.name, volume=info, time=info.ctime_ns / 1e9)
+        for pool in manager.pools(active=True)
+        if pools is None or pool.name in pools
+        for info in pool.volumes
+        if info.ctime_ns / 1e9 >= since
+    ]
+    return sorted((event for event in found if wanted is None or isinstance(event, wanted)), key=lambda one: one.time)
 
 
-THOROUGHLY_EVERY = 10
-"""Every tenth reload of the state folder also finds the changes that an editor made."""
+@asynccontextmanager
+async def ended_after(seconds: float | None) -> AsyncIterator[None]:
+    """End the block after so many seconds; None: never."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
+@asynccontextmanager
+async def alongside(call: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[None]:
+    """Await a call beside the block, and cancel it when the block ends."""
+    task = asyncio.create_task(call())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _follow_folder(manager: Manager) -> None:
     for number in itertools.count(1):
         await asyncio.sleep(POLL_SECONDS)
-        await manager.reload(thoroughly=not number % THOROUGHLY_EVERY)
+        with suppress(StoreError):  # it may be readable again the next time
+            await manager.reload(thoroughly=not number % THOROUGHLY_EVERY)
 
 
-async def _refresh_regularly(manager: Manager, every: float, timeout: float | None) -> None:
-    while True:
-        await manager.refresh_all(timeout=timeout)  # a failure makes the pool inaccessible, which is an event
-        await asyncio.sleep(every)
+class Lines:
+    """Writes events to standard output, one a line.
+
+    :param json: as documents. :param count: how many to write; None: all.
+    """
+
+    def __init__(self, json: bool, count: int | None = None) -> None:
+        self._json = json
+        self._left = count
+        self._output = Output()
+
+    async def write_all(self, earlier: Sequence[kinds.Event], stream: AsyncIterator[kinds.Event]) -> None:
+        """Write the earlier events, then those of a stream as they come, until there were enough."""
+        for event in earlier:
+            if await self._write(event):
+                return
+        async for event in stream:
+            if (self._json or not is_no_news(event)) and await self._write(event):
+                return
+
+    async def _write(self, event: kinds.Event) -> bool:
+        """Write one event. Return whether it was the last."""
+        text = documents.line(as_document(event)) if self._json else in_words(event)
+        # on a thread: a slow reader must not hold up the refreshes
+        await to_thread.run_sync(self._put, text, abandon_on_cancel=True)
+        if self._left is not None:
+            self._left -= 1
+        return self._left == 0
+
+    def _put(self, text: str) -> None:
+        with writing():
+            if self._json:
+                self._output.raw(text)
+            else:
+                self._output.line(text)
+            sys.stdout.flush()
 
 
-def _write(output: Output, text: str, is_safe: bool) -> None:
-    with writing():
-        if is_safe:
-            output.raw(text)
-        else:
-            output.line(text)
-        sys.stdout.flush()
+def is_no_news(event: kinds.Event) -> bool:
+    """Return whether people can do without an event: a refresh that found nothing."""
+    return isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed)
 
 
 def as_document(event: kinds.Event) -> documents.Document:
@@ -136,10 +220,14 @@ def as_document(event: kinds.Event) -> documents.Document:
 
 
 def in_words(event: kinds.Event) -> str:
-    """Return an event as one line: time, pool and description."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    """Return an event as one line: date and time, pool and description."""
     about = f"{event.pool}: " if isinstance(event, kinds.PoolEvent) else ""
-    return f"{clock} {about}{what_happened(event)}"
+    return f"{when(event.time)} {about}{what_happened(event)}"
+
+
+def clock(seconds: float) -> str:
+    """Format seconds since the epoch as the local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def what_happened(event: kinds.Event) -> str:
@@ -160,8 +248,12 @@ def what_happened(event: kinds.Event) -> str:
                 f"refreshed: {event.added} added, {event.changed} changed, {event.removed} removed, "
                 f"{event.unchanged} unchanged{wrong}"
             )
-        case kinds.PoolStateChanged(old=old, new=new, reason=reason):
-            return f"{old} → {new}{f': {reason}' if reason else ''}"
+        case kinds.PoolStateChanged(old=old, new=new):
+            return f"{old} → {new}{_why(event)}"
+        case kinds.PoolStartFailed():
+            return f"could not be started{_why(event)}"
+        case kinds.PoolRetry(attempt=attempt, at=at):
+            return f"try {attempt} failed{_why(event)}; next try at {clock(at)}"
         case kinds.PoolAutostartChanged(autostart=autostart):
             return f"autostart {'on' if autostart else 'off'}"
         case kinds.BackendRegistered(type=type_):
@@ -172,3 +264,8 @@ def what_happened(event: kinds.Event) -> str:
             return f"{missed} events were lost: this reader is too slow"
     word = type(event).__name__.removeprefix("Pool")
     return word.lower()
+
+
+def _why(event: kinds.PoolStateChanged | kinds.PoolStartFailed | kinds.PoolRetry) -> str:
+    """Return the reason after a colon, without the pool's name, which the line begins with."""
+    return f": {event.reason.removeprefix(f'pool {event.pool!r}: ')}" if event.reason else ""

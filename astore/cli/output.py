@@ -150,7 +150,7 @@ class Output:
     def line(self, text: str, style: str = "") -> None:
         """Write a sentence, with unprintable characters escaped."""
         if not self.terminal:
-            self._stream.write(f"{self._encodable(printable(text))}\n")
+            self._stream.write(f"{self.encodable(printable(text))}\n")
             return
         from rich.text import Text
 
@@ -163,7 +163,7 @@ class Output:
     def bar(self, used: int, total: int, *, drawn: bool | None = None) -> Cell:
         """Return a cell with the used share of a capacity: a bar on a terminal (or as ``drawn`` says), else a percentage."""
         if self.terminal if drawn is None else drawn:
-            return bar(used, total) if self._can("█░") else bar(used, total, full="#", empty=".")
+            return bar(used, total) if self.can("█░") else bar(used, total, full="#", empty=".")
         return Cell("-" if total <= 0 else f"{used / total * 100:.0f}%")
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, empty: str = "") -> None:
@@ -238,9 +238,9 @@ class Output:
                 " " * (width - _width(text)) + text if column.right else text + " " * (width - _width(text))
                 for text, width, column in zip(texts, widths, columns, strict=True)
             ]
-            self._stream.write(self._encodable("  ".join(padded).rstrip()) + "\n")
+            self._stream.write(self.encodable("  ".join(padded).rstrip()) + "\n")
 
-    def _can(self, text: str) -> bool:
+    def can(self, text: str) -> bool:
         """Return whether the stream's encoding has these characters."""
         try:
             text.encode(getattr(self._stream, "encoding", None) or "ascii")
@@ -248,7 +248,7 @@ class Output:
             return False
         return True
 
-    def _encodable(self, text: str) -> str:
+    def encodable(self, text: str) -> str:
         """Escape the characters that the stream's encoding lacks."""
         encoding = getattr(self._stream, "encoding", None) or "ascii"
         return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -51,9 +51,7 @@ class Ticker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=2.0)
+        self.close()
 
     async def __aenter__(self) -> Self:
         import asyncio
@@ -93,6 +91,12 @@ class Ticker:
     def stop(self) -> None:
         """Stop the display."""
         self._over.set()
+
+    def close(self) -> None:
+        """Stop the display and wait until it is gone. Blocks for a tenth of a second; may be called twice."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
 
     def _display(self) -> None:
         if self._over.wait(self.delay) and not self.stays:

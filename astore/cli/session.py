@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -113,12 +114,13 @@ class Session(NamedTuple):
 Work = Callable[..., Coroutine[Any, Any, Answer]]
 
 
-def command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
+def command(name: str, *, signed: bool = False, each_call: bool = False) -> Callable[[Work], click.Command]:
     """Turn a coroutine function whose first parameter is a :class:`Session` into a command with the common options.
 
-    :param signed: an argument may be a negative number.
+    :param signed: an argument may be a negative number. :param each_call: --timeout is the limit of each call to storage.
     """
-    return lambda work: _command(name, work, perform, {"ignore_unknown_options": True} if signed else {})
+    act = partial(perform, each_call=each_call)
+    return lambda work: _command(name, work, act, {"ignore_unknown_options": True} if signed else {})
 
 
 def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
@@ -144,17 +146,23 @@ def _command(
     )
 
 
-def perform(work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings) -> None:
+def perform(
+    work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, *, each_call: bool = False
+) -> None:
     """Open the Manager, do the work, close the Manager, and write the answer.
 
+    :param each_call: --timeout is the limit of each call to storage.
     :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
     """
     from astore.cli.progress import Ticker
+    from astore.lanes import DEFAULT_TIMEOUT
     from astore.manager import Manager  # imported while Ctrl-C still ends the process at once
+
+    each = settings.timeout if each_call and settings.timeout is not None else DEFAULT_TIMEOUT
 
     async def managed() -> Answer:
         ticker.begin("reading the state folder")
-        async with Manager(settings.state_dir) as manager:
+        async with Manager(settings.state_dir, call_timeout=each) as manager:
             ticker.begin("")
             began = time.monotonic()
             try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from stat import filemode
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 from astore.cli import documents
 from astore.cli.exits import CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when, xml_answer
-from astore.cli.parameters import pool_argument, pool_option, volume_argument
+from astore.cli.parameters import LIMIT, pool_argument, pool_option, volume_argument
 from astore.cli.session import Session, Work, command
 from astore.errors import printable
 from astore.model import ReferenceKind, VolumeInfo
@@ -154,27 +155,69 @@ async def looked_at(session: Session, name: str) -> Pool:
 
 
 async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
-    """Find a volume by its key or path, by its name in a pool, or by a name that only one pool has."""
-    from astore.errors import VolumeNotFoundError
+    """Find a volume by its key or path, by its name in a pool, or by a name that only one pool has.
+
+    What the last refreshes did not see is looked for in the storage.
+    """
+    from astore.errors import PoolNotFoundError, VolumeNotFoundError
 
     text = await _whole_path(text)
+    limit = session.settings.timeout or ANSWER_SECONDS
     if pool is not None:
         home = await looked_at(session, pool)
         for info in home.volumes if "/" in text else ():
             if text in (info.key, info.path):
                 return home.volume(info.name)
-        return home.volume(text)
+        return await home.find(text, timeout=limit)
     try:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:
         homes = [one for one in session.manager.pools(active=True) if one.snapshot.get(text) is not None]
+    if not homes and os.path.isabs(text):
+        with suppress(PoolNotFoundError, VolumeNotFoundError):
+            return await session.manager.pool_by_target(os.path.dirname(text)).find(
+                os.path.basename(text), timeout=limit
+            )
+    unanswered: list[Pool] = []
+    if not homes and "/" not in text:
+        homes, unanswered = await _asked(session.manager.pools(active=True), text, limit)
     if not homes:
-        raise VolumeNotFoundError(f"no active pool has a volume {text!r}", what=text)
+        doubt = f"; no answer from {', '.join(printable(one.name) for one in unanswered)}" if unanswered else ""
+        raise VolumeNotFoundError(f"no active pool has a volume {text!r}{doubt}", what=text)
     if len(homes) > 1:
         names = ", ".join(printable(one.name) for one in homes)
         hint = f"say --pool {shell_word(homes[0].name)}"
         raise CliError(f"several pools have a volume {text!r} ({names}): {hint}", Exit.USAGE)
     return homes[0].volume(text)
+
+
+async def _asked(pools: Sequence[Pool], name: str, limit: float) -> tuple[list[Pool], list[Pool]]:
+    """Look for a volume in the storage of pools. Return those that have it, and those that did not answer.
+
+    :param limit: seconds for all of them.
+    """
+    import asyncio
+
+    from astore.errors import VolumeNotFoundError
+
+    turn = asyncio.Semaphore(LIMIT)
+    answers: dict[str, bool] = {}
+
+    async def ask(pool: Pool) -> None:
+        async with turn:
+            try:
+                await pool.find(name)
+            except VolumeNotFoundError:
+                answers[pool.name] = False
+            except Exception:  # its storage fails, which `pool list` shows
+                return
+            else:
+                answers[pool.name] = True
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit):
+            await asyncio.gather(*map(ask, pools))
+    return [one for one in pools if answers.get(one.name)], [one for one in pools if one.name not in answers]
 
 
 async def _whole_path(text: str) -> str:

@@ -43,7 +43,7 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds from a failure to the next try: at first, and at most."""
 
 FEW = 8
-"""Up to this many volumes of which only the bytes have changed are looked at one by one."""
+"""Up to this many names are looked at one by one, at once. The whole pool follows, unless only bytes have changed."""
 
 
 class PoolWatch:
@@ -64,13 +64,16 @@ class PoolWatch:
         self._told: Told | None = None
         self._note = ""
         self._whole = True  # whether the whole pool must be refreshed
-        self._names: set[str] = set()  # volumes whose bytes have changed
+        self._names: set[str] = (
+            set()
+        )  # a few names to look at before the whole pool is, or instead if only bytes have changed
         self._hurry = False  # whether more than bytes has changed
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._busy = False
-        self._ended_at = 0.0
+        self._ended_at = self._whole_ended_at = 0.0
         self._took = 0.0
+        self._listed_at = self._sweep_at = 0.0
         self._interval = LEAST
         self._failures = 0
         self._closed = False
@@ -120,19 +123,26 @@ class PoolWatch:
         if self._closed:
             return
         self._hurry = self._hurry or not bytes_alone
-        if names is None or not bytes_alone:
-            self._whole = True
-        elif not self._whole:
+        self._whole = self._whole or names is None or not bytes_alone
+        if names is not None and len(self._names | names) <= FEW:
             self._names |= names
-            self._whole = len(self._names) > FEW
+        else:
+            self._names.clear()
+            self._whole = True
         if not self._busy:
             self._schedule(self._after_notice())
 
     def _after_notice(self) -> float:
         """Return in how many seconds to look at what was told."""
-        since = time.monotonic() - self._ended_at
-        pause = max(self._took * SHARE, 0.0 if self._hurry else WRITING)
-        return max(SOON, pause - since)
+        if self._names:
+            pause = 0.0 if self._hurry else WRITING - (time.monotonic() - self._ended_at)
+            return max(SOON, pause)
+        return max(SOON, self._until_whole())
+
+    def _until_whole(self) -> float:
+        """Return in how many seconds the whole pool may be refreshed again."""
+        pause = max(min(self._took * SHARE, MOST), 0.0 if self._hurry else WRITING)
+        return pause - (time.monotonic() - self._whole_ended_at)
 
     def _schedule(self, seconds: float) -> None:
         """Look at the pool in so many seconds, or earlier if it was to be."""
@@ -156,9 +166,11 @@ class PoolWatch:
         """Schedule the next look, after one that went well."""
         told = self._told
         if told is not None and told.complete:
-            sweep = SWEEP if told.again is None else min(SWEEP, told.again)
-            self.parts.record.freshness = Freshness(told.way, pushed=True, bound=max(told.bound, WRITING))
-            self._schedule(sweep * random.uniform(0.9, 1.0))  # noqa: S311  no secret
+            sweep = SWEEP if told.again is None else min(told.again, self._most_stale)
+            bound = max(min(told.bound, sweep), WRITING)
+            self.parts.record.freshness = Freshness(told.way, pushed=True, bound=bound, note=told.note)
+            self._sweep_at = self._listed_at + sweep * random.uniform(0.9, 1.0)  # noqa: S311  no secret
+            self._schedule(max(self._sweep_at - time.monotonic(), 0.0))
         else:
             changed = outcome is None or bool(outcome.added or outcome.changed or outcome.removed)
             limit = max(self._most_stale, self._took * SHARE, 0.01)
@@ -222,24 +234,26 @@ class PoolWatch:
         self._busy = False
         self._ended_at = time.monotonic()
         if outcome is not None:
-            self._took = outcome.seconds
+            self._took, self._whole_ended_at = outcome.seconds, self._ended_at
 
     async def _refresh(self, life: Life) -> RefreshOutcome | None:
         """Refresh what may have changed."""
         if self._life is not life:
             self._forget()
             self._life = life
-        told, nothing_heard = self._told, not self._whole and not self._names
+        told = self._told
+        due = told is not None and told.complete and time.monotonic() >= self._sweep_at
+        nothing_heard = due or (not self._whole and not self._names)
         # the sweep finds what was not told: it listens anew, so that the session lists everything
         if told is not None and (told.lost or (told.complete and nothing_heard)):
             told.close()
             self._told = None
         if self._told is None:
             await self._listen(life)
-        self._hurry = False
-        if self._whole or nothing_heard:
-            self._whole = False
+        if not self._names or (self._whole and self._until_whole() <= 0):
+            self._whole = self._hurry = False
             self._names.clear()
+            self._listed_at = time.monotonic()
             try:
                 return await self.parts.refresher.refresh(False, None, unasked=True)
             except BaseException:
@@ -255,7 +269,11 @@ class PoolWatch:
     async def _listen(self, life: Life) -> None:
         """Have the storage tell of changes, if it can."""
         self._whole = True
-        session = await life.attached()
+        self._names.clear()
+        try:
+            session = await life.attached()
+        except Exception:
+            return  # the refresh fails as well, and then the pool's state tells of it
         if not isinstance(session, WatchesChanges):
             self._note = "its storage tells nothing"
             return

@@ -30,7 +30,8 @@ class Freshness(msgspec.Struct, frozen=True):
 
     :ivar way: ``inotify``, ``upcalls``, or ``polled``: refreshed every so often.
     :ivar pushed: whether the storage tells of changes. :ivar bound: seconds after which a change is seen at the latest.
-    :ivar note: why the pool is not pushed, and what would make it so; or why it cannot be refreshed.
+    :ivar note: why the pool is not pushed, and what would make it so; or what is seen no sooner than ``bound`` says; or why
+        it cannot be refreshed.
     :ivar next_try: when a pool that failed is tried again, in seconds since the epoch.
     """
 

@@ -18,7 +18,8 @@ from contextlib import AbstractContextManager
 from astore.errors import PoolInaccessibleError, is_shortage, reason
 from astore.images import HEADER_SIZE
 from astore.model import FileStat, Permissions, Place
-from astore.places import kind_of_remote, place_of, remote_mounts
+from astore.places import place_of
+from astore.trees import mount_caches
 from astore.trees.tree import FIRST_READ, Entry, FileTree, Reading
 from astore.volume_io.local_file import file_stat
 from astore.volume_io.notes import NO_NOTES, NOTE, noted_format
@@ -304,9 +305,7 @@ class LocalTree(FileTree):
 
     def not_told(self) -> tuple[str, float]:
         with Held(self._current(), self.path) as folder:
-            path = os.readlink(f"/proc/self/fd/{folder}")
-        kind = kind_of_remote(path, remote_mounts())
-        return ("" if kind is None else f"on {kind} the kernel tells only what this machine changes"), 0.0
+            return mount_caches.not_told(folder)
 
     def is_folder(self, identity: tuple[int, int]) -> bool:
         return self._current().identity == identity

@@ -57,11 +57,10 @@ class FolderTold:
     # ------------------------------------------------------------------------------------------------- refreshes
 
     def is_true(self, snapshot: Snapshot) -> bool:
-        """Return whether nothing was heard since a snapshot was taken. What happened before this call has been heard."""
+        """Return whether nothing was heard since a snapshot was taken, of what happened before this call."""
         if self._watch is None or not self.complete or snapshot.taken_at != self._taken_at or snapshot.unsettled:
             return False
-        self._watch.drain()
-        return self.heard_nothing and not self._tree.untold
+        return self._watch.drain() and self.heard_nothing and not self._tree.untold
 
     def taken_again(self, snapshot: Snapshot) -> Snapshot | None:
         """Return a snapshot with the folder's sizes of now; None: the path leads to another folder. Blocks."""
@@ -78,10 +77,8 @@ class FolderTold:
 
     def refresh_begins(self) -> None:
         """Note that the folder is listed from now on."""
-        if self._watch is not None:
-            self._watch.drain()
         self._taken_at = -1.0
-        self.heard_nothing = True
+        self.heard_nothing = self._watch is None or self._watch.drain()
 
     def refreshed(self, snapshot: Snapshot) -> None:
         """Note the snapshot of a whole refresh."""

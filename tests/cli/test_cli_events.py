@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import pytest
 
 from astore import events as kinds
 from astore.cli import documents
-from astore.cli.events import as_document, in_words, what_happened
+from astore.cli.events import as_document, clock, in_words, what_happened
+from astore.cli.output import when
 from astore.model import PoolState, Reference, ReferenceKind, VolumeInfo, VolumeType
 
 Make = Callable[..., Path]
@@ -58,6 +62,15 @@ ABOUT: dict[str, Any] = {"pool": "p", "uuid": "u", "seq": 7, "time": 1.0}
             "running → inaccessible: gone",
         ),
         (
+            kinds.PoolStateChanged(
+                old=PoolState.RUNNING, new=PoolState.INACCESSIBLE, reason="pool 'p': refresh: gone", **ABOUT
+            ),
+            "running → inaccessible: refresh: gone",
+        ),
+        (kinds.PoolStartFailed(reason="pool 'p': start: gone", **ABOUT), "could not be started: start: gone"),
+        (kinds.PoolRetry(attempt=2, at=61.5, reason="gone", **ABOUT), f"try 2 failed: gone; next try at {clock(61.5)}"),
+        (kinds.PoolRetry(attempt=2, at=61.5, reason="", **ABOUT), f"try 2 failed; next try at {clock(61.5)}"),
+        (
             kinds.PoolRefreshed(generation=2, added=1, unchanged=3, **ABOUT),
             "refreshed: 1 added, 0 changed, 0 removed, 3 unchanged",
         ),
@@ -84,7 +97,7 @@ ABOUT: dict[str, Any] = {"pool": "p", "uuid": "u", "seq": 7, "time": 1.0}
 def test_every_event_in_words_and_as_json(event: kinds.Event, words: str) -> None:
     """Each kind has its sentence, and its document has its number, its time and its kind."""
     assert what_happened(event) == words
-    assert in_words(event).endswith(words)
+    assert in_words(event) == f"{when(event.time)} {'p: ' if 'pool' in event.__struct_fields__ else ''}{words}"
     shape = json.loads(documents.line(as_document(event)))
     assert (shape["event"], shape["seq"]) == (type(event).__name__, 7)
     if "volume" in shape:
@@ -107,40 +120,115 @@ def test_changes_of_volumes_are_noticed(astore: Any, make_pool: Make) -> None:
 
 
 def test_choosing_events(astore: Any, make_pool: Make) -> None:
-    """--pool leaves out other pools, --since what came before, and for people a refresh without news is none."""
+    """--pool and --kind leave out others, and for people a refresh without news is none."""
     make_pool("a")
     folder = make_pool("b")
     (folder / "new.raw").write_bytes(b"")
-    found = lines(astore.good("events", "--json", "--pool", "b", "--for", "20", "--count", "2").out)
+    uuid = astore.good("pool", "info", "b", "--json").json()["pool"]["uuid"]
+    found = lines(astore.good("events", "--json", "--pool", uuid, "--for", "20", "--count", "2").out)
     assert [(event["event"], event["pool"]) for event in found] == [("VolumeAdded", "b"), ("PoolRefreshed", "b")]
     (folder / "more.raw").write_bytes(b"")
-    later = lines(astore.good("events", "--json", "--pool", "b", "--since", "1", "--for", "20", "--count", "1").out)
-    assert later[0]["seq"] > 1
+    later = lines(astore.good("events", "--json", "--kind", "PoolRefreshed", "--for", "20", "--count", "2").out)
+    assert {(event["event"], event["pool"]) for event in later} == {("PoolRefreshed", "a"), ("PoolRefreshed", "b")}
+    (folder / "more.raw").unlink()
+    out = astore.good("events", "--kind", "VolumeEvent", "--for", "20", "--count", "1").out
+    assert out.endswith(" b: volume more.raw removed\n")
+    assert datetime.fromisoformat(out[:19]).timestamp() == pytest.approx(time.time(), abs=60)
     out = astore.good("events", "--pool", "a", "--for", "0.5").out
     assert out == ""
 
 
-def test_what_other_processes_do_is_seen(astore: Any, make_pool: Make, tmp_path: Path) -> None:
-    """A pool that another invocation defines and stops while this one watches is told of, without any refresh."""
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--kind", "volumeadded", "'volumeadded' is not one of 'BackendRegistered', 'BackendUnregistered', 'Lagged', "),
+        ("--since", "ten minutes", "'ten minutes' is no time: say '10 min', '2 hours' or '2026-01-31 12:00'"),
+        ("--since", "10", "'10' is no time"),
+        ("--since", "3 fortnights", "'3 fortnights' is no time"),
+        ("--since", "0001-01-01", "'0001-01-01' is no time"),
+        ("--since", "9000-01-01", "'9000-01-01' is in the future"),
+    ],
+)
+def test_what_is_refused(astore: Any, option: str, value: str, said: str) -> None:
+    """Kinds that there are not, and times that are none."""
+    ran = astore("events", option, value)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.complaint.startswith(f"Invalid value for '{option}': {said}")
+
+
+def test_kinds_are_completed(astore: Any) -> None:
+    """By the shell, from the classes of events."""
+    words = {"_ASTORE_COMPLETE": "bash_complete", "COMP_WORDS": "astore events --kind VolumeA", "COMP_CWORD": "3"}
+    assert astore.process(**words).out == "plain,VolumeAdded\n"
+
+
+@pytest.mark.parametrize("ago", ["10 min", "600s", "1 hour ago", "2d", "0.5 weeks"])
+def test_volumes_that_changed_since(astore: Any, make_pool: Make, ago: str) -> None:
+    """--since tells first of the volumes whose own times are later, with these times and number 0."""
+    folder = make_pool()
+    changed = (folder / "web.qcow2").stat().st_ctime_ns / 1e9
+    found = lines(astore.good("events", "--json", "--since", ago, "--kind", "VolumeEvent", "--count", "2").out)
+    assert {(event["event"], event["seq"], event["name"]) for event in found} == {
+        ("VolumeChanged", 0, "base.qcow2"),
+        ("VolumeChanged", 0, "web.qcow2"),
+    }
+    assert found[0]["time"] <= found[1]["time"]
+    assert changed in [event["time"] for event in found]
+
+
+def test_volumes_that_did_not_change_since(astore: Any, make_pool: Make) -> None:
+    """Those with earlier times, of other pools, or when only other kinds are asked for, are left out."""
+    make_pool("a")
+    make_pool("b")
+    now = datetime.now().astimezone().isoformat()
+    assert astore.good("events", "--since", now, "--kind", "VolumeEvent", "--for", "0.2").out == ""
+    assert astore.good("events", "--since", "1 day", "--kind", "PoolStopped", "--for", "0.2").out == ""
+    found = lines(astore.good("events", "--json", "--since", now[:10], "--pool", "b", "--count", "2").out)
+    assert {event["pool"] for event in found} == {"b"}
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Act on another thread, after half a second, and wait for the end of it."""
+    timer = threading.Timer(0.5, act)
+    timer.start()
+    yield
+    timer.join()
+
+
+@pytest.mark.parametrize("refresh", ["0", "10"])
+def test_what_other_processes_do_is_seen(astore: Any, make_pool: Make, tmp_path: Path, refresh: str) -> None:
+    """A pool that another invocation defines and stops meanwhile is told of, with refreshes of volumes or without."""
     make_pool("images")
     xml = astore.definition("late", tmp_path / "late")
     others: list[Any] = []
 
     def act() -> None:
-        time.sleep(0.5)
         others.append(astore.process("pool", "define", xml))
         others.append(astore.process("pool", "stop", "images"))
 
-    thread = threading.Thread(target=act)
-    thread.start()
-    found = lines(astore.good("events", "--json", "--refresh", "0", "--for", "30", "--count", "3").out)
-    thread.join()
+    chosen = ("--kind", "PoolDefined", "--kind", "PoolStateChanged", "--kind", "PoolStopped")
+    with meanwhile(act):
+        ran = astore.good("events", "--json", "--refresh", refresh, "--for", "60", "--count", "3", *chosen)
+    found = lines(ran.out)
     assert [other.code for other in others] == [0, 0]
     assert {(event["event"], event["pool"]) for event in found} == {
         ("PoolDefined", "late"),
         ("PoolStateChanged", "images"),
         ("PoolStopped", "images"),
     }
+
+
+def test_what_others_do_in_pools_is_seen(astore: Any, make_pool: Make) -> None:
+    """A file that comes while the command runs is told of, long before the next refresh."""
+    folder = make_pool()
+
+    def act() -> None:
+        os.link(folder / "base.qcow2", folder / "late.qcow2")
+
+    with meanwhile(act):
+        ran = astore.good("events", "--refresh", "3600", "--kind", "VolumeAdded", "--for", "60", "--count", "1")
+    assert ran.out.endswith(" images: volume late.qcow2 added (qcow2, 10.00 GiB)\n")
 
 
 def test_a_pool_that_fails_is_an_event(astore: Any, make_pool: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -334,3 +335,28 @@ def test_volumes_as_they_are_now(astore: Any, make_pool: Make, monkeypatch: pyte
     path.unlink()
     assert astore("vol", "info", "web.qcow2").code == 0
     assert astore("vol", "info", "a.raw").code == 3
+
+
+def test_volumes_that_no_refresh_has_seen(astore: Any, make_pool: Make, tmp_path: Path) -> None:
+    """They are looked for when they are named: in one pool, in all of them, or by a path; other pools may fail."""
+    folder = make_pool("images")
+    make_pool("other")
+    broken = make_pool("broken")
+    shutil.rmtree(broken)
+    for number in range(4):
+        (folder / f"new{number}.raw").touch()
+    assert astore.good("vol", "path", "new0.raw", "--pool", "images").out == f"{folder}/new0.raw\n"
+    assert astore.good("vol", "path", "new1.raw").out == f"{folder}/new1.raw\n"
+    assert astore.good("vol", "path", str(folder / "new2.raw")).out == f"{folder}/new2.raw\n"
+    astore.good("vol", "delete", "new3.raw")
+    assert not (folder / "new3.raw").exists()
+    ran = astore("vol", "path", "nothing")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.complaint.startswith("no active pool has a volume 'nothing'; no answer from broken: ")
+    ran = astore("vol", "path", str(folder / "nothing"))
+    assert (ran.code, ran.complaint.startswith(f"no active pool has a volume '{folder}/nothing': ")) == (3, True)
+    (tmp_path / "other-folder" / "new0.raw").touch()
+    (tmp_path / "other-folder" / "twice.raw").touch()
+    (folder / "twice.raw").touch()
+    ran = astore("vol", "path", "twice.raw")
+    assert (ran.code, "several pools have a volume 'twice.raw' (images, other)" in ran.complaint) == (2, True)

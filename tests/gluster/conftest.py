@@ -10,22 +10,25 @@ import itertools
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import structlog
 
+import astore
 from astore.backend import Context
 from astore.commands import LaneCommandRunner
 from astore.lanes import Lanes
 from astore_gluster import libgfapi
 from astore_gluster.libgfapi import Gfapi
 from astore_gluster.servers import Server
-from astore_gluster.volume.connection import Connection, ConnectionCache, Key
+from astore_gluster.volume import upcalls
+from astore_gluster.volume.connection import CONNECTIONS, Connection, ConnectionCache, Key
 from astore_gluster.volume.tree import GlusterTree
 from beds import namespace
+from tests.gluster.clients import ON, OtherClient
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -262,3 +265,66 @@ def key() -> Iterator[Callable[..., Key]]:
         listener.listen(4096)  # nobody accepts
         server = Server("tcp", "127.0.0.1", listener.getsockname()[1])
         yield lambda volume="v": Key(volume, (server,))
+
+
+# ------------------------------------------------------------------------------------------------------- the watch
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[ConnectionCache]:
+    """The connections of other clients."""
+    cache = ConnectionCache()
+    yield cache
+    cache.close_idle()
+
+
+@pytest.fixture(scope="module")
+def told_volume(gluster: GlusterBed) -> Iterator[str]:
+    """A volume of two bricks that tell of changes."""
+    gluster.create_volume("told", bricks=2, options=ON)
+    yield "told"
+    CONNECTIONS.close_idle()
+    gluster.delete_volume("told")
+
+
+@pytest.fixture
+def other_of(gluster: GlusterBed, others: ConnectionCache) -> Iterator[Callable[[str], OtherClient]]:
+    """Makes other clients of a volume; each has two empty folders."""
+    made: list[Connection] = []
+
+    def make(volume: str) -> OtherClient:
+        made.append(others.acquire(Key(volume, (Server("tcp", gluster.host, 24007),))))
+        client = OtherClient(made[-1])
+        for folder in (client.images, client.elsewhere):
+            client.do("mkdir", folder, 0o755)
+        return client
+
+    yield make
+    for connection in made:
+        connection.drop()
+
+
+@pytest.fixture
+def other(other_of: Callable[[str], OtherClient], told_volume: str) -> OtherClient:
+    """Another client of the volume that tells."""
+    return other_of(told_volume)
+
+
+@pytest.fixture
+async def manager(tmp_path: Path) -> AsyncIterator[astore.Manager]:
+    async with astore.Manager(tmp_path / "state") as manager:
+        yield manager
+
+
+@pytest.fixture
+def notices(monkeypatch: pytest.MonkeyPatch) -> list[upcalls.Notice]:
+    """All notices that pools are given."""
+    given: list[upcalls.Notice] = []
+    give = upcalls.Listener.give
+
+    def spy(self: upcalls.Listener, batch: list[upcalls.Notice]) -> None:
+        given.extend(batch)
+        give(self, batch)
+
+    monkeypatch.setattr(upcalls.Listener, "give", spy)
+    return given

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from astore.model import PoolDef
+from astore.mounts import parse
 from astore_netfs import Mount
 from astore_netfs.mounting import kernel
 from astore_netfs.mounting.mount import MARK
-from astore_netfs.mounting.mountinfo import parse
 from astore_netfs.mounting.session import NetfsSession
 
 Open = Callable[..., Awaitable[NetfsSession]]

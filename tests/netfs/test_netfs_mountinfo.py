@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astore.model import PoolDef
+from astore.mounts import mount_id, parse
 from astore_netfs import Mount, find_mount, is_expected, mounts
-from astore_netfs.mounting.mountinfo import locate, mount_id, parse
+from astore_netfs.mounting.mountinfo import locate
 from beds import fuse, namespace
 
 ROOT = Mount(1, 0, 254, 0, "/", "/", "rw", "ext4", "/dev/vda")
@@ -20,7 +21,7 @@ ROOT = Mount(1, 0, 254, 0, "/", "/", "rw", "ext4", "/dev/vda")
 word = st.binary(min_size=1, max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"-")))
 path = word.map(lambda text: "/" + text)
 number = st.integers(0, 2**31)
-mount = st.builds(Mount, number, number, number, number, path, path, word, word, word)
+mount = st.builds(Mount, number, number, number, number, path, path, word, word, word, word)
 
 
 def written(mount: Mount, optional: bytes = b"") -> bytes:
@@ -30,7 +31,9 @@ def written(mount: Mount, optional: bytes = b"") -> bytes:
         return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else bytes([byte]) for byte in os.fsencode(text))
 
     fields = [b"%d %d %d:%d" % mount[:4], escaped(mount.root), escaped(mount.target), escaped(mount.options)]
-    return b" ".join([*fields, *optional.split(), b"-", escaped(mount.fstype), escaped(mount.source), b"rw"])
+    return b" ".join(
+        [*fields, *optional.split(), b"-", escaped(mount.fstype), escaped(mount.source), escaped(mount.fs_options)]
+    )
 
 
 @given(st.lists(mount), st.sampled_from([b"", b"shared:1", b"shared:7 master:2 unbindable"]))
@@ -57,7 +60,7 @@ def test_escapes() -> None:
     """A real line with a blank, a tab, a newline and a backslash in its names, and with optional fields."""
     text = rb"36 1 0:45 / /mnt/a\040b\011c\012d\134e rw shared:1 master:2 - fuse.glusterfs h:/v\040w rw,user_id=0"
     (found,) = parse(text)
-    assert found == Mount(36, 1, 0, 45, "/", "/mnt/a b\tc\nd\\e", "rw", "fuse.glusterfs", "h:/v w")
+    assert found == Mount(36, 1, 0, 45, "/", "/mnt/a b\tc\nd\\e", "rw", "fuse.glusterfs", "h:/v w", "rw,user_id=0")
 
 
 def test_topmost_of_several() -> None:

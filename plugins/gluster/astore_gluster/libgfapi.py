@@ -30,6 +30,12 @@ OLDEST: Final = "6.0"
 XREADDIRP_STAT: Final = 1
 XREADDIRP_HANDLE: Final = 2
 LOG_NONE: Final = 0
+UPCALL_INODE_INVALIDATE: Final = 1
+EVENT_ANY: Final = 0xFFFFFFFF
+HANDLE_LENGTH: Final = 16
+UP_SIZE: Final = 0x8
+UP_TIMES: Final = 0x10
+UP_FORGET: Final = 0x100
 
 Pointer = int | None
 _ptr = ctypes.c_void_p
@@ -139,6 +145,16 @@ class Gfapi:
     ftruncate: Callable[[int, int, None, None], int] = _waits("6.0", _int, _ptr, _off, _ptr, _ptr)
     fsync: Callable[[int, None, None], int] = _waits("6.0", _int, _ptr, _ptr, _ptr)
 
+    h_poll_upcall: Callable[[int, int], int] = _waits("3.7.16", _int, _ptr, _ptr)
+    upcall_unregister: Callable[[int, int], int] = _waits("3.13.0", _int, _ptr, ctypes.c_uint32)
+
+    upcall_get_reason: Callable[[int], int] = _quick("3.7.16", _int, _ptr)
+    upcall_get_event: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_flags: Callable[[int], int] = _quick("3.7.16", ctypes.c_uint64, _ptr)
+    upcall_inode_get_object: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_pobject: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_oldpobject: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
+    h_extract_handle: Callable[[int, int, int], int] = _quick("3.4.2", _ssize, _ptr, _ptr, _int)
     xreaddirplus_get_stat: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
     xreaddirplus_get_object: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
     object_copy: Callable[[int], Pointer] = _quick("3.11.0", _ptr, _ptr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from astore.mounts import Mount, mounts
 from astore_netfs.backend import NetfsBackend
 from astore_netfs.mounting.command import mount_argv, umount_argv
 from astore_netfs.mounting.mount import is_expected
-from astore_netfs.mounting.mountinfo import Mount, find_mount, mounts
+from astore_netfs.mounting.mountinfo import find_mount
 
 __all__ = ["Mount", "NetfsBackend", "find_mount", "is_expected", "mount_argv", "mounts", "umount_argv"]

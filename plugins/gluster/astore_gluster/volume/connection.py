@@ -22,6 +22,7 @@ from typing import NamedTuple
 from astore_gluster import libgfapi
 from astore_gluster.libgfapi import Gfapi, keep_modules
 from astore_gluster.servers import LONGEST_NAME, Server, ask
+from astore_gluster.volume.upcalls import Upcalls
 
 ANSWER_TIMEOUT = 5.0
 """The time for a host to accept a TCP connection, in seconds."""
@@ -41,12 +42,25 @@ class Connection:
     """A connected volume. Hold it from before the first use of ``fs`` until after the last.
 
     :ivar gfapi: the library. :ivar fs: the ``glfs_t``. :ivar answered: whether any call on it was answered.
+    :ivar upcalls: what the bricks tell it.
     :ivar holds: the number of holds: pools, calls in progress, and kept handles. It changes only under ``lock``, the
         cache's lock; so does ``idle_since``.
     :param on_idle: called with the lock held when the last hold is dropped.
     """
 
-    __slots__ = ("_device", "_foreign", "_lock", "_on_idle", "answered", "fs", "gfapi", "holds", "idle_since", "key")
+    __slots__ = (
+        "_device",
+        "_foreign",
+        "_lock",
+        "_on_idle",
+        "answered",
+        "fs",
+        "gfapi",
+        "holds",
+        "idle_since",
+        "key",
+        "upcalls",
+    )
 
     def __init__(
         self, gfapi: Gfapi, fs: int, key: Key, lock: threading.Lock, on_idle: Callable[[Connection], object]
@@ -61,6 +75,7 @@ class Connection:
         self._on_idle = on_idle
         self._foreign = False
         self._device: str | None = None
+        self.upcalls = Upcalls(self)
 
     @property
     def device(self) -> str:

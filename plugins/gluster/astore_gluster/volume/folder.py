@@ -26,6 +26,7 @@ from astore_gluster.uri import parts_in
 from astore_gluster.volume.connection import Connection
 from astore_gluster.volume.notes import NOTE, NOTE_ROOM
 from astore_gluster.volume.reading import GONE, GlusterReading, VanishedError
+from astore_gluster.volume.upcalls import KnownHandles, Listener
 
 _SECOND = 1_000_000_000
 
@@ -52,6 +53,7 @@ class GlusterFolder(FileTree):
         self._lock = threading.Lock()
         self._closed = False
         self._folder: Place | None = None
+        self._known: KnownHandles | None = None  # while somebody listens, or did
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._before}{self._after}>"
@@ -103,12 +105,8 @@ class GlusterFolder(FileTree):
     def _entries(self, listing: int, want: Callable[[str, FileStat], bool]) -> Iterator[Entry | tuple[str, OSError]]:
         # The loop runs for every entry, changed or not: hence the local names, and one unpacking.
         gfapi = self._gfapi
-        read, get_stat, free, string_at = (
-            gfapi.xreaddirplus_r,
-            gfapi.xreaddirplus_get_stat,
-            gfapi.free,
-            ctypes.string_at,
-        )
+        read, get_stat, free = gfapi.xreaddirplus_r, gfapi.xreaddirplus_get_stat, gfapi.free
+        string_at = ctypes.string_at
         unpack, size = gfapi.layout.members.unpack, gfapi.layout.members.size
         make_stat, stat_type, device = tuple.__new__, FileStat, self.connection.device
         flags = libgfapi.XREADDIRP_STAT | libgfapi.XREADDIRP_HANDLE
@@ -116,10 +114,14 @@ class GlusterFolder(FileTree):
         name_room = (ctypes.c_char * NAME_ROOM).from_buffer(room, DIRENT_NAME)
         extra, cursor = ctypes.c_void_p(), ctypes.c_void_p()
         at_extra, at_room, at_cursor = ctypes.addressof(extra), ctypes.addressof(room), ctypes.addressof(cursor)
+        listed = set[int]()
+        known = None if self._known is None or self._known.closed else self._known
         while True:
             if read(listing, flags, at_extra, at_room, at_cursor) < 0:
                 raise self._folder_failure()
             if cursor.value is None:
+                if known is not None:
+                    known.keep_only(listed)
                 return
             item = extra.value
             try:
@@ -131,8 +133,12 @@ class GlusterFolder(FileTree):
                 if address:
                     inode, mode, uid, gid, length, blocks, a, a_ns, m, m_ns, c, c_ns = unpack(string_at(address, size))
                 else:
-                    mode = 0
+                    mode = inode = 0
                 kind = mode & 0o170000
+                if known is not None:
+                    listed.add(inode)
+                    if inode not in known:
+                        self._know(known, name, inode, item)
                 if kind == 0 or kind == modes.S_IFLNK:
                     # a link, or no attributes, as the server may send for entries of another brick
                     found = self._look(name, want)
@@ -146,6 +152,18 @@ class GlusterFolder(FileTree):
                 free(item)
             if found is not None:
                 yield found
+
+    def _know(self, known: KnownHandles, name: str, inode: int, item: int | None) -> None:
+        """Keep a handle of an entry, to be told of it. ``item`` is where it was listed; folders are without a handle."""
+        handle = self._gfapi.xreaddirplus_get_object(item)
+        if handle:
+            known.keep(inode, handle)
+            return
+        data = ctypes.create_string_buffer(self._gfapi.layout.size)
+        handle = self._gfapi.h_lookupat(self._fs, None, self.path(name), ctypes.addressof(data), 0)
+        if handle:
+            known.keep(decode_stat(self._gfapi.layout, data.raw).inode, handle)
+            self._gfapi.h_close(handle)
 
     def _keep(self, item: int | None) -> int | None:
         """Return a handle of the entry just listed, to read it by; None if the server sent none."""
@@ -177,7 +195,10 @@ class GlusterFolder(FileTree):
         :raises OSError: ELOOP: links form a circle; ENOENT: the folder is gone; or another error of the volume.
         """
         try:
-            return self._find(name)
+            entry = self._find(name)
+            if self._known is not None:
+                self._known.keep(entry.stat.inode, entry.handle)
+            return entry
         except OSError as error:
             if error.errno == errno.ENOENT:
                 self.check_folder()
@@ -283,6 +304,20 @@ class GlusterFolder(FileTree):
         except OSError as error:
             return Place(name) if error.errno == errno.ENOENT else None
         return Place(name, device, stat.inode)
+
+    def listen(self, listener: Listener) -> int:
+        """Have a listener told of what others do; return the folder's inode. Blocks.
+
+        :raises OSError: the volume does not answer.
+        """
+        with self._using() as fs:
+            self.connection.upcalls.listen(listener)
+            self._known = listener.known
+            handle, stat = self._resolve(fs, self._directory)
+            listener.known.folder = stat.inode
+            listener.known.keep(stat.inode, handle)
+            self._gfapi.h_close(handle)
+        return stat.inode
 
     def _find_again(self, entry: Entry) -> Entry:
         """Look up a handle for an entry that was listed without one."""

@@ -7,10 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from astore.backend import Context
+from astore.backend import Context, Tell, Told
 from astore.model import EntryError, Snapshot, VolumeInfo
 from astore.trees.session import WritableTreeSession
 from astore_gluster.volume.connection import Connection
+from astore_gluster.volume.told import GlusterTold
 from astore_gluster.volume.tree import GlusterTree
 
 T = TypeVar("T")
@@ -47,10 +48,23 @@ class GlusterSession(WritableTreeSession):
         self._make = make
         self._tried = -PAUSE  # time of the last attempt
         self._closed = False
+        self._upcalls: GlusterTold | None = None
+
+    async def watch(self, tell: Tell) -> Told:
+        """Be told of changes by the volume's bricks, if the volume's options have them tell."""
+        if self._upcalls is not None:
+            self._upcalls.close()
+        told = self._upcalls = GlusterTold(self.tree, tell)
+        await told.begin(self.context.lane.run)
+        return told
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the folder and read new and changed files. :raises OSError: the volume does not answer."""
-        return await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
+        snapshot = await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
+        if self._upcalls is not None:
+            self._upcalls.listed(snapshot)
+            await self._upcalls.ask_again(self.context.lane.run)
+        return snapshot
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
         """Look up one entry and read its header. :raises OSError: the volume does not answer."""
@@ -87,10 +101,15 @@ class GlusterSession(WritableTreeSession):
         self._tried = now - PAUSE
         self.tree = tree
         lost.close()
+        if self._upcalls is not None:
+            self._upcalls.replaced()
+            self._upcalls = None
         return True
 
     async def aclose(self) -> None:
         """Drop the connection, after all work on volumes has ended. Not on the lane, which may be stuck."""
         self._closed = True
+        if self._upcalls is not None:
+            self._upcalls.close()
         await self.end_work()
         self.tree.close()

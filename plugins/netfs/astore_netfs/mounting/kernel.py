@@ -11,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from astore_netfs.mounting.mountinfo import Mount, find_mount, mounts
+from astore.mounts import Mount, mounts
+from astore_netfs.mounting.mountinfo import find_mount
 
 # sys/mount.h
 _MNT_FORCE = 1

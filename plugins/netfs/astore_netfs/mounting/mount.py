@@ -23,6 +23,7 @@ from astore.cancellation import CLEANUP_SECONDS, shielded
 from astore.errors import CommandError, StorageError
 from astore.lanes.job import at_least
 from astore.model import PoolDef
+from astore.mounts import Mount, mount_id, mounts
 from astore_netfs.mounting import kernel
 from astore_netfs.mounting.command import (
     mount_argv,
@@ -34,7 +35,7 @@ from astore_netfs.mounting.command import (
     umount_argv,
 )
 from astore_netfs.mounting.credentials import CredentialsFile
-from astore_netfs.mounting.mountinfo import Mount, find_mount, locate, mount_id, mounts
+from astore_netfs.mounting.mountinfo import find_mount, locate
 from astore_netfs.mounting.options import Credentials, split_credentials
 from astore_netfs.mounting.own_threads import Call, aside
 

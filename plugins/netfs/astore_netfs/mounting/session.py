@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import ClassVar, TypeVar
 
-from astore.backend import Context
+from astore.backend import Context, Tell, Told
 from astore.model import EntryError, Snapshot, VolumeInfo
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
@@ -53,6 +53,15 @@ class NetfsSession(WritableTreeSession):
     def __init__(self, tree: MountedTree, mount: MountPoint, context: Context) -> None:
         super().__init__(tree, context)
         self.mount = mount
+        self._tell: Tell | None = None
+
+    async def watch(self, tell: Tell) -> Told | None:
+        """Be told of what this machine changes, and of a mount that was renewed.
+
+        :raises OSError: the mount is stale or gone; the next refresh renews it, and tells so.
+        """
+        self._tell = tell
+        return await super().watch(tell)
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """List the folder and read new and changed files; mount again first if the mount is stale or gone.
@@ -74,7 +83,10 @@ class NetfsSession(WritableTreeSession):
                 raise
             self.context.log.info("mount is stale or gone", target=self.mount.definition.target.path, error=str(error))
         await self.mount.ensure()
-        return await act()
+        done = await act()
+        if self._tell is not None:
+            self._tell(None, False)  # the folder that was watched, if any, is on the mount of before
+        return done
 
     async def stop(self) -> None:
         """Unmount. If the kernel refuses because the mount is in use, the pool stays as it is.

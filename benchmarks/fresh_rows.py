@@ -1,0 +1,339 @@
+"""Rows on a Manager that is watched: how soon others' changes are events, and what watching costs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import statistics
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import astore
+from astore.events import Subscription
+from benchmarks.bench import Bench
+from benchmarks.late_loop import LateLoop
+from benchmarks.row import Row
+from benchmarks.sides import say, settle
+
+VOLUMES = 1_000
+MANY = 10_000
+POOLS = 1_000
+ROUNDS = 50
+IDLE_SECONDS = 20.0
+BUSY_SECONDS = 5.0
+RATE = 10_000
+
+OTHER = """
+import os, sys, time
+for line in sys.stdin:
+    what, *names = line.split()
+    if what in ("make", "grow"):
+        with open(names[0], "ab") as file:
+            file.write(b"x" * 512)
+    elif what == "rename":
+        os.rename(*names)
+    else:
+        os.unlink(names[0])
+    print(time.monotonic(), flush=True)
+"""
+"""Makes the changes that it reads, and tells when each was done."""
+
+WRITER = """
+import sys, time
+end = time.monotonic() + float(sys.argv[2])
+with open(sys.argv[1], "ab", buffering=0) as file:
+    while time.monotonic() < end:
+        file.write(b"x" * 100)
+        print(time.monotonic(), file.tell())
+        time.sleep(0.002)
+"""
+"""Writes to a file all the time, and tells when it was of which size."""
+
+STORM = """
+import os, random, sys, time
+rate, seconds = int(sys.argv[1]), float(sys.argv[2])
+lot, began, done = random.Random(1), time.monotonic(), 0
+while done < rate * seconds:
+    for _ in range(rate // 100):
+        name = f"storm{lot.randrange(500)}"
+        if (what := lot.randrange(4)) == 0 and os.path.exists(name):
+            os.unlink(name)
+        elif what == 1 and os.path.exists(name):
+            os.rename(name, f"storm{lot.randrange(500)}")
+        else:
+            with open(name, "ab") as file:
+                file.write(b"x" * lot.randrange(1, 1000))
+        done += 1
+    time.sleep(max(0.0, began + done / rate - time.monotonic()))
+print(done, time.monotonic() - began)
+"""
+"""Makes many changes in a second, and tells how many in how many seconds."""
+
+
+async def fresh_rows(bench: Bench) -> list[Row]:
+    """Watch dir pools that other processes change."""
+    rows = await _event_rows(bench)
+    rows += await _storm_rows(bench)
+    rows += await _refresh_rows(bench)
+    return rows + await _idle_rows(bench)
+
+
+# ----------------------------------------------------------------------------------------------------- how soon
+
+
+async def _event_rows(bench: Bench) -> list[Row]:
+    """Measure from the end of another process's change to its event, for each kind of change, and for steady writing."""
+    rows = []
+    pool, folder = await _pool(bench, "told", VOLUMES)
+    async with bench.manager.watch():
+        await _pushed(pool)
+        late = await _delays(bench.manager, pool, folder, ROUNDS)
+        writing = await _delays_while_written(bench.manager, pool, folder)
+    each = ", ".join(f"{what} {_p99(found) * 1e3:.0f}" for what, found in late.items())
+    bench.notes.append(f"events of a pool of {VOLUMES:,}: p99 of {ROUNDS} of each kind in ms: {each}.")
+    every = [one for found in late.values() for one in found]
+    work = "event of a file made, grown, renamed, removed by another process, p99"
+    rows.append(_at_most(work, _p99(every), 0.1))
+    rows.append(_at_most("event of a file that is written to all the time, p99", _p99(writing), 1.0))
+    return rows
+
+
+async def _delays(manager: astore.Manager, pool: astore.Pool, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Have a file made, grown, renamed and removed by another process, and return how late each event was."""
+    late: dict[str, list[float]] = {"make": [], "grow": [], "rename": [], "remove": []}
+    async with (
+        _process(OTHER, folder) as other,
+        manager.events(pools={pool.name}, kinds={astore.VolumeEvent}) as events,
+    ):
+        for turn in range(rounds):
+            name, renamed = f"other{turn}", f"renamed{turn}"
+            for what, names, kind, told in (
+                ("make", name, astore.VolumeAdded, name),
+                ("grow", name, astore.VolumeChanged, name),
+                ("rename", f"{name} {renamed}", astore.VolumeAdded, renamed),
+                ("remove", renamed, astore.VolumeRemoved, renamed),
+            ):
+                done = await _ask(other, f"{what} {names}")
+                async for event in events:
+                    if isinstance(event, kind) and isinstance(event, astore.VolumeEvent) and event.name == told:
+                        break
+                late[what].append(max(time.monotonic() - done, 0.0))
+                await asyncio.sleep(random.uniform(0.0, 0.1))
+    return late
+
+
+async def _delays_while_written(manager: astore.Manager, pool: astore.Pool, folder: Path) -> list[float]:
+    """Return, for each write to a file that is written to all the time, how late the event was that shows it."""
+    shown: list[tuple[float, int]] = []  # when, and which size
+
+    async def read(events: Subscription) -> None:
+        async for event in events:
+            if isinstance(event, astore.VolumeAdded | astore.VolumeChanged) and event.name == "busy":
+                shown.append((time.monotonic(), event.volume.physical))
+
+    async with manager.events(pools={pool.name}) as events:
+        reading = asyncio.create_task(read(events))
+        async with _process(WRITER, folder, "busy", str(BUSY_SECONDS)) as writer:
+            text, _ = await writer.communicate()
+        written = [(float(when), int(size)) for when, size in (line.split() for line in text.decode().splitlines())]
+        while not shown or shown[-1][1] < written[-1][1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.wait([reading])
+    late, seen = [], iter(shown)
+    at, size = next(seen)
+    for when, length in written:
+        while size < length:
+            at, size = next(seen)
+        late.append(max(at - when, 0.0))
+    return late
+
+
+# ----------------------------------------------------------------------------------------------- much at a time
+
+
+async def _storm_rows(bench: Bench) -> list[Row]:
+    """Have 10,000 changes a second made in one pool: the loop, the events of another pool, and what is seen in the end."""
+    pool, folder = await _pool(bench, "storm", 100)
+    quiet, quiet_folder = await _pool(bench, "beside", 100)
+    async with bench.manager.watch():
+        await _pushed(pool, quiet)
+        await _delays(bench.manager, quiet, quiet_folder, 3)
+        async with LateLoop() as probe, _process(STORM, folder, str(RATE), str(BUSY_SECONDS)) as storm:
+            ending = asyncio.create_task(storm.communicate())
+            beside: list[float] = []
+            while not ending.done():
+                found = await _delays(bench.manager, quiet, quiet_folder, 1)
+                beside += [one for delays in found.values() for one in delays]
+            done, seconds = ending.result()[0].split()
+            during = sorted(probe.delays)
+        exact = await _becomes_true(bench, pool, folder)
+    if seen := probe.told():
+        say("   the loop, when it was latest:", seen)
+    rate = int(done) / float(seconds)
+    p99 = _p99(during)
+    bench.notes.append(
+        f"{int(done):,} changes in {float(seconds):.1f} s ({rate:,.0f} a second) in one watched pool: event loop median "
+        f"{statistics.median(during) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst {during[-1] * 1e3:.2f} ms over {len(during)} "
+        f"samples; {len(beside)} events of another pool: median {statistics.median(beside) * 1e3:.0f} ms; the end state was "
+        f"{'exact' if exact is not None else 'WRONG'} {exact or 0.0:.2f} s after the last change."
+    )
+    work = f"{RATE:,} changes a second in one pool"
+    return [
+        Row(f"event loop delay, {work}, p99", None, None, p99, "< 10 ms", p99 / 0.010, p99 < 0.010),
+        _at_most(f"event of another pool beside {work}, p99", _p99(beside), 0.1),
+        Row(f"end state after {work}", None, None, exact or 0.0, "exact", 1.0, exact is not None),
+    ]
+
+
+async def _becomes_true(bench: Bench, pool: astore.Pool, folder: Path) -> float | None:
+    """Return the seconds after which the view is what a full refresh by another Manager finds; None: it is not."""
+    began = time.monotonic()
+    async with astore.Manager(bench.folder / "state-oracle") as other:
+        oracle = await other.create(astore.PoolDef("dir", "oracle", target=astore.Target(str(folder))))
+        true = oracle.snapshot.by_name
+        while time.monotonic() - began < 10:
+            mine = pool.snapshot.by_name
+            if mine.keys() == true.keys() and all(mine[name].same_as(true[name]) for name in true):
+                return time.monotonic() - began
+            await asyncio.sleep(0.01)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ what it costs
+
+
+async def _refresh_rows(bench: Bench) -> list[Row]:
+    """Refresh a pool of 10,000 in which nothing has happened; and see that what has happened is found all the same."""
+    pool, folder = await _pool(bench, "clean", MANY)
+    libvirt, theirs = bench.libvirt(), None
+    if libvirt is not None:
+        libvirt.start(_definition("clean", folder), "clean")
+        theirs = statistics.median([libvirt.refresh("clean") for _ in range(bench.pairs)])
+        libvirt.stop("clean")
+    unwatched = [await _refresh_seconds(pool) for _ in range(bench.pairs)]
+    async with bench.manager.watch():
+        await _pushed(pool)
+        await pool.refresh()
+        clean = [await _refresh_seconds(pool) for _ in range(ROUNDS)]
+        async with _process(OTHER, folder) as other:
+            for turn in range(10):
+                await _ask(other, f"make new{turn}")
+                await pool.refresh()
+                assert f"new{turn}" in pool.snapshot.by_name
+        full = await pool.refresh(full=True)
+        assert len(pool.volumes) == MANY + 10
+        late = await _delays(bench.manager, pool, folder, 10)
+    ours = statistics.median(clean)
+    p99 = _p99([one for found in late.values() for one in found])
+    bench.notes.append(
+        f"refresh() of a dir pool of {MANY:,}: watched and clean {ours * 1e3:.2f} ms, not watched "
+        f"{statistics.median(unwatched) * 1e3:.0f} ms, full {full.seconds * 1e3:.0f} ms. Events of changes in it: p99 "
+        f"{p99 * 1e3:.0f} ms, because a pool is refreshed for a tenth of the time at most."
+    )
+    return [
+        Row(f"dir, {MANY:,}, watched and clean: refresh()", theirs, None, ours, "≤ 1 ms", ours / 1e-3, ours <= 1e-3)
+    ]
+
+
+async def _idle_rows(bench: Bench) -> list[Row]:
+    """Watch 1,000 pools in which nothing happens."""
+    async with astore.Manager(bench.folder / "state-idle") as manager:
+        pools = []
+        for index in range(POOLS):
+            folder = bench.folder / "idle" / f"p{index}"
+            folder.mkdir(parents=True)
+            (folder / "a.img").write_bytes(b"x" * 512)
+            os.utime(folder / "a.img", (1e9, 1e9))
+            pools.append(await manager.define(_definition(f"p{index}", folder)))
+        await manager.start_all(autostart_only=False)
+        await asyncio.sleep(2.0)
+        threads = _threads()
+        async with manager.watch():
+            began = time.perf_counter()
+            await _pushed(*pools)
+            took = time.perf_counter() - began
+            await asyncio.sleep(2.0)
+            clock, processor = time.perf_counter(), time.process_time()
+            await asyncio.sleep(IDLE_SECONDS)
+            share = (time.process_time() - processor) / (time.perf_counter() - clock) * 100
+            more = max(_threads() - threads, 0)
+    bench.notes.append(
+        f"{POOLS:,} dir pools: all watched {took:.1f} s after the watch began; {threads} threads before."
+    )
+    work = f"{POOLS:,} dir pools watched, nothing happens"
+    return [
+        Row(f"processor share, {work}, %", None, None, share, "≤ 0.2 %", share / 0.2, share <= 0.2),
+        Row(f"threads more, {work}", None, None, more, "0", more, not more),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- what all share
+
+
+async def _pool(bench: Bench, name: str, volumes: int) -> tuple[astore.Pool, Path]:
+    folder = bench.folder / name
+    folder.mkdir()
+    bench.fill(folder, volumes)
+    settle()
+    pool = await bench.manager.define(_definition(name, folder))
+    await pool.start()
+    return pool, folder
+
+
+def _definition(name: str, folder: Path) -> str:
+    return f"<pool type='dir'><name>{name}</name><target><path>{folder}</path></target></pool>"
+
+
+async def _pushed(*pools: astore.Pool) -> None:
+    """Wait until the kernel tells of these pools."""
+    for pool in pools:
+        while pool.info.freshness is None or not pool.info.freshness.pushed:  # noqa: ASYNC110  no event tells of it
+            await asyncio.sleep(0.01)
+
+
+async def _refresh_seconds(pool: astore.Pool) -> float:
+    began = time.perf_counter()
+    await pool.refresh()
+    return time.perf_counter() - began
+
+
+@contextlib.asynccontextmanager
+async def _process(program: str, folder: Path, *arguments: str) -> AsyncIterator[Process]:
+    """Run a Python program in a folder; end it afterwards."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *arguments, cwd=folder, stdin=PIPE, stdout=PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            assert process.stdin is not None
+            process.stdin.close()
+        await process.wait()
+
+
+async def _ask(process: Process, line: str) -> float:
+    """Have the process make a change; return when it was done."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{line}\n".encode())
+    return float(await process.stdout.readline())
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _p99(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)]
+
+
+def _at_most(work: str, seconds: float, bar: float) -> Row:
+    return Row(work, None, None, seconds, f"≤ {bar:g} s", seconds / bar, seconds <= bar)
