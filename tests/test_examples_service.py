@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import uvicorn
+from core_fakes import eventually
 from leaks import LeakCheck
-from watching_support import PATIENCE, by_another_process, until
+from watching_support import PATIENCE, by_another_process
 
 import astore
 from astore.testing.conformance.source import qcow2, raw
@@ -71,7 +72,7 @@ class Service:
         answer = await self._client.get(path)
         return answer.status_code, answer.json()
 
-    async def until(self, path: str, condition: Callable[[Any], object]) -> Any:
+    async def eventually(self, path: str, condition: Callable[[Any], object]) -> Any:
         """Ask until the answer is such, and return it."""
         async with asyncio.timeout(PATIENCE):
             while not condition(found := (await self.get(path))[1]):
@@ -140,14 +141,14 @@ async def running() -> AsyncIterator[Service]:
         config = uvicorn.Config(app, lifespan="on", log_level="warning", timeout_graceful_shutdown=1)
         server, port = uvicorn.Server(config), listening.getsockname()[1]
         ended = asyncio.create_task(server.serve(sockets=[listening]))
-        await until(lambda: server.started or ended.done(), "the server")
+        await eventually(lambda: server.started or ended.done(), "the server")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
             try:
                 yield Service(port, server, ended, client)
             finally:
                 server.should_exit = True
                 await ended
-    await until(lambda: not check.problems(), f"the end of {check.problems()}")
+    await eventually(lambda: not check.problems(), f"the end of {check.problems()}")
 
 
 @pytest.fixture
@@ -328,8 +329,8 @@ async def test_heartbeat(service: Service, folder: Path, monkeypatch: pytest.Mon
 async def test_the_client_leaves(service: Service) -> None:
     """A stream ends with its client."""
     async with service.events(), service.events():
-        await until(lambda: service.readers() == 2, "both readers")
-    await until(lambda: service.readers() == 0, "their end")
+        await eventually(lambda: service.readers() == 2, "both readers")
+    await eventually(lambda: service.readers() == 0, "their end")
 
 
 async def test_a_client_that_does_not_read(service: Service, folder: Path) -> None:
@@ -338,20 +339,20 @@ async def test_a_client_that_does_not_read(service: Service, folder: Path) -> No
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", service.port))
         connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: service.readers() == 1, "the reader")
+        await eventually(lambda: service.readers() == 1, "the reader")
         async with service.events() as stream:
             await by_another_process(
                 "for i in $(seq 1000); do : > f$i; done; : > last", folder
             )  # more than buffers take
             await stream.find("VolumeAdded", "last")
-        await until(lambda: service.readers() == 1, "the end of the other")
-    await until(lambda: service.readers() == 0, "its end")
+        await eventually(lambda: service.readers() == 1, "the end of the other")
+    await eventually(lambda: service.readers() == 0, "its end")
 
 
 async def test_the_manager_closes(service: Service) -> None:
     """Streams end when the Manager is closed."""
     async with service.events() as stream:
-        await until(lambda: service.readers() == 1, "the reader")
+        await eventually(lambda: service.readers() == 1, "the reader")
         await service.manager.aclose()
         async with asyncio.timeout(PATIENCE):
             async for message in stream:
@@ -363,6 +364,6 @@ async def test_the_server_ends(service: Service) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(service.events())
-        await until(lambda: service.readers() == 3, "the readers")
+        await eventually(lambda: service.readers() == 3, "the readers")
         service.end()
         await asyncio.wait_for(asyncio.shield(service.ended), PATIENCE)

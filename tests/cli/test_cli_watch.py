@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, fake, fake_registry, started
+from core_fakes import FakeBackend, eventually, fake, fake_registry, started
 from rich.cells import cell_len
 from rich.console import Console
-from watching_support import until
 
 import astore as library
 from astore import events as kinds
@@ -136,7 +135,7 @@ async def test_what_a_row_says(tmp_path: Path, backend: FakeBackend) -> None:
         board.note(kinds.PoolUndefined(pool="other", time=now, **ABOUT))
         assert [row.name for row in board.rows()] == ["pool"]
         async with manager.watch(max_staleness=5):
-            await until(lambda: pool.info.freshness, "the first refresh")
+            await eventually(lambda: pool.info.freshness, "the first refresh")
             assert board.rows()[0].fresh.startswith("polled, within 5")
 
 
@@ -201,7 +200,7 @@ class Terminal:
         )
         self._theirs = theirs
 
-    def until(self, *texts: str) -> None:
+    def eventually(self, *texts: str) -> None:
         """Read until all of these texts have come."""
         deadline = time.monotonic() + PATIENCE
         while not all(text.encode() in self.seen for text in texts):

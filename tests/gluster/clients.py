@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from watching_support import until
+from core_fakes import eventually
 
 import astore
 from astore.backend import Context
@@ -102,7 +102,7 @@ async def true_volumes(
 async def soon(condition: Callable[[], object], what: str) -> None:
     """Wait until something holds, which the bricks tell of."""
     async with asyncio.timeout(SOON):
-        await until(condition, what)
+        await eventually(condition, what)
 
 
 def pollers() -> int:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from watching_support import until, watched
+from core_fakes import eventually
+from watching_support import watched
 
 import astore
 from astore.backend import Context
@@ -55,20 +56,22 @@ async def test_nothing_is_left(
         watch = await session.watch(lambda *what: told.append(what))
         snapshot = await session.refresh(snapshot)
     assert pollers() == 1
-    await until(lambda: counted.left.get("handle", 0) == left.get("handle", 0) + 7, "a handle for each, and the folder")
+    await eventually(
+        lambda: counted.left.get("handle", 0) == left.get("handle", 0) + 7, "a handle for each, and the folder"
+    )
     await asyncio.to_thread(other.do, "unlink", f"{other.images}/f0")
     await soon(lambda: told, "the notice")
     snapshot = await session.refresh(snapshot)
     assert counted.left["handle"] == left.get("handle", 0) + 6
     watch.close()
     watch.close()
-    await until(lambda: not pollers(), "no thread")
+    await eventually(lambda: not pollers(), "no thread")
     assert (counted.left, connection.holds) == (left, holds)
     assert watch.lost
     await session.watch(lambda *what: told.append(what))
     await session.refresh(snapshot)
     await session.aclose()
-    await until(lambda: not pollers() and not connection.holds, "no thread")
+    await eventually(lambda: not pollers() and not connection.holds, "no thread")
     assert counted.left == left
     cache.close_idle()
 
@@ -89,7 +92,7 @@ async def test_two_pools_of_one_volume(
     async with manager.watch():
         for pool in pools:
             await watched(pool, "upcalls")
-            await until(lambda pool=pool: pool.volumes, "the file of before")
+            await eventually(lambda pool=pool: pool.volumes, "the file of before")
         assert pollers() == 1
         await asyncio.sleep(1.0)  # what was told of the new folders is over
         taken = pools[1].snapshot.taken_at

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from watching_support import same, until, watched
+from core_fakes import eventually
+from watching_support import same, watched
 
 import astore
 from astore.backend import Context
@@ -81,7 +82,7 @@ async def test_every_kind_of_change(
     pool = await manager.create(xml(gluster, told_volume, other.images))
     async with manager.watch():
         await watched(pool, "upcalls")
-        await until(lambda: len(pool.volumes) == 2, "the files of before")
+        await eventually(lambda: len(pool.volumes) == 2, "the files of before")
         await asyncio.to_thread(CHANGES[change], other)
         true = await true_volumes(gluster, told_volume, other.images, others, context)
         await soon(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
@@ -277,9 +278,9 @@ async def test_bricks_that_die_and_come_back(
     async with manager.watch(max_staleness=1.0):
         await watched(pool, "upcalls")
         await asyncio.to_thread(gluster.kill_brick, volume)
-        await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "no brick answers")
+        await eventually(lambda: pool.state is astore.PoolState.INACCESSIBLE, "no brick answers")
         await asyncio.to_thread(lambda: gluster.start_volume(volume, force=True))
-        await until(lambda: pool.state is astore.PoolState.RUNNING, "the brick is back")
+        await eventually(lambda: pool.state is astore.PoolState.RUNNING, "the brick is back")
         await watched(pool, "upcalls")
 
         def works() -> bool:

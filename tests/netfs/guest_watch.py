@@ -18,8 +18,9 @@ import guest_servers as servers  # beside this program
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from core_fakes import eventually
 from netfs.watch_trials import CHANGES, each_seen, poll_every, stopped_and_started, told_at_once
-from watching_support import by_another_process, dir_pool, until, watched
+from watching_support import by_another_process, dir_pool, watched
 
 import astore
 from astore.manager import pool_watch
@@ -101,12 +102,12 @@ async def hang(manager: astore.Manager, pool: astore.Pool) -> Seen:
                 await anext(retries)
                 began = time.monotonic()
                 await by_another_process(f"echo x > {number}", LOCAL)
-                await until(lambda number=number: str(number) in local.snapshot.by_name, "a notice")  # type: ignore[misc]
+                await eventually(lambda number=number: str(number) in local.snapshot.by_name, "a notice")  # type: ignore[misc]
                 times.append(time.monotonic() - began)
         finally:
             await asyncio.to_thread(servers.wake_nfs)
         await by_another_process("echo x > after", servers.EXPORT)
-        await until(lambda: "after" in pool.snapshot.by_name, "the pool that hung")
+        await eventually(lambda: "after" in pool.snapshot.by_name, "the pool that hung")
     return {"times": times}
 
 

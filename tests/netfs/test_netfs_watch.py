@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_fakes import eventually
 from netfs.looking import ids, target
 from netfs.watch_trials import CHANGES, each_seen, poll_every, stopped_and_started, told_at_once
-from watching_support import by_another_process, dir_pool, until, watched
+from watching_support import by_another_process, dir_pool, watched
 
 import astore
 from astore.manager import pool_watch
@@ -139,9 +140,9 @@ class TestGluster:
             await watched(pool, "polled")
             for name in ("a", "b"):
                 await asyncio.to_thread(fuse.kill, folder)
-                await until(lambda: _works(folder), "a new mount")
+                await eventually(lambda: _works(folder), "a new mount")
                 await by_another_process(f"echo x > {name}", folder)
-                await until(lambda name=name: name in pool.snapshot.by_name, name)  # type: ignore[misc]
+                await eventually(lambda name=name: name in pool.snapshot.by_name, name)  # type: ignore[misc]
                 await told_at_once(pool, folder)
             assert len(ids(definition)) == 1
             assert list(pool.snapshot.by_name) == ["a", "b"]
@@ -157,10 +158,10 @@ class TestGluster:
                 poll_every(600)
                 await told_at_once(pool, folder)
                 await asyncio.to_thread(namespace.mount, "elsewhere", folder, "tmpfs")
-                await until(lambda: pool.state is astore.PoolState.INACCESSIBLE, "a notice of the cover")
+                await eventually(lambda: pool.state is astore.PoolState.INACCESSIBLE, "a notice of the cover")
                 await by_another_process("echo x > trap", folder)
                 await asyncio.to_thread(namespace.unmount, folder)
-                await until(lambda: pool.state is astore.PoolState.RUNNING, "a retry")
+                await eventually(lambda: pool.state is astore.PoolState.RUNNING, "a retry")
                 await told_at_once(pool, folder)
                 assert list(pool.snapshot.by_name) == ["kept"]
 
@@ -173,7 +174,7 @@ class TestGluster:
             await watched(pool, "polled")
             for lazy in (False, True):
                 await asyncio.to_thread(_unmount, folder, lazy)
-                await until(lambda: ids(definition), "a new mount")
+                await eventually(lambda: ids(definition), "a new mount")
                 await told_at_once(pool, folder)
                 assert list(pool.snapshot.by_name) == ["kept"]
 
@@ -206,12 +207,12 @@ class TestGluster:
                         assert retry.pool == "pool"
                         began = time.monotonic()
                         await by_another_process(f"echo x > {number}", tmp_path / "local")
-                        await until(lambda number=number: str(number) in local.snapshot.by_name, "a notice")  # type: ignore[misc]
+                        await eventually(lambda number=number: str(number) in local.snapshot.by_name, "a notice")  # type: ignore[misc]
                         assert time.monotonic() - began < 5
                 finally:
                     await asyncio.to_thread(fuse.thaw, target(definition))
                 await by_another_process("echo x > after", target(definition))
-                await until(lambda: "after" in pool.snapshot.by_name, "the pool that hung")
+                await eventually(lambda: "after" in pool.snapshot.by_name, "the pool that hung")
                 await pool.stop()
 
     async def test_watch_keeps_no_mount_busy(self, gluster: GlusterBed, new_volume: str, tmp_path: Path) -> None:
@@ -222,9 +223,9 @@ class TestGluster:
             lambda: os.open(folder, os.O_RDONLY), lambda *notice: heard.append(notice), _on_thread
         )
         await by_another_process("echo x > new", folder)
-        await until(lambda: any(name == "new" for _, name in heard), "the notice of a file")
+        await eventually(lambda: any(name == "new" for _, name in heard), "the notice of a file")
         await asyncio.to_thread(namespace.unmount, folder)
-        await until(lambda: About.PLACE in {about for about, _ in heard}, "the notice of the umount")
+        await eventually(lambda: About.PLACE in {about for about, _ in heard}, "the notice of the umount")
         watch.close()
         assert not FolderNotices._of_loops
 
@@ -249,7 +250,7 @@ class TestGluster:
                 assert "old answers for 11.5 s" in pool.info.freshness.note
                 assert "attribute-timeout=0" in pool.info.freshness.note
                 await by_another_process("echo x > new", folder)
-                await until(lambda: "new" in pool.snapshot.by_name, "a file")
+                await eventually(lambda: "new" in pool.snapshot.by_name, "a file")
             await pool.stop()
         finally:
             await asyncio.to_thread(fuse.release, mounted)

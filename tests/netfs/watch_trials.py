@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from watching_support import by_another_process, until, watched
+from core_fakes import eventually
+from watching_support import by_another_process, watched
 
 import astore
 from astore.manager import pool_watch
@@ -69,12 +70,14 @@ async def each_seen(
         oracle = await other.create(xml)
         for change in changes:
             await by_another_process(BEFORE, changed_in)
-            await until(lambda: {"old", "other"} == pool.snapshot.by_name.keys(), f"what was there before {change}")
+            await eventually(
+                lambda: {"old", "other"} == pool.snapshot.by_name.keys(), f"what was there before {change}"
+            )
             await by_another_process(CHANGES[change], changed_in)
             began = time.monotonic()
             await oracle.refresh(full=True)
             true = outside(oracle.snapshot, owned)
-            await until(lambda true=true: outside(pool.snapshot, owned) == true, f"{change}: {true}")  # type: ignore[misc]
+            await eventually(lambda true=true: outside(pool.snapshot, owned) == true, f"{change}: {true}")  # type: ignore[misc]
             seconds[change] = time.monotonic() - began
         await oracle.stop()
     return seconds
@@ -91,10 +94,10 @@ async def told_at_once(pool: astore.Pool, folder: Path) -> None:
     poll_every(600)
     for name in ("told-1", "told-2", "told-3"):  # a poll that was due may have seen the first
         await by_another_process(f"echo x > {name}", folder)
-        await until(lambda name=name: name in pool.snapshot.by_name, f"a notice of {name}")  # type: ignore[misc]
+        await eventually(lambda name=name: name in pool.snapshot.by_name, f"a notice of {name}")  # type: ignore[misc]
     poll_every(before)
     await by_another_process("rm told-1 told-2 told-3", folder)
-    await until(lambda: not {"told-1", "told-2", "told-3"} & pool.snapshot.by_name.keys(), "a notice of the end")
+    await eventually(lambda: not {"told-1", "told-2", "told-3"} & pool.snapshot.by_name.keys(), "a notice of the end")
 
 
 async def stopped_and_started(pool: astore.Pool, folder: Path, rounds: int) -> list[str]:
@@ -103,9 +106,9 @@ async def stopped_and_started(pool: astore.Pool, folder: Path, rounds: int) -> l
     for number in range(rounds):
         await by_another_process(f"echo x > round-{number}", folder)
         if number % 2:
-            await until(lambda number=number: f"round-{number}" in pool.snapshot.by_name, "a notice")  # type: ignore[misc]
+            await eventually(lambda number=number: f"round-{number}" in pool.snapshot.by_name, "a notice")  # type: ignore[misc]
         await pool.stop()
-        await until(lambda: pool.info.freshness is None, "the end of its watch")
+        await eventually(lambda: pool.info.freshness is None, "the end of its watch")
         await asyncio.sleep(0.1)  # what a late notice would do, it does now
         lines = await asyncio.to_thread(Path("/proc/self/mountinfo").read_text)
         if f" {folder} " in lines:
