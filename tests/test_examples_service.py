@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import uvicorn
-from core_fakes import eventually
+from core_fakes import PATIENCE, eventually
 from leaks import LeakCheck
-from watching_support import PATIENCE, by_another_process
+from watching_support import by_another_process
 
 import astore
 from astore.testing.conformance.source import qcow2, raw
