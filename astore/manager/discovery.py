@@ -29,7 +29,7 @@ async def discover_sources(
     lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=services.call_timeout)
     try:
         log = services.log.bind(discover=type)
-        context = Context("", "", lane, LaneCommandRunner(lane), log, services.call_timeout)
+        context = Context("", "", lane, LaneCommandRunner(lane), log, services.call_timeout, services.secrets)
         return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
     finally:
         lane.close()

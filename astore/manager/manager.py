@@ -37,6 +37,7 @@ from astore.store.local import LocalStore
 from astore.store.local_files import default_state_dir
 
 if TYPE_CHECKING:
+    from astore.backend import Secrets
     from astore.manager.watching import Watch
     from astore.xml.documents import DiscoveredSources
 
@@ -65,6 +66,7 @@ class Manager:
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
     :param event_capacity: how many events are kept for replay.
+    :param secrets: has the passwords and keys that definitions name.
     """
 
     _lane: PoolLane
@@ -79,6 +81,7 @@ class Manager:
         max_threads: int = DEFAULT_MAX_THREADS,
         call_timeout: float = DEFAULT_TIMEOUT,
         event_capacity: int = DEFAULT_CAPACITY,
+        secrets: Secrets | None = None,
     ) -> None:
         if state_dir is not None and not str(state_dir):
             raise ValueError("the state folder has no name")
@@ -93,6 +96,7 @@ class Manager:
             EventBus(event_capacity),
             max_threads=max_threads,
             call_timeout=call_timeout,
+            secrets=secrets,
         )
         self._catalogue = Catalogue(self._services)
         self._keeper = Keeper(self._services, self._catalogue, store)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from astore.model.secrets import SecretName
+
 if TYPE_CHECKING:
     from astore.model.pools import PoolInfo
 
@@ -93,6 +95,11 @@ class Auth(msgspec.Struct, frozen=True):
     secret_uuid: str | None = None
     secret_usage: str | None = None
     secret_type: str | None = None
+
+    @property
+    def secret(self) -> SecretName:
+        """The name of the secret. As in libvirt, a login of type ``chap`` has a secret of usage ``iscsi``."""
+        return SecretName("iscsi" if self.type == "chap" else self.type, self.secret_uuid, self.secret_usage)
 
 
 class Source(msgspec.Struct, frozen=True):
