@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from astore.secrets.credentials import SystemdCredentials, credential_name
     from astore.secrets.files import KnownSecret, SecretFiles
     from astore.secrets.kept import KeptSecrets
-    from astore.secrets.values import LARGEST_VALUE, value_from_text
+    from astore.secrets.values import LARGEST_VALUE, value_from_base64, value_from_text
 
 __all__ = [
     "LARGEST_VALUE",
@@ -22,6 +22,7 @@ __all__ = [
     "SecretFiles",
     "SystemdCredentials",
     "credential_name",
+    "value_from_base64",
     "value_from_text",
 ]
 

@@ -19,10 +19,10 @@ def value_from_text(text: bytes, usage_type: str) -> SecretValue:
     :raises DefinitionError: it is empty, too long, or no base64; the error does not show it.
     """
     text = text.removesuffix(b"\n").removesuffix(b"\r")
-    return from_base64(text) if usage_type == "ceph" else checked(text)
+    return value_from_base64(text) if usage_type == "ceph" else checked(text)
 
 
-def from_base64(text: bytes) -> SecretValue:
+def value_from_base64(text: bytes) -> SecretValue:
     """Return the value that a text is the base64 of; blanks and newlines in it do not count.
 
     :raises DefinitionError: it is no base64, empty, or too long; the error does not show it.
