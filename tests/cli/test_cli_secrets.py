@@ -15,7 +15,7 @@ from astore import SecretName
 from astore.secrets import SecretFiles
 
 UUID = "0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f"
-XML = f"<secret><uuid>{UUID}</uuid><description>of the pool</description><usage type='iscsi'><target>x</target></usage></secret>"
+XML = f"<secret><uuid>{UUID}</uuid><usage type='iscsi'><target>x</target></usage></secret>"
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_by_virshs_names(astore: Any, kept: SecretFiles, tmp_path: Path) -> None
     assert astore.good("secret-list").out.splitlines()[1].split() == [UUID, "iscsi", "x", "none"]
     astore.good("secret-set-value", UUID, "--file", str(tmp_path / "value"))
     assert kept.value(SecretName("iscsi", UUID)) == b"sesame"
-    astore.good("secret-set-value", UUID, "--file", str(tmp_path / "value"), "--plain", "--json").shape(json_page.Secret)
+    astore.good("secret-set-value", UUID, "--file", str(tmp_path / "value"), "--plain", "--json").shape(
+        json_page.Secret
+    )
     assert kept.value(SecretName("iscsi", UUID)) == b"c2VzYW1l\n"
     document = astore.good("secret-dumpxml", UUID).out
     assert document.startswith('<secret ephemeral="no" private="no">') and "c2V" not in document
@@ -72,7 +74,9 @@ def test_standard_input(astore: Any, kept: SecretFiles) -> None:
     assert kept.value(SecretName("iscsi", UUID)) == b"line\n"
 
 
-@pytest.mark.parametrize("arguments", [("set", "iscsi", "x"), ("set-value", UUID, "--interactive"), ("set-value", UUID)])
+@pytest.mark.parametrize(
+    "arguments", [("set", "iscsi", "x"), ("set-value", UUID, "--interactive"), ("set-value", UUID)]
+)
 def test_a_prompt(astore: Any, kept: SecretFiles, arguments: tuple[str, ...]) -> None:
     """On a terminal the value is asked for, without an echo, and is no base64."""
     kept.define(XML)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -53,10 +52,10 @@ class LockedSession(PoolSession):
 
 
 @pytest.fixture(autouse=True)
-def got() -> Iterator[list[SecretValue]]:
+def got() -> list[SecretValue]:
     """The values that the backend got."""
     LockedBackend.got.clear()
-    yield LockedBackend.got
+    return LockedBackend.got
 
 
 @pytest.fixture
@@ -138,8 +137,14 @@ async def test_the_callers_own(tmp_path: Path, registry: BackendRegistry, got: l
 @pytest.mark.parametrize(
     ("definition", "words"),
     [
-        (CEPH, "secret of usage ceph 'client.admin' does not exist, or has no value: `astore secret set ceph client.admin`"),
-        (CHAP, f"secret {UUID} does not exist, or has no value: `astore secret define FILE`, then `astore secret set-value {UUID}"),
+        (
+            CEPH,
+            "secret of usage ceph 'client.admin' does not exist, or has no value: `astore secret set ceph client.admin`",
+        ),
+        (
+            CHAP,
+            f"secret {UUID} does not exist, or has no value: `astore secret define FILE`, then `astore secret set-value",
+        ),
         (
             pool(Auth("chap", "joe", secret_usage="a b;$(x)")),
             "secret of usage iscsi 'a b;$(x)' does not exist, or has no value: `astore secret set iscsi 'a b;$(x)'`",
@@ -184,7 +189,7 @@ async def test_one_that_never_comes(tmp_path: Path, registry: BackendRegistry) -
     hanging = Hanging()
     async with Manager(tmp_path, registry=registry, secrets=hanging, call_timeout=1.0) as manager:
         vault = await manager.define(CEPH)
-        with pytest.raises(TimeoutError, match="client.admin' was not read within 1 s"):
+        with pytest.raises(TimeoutError, match=r"client\.admin' was not read within 1 s"):
             await vault.start()
     assert hanging.cancelled
 

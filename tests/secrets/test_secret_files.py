@@ -78,7 +78,11 @@ def test_redefined(files: SecretFiles) -> None:
     described = XML.replace("<usage", "<description>new</description><usage")
     assert files.define(described).description == "new"
     assert files.value(SecretName("ceph", UUID)) == VALUE
-    for other in (XML.replace(UUID, OTHER), XML.replace("client.admin", "other"), XML.replace(f"<uuid>{UUID}</uuid>", "")):
+    for other in (
+        XML.replace(UUID, OTHER),
+        XML.replace("client.admin", "other"),
+        XML.replace(f"<uuid>{UUID}</uuid>", ""),
+    ):
         with pytest.raises(DefinitionError, match=f"{UUID} is defined already for usage ceph 'client.admin'") as caught:
             files.define(other)
         assert caught.value.libvirt_code is LibvirtCode.INTERNAL_ERROR
@@ -108,7 +112,17 @@ def test_set_by_usage(files: SecretFiles) -> None:
 
 @pytest.mark.parametrize(
     "usage",
-    ["../../escaped", "/etc/passwd", "..", "-rf", "a/b", "iqn.2013-07.com.example:x y", "x" * 5000, "quote'\"&<>", "ä漢"],
+    [
+        "../../escaped",
+        "/etc/passwd",
+        "..",
+        "-rf",
+        "a/b",
+        "iqn.2013-07.com.example:x y",
+        "x" * 5000,
+        "quote'\"&<>",
+        "ä漢",
+    ],
 )
 def test_hostile_names(files: SecretFiles, usage: str, tmp_path: Path) -> None:
     """A name of a use is no part of a path."""
