@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from astore.errors import printable
-
 USAGES = ("none", "volume", "ceph", "iscsi", "tls", "vtpm", "cifs")
 """libvirt 9.0's usage types in its order, and ``cifs``, which is astore's own."""
 
@@ -30,7 +28,7 @@ class SecretName(msgspec.Struct, frozen=True):
             return f"`astore secret define FILE`, then `astore secret set-value {self.uuid} --file FILE`"
         import shlex
 
-        return f"`astore secret set {self.type} {shlex.quote(printable(self.usage or ''))}`"
+        return f"`astore secret set {self.type} {shlex.quote(self.usage or '')}`"
 
 
 class SecretDef(msgspec.Struct, frozen=True):
