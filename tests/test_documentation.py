@@ -19,6 +19,7 @@ import pytest
 
 import astore
 from astore.backend import BACKEND_ABILITIES
+from astore.xml import secret_from_xml
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -126,6 +127,8 @@ def execute(block: Block, folder: Path, where: str) -> None:
         astore.PoolDef.from_xml(text)
     elif kind == "xml" and text.lstrip().startswith("<volume"):
         astore.VolumeDef.from_xml(text)
+    elif kind == "xml" and text.lstrip().startswith("<secret"):
+        secret_from_xml(text)
     elif kind == "json":
         json.loads(text)
     elif kind == "toml":
