@@ -359,12 +359,14 @@ class DiskSource(msgspec.Struct, frozen=True):
 
     :ivar protocol: libvirt's word for it. :ivar name: the volume's name in that protocol, without a leading ``/``.
     :ivar hosts: all hosts, the preferred one first. :ivar auth: the domain's login; ``type`` is the type of the secret.
+    :ivar initiator: the name by which the domain's host makes itself known, if the protocol has such names.
     """
 
     protocol: str
     name: str
     hosts: tuple[DiskHost, ...] = ()
     auth: Auth | None = None
+    initiator: str | None = None
 
 
 @runtime_checkable

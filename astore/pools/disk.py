@@ -94,6 +94,8 @@ def _add_network_source(parent: Element, found: DiskSource) -> None:
         auth = add(source, "auth", username=found.auth.username)
         secret = found.auth.secret_type or found.auth.type
         add(auth, "secret", type=secret, uuid=found.auth.secret_uuid, usage=found.auth.secret_usage)
+    if found.initiator is not None:
+        add(add(source, "initiator"), "iqn", name=found.initiator)
 
 
 def _storage(volume: Member) -> QemuNode:
