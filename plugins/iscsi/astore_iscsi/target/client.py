@@ -1,0 +1,242 @@
+"""Client: commands to the units of one target, whichever portal answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from astore.backend import Context
+from astore_iscsi import libiscsi, scsi
+from astore_iscsi.libiscsi import Memory, memory_of
+from astore_iscsi.portals import Portal, address_of
+from astore_iscsi.scsi import Capacity, Limits, UnitError
+from astore_iscsi.target.connection import Answer, Connection, ConnectionLost, Login
+
+LOGIN_SECONDS: Final = 5.0
+"""The most time that one portal has for a login if there are others."""
+
+SILENCE_SECONDS: Final = 10.0
+"""After this time, or a third of the pool's deadline, a target that owes answers is asked whether it is there."""
+
+TRIES: Final = 12
+"""How often a command is sent that is answered by "not now"."""
+
+IDENTIFICATION: Final = 1024
+"""The room for a unit's identification, in bytes."""
+
+PAUSE: Final = 0.02
+"""Seconds before a busy unit is asked again; longer each time."""
+
+
+class Unit:
+    """A logical unit in use.
+
+    :ivar id: what identifies it, if it must stay the same one; None: any unit with this number.
+    """
+
+    def __init__(self, lun: int, id: int | None = None) -> None:
+        self.lun = lun
+        self.id = id
+        self.checked = -1
+        self._uses: set[asyncio.Future[Any]] = set()
+
+    def uses(self, future: asyncio.Future[Any]) -> None:
+        """Note that a command uses memory until ``future`` is done."""
+        self._uses.add(future)
+        future.add_done_callback(self._uses.discard)
+
+    async def idle(self) -> None:
+        """Wait until no command uses memory any more, those of cancelled callers included."""
+        while self._uses:
+            await asyncio.wait(self._uses)
+
+
+class Client:
+    """A client of one target: it logs in when it must, at the first portal that answers, and again when it loses that one.
+
+    A command whose answer got lost with its connection is sent once more: it has the same effect again. The initiator's
+    session keeps its number, so that the target has ended the first one by then.
+
+    :param login: returns who logs in; called for each login.
+    """
+
+    def __init__(
+        self, portals: Sequence[Portal], target: str, login: Callable[[], Awaitable[Login]], context: Context
+    ) -> None:
+        self.target = target
+        self._library = libiscsi.load()
+        self._portals = list(portals)
+        self._login = login
+        self._context = context
+        self._silence = min(SILENCE_SECONDS, context.timeout / 3)
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+        self._changes = 0  # of what may be behind the numbers of units
+
+    # ------------------------------------------------------------------------------------------------------- logging in
+
+    async def connect(self) -> Connection:
+        """Return the connection, made anew if there is none. :raises OSError: no portal answers, or the login is refused."""
+        async with self._connecting:
+            connection = self._connection
+            if connection is not None and connection.alive:
+                return connection
+            if self._closed:
+                raise OSError(errno.EBADF, "the pool is closed")
+            self._changes += 1
+            self._connection = await self._first_that_answers()
+            return self._connection
+
+    async def _first_that_answers(self) -> Connection:
+        login = await self._login()
+        share = self._context.timeout * 0.9 / len(self._portals)
+        limit = share if len(self._portals) == 1 else min(share, LOGIN_SECONDS)
+        failures: list[tuple[Portal, OSError]] = []
+        for portal in list(self._portals):
+            try:
+                async with asyncio.timeout(limit):
+                    connection = Connection(self._library, login, self._silence)
+                    try:
+                        await connection.connect(await address_of(portal, self._context))
+                    except BaseException:
+                        connection.destroy()
+                        raise
+            except TimeoutError:
+                failures.append((portal, OSError(errno.ETIMEDOUT, f"no answer within {limit:g} s")))
+            except OSError as error:
+                failures.append((portal, error))
+                if error.errno in (errno.EACCES, errno.ENOENT):
+                    break  # the others would say the same
+            else:
+                return connection
+            self._portals.remove(portal)
+            self._portals.append(portal)
+        why = "; ".join(f"{portal}: {error.strerror}" for portal, error in failures)
+        raise OSError(failures[-1][1].errno, f"iSCSI target {self.target}: {why}")
+
+    async def close(self) -> None:
+        """Log out. May be called twice."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    # ---------------------------------------------------------------------------------------------------------- commands
+
+    async def run(
+        self,
+        unit: Unit,
+        cdb: bytes,
+        *,
+        into: Memory | None = None,
+        data: Memory | None = None,
+    ) -> int:
+        """Send a command, as often as it takes; return by how many bytes less than expected were transferred.
+
+        :raises UnitError: the unit refuses it, or ESTALE: the number leads to another unit now. OSError: no portal answers.
+        """
+        lost = False
+        pause = PAUSE
+        answer: Answer | None = None
+        for _ in range(TRIES):
+            connection = await self.connect()
+            try:
+                if unit.id is not None and unit.checked != self._changes:
+                    await self._check(connection, unit)
+                answer = await connection.command(unit.lun, cdb, into=into, data=data, on_sent=unit.uses)
+            except ConnectionLost as error:
+                if lost:
+                    raise self._worded(error) from error
+                lost = True
+                continue
+            if answer.status == libiscsi.GOOD:
+                return answer.short
+            sense = answer.sense
+            if sense is not None and sense.key == scsi.UNIT_ATTENTION:
+                self._changes += 1
+            elif answer.status in (libiscsi.BUSY, libiscsi.TASK_SET_FULL, libiscsi.TASK_ABORTED) or (
+                sense is not None and sense.key == scsi.ABORTED
+            ):
+                await asyncio.sleep(pause)
+                pause *= 2
+            else:
+                break
+        assert answer is not None
+        raise _refusal(answer)
+
+    async def _check(self, connection: Connection, unit: Unit) -> None:
+        """Check that a number leads to the unit that it led to. :raises UnitError: ESTALE: it does not."""
+        changes = self._changes
+        room = bytearray(IDENTIFICATION)
+        ask = scsi.inquiry(len(room), scsi.VPD_IDENTIFICATION)
+        answer = await connection.command(unit.lun, ask, into=memory_of(room), on_sent=unit.uses)
+        if answer.status != libiscsi.GOOD:
+            raise _refusal(answer)
+        if room[0] not in scsi.DISKS or scsi.parse_identification(room, self.target, unit.lun) != unit.id:
+            raise UnitError(errno.ESTALE, f"LUN {unit.lun} of target {self.target} is another unit now")
+        unit.checked = changes
+
+    def _worded(self, error: OSError) -> OSError:
+        return type(error)(error.errno, f"iSCSI target {self.target}: {error.strerror}")
+
+    # -------------------------------------------------------------------------------------------- what the units are
+
+    async def luns(self) -> list[int]:
+        """Return the numbers of all units."""
+        length = 4096
+        while True:
+            room = bytearray(length)
+            await self.run(Unit(0), scsi.report_luns(length), into=memory_of(room))
+            whole, found = scsi.parse_luns(room)
+            if whole <= length or length >= 8 + 8 * scsi.REPORT_LUNS_MOST:
+                return found
+            length = min(whole, 8 + 8 * scsi.REPORT_LUNS_MOST)
+
+    async def unit(self, lun: int) -> tuple[int, int, Unit]:
+        """Return a unit's peripheral device type, what identifies it, and the unit, which must stay the same one from now on.
+
+        :raises UnitError: there is none, or it does not tell.
+        """
+        changes = self._changes
+        room = bytearray(IDENTIFICATION)
+        try:
+            await self._inquire(Unit(lun), room, scsi.VPD_IDENTIFICATION)
+            id = scsi.parse_identification(room, self.target, lun)
+        except UnitError:  # an old one: nothing tells it from another with its number
+            await self._inquire(Unit(lun), room)
+            return room[0], scsi.parse_identification(bytes(4), self.target, lun), Unit(lun)
+        unit = Unit(lun, id)
+        unit.checked = changes
+        return room[0], id, unit
+
+    async def capacity(self, unit: Unit) -> Capacity:
+        """Return the size of a unit."""
+        room = bytearray(32)
+        await self.run(unit, scsi.read_capacity(), into=memory_of(room))
+        return scsi.parse_capacity(room)
+
+    async def limits(self, unit: Unit) -> Limits:
+        """Return the limits of a unit; one that does not tell has none, and can unmap nothing."""
+        limits, provisioning = bytearray(64), bytearray(64)
+        with contextlib.suppress(UnitError):
+            await self._inquire(unit, limits, scsi.VPD_BLOCK_LIMITS)
+            await self._inquire(unit, provisioning, scsi.VPD_PROVISIONING)
+        return scsi.parse_limits(limits, provisioning)
+
+    async def _inquire(self, unit: Unit, room: bytearray, page: int | None = None) -> None:
+        await self.run(unit, scsi.inquiry(len(room), page), into=memory_of(room))
+
+
+def _refusal(answer: Answer) -> UnitError:
+    """Return the error of a command that the unit refused."""
+    if answer.sense is not None:
+        return answer.sense.error()
+    if answer.status == libiscsi.RESERVATION_CONFLICT:
+        return UnitError(errno.EBUSY, "another initiator has reserved the unit")
+    if answer.status in (libiscsi.BUSY, libiscsi.TASK_SET_FULL, libiscsi.TASK_ABORTED):
+        return UnitError(errno.EAGAIN, "the unit is busy")
+    return UnitError(errno.EIO, f"SCSI status {answer.status:#x}")
