@@ -516,8 +516,8 @@ class ReceivesVolumes(Protocol):
 
 
 @runtime_checkable
-class ConvertsVolumes(Protocol):
-    """Can let qemu-img read its volumes, and write new ones in another format."""
+class ServesVolumes(Protocol):
+    """Can let qemu-img read its volumes: they can be converted into another format, in a pool that :class:`ConvertsVolumes`."""
 
     def qemu_node(
         self,
@@ -537,6 +537,11 @@ class ConvertsVolumes(Protocol):
         :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
         :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
+
+
+@runtime_checkable
+class ConvertsVolumes(ServesVolumes, Protocol):
+    """Can let qemu-img write new volumes in another format, too."""
 
     async def convert_volume(
         self,
@@ -674,6 +679,7 @@ SESSION_ABILITIES: Mapping[str, type] = {
     "create-volume": CreatesVolumes,
     "copy-volume": CopiesVolumes,
     "receive-volume": ReceivesVolumes,
+    "serve-volume": ServesVolumes,
     "convert-volume": ConvertsVolumes,
     "delete-volume": DeletesVolumes,
     "rename-volume": RenamesVolumes,
