@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +169,8 @@ class TestIscsi(BackendConformance):
     bed: IscsiBed
 
     @pytest.fixture(autouse=True)
-    def _bed(self, iscsi: IscsiBed) -> Iterator[None]:
+    def _bed(self, iscsi: IscsiBed) -> None:
         self.bed = iscsi
-        yield
 
     def make_source(self, folder: Path) -> LunSource:
         """An empty target."""

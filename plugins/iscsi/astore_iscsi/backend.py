@@ -24,7 +24,6 @@ class IscsiBackend(Backend):
     """Pools of the type ``iscsi-direct``."""
 
     type = "iscsi-direct"
-    lane_threads = 1  # names of hosts are looked up; all else is on the event loop
 
     def require(self) -> None:
         """Load libiscsi. :raises BackendLoadError: it is missing or too old."""
@@ -85,7 +84,7 @@ class IscsiBackend(Backend):
         except BaseException:
             await shielded(bounded(client.close()))
             raise
-        return block_session(IscsiPool(client, portals[0], context.timeout), context)
+        return block_session(IscsiPool(client, portals[0]), context)
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None

@@ -90,6 +90,11 @@ def report_luns(length: int) -> bytes:
     return struct.pack(">BxBxxxIxx", 0xA0, 0, length)
 
 
+def test_unit_ready() -> bytes:
+    """Ask whether the unit can be used."""
+    return bytes(6)
+
+
 def inquiry(length: int, page: int | None = None) -> bytes:
     """Ask what a unit is. :param page: of its vital product data; None: the standard data."""
     return struct.pack(">BBBHx", 0x12, page is not None, page or 0, length)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from astore.backend import Context
 from astore_iscsi import libiscsi, scsi
@@ -14,6 +15,7 @@ from astore_iscsi.libiscsi import Memory, memory_of
 from astore_iscsi.portals import Portal, address_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
 from astore_iscsi.target.connection import Answer, Connection, ConnectionLost, Login
+from astore_iscsi.target.survey import Found, Survey
 
 LOGIN_SECONDS: Final = 5.0
 """The most time that one portal has for a login if there are others."""
@@ -35,23 +37,41 @@ class Unit:
     """A logical unit in use.
 
     :ivar id: what identifies it, if it must stay the same one; None: any unit with this number.
+    :ivar checked: the client's number of changes when that was checked last.
     """
 
     def __init__(self, lun: int, id: int | None = None) -> None:
         self.lun = lun
         self.id = id
         self.checked = -1
-        self._uses: set[asyncio.Future[Any]] = set()
+        self._commands = 0
+        self._idle: asyncio.Future[None] | None = None
 
-    def uses(self, future: asyncio.Future[Any]) -> None:
-        """Note that a command uses memory until ``future`` is done."""
-        self._uses.add(future)
-        future.add_done_callback(self._uses.discard)
+    async def command(self, connection: Connection, cdb: bytes, memory: Memory | None, writes: bool = False) -> Answer:
+        """Send a command and return the answer. If this is cancelled, the command goes on, and its memory stays in use.
+
+        :raises ConnectionLost: there is no answer.
+        """
+        future: asyncio.Future[Answer | OSError] = asyncio.get_running_loop().create_future()
+        connection.send(self.lun, cdb, memory, writes, partial(self._done, future))
+        self._commands += 1
+        answer = await future
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def _done(self, future: asyncio.Future[Answer | OSError], answer: Answer | OSError) -> None:
+        self._commands -= 1
+        if not future.done():
+            future.set_result(answer)
+        if not self._commands and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def idle(self) -> None:
         """Wait until no command uses memory any more, those of cancelled callers included."""
-        while self._uses:
-            await asyncio.wait(self._uses)
+        while self._commands:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
 
 
 class Client:
@@ -147,7 +167,7 @@ class Client:
             try:
                 if unit.id is not None and unit.checked != self._changes:
                     await self._check(connection, unit)
-                answer = await connection.command(unit.lun, cdb, into=into, data=data, on_sent=unit.uses)
+                answer = await unit.command(connection, cdb, into or data, data is not None)
             except ConnectionLost as error:
                 if lost:
                     raise self._worded(error) from error
@@ -155,27 +175,24 @@ class Client:
                 continue
             if answer.status == libiscsi.GOOD:
                 return answer.short
-            sense = answer.sense
-            if sense is not None and sense.key == scsi.UNIT_ATTENTION:
+            if answer.attention:
                 self._changes += 1
-            elif answer.status in (libiscsi.BUSY, libiscsi.TASK_SET_FULL, libiscsi.TASK_ABORTED) or (
-                sense is not None and sense.key == scsi.ABORTED
-            ):
+            elif answer.busy:
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
                 break
         assert answer is not None
-        raise _refusal(answer)
+        raise answer.error()
 
     async def _check(self, connection: Connection, unit: Unit) -> None:
         """Check that a number leads to the unit that it led to. :raises UnitError: ESTALE: it does not."""
         changes = self._changes
         room = bytearray(IDENTIFICATION)
         ask = scsi.inquiry(len(room), scsi.VPD_IDENTIFICATION)
-        answer = await connection.command(unit.lun, ask, into=memory_of(room), on_sent=unit.uses)
+        answer = await unit.command(connection, ask, memory_of(room))
         if answer.status != libiscsi.GOOD:
-            raise _refusal(answer)
+            raise answer.error()
         if room[0] not in scsi.DISKS or scsi.parse_identification(room, self.target, unit.lun) != unit.id:
             raise UnitError(errno.ESTALE, f"LUN {unit.lun} of target {self.target} is another unit now")
         unit.checked = changes
@@ -195,6 +212,17 @@ class Client:
             if whole <= length or length >= 8 + 8 * scsi.REPORT_LUNS_MOST:
                 return found
             length = min(whole, 8 + 8 * scsi.REPORT_LUNS_MOST)
+
+    async def survey(self, luns: Sequence[int]) -> list[Found]:
+        """Ask units what they are, all at once; return what they said, in their order.
+
+        :raises OSError: no portal answers. TimeoutError: no unit does.
+        """
+        patience = self._context.timeout / 2
+        try:
+            return await Survey(await self.connect(), self.target, luns).run(patience)
+        except ConnectionLost:
+            return await Survey(await self.connect(), self.target, luns).run(patience)
 
     async def unit(self, lun: int) -> tuple[int, int, Unit]:
         """Return a unit's peripheral device type, what identifies it, and the unit, which must stay the same one from now on.
@@ -229,14 +257,3 @@ class Client:
 
     async def _inquire(self, unit: Unit, room: bytearray, page: int | None = None) -> None:
         await self.run(unit, scsi.inquiry(len(room), page), into=memory_of(room))
-
-
-def _refusal(answer: Answer) -> UnitError:
-    """Return the error of a command that the unit refused."""
-    if answer.sense is not None:
-        return answer.sense.error()
-    if answer.status == libiscsi.RESERVATION_CONFLICT:
-        return UnitError(errno.EBUSY, "another initiator has reserved the unit")
-    if answer.status in (libiscsi.BUSY, libiscsi.TASK_SET_FULL, libiscsi.TASK_ABORTED):
-        return UnitError(errno.EAGAIN, "the unit is busy")
-    return UnitError(errno.EIO, f"SCSI status {answer.status:#x}")

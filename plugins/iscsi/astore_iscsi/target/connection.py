@@ -14,11 +14,12 @@ import os
 import re
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from astore_iscsi import libiscsi
 from astore_iscsi.libiscsi import Discovered, Libiscsi, Memory, Portal, Task
-from astore_iscsi.scsi import Sense
+from astore_iscsi.scsi import ABORTED, UNIT_ATTENTION, Sense, UnitError
 
 LOGOUT_SECONDS: Final = 0.5
 """How long a logout may take; the target drops the session anyway when its connection is closed."""
@@ -59,6 +60,27 @@ class Answer(NamedTuple):
     sense: Sense | None = None
     short: int = 0
 
+    @property
+    def attention(self) -> bool:
+        """Whether the unit wants to tell first that something has changed. The command has to be sent again."""
+        return self.sense is not None and self.sense.key == UNIT_ATTENTION
+
+    @property
+    def busy(self) -> bool:
+        """Whether the command should be sent again in a while."""
+        aborted = self.sense is not None and self.sense.key == ABORTED
+        return aborted or self.status in (libiscsi.BUSY, libiscsi.TASK_SET_FULL, libiscsi.TASK_ABORTED)
+
+    def error(self) -> UnitError:
+        """Return the error that a status that is not GOOD is."""
+        if self.sense is not None:
+            return self.sense.error()
+        if self.status == libiscsi.RESERVATION_CONFLICT:
+            return UnitError(errno.EBUSY, "another initiator has reserved the unit")
+        if self.busy:
+            return UnitError(errno.EAGAIN, "the unit is busy")
+        return UnitError(errno.EIO, f"SCSI status {self.status:#x}")
+
 
 class Told(NamedTuple):
     """A target that a discovery found, with its portals as the target writes them."""
@@ -74,14 +96,14 @@ class ConnectionLost(OSError):
 class _Waiting:
     """A call that libiscsi has not answered yet, with everything that it may still read or write.
 
-    :ivar future: has the answer; an OSError in place of one if the connection is lost.
+    :ivar done: is called once, with the answer, or an OSError in place of one.
     """
 
-    __slots__ = ("future", "kept", "parse", "task")
+    __slots__ = ("done", "kept", "parse", "task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, parse: Callable[[int, int], Any]) -> None:
-        self.future: asyncio.Future[Any] = loop.create_future()
+    def __init__(self, parse: Callable[[int, int], Any] | None, done: Callable[[Any], None]) -> None:
         self.parse = parse
+        self.done = done
         self.task = 0
         self.kept: object = None
 
@@ -89,7 +111,7 @@ class _Waiting:
 class Connection:
     """A connection to a target. All methods belong to the event loop's thread.
 
-    :param silence: seconds after which a target that owes answers is asked whether it is there. After as many more it is given up.
+    :param silence: seconds after which a target that owes answers is asked if it is there. After as many more it is given up.
     """
 
     def __init__(self, library: Libiscsi, login: Login, silence: float) -> None:
@@ -143,62 +165,49 @@ class Connection:
         :param address: a numeric address and a port: names would be looked up here and now.
         :raises OSError: EACCES: the login was refused. ENOENT: there is no such target. Or the portal does not answer.
         """
-        waiting = self._call(lambda status, _: _login_error(self._error()) if status else None)
-        number = self._numbers
         try:
+            number, answer = self._ask(lambda status, _: _login_error(self._error()) if status else None)
             self._check(self._library.full_connect_async(self._context, address.encode(), NO_UNIT, self._done, number))
             self._follow()
-            await self._answer(waiting)
+            await _result(answer)
         except BaseException:
             self.destroy()
             raise
 
-    async def command(
-        self,
-        unit: int,
-        cdb: bytes,
-        *,
-        into: Memory | None = None,
-        data: Memory | None = None,
-        on_sent: Callable[[asyncio.Future[Any]], None] | None = None,
-    ) -> Answer:
-        """Send a command to a unit, and return what the target answers.
+    def send(
+        self, unit: int, cdb: bytes, memory: Memory | None, writes: bool, done: Callable[[Answer | OSError], None]
+    ) -> None:
+        """Send a command to a unit.
 
-        If this is cancelled, the command goes on, and its memory stays in use.
-
-        :param into: memory for the data that it reads. :param data: the data that it writes.
-        :param on_sent: called with a future that is done when the memory is not used any more.
-        :raises ConnectionLost: there is no answer.
+        :param memory: for the data that it reads, or writes. It is used until ``done`` is called.
+        :param done: called once, in a later round of the loop, with the target's answer or a :class:`ConnectionLost`. It must
+            not call this object.
+        :raises ConnectionLost: the command was not sent, and ``done`` will not be called.
         """
-        library, memory = self._library, into if data is None else data
-        waiting = self._call(lambda status, _: self._outcome(waiting.task, status))
-        number = self._numbers
+        library = self._library
+        number, waiting = self._call(None, done)
+        direction, length = libiscsi.XFER_NONE, 0
+        if memory is not None:
+            direction, length = libiscsi.XFER_WRITE if writes else libiscsi.XFER_READ, memory.length
         waiting.kept = memory
-        if memory is None:
-            direction, length = libiscsi.XFER_NONE, 0
-        else:
-            direction, length = libiscsi.XFER_READ if data is None else libiscsi.XFER_WRITE, memory.length
         task = library.scsi_create_task(len(cdb), cdb, direction, length)
         self._check(not task, drop=number)
         assert task
         waiting.task = task
         if memory is not None:
-            lend = library.scsi_task_add_data_in_buffer if data is None else library.scsi_task_add_data_out_buffer
+            lend = library.scsi_task_add_data_out_buffer if writes else library.scsi_task_add_data_in_buffer
             self._check(lend(task, length, memory.address), drop=number)
         self._check(library.scsi_command_async(self._context, unit, task, self._done, None, number), drop=number)
-        if on_sent is not None:
-            on_sent(waiting.future)
-        self._flush_soon()
-        answer: Answer = await self._answer(waiting)
-        return answer
+        if not self._flushing:  # what tasks queue in this round of the loop is sent together
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
     async def discover(self) -> list[Told]:
         """Ask a discovery session for the targets."""
-        waiting = self._call(_targets)
-        number = self._numbers
+        number, answer = self._ask(_targets)
         self._check(self._library.discovery_async(self._context, self._done, number), drop=number)
-        self._flush_soon()
-        found: list[Told] | None = await self._answer(waiting)
+        self._flush()
+        found: list[Told] | None = await _result(answer)
         if found is None:
             raise OSError(errno.EIO, self._error())
         return found
@@ -211,11 +220,10 @@ class Connection:
         try:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(LOGOUT_SECONDS):
-                    waiting = self._call(lambda *_: None)
-                    number = self._numbers
+                    number, answer = self._ask(lambda *_: None)
                     self._check(self._library.logout_async(self._context, self._done, number), drop=number)
-                    self._flush_soon()
-                    await self._answer(waiting)
+                    self._flush()
+                    await _result(answer)
         finally:
             self.destroy()
 
@@ -229,22 +237,23 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------------------ inside
 
-    def _call(self, parse: Callable[[int, int], Any]) -> _Waiting:
+    def _call(self, parse: Callable[[int, int], Any] | None, done: Callable[[Any], None]) -> tuple[int, _Waiting]:
         """Register a call under the next number. :raises ConnectionLost: there is no connection any more."""
         if not self.alive:
             raise self._lost or ConnectionLost(errno.ENOTCONN, "the connection was closed")
         if not self._waiting:
             self._heard = self._loop.time()
         self._numbers += 1
-        waiting = self._waiting[self._numbers] = _Waiting(self._loop, parse)
-        self._watch_soon()
-        return waiting
+        waiting = self._waiting[self._numbers] = _Waiting(parse, done)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._silence, self._listen)
+        return self._numbers, waiting
 
-    async def _answer(self, waiting: _Waiting) -> Any:
-        answer = await asyncio.shield(waiting.future)
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
+    def _ask(self, parse: Callable[[int, int], Any]) -> tuple[int, asyncio.Future[Any]]:
+        """Register a call; return its number, and a future of what ``parse`` makes of the answer."""
+        answer = self._loop.create_future()
+        number, _ = self._call(parse, partial(_settle, answer))
+        return number, answer
 
     def _check(self, result: int, drop: int = 0) -> None:
         """Raise the library's error if a call failed. :param drop: the number of the call, which gets no answer then."""
@@ -263,27 +272,23 @@ class Connection:
         if waiting is None:
             return
         try:
-            answer = waiting.parse(status, data)
+            if waiting.parse is not None:
+                answer = waiting.parse(status, data)
+            else:
+                answer = self._outcome(waiting.task, status)
+                self._library.scsi_free_scsi_task(waiting.task)
         except Exception as error:
             answer = OSError(errno.EIO, f"the answer cannot be read: {error}")
-        if waiting.task:
-            self._library.scsi_free_scsi_task(waiting.task)
         waiting.kept = None
-        if not waiting.future.done():
-            waiting.future.set_result(answer)
+        waiting.done(answer)
 
     def _outcome(self, task: int, status: int) -> Answer | OSError:
+        found = Task.from_address(task)
+        if status == libiscsi.GOOD:
+            return Answer(status, None, found.residual) if found.residual_status == 1 else _GOOD
         if status in (libiscsi.CANCELLED, libiscsi.ERROR, libiscsi.TIMEOUT):
             return self._lost or ConnectionLost(errno.ENOTCONN, "the connection was lost")
-        found = Task.from_address(task)
-        sense = Sense(found.sense_key, found.sense_code) if status == libiscsi.CHECK_CONDITION else None
-        return Answer(status, sense, found.residual if found.residual_status == 1 else 0)
-
-    def _flush_soon(self) -> None:
-        """Let libiscsi send in the next round of the loop what tasks queue in this one."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        return Answer(status, Sense(found.sense_key, found.sense_code) if status == libiscsi.CHECK_CONDITION else None)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -356,14 +361,9 @@ class Connection:
         for one in waiting.values():
             if one.task:
                 self._library.scsi_free_scsi_task(one.task)
-            if not one.future.done():
-                one.future.set_result(lost)
+            one.done(lost)
 
     # ----------------------------------------------------------------------------------------- a target that is silent
-
-    def _watch_soon(self) -> None:
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._silence, self._listen)
 
     def _listen(self) -> None:
         """Ask a silent target whether it is there; give it up if it does not answer that either."""
@@ -378,8 +378,24 @@ class Connection:
             self._asked = True
             if self._library.is_logged_in(self._context):
                 self._library.nop_out_async(self._context, self._done, None, 0, 0)
-                self._flush_soon()
-        self._watch_soon()
+                self._flush()
+        if self._watch is None and self.alive:
+            self._watch = self._loop.call_later(self._silence, self._listen)
+
+
+_GOOD: Final = Answer(libiscsi.GOOD)
+
+
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+async def _result(answer: asyncio.Future[Any]) -> Any:
+    result = await answer
+    if isinstance(result, OSError):
+        raise result
+    return result
 
 
 def _targets(status: int, data: int) -> list[Told] | None:
