@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from iscsi_support import TIMEOUT, NewPool, Passwords, definition_of
 
 from astore.manager import Manager
-from astore.model import Device, Host, PoolDef, Source
-from astore.model.secrets import SecretName
 from astore.pools.pool import Pool
-from beds.iscsi import ADDRESS, IscsiBed, Target
-
-MIB = 1 << 20
-INITIATOR = "iqn.2026-01.test.astore:tests"
-TIMEOUT = 6.0
-
-NewPool = Callable[..., Awaitable[Pool]]
-
-
-class Passwords:
-    """The caller's secrets: one password for all."""
-
-    password = b"correct horse"
-
-    async def value(self, name: SecretName) -> bytes | None:
-        return self.password
-
-
-def definition_of(target: Target, name: str = "luns", **source: Any) -> PoolDef:
-    """The definition of a pool on a target, at all ports of its bed."""
-    given = {
-        "hosts": tuple(Host(ADDRESS, port) for port in target.bed.ports),
-        "devices": (Device(target.iqn),),
-        "initiator": INITIATOR,
-    }
-    return PoolDef("iscsi-direct", name, source=Source(**{**given, **source}))
+from beds.iscsi import IscsiBed, Target
 
 
 @pytest.fixture
@@ -49,12 +25,18 @@ def target(iscsi: IscsiBed) -> Iterator[Target]:
 
 
 @pytest.fixture
-def own_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IscsiBed]:
-    """A tgtd of the test's own, to be frozen and killed."""
-    import tempfile
+def new_bed() -> Iterator[Callable[[], IscsiBed]]:
+    """Starts tgtds of the test's own, to be frozen and killed."""
+    with contextlib.ExitStack() as made:
+        yield lambda: made.enter_context(
+            IscsiBed(made.enter_context(tempfile.TemporaryDirectory(prefix="astore-iscsi-")))
+        )
 
-    with tempfile.TemporaryDirectory(prefix="astore-iscsi-") as folder, IscsiBed(folder) as bed:
-        yield bed
+
+@pytest.fixture
+def own_bed(iscsi: IscsiBed, new_bed: Callable[[], IscsiBed]) -> IscsiBed:
+    """A tgtd of the test's own."""
+    return new_bed()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from iscsi.conftest import INITIATOR, MIB, NewPool
+from iscsi_support import INITIATOR, MIB, NewPool
 
 from astore.errors import StorageError, UnsupportedOperationError, VolumeNotFoundError
 from astore.manager import Manager

@@ -21,10 +21,13 @@ LOGIN_SECONDS: Final = 5.0
 """The most time that one portal has for a login if there are others."""
 
 SILENCE_SECONDS: Final = 10.0
-"""After this time, or a third of the pool's deadline, a target that owes answers is asked whether it is there."""
+"""After this time, or a quarter of the pool's deadline, a target that owes answers is asked whether it is there."""
 
 TRIES: Final = 12
 """How often a command is sent that is answered by "not now"."""
+
+LOSSES: Final = 4
+"""After how many lost connections a command fails."""
 
 IDENTIFICATION: Final = 1024
 """The room for a unit's identification, in bytes."""
@@ -77,7 +80,7 @@ class Unit:
 class Client:
     """A client of one target: it logs in when it must, at the first portal that answers, and again when it loses that one.
 
-    A command whose answer got lost with its connection is sent once more: it has the same effect again. The initiator's
+    A command whose answer got lost with its connection is sent again: it has the same effect then. The initiator's
     session keeps its number, so that the target has ended the first one by then.
 
     :param login: returns who logs in; called for each login.
@@ -91,7 +94,7 @@ class Client:
         self._portals = list(portals)
         self._login = login
         self._context = context
-        self._silence = min(SILENCE_SECONDS, context.timeout / 3)
+        self._silence = min(SILENCE_SECONDS, context.timeout / 4)
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -108,6 +111,9 @@ class Client:
             if self._closed:
                 raise OSError(errno.EBADF, "the pool is closed")
             self._changes += 1
+            if connection is not None:
+                self._portals.append(self._portals.pop(0))  # try that one last
+                self._connection = None
             self._connection = await self._first_that_answers()
             return self._connection
 
@@ -132,9 +138,9 @@ class Client:
                 if error.errno in (errno.EACCES, errno.ENOENT):
                     break  # the others would say the same
             else:
+                while self._portals[0] != portal:
+                    self._portals.append(self._portals.pop(0))
                 return connection
-            self._portals.remove(portal)
-            self._portals.append(portal)
         why = "; ".join(f"{portal}: {error.strerror}" for portal, error in failures)
         raise OSError(failures[-1][1].errno, f"iSCSI target {self.target}: {why}")
 
@@ -159,7 +165,7 @@ class Client:
 
         :raises UnitError: the unit refuses it, or ESTALE: the number leads to another unit now. OSError: no portal answers.
         """
-        lost = False
+        losses = 0
         pause = PAUSE
         answer: Answer | None = None
         for _ in range(TRIES):
@@ -169,9 +175,9 @@ class Client:
                     await self._check(connection, unit)
                 answer = await unit.command(connection, cdb, into or data, data is not None)
             except ConnectionLost as error:
-                if lost:
+                losses += 1
+                if losses == LOSSES:
                     raise self._worded(error) from error
-                lost = True
                 continue
             if answer.status == libiscsi.GOOD:
                 return answer.short

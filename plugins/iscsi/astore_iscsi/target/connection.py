@@ -287,7 +287,8 @@ class Connection:
         if status == libiscsi.GOOD:
             return Answer(status, None, found.residual) if found.residual_status == 1 else _GOOD
         if status in (libiscsi.CANCELLED, libiscsi.ERROR, libiscsi.TIMEOUT):
-            return self._lost or ConnectionLost(errno.ENOTCONN, "the connection was lost")
+            self._fail(ConnectionLost(errno.ENOTCONN, "the connection was lost"))
+            return self._lost or OSError(errno.ENOTCONN, "the connection was lost")
         return Answer(status, Sense(found.sense_key, found.sense_code) if status == libiscsi.CHECK_CONDITION else None)
 
     def _flush(self) -> None:
