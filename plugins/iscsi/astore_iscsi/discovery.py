@@ -44,11 +44,11 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
         raise _failed(error.strerror or str(error), error.errno or errno.EIO, host) from error
     if len(told) > MAX_SOURCES:
         raise _failed(f"it offers more than {MAX_SOURCES}", errno.EMSGSIZE, host)
-    sources = (_source(one, host) for one in told)
+    sources = (source_of(one, host) for one in told)
     return tuple(sorted((one for one in sources if one is not None), key=lambda one: one.source.devices[0].path))
 
 
-def _source(told: Told, host: Host) -> DiscoveredSource | None:
+def source_of(told: Told, host: Host) -> DiscoveredSource | None:
     """Return the source of a target; None if it has an impossible name: a server's names are checked like a user's."""
     with contextlib.suppress(DefinitionError):
         name = check_name(told.name, "target", "device")
