@@ -12,7 +12,7 @@ from astore.errors import DefinitionError, StorageError
 from astore.manager import Manager
 from astore.model import Device, Host
 from astore_iscsi.discovery import source_of
-from astore_iscsi.target.connection import Told
+from astore_iscsi.target.answers import Told
 from beds.iscsi import ADDRESS, IscsiBed, Target
 
 pytestmark = pytest.mark.iscsi

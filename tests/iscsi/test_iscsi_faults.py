@@ -20,7 +20,8 @@ from astore.model import Auth, Device, Host, PoolDef, PoolState, Target
 from astore.model.secrets import SecretName
 from astore.testing.conformance.base import cancel_everywhere
 from astore_iscsi import libiscsi
-from astore_iscsi.target import connection as connections
+from astore_iscsi.target.answers import Login
+from astore_iscsi.target.connection import Connection
 from beds.iscsi import ADDRESS, IscsiBed
 from beds.iscsi import Target as IscsiTarget
 
@@ -292,9 +293,9 @@ async def test_memory_of_a_cancelled_call(own_bed: IscsiBed) -> None:
     """The buffer of a cancelled read stays until the target has answered, or the connection is gone."""
     target = own_bed.new_target()
     target.add_lun(1, MIB)
-    login = connections.Login(INITIATOR, target.iqn, 14)
+    login = Login(INITIATOR, target.iqn, 14)
     for ends in ("answered", "destroyed"):
-        connection = connections.Connection(libiscsi.load(), login, 30.0)
+        connection = Connection(libiscsi.load(), login, 30.0)
         await connection.connect(f"{ADDRESS}:{own_bed.port}")
         answers: list[object] = []
         buffer = bytearray(512)

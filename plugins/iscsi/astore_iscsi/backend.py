@@ -15,8 +15,8 @@ from astore.model import DiscoveredSource, Host, PoolDef, Target
 from astore_iscsi import libiscsi, naming
 from astore_iscsi.discovery import discover
 from astore_iscsi.portals import check_name, check_portal, portals_of
+from astore_iscsi.target.answers import Login
 from astore_iscsi.target.client import Client
-from astore_iscsi.target.connection import Login
 from astore_iscsi.target.pool import IscsiPool
 
 

@@ -14,7 +14,8 @@ from astore.errors import DefinitionError, LibvirtCode, StorageError
 from astore.model import Device, DiscoveredSource, Host, Source
 from astore_iscsi import libiscsi
 from astore_iscsi.portals import DEFAULT_PORT, address_of, check_name, parse_portal, portal_of
-from astore_iscsi.target.connection import Connection, Login, Told
+from astore_iscsi.target.answers import Login, Told
+from astore_iscsi.target.connection import Connection
 
 INITIATOR: Final = "iqn.2007-10.com.github:sahlberg:libiscsi:astore"
 """Who asks, in the way that libiscsi's own programs name themselves. Targets may tell each initiator something else."""

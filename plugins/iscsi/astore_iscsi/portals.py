@@ -86,7 +86,7 @@ async def address_of(portal: Portal, context: Context) -> str:
         except (socket.gaierror, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OSError(errno.ENOTCONN, f"unknown host ({reason})") from error
-        return str(portal._replace(host=found))
+        return str(Portal(found, portal.port))
     return str(portal)
 
 

@@ -217,14 +217,22 @@ def parse_identification(answer: bytes | bytearray, target: str, lun: int) -> in
 
 def parse_limits(limits: bytes | bytearray, provisioning: bytes | bytearray) -> Limits:
     """Return what pages B0h and B2h tell. Each may be empty."""
-    found = Limits()
+    transfer = unmap_most = ranges = grain = aligned = same = ways = 0
     if len(limits) >= 44 and limits[1] == VPD_BLOCK_LIMITS:
-        transfer, unmap_most, ranges, grain, aligned = struct.unpack_from(">I8xIIII", limits, 8)
-        same = struct.unpack_from(">Q", limits, 36)[0]
-        found = Limits(transfer, unmap_most, ranges, grain, aligned & 0x7FFFFFFF if aligned >> 31 else 0, same)
+        transfer, unmap_most, ranges, grain, aligned, same = struct.unpack_from(">I8xIIIIQ", limits, 8)
     if len(provisioning) >= 6 and provisioning[1] == VPD_PROVISIONING:
-        found = found._replace(unmaps=bool(provisioning[5] & 0x80), unmaps_same=bool(provisioning[5] & 0x40))
-    return found
+        ways = provisioning[5]
+    valid = aligned >> 31  # the bit UGAVALID
+    return Limits(
+        transfer,
+        unmap_most,
+        ranges,
+        grain,
+        aligned & 0x7FFFFFFF if valid else 0,
+        same,
+        bool(ways & 0x80),
+        bool(ways & 0x40),
+    )
 
 
 def parse_lba_status(answer: bytes | bytearray) -> list[tuple[int, int, int]]:

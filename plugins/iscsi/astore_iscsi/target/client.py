@@ -14,7 +14,8 @@ from astore_iscsi import libiscsi, scsi
 from astore_iscsi.libiscsi import Memory, memory_of
 from astore_iscsi.portals import Portal, address_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
-from astore_iscsi.target.connection import Answer, Connection, ConnectionLost, Login
+from astore_iscsi.target.answers import Answer, ConnectionLost, Login
+from astore_iscsi.target.connection import Connection
 from astore_iscsi.target.survey import Found, Survey
 
 LOGIN_SECONDS: Final = 5.0

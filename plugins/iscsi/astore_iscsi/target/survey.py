@@ -12,7 +12,8 @@ from typing import Final
 from astore_iscsi import libiscsi, scsi
 from astore_iscsi.libiscsi import memory_of
 from astore_iscsi.scsi import Capacity, UnitError
-from astore_iscsi.target.connection import Answer, Connection
+from astore_iscsi.target.answers import Answer
+from astore_iscsi.target.connection import Connection
 
 UNITS_AT_ONCE: Final = 64
 """How many units are asked at once."""
