@@ -24,6 +24,7 @@ class IscsiBackend(Backend):
     """Pools of the type ``iscsi-direct``."""
 
     type = "iscsi-direct"
+    volume_formats = ()  # nobody makes volumes
 
     def require(self) -> None:
         """Load libiscsi. :raises BackendLoadError: it is missing or too old."""

@@ -115,8 +115,12 @@ class Client:
             if connection is not None:
                 self._portals.append(self._portals.pop(0))  # try that one last
                 self._connection = None
-            self._connection = await self._first_that_answers()
-            return self._connection
+            connection = await self._first_that_answers()
+            if self._closed:  # meanwhile
+                connection.destroy()
+                raise OSError(errno.EBADF, "the pool is closed")
+            self._connection = connection
+            return connection
 
     async def _first_that_answers(self) -> Connection:
         login = await self._login()

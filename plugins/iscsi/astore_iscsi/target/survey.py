@@ -73,12 +73,14 @@ class Survey:
         """
         if self._luns:
             self._ask_more()
-            await asyncio.wait([self._ended], timeout=patience)
+            try:
+                await asyncio.wait([self._ended], timeout=patience)
+            finally:
+                self._queue.clear()
             if self._ended.done():
                 self._ended.result()
             elif all(self._open):
                 raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
-            self._queue.clear()
         return [self._found(number, patience) for number in range(len(self._luns))]
 
     def _ask_more(self) -> None:
