@@ -227,7 +227,7 @@ class Backend(abc.ABC):
     """The values of ``<source><format type=…>``, the default first; empty: pools of this type have no such element."""
 
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
-    """The image formats that new volumes may have, the default first (for the capabilities document). Empty: there can be none."""
+    """The formats that new volumes may have, the default first, for the capabilities document; empty: there can be none."""
 
     lane_threads: ClassVar[int] = 4
     """How many threads each pool may use for blocking calls at once."""

@@ -49,10 +49,13 @@ class Target:
         self.number = number
         self.iqn = iqn
 
-    def add_lun(self, lun: int, backing: Path | int, *, thin: bool = False, readonly: bool = False) -> Path:
+    def add_lun(
+        self, lun: int, backing: Path | int, *, thin: bool = False, readonly: bool = False, block: int = 512
+    ) -> Path:
         """Add a LUN with an identity that no other has; return its file.
 
         :param backing: the file; or a size in bytes, for a new file without data. :param thin: it can unmap, and tells holes.
+        :param block: the bytes of a block.
         """
         if isinstance(backing, int):
             path = self.bed.folder / "luns" / f"{next(_serial)}.img"
@@ -60,7 +63,7 @@ class Target:
                 file.truncate(backing)
         else:
             path = backing
-        self._tgtadm("logicalunit", "new", "--lun", str(lun), "--backing-store", str(path))
+        self._tgtadm("logicalunit", "new", "--lun", str(lun), "--backing-store", str(path), "--blocksize", str(block))
         serial = next(_serial)
         settings = {"scsi_id": f"bed-{serial}", "scsi_sn": f"bed-{serial}"}
         if thin:

@@ -19,6 +19,7 @@ from astore.errors import StorageError, UnsupportedOperationError, VolumeNotFoun
 from astore.manager import Manager
 from astore.model import PoolDef, PoolState, Target, VolumeDef
 from astore.volume_io.blocks import Hole
+from astore_iscsi.target import client
 from beds.iscsi import Target as IscsiTarget
 
 pytestmark = pytest.mark.iscsi
@@ -58,6 +59,14 @@ async def test_many_units(target: IscsiTarget, new_pool: NewPool) -> None:
     await pool.volume(disk.name).upload(b"far")
     async with pool.volume(disk.name).open() as file:
         assert await file.pread(5, 0) == b"far\0\0"
+
+
+async def test_long_list(target: IscsiTarget, new_pool: NewPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of units that does not fit is asked for again, with room for all of it."""
+    monkeypatch.setattr(client, "LIST", 16)
+    for lun in range(1, 6):
+        target.add_lun(lun, 512)
+    assert len((await new_pool(target)).volumes) == 5
 
 
 async def test_bad_unit_is_one_entry(target: IscsiTarget, new_pool: NewPool) -> None:
@@ -102,10 +111,10 @@ async def test_changes_of_units(target: IscsiTarget, new_pool: NewPool) -> None:
         await pool.create_volume(VolumeDef("unit:0:0:4", capacity=MIB))
 
 
-@pytest.mark.parametrize("thin", [False, True], ids=["thick", "thin"])
-async def test_bytes(target: IscsiTarget, new_pool: NewPool, thin: bool) -> None:
+@pytest.mark.parametrize(("thin", "block"), [(False, 512), (True, 512), (False, 4096), (True, 4096)])
+async def test_bytes(target: IscsiTarget, new_pool: NewPool, thin: bool, block: int) -> None:
     """Reads and writes at any offset, of any length, several at once, have the effect they have on a file."""
-    path = target.add_lun(1, 8 * MIB, thin=thin)
+    path = target.add_lun(1, 8 * MIB, thin=thin, block=block)
     pool = await new_pool(target)
     disk = pool.volume("unit:0:0:1")
     chance = random.Random(14)
@@ -176,6 +185,12 @@ async def test_wiped(target: IscsiTarget, new_pool: NewPool) -> None:
     assert b"secret" in path.read_bytes()
     await disk.wipe()
     assert not path.read_bytes().strip(b"\0")
+    thin = target.add_lun(3, 4 * MIB, thin=True)
+    await pool.refresh()
+    await pool.volume("unit:0:0:3").upload(b"secret" * 500_000)
+    assert os.stat(thin).st_blocks
+    await pool.volume("unit:0:0:3").wipe("trim")
+    assert not os.stat(thin).st_blocks, "its space is given back"
     with pytest.raises(StorageError, match="write-protected") as caught:
         await pool.volume("unit:0:0:2").upload(b"x")
     assert caught.value.errno == errno.EROFS

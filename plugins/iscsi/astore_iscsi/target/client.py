@@ -27,6 +27,9 @@ SILENCE_SECONDS: Final = 10.0
 TRIES: Final = 12
 """How often a command is sent that is answered by "not now"."""
 
+LIST: Final = 4096
+"""The room for the list of units at first, in bytes: that is 511."""
+
 LOSSES: Final = 4
 """After how many lost connections a command fails."""
 
@@ -215,7 +218,7 @@ class Client:
 
     async def luns(self) -> list[int]:
         """Return the numbers of all units."""
-        length = 4096
+        length = LIST
         while True:
             room = bytearray(length)
             await self.run(Unit(0), scsi.report_luns(length), into=memory_of(room))
