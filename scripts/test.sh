@@ -17,7 +17,7 @@ if [ $# -gt 0 ]; then
 fi
 
 # Most tests wait for servers and programs most of the time, so two halves run side by side, each in namespaces of its own.
-on_storage="conformance drills gluster netfs testbeds volumes"
+on_storage="conformance drills gluster iscsi netfs testbeds volumes"
 half() {  # half NAME PYTEST_ARGUMENT…
     name=$1
     shift
