@@ -205,10 +205,12 @@ def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:
     return place.path == path or place.path.startswith(path + "/")
 
 
-def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Member]:
+def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts], *, of_snapshots: bool = True) -> list[Member]:
     """Return the volumes whose headers name this one, as their backing file or as a file with their data.
 
     For a directory, return the volumes whose headers name a file below it.
+
+    :param of_snapshots: among them those that only read snapshots of the volume.
     """
     directory = info.type in (VolumeType.DIR, VolumeType.NETDIR)
     found: list[Member] = []
@@ -219,6 +221,7 @@ def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Me
             if any(
                 _leads_through(reference.place, info, pool) if directory else _leads_to(reference, info, pool, pools)
                 for reference in one.references
+                if of_snapshots or reference.snapshot is None
             ):
                 found.append(Member(other, one.name))
     return found
