@@ -108,7 +108,7 @@ class MakingSession(BlockSession):
         size = source.physical
         if isinstance(self.pool, ClonesBlocks) and (definition.allocation or 0) < (definition.capacity or size):
             try:
-                return await self._clone(self.pool, source, definition)
+                return await self._clone(self.pool, source, definition, progress)
             except StorageError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
@@ -122,7 +122,9 @@ class MakingSession(BlockSession):
             await _fill(new, definition.name, old, size, progress)
         return new.info
 
-    async def _clone(self, pool: ClonesBlocks, source: VolumeInfo, definition: VolumeDef) -> VolumeInfo:
+    async def _clone(
+        self, pool: ClonesBlocks, source: VolumeInfo, definition: VolumeDef, progress: Progress | None
+    ) -> VolumeInfo:
         """Create a clone. :raises StorageError: EOPNOTSUPP: the storage can make none of this volume."""
         with worded(source.name, "copy"):
             there = await self.calls.run(self.pool.look, source.name)
@@ -134,7 +136,7 @@ class MakingSession(BlockSession):
             raise _changed(source)
         size = max(source.physical, definition.capacity or 0)
         async with self._new(definition, size, partial(pool.clone, there)) as new:
-            pass
+            copying.Count(source.physical, progress).add(source.physical)
         return new.info
 
     async def receive_volume(
