@@ -38,6 +38,7 @@ from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from astore.lanes import Lanes
+    from beds.ceph import CephBed
     from beds.fuse_fs import FuseFs
     from beds.gluster import GlusterBed
     from beds.libvirt import LibvirtBed
@@ -98,9 +99,16 @@ def _lacks_nfs() -> str | None:
     return _lacks_programs(packages, "linux.uml", "exportfs", "mount.nfs", "depmod", "smbd", "mount.cifs", "ip")
 
 
+def _lacks_ceph() -> str | None:
+    from beds import ceph
+
+    return ceph.missing()
+
+
 _LACKS: dict[str, Callable[[], str | None]] = {
     "root": _lacks_root,
     "gluster": _lacks_gluster,
+    "ceph": _lacks_ceph,
     "fuse": _lacks_fuse,
     "libvirt": _lacks_libvirt,
     "qemu": lambda: _lacks_programs("qemu-utils", "qemu-img"),
@@ -213,7 +221,10 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
-    scanned = ["astore", *(name for name in ("astore_gluster", "astore_netfs") if importlib.util.find_spec(name))]
+    scanned = [
+        "astore",
+        *(name for name in ("astore_gluster", "astore_netfs", "astore_rbd") if importlib.util.find_spec(name)),
+    ]
     return loop_guard(*scanned)
 
 
@@ -287,6 +298,24 @@ def new_fuse_fs(tmp_path: Path) -> Iterator[Callable[..., FuseFs]]:
     with contextlib.ExitStack() as made:
         numbers = itertools.count(1)
         yield lambda **settings: made.enter_context(fuse_fs.FuseFs(tmp_path / f"fuse-fs-{next(numbers)}", **settings))
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephBed]:
+    """A private Ceph cluster in memory, shared by the session; make pools of your own (see ``ceph_pool``)."""
+    from beds.ceph import CephBed
+
+    if reason := lacking("ceph"):
+        _skip(f"ceph: {reason}")
+    with CephBed(tmp_path_factory.mktemp("ceph")) as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def ceph_pool(ceph: CephBed) -> str:
+    """The name of a pool for images; tests that share it use namespaces of their own."""
+    ceph.create_pool("images")
+    return "images"
 
 
 @pytest.fixture(scope="session")
