@@ -488,7 +488,8 @@ class CopiesVolumes(Protocol):
         progress: Progress | None = None,
         backing: BackingFile | None = None,
     ) -> VolumeInfo:
-        """Copy a volume; return the new one's record. It may have no references that ``source`` does not have.
+        """Copy a volume; return the new one's record. It may have no references that ``source`` does not have, but one to a
+        snapshot of ``source``.
 
         :param backing: the source's backing file, if the new volume grows beyond the source.
         """

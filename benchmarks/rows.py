@@ -17,6 +17,7 @@ from benchmarks.fresh_rows import fresh_rows
 from benchmarks.iscsi_rows import iscsi_rows
 from benchmarks.late_loop import LateLoop
 from benchmarks.neighbour_rows import neighbour_rows
+from benchmarks.rbd_rows import rbd_rows
 from benchmarks.row import Row
 from benchmarks.scale_rows import scale_rows
 from benchmarks.sides import first_refresh, say, settle, unchanged_refresh
@@ -273,5 +274,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "startup": startup_rows,
     "fresh": fresh_rows,
     "iscsi": iscsi_rows,
+    "rbd": rbd_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

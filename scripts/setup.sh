@@ -25,6 +25,7 @@ nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod
 image_packages='qemu-utils'
 drill_packages='python3-pyfuse3'
 iscsi_packages='libiscsi7 tgt'
+ceph_packages='ceph-mon ceph-osd ceph-mgr ceph-common librados2 librbd1'
 
 packages=
 case $what in
@@ -35,7 +36,7 @@ demo)
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
     if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages strace"; fi
-    packages="$packages $oracle_packages"
+    packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;
 lint) ;;
@@ -165,7 +166,7 @@ make_environment() {
 }
 
 fill_environment() {
-    set -- -e '.[cli]' -e plugins/iscsi -e plugins/netfs
+    set -- -e '.[cli]' -e plugins/iscsi -e plugins/netfs -e plugins/rbd
     if [ "$what" != demo ] || [ "$GLUSTER" != no ]; then set -- "$@" -e plugins/gluster; fi
     # shellcheck disable=SC2086
     if [ "$what" != demo ]; then set -- "$@" $TOOLS; fi

@@ -38,6 +38,7 @@ from loop_guard import loop_guard  # noqa: E402
 
 if TYPE_CHECKING:
     from astore.lanes import Lanes
+    from beds.ceph import CephBed
     from beds.fuse_fs import FuseFs
     from beds.gluster import GlusterBed
     from beds.iscsi import IscsiBed
@@ -105,9 +106,16 @@ def _lacks_nfs() -> str | None:
     return _lacks_programs(packages, "linux.uml", "exportfs", "mount.nfs", "depmod", "smbd", "mount.cifs", "ip")
 
 
+def _lacks_ceph() -> str | None:
+    from beds import ceph
+
+    return ceph.missing()
+
+
 _LACKS: dict[str, Callable[[], str | None]] = {
     "root": _lacks_root,
     "gluster": _lacks_gluster,
+    "ceph": _lacks_ceph,
     "fuse": _lacks_fuse,
     "iscsi": _lacks_iscsi,
     "libvirt": _lacks_libvirt,
@@ -221,7 +229,7 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
-    plugins = ("astore_gluster", "astore_iscsi", "astore_netfs")
+    plugins = ("astore_gluster", "astore_iscsi", "astore_netfs", "astore_rbd")
     scanned = ["astore", *(name for name in plugins if importlib.util.find_spec(name))]
     return loop_guard(*scanned)
 
@@ -310,6 +318,24 @@ def iscsi() -> Iterator[IscsiBed]:
     # Not pytest's own folder: a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="astore-iscsi-") as folder, IscsiBed(folder) as bed:
         yield bed
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephBed]:
+    """A private Ceph cluster in memory, shared by the session; make pools of your own (see ``ceph_pool``)."""
+    from beds.ceph import CephBed
+
+    if reason := lacking("ceph"):
+        _skip(f"ceph: {reason}")
+    with CephBed(tmp_path_factory.mktemp("ceph")) as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def ceph_pool(ceph: CephBed) -> str:
+    """The name of a pool for images; tests that share it use namespaces of their own."""
+    ceph.create_pool("images")
+    return "images"
 
 
 @pytest.fixture(scope="session")

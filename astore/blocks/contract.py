@@ -35,6 +35,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     :ivar version: differs after each change of the volume, if the storage keeps such a number.
     :ivar changed_ns: when it was changed last, in ns since the epoch; 0: not known.
     :ivar references: the volumes that it reads missing data from, as a clone does.
+    :ivar extras: see :class:`astore.model.VolumeInfo`, such as ``internal snapshots``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     version: int | str = 0
     changed_ns: int = 0
     references: tuple[Reference, ...] = ()
+    extras: tuple[str, ...] = ()
 
 
 class BlockVolume(abc.ABC):
@@ -128,8 +130,8 @@ class BlockPool(abc.ABC):
         """Open a volume. :raises OSError: ENOENT: it does not exist."""
 
     @abc.abstractmethod
-    def sizes(self) -> Answer[tuple[int, int]]:
-        """Return the total and the free bytes."""
+    def sizes(self) -> Answer[tuple[int, int] | tuple[int, int, int]]:
+        """Return the total and the free bytes; and the bytes that the pool takes, if others share the storage with it."""
 
     @abc.abstractmethod
     def close(self) -> Answer[None]:
@@ -152,6 +154,20 @@ class MakesBlocks(Protocol):
 
     def remove(self, name: str) -> Answer[None]:
         """Remove a volume. :raises OSError: ENOENT; EBUSY: it is in use."""
+
+
+@runtime_checkable
+class ClonesBlocks(Protocol):
+    """A pool that can make a volume which shares another's data until one of them is changed."""
+
+    def clone(self, source: Block, name: str, size: int, definition: VolumeDef) -> Answer[None]:
+        """Create a volume with the bytes of another, and zeros up to ``size``, without copying them.
+
+        :param source: the volume, in this pool; its name may have become another's. :param definition: see
+            :meth:`MakesBlocks.create`.
+        :raises OSError: EOPNOTSUPP: this volume cannot be cloned; its bytes are copied then. EAGAIN: its name leads to another
+            volume. Others: as :meth:`MakesBlocks.create`.
+        """
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from astore.backend import BackingFile, Context, Progress, QemuNode, VolumeFile
-from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, MakesBlocks, RenamesBlocks
+from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, ClonesBlocks, MakesBlocks, RenamesBlocks
 from astore.blocks.open_blocks import OpenBlocks, close_volume
 from astore.blocks.session import BlockSession
 from astore.cancellation import bounded, shielded
@@ -21,7 +21,7 @@ from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
 from astore.volume_io.qemu_worker import check_convertible
 from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
-from astore.volume_io.wording import worded
+from astore.volume_io.wording import replaced, worded
 
 
 class NewBlocks(OpenBlocks):
@@ -99,18 +99,43 @@ class MakingSession(BlockSession):
         progress: Progress | None = None,
         backing: BackingFile | None = None,
     ) -> VolumeInfo:
-        """Create a volume with the bytes of another of this pool, at least as large. Holes are kept."""
+        """Create a volume with the bytes of another of this pool, at least as large. Holes are kept.
+
+        It is a clone if the storage can make one, unless its definition allocates all of it.
+        """
         _check(definition)
         size = source.physical
+        if isinstance(self.pool, ClonesBlocks) and (definition.allocation or 0) < (definition.capacity or size):
+            try:
+                return await self._clone(self.pool, source, definition, progress)
+            except StorageError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
         async with (
             self._new(definition, max(size, definition.capacity or 0)) as new,
             self.opener.volume(source, what="copy") as old,  # closed before the new one is placed
         ):
             with worded(source.name, "copy"):
                 if (await old.stat()).size != size:
-                    what = f"copy: volume {printable(source.name)!r} changed meanwhile; refresh it first"
-                    raise StorageError(what, errno=errno.EAGAIN)
+                    raise _changed(source)
             await _fill(new, definition.name, old, size, progress)
+        return new.info
+
+    async def _clone(
+        self, pool: ClonesBlocks, source: VolumeInfo, definition: VolumeDef, progress: Progress | None
+    ) -> VolumeInfo:
+        """Create a clone. :raises StorageError: EOPNOTSUPP: the storage can make none of this volume."""
+        with worded(source.name, "copy"):
+            there = await self.calls.run(self.pool.look, source.name)
+            if not isinstance(there, Block):
+                raise OSError(errno.ENOENT if there is None else there.errno or errno.EIO, "it cannot be read")
+        if there.id != source.inode:
+            raise replaced(source.name, "volume")
+        if there.size != source.physical:
+            raise _changed(source)
+        size = max(source.physical, definition.capacity or 0)
+        async with self._new(definition, size, partial(pool.clone, there)) as new:
+            copying.Count(source.physical, progress).add(source.physical)
         return new.info
 
     async def receive_volume(
@@ -151,20 +176,23 @@ class MakingSession(BlockSession):
         return new.info
 
     @contextlib.asynccontextmanager
-    async def _new(self, definition: VolumeDef, size: int) -> AsyncIterator[NewBlocks]:
+    async def _new(
+        self, definition: VolumeDef, size: int, make: Callable[..., Answer[None]] | None = None
+    ) -> AsyncIterator[NewBlocks]:
         """Create a volume: unfinished inside the block, placed at its end, and removed if the block fails.
 
+        :param make: creates it, instead of the pool's ``create``.
         :raises VolumeExistsError: the name is taken. StorageError: the storage failed.
         """
         name = checked_name(definition.name)
         with worded(name, "create"):
             if await self.calls.run(self.pool.look, name) is not None:
                 raise FileExistsError(errno.EEXIST, "the name is taken", name)
-            new = await self._begin(definition, size)
+            new = await self._begin(definition, size, make or self._makes.create)
         async with self.opener.files.making(new, name):
             yield new
 
-    async def _begin(self, definition: VolumeDef, size: int) -> NewBlocks:
+    async def _begin(self, definition: VolumeDef, size: int, make: Callable[..., Answer[None]]) -> NewBlocks:
         """Create a volume; return it open and locked, so that it is not removed as a leftover."""
         allocation = None if definition.allocation is None else min(definition.allocation, size)
         wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
@@ -173,7 +201,7 @@ class MakingSession(BlockSession):
             name = new_hidden_name() if self._renames else definition.name
             undo = partial(_remove_made, self._makes, name)
             try:
-                await self.calls.to_the_end(self._makes.create, name, size, wanted, undo=undo)
+                await self.calls.to_the_end(make, name, size, wanted, undo=undo)
                 made = None if self._renames else await self.calls.to_the_end(look, name, undo=undo)
                 new = await self._opened(definition.name, name, made)
             except FileExistsError:
@@ -274,6 +302,11 @@ class MakingSession(BlockSession):
             return True
         finally:
             await shielded(opened.aclose())
+
+
+def _changed(source: VolumeInfo) -> StorageError:
+    what = f"copy: volume {printable(source.name)!r} changed meanwhile; refresh it first"
+    return StorageError(what, errno=errno.EAGAIN)
 
 
 async def _fill(new: NewBlocks, name: str, source: VolumeFile, size: int, progress: Progress | None) -> None:

@@ -73,14 +73,14 @@ class BlockSession(PoolSession):
                 errors.append(record)
             else:
                 found[one.name] = record if previous.get(one.name) != record else previous.by_name[one.name]
-        total, free = await self.calls.run(self.pool.sizes)
+        total, free, *taken = await self.calls.run(self.pool.sizes)
         await self.tidy(hidden)
         self._known, self._records = blocks, found
         return Snapshot(
             {name: found[name] for name in sorted(found)},
             taken_at=taken_at,
             capacity=total,
-            allocation=total - free,
+            allocation=taken[0] if taken else total - free,
             available=free,
             errors=tuple(sorted(errors, key=lambda wrong: wrong.name)),
         )
@@ -121,6 +121,7 @@ class BlockSession(PoolSession):
             mtime_ns=block.changed_ns,
             ctime_ns=block.changed_ns,
             references=block.references,
+            extras=block.extras,
             device=self.pool.device or 0,
             made="raw",
         )

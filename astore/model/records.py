@@ -60,6 +60,8 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     :ivar doubt: why nothing is read through it, in words that follow "its backing file …": the header has more than a
         location and a format, or cannot be understood.
     :ivar place: the place that the location leads to; None if it is unknown (another machine's storage).
+    :ivar snapshot: the storage's snapshot of the file that is read, if not the file itself. Then a change of the file, even of
+        its name, changes nothing here; only its removal does.
     """
 
     kind: ReferenceKind
@@ -68,6 +70,7 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     location: str | None = None
     doubt: str | None = None
     place: Place | None = None
+    snapshot: str | None = None
 
 
 def first_of(references: tuple[Reference, ...], kind: ReferenceKind) -> Reference | None:

@@ -43,12 +43,13 @@ class Layer(NamedTuple):
     format: str | None
 
 
-def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
+def chain(volume: Member, pools: Sequence[Parts], *, of_snapshots: bool = True) -> tuple[Link, ...]:
     """Return the files that a volume is made of, from the top down, itself first.
 
     An image's data file and extents follow it, then its backing file. The chain ends with an image that has no backing
     file, that no active pool has, or that is not read in its own format.
 
+    :param of_snapshots: the chain goes on where the storage itself reads through a snapshot, as in a clone.
     :raises VolumeNotFoundError: the volume is gone. StorageError: ELOOP: the chain loops, or is deeper than 200.
     """
     info = volume.info
@@ -59,7 +60,8 @@ def chain(volume: Member, pools: Sequence[Parts]) -> tuple[Link, ...]:
     while here is not None:
         info = here.info
         links += [_link(one, pools) for one in info.references if one.kind not in READ_THROUGH]
-        below = [_link(one, pools) for one in info.references if one.kind in READ_THROUGH]
+        read_through = [one for one in info.references if one.kind in READ_THROUGH]
+        below = [_link(one, pools) for one in read_through if of_snapshots or one.snapshot is None]
         links += below
         here = None
         if not below or below[0].volume is None or below[0].doubt is not None:
@@ -121,7 +123,7 @@ def layers(volume: Member, pools: Sequence[Parts]) -> list[Layer]:
     :raises StorageError: EPERM: the image needs another file, or a header is doubtful.
     """
     found: list[Layer] = []
-    for link in chain(volume, pools):
+    for link in chain(volume, pools, of_snapshots=False):
         what = f"volume {volume.name!r} needs {printable(link.path)}, which"
         why = link.doubt
         if why is None and link.volume is None:
@@ -205,10 +207,12 @@ def _leads_through(place: Place | None, info: VolumeInfo, pool: Parts) -> bool:
     return place.path == path or place.path.startswith(path + "/")
 
 
-def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Member]:
+def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts], *, of_snapshots: bool = True) -> list[Member]:
     """Return the volumes whose headers name this one, as their backing file or as a file with their data.
 
     For a directory, return the volumes whose headers name a file below it.
+
+    :param of_snapshots: among them those that only read snapshots of the volume.
     """
     directory = info.type in (VolumeType.DIR, VolumeType.NETDIR)
     found: list[Member] = []
@@ -219,6 +223,7 @@ def dependents(info: VolumeInfo, pool: Parts, pools: Sequence[Parts]) -> list[Me
             if any(
                 _leads_through(reference.place, info, pool) if directory else _leads_to(reference, info, pool, pools)
                 for reference in one.references
+                if of_snapshots or reference.snapshot is None
             ):
                 found.append(Member(other, one.name))
     return found

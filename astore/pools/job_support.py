@@ -53,7 +53,7 @@ async def begin_change(pool: Parts, name: str, operation: str, force: bool) -> t
     info = pool.volume(name)
     pool.claims.require_not_relied_on(name, operation)
     others = pool.others()
-    if dependents := graph.dependents(info, pool, others):
+    if dependents := graph.dependents(info, pool, others, of_snapshots=operation == "delete"):
         names = ", ".join(repr(one.name) for one in dependents[:3]) + (" …" if len(dependents) > 3 else "")
         raise VolumeInUseError(
             f"volume {name!r} of pool {pool.name!r} is what others are backed by or have data in ({names}): "

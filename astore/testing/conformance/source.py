@@ -44,6 +44,9 @@ class SourceUnderTest(abc.ABC):
     can: ClassVar[frozenset[str]] = frozenset()
     """The abilities of this storage: any of this module's constants."""
 
+    shared: ClassVar[bool] = False
+    """Other pools have volumes on the same storage: a pool's allocation is its own, and the sizes do not add up."""
+
     lag: ClassVar[float] = 0.0
     """Seconds that the storage's caches may hide another client's change."""
 

@@ -1,0 +1,1 @@
+"""astore-rbd: pools of the type ``rbd``."""

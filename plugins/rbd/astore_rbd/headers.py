@@ -1,0 +1,202 @@
+"""The headers of images: what to ask of the objects ``rbd_directory``, ``rbd_id.NAME`` and ``rbd_header.ID``, and the answers.
+
+The encodings are those of Ceph's ``src/include/encoding.h``: little-endian numbers, and texts after their lengths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from astore_rbd.librbd import FEATURE_FAST_DIFF, FEATURE_OBJECT_MAP, FLAG_FAST_DIFF_INVALID, FLAG_OBJECT_MAP_INVALID
+from astore_rbd.reading import Answer, Method, Question
+
+_HEAD = struct.pack("<Q", 0xFFFFFFFFFFFFFFFE)
+"""CEPH_NOSNAP: the image itself, none of its snapshots."""
+
+_ASKED = (
+    Method(b"get_size", _HEAD),
+    Method(b"get_features", _HEAD + b"\x01"),
+    Method(b"get_flags", _HEAD),
+    Method(b"get_snapcontext"),
+    Method(b"get_modify_timestamp"),
+    Method(b"parent_get"),
+)
+
+KNOWN_INCOMPATIBLE = 0x1FF
+"""The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
+
+_LARGEST_MAP = 64 << 20
+
+
+class Parent(NamedTuple):
+    """The snapshot that a clone reads through: numbers of the pool and of the snapshot, and the image's id."""
+
+    pool: int
+    namespace: str
+    image: str
+    snapshot: int
+
+
+class Header(NamedTuple):
+    """What an image's header says. ``size`` in bytes, ``order`` the exponent of its objects' size."""
+
+    size: int
+    order: int
+    features: int
+    flags: int
+    snapshots: tuple[int, ...]
+    changed_ns: int
+    parent: Parent | None
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the image's object map can be relied on."""
+        return has_map(self.features, self.flags)
+
+    @property
+    def whole(self) -> int:
+        """The bytes of all objects that the image can have."""
+        return -(-self.size >> self.order) << self.order
+
+
+def has_map(features: int, flags: int) -> bool:
+    """Return whether an image has an object map that can be relied on."""
+    both, wrong = FEATURE_OBJECT_MAP | FEATURE_FAST_DIFF, FLAG_OBJECT_MAP_INVALID | FLAG_FAST_DIFF_INVALID
+    return features & both == both and not flags & wrong
+
+
+def header_question(id: str) -> Question:
+    """Return the question for an image's header."""
+    return Question(b"rbd_header." + os.fsencode(id), _ASKED)
+
+
+def version_question(id: str) -> Question:
+    """Return the question for the version of an image's header, which differs after each change of the header."""
+    return Question(b"rbd_header." + os.fsencode(id))
+
+
+def map_question(id: str, header: Header) -> Question:
+    """Return the question for an image's object map."""
+    length = min((header.whole >> header.order) // 4 + 4096, _LARGEST_MAP)
+    return Question(b"rbd_object_map." + os.fsencode(id), length=length)
+
+
+def id_question(name: bytes) -> Question:
+    """Return the question for the id of the image of a name."""
+    return Question(b"rbd_id." + name, (Method(b"get_id"),))
+
+
+def name_question(id: str) -> Question:
+    """Return the question for the name of the image of an id."""
+    return Question(b"rbd_directory", (Method(b"dir_get_name", struct.pack("<I", len(id)) + os.fsencode(id)),))
+
+
+def snapshots_question(id: str, snapshots: Iterable[int]) -> Question:
+    """Return the question for the names of an image's snapshots."""
+    asked = tuple(Method(b"get_snapshot_name", struct.pack("<Q", one)) for one in snapshots)
+    return Question(b"rbd_header." + os.fsencode(id), asked)
+
+
+def text_in(answer: Answer) -> str | None:
+    """Return the text that is the answer; None if there is none."""
+    return next(iter(texts_in(answer)), None)
+
+
+def texts_in(answer: Answer) -> list[str | None]:
+    """Return the texts that are the answers; None for one that is none."""
+    found: list[str | None] = []
+    for data in answer.parts:
+        try:
+            found.append(None if data is None or answer.result < 0 else _text(data, 0)[0])
+        except struct.error:
+            found.append(None)
+    return found
+
+
+def header_in(answer: Answer) -> Header | None:
+    """Return the header that is the answer; None if it is not understood."""
+    if answer.result < 0 or len(answer.parts) != len(_ASKED) or None in answer.parts:
+        return None
+    size, features, flags, snapshots, changed, parent = (part or b"" for part in answer.parts)
+    try:
+        order, bytes_ = struct.unpack_from("<BQ", size)
+        allowed, incompatible = struct.unpack_from("<QQ", features)
+        _, count = struct.unpack_from("<QI", snapshots)
+        seconds, nanoseconds = struct.unpack_from("<II", changed)
+        if incompatible & ~KNOWN_INCOMPATIBLE or not 9 <= order < 32:
+            return None
+        return Header(
+            bytes_,
+            order,
+            allowed,
+            struct.unpack_from("<Q", flags)[0],
+            struct.unpack_from(f"<{count}Q", snapshots, 12),
+            seconds * 10**9 + nanoseconds,
+            _parent(parent),
+        )
+    except (struct.error, UnicodeDecodeError):
+        return None
+
+
+def _parent(data: bytes) -> Parent | None:
+    """Return the parent in an encoded ParentImageSpec; None if the image has none. :raises struct.error: as it says."""
+    _, oldest, _ = struct.unpack_from("<BBI", data)
+    if oldest != 1:
+        raise struct.error("a parent of another version")
+    (pool,) = struct.unpack_from("<q", data, 6)
+    namespace, at = _text(data, 14)
+    image, at = _text(data, at)
+    (snapshot,) = struct.unpack_from("<Q", data, at)
+    return None if pool < 0 else Parent(pool, namespace, image, snapshot)
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<I", data, at)
+    end = at + 4 + length
+    if end > len(data):
+        raise struct.error("a text is cut short")
+    return data[at + 4 : end].decode(errors="surrogateescape"), end
+
+
+_THERE = bytes(sum((byte >> shift) & 3 in (1, 3) for shift in (0, 2, 4, 6)) for byte in range(256))
+"""How many of the four objects of a byte of an object map exist: their states are 1 (changed) or 3 (as in a snapshot)."""
+
+
+def allocation_in(answer: Answer, header: Header) -> int | None:
+    """Return the bytes of the objects that exist, by the image's object map; None if it is not understood.
+
+    The last object counts up to the image's end, as in libvirt. The map is an encoded BitVector
+    (``src/common/bit_vector.hpp``): the length of a header, that, and two bits for each object.
+    """
+    (data,) = answer.parts or (None,)
+    if answer.result < 0 or data is None:
+        return None
+    try:
+        (length,) = struct.unpack_from("<I", data)
+        (count,) = struct.unpack_from("<Q", data, 4 + 6)
+    except struct.error:
+        return None
+    used = -(-count // 4)
+    states = data[4 + length : 4 + length + used]
+    if count != header.whole >> header.order or len(states) != used:
+        return None
+    last = count - 1
+    is_whole = not count or (states[last // 4] >> (6 - 2 * (last % 4))) & 3 not in (1, 3)
+    return (sum(states.translate(_THERE)) << header.order) - (0 if is_whole else header.whole - header.size)
+
+
+def number_of(id: str) -> int:
+    """Return the number that identifies an image in its pool: its id, or a digest of an id that is no such number."""
+    try:
+        number = int(id, 16)
+    except ValueError:
+        number = 0
+    if 0 < number < 1 << 63 and f"{number:x}" == id:
+        return number
+    return (
+        int.from_bytes(hashlib.blake2b(id.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1 or 1
+    )

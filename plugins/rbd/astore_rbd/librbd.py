@@ -1,0 +1,327 @@
+"""The declarations of the functions of librados and librbd that the plugin calls, with the types of their headers.
+
+The declarations are those of ``rados/librados.h`` and ``rbd/librbd.h`` of Ceph 16. :func:`load` returns the process's only
+:class:`Librbd`. Its attributes are the bare functions under their full names. Pointers are integers (None for NULL). A failed
+call returns a negative errno; :func:`checked` makes an OSError of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from astore.errors import BackendLoadError
+
+OLDEST: Final = "14.2"
+"""The oldest Ceph whose libraries are supported. Their symbols tell the version, see :data:`DECLARATIONS`."""
+
+FEATURE_EXCLUSIVE_LOCK: Final = 1 << 2
+FEATURE_OBJECT_MAP: Final = 1 << 3
+FEATURE_FAST_DIFF: Final = 1 << 4
+FLAG_OBJECT_MAP_INVALID: Final = 1 << 0
+FLAG_FAST_DIFF_INVALID: Final = 1 << 1
+LOCK_MODE_EXCLUSIVE: Final = 0
+
+Pointer = int | None
+_ptr = ctypes.c_void_p
+_text = ctypes.c_char_p
+_int = ctypes.c_int
+_u8 = ctypes.c_uint8
+_u64 = ctypes.c_uint64
+_i64 = ctypes.c_int64
+_size = ctypes.c_size_t
+_ssize = ctypes.c_ssize_t
+
+
+class ClusterStat(ctypes.Structure):
+    """``struct rados_cluster_stat_t``."""
+
+    _fields_ = (("kb", _u64), ("kb_used", _u64), ("kb_avail", _u64), ("num_objects", _u64))
+    kb: int
+    kb_avail: int
+
+
+class PoolStat(ctypes.Structure):
+    """``struct rados_pool_stat_t``."""
+
+    _fields_ = tuple(
+        (name, _u64)
+        for name in (
+            "num_bytes",
+            "num_kb",
+            "num_objects",
+            "num_object_clones",
+            "num_object_copies",
+            "num_objects_missing_on_primary",
+            "num_objects_unfound",
+            "num_objects_degraded",
+            "num_rd",
+            "num_rd_kb",
+            "num_wr",
+            "num_wr_kb",
+            "num_user_bytes",
+            "compressed_bytes_orig",
+            "compressed_bytes",
+            "compressed_bytes_alloc",
+        )
+    )
+    num_bytes: int
+
+
+class ImageSpec(ctypes.Structure):
+    """``rbd_image_spec_t``."""
+
+    _fields_ = (("id", _text), ("name", _text))
+    id: bytes
+    name: bytes
+
+
+class LinkedImageSpec(ctypes.Structure):
+    """``rbd_linked_image_spec_t``."""
+
+    _fields_ = (
+        ("pool_id", _i64),
+        ("pool_name", _text),
+        ("pool_namespace", _text),
+        ("image_id", _text),
+        ("image_name", _text),
+        ("trash", ctypes.c_bool),
+    )
+    pool_id: int
+    pool_name: bytes
+    pool_namespace: bytes
+    image_id: bytes
+    image_name: bytes
+
+
+class SnapSpec(ctypes.Structure):
+    """``rbd_snap_spec_t``."""
+
+    _fields_ = (("id", _u64), ("namespace_type", _int), ("name", _text))
+    id: int
+    name: bytes
+
+
+class SnapInfo(ctypes.Structure):
+    """``rbd_snap_info_t``."""
+
+    _fields_ = (("id", _u64), ("size", _u64), ("name", _text))
+    id: int
+    name: bytes
+
+
+class Watcher(ctypes.Structure):
+    """``rbd_image_watcher_t``."""
+
+    _fields_ = (("addr", _text), ("id", _i64), ("cookie", _u64))
+    addr: bytes
+    id: int
+
+
+class ImageStat(ctypes.Structure):
+    """``rbd_image_info_t``."""
+
+    _fields_ = (
+        ("size", _u64),
+        ("obj_size", _u64),
+        ("num_objs", _u64),
+        ("order", _int),
+        ("block_name_prefix", ctypes.c_char * 24),
+        ("parent_pool", _i64),
+        ("parent_name", ctypes.c_char * 96),
+    )
+    size: int
+    order: int
+    block_name_prefix: bytes
+
+
+class Timespec(ctypes.Structure):
+    """``struct timespec``."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+    seconds: int
+    nanoseconds: int
+
+
+ExtentCallback = ctypes.CFUNCTYPE(_int, _u64, _size, _int, _ptr)
+"""The callback of ``rbd_diff_iterate2``: offset, length, whether there is data, the argument."""
+
+
+class Declaration(NamedTuple):
+    """The C declaration of a function: the Ceph that added it, its result, and its arguments.
+
+    :ivar waits: it may wait for a server. Such a function releases the GIL. The others only touch memory, and are called
+        several times for each image of a listing. They keep the GIL: releasing it takes longer than the call.
+    """
+
+    version: str
+    result: Any
+    arguments: tuple[Any, ...]
+    waits: bool
+
+    def bind(self, library: ctypes.CDLL, symbol: str) -> Any:
+        """Return the library's function of this name."""
+        kind = ctypes.CFUNCTYPE if self.waits else ctypes.PYFUNCTYPE
+        return kind(self.result, *self.arguments)((symbol, library))
+
+
+def _waits(version: str, result: Any, *arguments: Any) -> Any:
+    return Declaration(version, result, arguments, waits=True)
+
+
+def _quick(version: str, result: Any, *arguments: Any) -> Any:
+    return Declaration(version, result, arguments, waits=False)
+
+
+Call = Callable[..., int]
+Void = Callable[..., None]
+
+
+class Librbd:
+    """The functions of both libraries, each with its declaration in C.
+
+    :raises BackendLoadError: naming the first missing symbol.
+    """
+
+    rados_create: Call = _waits("0.56", _int, _ptr, _text)
+    rados_conf_set: Call = _waits("0.56", _int, _ptr, _text, _text)
+    rados_conf_read_file: Call = _waits("0.56", _int, _ptr, _text)
+    rados_connect: Call = _waits("0.56", _int, _ptr)
+    rados_shutdown: Void = _waits("0.56", None, _ptr)
+    rados_cluster_fsid: Call = _waits("0.56", _int, _ptr, _ptr, _size)
+    rados_cluster_stat: Call = _waits("0.56", _int, _ptr, _ptr)
+    rados_get_instance_id: Call = _waits("0.56", _u64, _ptr)
+    rados_pool_reverse_lookup: Call = _waits("0.56", _int, _ptr, _i64, _ptr, _size)
+    rados_ioctx_create: Call = _waits("0.56", _int, _ptr, _text, _ptr)
+    rados_ioctx_create2: Call = _waits("9.0", _int, _ptr, _i64, _ptr)
+    rados_ioctx_destroy: Void = _waits("0.56", None, _ptr)
+    rados_ioctx_set_namespace: Void = _quick("0.94", None, _ptr, _text)
+    rados_ioctx_get_id: Call = _quick("0.56", _i64, _ptr)
+    rados_set_osdmap_full_try: Void = _quick("12.0", None, _ptr)
+    rados_ioctx_pool_stat: Call = _waits("0.56", _int, _ptr, _ptr)
+    rados_create_read_op: Callable[[], Pointer] = _quick("0.80", _ptr)
+    rados_release_read_op: Void = _quick("0.80", None, _ptr)
+    rados_read_op_exec: Void = _quick("0.80", None, _ptr, _text, _text, _text, _size, _ptr, _ptr, _ptr)
+    rados_read_op_assert_exists: Void = _quick("0.80", None, _ptr)
+    rados_read_op_read: Void = _quick("0.80", None, _ptr, _u64, _size, _ptr, _ptr, _ptr)
+    rados_aio_read_op_operate: Call = _quick("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
+    rados_aio_create_completion: Call = _quick("0.56", _int, _ptr, _ptr, _ptr, _ptr)
+    rados_aio_is_complete: Call = _quick("0.56", _int, _ptr)
+    rados_aio_wait_for_complete: Call = _waits("0.56", _int, _ptr)
+    rados_aio_get_return_value: Call = _quick("0.56", _int, _ptr)
+    rados_aio_get_version: Call = _quick("0.56", _u64, _ptr)
+    rados_aio_release: Void = _quick("0.56", None, _ptr)
+    rados_aio_cancel: Call = _waits("0.94", _int, _ptr, _ptr)
+    rados_buffer_free: Void = _quick("0.56", None, _ptr)
+
+    rbd_list2: Call = _waits("14.0", _int, _ptr, _ptr, _ptr)
+    rbd_image_spec_list_cleanup: Void = _quick("14.0", None, _ptr, _size)
+    rbd_namespace_exists: Call = _waits("14.0", _int, _ptr, _text, _ptr)
+    rbd_open: Call = _waits("0.56", _int, _ptr, _text, _ptr, _text)
+    rbd_open_read_only: Call = _waits("0.56", _int, _ptr, _text, _ptr, _text)
+    rbd_open_by_id: Call = _waits("13.0", _int, _ptr, _text, _ptr, _text)
+    rbd_close: Call = _waits("0.56", _int, _ptr)
+    rbd_get_id: Call = _waits("13.0", _int, _ptr, _ptr, _size)
+    rbd_stat: Call = _waits("0.56", _int, _ptr, _ptr, _size)
+    rbd_get_size: Call = _waits("0.56", _int, _ptr, _ptr)
+    rbd_get_features: Call = _waits("0.56", _int, _ptr, _ptr)
+    rbd_get_flags: Call = _waits("0.94", _int, _ptr, _ptr)
+    rbd_get_modify_timestamp: Call = _waits("14.0", _int, _ptr, _ptr)
+    rbd_get_parent: Call = _waits("14.2", _int, _ptr, _ptr, _ptr)
+    rbd_linked_image_spec_cleanup: Void = _quick("14.2", None, _ptr)
+    rbd_linked_image_spec_list_cleanup: Void = _quick("14.2", None, _ptr, _size)
+    rbd_snap_spec_cleanup: Void = _quick("14.2", None, _ptr)
+    rbd_list_children3: Call = _waits("14.2", _int, _ptr, _ptr, _ptr)
+    rbd_watchers_list: Call = _waits("13.0", _int, _ptr, _ptr, _ptr)
+    rbd_watchers_list_cleanup: Void = _quick("13.0", None, _ptr, _size)
+    rbd_read: Call = _waits("0.56", _ssize, _ptr, _u64, _size, _ptr)
+    rbd_write: Call = _waits("0.56", _ssize, _ptr, _u64, _size, _ptr)
+    rbd_discard: Call = _waits("0.56", _int, _ptr, _u64, _u64)
+    rbd_flush: Call = _waits("0.56", _int, _ptr)
+    rbd_resize: Call = _waits("0.56", _int, _ptr, _u64)
+    rbd_diff_iterate2: Call = _waits("0.94", _int, _ptr, _text, _u64, _u64, _u8, _u8, ExtentCallback, _ptr)
+    rbd_lock_acquire: Call = _waits("12.0", _int, _ptr, _int)
+    rbd_is_exclusive_lock_owner: Call = _waits("0.94", _int, _ptr, _ptr)
+    rbd_lock_get_owners: Call = _waits("12.0", _int, _ptr, _ptr, _ptr, _ptr)
+    rbd_lock_get_owners_cleanup: Void = _quick("12.0", None, _ptr, _size)
+    rbd_image_options_create: Void = _quick("0.94", None, _ptr)
+    rbd_image_options_destroy: Void = _quick("0.94", None, _ptr)
+    rbd_create4: Call = _waits("0.94", _int, _ptr, _text, _u64, _ptr)
+    rbd_clone3: Call = _waits("0.94", _int, _ptr, _text, _text, _ptr, _text, _ptr)
+    rbd_remove: Call = _waits("0.56", _int, _ptr, _text)
+    rbd_rename: Call = _waits("0.56", _int, _ptr, _text, _text)
+    rbd_snap_create: Call = _waits("0.56", _int, _ptr, _text)
+    rbd_snap_remove: Call = _waits("0.56", _int, _ptr, _text)
+    rbd_snap_protect: Call = _waits("0.56", _int, _ptr, _text)
+    rbd_snap_unprotect: Call = _waits("0.56", _int, _ptr, _text)
+    rbd_snap_is_protected: Call = _waits("0.56", _int, _ptr, _text, _ptr)
+    rbd_snap_list: Call = _waits("0.56", _int, _ptr, _ptr, _ptr)
+    rbd_snap_list_end: Void = _quick("0.56", None, _ptr)
+
+    def __init__(self, rados: ctypes.CDLL, rbd: ctypes.CDLL) -> None:
+        for name, declared in DECLARATIONS.items():
+            library = rbd if name.startswith("rbd_") else rados
+            if not hasattr(library, name):
+                raise BackendLoadError(
+                    f"Ceph's libraries have no {name}, which is as old as Ceph {declared.version}: {OLDEST} or later is needed",
+                    type="rbd",
+                )
+            setattr(self, name, declared.bind(library, name))
+
+
+DECLARATIONS: Final[dict[str, Declaration]] = {
+    name: value for name, value in vars(Librbd).items() if isinstance(value, Declaration)
+}
+"""The declarations by name."""
+
+_lock = threading.Lock()
+_loaded: Librbd | None = None
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # in a child process, the thread that held it does not exist
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
+def load() -> Librbd:
+    """Return the libraries' functions, loaded on first use. Any thread may call it.
+
+    :raises BackendLoadError: naming the packages to install; the next call tries again.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            try:
+                _loaded = Librbd(ctypes.CDLL("librados.so.2"), ctypes.CDLL("librbd.so.1"))
+            except OSError as error:
+                raise BackendLoadError(
+                    f"Ceph's libraries cannot be loaded ({error}): install them, on Debian the packages librados2 and librbd1",
+                    type="rbd",
+                ) from error
+        return _loaded
+
+
+def failure(result: int, what: str = "") -> OSError:
+    """Return the OSError of a call that returned ``result``, a negative errno.
+
+    :param what: what failed, in words.
+    """
+    number = -result if -4096 < result < 0 else errno.EIO
+    text = os.strerror(number)
+    if number == errno.ETIMEDOUT:  # librados's own deadline, which is shorter than the call's
+        number, text = errno.ENOTCONN, "the cluster does not answer"
+    return OSError(number, f"{what}: {text}" if what else text)
+
+
+def checked(result: int, what: str = "") -> int:
+    """Return the result of a call. :raises OSError: it is a negative errno."""
+    if result < 0:
+        raise failure(result, what)
+    return result

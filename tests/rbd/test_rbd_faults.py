@@ -1,0 +1,302 @@
+"""A cluster that does not answer, refuses, is full, or whose clients are killed: errors in time, and nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from core_fakes import eventually, quiet
+
+import astore
+from astore.errors import AstoreError, PoolInaccessibleError
+from astore.model import Auth, PoolState, VolumeDef
+from astore.testing.secrets import GivenSecrets
+from astore_rbd import reading
+from beds.processes import wait_until
+from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
+
+if TYPE_CHECKING:
+    from beds.ceph import CephBed
+
+pytestmark = pytest.mark.ceph
+
+MIB = 1 << 20
+WAIT = 2
+"""Seconds after which librados gives up, in these tests."""
+IN_TIME = 3 * WAIT + 4
+"""Seconds within which a call has failed: some wait for a few servers' answers, one after the other."""
+
+SHORT = {"client_mount_timeout": str(WAIT), "rados_osd_op_timeout": str(WAIT), "rados_mon_op_timeout": str(WAIT)}
+
+
+@contextlib.asynccontextmanager
+async def paused(bed: CephBed, daemon: str) -> AsyncIterator[None]:
+    """A daemon that answers nothing inside the block."""
+    bed.pause(daemon)
+    try:
+        yield
+    finally:
+        bed.resume(daemon)
+
+
+async def started(manager: astore.Manager, bed: CephBed, where: str) -> astore.Pool:
+    """A pool with short deadlines."""
+    pool = await manager.define(definition_of(bed, where, **SHORT))
+    await pool.start()
+    return pool
+
+
+async def test_osd_stopped(manager: astore.Manager, ceph: CephBed, where: str, other: OtherClient) -> None:
+    """Every kind of work fails within the deadline, no thread stays behind, and the pool is well again after it."""
+    pool = await started(manager, ceph, where)
+    disk = await pool.create_volume(VolumeDef("disk", capacity=8 * MIB))
+    await disk.upload(b"before")
+    before = pool.volumes
+    async with paused(ceph, "osd"):
+        work = {
+            "refresh": pool.refresh(),
+            "create": pool.create_volume(VolumeDef("new", capacity=MIB)),
+            "upload": disk.upload(b"after"),
+            "resize": disk.resize(16 * MIB),
+        }
+        began = time.monotonic()
+        results = await asyncio.gather(*work.values(), return_exceptions=True)
+        assert time.monotonic() - began < IN_TIME
+        assert {name for name, result in zip(work, results, strict=True) if isinstance(result, AstoreError)} == set(
+            work
+        )
+        assert pool.state is PoolState.INACCESSIBLE
+        assert pool.volumes == before
+        await eventually(lambda: quiet(manager), "an end of all calls")
+    await well_again(pool)
+    assert "new" not in other.names()
+    assert other.content("disk")[:6] in (b"before", b"aftere")
+    await disk.upload(b"after")
+
+
+async def well_again(pool: astore.Pool) -> None:
+    """Refresh until the pool answers."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            await pool.refresh()
+            return
+        except PoolInaccessibleError:
+            assert time.monotonic() < deadline
+
+
+async def test_other_pools_go_on(manager: astore.Manager, ceph: CephBed, where: str, tmp_path: Path) -> None:
+    """While a cluster hangs, other pools are refreshed as ever, all at once."""
+    pool = await started(manager, ceph, where)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "one").write_bytes(b"1")
+    files = await manager.define(astore.PoolDef(type="dir", name="files", target=astore.model.Target(path=str(folder))))
+    await files.start()
+    async with paused(ceph, "osd"):
+        refreshing = asyncio.create_task(pool.refresh())
+        for _ in range(20):
+            await files.refresh()
+        assert not refreshing.done()
+        with pytest.raises(PoolInaccessibleError, match="does not answer"):
+            await refreshing
+    await well_again(pool)
+
+
+async def test_monitor_stopped(manager: astore.Manager, ceph: CephBed, where: str) -> None:
+    """A start fails in time; a running pool's images can be read, for OSDs alone have them."""
+    pool = await started(manager, ceph, where)
+    disk = await pool.create_volume(VolumeDef("disk", capacity=MIB))
+    second = await manager.define(definition_of(ceph, f"{where.partition('/')[0]}", "second", **SHORT))
+    async with paused(ceph, "mon"):
+        began = time.monotonic()
+        with pytest.raises(AstoreError, match="does not answer"):
+            await second.start()
+        assert time.monotonic() - began < IN_TIME
+        async with disk.download() as blocks:
+            assert sum([len(block) async for block in blocks]) == MIB
+        await eventually(lambda: quiet(manager), "an end of all calls")
+    await second.start()
+    await well_again(pool)
+
+
+async def test_nothing_listens(manager: astore.Manager, ceph: CephBed) -> None:
+    """A host without a monitor is an error in time."""
+    definition = definition_of(ceph, "images", **SHORT)
+    nowhere = msgspec.structs.replace(definition.source, hosts=(astore.model.Host("127.0.0.1", 1),))
+    pool = await manager.define(msgspec.structs.replace(definition, source=nowhere))
+    began = time.monotonic()
+    with pytest.raises(AstoreError, match=r"127\.0\.0\.1:1 does not answer"):
+        await pool.start()
+    assert time.monotonic() - began < IN_TIME
+
+
+async def test_wrong_key(tmp_path: Path, ceph: CephBed, ceph_pool: str) -> None:
+    """A key that is wrong, or of no use, is refused in words that do not have it."""
+    wrong = base64.b64decode(ceph.key)[:-1] + b"!"
+    for value, said in ((wrong, "not to this user with this key"), (b"no key", "key")):
+        async with astore.Manager(tmp_path / "state", secrets=GivenSecrets({USAGE: value})) as manager:
+            pool = manager.pool("images") if value == b"no key" else None
+            pool = pool or await manager.define(definition_of(ceph, ceph_pool, **SHORT))
+            with pytest.raises(AstoreError, match=said) as caught:
+                await pool.start()
+            assert base64.b64encode(value).decode() not in str(caught.value)
+
+
+@pytest.mark.parametrize("usage", ["nothing"])
+async def test_no_secret(manager: astore.Manager, ceph: CephBed, ceph_pool: str, usage: str) -> None:
+    """A secret that is not there is named."""
+    definition = definition_of(ceph, ceph_pool)
+    source = msgspec.structs.replace(definition.source, auth=Auth("ceph", "admin", secret_usage=usage))
+    pool = await manager.define(msgspec.structs.replace(definition, source=source))
+    with pytest.raises(AstoreError, match=usage):
+        await pool.start()
+
+
+@pytest.mark.parametrize("name", ["nothing", "images/nothing"])
+async def test_no_such_pool(manager: astore.Manager, ceph: CephBed, ceph_pool: str, name: str) -> None:
+    """A pool or namespace that is not there is named."""
+    pool = await manager.define(definition_of(ceph, name))
+    with pytest.raises(AstoreError, match="nothing"):
+        await pool.start()
+
+
+async def test_removed_while_read(pool: astore.Pool, other: OtherClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that is removed between the listing of names and the reading of its header is no error."""
+    other.put_all({f"{n}": b"" for n in range(10)})
+    ask_all = reading.ask_all
+    gone: list[str] = []
+
+    def late(cluster: object, questions: object, *rest: object, **more: object) -> object:
+        if not gone:
+            gone.append("7")
+            other.remove("7")
+        return ask_all(cluster, questions, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("astore_rbd.listing.ask_all", late)
+    outcome = await pool.refresh()
+    assert gone
+    assert outcome.errors == ()
+    assert [one.name for one in pool.volumes] == [str(n) for n in range(10) if n != 7]
+
+
+async def test_removed_while_downloaded(pool: astore.Pool, other: OtherClient) -> None:
+    """A download of an image that somebody removes ends in an error or in zeros, and not in a hanging call."""
+    disk = await pool.create_volume(VolumeDef("disk", capacity=64 * MIB))
+    await disk.upload(os.urandom(MIB))
+    with contextlib.suppress(AstoreError):
+        async with disk.download() as blocks:
+            await anext(aiter(blocks))
+            other.remove("disk")
+            async for _ in blocks:
+                pass
+    await pool.refresh()
+    assert pool.volumes == ()
+
+
+async def test_full(manager: astore.Manager, ceph: CephBed) -> None:
+    """In a pool without room all work fails at once, and trimming an image makes room for its deletion."""
+    ceph.create_pool("full")
+    pool = await started(manager, ceph, "full")
+    disk = await pool.create_volume(VolumeDef("disk", capacity=64 * MIB))
+    await disk.upload(os.urandom(8 * MIB))
+    ceph.ceph("osd", "pool", "set-quota", "full", "max_bytes", str(MIB))
+    await asyncio.to_thread(
+        wait_until, lambda: "full_quota" in ceph.ceph("osd", "dump"), 60, "the pool is full", every=0.2
+    )
+    began = time.monotonic()
+    with pytest.raises(AstoreError, match=r"disk.*quota") as caught:
+        await disk.upload(os.urandom(64 * MIB))
+    assert caught.value.errno in (errno.EDQUOT, errno.ENOSPC)  # type: ignore[attr-defined]
+    assert time.monotonic() - began < IN_TIME
+    with pytest.raises(AstoreError, match="quota"):
+        await pool.create_volume(VolumeDef("new", capacity=MIB))
+    with pytest.raises(AstoreError, match="trim"):
+        await disk.delete()
+    await disk.wipe("trim")
+    await asyncio.to_thread(wait_until, lambda: "full_quota" not in ceph.ceph("osd", "dump"), 60, "room", every=0.2)
+    await disk.delete()
+    await pool.refresh()
+    assert pool.volumes == ()
+
+
+CHILD = """
+import asyncio, base64, sys
+sys.path[:0] = {path!r}
+import astore
+from astore.model import VolumeDef
+from astore.testing.secrets import GivenSecrets
+from astore.model import PoolDef
+
+async def chunks():
+    print("begun", flush=True)
+    while True:
+        yield bytes(1 << 20)
+
+async def main():
+    secrets = GivenSecrets({{{usage!r}: base64.b64decode({key!r})}})
+    async with astore.Manager({state!r}, secrets=secrets) as manager:
+        pool = manager.pool("images")
+        await pool.refresh()
+        {work}
+
+asyncio.run(main())
+"""
+
+CREATING = "await pool.create_volume(VolumeDef('made', capacity=1 << 40, allocation=1 << 40))"
+CLONING = """
+        print("begun", flush=True)
+        for number in range(10_000):
+            await pool.copy_volume(pool.volume("base"), VolumeDef(f"clone{number}"))
+"""
+
+
+@pytest.mark.parametrize("work", ["creating", "cloning"])
+async def test_killed(tmp_path: Path, ceph: CephBed, where: str, other: OtherClient, work: str) -> None:
+    """What a process that was killed had begun is removed by the next one, once the cluster has noticed its end."""
+    secrets = secrets_of(ceph)
+    state = tmp_path / "state"
+    async with astore.Manager(state, secrets=secrets) as manager:
+        pool = await manager.define(definition_of(ceph, where))
+        await pool.start()
+        base = await pool.create_volume(VolumeDef("base", capacity=MIB))
+        code = CHILD.format(
+            path=sys.path, usage=USAGE, key=ceph.key, state=str(state), work=CREATING if work == "creating" else CLONING
+        )
+        child = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", code], stdout=subprocess.PIPE)
+        try:
+            await eventually(lambda: len(other.names()) > (1 if work == "creating" else 3), "an image of the child")
+        finally:
+            child.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(child.wait, 30)
+            assert child.stdout is not None
+            child.stdout.close()
+    deadline = time.monotonic() + 60
+    while True:
+        async with astore.Manager(state, secrets=secrets) as manager:
+            pool = manager.pool("images")
+            await pool.refresh()
+            left = [name for name in other.names() if name.startswith(".")]
+            assert time.monotonic() < deadline, left
+            if not left:
+                clones = [one.name for one in pool.volumes if one.name != "base"]
+                assert "made" not in clones
+                for name in clones:
+                    await pool.volume(name).delete()
+                await pool.volume("base").delete()  # whatever snapshots were made for clones that came to nothing
+                await pool.stop()
+                break
+        await asyncio.sleep(0.5)
+    assert base.name not in other.names()
