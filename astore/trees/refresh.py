@@ -69,7 +69,7 @@ class Refresh:
         self._seen = 0
         self._read_before = read_before
         self.began = self.given_up_at = time.monotonic()
-        self.running = False
+        self.running: bool = False
         self._taken_at = 0.0
         self._names_changed: int | None = 1 << 63  # when the folder's names changed last, as of the end; None: never
 
