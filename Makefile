@@ -24,7 +24,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak fresh lint clean
+.PHONY: help demo test bench soak fresh lint types clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -58,6 +58,9 @@ fresh:  ## run make demo and make test on a new machine: a minimal Debian in a f
 lint:  ## put style in order, and check style, types and imports
 	@PYTHON='$(PYTHON)' scripts/setup.sh lint
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict && $(BIN)/lint-imports --no-logo --no-cache
+
+types:  ## check the types as users see them, by pyright (needs npm)
+	@PYTHON='$(PYTHON)' scripts/types.sh
 
 clean:  ## remove what the others made
 	@FRESH='$(FRESH)' scripts/fresh.sh remove

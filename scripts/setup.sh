@@ -15,7 +15,7 @@ what=${1:?usage: scripts/setup.sh demo|test|lint|bench|fresh}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
 PYTHON=${PYTHON:-}
-TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn'
+TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio'
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'

@@ -62,7 +62,7 @@ class LaneRecord:
         self.limit: int = limit
         self.queue: deque[Job] = deque()
         self.running: set[Job] = set()
-        self.stuck = 0
+        self.stuck: int = 0
         self.listed: bool = False
 
     def may_start(self) -> bool:
@@ -129,7 +129,7 @@ def patient(seconds: float | None) -> Iterator[None]:
         PATIENCE.reset(token)
 
 
-here = threading.local()
+here: threading.local = threading.local()
 """``here.job`` is the job that this thread runs, or None."""
 
 

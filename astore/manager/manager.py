@@ -99,7 +99,8 @@ class Manager:
         self._store_name = store.name
 
     def __repr__(self) -> str:
-        state = "closed" if self._services.lanes is None else f"{len(self._catalogue.all())} pools"
+        pools = len(self._catalogue.all())
+        state = "closed" if self._services.lanes is None else f"{pools} pool{'s' * (pools != 1)}"
         return f"<Manager of {self._store_name}: {state}>"
 
     # --------------------------------------------------------------------------------------- entering and leaving

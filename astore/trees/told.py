@@ -31,7 +31,7 @@ class FolderTold:
         self.lost: bool = False
         self.note: str = ""
         self.complete: bool = False
-        self.bound = 0.0
+        self.bound: float = 0.0
 
     async def begin(self, run: Callable[..., Any]) -> None:
         """Listen from now on. :param run: ``lane.run``. :raises OSError: see :meth:`FolderNotices.watch`."""
