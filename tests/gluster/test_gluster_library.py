@@ -174,7 +174,8 @@ needs_library = pytest.mark.skipif(os.geteuid() != 0 and not _loadable(), reason
 def test_only_the_client_module_is_imported() -> None:
     """Nothing of the standard library is changed for it, and gfapi's other modules, which need an old Python, stay away."""
     done = run(
-        "import collections, collections.abc, sys\nbefore = set(vars(collections))\nfrom astore_gluster import libgfapi\nlibgfapi.load()\n"
+        "import collections, collections.abc, sys\nbefore = set(vars(collections))\n"
+        "from astore_gluster import libgfapi\nlibgfapi.load()\n"
         "assert set(vars(collections)) == before\n"
         "assert not [name for name in sys.modules if name.startswith('gluster.gfapi')]\nprint('fine')"
     )
