@@ -206,3 +206,38 @@ def test_a_record_is_a_table(index: Path) -> None:
             (record,) = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
             listed = {row[0] for row in csv.reader(archive.read(record).decode().splitlines())}
             assert listed == set(archive.namelist())
+
+
+def test_the_debian_package_is_of_this_version() -> None:
+    """Its changelog begins with it, and what it needs of Python is what the project needs."""
+    (version,) = re.findall(r"\Aastore \(([^)]+)\) ", (ROOT / "debian" / "changelog").read_text())
+    assert version == astore.__version__
+    control = (ROOT / "debian" / "control").read_text()
+    assert f"python3 ({project('astore')['requires-python'].replace('>=', '>= ')})" in control
+    assert project("astore")["urls"]["Homepage"] in control
+
+
+def test_the_service_is_what_the_page_says() -> None:
+    """The service runs a command that there is, once, and again only if a pool failed; it ends no process of a mount."""
+    unit = dict(
+        re.findall(r"^(\w+)=(.*)$", (ROOT / "debian" / "astore.astore-autostart.service").read_text(), re.MULTILINE)
+    )
+    assert (unit["Type"], unit["Restart"], unit["KillMode"]) == ("oneshot", "on-failure", "process")
+    command = unit["ExecStart"].split()
+    assert command[:3] == ["/usr/bin/astore", "pool", "start"]
+    help_ = subprocess.run(
+        [sys.executable, "-m", "astore", *command[1:3], "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert [option for option in command[3:] if option.startswith("-") and option not in help_] == []
+    page = (ROOT / "docs" / "at-boot.md").read_text()
+    assert unit["RestartSec"] in page
+    assert "KillMode=process" in page
+    assert "astore.astore-autostart.service" in page
+
+
+def test_continuous_integration_is_one_program() -> None:
+    """The workflow calls .ci/run, and targets of the Makefile."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "run: bash .ci/run" in workflow
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"run: make (\w+)", workflow)) <= targets
