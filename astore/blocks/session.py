@@ -37,9 +37,9 @@ class BlockSession(PoolSession):
     def __init__(self, pool: BlockPool, context: Context) -> None:
         self.pool = pool
         self.context = context
-        self.calls = Calls(context)
-        self.opener = BlockOpener(self.calls, pool)
-        self.worker = QemuWorker(context)
+        self.calls: Calls = Calls(context)
+        self.opener: BlockOpener = BlockOpener(self.calls, pool)
+        self.worker: QemuWorker = QemuWorker(context)
         self._known: dict[str, Block] = {}
         self._records: dict[str, VolumeInfo] = {}  # what was made of them
 
