@@ -17,11 +17,15 @@ import astore
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import common_options
+from astore.cli.session import common_options, connect_option
+from astore.cli.virsh import VERBS
 
 POOL = {
     "define": "pools:define",
+    "define-as": "pool_as:define_as",
     "create": "pools:create",
+    "create-as": "pool_as:create_as",
+    "edit": "pool_edit:edit",
     "start": "pools:start",
     "stop": "pools:stop",
     "build": "pools:build",
@@ -35,6 +39,7 @@ POOL = {
     "info": "pool_views:show_info",
     "dumpxml": "pool_views:dumpxml",
     "refresh": "pool_refresh:refresh",
+    "event": "pool_event:pool_event",
 }
 VOLUME = {
     "list": "volumes:list_volumes",
@@ -42,8 +47,11 @@ VOLUME = {
     "dumpxml": "volumes:dumpxml",
     "path": "volumes:path",
     "create": "volume_changes:create",
+    "create-as": "volume_changes:create",
     "create-xml": "volume_changes:create_xml",
-    "clone": "volume_changes:clone",
+    "create-from": "volume_copies:create_from",
+    "clone": "volume_copies:clone",
+    "move": "volume_copies:move",
     "resize": "volume_changes:resize",
     "wipe": "volume_changes:wipe",
     "delete": "volume_changes:delete",
@@ -56,24 +64,6 @@ VOLUME = {
 }
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
-
-_OUR_OWN = {"stop", "import", "discover", "capabilities", "create-xml", "rename", "set-format", "chain", "dependents"}
-VIRSH = {
-    **{f"pool-{verb}": place for verb, place in POOL.items() if verb not in _OUR_OWN},
-    **{f"vol-{verb}": place for verb, place in VOLUME.items() if verb not in _OUR_OWN},
-    "pool-destroy": POOL["stop"],
-    "pool-name": "pool_views:pool_name",
-    "pool-uuid": "pool_views:pool_uuid",
-    "pool-capabilities": "pool_sources:capabilities_xml",
-    "find-storage-pool-sources": "pool_sources:find_sources_by_file",
-    "find-storage-pool-sources-as": "pool_sources:find_sources",
-    "vol-key": "volumes:vol_key",
-    "vol-name": "volumes:vol_name",
-    "vol-pool": "volumes:vol_pool",
-    "vol-create": VOLUME["create-xml"],
-    "vol-create-as": VOLUME["create"],
-}
-"""The ``module:object`` of each command by its virsh name. The help does not list these names."""
 
 
 class Verbs(click.Group):
@@ -94,12 +84,27 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Return None if there is no command of this name."""
         place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
-        if place is None:
+        return super().get_command(ctx, cmd_name) if place is None else _imported(place)
+
+
+class _Root(Verbs):
+    """The command ``astore``, which knows virsh's names as well. The help does not list them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command. Return None if there is no command of this name."""
+        verb = VERBS.get(cmd_name)
+        if verb is None:
             return super().get_command(ctx, cmd_name)
-        module, _, name = place.partition(":")
-        found = getattr(import_module(f"astore.cli.{module}"), name)
-        assert isinstance(found, click.Command)
-        return found
+        from astore.cli.virsh_command import VirshCommand
+
+        return VirshCommand(cmd_name, verb, _imported(verb.place))
+
+
+def _imported(place: str) -> click.Command:
+    module, _, name = place.partition(":")
+    found = getattr(import_module(f"astore.cli.{module}"), name)
+    assert isinstance(found, click.Command)
+    return found
 
 
 def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -119,18 +124,26 @@ def _completion_option(name: str, help: str) -> click.Option:
     return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
 
 
-app = Verbs(
+app = _Root(
     "astore",
-    {"watch": "watch:watch", "events": "events:show_events", "demo": "demo_command:demo"},
-    VIRSH,
+    {
+        "watch": "watch:watch",
+        "events": "events:show_events",
+        "demo": "demo_command:demo",
+        "help": "help_command:help_command",
+    },
+    {},
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
         "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    params=common_options("ASTORE_STATE_DIR"),
+    params=[*common_options("ASTORE_STATE_DIR"), connect_option()],
 )
-click.version_option(astore.__version__, message="astore %(version)s", help="Print the version and exit.")(app)
+click.version_option(
+    astore.__version__, "--version", "-V", message="astore %(version)s", help="Print the version and exit."
+)(app)
 app.params += [
     _completion_option("--install-completion", "Install completion for the current shell."),
     _completion_option("--show-completion", "Show completion for the current shell, to copy or customize it."),

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 import msgspec
 
+from astore.cli.command_line import Command, CommonOption
 from astore.cli.exits import CliError, Exit, code_of, explain
 from astore.cli.interruptions import interruptions_raise, run
 from astore.cli.output import Answer, Output, complain, writing
+from astore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from astore.cli.progress import Ticker
@@ -35,6 +37,8 @@ class Settings(msgspec.Struct):
     json: bool = False
     timeout: float | None = None
     verbose: bool = False
+    virsh: bool = False
+    quiet: bool = False
 
 
 def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
@@ -47,7 +51,7 @@ def _keep(context: click.Context, option: click.Parameter, value: object) -> Non
 
 
 def _common(name: str, *more: str, **settings: Any) -> click.Option:
-    return click.Option([name, *more], expose_value=False, callback=_keep, **settings)
+    return CommonOption([name, *more], expose_value=False, callback=_keep, **settings)
 
 
 def common_options(envvar: str | None = None) -> list[click.Parameter]:
@@ -65,6 +69,8 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
             help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
         ),
         _common("--json", is_flag=True, help="One JSON document instead of a table."),
+        _common("--virsh", is_flag=True, help="Print what virsh prints, as its names (pool-list, vol-info ...) do."),
+        _common("--quiet", "-q", is_flag=True, help="As virsh -q: what virsh prints without headings and sentences."),
         _common(
             "--timeout",
             type=click.FloatRange(min=0.001),
@@ -78,6 +84,24 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
 def verbose_option() -> click.Option:
     """Make the option --verbose."""
     return _common("--verbose", "-v", is_flag=True, help="Log to stderr, and show where errors come from.")
+
+
+def _connected(context: click.Context, option: click.Parameter, uri: str | None) -> None:
+    from urllib.parse import urlsplit
+
+    if uri and urlsplit(uri).netloc:
+        raise CliError(f"--connect {uri}: astore works on the pools of this machine only", Exit.USAGE)
+
+
+def connect_option() -> click.Option:
+    """Make virsh's option --connect, which scripts give: it is accepted for this machine."""
+    return CommonOption(
+        ["--connect", "-c"],
+        expose_value=False,
+        callback=_connected,
+        metavar="URI",
+        help="For scripts that were written for virsh: a URI of this machine, which changes nothing.",
+    )
 
 
 class Session(NamedTuple):
@@ -137,7 +161,7 @@ def _command(
         act(lambda opened: work(opened, **arguments), click.get_current_context().ensure_object(Settings))
 
     parameters: list[click.Parameter] = getattr(work, "__click_params__", [])
-    return click.Command(
+    return Command(
         name,
         callback=entry,
         params=[*reversed(parameters), *common_options()],
@@ -192,7 +216,11 @@ def present(answer: Answer, settings: Settings) -> None:
     """Write an answer. :raises click.exceptions.Exit: its code is not 0."""
     with writing():
         output = Output()
-        if not settings.json:
+        if not settings.json and (settings.virsh or settings.quiet) and answer.document is not None:
+            from astore.cli import virsh_text
+
+            virsh_text.show(answer, output, click.get_current_context(), quiet=settings.quiet)
+        elif not settings.json:
             answer.show(output)
         elif answer.document is not None:
             from astore.cli import documents
@@ -213,7 +241,7 @@ def reported(settings: Settings) -> Iterator[None]:
     except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
         raise
     except Exception as error:
-        if settings.verbose:
+        if settings.verbose and not isinstance(error, CliError | NotFoundError):  # a typo is no matter of code
             import traceback
 
             traceback.print_exc()

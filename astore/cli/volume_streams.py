@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import click
-
+from astore.cli.command_line import argument, option
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, size
-from astore.cli.parameters import argument, force_option
+from astore.cli.parameters import force_option
 from astore.cli.session import Session
 from astore.cli.volume_changes import SIZE, how_far
 from astore.cli.volumes import volume_command
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from astore.pools.volume import Volume
 
 
-offset_option = click.option(
+offset_option = option(
     "--offset", type=SIZE, default="0", show_default=True, metavar="SIZE", help="Where in the volume to begin."
 )
 
@@ -26,10 +25,10 @@ offset_option = click.option(
 @volume_command("upload")
 @argument("file", metavar="FILE", help="What to write into it; `-` is standard input.")
 @offset_option
-@click.option("--length", type=SIZE, metavar="SIZE", help="The most to write: a longer file is an error.")
-@click.option("--sparse", is_flag=True, help="Make holes of zeros.")
+@option("--length", type=SIZE, metavar="SIZE", help="The most to write: a longer file is an error.")
+@option("--sparse", is_flag=True, help="Make holes of zeros.")
 @force_option
-@click.option("--allow-references", is_flag=True, help="Also an image whose header names other files.")
+@option("--allow-references", is_flag=True, help="Also an image whose header names other files.")
 async def upload(
     session: Session,
     volume: Volume,
@@ -65,8 +64,8 @@ async def upload(
 @volume_command("download")
 @argument("file", metavar="FILE", help="Where to write it to; `-` is standard output.")
 @offset_option
-@click.option("--length", type=SIZE, metavar="SIZE", help="The most to read.")
-@click.option("--sparse", is_flag=True, help="Keep holes holes.")
+@option("--length", type=SIZE, metavar="SIZE", help="The most to read.")
+@option("--sparse", is_flag=True, help="Keep holes holes.")
 async def download(
     session: Session, volume: Volume, file: str, offset: int, length: int | None, sparse: bool
 ) -> Answer:

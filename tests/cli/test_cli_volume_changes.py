@@ -237,7 +237,7 @@ def test_wipe(astore: Any, folder: Path) -> None:
     (folder / "a.raw").write_bytes(b"secret" * 10_000)
     assert astore.good("vol", "wipe", "a.raw", "--algorithm", "dod", "--json").shape(shapes.Volume).capacity == 60_000
     assert (folder / "a.raw").read_bytes() == b"\xff" * 60_000
-    assert astore.good("vol-wipe", "a.raw").out == "volume 'a.raw' wiped\n"
+    assert astore.good("vol-wipe", "a.raw").out == "Vol a.raw wiped\n\n"
     assert (folder / "a.raw").read_bytes() == bytes(60_000)
 
 
@@ -270,7 +270,7 @@ def test_delete_some(astore: Any, folder: Path) -> None:
     ]
     assert len(ran.err.splitlines()) == 2
     assert astore("vol", "delete", "nothing").code == 3
-    assert astore.good("vol-delete", "base.qcow2", "--force", "--pool", "images").out == "volume 'base.qcow2' deleted\n"
+    assert astore.good("vol-delete", "base.qcow2", "--force", "--pool", "images").out == "Vol base.qcow2 deleted\n\n"
     assert names(astore) == ["web.qcow2"]
 
 
