@@ -70,6 +70,12 @@ def _complete_words(module: str, words: str) -> Complete:
     return complete
 
 
-complete_format = _complete_words("astore.xml.volume", "VOLUME_FORMATS")
+def complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the formats that can be made and begin with ``incomplete``."""
+    from astore.model.formats import FORMATS
+
+    return [one.name for one in FORMATS if one.made and one.listed and one.name.startswith(incomplete)]
+
+
 complete_algorithm = _complete_words("astore.volume_io.wiping", "ALGORITHMS")
 complete_type = _complete_words("astore.xml.pool_source", "POOL_TYPES")

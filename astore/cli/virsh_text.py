@@ -43,19 +43,21 @@ def show(answer: Answer, output: Output, context: click.Context, *, quiet: bool)
         for line in _TEXTS[verb.says](document, context.params, quiet):
             output.raw(line) if verb.says == "@xml" else output.line(line)
     elif not quiet:
-        for fields in _successes(document):
+        for fields in _successes(document, context.params):
             output.line(verb.says.format_map({**context.params, **fields, **answer.facts}))
     if not quiet and not answer.code:
         output.raw("")
 
 
-def _successes(document: Document) -> Sequence[Document]:
-    """Return the documents of what went well."""
-    if "results" in document:
-        return [one for one in document["results"] if one["ok"]]
-    if "entries" not in document and "pools" in document:
-        return [one for one in document["pools"] if one["ok"]]
-    return [document]
+def _successes(document: Document, arguments: Document) -> Sequence[Document]:
+    """Return the documents of what went well, each with the name by which it was asked for."""
+    results = document.get("results", document.get("pools"))
+    if results is None:
+        return [document]
+    asked = list(dict.fromkeys(arguments.get("volumes") or arguments.get("names") or ()))
+    if len(asked) != len(results):
+        asked = [one["pool"] for one in results]
+    return [{**one, "asked": name} for one, name in zip(results, asked, strict=True) if one["ok"]]
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
@@ -152,7 +154,7 @@ def _volume_info(document: Document, arguments: Document, quiet: bool) -> list[s
 
 def _autostart(document: Document, arguments: Document, quiet: bool) -> list[str]:
     word = "unmarked" if arguments["disable"] else "marked"
-    return [] if quiet else [f"Pool {one['pool']} {word} as autostarted" for one in _successes(document)]
+    return [] if quiet else [f"Pool {one['asked']} {word} as autostarted" for one in _successes(document, arguments)]
 
 
 def _edited(document: Document, arguments: Document, quiet: bool) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from astore.cli import documents
 from astore.cli.command_line import argument, option
@@ -14,21 +16,24 @@ from astore.cli.completion import complete_algorithm, complete_format, complete_
 from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Column, Output, size, xml_answer
+from astore.cli.ownership import permissions_for
 from astore.cli.parameters import force_option, pool_argument, pool_option
 from astore.cli.pools import read_definition
 from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
-from astore.cli.volumes import find_volume, volume_command
+from astore.cli.volumes import find_volume, parted_address, volume_command
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
-    from astore.model import Permissions, VolumeDef
+    from astore.model import VolumeDef
     from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
 """The largest off_t."""
 
-format_option = option("--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", shell_complete=complete_format)
+format_option = option(
+    "--format", metavar="FORMAT", help="raw, qcow2, vmdk, vdi, vpc, qcow or qed.", shell_complete=complete_format
+)
 prealloc_metadata_option = option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
 
 
@@ -76,39 +81,33 @@ def _parse_size(text: str, what: str) -> int:
 @option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
 @prealloc_metadata_option
 @option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
+@option("--owner", metavar="USER", help="A name or a number (default: the pool's <permissions>, else who makes it).")
+@option("--group", metavar="GROUP", help="A name or a number (default: as for the owner).")
 @option("--print-xml", is_flag=True, help="Only print the XML of what would be made.")
 async def create(
     session: Session,
     pool: str,
     name: str,
-    capacity: int | None,
-    allocation: int | None,
-    format: str | None,
     backing: str | None,
     backing_format: str | None,
     prealloc_metadata: bool,
-    mode: str | None,
     print_xml: bool,
+    **given: Any,
 ) -> Answer:
     """Make a volume: complete, or not at all."""
-    from astore.model import BackingStore, VolumeDef
+    from astore.model import BackingStore
 
-    if session.settings.virsh and allocation is None:  # as in a document without one
-        allocation = capacity
-    definition = VolumeDef(
-        name,
-        capacity=capacity,
-        allocation=allocation,
-        format=format or ("qcow2" if backing else "raw"),
-        permissions=_permissions(mode),
-        backing=None if backing is None else BackingStore(backing, backing_format),
-    )
+    definition = await _definition(session, pool, name, backed=backing is not None, **given)
     if definition.capacity is None and backing is None and definition.format != "dir":
         raise CliError(f"say how large to make {name!r}: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
+    if backing is not None:
+        place = BackingStore(_backing_path(session, pool, backing), backing_format)
+        definition = msgspec.structs.replace(definition, backing=place)
     if print_xml:
         return xml_answer(definition.to_xml())
+    as_what = "" if given["format"] else f" (format {definition.format})"
     try:
-        return await _create(session, pool, definition, prealloc_metadata)
+        return await _create(session, pool, definition, prealloc_metadata, as_what)
     except DefinitionError as error:
         if error.element != "backingStore" or backing is None or backing_format is not None:
             raise
@@ -117,14 +116,43 @@ async def create(
         raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
 
 
-def _permissions(mode: str | None) -> Permissions | None:
-    from astore.model import Permissions
+async def _definition(
+    session: Session,
+    pool: str,
+    name: str,
+    *,
+    backed: bool,
+    capacity: int | None,
+    allocation: int | None,
+    format: str | None,
+    mode: str | None,
+    owner: str | None,
+    group: str | None,
+) -> VolumeDef:
+    """Return the definition of a new volume, without its backing file."""
+    from astore.model import VolumeDef
 
-    if mode is None:
-        return None
-    if not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
-        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
-    return Permissions(int(mode, 8))
+    if session.settings.virsh and allocation is None:  # as in a document without one
+        allocation = capacity
+    format = format or ("qcow2" if backed else "raw")
+    permissions = await permissions_for(session, pool, mode, owner, group)
+    return VolumeDef(name, capacity=capacity, allocation=allocation, format=format, permissions=permissions)
+
+
+def _backing_path(session: Session, pool: str, text: str) -> str:
+    """Return what a new image's header shall say of a backing volume.
+
+    A volume of the same pool stays a name, but is a path as in libvirt under virsh's names.
+    """
+    home = session.pool(pool)
+    if (info := home.snapshot.get(text)) is not None:
+        return info.path if session.settings.virsh else text
+    address = None if os.path.isabs(text) else parted_address(session, text)
+    if address is None:
+        return text
+    other, name = address
+    found = other.snapshot.get(name)
+    return text if found is None else found.path
 
 
 def _where_backing_is(session: Session, backing: str) -> str:
@@ -162,11 +190,13 @@ async def definition_from(file: str, *, validate: bool, copied: bool = False) ->
         raise CliError(f"{'standard input' if file == '-' else file}: {explain(error)}") from error
 
 
-async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool) -> Answer:
+async def _create(
+    session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool, as_what: str = ""
+) -> Answer:
     session.ticker.begin("creating")
     home = session.pool(pool)
     volume = await session.in_time(home.create_volume(definition, prealloc_metadata=prealloc_metadata))
-    return told(volume, "created")
+    return told(volume, f"created{as_what}")
 
 
 @volume_command("resize", signed=True)
