@@ -59,6 +59,8 @@ VOLUME = {
     "set-format": "volume_changes:set_format",
     "chain": "volume_changes:chain",
     "dependents": "volume_changes:dependents",
+    "check": "image_reports:check",
+    "snapshots": "image_reports:snapshots",
     "upload": "volume_streams:upload",
     "download": "volume_streams:download",
 }
@@ -107,13 +109,17 @@ def _imported(place: str) -> click.Command:
     return found
 
 
-def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
+_THIS = "this"
+"""The shell that runs this process, if none is named."""
+
+
+def _completion(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    if shell is not None and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
 
         act = script if parameter.name == "show_completion" else install
         try:
-            said = act(context.find_root().command)
+            said = act(context.find_root().command, "" if shell == _THIS else shell)
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the script'}: {error.strerror}") from error
         print(said)
@@ -121,7 +127,16 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
 
 
 def _completion_option(name: str, help: str) -> click.Option:
-    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
+    return click.Option(
+        [name],
+        is_flag=False,
+        flag_value=_THIS,
+        metavar="[bash|zsh|fish]",
+        is_eager=True,
+        expose_value=False,
+        callback=_completion,
+        help=help,
+    )
 
 
 app = _Root(
@@ -145,8 +160,10 @@ click.version_option(
     astore.__version__, "--version", "-V", message="astore %(version)s", help="Print the version and exit."
 )(app)
 app.params += [
-    _completion_option("--install-completion", "Install completion for the current shell."),
-    _completion_option("--show-completion", "Show completion for the current shell, to copy or customize it."),
+    _completion_option(
+        "--install-completion", "Install completion for a shell; for the current one, if none is named."
+    ),
+    _completion_option("--show-completion", "Show the script of the completion instead."),
 ]
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),

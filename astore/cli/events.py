@@ -228,8 +228,9 @@ def in_words(event: kinds.Event) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Format seconds since the epoch as the local time of day."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))
+    """Format seconds since the epoch as the local time of day, with the date if that is not today's."""
+    at = time.localtime(seconds)
+    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
 
 
 def what_happened(event: kinds.Event) -> str:

@@ -60,9 +60,11 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "vol set-format": ("astore vol set-format images/a.img raw", "astore vol set-format a.img qcow2 --pool images"),
     "vol chain": ("astore vol chain images/web.qcow2", "astore vol chain web.qcow2 --json"),
     "vol dependents": ("astore vol dependents images/base.qcow2", "astore vol dependents base.qcow2 --json"),
+    "vol check": ("astore vol check images/web.qcow2", "astore vol check --all --pool images"),
+    "vol snapshots": ("astore vol snapshots images/web.qcow2", "astore vol snapshots web.qcow2 --json"),
     "vol upload": (
         "astore vol upload images/a.raw disk.raw --sparse",
-        "zcat disk.gz | astore vol upload images/a.raw -",
+        "astore vol upload images/a.raw https://example.org/disk.raw.xz --replace",
     ),
     "vol download": (
         "astore vol download images/a.raw a.raw --sparse",

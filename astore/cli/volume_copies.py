@@ -157,6 +157,7 @@ async def move(session: Session, volume: str, to: str, pool: str | None, force: 
         raise CliError(f"volume {source.name!r} is what others are backed by ({names}): --force moves it nevertheless")
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, VolumeDef(name), on_progress=session.ticker.progress))
+    left_out = _left_out(source, made)
     try:
         session.ticker.begin_bytes(f"comparing {source.name}", made.info.physical)
         if not await session.in_time(same_content(source, made, session.ticker.progress)):
@@ -171,4 +172,4 @@ async def move(session: Session, volume: str, to: str, pool: str | None, force: 
             f"volume {source.name!r} is in both pools now, since it could not be deleted: {explain(error)}",
             code_of(error),
         ) from error
-    return told(made, f"moved from pool {source.pool.name!r} to {target.name!r}", _left_out(source, made))
+    return told(made, f"moved from pool {source.pool.name!r} to {target.name!r}", left_out)

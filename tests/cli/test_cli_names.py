@@ -150,7 +150,12 @@ def test_completion_of_pools_and_volumes(
     make_pool("images")
     make_pool("isos", start=False)
     (astore.state_dir / "pools" / "evil\x1b[31m.xml").write_text("")
-    assert complete("pool", "start", "i") == ["images", "isos"]
+    assert complete("pool", "start", "i") == ["isos"]
+    assert complete("pool", "stop", "i") == ["images"]
+    assert complete("pool-destroy", "i") == ["images"]
+    assert complete("pool-start", "--pool", "i") == ["isos"]
+    assert complete("pool", "info", "i") == ["images", "isos"]
+    assert complete("vol-info", "web.qcow2", "i") == ["images", "isos"]
     assert complete("pool", "start", "e") == []
     assert complete("vol", "info", "w") == ["web.qcow2"]
     assert complete("vol", "info", "--pool", "images", "b") == ["base.qcow2"]
@@ -199,6 +204,8 @@ def test_completion_is_shown_and_installed(
     monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, f"/bin/{shell}"))
     monkeypatch.setenv("HOME", str(tmp_path))
     script = astore.good("--show-completion").out
+    for other in ("bash", "zsh", "fish"):
+        assert f"_ASTORE_COMPLETE={other}_complete" in astore.good("--show-completion", other).out
     assert f"_ASTORE_COMPLETE={shell}_complete" in script
     for _ in range(2):
         assert place in astore.good("--install-completion").out

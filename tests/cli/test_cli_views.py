@@ -315,9 +315,9 @@ def test_lists_without_rows(astore: Any, make_pool: Make, monkeypatch: pytest.Mo
         assert astore.good("pool", "list", "--type", "netfs").out.startswith("no such pools: ")
         astore.good("pool", "refresh", "images")
         empty = astore.good("vol", "list", "images").out
-        assert (
-            empty
-            == "pool 'images' has no volumes: `astore vol create images NAME 10G` makes one, `astore pool refresh images` looks for new ones\n"
+        assert empty == (
+            "pool 'images' has no volumes: `astore vol create images NAME 10G` makes one, "
+            "`astore pool refresh images` looks for new ones\n"
         )
         astore.good("pool", "stop", "images")
         assert astore.good("pool", "list").out.startswith("no active pools: ")
