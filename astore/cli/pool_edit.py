@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from astore.cancellation import shielded
 from astore.cli.documents import Document
 from astore.cli.exits import CliError, explain, shell_word
 from astore.cli.output import Answer, complain
@@ -42,15 +43,14 @@ async def edit(session: Session, name: str) -> Answer:
             try:
                 await _store(session, pool, before, text)
             except (AstoreError, CliError) as error:
-                if not await to_thread.run_sync(_again, explain(error), abandon_on_cancel=True):
+                if not await to_thread.run_sync(again, explain(error), abandon_on_cancel=True):
                     kept = True
                     raise CliError(f"{explain(error)}: nothing was stored; your text is in {draft}") from error
             else:
                 return _told(pool, edited=True)
     finally:
         if not kept:
-            with suppress(OSError):
-                os.unlink(draft)
+            await shielded(to_thread.run_sync(_removed, draft))
 
 
 async def _store(session: Session, pool: Pool, before: str, text: bytes) -> None:
@@ -72,6 +72,11 @@ def _new_draft(name: str, text: str) -> str:
     return path
 
 
+def _removed(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
 def _edited(path: str) -> bytes:
     """Let the user edit a file. Return what is in it. :raises CliError: the editor failed."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
@@ -82,7 +87,7 @@ def _edited(path: str) -> bytes:
         return file.read()
 
 
-def _again(problem: str) -> bool:
+def again(problem: str) -> bool:
     """Say what is wrong, and ask whether to edit again. Without a terminal the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DELAY = 0.5
 """Seconds before the display appears."""
 
-WIDE = 90
+WIDE = 75
 """The columns that a terminal needs for rate and remaining time."""
 
 _EVERY = 0.1
@@ -150,7 +150,7 @@ def _columns(in_bytes: bool, width: int) -> tuple[ProgressColumn, ...]:
             return Text("") if task.total is None else super().render(task)
 
     wide = width >= WIDE
-    bar = 30 if wide else 8
+    bar = 30 if width >= 100 else 10
     rest = (2 + 22 + 15 if wide else 22) if in_bytes else 24
     label = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, width - bar - rest - 6))
     first = (

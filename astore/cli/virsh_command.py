@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from click.core import ParameterSource
@@ -98,6 +98,10 @@ class VirshCommand(Command):
         return super().invoke(ctx)
 
 
+def _completion_of(parameter: click.Parameter) -> Callable[..., list[CompletionItem]]:
+    return lambda ctx, param, incomplete: parameter.shell_complete(ctx, incomplete)
+
+
 def _option(argument: click.Argument, name: str) -> click.Option:
     """Return the option ``--name`` that fills an argument's parameter."""
     many = argument.nargs == -1
@@ -108,7 +112,7 @@ def _option(argument: click.Argument, name: str) -> click.Option:
         default=() if many else argument.default,
         metavar=argument.human_readable_name,
         help=argument.help,
-        shell_complete=argument.shell_complete,
+        shell_complete=_completion_of(argument),
     )
 
 
@@ -123,5 +127,5 @@ def _renamed(option: click.Option, name: str) -> click.Option:
         help=option.help,
         callback=option.callback,
         is_flag=option.is_flag,
-        shell_complete=option.shell_complete,
+        shell_complete=_completion_of(option),
     )

@@ -253,7 +253,7 @@ def test_capabilities(astore: Any) -> None:
     assert astore.good("pool", "capabilities").out.splitlines()[1].split()[:2] == ["dir", "yes"]
     xml = astore.good("pool", "capabilities", "--xml").out
     assert xml.startswith("<storagepoolCapabilities>")
-    assert astore.good("-q", "pool-capabilities").out == xml
+    assert astore.good("-q", "pool-capabilities").out == xml.replace('"', "'")
     assert astore.good("pool", "capabilities", "--xml", "--json").shape(shapes.Xml).xml.startswith("<storage")
 
 

@@ -23,7 +23,7 @@ VOLUME = "<volume><name>{name}</name><capacity unit='M'>1</capacity></volume>"
 def folder(astore: Any, make_pool: Make) -> Path:
     """The folder of the pool ``images``, with ``base.qcow2``, ``web.qcow2`` that is backed by it, and a raw volume of 1 MiB."""
     found = make_pool()
-    assert astore.good("vol", "create", "images", "a.raw", "1M").out == "volume 'a.raw' created\n"
+    assert astore.good("vol", "create", "images", "a.raw", "1M").out == "volume 'a.raw' created (format raw)\n"
     return found
 
 
