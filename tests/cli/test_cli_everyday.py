@@ -69,7 +69,10 @@ def test_twenty_tasks(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> N
     program = programs / "astore"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m astore "$@"\n')
     program.chmod(0o755)
-    environment = {**astore.environment(), "PATH": f"{programs}:{os.environ['PATH']}"}
+    # fifty processes: they must not compile the same modules again and again
+    environment = astore.environment(PYTHONPYCACHEPREFIX=str(tmp_path / "bytecode"))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PATH"] = f"{programs}:{os.environ['PATH']}"
     with_astore = ran(text.replace("virsh", "astore"), tmp_path / "two", environment)
     assert with_astore.replace("astore", "virsh").splitlines() == with_virsh.replace("astore", "virsh").splitlines()
     assert content(tmp_path / "two") == content(tmp_path / "one")
