@@ -17,7 +17,7 @@ import astore
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import common_options, connect_option
+from astore.cli.session import Settings, common_options, connect_option
 from astore.cli.virsh import VERBS
 
 POOL = {
@@ -145,6 +145,7 @@ app = _Root(
         "watch": "watch:watch",
         "events": "events:show_events",
         "demo": "demo_command:demo",
+        "shell": "shell:shell",
         "help": "help_command:help_command",
     },
     {},
@@ -173,10 +174,11 @@ for _group in (
     app.add_command(_group)
 
 
-def run(argv: Sequence[str], command: click.Command | None = None) -> int:
+def run(argv: Sequence[str], command: click.Command | None = None, settings: Settings | None = None) -> int:
     """Run one invocation in this process.
 
-    :param argv: without the program's name. :param command: another command than ``astore``. :returns: the exit code.
+    :param argv: without the program's name. :param command: another command than ``astore``.
+    :param settings: the options to begin with. :returns: the exit code.
     """
     command = app if command is None else command
     try:
@@ -184,7 +186,7 @@ def run(argv: Sequence[str], command: click.Command | None = None) -> int:
             from click.shell_completion import shell_complete
 
             return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
-        with command.make_context(command.name, list(argv)) as context:
+        with command.make_context(command.name, list(argv), obj=settings) as context:
             command.invoke(context)
         sys.stdout.flush()
         return Exit.OK

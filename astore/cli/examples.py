@@ -74,6 +74,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "watch": ("astore watch", "astore watch --autostart images"),
     "events": ("astore events --pool images --kind VolumeAdded", "astore events --since '10 min' --json"),
     "demo": ("astore demo", "astore demo --pools 3 --images 20"),
+    "shell": ("astore shell", "astore shell < commands.txt"),
     "help": ("astore help vol create", "astore help pool-define-as"),
 }
 

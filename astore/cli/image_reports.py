@@ -11,7 +11,9 @@ import os
 import stat
 import subprocess
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_volume
@@ -39,7 +41,7 @@ class _Skipped(CliError):
     """A volume is not looked at."""
 
 
-class _Checked(NamedTuple):
+class _Checked(msgspec.Struct, frozen=True):
     """The outcome for one volume."""
 
     volume: str
@@ -75,7 +77,7 @@ async def check(session: Session, volumes: tuple[str, ...], pool: str | None, ev
     bad = [one for one in found if one.verdict in ("damaged", "failed")]
     lines = [f"volume {one.volume!r} of pool {one.pool!r} is {one.verdict}" for one in bad]
     code = code_of_all([*errors, *(CliError("") for _ in bad)], len(found) - len(bad))
-    document = {"volumes": [one._asdict() for one in found]}
+    document = {"volumes": [msgspec.structs.asdict(one) for one in found]}
     return Answer(document, lambda output: _show(output, found), [*map(explain, errors), *lines], code)
 
 

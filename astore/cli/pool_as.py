@@ -10,7 +10,7 @@ from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, xml_answer
-from astore.cli.pools import build_options, check_overwriting, warned
+from astore.cli.pools import build_options, check_overwriting, without_backend
 from astore.cli.session import Session, command
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,7 +56,7 @@ async def define_as(session: Session, name: str, type: str, print_xml: bool, **g
         return xml_answer(xml)
     session.ticker.begin("defining")
     outcomes = [Outcome(name, await session.manager.define(xml), None)]
-    return warned(answer("define", outcomes, "pool {name} defined"), outcomes)
+    return answer("define", outcomes, "pool {name} defined", warnings=without_backend(outcomes))
 
 
 @command("create-as")

@@ -68,7 +68,7 @@ async def define(session: Session, files: tuple[str, ...], validate: bool, allow
         return await session.manager.define(await _allowing(document, allowed))
 
     outcomes = await _from_files(session, files, "defining", act)
-    return warned(answer("define", outcomes, "pool {name} defined from {file}"), outcomes)
+    return answer("define", outcomes, "pool {name} defined from {file}", warnings=without_backend(outcomes))
 
 
 @command("create")
@@ -181,11 +181,10 @@ def _some(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def warned(answer: Answer, outcomes: Sequence[Outcome]) -> Answer:
-    """Add to an answer the pools that cannot be started here, since no backend is installed for their type."""
+def without_backend(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each pool that cannot be started here, since no backend is installed for its type."""
     pools = [one.pool for one in outcomes if one.pool is not None and not one.pool.info.backend]
-    lines = [f"pool {pool.name!r} cannot be started yet: {_lacking(pool.type)}" for pool in pools]
-    return answer._replace(problems=[*answer.problems, *lines])
+    return [f"pool {pool.name!r} cannot be started yet: {_lacking(pool.type)}" for pool in pools]
 
 
 def _lacking(type: str) -> str:

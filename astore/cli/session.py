@@ -22,6 +22,8 @@ from astore.cli.output import Answer, Output, complain, writing
 from astore.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from asyncio import Runner
+
     from astore.cli.progress import Ticker
     from astore.cli.standing import Standing
     from astore.manager import Manager
@@ -31,7 +33,10 @@ T = TypeVar("T")
 
 
 class Settings(msgspec.Struct):
-    """The options of every command, wherever on the command line they were given."""
+    """The options of every command, wherever on the command line they were given.
+
+    :ivar kept: the Manager of the shell that runs the command, if one does.
+    """
 
     state_dir: str | None = None
     json: bool = False
@@ -39,6 +44,7 @@ class Settings(msgspec.Struct):
     verbose: bool = False
     virsh: bool = False
     quiet: bool = False
+    kept: KeptManager | None = None
 
 
 def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
@@ -102,6 +108,36 @@ def connect_option() -> click.Option:
         metavar="URI",
         help="For scripts that were written for virsh: a URI of this machine, which changes nothing.",
     )
+
+
+class KeptManager:
+    """The Manager and event loop that the commands of one shell share.
+
+    :ivar runner: the event loop's.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._manager: Manager | None = None
+        self._state_dir: str | None = None
+
+    async def manager(self, state_dir: str | None) -> Manager:
+        """Return the Manager of a state folder, which has read what is in the folder now."""
+        from astore.manager import Manager
+
+        if self._manager is not None and state_dir == self._state_dir:
+            await self._manager.reload()
+            return self._manager
+        await self.aclose()
+        self._manager = await Manager(state_dir).__aenter__()
+        self._state_dir = state_dir
+        return self._manager
+
+    async def aclose(self) -> None:
+        """Close the Manager. May be called twice."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await manager.aclose()
 
 
 class Session(NamedTuple):
@@ -184,7 +220,11 @@ def perform(
 
     each = settings.timeout if each_call and settings.timeout is not None else DEFAULT_TIMEOUT
 
+    kept = None if each_call else settings.kept
+
     async def managed() -> Answer:
+        if kept is not None:
+            return await work(Session(await kept.manager(settings.state_dir), settings, ticker))
         ticker.begin("reading the state folder")
         async with Manager(settings.state_dir, call_timeout=each) as manager:
             ticker.begin("")
@@ -197,7 +237,7 @@ def perform(
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
         with Ticker() as ticker:
-            answer = run(managed)
+            answer = run(managed, None if kept is None else kept.runner)
         present(answer, settings)
 
 
