@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from astore.model import DiscoveredSource, Host, Source
+from astore.xml.documents import DiscoveredSources
+
 Make = Callable[..., Path]
 
 
@@ -187,3 +190,22 @@ def test_connecting(astore: Any) -> None:
     """virsh's --connect is taken for this machine only."""
     astore.good("-c", "qemu:///system", "pool-list")
     assert astore("--connect", "qemu+ssh://host/system", "pool-list").code == 2
+
+
+def test_a_discovered_source_is_defined(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only one, or the one that --source names."""
+    found = [Source(hosts=(Host("nas"),), directory=f"/exports/{name}", format="nfs") for name in ("a", "b")]
+
+    async def discover(*_: object, **__: object) -> DiscoveredSources:
+        return DiscoveredSources(DiscoveredSource("netfs", one) for one in found)
+
+    monkeypatch.setattr("astore.manager.Manager.discover", discover)
+    command = ("pool", "discover", "netfs", "nas", "--define", "share", "--target", "/mnt/share")
+    ran = astore(*command)
+    assert (ran.code, ran.complaint) == (2, "say which one to define with --source: /exports/a, /exports/b")
+    assert astore.good(*command, "--source", "/exports/b").out == "pool 'share' defined\n"
+    shown = astore.good("pool", "dumpxml", "share", "--xpath", "//dir/@path | //target/path/text()").out
+    assert shown == ' path="/exports/b"\n/mnt/share\n'
+    found.clear()
+    assert astore(*command).code == 3
+    assert astore("pool", "discover", "netfs", "nas", "--target", "/x").code == 2
