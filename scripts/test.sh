@@ -16,25 +16,33 @@ if [ $# -gt 0 ]; then
     exec "$bin/python" -m pytest --durations=15 "$@"
 fi
 
-# Most tests wait for servers and programs most of the time, so two halves run side by side, each in namespaces of its own.
-on_storage="conformance drills gluster netfs testbeds volumes"
-half() {  # half NAME PYTEST_ARGUMENT…
+# Most tests wait for servers and programs most of the time, so four parts run side by side, each in namespaces of its own.
+part() {  # part NAME PYTEST_ARGUMENT…
     name=$1
     shift
-    COVERAGE_FILE=.coverage.half-$name "$bin/python" -m pytest --durations=15 -o cache_dir=".pytest_cache/$name" \
+    COVERAGE_FILE=.coverage.part-$name "$bin/python" -m pytest --durations=15 -o cache_dir=".pytest_cache/$name" \
         --cov=astore --cov-branch --cov-report= "$@"
 }
+conformance="tests/conformance tests/drills"
+storage="tests/gluster tests/netfs tests/testbeds tests/volumes"
+qemu="tests/differential tests/images tests/iscsi tests/made_of"
 work=$(mktemp -d)
-rest=
+parts=
 trap 'rm -rf "$work"' EXIT
-trap 'kill -INT $rest; wait; exit 130' INT TERM
+trap 'kill -INT $parts; wait; exit 130' INT TERM
 rm -f .coverage .coverage.*
-half rest $(printf -- '--ignore=tests/%s ' $on_storage) >"$work/rest" 2>&1 &
-rest=$!
+part conformance $conformance >"$work/conformance" 2>&1 &
+parts="$parts $!"
+part qemu $qemu >"$work/qemu" 2>&1 &
+parts="$parts $!"
+part rest $(printf -- '--ignore=%s ' $conformance $storage $qemu) >"$work/rest" 2>&1 &
+parts="$parts $!"
 failed=0
-half storage $(printf 'tests/%s ' $on_storage) || failed=$?
-wait "$rest" || failed=$?
-cat "$work/rest"
+part storage $storage || failed=$?
+for pid in $parts; do
+    wait "$pid" || failed=$?
+done
+cat "$work/conformance" "$work/qemu" "$work/rest"
 "$bin/python" -m coverage combine -q
 # An ordinary user cannot mount: what is skipped for that is not covered either.
 if [ "$(id -u)" = 0 ]; then set -- --fail-under=95; fi

@@ -72,7 +72,7 @@ class Service:
         answer = await self._client.get(path)
         return answer.status_code, answer.json()
 
-    async def eventually(self, path: str, condition: Callable[[Any], object]) -> Any:
+    async def until(self, path: str, condition: Callable[[Any], object]) -> Any:
         """Ask until the answer is such, and return it."""
         async with asyncio.timeout(PATIENCE):
             while not condition(found := (await self.get(path))[1]):

@@ -64,6 +64,15 @@ VOLUME = {
     "upload": "volume_streams:upload",
     "download": "volume_streams:download",
 }
+SECRET = {
+    "set": "secrets:set_secret",
+    "list": "secrets:list_secrets",
+    "remove": "secrets:remove",
+    "define": "secrets:define",
+    "set-value": "secrets:set_value",
+    "dumpxml": "secrets:dumpxml",
+    "undefine": "secrets:undefine",
+}
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
 
@@ -152,8 +161,8 @@ app = _Root(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
-        "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool, volume or secret, 4 some of several failed, "
+        "124 timed out, 130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
     params=[*common_options("ASTORE_STATE_DIR"), connect_option()],
 )
@@ -169,6 +178,7 @@ app.params += [
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
     Verbs("vol", VOLUME, {}, help="Make, fill, change and look at the volumes of pools."),
+    Verbs("secret", SECRET, {}, help="Keep the passwords and keys that pools need."),
     Verbs("backend", BACKEND, {}, help="Look at the backends."),
 ):
     app.add_command(_group)

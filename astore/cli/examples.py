@@ -70,6 +70,22 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "astore vol download images/a.raw a.raw --sparse",
         "astore vol download images/a.raw - | gzip > a.gz",
     ),
+    "secret set": ("astore secret set cifs files", "astore secret set ceph client.admin --file key"),
+    "secret list": ("astore secret list", "astore secret list --json"),
+    "secret remove": ("astore secret remove cifs files", "astore secret remove ceph client.admin"),
+    "secret define": ("astore secret define secret.xml", "astore secret define - < secret.xml"),
+    "secret set-value": (
+        "astore secret set-value 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11 --file key",
+        "astore secret set-value 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11 --interactive",
+    ),
+    "secret dumpxml": (
+        "astore secret dumpxml 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11",
+        "astore secret dumpxml 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11 --json",
+    ),
+    "secret undefine": (
+        "astore secret undefine 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11",
+        "astore secret undefine 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11 --json",
+    ),
     "backend list": ("astore backend list", "astore backend list --json"),
     "watch": ("astore watch", "astore watch --autostart images"),
     "events": ("astore events --pool images --kind VolumeAdded", "astore events --since '10 min' --json"),

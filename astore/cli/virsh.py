@@ -62,6 +62,11 @@ VERBS: Mapping[str, Verb] = {
     "pool-start": Verb("pools:start", _POOL, "Pool {asked} started"),
     "pool-undefine": Verb("pools:undefine", _POOL, "Pool {asked} has been undefined"),
     "pool-uuid": Verb("pool_views:pool_uuid", "pool=name"),
+    "secret-define": Verb("secrets:define", "file", "Secret {uuid} created"),
+    "secret-dumpxml": Verb("secrets:dumpxml", "secret=uuid xpath", "@xml"),
+    "secret-list": Verb("secrets:list_secrets", "", "@secret_list"),
+    "secret-set-value": Verb("secrets:set_value", "secret=uuid file", "Secret value set"),
+    "secret-undefine": Verb("secrets:undefine", "secret=uuid", "Secret {uuid} deleted"),
     "vol-clone": Verb("volume_copies:clone", "vol=volume newname=name pool", "Vol {name} cloned from {source}"),
     "vol-create": Verb("volume_changes:create_xml", "pool file", "Vol {name} created from {file}"),
     "vol-create-as": Verb(

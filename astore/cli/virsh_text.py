@@ -152,6 +152,12 @@ def _volume_info(document: Document, arguments: Document, quiet: bool) -> list[s
     return fields([*pairs, (shown.capitalize(), write(document[shown]))])
 
 
+def _secret_list(document: Document, arguments: Document, quiet: bool) -> list[str]:
+    secrets = sorted(document["secrets"], key=lambda secret: str(secret["uuid"]))
+    rows = [[one["uuid"], f"{one['usage_type']} {one['usage']}" if one["usage"] else "Unused"] for one in secrets]
+    return table(["UUID", "Usage"], rows, quiet)
+
+
 def _autostart(document: Document, arguments: Document, quiet: bool) -> list[str]:
     word = "unmarked" if arguments["disable"] else "marked"
     return [] if quiet else [f"Pool {one['asked']} {word} as autostarted" for one in _successes(document, arguments)]
@@ -188,6 +194,7 @@ _TEXTS: Mapping[str, Callable[[Document, Document, bool], list[str]]] = {
     "@pool_info": _pool_info,
     "@volume_list": _volume_list,
     "@volume_info": _volume_info,
+    "@secret_list": _secret_list,
     "@autostart": _autostart,
     "@edited": _edited,
     "@resized": _resized,

@@ -55,6 +55,8 @@ def test_words_fill_options_in_virshs_order(astore: Any) -> None:
     """The table has virsh's options with a value in the order in which virsh fills them."""
     for verb, entry in VERBS.items():
         options = re.findall(r"^    \[?--([\w-]+)\]? <(?:string|number)>", virsh("help", verb), re.MULTILINE)
+        if verb == "secret-set-value":  # a value is no argument here
+            options.remove("base64")
         left_out = {one.partition(" --")[2] for one in explained() if one.startswith(f"{verb} ")}
         taken = [name for name, _ in entry.slots]
         assert taken == [name for name in options if name not in left_out and name != "timeout"], verb

@@ -200,7 +200,7 @@ class Terminal:
         )
         self._theirs = theirs
 
-    def eventually(self, *texts: str) -> None:
+    def until(self, *texts: str) -> None:
         """Read until all of these texts have come."""
         deadline = time.monotonic() + PATIENCE
         while not all(text.encode() in self.seen for text in texts):

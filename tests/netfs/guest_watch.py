@@ -31,6 +31,8 @@ LOCAL = Path("/run/local")
 ORACLE = Path("/run/oracle")
 ON_CIFS = ("make", "grow", "truncate", "rename in", "replace", "delete", "a folder")
 """No links, owners, modes and mappings, and locks that qemu-img does not know."""
+SERVED = ("make", "append", "rename in", "replace", "delete")
+"""What is done on the server: a poll sees it, which is an ordinary refresh."""
 ON_NFS3 = ("make", "grow", "chmod", "rename", "replace", "delete", "qemu-img")
 
 Seen = dict[str, Any]
@@ -69,10 +71,10 @@ async def each_change(manager: astore.Manager, pool: astore.Pool, served: Path, 
     async with manager.watch(max_staleness=600):
         await watched(pool, "polled")
         seen["here"] = await each_seen(pool, changes, here, ORACLE, owned)
-    poll_every(1)
+    poll_every(0.3)
     async with manager.watch(max_staleness=1):
         seen["bound"], seen["note"] = await freshness_of(pool)
-        seen["served"] = await each_seen(pool, changes, served, ORACLE, owned)
+        seen["served"] = await each_seen(pool, SERVED, served, ORACLE, owned)
     return seen
 
 
@@ -154,7 +156,7 @@ async def main(result: Path) -> None:
             began = time.monotonic()
             version = more.pop("version", "4.2")
             try:
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(300):
                     pool = await make(manager, *source, version=version)
                     seen[name] = await call(manager, pool, **more)
                     if pool.active:
