@@ -17,11 +17,15 @@ import astore
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
-from astore.cli.session import common_options
+from astore.cli.session import Settings, common_options, connect_option
+from astore.cli.virsh import VERBS
 
 POOL = {
     "define": "pools:define",
+    "define-as": "pool_as:define_as",
     "create": "pools:create",
+    "create-as": "pool_as:create_as",
+    "edit": "pool_edit:edit",
     "start": "pools:start",
     "stop": "pools:stop",
     "build": "pools:build",
@@ -35,6 +39,7 @@ POOL = {
     "info": "pool_views:show_info",
     "dumpxml": "pool_views:dumpxml",
     "refresh": "pool_refresh:refresh",
+    "event": "pool_event:pool_event",
 }
 VOLUME = {
     "list": "volumes:list_volumes",
@@ -42,8 +47,11 @@ VOLUME = {
     "dumpxml": "volumes:dumpxml",
     "path": "volumes:path",
     "create": "volume_changes:create",
+    "create-as": "volume_changes:create",
     "create-xml": "volume_changes:create_xml",
-    "clone": "volume_changes:clone",
+    "create-from": "volume_copies:create_from",
+    "clone": "volume_copies:clone",
+    "move": "volume_copies:move",
     "resize": "volume_changes:resize",
     "wipe": "volume_changes:wipe",
     "delete": "volume_changes:delete",
@@ -51,6 +59,8 @@ VOLUME = {
     "set-format": "volume_changes:set_format",
     "chain": "volume_changes:chain",
     "dependents": "volume_changes:dependents",
+    "check": "image_reports:check",
+    "snapshots": "image_reports:snapshots",
     "upload": "volume_streams:upload",
     "download": "volume_streams:download",
 }
@@ -65,25 +75,6 @@ SECRET = {
 }
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
-
-_OUR_OWN = {"stop", "import", "discover", "capabilities", "create-xml", "rename", "set-format", "chain", "dependents"}
-VIRSH = {
-    **{f"pool-{verb}": place for verb, place in POOL.items() if verb not in _OUR_OWN},
-    **{f"vol-{verb}": place for verb, place in VOLUME.items() if verb not in _OUR_OWN},
-    **{f"secret-{verb}": place for verb, place in SECRET.items() if verb not in ("set", "remove")},
-    "pool-destroy": POOL["stop"],
-    "pool-name": "pool_views:pool_name",
-    "pool-uuid": "pool_views:pool_uuid",
-    "pool-capabilities": "pool_sources:capabilities_xml",
-    "find-storage-pool-sources": "pool_sources:find_sources_by_file",
-    "find-storage-pool-sources-as": "pool_sources:find_sources",
-    "vol-key": "volumes:vol_key",
-    "vol-name": "volumes:vol_name",
-    "vol-pool": "volumes:vol_pool",
-    "vol-create": VOLUME["create-xml"],
-    "vol-create-as": VOLUME["create"],
-}
-"""The ``module:object`` of each command by its virsh name. The help does not list these names."""
 
 
 class Verbs(click.Group):
@@ -104,21 +95,40 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Return None if there is no command of this name."""
         place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
-        if place is None:
+        return super().get_command(ctx, cmd_name) if place is None else _imported(place)
+
+
+class _Root(Verbs):
+    """The command ``astore``, which knows virsh's names as well. The help does not list them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command. Return None if there is no command of this name."""
+        verb = VERBS.get(cmd_name)
+        if verb is None:
             return super().get_command(ctx, cmd_name)
-        module, _, name = place.partition(":")
-        found = getattr(import_module(f"astore.cli.{module}"), name)
-        assert isinstance(found, click.Command)
-        return found
+        from astore.cli.virsh_command import VirshCommand
+
+        return VirshCommand(cmd_name, verb, _imported(verb.place))
 
 
-def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
+def _imported(place: str) -> click.Command:
+    module, _, name = place.partition(":")
+    found = getattr(import_module(f"astore.cli.{module}"), name)
+    assert isinstance(found, click.Command)
+    return found
+
+
+_THIS = "this"
+"""The shell that runs this process, if none is named."""
+
+
+def _completion(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    if shell is not None and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
 
         act = script if parameter.name == "show_completion" else install
         try:
-            said = act(context.find_root().command)
+            said = act(context.find_root().command, "" if shell == _THIS else shell)
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the script'}: {error.strerror}") from error
         print(said)
@@ -126,24 +136,44 @@ def _completion(context: click.Context, parameter: click.Parameter, wanted: bool
 
 
 def _completion_option(name: str, help: str) -> click.Option:
-    return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
+    return click.Option(
+        [name],
+        is_flag=False,
+        flag_value=_THIS,
+        metavar="[bash|zsh|fish]",
+        is_eager=True,
+        expose_value=False,
+        callback=_completion,
+        help=help,
+    )
 
 
-app = Verbs(
+app = _Root(
     "astore",
-    {"watch": "watch:watch", "events": "events:show_events", "demo": "demo_command:demo"},
-    VIRSH,
+    {
+        "watch": "watch:watch",
+        "events": "events:show_events",
+        "demo": "demo_command:demo",
+        "shell": "shell:shell",
+        "help": "help_command:help_command",
+    },
+    {},
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool, volume or secret, 4 some of several failed, "
         "124 timed out, 130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
-    params=common_options("ASTORE_STATE_DIR"),
+    params=[*common_options("ASTORE_STATE_DIR"), connect_option()],
 )
-click.version_option(astore.__version__, message="astore %(version)s", help="Print the version and exit.")(app)
+click.version_option(
+    astore.__version__, "--version", "-V", message="astore %(version)s", help="Print the version and exit."
+)(app)
 app.params += [
-    _completion_option("--install-completion", "Install completion for the current shell."),
-    _completion_option("--show-completion", "Show completion for the current shell, to copy or customize it."),
+    _completion_option(
+        "--install-completion", "Install completion for a shell; for the current one, if none is named."
+    ),
+    _completion_option("--show-completion", "Show the script of the completion instead."),
 ]
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
@@ -154,10 +184,11 @@ for _group in (
     app.add_command(_group)
 
 
-def run(argv: Sequence[str], command: click.Command | None = None) -> int:
+def run(argv: Sequence[str], command: click.Command | None = None, settings: Settings | None = None) -> int:
     """Run one invocation in this process.
 
-    :param argv: without the program's name. :param command: another command than ``astore``. :returns: the exit code.
+    :param argv: without the program's name. :param command: another command than ``astore``.
+    :param settings: the options to begin with. :returns: the exit code.
     """
     command = app if command is None else command
     try:
@@ -165,7 +196,7 @@ def run(argv: Sequence[str], command: click.Command | None = None) -> int:
             from click.shell_completion import shell_complete
 
             return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
-        with command.make_context(command.name, list(argv)) as context:
+        with command.make_context(command.name, list(argv), obj=settings) as context:
             command.invoke(context)
         sys.stdout.flush()
         return Exit.OK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +15,14 @@ from astore.errors import printable
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
+_PLACES = (("pools", ".xml"), ("run", ".run"))
+"""The folders of definitions and of runs, with the ends of their files' names."""
+
+_OF_INACTIVE = frozenset({"start", "build", "delete", "undefine"})
+_OF_ACTIVE = frozenset({"stop", "destroy", "refresh"})
+"""The verbs on pools that are inactive, or active."""
+
+
 def _state_dir(context: click.Context) -> Path:
     from astore.store.local_files import default_state_dir
 
@@ -22,14 +30,14 @@ def _state_dir(context: click.Context) -> Path:
     return Path(given) if given else default_state_dir()
 
 
-def _pool_names(folder: Path) -> Iterator[str]:
+def _pool_names(folder: Path, places: Sequence[tuple[str, str]] = _PLACES) -> Iterator[str]:
     from astore.store.local_files import LockedFolder
 
     try:
         LockedFolder(folder).check()
     except OSError:
         return
-    for place, suffix in (("pools", ".xml"), ("run", ".run")):
+    for place, suffix in places:
         try:
             found = os.listdir(folder / place)
         except OSError:
@@ -40,9 +48,16 @@ def _pool_names(folder: Path) -> Iterator[str]:
 
 
 def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the pool names that begin with ``incomplete``."""
-    names = sorted({name for name in _pool_names(_state_dir(ctx)) if name.startswith(incomplete)})
-    return [name for name in names if printable(name) == name]
+    """Return the pool names that begin with ``incomplete``: of pools that the command can be used on."""
+    folder = _state_dir(ctx)
+    verb = (ctx.info_name or "").removeprefix("pool-")
+    defined, active = ({*_pool_names(folder, [place])} for place in _PLACES)
+    names = defined | active
+    if verb in _OF_INACTIVE:
+        names = defined - active
+    elif verb in _OF_ACTIVE:
+        names = active
+    return sorted(name for name in names if name.startswith(incomplete) and printable(name) == name)
 
 
 def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -70,6 +85,12 @@ def _complete_words(module: str, words: str) -> Complete:
     return complete
 
 
-complete_format = _complete_words("astore.xml.volume", "VOLUME_FORMATS")
+def complete_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the formats that can be made and begin with ``incomplete``."""
+    from astore.model.formats import FORMATS
+
+    return [one.name for one in FORMATS if one.made and one.listed and one.name.startswith(incomplete)]
+
+
 complete_algorithm = _complete_words("astore.volume_io.wiping", "ALGORITHMS")
 complete_type = _complete_words("astore.xml.pool_source", "POOL_TYPES")

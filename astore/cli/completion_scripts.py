@@ -18,17 +18,21 @@ _PLACES = {
 _ZSH_LINE = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 
 
-def script(app: click.Command) -> str:
-    """Return the script for the shell that runs this process. :raises click.UsageError: there is none for this shell."""
-    return _script(app, _shell())
+def script(app: click.Command, shell: str) -> str:
+    """Return the script for a shell. :param shell: "" is the one that runs this process.
+
+    :raises click.UsageError: there is none for this shell.
+    """
+    return _script(app, _known(shell))
 
 
-def install(app: click.Command) -> str:
-    """Install the script for the shell that runs this process, and return a line that says where.
+def install(app: click.Command, shell: str) -> str:
+    """Install the script for a shell, and return a line that says where.
 
+    :param shell: "" is the one that runs this process.
     :raises click.UsageError: there is no script for this shell. OSError: the script cannot be written.
     """
-    shell = _shell()
+    shell = _known(shell)
     place = Path.home() / _PLACES[shell]
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(_script(app, shell))
@@ -41,9 +45,9 @@ def install(app: click.Command) -> str:
     return f"{shell} completion installed in {place}: it works in the next shell"
 
 
-def _shell() -> str:
+def _known(shell: str) -> str:
     try:
-        shell = shellingham.detect_shell()[0]
+        shell = shell or shellingham.detect_shell()[0]
     except shellingham.ShellDetectionFailure:
         shell = "this program"
     if shell not in _PLACES:

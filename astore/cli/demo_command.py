@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import click
 
+from astore.cli.command_line import Command, option
 from astore.cli.session import Settings, logs, reported, verbose_option
 
-pools_option = click.option(
+pools_option = option(
     "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
 )
-images_option = click.option(
+images_option = option(
     "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
 
 
-@click.command("demo", params=[verbose_option()])
+@click.command("demo", cls=Command, params=[verbose_option()])
 @pools_option
 @images_option
 def demo(pools: int, images: int) -> None:

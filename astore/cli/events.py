@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from astore import events as kinds
 from astore.cli import documents
+from astore.cli.command_line import option
 from astore.cli.completion import complete_pool
 from astore.cli.output import Answer, Output, complain, size, when, writing
 from astore.cli.parameters import duration_option, point_in_time
@@ -49,7 +50,7 @@ del KINDS["PoolEvent"]  # it would stand for almost all
 
 
 @command("events", each_call=True)
-@click.option(
+@option(
     "--pool",
     "pools",
     multiple=True,
@@ -57,7 +58,7 @@ del KINDS["PoolEvent"]  # it would stand for almost all
     help="Only events of this pool; may be given again.",
     shell_complete=complete_pool,
 )
-@click.option(
+@option(
     "--kind",
     "names",
     multiple=True,
@@ -65,7 +66,7 @@ del KINDS["PoolEvent"]  # it would stand for almost all
     metavar="KIND",
     help="Only events of this kind, such as VolumeAdded, or VolumeEvent for all about volumes; may be given again.",
 )
-@click.option(
+@option(
     "--refresh",
     type=click.FloatRange(min=0),
     default=10.0,
@@ -73,13 +74,13 @@ del KINDS["PoolEvent"]  # it would stand for almost all
     metavar="SECONDS",
     help="How often at least to refresh pools whose storage tells nothing of changes; 0: refresh no pool.",
 )
-@click.option(
+@option(
     "--since",
     callback=point_in_time,
     metavar="TIME",
     help="First tell of volumes that changed since then: '10 min', 2026-01-31, '2026-01-31 12:00'.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
+@option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @duration_option
 async def show_events(
     session: Session,
@@ -104,7 +105,7 @@ async def show_events(
     earlier = [] if since is None else changed_since(session.manager, since, chosen, wanted)
     lines = Lines(session.settings.json, count)
     manager = session.manager
-    followed = manager.watch(max_staleness=refresh) if refresh else alongside(partial(_follow_folder, manager))
+    followed = manager.watch(max_staleness=refresh) if refresh else alongside(partial(follow_folder, manager))
     async with ended_after(duration), followed, manager.events(0, pools=chosen, kinds=wanted) as stream:
         await lines.write_all(earlier, stream)
     return Answer(None, lambda _: None)
@@ -161,7 +162,8 @@ async def alongside(call: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIte
         await asyncio.wait([task])
 
 
-async def _follow_folder(manager: Manager) -> None:
+async def follow_folder(manager: Manager) -> None:
+    """Tell, by the events of the Manager, what other processes do with pools. Never returns."""
     for number in itertools.count(1):
         await asyncio.sleep(POLL_SECONDS)
         with suppress(StoreError):  # it may be readable again the next time
@@ -226,8 +228,9 @@ def in_words(event: kinds.Event) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Format seconds since the epoch as the local time of day."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))
+    """Format seconds since the epoch as the local time of day, with the date if that is not today's."""
+    at = time.localtime(seconds)
+    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
 
 
 def what_happened(event: kinds.Event) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import re
 import shlex
 from collections.abc import Iterable
 from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -131,6 +133,8 @@ _HINTS: tuple[tuple[type[BaseException], str], ...] = (
 def _hint(error: BaseException) -> str:
     if isinstance(error, CommandError) and error.returncode is None:
         return "install it"
+    if isinstance(error, CommandError) and os.path.basename(error.argv[0]).startswith("mount") and os.geteuid() != 0:
+        return "mounting takes root"
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
@@ -139,7 +143,8 @@ def _hint(error: BaseException) -> str:
         return "choose another state folder with --state-dir"
     if isinstance(error, PoolInaccessibleError) and error.pool and "build the pool" in error.message:
         pool = shell_word(error.pool)
-        first = f"`astore pool stop {pool}`, then " if ": refresh: " in error.message else ""
+        inactive = re.match(r"pool '.*': (?!start|build)[a-z-]+: ", error.message) is None
+        first = "" if inactive else f"`astore pool stop {pool}`, then "
         return f"{first}`astore pool build {pool}`"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
         return "pip install 'astore[cli]'"

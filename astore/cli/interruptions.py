@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
 if TYPE_CHECKING:
+    from asyncio import Runner
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -49,8 +50,8 @@ def interruptions_raise() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in an event loop of its own. The first Ctrl-C, SIGTERM or SIGHUP cancels it.
+def run(work: Callable[[], Coroutine[Any, Any, T]], runner: Runner | None = None) -> T:
+    """Run a coroutine in an event loop of its own, or in a runner's. The first Ctrl-C, SIGTERM or SIGHUP cancels it.
 
     :raises KeyboardInterrupt: it was interrupted, and has cleaned up.
     """
@@ -68,7 +69,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
         waiting.enter_context(interruptions_wait())  # an event loop does not survive being interrupted while it starts
         try:
-            return asyncio.run(cancelled_once())
+            return (asyncio.run if runner is None else runner.run)(cancelled_once())
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 

@@ -13,7 +13,7 @@ import secrets
 import select
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 import anyio
@@ -58,7 +58,7 @@ def _size_to_read(file: str) -> int | None:
     return None
 
 
-async def pieces_of(file: str) -> AsyncIterator[bytes]:
+async def pieces_of(file: str) -> AsyncGenerator[bytes, None]:
     """Yield the content of a pipe, a device or standard input (`-`). :raises CliError: it cannot be read."""
     number = await in_thread(_open_to_read, file)
     piece = await in_thread(_read_piece, file, number)

@@ -72,11 +72,18 @@ def chosen(
     return [pool.name for pool in candidates] if all_of_them else list(names)
 
 
-def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str = "no pool to do that to") -> Answer:
+def answer(
+    action: str,
+    outcomes: Sequence[Outcome],
+    done: str,
+    *,
+    nothing: str = "no pool to do that to",
+    warnings: Sequence[str] = (),
+) -> Answer:
     """Make the answer for several outcomes: a line for each success, and a line on stderr for each failure.
 
     :param done: the sentence for a success, with ``{name}`` and ``{file}``.
-    :param nothing: the sentence if there are no outcomes.
+    :param nothing: the sentence if there are no outcomes. :param warnings: more lines for stderr.
     """
     results = [
         {
@@ -101,5 +108,6 @@ def answer(action: str, outcomes: Sequence[Outcome], done: str, *, nothing: str 
 
     failed = [(outcome.file, outcome.error) for outcome in outcomes if outcome.error is not None]
     problems = [f"{file}: {explain(error)}" if file else explain(error) for file, error in failed]
+    problems += warnings
     code = code_of_all([error for _, error in failed], len(outcomes) - len(failed))
     return Answer({"action": action, "results": results}, show, problems, code)

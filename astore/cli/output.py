@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
@@ -57,13 +57,14 @@ class Answer(NamedTuple):
     """The result of a command, for programs and for people.
 
     :ivar document: the document for ``--json``, or a function that makes it. :ivar show: writes the same for people.
-    :ivar problems: lines for stderr. :ivar code: the exit code.
+    :ivar problems: lines for stderr. :ivar code: the exit code. :ivar facts: what else virsh's sentence says.
     """
 
     document: Document | Callable[[], Document] | None
     show: Callable[[Output], None]
     problems: Sequence[str] = ()
     code: Exit = Exit.OK
+    facts: Mapping[str, str] = {}
 
 
 def xml_answer(text: str) -> Answer:
@@ -72,6 +73,11 @@ def xml_answer(text: str) -> Answer:
 
 
 # ---------------------------------------------------------------------------------------------------- words for things
+
+
+def escaped_xml(text: str) -> str:
+    """Write control characters of an XML document as character references, which mean the same."""
+    return "".join(c if c.isprintable() or c == "\n" else f"&#{ord(c)};" for c in text)
 
 
 def size(value: int) -> str:
@@ -158,7 +164,7 @@ class Output:
 
     def xml(self, text: str) -> None:
         """Write an XML document. Control characters become character references, which mean the same."""
-        self.raw("".join(c if c.isprintable() or c == "\n" else f"&#{ord(c)};" for c in text.rstrip("\n")))
+        self.raw(escaped_xml(text.rstrip("\n")))
 
     def bar(self, used: int, total: int, *, drawn: bool | None = None) -> Cell:
         """Return a cell with the used share of a capacity: a bar on a terminal (or as ``drawn`` says), else a percentage."""
@@ -207,7 +213,7 @@ class Output:
         """Return whether the terminal is wide enough once columns are folded."""
         needed = 2 * (len(columns) - 1)
         for index, column in enumerate(columns):
-            width = max(_width(column.title), *(_width(printable(row[index].text)) for row in rows), 0)
+            width = max(text_width(column.title), *(text_width(printable(row[index].text)) for row in rows), 0)
             needed += min(width, FOLDED_WIDTH) if column.folds else width
         return needed <= self.console.width
 
@@ -232,10 +238,10 @@ class Output:
 
     def _plain_table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         lines = [[column.title for column in columns], *([printable(cell.text) for cell in row] for row in rows)]
-        widths = [max(_width(texts[index]) for texts in lines) for index in range(len(columns))]
+        widths = [max(text_width(texts[index]) for texts in lines) for index in range(len(columns))]
         for texts in lines:
             padded = [
-                " " * (width - _width(text)) + text if column.right else text + " " * (width - _width(text))
+                " " * (width - text_width(text)) + text if column.right else text + " " * (width - text_width(text))
                 for text, width, column in zip(texts, widths, columns, strict=True)
             ]
             self._stream.write(self.encodable("  ".join(padded).rstrip()) + "\n")
@@ -285,7 +291,8 @@ def _bytes(name: str) -> bytes:
         return name.encode("utf-8", "surrogateescape")
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
+    """Return how many columns a text takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

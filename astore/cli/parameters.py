@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_pool, complete_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,27 +18,13 @@ LIMIT = 16
 """The default number of pools to work on at a time."""
 
 
-class _Argument(click.Argument):
-    """An argument whose usage shows whether it is optional or repeatable."""
-
-    def make_metavar(self, ctx: click.Context) -> str:
-        """Return ``POOL``, ``[POOL]``, ``POOL...`` or ``[POOL]...``."""
-        text = self.human_readable_name
-        return (text if self.required else f"[{text}]") + ("..." if self.nargs != 1 else "")
-
-
-def argument(name: str, **settings: Any) -> Callable[[F], F]:
-    """Add an argument to a command. :param settings: those of :class:`click.Argument`."""
-    return click.argument(name, cls=_Argument, **settings)
-
-
 def pool_argument(name: str) -> Callable[[F], F]:
     """Add an argument that names a pool. :param name: the parameter that takes it."""
     return argument(name, metavar="POOL", help="A pool's name or UUID.", shell_complete=complete_pool)
 
 
 pool_arguments = argument("names", nargs=-1, metavar="POOL", help="Names or UUIDs.", shell_complete=complete_pool)
-limit_option = click.option(
+limit_option = option(
     "--limit",
     type=click.IntRange(min=1),
     default=LIMIT,
@@ -46,9 +33,9 @@ limit_option = click.option(
     help="How many pools at a time.",
 )
 volume_argument = argument("volume", metavar="VOLUME", help="A name, a key or a path.", shell_complete=complete_volume)
-pool_option = click.option("--pool", metavar="POOL", help="Where to look for a name.", shell_complete=complete_pool)
-force_option = click.option("--force", is_flag=True, help="Even if other volumes are backed by it.")
-duration_option = click.option(
+pool_option = option("--pool", metavar="POOL", help="Where to look for a name.", shell_complete=complete_pool)
+force_option = option("--force", is_flag=True, help="Even if other volumes are backed by it.")
+duration_option = option(
     "--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after this time."
 )
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from astore.cli.command_line import argument
 from astore.cli.documents import Document, failure
 from astore.cli.exits import code_of_all, explain
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
-from astore.cli.parameters import argument
 from astore.cli.session import Session, command
 from astore.manager.importing import LIBVIRT_FOLDER, ImportedPool, import_pools
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
+from astore.cli.command_line import option
 from astore.cli.completion import complete_type
 from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
 from astore.cli.session import view
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
 
 
 @view("list")
-@click.option("--all", "everything", is_flag=True, help="Active and inactive ones.")
-@click.option("--inactive", is_flag=True, help="Only inactive ones.")
-@click.option("--autostart/--no-autostart", default=None, help="Only those with, or without, that mark.")
-@click.option("--persistent", is_flag=True, help="Only those with a definition.")
-@click.option("--transient", is_flag=True, help="Only those without.")
-@click.option(
+@option("--all", "everything", is_flag=True, help="Active and inactive ones.")
+@option("--inactive", is_flag=True, help="Only inactive ones.")
+@option("--autostart/--no-autostart", default=None, help="Only those with, or without, that mark.")
+@option("--persistent", is_flag=True, help="Only those with a definition.")
+@option("--transient", is_flag=True, help="Only those without.")
+@option(
     "--type",
     "types",
     multiple=True,
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
     help="Only these types (also T1,T2).",
     shell_complete=complete_type,
 )
-@click.option("--details", is_flag=True, help="With sizes, persistence and errors.")
-@click.option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
-@click.option("--uuid", "uuids_only", is_flag=True, help="UUIDs alone, one in a line.")
+@option("--details", is_flag=True, help="With sizes, persistence and errors.")
+@option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
+@option("--uuid", "uuids_only", is_flag=True, help="UUIDs alone, one in a line.")
 def list_pools(
     standing: Standing,
     everything: bool,

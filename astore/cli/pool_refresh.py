@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
+from astore.cli.command_line import option
 from astore.cli.documents import Document, failure
 from astore.cli.exits import code_of_all, explain
 from astore.cli.many import chosen
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @command("refresh")
 @pool_arguments
-@click.option("--all", "everything", is_flag=True, help="All that are active.")
-@click.option("--full", is_flag=True, help="Trust nothing known: read every header anew.")
+@option("--all", "everything", is_flag=True, help="All that are active.")
+@option("--full", is_flag=True, help="Trust nothing known: read every header anew.")
 @limit_option
 async def refresh(session: Session, names: tuple[str, ...], everything: bool, full: bool, limit: int) -> Answer:
     """Look at pools' volumes again, many pools at once."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
+from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Cell, Column, Output, xml_answer, yes_no
-from astore.cli.parameters import argument
 from astore.cli.pools import read_definition
 from astore.cli.session import Session, command
-from astore.errors import DefinitionError
-from astore.model import Source
+from astore.errors import DefinitionError, printable
+from astore.model import DiscoveredSource, PoolDef, Source, Target
+
+if TYPE_CHECKING:
+    from astore.xml.documents import DiscoveredSources
+
+SHOWN = 5
+"""The number of sources that an error names."""
 
 _SPEC_HELP = "A file with libvirt's <source> document, which names host and port; - is standard input."
 
@@ -28,29 +37,58 @@ port_argument = argument(
 @type_argument
 @host_argument
 @port_argument
-@click.option("--spec", metavar="FILE", help=_SPEC_HELP)
-@click.option("--xml", is_flag=True, help="libvirt's <sources> document.")
+@option("--spec", metavar="FILE", help=_SPEC_HELP)
+@option("--xml", is_flag=True, help="libvirt's <sources> document.")
+@option("--define", "new", metavar="NAME", help="Define a pool of this name with the source that was found.")
+@option("--source", "wanted", metavar="SOURCE", help="With --define: which one, by its directory or name.")
+@option("--target", metavar="PATH", help="With --define: where to mount it.")
 async def discover(
-    session: Session, type: str, host: str | None, port: int | None, spec: str | None, xml: bool
+    session: Session,
+    type: str,
+    host: str | None,
+    port: int | None,
+    spec: str | None,
+    xml: bool,
+    new: str | None,
+    wanted: str | None,
+    target: str | None,
 ) -> Answer:
     """Ask a host which sources it offers for pools of a type."""
-    return await _discovered(session, type, host, port, spec, xml=xml)
+    if new is None and (wanted or target):
+        raise CliError("--source and --target describe a new pool: say its name with --define", Exit.USAGE)
+    found = await _discovered(session, type, host, port, spec)
+    if new is not None:
+        return await _defined(session, PoolDef(type, new, target=Target(target)), found, wanted)
+    return xml_answer(found.to_xml()) if xml else _sources(type, [item.source for item in found])
+
+
+async def _defined(session: Session, new: PoolDef, found: Sequence[DiscoveredSource], wanted: str | None) -> Answer:
+    """Define a pool with the only source that was found, or with the one of this directory or name."""
+    chosen = [one.source for one in found if wanted is None or wanted in (one.source.directory, one.source.name)]
+    if len(chosen) != 1:
+        names = ", ".join(printable(one.source.directory or one.source.name or "-") for one in found[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        if not found:
+            raise CliError("nothing was found: no pool is defined", Exit.NOT_FOUND)
+        raise CliError(f"say which one to define with --source: {names}{more}", Exit.USAGE)
+    pool = await session.manager.define(msgspec.structs.replace(new, source=chosen[0]))
+    return answer("define", [Outcome(new.name, pool, None)], "pool {name} defined")
 
 
 async def _discovered(
-    session: Session, type: str, host: str | None = None, port: int | None = None, spec: str | None = None, *, xml: bool
-) -> Answer:
+    session: Session, type: str, host: str | None = None, port: int | None = None, spec: str | None = None
+) -> DiscoveredSources:
     document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
     try:
-        found = await session.in_time(session.manager.discover(type, host, port=port, spec=document_))
+        return await session.in_time(session.manager.discover(type, host, port=port, spec=document_))
     except DefinitionError as error:
         if host is None and spec is None and error.element == "host":
             raise CliError(f"say which host to ask: `astore pool discover {type} HOST`", Exit.USAGE) from error
         raise
-    if xml:
-        return xml_answer(found.to_xml())
-    sources = [item.source for item in found]
+
+
+def _sources(type: str, sources: Sequence[Source]) -> Answer:
     fields = ("hosts", "directory", "name", "format")
     document = {"type": type, "sources": [{name: getattr(one, name) for name in fields} for one in sources]}
     return Answer(document, lambda output: _show_sources(output, type, sources))
@@ -74,7 +112,7 @@ def _show_sources(output: Output, type: str, sources: Sequence[Source]) -> None:
 
 
 @command("capabilities")
-@click.option("--xml", is_flag=True, help="libvirt's <storagepoolCapabilities> document.")
+@option("--xml", is_flag=True, help="libvirt's <storagepoolCapabilities> document.")
 async def capabilities(session: Session, xml: bool) -> Answer:
     """Show which pool types can be used here, and their formats."""
     session.ticker.begin("loading backends")
@@ -112,7 +150,7 @@ async def capabilities(session: Session, xml: bool) -> Answer:
 @argument("spec", required=False, metavar="FILE", help=_SPEC_HELP)
 async def find_sources_by_file(session: Session, type: str, spec: str | None) -> Answer:
     """Print libvirt's <sources> document for the host that a <source> document names."""
-    return await _discovered(session, type, spec=spec, xml=True)
+    return xml_answer((await _discovered(session, type, spec=spec)).to_xml())
 
 
 @command("find-storage-pool-sources-as")
@@ -121,7 +159,7 @@ async def find_sources_by_file(session: Session, type: str, spec: str | None) ->
 @port_argument
 async def find_sources(session: Session, type: str, host: str | None, port: int | None) -> Answer:
     """Print libvirt's <sources> document for a host."""
-    return await _discovered(session, type, host, port, xml=True)
+    return xml_answer((await _discovered(session, type, host, port)).to_xml())
 
 
 @command("pool-capabilities")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
-from astore.cli.output import Answer, Cell, Output, size, state_cell, when, xml_answer, yes_no
-from astore.cli.parameters import argument, pool_argument
+from astore.cli.command_line import argument, option
+from astore.cli.output import Answer, Cell, Output, size, state_cell, when, yes_no
+from astore.cli.parameters import pool_argument
 from astore.cli.session import view
+from astore.cli.xpath import filtered, xpath_options
 
 if TYPE_CHECKING:
     from astore.cli.documents import Document
@@ -23,7 +24,7 @@ ENTRIES_SHOWN = 10
 
 @view("info")
 @pool_argument("name")
-@click.option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 def show_info(standing: Standing, name: str, in_bytes: bool) -> Answer:
     """Show one pool: state, sizes, entries that are no volumes."""
     pool = standing.pool(name)
@@ -74,10 +75,11 @@ def show_entries(output: Output, entries: Sequence[EntryError], pool: str = "") 
 
 @view("dumpxml")
 @pool_argument("name")
-@click.option("--inactive", is_flag=True, help="The definition that the next start takes.")
-def dumpxml(standing: Standing, name: str, inactive: bool) -> Answer:
+@option("--inactive", is_flag=True, help="The definition that the next start takes.")
+@xpath_options
+def dumpxml(standing: Standing, name: str, inactive: bool, xpath: str | None, wrap: bool) -> Answer:
     """Print a pool's libvirt XML."""
-    return xml_answer(standing.pool(name).to_xml(inactive))
+    return filtered(standing.pool(name).to_xml(inactive), xpath, wrap)
 
 
 @view("pool-name")

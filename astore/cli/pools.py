@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
-from astore.cli.exits import CliError, Exit
+from astore.cli.command_line import argument, option
+from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer, chosen, each
 from astore.cli.output import Answer
-from astore.cli.parameters import argument, limit_option, pool_arguments
+from astore.cli.parameters import limit_option, pool_arguments
+from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
+from astore.errors import UnknownBackendError
 
 if TYPE_CHECKING:
     from astore.model import PoolDef
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 definition_files = argument(
     "files", nargs=-1, required=True, metavar="FILE", help="libvirt pool XML; `-` is standard input."
 )
-allow_option = click.option(
+allow_option = option(
     "--allow-option",
     "allowed",
     multiple=True,
@@ -29,29 +30,61 @@ allow_option = click.option(
     help="Allow a mount option that is refused by default, such as suid; may be given again.",
 )
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def overwrite_options(command: F) -> F:
+    """Add virsh's options --overwrite and --no-overwrite to a command."""
+    no = option("--no-overwrite", is_flag=True, help="Overwrite no data. It is never done.")
+    return no(option("--overwrite", is_flag=True, hidden=True, help="Overwrite data. It is never done.")(command))
+
+
+def build_options(command: F) -> F:
+    """Add the options of a command that may make storage."""
+    return option("--build", is_flag=True, help="Make the storage first.")(overwrite_options(command))
+
+
+def check_overwriting(overwrite: bool, no_overwrite: bool) -> None:
+    """Refuse --overwrite. :raises CliError: it was given."""
+    if overwrite and no_overwrite:
+        raise CliError("--overwrite and --no-overwrite: say one of them", Exit.USAGE)
+    if overwrite:
+        raise CliError("--overwrite: building a pool never overwrites data: leave it out", Exit.USAGE)
+
+
 _LARGEST = 1 << 20
 """The largest size of a definition, in bytes."""
 
 
 @command("define")
 @definition_files
+@validate_option
 @allow_option
-async def define(session: Session, files: tuple[str, ...], allowed: tuple[str, ...]) -> Answer:
+async def define(session: Session, files: tuple[str, ...], validate: bool, allowed: tuple[str, ...]) -> Answer:
     """Define pools, or define them anew, from libvirt XML."""
 
     async def act(xml: bytes) -> Pool:
-        return await session.manager.define(await _allowing(xml, allowed))
+        document = await validated(xml, "pool") if validate else xml
+        return await session.manager.define(await _allowing(document, allowed))
 
     outcomes = await _from_files(session, files, "defining", act)
-    return answer("define", outcomes, "pool {name} defined from {file}")
+    return answer("define", outcomes, "pool {name} defined from {file}", warnings=without_backend(outcomes))
 
 
 @command("create")
 @definition_files
-@click.option("--build", is_flag=True, help="Make their storage first.")
+@build_options
 @allow_option
-async def create(session: Session, files: tuple[str, ...], build: bool, allowed: tuple[str, ...]) -> Answer:
+async def create(
+    session: Session,
+    files: tuple[str, ...],
+    build: bool,
+    overwrite: bool,
+    no_overwrite: bool,
+    allowed: tuple[str, ...],
+) -> Answer:
     """Start transient pools: they are gone when they are stopped."""
+    check_overwriting(overwrite, no_overwrite)
     timeout = session.settings.timeout
 
     async def act(xml: bytes) -> Pool:
@@ -63,14 +96,22 @@ async def create(session: Session, files: tuple[str, ...], build: bool, allowed:
 
 @command("start")
 @pool_arguments
-@click.option("--all", "everything", is_flag=True, help="All that are defined and inactive.")
-@click.option("--autostart", is_flag=True, help="All that are marked for it.")
-@click.option("--build", is_flag=True, help="Make their storage first.")
+@option("--all", "everything", is_flag=True, help="All that are defined and inactive.")
+@option("--autostart", is_flag=True, help="All that are marked for it.")
+@build_options
 @limit_option
 async def start(
-    session: Session, names: tuple[str, ...], everything: bool, autostart: bool, build: bool, limit: int
+    session: Session,
+    names: tuple[str, ...],
+    everything: bool,
+    autostart: bool,
+    build: bool,
+    overwrite: bool,
+    no_overwrite: bool,
+    limit: int,
 ) -> Answer:
     """Start pools: connect or mount, and look at their volumes."""
+    check_overwriting(overwrite, no_overwrite)
     if everything and autostart:
         raise CliError("--all and --autostart: say one of them", Exit.USAGE)
     candidates = session.manager.pools(active=False, persistent=True, autostart=True if autostart else None)
@@ -84,8 +125,8 @@ async def start(
 
 @command("stop")
 @pool_arguments
-@click.option("--all", "everything", is_flag=True, help="All that are active.")
-@click.option("--force", is_flag=True, help="Stop them even if their storage hangs.")
+@option("--all", "everything", is_flag=True, help="All that are active.")
+@option("--force", is_flag=True, help="Stop them even if their storage hangs.")
 @limit_option
 async def stop(session: Session, names: tuple[str, ...], everything: bool, force: bool, limit: int) -> Answer:
     """Stop pools: unmount, disconnect. (virsh: destroy; no volume is touched.)"""
@@ -98,8 +139,10 @@ async def stop(session: Session, names: tuple[str, ...], everything: bool, force
 
 @command("build")
 @pool_arguments
-async def build(session: Session, names: tuple[str, ...]) -> Answer:
+@overwrite_options
+async def build(session: Session, names: tuple[str, ...], overwrite: bool, no_overwrite: bool) -> Answer:
     """Make pools' storage: a target directory."""
+    check_overwriting(overwrite, no_overwrite)
     outcomes = await each(session, _some(names), lambda pool: session.in_time(pool.build()), label="building")
     return answer("build", outcomes, "pool {name} built")
 
@@ -122,7 +165,7 @@ async def undefine(session: Session, names: tuple[str, ...]) -> Answer:
 
 @command("autostart")
 @pool_arguments
-@click.option("--disable", is_flag=True, help="Remove the mark.")
+@option("--disable", is_flag=True, help="Remove the mark.")
 async def autostart(session: Session, names: tuple[str, ...], disable: bool) -> Answer:
     """Mark pools to be started by `astore pool start --autostart`."""
     outcomes = await each(
@@ -136,6 +179,20 @@ def _some(names: Sequence[str]) -> Sequence[str]:
     if not names:
         raise CliError("name at least one pool: `astore pool list --all` shows those there are", Exit.USAGE)
     return names
+
+
+def without_backend(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each pool that cannot be started here, since no backend is installed for its type."""
+    pools = [one.pool for one in outcomes if one.pool is not None and not one.pool.info.backend]
+    return [f"pool {pool.name!r} cannot be started yet: {_lacking(pool.type)}" for pool in pools]
+
+
+def _lacking(type: str) -> str:
+    from astore.xml.pool_source import POOL_TYPES
+
+    if type in POOL_TYPES:
+        return explain(UnknownBackendError(f"no backend for pool type {type!r} is installed", type=type))
+    return f"{type!r} is none of libvirt's pool types, and no plugin for it is installed: is it misspelt?"
 
 
 async def _allowing(xml: bytes, options: Sequence[str]) -> bytes | PoolDef:
@@ -187,6 +244,6 @@ def _read(file: str) -> bytes:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     DefineCall = Callable[[bytes], Awaitable[Pool]]

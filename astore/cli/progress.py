@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 DELAY = 0.5
 """Seconds before the display appears."""
 
+WIDE = 75
+"""The columns that a terminal needs for rate and remaining time."""
+
 _EVERY = 0.1
 
 
@@ -107,7 +110,8 @@ class Ticker:
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=not self.stays, auto_refresh=False) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=not self.stays, auto_refresh=False) as progress:
             shown = None
             over = False
             while True:
@@ -116,7 +120,7 @@ class Ticker:
                     # a new task, since rich computes the rate from a task's samples
                     for old in progress.task_ids:
                         progress.remove_task(old)
-                    progress.columns = _columns(now.in_bytes)
+                    progress.columns = _columns(now.in_bytes, console.width)
                     task = progress.add_task(now.label, total=now.total, visible=bool(now.label))
                 shown = now
                 progress.update(task, completed=now.done, total=now.total)
@@ -126,8 +130,10 @@ class Ticker:
                 over = self._over.wait(_EVERY)
 
 
-def _columns(in_bytes: bool) -> tuple[ProgressColumn, ...]:
+def _columns(in_bytes: bool, width: int) -> tuple[ProgressColumn, ...]:
+    """Return the columns that fit on a terminal of this width, the description cut off if need be."""
     from rich import progress as rich
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(rich.ProgressColumn):
@@ -143,7 +149,16 @@ def _columns(in_bytes: bool) -> tuple[ProgressColumn, ...]:
         def render(self, task: rich.Task) -> Text:
             return Text("") if task.total is None else super().render(task)
 
-    first = rich.SpinnerColumn(), rich.TextColumn("{task.description}", markup=False), rich.BarColumn(bar_width=30)
-    if in_bytes:
-        return (*first, rich.DownloadColumn(binary_units=True), Rate(), rich.TimeRemainingColumn(compact=True))
-    return (*first, Count(), rich.TimeElapsedColumn())
+    wide = width >= WIDE
+    bar = 30 if width >= 100 else 10
+    rest = (2 + 22 + 15 if wide else 22) if in_bytes else 24
+    label = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, width - bar - rest - 6))
+    first = (
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}", markup=False, table_column=label),
+        rich.BarColumn(bar_width=bar),
+    )
+    if not in_bytes:
+        return (*first, Count(), rich.TimeElapsedColumn())
+    download = rich.DownloadColumn(binary_units=True)
+    return (*first, download, Rate(), rich.TimeRemainingColumn(compact=True)) if wide else (*first, download)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from astore.cli.command_line import argument, option
 from astore.cli.exits import CliError, Exit
-from astore.cli.output import Answer, Column, Output, xml_answer
-from astore.cli.parameters import argument
+from astore.cli.output import Answer, Column, Output
 from astore.cli.session import secret_command
+from astore.cli.xpath import filtered, xpath_options
 from astore.model.secrets import USAGES
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ usage_arguments = (
     argument("usage", metavar="NAME", help="The name that definitions use: <secret usage='NAME'/>."),
 )
 uuid_argument = argument("uuid", metavar="UUID", help="A secret's UUID.")
-file_option = click.option("--file", metavar="FILE", help="Read the value from a file; `-` is standard input.")
+file_option = option("--file", metavar="FILE", help="Read the value from a file; `-` is standard input.")
 
 
 def _with_usage(function: Any) -> Any:
@@ -72,8 +73,8 @@ def define(secrets: SecretFiles, file: str) -> Answer:
 @secret_command("set-value")
 @uuid_argument
 @file_option
-@click.option("--plain", is_flag=True, help="The value is no base64.")
-@click.option("--interactive", is_flag=True, help="Ask for the value on the terminal; it is no base64 then.")
+@option("--plain", is_flag=True, help="The value is no base64.")
+@option("--interactive", is_flag=True, help="Ask for the value on the terminal; it is no base64 then.")
 def set_value(secrets: SecretFiles, uuid: str, file: str | None, plain: bool, interactive: bool) -> Answer:
     """Set the value of a defined secret, in base64 unless it is --plain. (`secret set` defines it, too.)"""
     from astore.secrets import value_from_base64
@@ -98,11 +99,12 @@ def undefine(secrets: SecretFiles, uuid: str) -> Answer:
 
 @secret_command("dumpxml")
 @uuid_argument
-def dumpxml(secrets: SecretFiles, uuid: str) -> Answer:
+@xpath_options
+def dumpxml(secrets: SecretFiles, uuid: str, xpath: str | None, wrap: bool) -> Answer:
     """Print a secret's libvirt XML, which has no value."""
     from astore.xml import secret_to_xml
 
-    return xml_answer(secret_to_xml(secrets.definition(uuid)))
+    return filtered(secret_to_xml(secrets.definition(uuid)), xpath, wrap)
 
 
 @secret_command("list")

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 import msgspec
 
+from astore.cli.command_line import Command, CommonOption
 from astore.cli.exits import CliError, Exit, code_of, explain
 from astore.cli.interruptions import interruptions_raise, run
 from astore.cli.output import Answer, Output, complain, writing
+from astore.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from asyncio import Runner
+
     from astore.cli.progress import Ticker
     from astore.cli.standing import Standing
     from astore.manager import Manager
@@ -30,12 +34,18 @@ T = TypeVar("T")
 
 
 class Settings(msgspec.Struct):
-    """The options of every command, wherever on the command line they were given."""
+    """The options of every command, wherever on the command line they were given.
+
+    :ivar kept: the Manager of the shell that runs the command, if one does.
+    """
 
     state_dir: str | None = None
     json: bool = False
     timeout: float | None = None
     verbose: bool = False
+    virsh: bool = False
+    quiet: bool = False
+    kept: KeptManager | None = None
 
 
 def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
@@ -48,7 +58,7 @@ def _keep(context: click.Context, option: click.Parameter, value: object) -> Non
 
 
 def _common(name: str, *more: str, **settings: Any) -> click.Option:
-    return click.Option([name, *more], expose_value=False, callback=_keep, **settings)
+    return CommonOption([name, *more], expose_value=False, callback=_keep, **settings)
 
 
 def common_options(envvar: str | None = None) -> list[click.Parameter]:
@@ -66,6 +76,8 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
             help="The folder of definitions (else ASTORE_STATE_DIR, root's /var/lib/astore, or the user's own).",
         ),
         _common("--json", is_flag=True, help="One JSON document instead of a table."),
+        _common("--virsh", is_flag=True, help="Print what virsh prints, as its names (pool-list, vol-info ...) do."),
+        _common("--quiet", "-q", is_flag=True, help="As virsh -q: what virsh prints without headings and sentences."),
         _common(
             "--timeout",
             type=click.FloatRange(min=0.001),
@@ -79,6 +91,54 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
 def verbose_option() -> click.Option:
     """Make the option --verbose."""
     return _common("--verbose", "-v", is_flag=True, help="Log to stderr, and show where errors come from.")
+
+
+def _connected(context: click.Context, option: click.Parameter, uri: str | None) -> None:
+    from urllib.parse import urlsplit
+
+    if uri and urlsplit(uri).netloc:
+        raise CliError(f"--connect {uri}: astore works on the pools of this machine only", Exit.USAGE)
+
+
+def connect_option() -> click.Option:
+    """Make virsh's option --connect, which scripts give: it is accepted for this machine."""
+    return CommonOption(
+        ["--connect", "-c"],
+        expose_value=False,
+        callback=_connected,
+        metavar="URI",
+        help="For scripts that were written for virsh: a URI of this machine, which changes nothing.",
+    )
+
+
+class KeptManager:
+    """The Manager and event loop that the commands of one shell share.
+
+    :ivar runner: the event loop's.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._manager: Manager | None = None
+        self._state_dir: str | None = None
+
+    async def manager(self, state_dir: str | None) -> Manager:
+        """Return the Manager of a state folder, which has read what is in the folder now."""
+        from astore.manager import Manager
+
+        if self._manager is not None and state_dir == self._state_dir:
+            await self._manager.reload()
+            return self._manager
+        await self.aclose()
+        self._manager = await Manager(state_dir).__aenter__()
+        self._state_dir = state_dir
+        return self._manager
+
+    async def aclose(self) -> None:
+        """Close the Manager. May be called twice."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await manager.aclose()
 
 
 class Session(NamedTuple):
@@ -143,7 +203,7 @@ def _command(
         act(lambda opened: work(opened, **arguments), click.get_current_context().ensure_object(Settings))
 
     parameters: list[click.Parameter] = getattr(work, "__click_params__", [])
-    return click.Command(
+    return Command(
         name,
         callback=entry,
         params=[*reversed(parameters), *common_options()],
@@ -166,7 +226,11 @@ def perform(
 
     each = settings.timeout if each_call and settings.timeout is not None else DEFAULT_TIMEOUT
 
+    kept = None if each_call else settings.kept
+
     async def managed() -> Answer:
+        if kept is not None:
+            return await work(Session(await kept.manager(settings.state_dir), settings, ticker))
         ticker.begin("reading the state folder")
         async with Manager(settings.state_dir, call_timeout=each) as manager:
             ticker.begin("")
@@ -179,7 +243,7 @@ def perform(
 
     with logs(settings.verbose), reported(settings), interruptions_raise():
         with Ticker() as ticker:
-            answer = run(managed)
+            answer = run(managed, None if kept is None else kept.runner)
         present(answer, settings)
 
 
@@ -216,7 +280,11 @@ def present(answer: Answer, settings: Settings) -> None:
     """Write an answer. :raises click.exceptions.Exit: its code is not 0."""
     with writing():
         output = Output()
-        if not settings.json:
+        if not settings.json and (settings.virsh or settings.quiet) and answer.document is not None:
+            from astore.cli import virsh_text
+
+            virsh_text.show(answer, output, click.get_current_context(), quiet=settings.quiet)
+        elif not settings.json:
             answer.show(output)
         elif answer.document is not None:
             from astore.cli import documents
@@ -237,7 +305,7 @@ def reported(settings: Settings) -> Iterator[None]:
     except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
         raise
     except Exception as error:
-        if settings.verbose:
+        if settings.verbose and not isinstance(error, CliError | NotFoundError):  # a typo is no matter of code
             import traceback
 
             traceback.print_exc()

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from astore.cli import documents
-from astore.cli.completion import complete_algorithm, complete_format, complete_pool, complete_volume
+from astore.cli.command_line import argument, option
+from astore.cli.completion import complete_algorithm, complete_format, complete_volume
 from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Column, Output, size, xml_answer
-from astore.cli.parameters import argument, force_option, pool_argument, pool_option
+from astore.cli.ownership import permissions_for
+from astore.cli.parameters import force_option, pool_argument, pool_option
 from astore.cli.pools import read_definition
+from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
-from astore.cli.volumes import find_volume, volume_command
+from astore.cli.volumes import find_volume, parted_address, volume_command
 from astore.errors import DefinitionError, printable, reason
 
 if TYPE_CHECKING:
-    from astore.model import Permissions, VolumeDef
+    from astore.model import VolumeDef
     from astore.pools.volume import Volume
 
 _MOST = 2**63 - 1
 """The largest off_t."""
 
-format_option = click.option("--format", metavar="FORMAT", help="raw, qcow2, vmdk ...", shell_complete=complete_format)
-prealloc_metadata_option = click.option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
+format_option = option(
+    "--format", metavar="FORMAT", help="raw, qcow2, vmdk, vdi, vpc, qcow or qed.", shell_complete=complete_format
+)
+prealloc_metadata_option = option("--prealloc-metadata", is_flag=True, help="qcow2: write all metadata now.")
 
 
 class _Size(click.ParamType[int]):
@@ -68,43 +75,39 @@ def _parse_size(text: str, what: str) -> int:
 @argument(
     "capacity", type=SIZE, required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's."
 )
-@click.option("--allocation", type=SIZE, metavar="SIZE", help="How much space to take at once (raw).")
+@option("--allocation", type=SIZE, metavar="SIZE", help="How much space to take at once (raw).")
 @format_option
-@click.option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
-@click.option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
+@option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
+@option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
 @prealloc_metadata_option
-@click.option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
-@click.option("--print-xml", is_flag=True, help="Only print the XML of what would be made.")
+@option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
+@option("--owner", metavar="USER", help="A name or a number (default: the pool's <permissions>, else who makes it).")
+@option("--group", metavar="GROUP", help="A name or a number (default: as for the owner).")
+@option("--print-xml", is_flag=True, help="Only print the XML of what would be made.")
 async def create(
     session: Session,
     pool: str,
     name: str,
-    capacity: int | None,
-    allocation: int | None,
-    format: str | None,
     backing: str | None,
     backing_format: str | None,
     prealloc_metadata: bool,
-    mode: str | None,
     print_xml: bool,
+    **given: Any,
 ) -> Answer:
     """Make a volume: complete, or not at all."""
-    from astore.model import BackingStore, VolumeDef
+    from astore.model import BackingStore
 
-    definition = VolumeDef(
-        name,
-        capacity=capacity,
-        allocation=allocation,
-        format=format or ("qcow2" if backing else "raw"),
-        permissions=_permissions(mode),
-        backing=None if backing is None else BackingStore(backing, backing_format),
-    )
+    definition = await _definition(session, pool, name, backed=backing is not None, **given)
     if definition.capacity is None and backing is None and definition.format != "dir":
         raise CliError(f"say how large to make {name!r}: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
+    if backing is not None:
+        place = BackingStore(_backing_path(session, pool, backing), backing_format)
+        definition = msgspec.structs.replace(definition, backing=place)
     if print_xml:
         return xml_answer(definition.to_xml())
+    as_what = "" if given["format"] else f" (format {definition.format})"
     try:
-        return await _create(session, pool, definition, prealloc_metadata)
+        return await _create(session, pool, definition, prealloc_metadata, as_what)
     except DefinitionError as error:
         if error.element != "backingStore" or backing is None or backing_format is not None:
             raise
@@ -113,14 +116,43 @@ async def create(
         raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
 
 
-def _permissions(mode: str | None) -> Permissions | None:
-    from astore.model import Permissions
+async def _definition(
+    session: Session,
+    pool: str,
+    name: str,
+    *,
+    backed: bool,
+    capacity: int | None,
+    allocation: int | None,
+    format: str | None,
+    mode: str | None,
+    owner: str | None,
+    group: str | None,
+) -> VolumeDef:
+    """Return the definition of a new volume, without its backing file."""
+    from astore.model import VolumeDef
 
-    if mode is None:
-        return None
-    if not (mode.isdigit() and set(mode) <= set("01234567") and int(mode, 8) <= 0o777):
-        raise CliError(f"--mode {printable(mode)!r} is no octal number up to 0777", Exit.USAGE)
-    return Permissions(int(mode, 8))
+    if session.settings.virsh and allocation is None:  # as in a document without one
+        allocation = capacity
+    format = format or ("qcow2" if backed else "raw")
+    permissions = await permissions_for(session, pool, mode, owner, group)
+    return VolumeDef(name, capacity=capacity, allocation=allocation, format=format, permissions=permissions)
+
+
+def _backing_path(session: Session, pool: str, text: str) -> str:
+    """Return what a new image's header shall say of a backing volume.
+
+    A volume of the same pool stays a name, but is a path as in libvirt under virsh's names.
+    """
+    home = session.pool(pool)
+    if (info := home.snapshot.get(text)) is not None:
+        return info.path if session.settings.virsh else text
+    address = None if os.path.isabs(text) else parted_address(session, text)
+    if address is None:
+        return text
+    other, name = address
+    found = other.snapshot.get(name)
+    return text if found is None else found.path
 
 
 def _where_backing_is(session: Session, backing: str) -> str:
@@ -136,49 +168,42 @@ def _where_backing_is(session: Session, backing: str) -> str:
 @pool_argument("pool")
 @argument("file", metavar="FILE", help="libvirt volume XML; `-` is standard input.")
 @prealloc_metadata_option
-async def create_xml(session: Session, pool: str, file: str, prealloc_metadata: bool) -> Answer:
+@validate_option
+async def create_xml(session: Session, pool: str, file: str, prealloc_metadata: bool, validate: bool) -> Answer:
     """Make a volume as libvirt's XML says."""
-    from astore.model import VolumeDef
-
-    try:
-        definition = VolumeDef.from_xml(await read_definition(file))
-    except (CliError, DefinitionError) as error:
-        raise CliError(f"{'standard input' if file == '-' else file}: {explain(error)}") from error
+    definition = await definition_from(file, validate=validate)
     return await _create(session, pool, definition, prealloc_metadata)
 
 
-async def _create(session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool) -> Answer:
+async def definition_from(file: str, *, validate: bool, copied: bool = False) -> VolumeDef:
+    """Read the definition of a volume.
+
+    :param validate: check it by libvirt's schema. :param copied: of a copy, which needs no capacity.
+    :raises CliError: it cannot be read, or is not acceptable.
+    """
+    from astore.model import VolumeDef
+
+    try:
+        xml = await read_definition(file)
+        return VolumeDef.from_xml(await validated(xml, "volume") if validate else xml, copied=copied)
+    except (CliError, DefinitionError) as error:
+        raise CliError(f"{'standard input' if file == '-' else file}: {explain(error)}") from error
+
+
+async def _create(
+    session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool, as_what: str = ""
+) -> Answer:
     session.ticker.begin("creating")
     home = session.pool(pool)
     volume = await session.in_time(home.create_volume(definition, prealloc_metadata=prealloc_metadata))
-    return _told(volume, "created")
-
-
-@volume_command("clone")
-@argument("name", metavar="NAME", help="The new volume's name.")
-@click.option("--to", metavar="POOL", help="The pool of the new one, if it is another.", shell_complete=complete_pool)
-@format_option
-@click.option("--capacity", type=SIZE, metavar="SIZE", help="The new volume's capacity, if larger.")
-async def clone(
-    session: Session, volume: Volume, name: str, to: str | None, format: str | None, capacity: int | None
-) -> Answer:
-    """Make a volume out of another, in any pool and format."""
-    from astore.model import VolumeDef
-
-    definition = VolumeDef(name, capacity=capacity, format=format)
-    target = volume.pool if to is None else session.pool(to)
-    session.ticker.begin_bytes(f"copying {volume.name}")
-    made = await session.in_time(target.copy_volume(volume, definition, on_progress=session.ticker.progress))
-    left_out = [extra for extra in volume.info.extras if extra not in made.info.extras]
-    problems = [f"volume {made.name!r} does not have its source's {' and '.join(left_out)}"] if left_out else []
-    return _told(made, f"cloned from {volume.name!r}", problems)
+    return told(volume, f"created{as_what}")
 
 
 @volume_command("resize", signed=True)
 @argument("capacity", metavar="CAPACITY", help="Bytes, or with a unit: 10G, 512MiB, 20GB.")
-@click.option("--delta", is_flag=True, help="Add CAPACITY to what it has (with --shrink: subtract it).")
-@click.option("--shrink", is_flag=True, help="Allow a smaller capacity; data beyond it is lost.")
-@click.option("--allocate", is_flag=True, help="Take the space at once.")
+@option("--delta", is_flag=True, help="Add CAPACITY to what it has (with --shrink: subtract it).")
+@option("--shrink", is_flag=True, help="Allow a smaller capacity; data beyond it is lost.")
+@option("--allocate", is_flag=True, help="Take the space at once.")
 @force_option
 async def resize(
     session: Session, volume: Volume, capacity: str, delta: bool, shrink: bool, allocate: bool, force: bool
@@ -196,11 +221,11 @@ async def resize(
         if shrink or delta or not 0 < amount < volume.info.capacity:
             raise
         raise CliError(f"{explain(error)} with --shrink", Exit.USAGE) from error
-    return _told(volume, f"resized to {size(volume.info.capacity)}")
+    return told(volume, f"resized to {size(volume.info.capacity)}")
 
 
 @volume_command("wipe")
-@click.option(
+@option(
     "--algorithm",
     default="zero",
     show_default=True,
@@ -214,7 +239,7 @@ async def wipe(session: Session, volume: Volume, algorithm: str, force: bool) ->
     session.ticker.begin_bytes(f"wiping {volume.name}")
     with how_far(session, volume):
         await session.in_time(volume.wipe(algorithm, on_progress=session.ticker.progress, force=force))
-    return _told(volume, "wiped")
+    return told(volume, "wiped")
 
 
 @command("delete")
@@ -256,7 +281,7 @@ async def _deleted(session: Session, text: str, pool: str | None, force: bool) -
 async def rename(session: Session, volume: Volume, name: str, force: bool) -> Answer:
     """Give a volume another name in its pool."""
     renamed = await session.in_time(volume.rename(name, force=force))
-    return _told(renamed, f"renamed from {volume.name!r}")
+    return told(renamed, f"renamed from {volume.name!r}")
 
 
 @volume_command("set-format")
@@ -264,7 +289,7 @@ async def rename(session: Session, volume: Volume, name: str, force: bool) -> An
 async def set_format(session: Session, volume: Volume, format: str) -> Answer:
     """Set the format of a volume that was made raw and has the header of another format."""
     await session.in_time(volume.set_format(format))
-    return _told(volume, f"is {format}")
+    return told(volume, f"is {format}")
 
 
 @volume_command("chain")
@@ -308,10 +333,11 @@ async def dependents(session: Session, volume: Volume) -> Answer:
     return Answer({"volumes": others}, show)
 
 
-def _told(volume: Volume, what: str, problems: Sequence[str] = ()) -> Answer:
+def told(volume: Volume, what: str, problems: Sequence[str] = (), **facts: str) -> Answer:
+    """Make the answer that is one volume. :param facts: for virsh's sentence."""
     record = volume.info
     line = f"volume {record.name!r} {what}"
-    return Answer(documents.volume(volume.pool.name, record), lambda output: output.line(line), problems)
+    return Answer(documents.volume(volume.pool.name, record), lambda output: output.line(line), problems, facts=facts)
 
 
 @contextmanager

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from astore.cli import documents
+from astore.cli.command_line import argument, option
+from astore.cli.completion import complete_pool
 from astore.cli.exits import CliError, Exit, shell_word
-from astore.cli.output import Answer, Cell, Column, Output, size, when, xml_answer
-from astore.cli.parameters import LIMIT, pool_argument, pool_option, volume_argument
+from astore.cli.output import Answer, Cell, Column, Output, size, when
+from astore.cli.parameters import LIMIT, pool_option, volume_argument
 from astore.cli.session import Session, Work, command
+from astore.cli.xpath import filtered, xpath_options
 from astore.errors import printable
-from astore.model import ReferenceKind, VolumeInfo
+from astore.model import PoolInfo, PoolState, ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
     from astore.pools.pool import Pool
@@ -33,39 +36,77 @@ def shown_format(info: VolumeInfo) -> str:
 
 
 @command("list")
-@pool_argument("name")
-@click.option("--details", is_flag=True, help="With types, times and paths.")
-@click.option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
-async def list_volumes(session: Session, name: str, details: bool, names_only: bool) -> Answer:
-    """List a pool's volumes, as the last refresh found them."""
+@argument("name", required=False, metavar="POOL", help="A pool's name or UUID.", shell_complete=complete_pool)
+@option("--details", is_flag=True, help="With types, times and paths.")
+@option("--name", "names_only", is_flag=True, help="Names alone, one in a line; POOL/NAME for all pools.")
+async def list_volumes(session: Session, name: str | None, details: bool, names_only: bool) -> Answer:
+    """List the volumes of a pool, or of all active pools, as the last refreshes found them."""
+    if name is None:
+        return await _list_all(session, details, names_only)
     pool = await looked_at(session, name)
-    volumes = pool.volumes
+    volumes = [(pool.name, info) for info in pool.volumes]
     taken_at = pool.snapshot.taken_at or None
 
     def document() -> documents.Document:  # a large pool has ten thousand records: made only if needed
-        found = [documents.volume(pool.name, info) for info in volumes]
+        found = [documents.volume(pool, info) for pool, info in volumes]
         return {"pool": pool.name, "refreshed_at": taken_at, "volumes": found}
 
     def show(output: Output) -> None:
         if names_only:
-            for volume in volumes:
+            for _, volume in volumes:
                 output.value(volume.name)
             return
-        columns = [Column("Name", folds=True), Column("Format"), Column("Capacity", right=True)]
-        columns += [Column("Allocation", right=True), Column("Backing file", folds=True)]
-        rows: list[list[Cell | str]] = [
-            [info.name, shown_format(info), size(info.capacity), size(info.allocation), info.backing or "-"]
-            for info in volumes
-        ]
-        if details:
-            columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)]
-            rows = [
-                [*row, info.type, when(info.mtime_ns / 1e9), info.path] for row, info in zip(rows, volumes, strict=True)
-            ]
-        looks = f"`astore pool refresh {shell_word(pool.name)}` looks for new ones"
-        output.table(columns, rows, empty=f"pool {printable(pool.name)!r} has no volumes: {looks}")
+        word = shell_word(pool.name)
+        empty = f"`astore vol create {word} NAME 10G` makes one, `astore pool refresh {word}` looks for new ones"
+        _show_table(output, volumes, details, empty=f"pool {printable(pool.name)!r} has no volumes: {empty}")
 
-    return Answer(document, show)
+    return Answer(document, show, stale(pool.info))
+
+
+async def _list_all(session: Session, details: bool, names_only: bool) -> Answer:
+    """List the volumes of all active pools. Those that have no snapshot yet are left as they are."""
+    pools = session.manager.pools(active=True)
+    volumes = [(pool.name, info) for pool in pools for info in pool.volumes]
+
+    def document() -> documents.Document:
+        return {"pool": None, "refreshed_at": None, "volumes": [documents.volume(pool, info) for pool, info in volumes]}
+
+    def show(output: Output) -> None:
+        if names_only:
+            for pool, volume in volumes:
+                output.value(f"{pool}/{volume.name}")
+            return
+        empty = (
+            "no active pool has volumes: `astore pool list --all` shows the pools, `astore pool start POOL` starts one"
+        )
+        _show_table(output, volumes, details, with_pools=True, empty=empty)
+
+    return Answer(document, show, [line for pool in pools for line in stale(pool.info)])
+
+
+def stale(info: PoolInfo) -> list[str]:
+    """Return the line that says since when a pool is inaccessible, and how old its list is; none if it is not."""
+    if info.state != PoolState.INACCESSIBLE:
+        return []
+    age = f"what is shown is of {when(info.taken_at)}" if info.taken_at else "it was never seen"
+    since = f" since {when(info.since)}" if info.since else ""
+    word = shell_word(info.name)
+    return [f"pool {info.name!r} is inaccessible{since}, {age}: `astore pool refresh {word}` tries again"]
+
+
+def _show_table(
+    output: Output, volumes: Sequence[tuple[str, VolumeInfo]], details: bool, *, with_pools: bool = False, empty: str
+) -> None:
+    columns = [Column("Name", folds=True), Column("Format"), Column("Capacity", right=True)]
+    columns += [Column("Allocation", right=True), Column("Backing file", folds=True)]
+    columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)] if details else []
+    rows: list[list[Cell | str]] = []
+    for pool, info in volumes:
+        row: list[Cell | str] = [info.name, shown_format(info), size(info.capacity), size(info.allocation)]
+        row.append(info.backing or "-")
+        row += [info.type, when(info.mtime_ns / 1e9), info.path] if details else []
+        rows.append([pool, *row] if with_pools else row)
+    output.table([Column("Pool", folds=True), *columns] if with_pools else columns, rows, empty=empty)
 
 
 def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click.Command]:
@@ -85,8 +126,9 @@ def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click
 
 
 @volume_command("info")
-@click.option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
-async def show_info(session: Session, volume: Volume, in_bytes: bool) -> Answer:
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
+@option("--physical", is_flag=True, help="With --virsh: the size of its file instead of its allocation.")
+async def show_info(session: Session, volume: Volume, in_bytes: bool, physical: bool) -> Answer:
     """Show one volume as it is now: format, sizes, backing file."""
     await _look_anew(session, volume)
     record = volume.info
@@ -124,25 +166,37 @@ async def show_info(session: Session, volume: Volume, in_bytes: bool) -> Answer:
 
 
 @volume_command("dumpxml")
-async def dumpxml(session: Session, volume: Volume) -> Answer:
+@xpath_options
+async def dumpxml(session: Session, volume: Volume, xpath: str | None, wrap: bool) -> Answer:
     """Print a volume's libvirt XML, as it is now."""
     await _look_anew(session, volume)
-    return xml_answer(volume.to_xml())
+    return filtered(volume.to_xml(), xpath, wrap)
 
 
 def _identity(name: str, shown: str, help: str) -> click.Command:
     async def identify(session: Session, volume: Volume) -> Answer:
-        document = {"pool": volume.pool.name, "name": volume.name, "key": volume.key, "path": volume.path}
+        document = _place_of(volume)
         return Answer(document, lambda output: output.value(document[shown]))
 
     identify.__doc__ = help
     return volume_command(name)(identify)
 
 
+def _place_of(volume: Volume) -> documents.Document:
+    return {"pool": volume.pool.name, "name": volume.name, "key": volume.key, "path": volume.path}
+
+
 path = _identity("path", "path", "Print where a volume is: an absolute path, or a URL.")
 vol_key = _identity("vol-key", "key", "Print a volume's key.")
 vol_name = _identity("vol-name", "name", "Print the name of the volume with a key or a path.")
-vol_pool = _identity("vol-pool", "pool", "Print the name of the pool that a volume is in.")
+
+
+@volume_command("vol-pool")
+@option("--uuid", is_flag=True, help="Its UUID instead.")
+async def vol_pool(session: Session, volume: Volume, uuid: bool) -> Answer:
+    """Print the name of the pool that a volume is in."""
+    shown = volume.pool.uuid if uuid else volume.pool.name
+    return Answer(_place_of(volume), lambda output: output.value(shown))
 
 
 async def looked_at(session: Session, name: str) -> Pool:
@@ -157,7 +211,7 @@ async def looked_at(session: Session, name: str) -> Pool:
 async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
     """Find a volume by its key or path, by its name in a pool, or by a name that only one pool has.
 
-    What the last refreshes did not see is looked for in the storage.
+    ``POOL/NAME`` and ``POOL:NAME`` are the name in a pool. What the last refreshes did not see is looked for in the storage.
     """
     from astore.errors import PoolNotFoundError, VolumeNotFoundError
 
@@ -173,6 +227,9 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:
         homes = [one for one in session.manager.pools(active=True) if one.snapshot.get(text) is not None]
+    if not homes and (address := parted_address(session, text)) is not None:
+        home, name = address
+        return await (await looked_at(session, home.name)).find(name, timeout=limit)
     if not homes and os.path.isabs(text):
         with suppress(PoolNotFoundError, VolumeNotFoundError):
             return await session.manager.pool_by_target(os.path.dirname(text)).find(
@@ -189,6 +246,18 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
         hint = f"say --pool {shell_word(homes[0].name)}"
         raise CliError(f"several pools have a volume {text!r} ({names}): {hint}", Exit.USAGE)
     return homes[0].volume(text)
+
+
+def parted_address(session: Session, text: str) -> tuple[Pool, str] | None:
+    """Return the pool and the name that ``POOL/NAME`` or ``POOL:NAME`` means; None if it begins with no pool's name."""
+    from astore.errors import PoolNotFoundError
+
+    for mark in "/", ":":
+        pool, found, name = text.partition(mark)
+        if found and pool and name:
+            with suppress(PoolNotFoundError):
+                return session.pool(pool), name
+    return None
 
 
 async def _asked(pools: Sequence[Pool], name: str, limit: float) -> tuple[list[Pool], list[Pool]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from anyio import to_thread
 
+from astore.cli.command_line import option
 from astore.cli.events import Lines, alongside, ended_after, pools_named
 from astore.cli.output import Answer, Output, complain, writing
 from astore.cli.parameters import duration_option, pool_arguments
@@ -36,14 +37,14 @@ LEAVING = 1.0
 
 @command("watch", each_call=True)
 @pool_arguments
-@click.option(
+@option(
     "--max-staleness",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
     help="How often at least to refresh pools whose storage tells nothing of changes.  [default: 30]",
 )
-@click.option("--autostart", is_flag=True, help="Start the pools that are marked for it; try again those that fail.")
-@click.option("--no-retry", is_flag=True, help="Do not try again what failed.")
+@option("--autostart", is_flag=True, help="Start the pools that are marked for it; try again those that fail.")
+@option("--no-retry", is_flag=True, help="Do not try again what failed.")
 @duration_option
 async def watch(
     session: Session,

@@ -305,6 +305,31 @@ def test_progress_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> No
     assert stderr.text.endswith("\x1b[2K")
 
 
+def test_mounting_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a mount that another user tried says so."""
+    error = errors.CommandError("mount failed", argv=["/sbin/mount.nfs"], returncode=32, stderr="")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert explain(error) == "mount failed: mounting takes root"
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert explain(error) == "mount failed"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_progress_does_not_wrap(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """However narrow the terminal is and long the label."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stderr = terminal(monkeypatch)
+    with Ticker(delay=0) as ticker:
+        ticker.begin_bytes(f"uploading to {'x' * 100}", 999 << 30)
+        for done in range(3):
+            ticker.progress(done << 33, None)
+            time.sleep(0.12)
+        eventually(lambda: "/999.0 GiB" in stderr.text)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stderr.text).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= columns
+    assert stderr.text.count("\x1b[1A") <= 1  # rich goes up once to erase a display of one line
+
+
 def test_progress_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what there is in all, the rate, and the time that is left; what comes after it is counted anew."""
     stderr = terminal(monkeypatch)

@@ -143,7 +143,7 @@ def test_conflicts_name_the_other_pool(astore: Any, libvirt: Path, write: Write,
     taken.write_text(
         f"<pool type='mpath'><name>uuid</name><uuid>{uuid(2)}</uuid><target><path>/m</path></target></pool>"
     )
-    astore.good("pool", "define", str(taken))
+    assert astore("pool", "define", str(taken)).code == 0
     write(1, "name", inner="<target><path>/other</path></target>")
     write(2, "another")
     write(3, "third", inner=f"<target><path>{tmp_path}/source</path></target>", autostart=True)

@@ -104,7 +104,7 @@ def test_completion_in_bash(astore: Any, make_pool: Make) -> None:
         complete -p astore
         ask() { COMP_WORDS=(astore "$@"); COMP_CWORD=$#; COMPREPLY=(); _astore_completion astore; echo "${COMPREPLY[@]}"; }
         ask pool start i
-        ask pool start im
+        ask pool stop im
         ask vol info --pool images w
         ask po
     """
@@ -115,7 +115,7 @@ def test_completion_in_bash(astore: Any, make_pool: Make) -> None:
     program.chmod(0o755)
     done = shell(astore, f"unset -f astore\n{script}", PATH=f"{program.parent}:{os.environ['PATH']}")
     assert done.stderr == ""
-    assert done.stdout.splitlines()[1:] == ["images isos", "images", "web.qcow2", "pool"]
+    assert done.stdout.splitlines()[1:] == ["isos", "images", "web.qcow2", "pool"]
 
 
 def test_the_c_locale(astore: Any, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_by_virshs_names(astore: Any, kept: SecretFiles, tmp_path: Path) -> None
     """With its options and its base64."""
     (tmp_path / "secret.xml").write_text(XML)
     (tmp_path / "value").write_bytes(b"c2VzYW1l\n")
-    assert astore.good("secret-define", str(tmp_path / "secret.xml")).out == f"secret {UUID} defined\n"
-    assert astore.good("secret-list").out.splitlines()[1].split() == [UUID, "iscsi", "x", "none"]
+    assert astore.good("secret-define", str(tmp_path / "secret.xml")).out == f"Secret {UUID} created\n\n"
+    assert astore.good("-q", "secret-list").out.split() == [UUID, "iscsi", "x"]
     astore.good("secret-set-value", UUID, "--file", str(tmp_path / "value"))
     assert kept.value(SecretName("iscsi", UUID)) == b"sesame"
     astore.good("secret-set-value", UUID, "--file", str(tmp_path / "value"), "--plain", "--json").shape(
@@ -55,10 +55,10 @@ def test_by_virshs_names(astore: Any, kept: SecretFiles, tmp_path: Path) -> None
     )
     assert kept.value(SecretName("iscsi", UUID)) == b"c2VzYW1l\n"
     document = astore.good("secret-dumpxml", UUID).out
-    assert document.startswith('<secret ephemeral="no" private="no">') and "c2V" not in document
+    assert document.startswith("<secret ephemeral='no' private='no'>") and "c2V" not in document
     assert astore.good("secret", "define", str(tmp_path / "secret.xml"), "--json").shape(json_page.Secret).uuid == UUID
     assert kept.value(SecretName("iscsi", UUID)) == b"c2VzYW1l\n"
-    assert astore.good("secret-undefine", UUID).out == f"secret {UUID} undefined\n"
+    assert astore.good("secret-undefine", UUID).out == f"Secret {UUID} deleted\n\n"
     assert astore("secret-dumpxml", UUID).code == 3
 
 

@@ -23,7 +23,7 @@ VOLUME = "<volume><name>{name}</name><capacity unit='M'>1</capacity></volume>"
 def folder(astore: Any, make_pool: Make) -> Path:
     """The folder of the pool ``images``, with ``base.qcow2``, ``web.qcow2`` that is backed by it, and a raw volume of 1 MiB."""
     found = make_pool()
-    assert astore.good("vol", "create", "images", "a.raw", "1M").out == "volume 'a.raw' created\n"
+    assert astore.good("vol", "create", "images", "a.raw", "1M").out == "volume 'a.raw' created (format raw)\n"
     return found
 
 
@@ -237,7 +237,7 @@ def test_wipe(astore: Any, folder: Path) -> None:
     (folder / "a.raw").write_bytes(b"secret" * 10_000)
     assert astore.good("vol", "wipe", "a.raw", "--algorithm", "dod", "--json").shape(shapes.Volume).capacity == 60_000
     assert (folder / "a.raw").read_bytes() == b"\xff" * 60_000
-    assert astore.good("vol-wipe", "a.raw").out == "volume 'a.raw' wiped\n"
+    assert astore.good("vol-wipe", "a.raw").out == "Vol a.raw wiped\n\n"
     assert (folder / "a.raw").read_bytes() == bytes(60_000)
 
 
@@ -270,7 +270,7 @@ def test_delete_some(astore: Any, folder: Path) -> None:
     ]
     assert len(ran.err.splitlines()) == 2
     assert astore("vol", "delete", "nothing").code == 3
-    assert astore.good("vol-delete", "base.qcow2", "--force", "--pool", "images").out == "volume 'base.qcow2' deleted\n"
+    assert astore.good("vol-delete", "base.qcow2", "--force", "--pool", "images").out == "Vol base.qcow2 deleted\n\n"
     assert names(astore) == ["web.qcow2"]
 
 

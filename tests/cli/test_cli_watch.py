@@ -161,7 +161,7 @@ async def test_a_terminal_without_utf_8(tmp_path: Path, backend: FakeBackend) ->
         screen = Screen(92, 10, "ascii")
         board = Board(manager, None, screen.output)
         event = kinds.PoolStateChanged(
-            pool="pool", old=PoolState.RUNNING, new=PoolState.INACCESSIBLE, reason="x" * 80, time=1.0, **ABOUT
+            pool="pool", old=PoolState.RUNNING, new=PoolState.INACCESSIBLE, reason="x" * 80, time=time.time(), **ABOUT
         )
         board.note(event)
         text = "\n".join(screen.lines(board))

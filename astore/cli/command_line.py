@@ -1,0 +1,70 @@
+"""The classes of our commands, options and arguments, which decide how help shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.types import OptionHelpExtra
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option whose help has no range in Python's notation."""
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """Return what the help adds in brackets."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+class CommonOption(Option):
+    """An option of all commands. ``astore --help`` shows it, the help of a command does not."""
+
+
+class Argument(click.Argument):
+    """An argument whose usage shows whether it is optional or repeatable."""
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Return ``POOL``, ``[POOL]``, ``POOL...`` or ``[POOL]...``."""
+        text = self.human_readable_name
+        return (text if self.required else f"[{text}]") + ("..." if self.nargs != 1 else "")
+
+
+def argument(name: str, **settings: Any) -> Callable[[F], F]:
+    """Add an argument to a command. :param settings: those of :class:`click.Argument`."""
+    return click.argument(name, cls=Argument, **settings)
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """Add an option to a command. :param settings: those of :class:`click.Option`."""
+    return click.option(*names, cls=Option, **settings)
+
+
+class Command(click.Command):
+    """A command whose help ends with examples, and shows general options nowhere."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options."""
+        own = [
+            one for one in self.get_params(ctx) if isinstance(one, click.Option) and not isinstance(one, CommonOption)
+        ]
+        records = [record for one in own if (record := one.get_help_record(ctx)) is not None]
+        if records:
+            with formatter.section("Options"):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write two examples, and where the general options are."""
+        from astore.cli.examples import examples_of
+
+        if lines := examples_of(ctx.command_path):
+            with formatter.section("Examples"):
+                for line in lines:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"General options: `{ctx.find_root().command_path} --help`")

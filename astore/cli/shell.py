@@ -1,0 +1,158 @@
+"""``astore shell``: commands typed one after the other, or read from standard input, in one process.
+
+They share an event loop and a Manager, which looks at the state folder before each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import click
+import msgspec
+
+from astore.cli.command_line import Command
+from astore.cli.exits import Exit
+from astore.cli.interruptions import SIGNALS
+from astore.cli.output import complain
+from astore.cli.session import KeptManager, Settings, common_options
+
+PROMPT = "astore> "
+HISTORY = "~/.local/state/astore/history"
+HISTORY_LINES = 1000
+
+
+@click.command("shell", cls=Command, params=common_options())
+@click.pass_context
+def shell(context: click.Context) -> None:
+    """Run commands one after the other: those that are typed, or the lines of standard input.
+
+    Each line is a command without `astore` in front; `#` begins a comment, and `quit` ends. The exit code is 0 if all commands
+    succeeded, 4 if some failed, and 1 if all did.
+    """
+    settings = context.ensure_object(Settings)
+    terminal = sys.stdin.isatty()
+    codes: list[int] = []
+    with asyncio.Runner() as runner:
+        kept = KeptManager(runner)
+        try:
+            with _history() if terminal else nullcontext():
+                for line in _typed() if terminal else sys.stdin:
+                    if line.strip() in ("quit", "exit"):
+                        break
+                    code = _run(line, msgspec.structs.replace(settings, kept=kept))
+                    codes += [] if code is None else [code]
+                    if code == Exit.INTERRUPTED and not terminal:
+                        break
+        finally:
+            runner.run(kept.aclose())
+    context.exit(_code_of(codes, terminal))
+
+
+def _code_of(codes: list[int], terminal: bool) -> int:
+    failed = [code for code in codes if code]
+    if terminal or not failed:
+        return Exit.OK
+    if failed[-1] == Exit.INTERRUPTED:
+        return Exit.INTERRUPTED
+    return Exit.PARTIAL if len(failed) < len(codes) else Exit.FAILED
+
+
+def _run(line: str, settings: Settings) -> int | None:
+    """Run a line. Return its exit code, or None if there is no command in it."""
+    from astore.cli.app import run
+
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        complain(f"{error}: {line.strip()}")
+        return Exit.USAGE
+    if not words:
+        return None
+    if words[0] in ("shell", "demo"):
+        complain(f"`{words[0]}` does not run in a shell")
+        return Exit.USAGE
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        return run(words, settings=settings)
+    finally:
+        sys.stdout.flush()
+        for number, handler in before.items():  # an interrupted command has them ignored
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------------------------- a terminal
+
+
+def _typed() -> Iterator[str]:
+    """Yield what the user types, line by line. Ctrl-C drops the line, Ctrl-D ends."""
+    while True:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            line = input(PROMPT)
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            print()
+            return
+        finally:
+            signal.signal(signal.SIGINT, before)
+        yield line
+
+
+@contextmanager
+def _history() -> Iterator[None]:
+    """Give the prompt its history and completion. A history that cannot be read or written is no error."""
+    import readline
+
+    file = Path(HISTORY).expanduser()
+    with suppress(OSError):
+        readline.read_history_file(file)
+    readline.set_history_length(HISTORY_LINES)
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(_Completer())
+    readline.parse_and_bind("tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_completer(None)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(file)
+            os.chmod(file, 0o600)
+
+
+class _Completer:
+    """Completes words as the completion of bash does."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def __call__(self, text: str, state: int) -> str | None:
+        """Return the candidate of this number; None after the last."""
+        if state == 0:
+            import readline
+
+            self._found = candidates(readline.get_line_buffer()[: readline.get_begidx()], text)
+        return self._found[state] if state < len(self._found) else None
+
+
+def candidates(before: str, incomplete: str) -> list[str]:
+    """Return the words that may complete ``incomplete`` after the words ``before`` it, each with a space behind."""
+    from click.shell_completion import ShellComplete
+
+    from astore.cli.app import app
+
+    try:
+        words = shlex.split(before)
+    except ValueError:
+        return []
+    found = ShellComplete(app, {}, "astore", "_ASTORE_COMPLETE").get_completions(words, incomplete)
+    return [f"{item.value} " for item in found if item.type == "plain"]

@@ -1,0 +1,171 @@
+"""Sources of an upload beside plain files: compressed files, and https."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from astore.cancellation import shielded
+from astore.cli.exits import CliError
+from astore.cli.local_files import PIECE, in_thread, pieces_of, size_to_read
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+PROGRAMS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bzip2"}
+"""The program that unpacks a file, by the end of its name."""
+
+ANSWER_SECONDS = 60.0
+"""Seconds that a server may take to answer, or to send more."""
+
+
+class UploadSource:
+    """The content that an upload writes.
+
+    :param file: a path, ``-`` for standard input, or an ``https://`` URL. :param unpack: unpack what is compressed by its name.
+    """
+
+    def __init__(self, file: str, *, unpack: bool) -> None:
+        self.file = file
+        self._remote = file.startswith(("https://", "http://"))
+        name = file.partition("?")[0].partition("#")[0] if self._remote else file
+        self._program = PROGRAMS.get(os.path.splitext(name)[1]) if unpack else None
+
+    async def size(self) -> int | None:
+        """Return how many bytes it has, or None if that is not known before they were read."""
+        return None if self._remote or self._program else await size_to_read(self.file)
+
+    def pieces(self, size: int | None) -> str | AsyncGenerator[bytes, None]:
+        """Return what :meth:`astore.Volume.upload` takes: a path, of whose file it skips the holes, or the bytes.
+
+        :param size: what :meth:`size` said.
+        """
+        if self._remote or self._program:
+            return self._streamed()
+        return pieces_of(self.file) if self.file == "-" or size is None else self.file
+
+    async def _streamed(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a server or a program. :raises CliError: it failed."""
+        stream = await in_thread(_request, self.file) if self._remote else None
+        if self._program is None:
+            assert stream is not None
+            while piece := await in_thread(_read, self.file, stream):
+                yield piece
+            return
+        unpacking = await in_thread(_Unpacking, self.file, self._program, stream)
+        try:
+            while piece := await in_thread(unpacking.read):
+                yield piece
+            await in_thread(unpacking.finish)
+        finally:
+            await shielded(in_thread(unpacking.end))
+
+
+def _request(url: str) -> HTTPResponse:
+    """Open a URL. :raises CliError: it is no https, or the server does not have it."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
+
+    class OnlyHttps(HTTPRedirectHandler):
+        """Follow redirections to https only."""
+
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            if not newurl.startswith("https://"):
+                raise URLError(f"it redirects to {newurl}, which is not https")
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    if not url.startswith("https://"):
+        raise CliError(f"{url}: what comes by http may have been changed on its way: use https")
+    try:
+        opener = build_opener(ProxyHandler(), HTTPSHandler(), OnlyHttps())
+        found: HTTPResponse = opener.open(url, timeout=ANSWER_SECONDS)
+        return found
+    except HTTPError as error:
+        error.close()
+        raise CliError(f"{url}: the server says {error.code} {error.reason}") from error
+    except (OSError, ValueError) as error:
+        raise CliError(f"{url}: {getattr(error, 'reason', error)}") from error
+
+
+def _read(file: str, stream: HTTPResponse) -> bytes:
+    """Read the next bytes of a server's answer. :raises CliError: it broke off."""
+    from http.client import HTTPException
+
+    try:
+        piece = stream.read(PIECE)
+    except (OSError, HTTPException) as error:
+        raise CliError(f"{file}: it broke off: {error}") from error
+    if not piece and stream.length:
+        raise CliError(f"{file}: it broke off: {stream.length} bytes are missing")
+    return piece
+
+
+class _Unpacking:
+    """A program that unpacks a file, or what a server sends.
+
+    :param stream: what the server sends; None: the file.
+    """
+
+    def __init__(self, file: str, program: str, stream: HTTPResponse | None) -> None:
+        self._file = file
+        self._program = program
+        self._problem: CliError | None = None
+        with contextlib.ExitStack() as stack:
+            given: IO[bytes] | int = subprocess.PIPE if stream is not None else stack.enter_context(_opened(file))
+            try:
+                self._process = subprocess.Popen(
+                    [program, "-dc"], stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            except OSError as error:
+                raise CliError(f"{file}: the program {program} unpacks it: {error.strerror}: install it") from error
+        self._feeding: threading.Thread | None = None
+        if stream is not None:
+            self._feeding = threading.Thread(target=self._feed, args=(stream,), name="astore-unpack", daemon=True)
+            self._feeding.start()
+
+    def _feed(self, stream: HTTPResponse) -> None:
+        assert self._process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin, stream:
+                while piece := _read(self._file, stream):
+                    stdin.write(piece)
+        except CliError as error:
+            self._problem = error
+
+    def read(self) -> bytes:
+        """Return the next bytes; none at the end."""
+        assert self._process.stdout is not None
+        return self._process.stdout.read(PIECE)
+
+    def finish(self) -> None:
+        """Wait for the program, after its last byte. :raises CliError: it, or the server, failed."""
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().decode("utf-8", "replace").strip()
+        code = self._process.wait()
+        if self._feeding is not None:
+            self._feeding.join()
+        if self._problem is not None:
+            raise self._problem
+        if code:
+            raise CliError(f"{self._file}: {' '.join(said.split()) or f'{self._program} failed with exit code {code}'}")
+
+    def end(self) -> None:
+        """End the program, and close its pipes."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    try:
+        with open(file, "rb") as stream:
+            yield stream
+    except OSError as error:
+        raise CliError(f"{file}: {error.strerror}") from error

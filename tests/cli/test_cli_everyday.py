@@ -1,0 +1,78 @@
+"""Twenty everyday tasks, as a script for virsh: astore in virsh's place does and prints the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from beds.libvirt import LibvirtBed
+
+SCRIPT = Path(__file__).with_name("everyday.sh")
+
+
+def ran(text: str, folder: Path, environment: dict[str, str]) -> str:
+    """What the script prints, with the folder's name and what is never the same left out."""
+    folder.mkdir()
+    (folder / "script").write_text(text)
+    done = subprocess.run(
+        ["bash", "-u", "script"],
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    out = done.stdout.replace(str(folder), "FOLDER")
+    out = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", out)
+    # of the file system, which others write to as well
+    out = re.sub(r"(?m)^(Capacity|Allocation|Available): +\S+ [GT]iB$", r"\1: N", out)
+    out = re.sub(r"(?m)^( \w+ +running .*?)  +\S+ [GT]iB.*$", r"\1", out)
+    # the width of a table's line depends on the folder's name
+    return re.sub(r"(?m)^-+$|(?<= Path) *$", "", out)
+
+
+def content(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Names, modes and bytes of the files of the pools; images with their virtual content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.parent != folder:
+            data = path.read_bytes()
+            if path.suffix == ".qcow2":
+                data = subprocess.run(
+                    ["qemu-img", "map", "-U", "--output=json", str(path)], capture_output=True, check=True
+                ).stdout
+                data = re.sub(rb'"(offset|start|length)": \d+', rb"", data) if b'"data": true' in data else data
+            found[str(path.relative_to(folder))] = (path.stat().st_mode, data)
+    return found
+
+
+@pytest.mark.libvirt
+@pytest.mark.qemu
+@pytest.mark.root
+def test_twenty_tasks(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> None:
+    """What is printed is the same, and what is on the disks."""
+    text = SCRIPT.read_text()
+    assert len(re.findall(r"(?m)^task \d+:", text)) == 20
+    with_virsh = ran(text, tmp_path / "one", {**os.environ, "VIRSH_DEFAULT_CONNECT_URI": libvirt_bed.uri})
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    program = programs / "astore"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m astore "$@"\n')
+    program.chmod(0o755)
+    # fifty processes: they must not compile the same modules again and again
+    environment = astore.environment(PYTHONPYCACHEPREFIX=str(tmp_path / "bytecode"))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    with_astore = ran(text.replace("virsh", "astore"), tmp_path / "two", environment)
+    assert with_astore.replace("astore", "virsh").splitlines() == with_virsh.replace("astore", "virsh").splitlines()
+    assert content(tmp_path / "two") == content(tmp_path / "one")

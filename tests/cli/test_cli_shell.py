@@ -1,0 +1,141 @@
+"""``astore shell``: many commands in one process, typed or read."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from astore.cli.shell import candidates
+
+Make = Callable[..., Path]
+
+PATIENCE = 30.0
+
+
+def test_a_batch(astore: Any, make_pool: Make) -> None:
+    """Each line is a command; a failure does not end it, and is told by the exit code; other processes' work is seen."""
+    make_pool("images")
+    lines = "\n".join(
+        (
+            "# a comment",
+            "pool list --name",
+            "",
+            "vol create images 'a b.raw' 1M",
+            "vol path 'images/a b.raw'",
+            "vol path images/none",
+            "vol-list images",
+            'vol path "',
+            "shell",
+            "pool-stop",
+            "quit",
+            "vol path images/web.qcow2",
+        )
+    )
+    ran = astore.process("shell", stdin=lines.encode())
+    assert ran.code == 4
+    first, made, path, title, *_ = ran.out.splitlines()
+    assert (first, made) == ("images", "volume 'a b.raw' created (format raw)")
+    assert path.endswith("/a b.raw")
+    assert title.split() == ["Name", "Path"]
+    assert "web.qcow2\n" not in ran.out.partition("----")[2].replace("images-folder/web.qcow2\n", "")
+    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["astore"] * 4
+    assert astore.process("shell", stdin=b"pool list\n").code == 0
+    assert astore.process("shell", stdin=b"pool lust\n").code == 1
+
+
+def test_a_batch_takes_no_longer_than_a_few_processes(astore: Any, make_pool: Make) -> None:
+    """Two hundred commands need one start: the processor time of three, with room for a loaded machine."""
+    make_pool("images")
+
+    def seconds(*arguments: str, stdin: bytes = b"") -> float:
+        before = os.times()
+        assert astore.process(*arguments, stdin=stdin).code == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    one = min(seconds("vol", "path", "images/web.qcow2") for _ in range(3))
+    assert seconds("shell", stdin=b"vol path images/web.qcow2\n" * 200) < 6 * one
+
+
+def test_what_another_process_did_is_seen(astore: Any, make_pool: Make) -> None:
+    """Before each command the state folder is read again."""
+    make_pool("images")
+    with astore.running("shell") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"vol path images/web.qcow2\n")
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"/web.qcow2\n")
+        assert astore.process("pool", "stop", "images").code == 0
+        process.stdin.write(b"pool start images\npool list --name\nquit\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"pool 'images' started\n"
+        assert process.stdout.readline() == b"images\n"
+        assert process.wait(timeout=PATIENCE) == 0
+
+
+def test_candidates(astore: Any, make_pool: Make) -> None:
+    """Verbs, pools and volumes, as in bash."""
+    make_pool("images")
+    make_pool("isos", start=False)
+    assert candidates("", "po") == ["pool "]
+    assert candidates("pool start ", "i") == ["isos "]
+    assert candidates("vol info ", "w") == ["web.qcow2 "]
+    assert candidates("vol 'info ", "w") == []
+
+
+def test_on_a_terminal(astore: Any, make_pool: Make, tmp_path: Path) -> None:
+    """A prompt that completes; Ctrl-C drops the line, Ctrl-D ends; the history is kept."""
+    make_pool("images")
+    ours, theirs = pty.openpty()
+    environment = {**astore.environment(), "HOME": str(tmp_path), "TERM": "dumb"}
+    process = subprocess.Popen(
+        astore.argv("shell", interrupted=True),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    seen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + PATIENCE
+        while text not in seen:
+            readable, _, _ = select.select([ours], [], [], deadline - time.monotonic())
+            assert readable, seen
+            seen += os.read(ours, 1 << 16)
+        seen = seen.partition(text)[2]
+
+    try:
+        _talk(ours, until)
+        assert process.wait(timeout=PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    history = tmp_path / ".local/state/astore/history"
+    assert "pool info images" in history.read_text()
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def _talk(ours: int, until: Callable[[bytes], None]) -> None:
+    until(b"astore> ")
+    os.write(ours, b"nonsense\x03")
+    until(b"astore> ")
+    os.write(ours, b"vol path images/web.qc\t\n")
+    os.write(ours, b"pool inf\timages\n")
+    until(b"running")
+    until(b"astore> ")
+    os.write(ours, b"\x04")
