@@ -158,7 +158,7 @@ class Secrets(Protocol):
     """Has the values of secrets. ``Manager(secrets=…)`` takes an object of the caller's that has this method."""
 
     async def value(self, name: SecretName) -> bytes | None:
-        """Return the value of a secret; None if there is none. Of usage ``ceph`` it is the key's bytes, not its base64 text.
+        """Return the value of a secret; None if there is none. It is what libvirt takes the value for: bytes, not base64 text.
 
         The error of a call that fails may be shown and logged: the value must not be in it.
         """
@@ -184,8 +184,8 @@ class Context(msgspec.Struct, frozen=True):
     async def secret(self, wanted: Auth | SecretName) -> SecretValue:
         """Return the value of the secret of a login: bytes that ``repr()`` does not show.
 
-        Ask for it when you log in, and do not keep it: it may be another one next time. Of usage ``ceph`` it is the bytes of
-        the key, as in libvirt, and not the base64 text that Ceph prints.
+        Ask for it when you log in, and do not keep it: it may be another one next time. It is the value as libvirt hands it
+        out: a key's bytes, where tools print base64 text.
 
         :raises SecretNotFoundError: there is no such secret, or it has no value; the message tells the next command to type.
         :raises AstoreError: it cannot be read. TimeoutError: not in ``timeout`` seconds.

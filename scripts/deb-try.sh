@@ -29,7 +29,7 @@ eval "$(sed -n 's/^ExecStart=//p' /lib/systemd/system/astore-autostart.service)"
 astore vol create images a.qcow2 1G --format qcow2
 astore vol list images
 astore backend list
-for type in dir gluster netfs; do
+for type in dir gluster iscsi-direct netfs rbd; do
     astore backend list --json | grep -q "\"type\": \"$type\"" || fail "there is no backend $type"
 done
 astore pool stop images

@@ -20,8 +20,8 @@ if [ "$("$pyright" --version 2>/dev/null || true)" != "pyright $PYRIGHT" ]; then
 fi
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$work/env"
 "$python" -m pip install -q --disable-pip-version-check -c constraints.txt \
-    '.[cli,testing]' plugins/gluster plugins/netfs lxml-stubs hypothesis fastapi
-for package in . plugins/gluster plugins/netfs; do
+    '.[cli,testing]' plugins/gluster plugins/iscsi plugins/netfs plugins/rbd lxml-stubs hypothesis fastapi
+for package in . plugins/gluster plugins/iscsi plugins/netfs plugins/rbd; do
     "$python" -m pip install -q --disable-pip-version-check --no-deps --force-reinstall "$package"
 done
 
@@ -36,7 +36,7 @@ cp -R examples/astore-zip/astore_zip "$work/checked/"
 "$python" tests/doc_blocks.py "$work/checked"
 cd "$work/checked"
 "$pyright" --warnings .
-for package in astore astore_gluster astore_netfs; do
+for package in astore astore_gluster astore_iscsi astore_netfs astore_rbd; do
     "$pyright" --ignoreexternal --verifytypes "$package" >"$work/$package.txt" 2>&1 || true
     score=$(sed -n 's/^Type completeness score: \([0-9.]*\)%$/\1/p' "$work/$package.txt")
     echo "$package: the types of ${score:-0} % of the public names are known (build/types/$package.txt)"

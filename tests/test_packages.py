@@ -27,7 +27,8 @@ from packaging.version import Version
 import astore
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"astore": ROOT, "astore-gluster": ROOT / "plugins" / "gluster", "astore-netfs": ROOT / "plugins" / "netfs"}
+PLUGINS = ("gluster", "iscsi", "netfs", "rbd")
+FOLDERS = {"astore": ROOT} | {f"astore-{name}": ROOT / "plugins" / name for name in PLUGINS}
 README = (ROOT / "README.md").read_text()
 
 
@@ -165,7 +166,13 @@ def installations() -> Iterator[str]:
     yield from re.findall(r'^pip install "(astore\[[^"]+\])"', README, re.MULTILINE)
 
 
-EXPECTED = {"astore[cli]": {"dir"}, "astore[cli,gluster]": {"dir", "gluster"}, "astore[cli,netfs]": {"dir", "netfs"}}
+EXPECTED = {
+    "astore[cli]": {"dir"},
+    "astore[cli,gluster]": {"dir", "gluster"},
+    "astore[cli,iscsi]": {"dir", "iscsi-direct"},
+    "astore[cli,netfs]": {"dir", "netfs"},
+    "astore[cli,rbd]": {"dir", "rbd"},
+}
 
 
 def test_the_readme_installs_each_extra() -> None:

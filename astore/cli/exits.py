@@ -48,8 +48,8 @@ class Exit(enum.IntEnum):
     """The reader of the output is gone: 128 + SIGPIPE."""
 
 
-EXTRAS = frozenset({"gluster", "netfs"})
-"""The extras of astore's distribution that install a backend. An extra has the name of its pool type."""
+EXTRAS = {"gluster": "gluster", "iscsi-direct": "iscsi", "netfs": "netfs", "rbd": "rbd"}
+"""The extras of astore's distribution that install a backend, by the types of pools."""
 
 
 class CliError(Exception):
@@ -138,7 +138,7 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
-        return f"pip install 'astore[{error.type}]'" if error.type in EXTRAS else "install its plugin"
+        return f"pip install 'astore[{EXTRAS[error.type]}]'" if error.type in EXTRAS else "install its plugin"
     if isinstance(error, StoreError) and error.errno in (EACCES, EPERM, EROFS, ENOTDIR):
         return "choose another state folder with --state-dir"
     if isinstance(error, PoolInaccessibleError) and error.pool and "build the pool" in error.message:

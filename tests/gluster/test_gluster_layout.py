@@ -128,6 +128,7 @@ _NUMBERS = {
     "mode_t": "uint",
     "uid_t": "uint",
     "gid_t": "uint",
+    "glfs_upcall_reason_t": "int",
     "off_t": "int64",
     "size_t": "size",
     "ssize_t": "ssize",

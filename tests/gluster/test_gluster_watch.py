@@ -217,6 +217,7 @@ async def test_volume_that_tells_nothing(
 ) -> None:
     """Such a pool is polled, and says what to switch on. When that is done, it is told."""
     monkeypatch.setattr(upcalls, "OPTIONS_AGE", 0.2)
+    monkeypatch.setattr(upcalls, "FAILURE_AGE", 0.2)  # glusterd may be slow to answer beside other work
     volume = await asyncio.to_thread(volume_factory, bricks=2)
     other = await asyncio.to_thread(other_of, volume)
     pool = await manager.create(xml(gluster, volume, other.images))
