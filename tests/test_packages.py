@@ -203,7 +203,7 @@ def test_installing_into_an_empty_environment(what: str, index: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     backends = [environment / "bin" / "astore", "backend", "list", "--json"]
     told = subprocess.run(backends, env=settings, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r'"type": "(\w+)"', told)) == EXPECTED[what]
+    assert set(re.findall(r'"type": "([\w-]+)"', told)) == EXPECTED[what]
 
 
 def test_a_record_is_a_table(index: Path) -> None:
