@@ -37,12 +37,12 @@ def draw_floors() -> str:
     height = FLOOR * len(rows) + 2 * GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="14">',
-        '<title>The packages of astore by floors: imports run down</title>',
+        "<title>The packages of astore by floors: imports run down</title>",
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#f7f9fc"/>',
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="5" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="5" refY="5" markerWidth="8" markerHeight="8" orient="auto">',
         '<path d="M0 0 L10 5 L0 10 z" fill="#5b7083"/></marker></defs>',
         f'<path d="M30 {GAP + 10} V{height - GAP - 10}" stroke="#5b7083" stroke-width="2" marker-end="url(#tip)"/>',
-        f'<text x="20" y="{height // 2}" transform="rotate(-90 20 {height // 2})" text-anchor="middle" fill="#5b7083">'
+        f'<text x="20" y="{height // 2}" transform="rotate(-90 20 {height // 2})" text-anchor="middle" fill="#5b7083">',
         "imports run down</text>",
     ]
     for number, rooms in enumerate(rows):
