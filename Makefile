@@ -24,7 +24,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench soak fresh lint clean
+.PHONY: help demo test docs bench soak fresh lint types deb clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -64,8 +64,16 @@ lint:  ## put style in order, and check style, types and imports
 	@PYTHON='$(PYTHON)' scripts/setup.sh lint
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict && $(BIN)/lint-imports --no-logo --no-cache
 
+types:  ## check the types as users see them, by pyright (needs npm)
+	@PYTHON='$(PYTHON)' scripts/types.sh
+
+deb:  ## build the Debian package, install it on a new machine, use it and remove it (as root)
+	@scripts/setup.sh deb
+	@scripts/deb.sh
+
 clean:  ## remove what the others made
 	@FRESH='$(FRESH)' scripts/fresh.sh remove
+	@FRESH=build/deb/fresh scripts/fresh.sh remove
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage .coverage.*
 	@find . -name '.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 	@if [ -e '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi

@@ -175,7 +175,7 @@ class Once:
     def __init__(self, func: Callable[[], object]) -> None:
         self._func = func
         self._lock = threading.Lock()
-        self.begun = False
+        self.begun: bool = False
 
     def __call__(self) -> object:
         with self._lock:

@@ -168,7 +168,7 @@ class VolumeInUseError(InvalidStateError):
 
     def __init__(self, message: str, *, pool: str = "", operation: str = "", dependents: Sequence[str] = ()) -> None:
         super().__init__(message, pool=pool, operation=operation)
-        self.dependents = tuple(dependents)
+        self.dependents: tuple[str, ...] = tuple(dependents)
 
 
 class UnsupportedOperationError(AstoreError):
@@ -286,7 +286,7 @@ class CommandError(AstoreError):
 
     def __init__(self, message: str, *, argv: Sequence[str], returncode: int | None, stderr: str) -> None:
         super().__init__(message)
-        self.argv = tuple(argv)
+        self.argv: tuple[str, ...] = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
 

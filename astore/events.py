@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from astore.model import PoolState, VolumeInfo
+from astore.model.record import Record
 
 DEFAULT_CAPACITY = 32_768
 """How many events the bus keeps."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="event"):
+class Event(Record, frozen=True, kw_only=True, tag=True, tag_field="event"):
     """The base of all events: ``seq`` grows by one from event to event; ``time`` is in seconds since the epoch."""
 
     seq: int = 0
@@ -154,7 +155,7 @@ class Lagged(Event, frozen=True, kw_only=True):
     missed: int
 
 
-class EventsStatistics(msgspec.Struct, frozen=True):
+class EventsStatistics(Record, frozen=True):
     """Counts of the bus at one moment: the last number, the events kept, and the subscribers."""
 
     last_seq: int
@@ -182,12 +183,12 @@ class _Cursor:
     __slots__ = ("batch", "loop", "pools", "position", "signal", "waiting")
 
     def __init__(self, position: int, pools: Collection[str] | None) -> None:
-        self.position = position
-        self.pools = None if pools is None else frozenset(pools)
+        self.position: int = position
+        self.pools: frozenset[str] | None = None if pools is None else frozenset(pools)
         self.batch: _Batch | None = None
-        self.waiting = False
+        self.waiting: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.signal = asyncio.Event()
+        self.signal: asyncio.Event = asyncio.Event()
 
     def wake(self) -> bool:
         """Wake the reader, from any thread. Return False if its loop is closed."""
@@ -222,7 +223,7 @@ class EventBus:
         self._batches: deque[_Batch] = deque()
         self._next = 1
         self._cursors: set[_Cursor] = set()
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def last_seq(self) -> int:

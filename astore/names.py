@@ -148,5 +148,5 @@ def check_uuid(text: str) -> str:
     :raises DefinitionError: the text is no UUID.
     """
     if not _UUID.fullmatch(text):
-        raise DefinitionError(f"{printable(text)!r} is no UUID", element="uuid")
+        raise DefinitionError(f"{printable(text[:64])!r} is no UUID", element="uuid")
     return str(uuid.UUID(re.sub(r"[^0-9a-fA-F]", "", text)))

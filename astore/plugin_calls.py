@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from astore.backend import Backend, Context, PoolSession
+from astore.errors import AstoreError, BackendError, reason
 from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
 
 T = TypeVar("T")
@@ -61,6 +62,20 @@ def checked_definition(backend: Backend, definition: PoolDef) -> PoolDef:
     if not isinstance(found, PoolDef):
         raise TypeError(f"check() returned {found!r}")
     return found
+
+
+def accepted_definition(backend: Backend, definition: PoolDef) -> PoolDef:
+    """As :func:`checked_definition`, with astore's errors alone. :raises BackendError: the backend raised something else."""
+    try:
+        return checked_definition(backend, definition)
+    except AstoreError:
+        raise
+    except Exception as error:  # plugin code: it may raise anything
+        raise BackendError(
+            f"the backend of pool type {definition.type!r} cannot check pool {definition.name!r}: "
+            f"{type(error).__name__}: {reason(error)}",
+            type=definition.type,
+        ) from error
 
 
 async def opened_session(backend: Backend, definition: PoolDef, context: Context) -> PoolSession:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,18 +25,21 @@ CONTENTS = {
         "docs/from-virsh",
         "docs/porting-from-libvirt",
         "docs/from-proxmox",
-        "docs/systemd",
+        "docs/at-boot",
     ),
     "Pool types": ("plugins/*/README",),
     "In depth": ("docs/freshness", "docs/secrets", "docs/cli", "docs/differences-from-libvirt", "docs/benchmarks"),
     "The command": ("commands/astore", "commands/*", "docs/cli-json"),
     "The library": ("reference/manager", "reference/pools", "reference/*"),
-    "For developers": ("docs/writing-a-backend", "docs/architecture", "examples/*/README", "CHANGELOG", "docs/*"),
+    "For developers": ("docs/writing-a-backend", "docs/architecture", "examples/*/README", "docs/*", "[A-Z]*"),
 }
 """The pages of each part of the contents, in order. A pattern stands for the pages that no line before it has."""
 
 PICTURES = {"floors": draw_floors, "demo": demo_terminal}
 """A line ``<!-- picture: NAME: its description -->`` of a page is where the site has this picture."""
+
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"] + "/blob/main/"
+"""How README names the other pages, since it is also read where they are not."""
 
 _LINK = re.compile(r"\]\(([^)\s#]+)[^)\s]*\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -80,7 +84,7 @@ def gather(folder: Path) -> None:
 def written_pages() -> list[str]:
     """Return the pages that people write, as paths from the root of the repository."""
     found = [*ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/README.md")]
-    return [*sorted(str(one.relative_to(ROOT)) for one in found), "CHANGELOG.md"]
+    return [*sorted(str(one.relative_to(ROOT)) for one in found), "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 
 
 def linked_files(page: str) -> Iterator[str]:
@@ -108,11 +112,11 @@ def with_pictures(page: str, text: str) -> str:
 def index(folder: Path) -> str:
     """Return the first page: README, with the contents at its end."""
     rest = {str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.md")}
-    parts = [with_pictures("README.md", (ROOT / "README.md").read_text())]
+    parts = [(ROOT / "README.md").read_text().replace(f"]: {REPOSITORY}", "]: ")]
     for title, patterns in CONTENTS.items():
         parts += ["```{toctree}", ":hidden:", f":caption: {title}", ""]
         for pattern in patterns:
-            wanted = re.compile(re.escape(pattern).replace(r"\*", "[^/]+"))
+            wanted = re.compile(pattern.replace("*", "[^/]+"))
             found = sorted(page for page in rest if wanted.fullmatch(page))
             rest.difference_update(found)
             parts += found

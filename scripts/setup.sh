@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make what a target of the Makefile needs: Debian packages (as root only) and a virtual environment.
 #
-#   scripts/setup.sh demo|test|docs|lint|bench|fresh
+#   scripts/setup.sh demo|test|docs|lint|bench|fresh|deb
 #
 # PYTHON   the interpreter to use (default: the newest of 3.13, 3.12, 3.11 that can make a virtual environment)
 # VENV     the virtual environment's folder (default: .venv)
@@ -11,11 +11,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-what=${1:?usage: scripts/setup.sh demo|test|docs|lint|bench|fresh}
+what=${1:?usage: scripts/setup.sh demo|test|docs|lint|bench|fresh|deb}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
 PYTHON=${PYTHON:-}
-TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn'
+TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio'
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
@@ -38,6 +38,7 @@ test | bench)
     packages="$packages $oracle_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;
+deb) packages='mmdebstrap git dpkg-dev debhelper lintian fakeroot python3-venv python3-pip' ;;
 lint | docs) ;;
 *)
     echo "setup: unknown target $what" >&2

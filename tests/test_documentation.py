@@ -13,21 +13,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from doc_blocks import FENCE, PAGES, QUOTED, ROOT, Block, blocks
 
 import astore
 from astore.backend import BACKEND_ABILITIES
 from astore.xml import secret_from_xml
 
-ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(ROOT.glob("plugins/*/README.md")),
-    *sorted(ROOT.glob("examples/*/README.md")),
-]
 EXECUTED = {
     "examples/backup_pool.py": "tests/test_documentation.py",
     "examples/from_proxmox.py": "tests/test_documentation.py",
@@ -37,21 +30,8 @@ EXECUTED = {
     "examples/blocks/": "tests/conformance/test_block_memory.py",
     "examples/porting/": "tests/test_porting.py",
 }
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUOTED = re.compile(r"# (file|from): (\S+)\n")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w.-]+\.(?:py|md|toml))`")
-
-
-class Block(NamedTuple):
-    kind: str
-    text: str
-    line: int
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [Block(m[1].strip(), m[2], text.count("\n", 0, m.start()) + 1) for m in FENCE.finditer(text)]
 
 
 def commands(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, and what an installed astore can do without this repository."""
+"""The wheel: what is in it, and what an installed astore can do without this repository."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,18 +15,14 @@ ROOT = Path(__file__).parent.parent
 FOR_DEVELOPERS = ("beds", "benchmarks", "demo", "examples", "manual", "plugins", "tests")
 
 
-def build(kind: str, folder: Path) -> Path:
-    """Build a distribution of this checkout, without a network. :param kind: wheel or sdist."""
-    argv = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    argv = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)
     (built,) = folder.iterdir()
     return built
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel."""
-    return build("wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +56,6 @@ def test_wheel_has_the_package_alone(wheel: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "astore"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:  # else this is no clone, but what somebody copied
         assert {name for name in names if name.startswith("astore/")} >= set(listed.stdout.split())
-
-
-def test_sdist_has_what_the_wheel_is_built_of(tmp_path: Path) -> None:
-    """No more than that: tests and servers are in the repository."""
-    with tarfile.open(build("sdist", tmp_path)) as archive:
-        names = {name.partition("/")[2].partition("/")[0] for name in archive.getnames()}
-    assert {"astore", "README.md", "pyproject.toml"} <= names
-    assert not names & set(FOR_DEVELOPERS)
 
 
 def test_nothing_for_developers_can_be_imported(python: Path, tmp_path: Path) -> None:

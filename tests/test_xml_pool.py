@@ -263,7 +263,8 @@ HOSTILE = {
     "wide": "<pool type='dir'>" + "<a/>" * 60_000 + "</pool>",
     "attributes": "<pool " + " ".join(f"a{i}='x'" for i in range(60_000)) + "/>",
     "undefined entity": DIR.replace("<name>d", "<name>&nothing;"),
-    "unknown encoding": b"<?xml version='1.0' encoding='klingon'?>" + DIR.encode(),
+    "bad declaration": b"<?xml encoding='utf-8'?>" + DIR.encode(),
+    "blank before the declaration": " <?xml version='1.0'?>" + DIR,
     "not utf-8": DIR.encode().replace(b"<name>d", b"<name>\xff\xfe"),
     "surrogate": DIR.replace("<name>d", "<name>\udcff"),
     "nul": DIR.replace("<name>d", "<name>\0"),
@@ -289,7 +290,12 @@ def test_what_is_accepted_all_the_same() -> None:
     """Declarations, comments, bytes and other encodings are no attack."""
     expected = pool_from_xml(DIR)
     declared = "<?xml version='1.0' encoding='utf-8'?>\n<!-- x -->" + DIR
-    for text in (declared, declared.encode(), DIR.encode("utf-16"), DIR.replace("<name>", "<name><!-- x -->")):
+    klingon = declared.replace("utf-8", "klingon")
+    utf_16 = (DIR.encode("utf-16"), declared.replace("utf-8", "utf-16").encode("utf-16"))
+    for text in (
+        *(declared, declared.encode(), klingon, klingon.encode(), *utf_16),
+        DIR.replace("<name>", "<name><!-- x -->"),
+    ):
         assert pool_from_xml(text) == expected
 
 

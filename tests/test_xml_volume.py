@@ -16,6 +16,8 @@ from astore import DefinitionError, Manager, Permissions, PoolDef, Target, Volum
 from astore.errors import LibvirtCode
 from astore.model import BackingStore, Encryption, Reference, ReferenceKind
 from astore.model.definitions import Extent, SourceDevice, Timestamps
+from astore.model.formats import PARTITION_FORMATS
+from astore.volume_io.qemu_img import check_definition
 from astore.xml.reading import parse_size
 from astore.xml.volume import LARGEST_CAPACITY, volume_from_xml, volume_info_to_xml
 
@@ -141,10 +143,31 @@ def test_where_something_is_there_twice() -> None:
 
 def test_what_features_imply() -> None:
     """An element ``features``, of whatever namespace its features are, means compat 1.1 where none is said."""
-    assert volume_from_xml(_volume("<features/>")).compat == "1.1"
+    empty = volume_from_xml(_volume("<features/>"))
+    assert (empty.compat, empty.features) == ("1.1", ())
+    assert "<features/>" in empty.to_xml()
+    assert volume_from_xml(_volume("")).features is None
     definition = volume_from_xml(_volume("<features xmlns:x='u:x'><x:extended_l2/><lazy_refcounts/></features>"))
     assert (definition.compat, definition.features) == ("1.1", ("extended_l2", "lazy_refcounts"))
     assert definition.to_xml().index("lazy_refcounts") < definition.to_xml().index("extended_l2")  # libvirt's order
+
+
+def test_a_cluster_size_of_nothing() -> None:
+    """It is none, as in libvirt."""
+    definition = volume_from_xml(_volume("<clusterSize>0</clusterSize>"))
+    assert definition.cluster_size is None
+    assert "clusterSize" not in definition.to_xml()
+
+
+@pytest.mark.parametrize("word", PARTITION_FORMATS)
+def test_formats_of_partitions(word: str) -> None:
+    """The documents of a disk pool's volumes are read and written; a pool of files makes no such volume."""
+    definition = volume_from_xml(_volume(f"<format type='{word}'/>"))
+    assert definition.format == word
+    assert volume_from_xml(definition.to_xml()) == definition
+    with pytest.raises(DefinitionError, match="only the volumes of disk pools") as refused:
+        check_definition(definition)
+    assert refused.value.libvirt_code == LibvirtCode.CONFIG_UNSUPPORTED
 
 
 def test_secrets_and_ciphers() -> None:

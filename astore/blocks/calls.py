@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from astore.backend import Context
+from astore.backend import Context, Lane
 from astore.blocks.contract import Answer
 from astore.cancellation import Once, bounded, in_a_thread, retrieved, shielded, to_the_end
 from astore.errors import LaneTimeoutError
@@ -23,7 +23,7 @@ class Calls:
     """
 
     def __init__(self, context: Context) -> None:
-        self.lane = context.lane
+        self.lane: Lane = context.lane
         self._name = context.name
         self._timeout = context.timeout
         self._undoing: set[asyncio.Future[Any]] = set()

@@ -37,7 +37,7 @@ class NewBlocks(OpenBlocks):
         self._session = session
         self._names = [name]  # which it may have
         self._final_name = final_name
-        self.placed = False
+        self.placed: bool = False
 
     async def place(self) -> None:
         """Give the volume its name, close it and read its record. :raises OSError: EEXIST: another volume took the name."""

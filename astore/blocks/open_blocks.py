@@ -243,7 +243,7 @@ class BlockOpener:
     def __init__(self, calls: Calls, pool: BlockPool) -> None:
         self._calls = calls
         self._pool = pool
-        self.files = SessionFiles()
+        self.files: SessionFiles = SessionFiles()
 
     @contextlib.asynccontextmanager
     async def volume(self, volume: VolumeInfo, *, write: bool = False, what: str = "") -> AsyncIterator[OpenBlocks]:

@@ -33,8 +33,8 @@ class BlockSession(PoolSession):
     def __init__(self, pool: BlockPool, context: Context) -> None:
         self.pool = pool
         self.context = context
-        self.calls = Calls(context)
-        self.opener = BlockOpener(self.calls, pool)
+        self.calls: Calls = Calls(context)
+        self.opener: BlockOpener = BlockOpener(self.calls, pool)
         self._known: dict[str, Block] = {}
         self._records: dict[str, VolumeInfo] = {}  # what was made of them
 

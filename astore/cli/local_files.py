@@ -22,7 +22,6 @@ from anyio import to_thread
 from astore.cancellation import shielded
 from astore.cli.exits import CliError
 from astore.volume_io.blocks import Hole
-from astore.volume_io.downloads import Download
 
 T = TypeVar("T")
 
@@ -117,7 +116,7 @@ def _target_for(file: str) -> Target:
     return NewFile(file) if stat.S_ISREG(mode) else Stream(file)
 
 
-async def save(chunks: Download, target: Target) -> int:
+async def save(chunks: AsyncIterator[bytearray | Hole], target: Target) -> int:
     """Write a whole download to a target. Return the number of bytes, holes included."""
     count = 0
     async for chunk in chunks:

@@ -127,7 +127,7 @@ class Output:
 
     def __init__(self, stream: TextIO | None = None, *, terminal: bool | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self.terminal = self._stream.isatty() if terminal is None else terminal
+        self.terminal: bool = self._stream.isatty() if terminal is None else terminal
         self._console: Console | None = None
 
     def raw(self, text: str) -> None:

@@ -37,7 +37,7 @@ class Ticker:
     """
 
     def __init__(self, *, shown: bool | None = None, delay: float = DELAY, stays: bool = False) -> None:
-        self.shown = sys.stderr.isatty() if shown is None else shown
+        self.shown: bool = sys.stderr.isatty() if shown is None else shown
         self.delay = delay
         self.stays = stays
         self._now = _Now()  # replaced atomically, so it needs no lock

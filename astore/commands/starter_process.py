@@ -44,7 +44,7 @@ class Starter:
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.poll = select.epoll()
+        self.poll: select.epoll = select.epoll()
         self.poll.register(control, select.EPOLLIN)
         self.woken, waker = socket.socketpair()
         waker.setblocking(False)

@@ -64,13 +64,13 @@ class Turn:
     )
 
     def __init__(self, turns: Turns) -> None:
-        self.granted = threading.Event()
+        self.granted: threading.Event = threading.Event()
         self.held = False
-        self.began = 0.0
-        self.confirmed = 0.0
-        self.long = False
+        self.began: float = 0.0
+        self.confirmed: float = 0.0
+        self.long: bool = False
         self.starved = False
-        self.since = 0.0
+        self.since: float = 0.0
         self._turns = turns
         self._entered = 0.0
         self._without = False  # whether it goes on without a turn, because it mostly waits

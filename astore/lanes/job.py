@@ -35,16 +35,16 @@ class Job:
         discard: Callable[[Any], object] | None = None,
         parent: Job | None = None,
     ) -> None:
-        self.lane = lane
-        self.func = func
-        self.args = args
-        self.loop = loop
+        self.lane: LaneRecord = lane
+        self.func: Callable[..., Any] = func
+        self.args: tuple[Any, ...] = args
+        self.loop: asyncio.AbstractEventLoop | None = loop
         self.future: asyncio.Future[Any] | None = None if loop is None else loop.create_future()
-        self.discard = discard
-        self.parent = parent
-        self.abandoned = False
-        self.stuck = False
-        self.overdue = False
+        self.discard: Callable[[Any], object] | None = discard
+        self.parent: Job | None = parent
+        self.abandoned: bool = False
+        self.stuck: bool = False
+        self.overdue: bool = False
 
 
 class LaneRecord:
@@ -58,12 +58,12 @@ class LaneRecord:
     __slots__ = ("limit", "listed", "name", "queue", "running", "stuck")
 
     def __init__(self, name: str, limit: int) -> None:
-        self.name = name
-        self.limit = limit
+        self.name: str = name
+        self.limit: int = limit
         self.queue: deque[Job] = deque()
         self.running: set[Job] = set()
-        self.stuck = 0
-        self.listed = False
+        self.stuck: int = 0
+        self.listed: bool = False
 
     def may_start(self) -> bool:
         """Return whether a queued call may start now; that call is then the first of the queue."""
@@ -93,7 +93,7 @@ class Patience:
     __slots__ = ("until",)
 
     def __init__(self, seconds: float | None) -> None:
-        self.until = 0.0
+        self.until: float = 0.0
         self.extend(seconds)
 
     def extend(self, seconds: float | None) -> None:
@@ -129,7 +129,7 @@ def patient(seconds: float | None) -> Iterator[None]:
         PATIENCE.reset(token)
 
 
-here = threading.local()
+here: threading.local = threading.local()
 """``here.job`` is the job that this thread runs, or None."""
 
 

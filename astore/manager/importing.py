@@ -31,6 +31,7 @@ from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
 from astore.manager.manager import Manager
 from astore.model import PoolDef
+from astore.model.record import Record
 from astore.pools.pool import Pool
 
 LIBVIRT_FOLDER = "/etc/libvirt/storage"
@@ -59,7 +60,7 @@ class ImportAction(enum.StrEnum):
     """The definition could not be stored."""
 
 
-class ImportedPool(msgspec.Struct, frozen=True):
+class ImportedPool(Record, frozen=True):
     """The result for one entry: ``file`` is its name in the folder, made printable.
 
     ``pool``, ``uuid`` and ``type`` are None if unknown; ``autostart`` is libvirt's mark; ``backend`` tells whether pools of
@@ -77,7 +78,7 @@ class ImportedPool(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
-class ImportReport(msgspec.Struct, frozen=True):
+class ImportReport(Record, frozen=True):
     """The results for all entries of ``folder``, by name."""
 
     folder: str

@@ -73,7 +73,7 @@ class Keeper(Host):
         self._lost = False  # whether the store was gone at the last read
         self._look_again = False  # read everything anew, even if the store has not changed
         self._run_writes: Counter[str] = Counter()  # by pool: writes of its run, begun and done; odd during a write
-        self.lock = anyio.Lock()
+        self.lock: anyio.Lock = anyio.Lock()
         """Held while the list of pools is changed."""
 
     async def open(self, lane: PoolLane) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from astore.backend import Secrets
 from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
-from astore.errors import AstoreError, BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
+from astore.errors import BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
@@ -26,7 +26,7 @@ from astore.manager.many import OnProgress, refresh_pools, start_pools
 from astore.manager.statistics import Statistics
 from astore.model import PoolDef, PoolState, RefreshReport
 from astore.names import normal_path
-from astore.plugin_calls import checked_definition
+from astore.plugin_calls import accepted_definition
 from astore.pools import graph
 from astore.pools.parts import Parts
 from astore.pools.pool import Pool
@@ -102,6 +102,11 @@ class Manager:
         self._catalogue = Catalogue(self._services)
         self._keeper = Keeper(self._services, self._catalogue, store)
         self._store_name = store.name
+
+    def __repr__(self) -> str:
+        pools = len(self._catalogue.all())
+        state = "closed" if self._services.lanes is None else f"{pools} pool{'s' * (pools != 1)}"
+        return f"<Manager of {self._store_name}: {state}>"
 
     # --------------------------------------------------------------------------------------- entering and leaving
 
@@ -258,16 +263,7 @@ class Manager:
             backend = await self.registry.get(wanted.type)
         except BackendError:
             return wanted
-        try:
-            return checked_definition(backend, wanted)
-        except AstoreError:
-            raise
-        except Exception as error:  # plugin code: it may raise anything
-            raise BackendError(
-                f"the backend of pool type {wanted.type!r} cannot check pool {wanted.name!r}: "
-                f"{type(error).__name__}: {reason(error)}",
-                type=wanted.type,
-            ) from error
+        return accepted_definition(backend, wanted)
 
     async def create(
         self, definition: str | bytes | PoolDef, *, build: bool = False, timeout: float | None = None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from astore.events import EventsStatistics
 from astore.lanes import LanesStatistics
+from astore.model.record import Record
 
 
-class Statistics(msgspec.Struct, frozen=True):
+class Statistics(Record, frozen=True):
     """Counts of a Manager at one moment.
 
     :ivar cleanups: clean-ups of this process that go on although their callers, which were cancelled, have returned.

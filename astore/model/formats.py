@@ -57,3 +57,6 @@ A LUKS volume is ``raw`` with an ``<encryption>`` in libvirt's documents; libvir
 
 FILE_FORMATS = ("raw", "none", *(one.name for one in FORMATS[1:] if one.listed))
 """The formats that a volume in a pool of files may have, the default first."""
+
+PARTITION_FORMATS = ("none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm", "linux-raid", "extended")
+"""The formats that a volume in a disk pool may have (virStorageVolFormatDisk), the default first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-import msgspec
+from astore.model.record import Record
 
 
 class PoolState(enum.StrEnum):
@@ -25,7 +25,7 @@ class PoolState(enum.StrEnum):
 _ACTIVE = frozenset({PoolState.RUNNING, PoolState.DEGRADED, PoolState.INACCESSIBLE})
 
 
-class Freshness(msgspec.Struct, frozen=True):
+class Freshness(Record, frozen=True):
     """How a watched pool learns of changes; see :meth:`astore.Manager.watch`.
 
     :ivar way: ``inotify``, ``upcalls``, or ``polled``: refreshed every so often.
@@ -42,7 +42,7 @@ class Freshness(msgspec.Struct, frozen=True):
     next_try: float | None = None
 
 
-class PoolInfo(msgspec.Struct, frozen=True):
+class PoolInfo(Record, frozen=True):
     """The summary of a pool. Sizes in bytes.
 
     ``taken_at`` is when the snapshot was taken (0: never) and ``since`` when the pool entered its state (0: unknown), in

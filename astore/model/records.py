@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from astore.model.definitions import VolumeType
+from astore.model.record import Record
 
 
 class ReferenceKind(StrEnum):
@@ -30,7 +31,7 @@ class ReferenceKind(StrEnum):
     """The parent of a differencing VHD or VHDX, which QEMU does not read."""
 
 
-class Place(msgspec.Struct, frozen=True, gc=False):
+class Place(Record, frozen=True, gc=False):
     """The place that a location leads to, as the kernel or the storage resolves it.
 
     :ivar path: the canonical path: without links, ``.`` and ``..``. It begins with a slash only in a local file system.
@@ -51,7 +52,7 @@ class Place(msgspec.Struct, frozen=True, gc=False):
         return None if self.device is None or self.inode is None else (self.device, self.inode)
 
 
-class Reference(msgspec.Struct, frozen=True, gc=False):
+class Reference(Record, frozen=True, gc=False):
     """A file that an image's header names.
 
     :ivar name: the file's name in the header. :ivar format: the format in the header, in libvirt's words; None if the header
@@ -104,7 +105,7 @@ class _Referring:
         return None if found is None else found.name
 
 
-class ImageInfo(_Referring, msgspec.Struct, frozen=True, gc=False):
+class ImageInfo(_Referring, Record, frozen=True, gc=False):
     """The contents of an image's header. ``capacity`` is None if the file's own size is the capacity.
 
     ``references`` are the files that the header names. ``features`` are libvirt's names in sorted order; ``encryption`` is
@@ -123,7 +124,7 @@ class ImageInfo(_Referring, msgspec.Struct, frozen=True, gc=False):
     extras: tuple[str, ...] = ()
 
 
-class VolumeInfo(_Referring, msgspec.Struct, frozen=True, gc=False):
+class VolumeInfo(_Referring, Record, frozen=True, gc=False):
     """A volume as the last refresh found it. ``key`` and ``path`` are the same object if they are equal.
 
     ``physical`` is st_size, ``allocation`` st_blocks × 512 (both 0 for a ``dir``), ``mode`` the whole st_mode.
@@ -180,7 +181,7 @@ def _lasting(info: VolumeInfo) -> VolumeInfo:
     return msgspec.structs.replace(info, atime_ns=0, device=0, made=None, references=references)
 
 
-class EntryError(msgspec.Struct, frozen=True, gc=False):
+class EntryError(Record, frozen=True, gc=False):
     """An entry of a pool that is no volume, and why. ``name`` is printable, whatever the storage has.
 
     ``skipped`` marks entries that are no failures: a FIFO, a dangling link, a name with control characters, a file that may

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from astore.model.definitions import Source
+from astore.model.record import Record
 from astore.model.records import EntryError
 
 
-class RefreshOutcome(msgspec.Struct, frozen=True):
+class RefreshOutcome(Record, frozen=True):
     """The result of refreshing one pool; ``error`` is set if the pool as a whole could not be read.
 
     ``added``, ``changed`` and ``removed`` are names, ``unchanged`` is a count, ``errors`` are the entries that could not
@@ -27,7 +26,7 @@ class RefreshOutcome(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
-class RefreshReport(msgspec.Struct, frozen=True):
+class RefreshReport(Record, frozen=True):
     """The results of refreshing several pools, in name order; ``seconds`` is the duration of the whole."""
 
     pools: tuple[RefreshOutcome, ...] = ()
@@ -39,14 +38,14 @@ class RefreshReport(msgspec.Struct, frozen=True):
         return tuple(outcome for outcome in self.pools if outcome.error is not None)
 
 
-class DiscoveredSource(msgspec.Struct, frozen=True):
+class DiscoveredSource(Record, frozen=True):
     """A source that a pool could be defined on: enough of a definition to start from."""
 
     type: str
     source: Source
 
 
-class BackendInfo(msgspec.Struct, frozen=True):
+class BackendInfo(Record, frozen=True):
     """A backend of the registry; ``status`` is ``ready``, ``unloaded`` (not imported yet) or ``failed`` (see ``error``)."""
 
     type: str

@@ -8,14 +8,13 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import msgspec
-
 from astore.model.definitions import Permissions
 from astore.model.name_order import in_order
+from astore.model.record import Record
 from astore.model.records import EntryError, Place, VolumeInfo
 
 
-class Changes(msgspec.Struct, frozen=True):
+class Changes(Record, frozen=True):
     """The difference of two snapshots; names in name order, ``unchanged`` a count."""
 
     added: tuple[str, ...] = ()
@@ -51,7 +50,7 @@ class Whole:
     __slots__ = ("_referring", "_volumes", "by_name")
 
     def __init__(self, by_name: dict[str, VolumeInfo]) -> None:
-        self.by_name = by_name
+        self.by_name: Mapping[str, VolumeInfo] = by_name
         self._volumes: tuple[VolumeInfo, ...] | None = None
         self._referring: tuple[VolumeInfo, ...] | None = None
 

@@ -258,7 +258,7 @@ def _is_conversion(old: VolumeInfo, wanted: VolumeDef, *, within: bool) -> bool:
         return True
     if wanted.cluster_size is not None and wanted.cluster_size != old.cluster_size:
         return True
-    if set(wanted.features) - set(old.features):
+    if set(wanted.features or ()) - set(old.features):
         return True
     return not within and are_relative(old.references)
 

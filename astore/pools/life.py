@@ -31,7 +31,7 @@ class Life:
         self.definition = definition
         self.started_at = started_at
         self.ending = False
-        self.ended = False
+        self.ended: bool = False
         self.backend: Backend | None = None
         self.session: PoolSession | None = None
         self.lane: PoolLane | None = None

@@ -125,8 +125,8 @@ class Lifecycle:
     async def stop(self, force: bool) -> None:
         """See :meth:`astore.Pool.stop`."""
         record = self._record
-        record.wanted = False
         self._services.check_open()
+        record.wanted = False
         if not force or not record.active:
             await self._host.catch_up(record)
         async with self._lock:

@@ -27,9 +27,9 @@ class Parts:
         self.record = record
         self.services = services
         self.others = others
-        self.claims = Claims(record)
-        self.refresher = Refresher(record, services)
-        self.lifecycle = Lifecycle(record, services, host, self.refresher, self.claims)
+        self.claims: Claims = Claims(record)
+        self.refresher: Refresher = Refresher(record, services)
+        self.lifecycle: Lifecycle = Lifecycle(record, services, host, self.refresher, self.claims)
 
     @property
     def name(self) -> str:

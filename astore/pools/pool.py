@@ -145,6 +145,7 @@ class Pool:
 
         :param timeout: seconds. :raises TimeoutError: they passed.
         """
+        self.parts.services.check_loop()
         return await self.parts.record.wait_state({PoolState(state) for state in states}, timeout)
 
     # -------------------------------------------------------------------------------------------------- its life

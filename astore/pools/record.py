@@ -48,22 +48,22 @@ class PoolRecord:
         self, bus: EventBus, log: BoundLogger, definition: PoolDef, *, persistent: bool, autostart: bool = False
     ) -> None:
         assert definition.uuid is not None
-        self.uuid = definition.uuid
-        self.definition = definition
-        self.persistent = persistent
-        self.autostart = autostart
-        self.state = PoolState.INACTIVE
-        self.since = 0.0
+        self.uuid: str = definition.uuid
+        self.definition: PoolDef = definition
+        self.persistent: bool = persistent
+        self.autostart: bool = autostart
+        self.state: PoolState = PoolState.INACTIVE
+        self.since: float = 0.0
         self.error: Exception | None = None
-        self.snapshot = Snapshot.EMPTY
-        self.generation = 0
+        self.snapshot: Snapshot = Snapshot.EMPTY
+        self.generation: int = 0
         self.life: Life | None = None
         self.gone = False
         self.saved: LastSeen | None = None
         self.wanted = False
         self.freshness: Freshness | None = None
         self.redefined: Callable[[PoolRecord], None] | None = None
-        self.log = log.bind(pool=definition.name)
+        self.log: BoundLogger = log.bind(pool=definition.name)
         self._bus = bus
         self._recent: dict[str, tuple[float, VolumeInfo | None]] = {}  # changes since the snapshot was taken
         self._state_waiters: set[asyncio.Event] = set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from typing import TYPE_CHECKING
 
 from astore.backend import Backend, Context, CutsConnections, Secrets
 from astore.cancellation import bounded
@@ -17,6 +19,17 @@ from astore.logs import get_logger
 from astore.model import PoolDef
 from astore.plugin_calls import asked
 from astore.registry import BackendRegistry
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return asyncio's event loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class Services:
@@ -38,19 +51,23 @@ class Services:
     ) -> None:
         self.registry = registry
         self.bus = bus
-        self.log = get_logger()
+        self.log: BoundLogger = get_logger()
         self.call_timeout = call_timeout
         self.secrets = secrets
         self._max_threads = max_threads
         self.lanes: Lanes | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.watched = False
         self._closing = False
         self._left_busy: list[tuple[PoolDef, str, PoolLane]] = []
 
     def open(self) -> Lanes:
-        """Open the lanes and the bus. :raises InvalidStateError: they are open already."""
+        """Open the lanes and the bus. :raises InvalidStateError: they are open already, or asyncio is not running."""
         if self.lanes is not None:
             raise InvalidStateError("this Manager is open already", operation="open")
+        self._loop = running_loop()
+        if self._loop is None:
+            raise InvalidStateError("astore works in asyncio's event loop, and not under trio", operation="open")
         self.bus.open()
         self.registry.listen(self.bus.publish)
         self.lanes = Lanes(self._max_threads)
@@ -59,6 +76,7 @@ class Services:
 
     def begin_closing(self) -> Lanes | None:
         """Refuse new work from here on; return the lanes, or None if the Manager is closed."""
+        self.check_loop()
         self._closing = self.lanes is not None
         return self.lanes
 
@@ -99,14 +117,25 @@ class Services:
             except Exception as error:  # plugin code: it may raise anything
                 context.log.warning("the connection of a pool that hangs is not cut", error=str(error))
 
+    def check_loop(self) -> None:
+        """Check that this is the event loop of an open Manager. :raises InvalidStateError: it is another, or another thread."""
+        if self.lanes is not None and running_loop() is not self._loop:
+            raise InvalidStateError(
+                "a Manager and its pools are used in the event loop in which the Manager was entered, and this is "
+                f"another loop or thread ({threading.current_thread().name}): asyncio.run_coroutine_threadsafe() "
+                "runs a call in that loop"
+            )
+
     def check_open(self, since: Lanes | None = None) -> Lanes:
         """Return the lanes.
 
         :param since: the lanes at the time when the work began.
         :raises ManagerClosedError: the Manager is closed, or was closed (and reopened) since.
+        :raises InvalidStateError: this is not the Manager's event loop.
         """
         if self.lanes is None or self._closing or since not in (None, self.lanes):
             raise ManagerClosedError
+        self.check_loop()
         return self.lanes
 
     def pool_lane(self, name: str, backend: Backend) -> PoolLane:

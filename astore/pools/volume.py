@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import msgspec
 
@@ -29,9 +30,9 @@ from astore.plugin_calls import checked_record
 from astore.pools import graph, upload
 from astore.pools.backing import MOST_BYTES
 from astore.pools.copies import backing_for
+from astore.pools.download import download
 from astore.pools.job_support import (
     begin_change,
-    check_range,
     keep_raw,
     look_again_at,
     looking_again,
@@ -42,8 +43,7 @@ from astore.pools.job_support import (
 )
 from astore.pools.parts import Member
 from astore.volume_io import wiping
-from astore.volume_io.copying import Count
-from astore.volume_io.downloads import Download, downloading
+from astore.volume_io.blocks import Hole
 from astore.volume_io.uploads import Source
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Volume:
     __slots__ = ("name", "pool")
 
     def __init__(self, pool: Pool, name: str) -> None:
-        self.pool = pool
-        self.name = name
+        self.pool: Pool = pool
+        self.name: str = name
 
     def __repr__(self) -> str:
         return f"<Volume {self.name!r} of pool {self.pool.name!r}>"
@@ -172,15 +172,29 @@ class Volume:
             allow_references=allow_references,
         )
 
-    @contextlib.asynccontextmanager
-    async def download(
+    @overload
+    def download(
+        self,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        sparse: Literal[False] = False,
+        on_progress: Progress | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytearray]]: ...
+
+    @overload
+    def download(
+        self, *, offset: int = 0, length: int | None = None, sparse: bool, on_progress: Progress | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytearray | Hole]]: ...
+
+    def download(
         self,
         *,
         offset: int = 0,
         length: int | None = None,
         sparse: bool = False,
         on_progress: Progress | None = None,
-    ) -> AsyncIterator[Download]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """Read the volume's bytes: ``async with volume.download() as chunks: async for chunk in chunks: ...``.
 
         The chunks are bytearrays, which the caller may keep or change. Later chunks reuse the memory of those that are not
@@ -190,18 +204,7 @@ class Volume:
         :param sparse: yield an :class:`astore.Hole` for a hole, instead of zeros.
         :param on_progress: called with bytes done and in all; must not block.
         """
-        pool = self.pool.parts
-        life = require_usable(pool, "download a volume")
-        info = self.info
-        check_range(offset, length)
-        session = await life.able("open-volume")
-        async with opened_volume(pool, session, info) as file:
-            size = (await file.stat()).size
-            end = size if length is None else min(size, offset + length)
-            with reporting(pool.record, self.name, "download", on_progress) as tell:
-                count = Count(max(end - offset, 0), tell)
-                async with downloading(file, min(offset, end), end, sparse, count) as blocks:
-                    yield blocks
+        return download(self._member, offset, length, sparse, on_progress)
 
     @contextlib.asynccontextmanager
     async def open(self, *, write: bool = False, force: bool = False) -> AsyncIterator[VolumeFile]:

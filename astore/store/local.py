@@ -88,7 +88,7 @@ class LocalStore(Store, KeepsSnapshots):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self.name = f"state folder {self.folder}"
         self._files = LockedFolder(folder)
         self._definitions = DefinitionFiles(self._files)

@@ -171,10 +171,10 @@ class LockedFolder:
     """A state folder and its lock. Taking the lock creates the folder with mode 0700."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self.pools = self.folder / "pools"
-        self.autostart = self.folder / "autostart"
-        self.run = self.folder / "run"
+        self.folder: Path = Path(folder)
+        self.pools: Path = self.folder / "pools"
+        self.autostart: Path = self.folder / "autostart"
+        self.run: Path = self.folder / "run"
         self._thread_lock = threading.Lock()
 
     @contextlib.contextmanager

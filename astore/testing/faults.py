@@ -56,9 +56,9 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self.entered = 0
-        self.inside = 0
-        self.most = 0
+        self.entered: int = 0
+        self.inside: int = 0
+        self.most: int = 0
         self._open = threading.Event()
         self._lock = threading.Lock()
         self._waiting: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []

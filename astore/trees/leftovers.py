@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from astore.backend import Lane
 from astore.trees.writable import WritableTree
@@ -28,7 +28,7 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self.clock = time.monotonic
+        self.clock: Callable[[], float] = time.monotonic
         self._looked: float | None = None  # when all hidden files were looked at last
         self._due = True
         self._seen: dict[str, tuple[Identity, float]] = {}  # others' files, and since when they are unchanged

@@ -42,10 +42,10 @@ class Folder:
     __slots__ = ("fd", "identity")
 
     def __init__(self, path: str) -> None:
-        self.fd = -1
+        self.fd: int = -1
         self.fd = os.open(path, _FOLDER)
         st = os.fstat(self.fd)
-        self.identity = (st.st_dev, st.st_ino)
+        self.identity: tuple[int, int] = (st.st_dev, st.st_ino)
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -323,7 +323,7 @@ class LocalReading(Reading):
 
     def __init__(self, tree: LocalTree, entry: Entry, thorough: bool) -> None:
         self.tree = tree
-        self.entry = entry
+        self.entry: Entry = entry
         fd = self._fd = _open_quietly(entry[0], entry[2].fd)
         if thorough:
             st = os.fstat(fd)

@@ -29,7 +29,7 @@ class NewVolume(OpenFile):
     def __init__(self, lane: Lane, made: HiddenFile) -> None:
         super().__init__(lane, made.file)
         self.made = made
-        self.placed = False
+        self.placed: bool = False
 
     async def place(self) -> None:
         """Give the volume its name and close it. :raises OSError: EEXIST: the name was taken meanwhile."""
@@ -58,8 +58,8 @@ class Opener:
     def __init__(self, context: Context, current: Callable[[], WritableTree]) -> None:
         self.context = context
         self.current = current
-        self.lane = context.lane
-        self.files = SessionFiles()
+        self.lane: Lane = context.lane
+        self.files: SessionFiles = SessionFiles()
 
     @contextlib.asynccontextmanager
     async def new_volume(self, definition: VolumeDef) -> AsyncIterator[NewVolume]:

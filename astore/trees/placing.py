@@ -48,8 +48,8 @@ class HiddenFile:
         self.tree = tree
         self.hidden = hidden
         self.file = file
-        self.name = definition.name
-        self.permissions = definition.permissions or Permissions()
+        self.name: str = definition.name
+        self.permissions: Permissions = definition.permissions or Permissions()
         self.made = "raw" if definition.format in (None, "raw") else None
         self._inode = -1
         self._named = False

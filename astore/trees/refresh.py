@@ -68,8 +68,9 @@ class Refresh:
         self._turn = self._lane.turn()
         self._seen = 0
         self._read_before = read_before
-        self.began = self.given_up_at = time.monotonic()
-        self.running = False
+        self.began: float = time.monotonic()
+        self.given_up_at: float = self.began
+        self.running: bool = False
         self._taken_at = 0.0
         self._names_changed: int | None = 1 << 63  # when the folder's names changed last, as of the end; None: never
 

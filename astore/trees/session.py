@@ -48,12 +48,12 @@ class WritableTreeSession(FileTreeSession):
 
     def __init__(self, tree: WritableTree, context: Context) -> None:
         super().__init__(tree, context)
-        self.leftovers = Leftovers()
+        self.leftovers: Leftovers = Leftovers()
 
         def current() -> WritableTree:
             return self.tree
 
-        self.opener = Opener(context, current)
+        self.opener: Opener = Opener(context, current)
         self._images = TreeImages(self.opener)
         self._makers = Makers(context.lane, current)
 

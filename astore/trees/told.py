@@ -27,11 +27,11 @@ class FolderTold:
         self._tell = tell
         self._watch: FolderWatch | None = None
         self._taken_at = -1.0  # of the snapshot that the last whole refresh returned
-        self.heard_nothing = False
-        self.lost = False
-        self.note = ""
-        self.complete = False
-        self.bound = 0.0
+        self.heard_nothing: bool = False
+        self.lost: bool = False
+        self.note: str = ""
+        self.complete: bool = False
+        self.bound: float = 0.0
 
     async def begin(self, run: Callable[..., Any]) -> None:
         """Listen from now on. :param run: ``lane.run``. :raises OSError: see :meth:`FolderNotices.watch`."""

@@ -42,7 +42,7 @@ class Reading:
 
     def __init__(self, tree: FileTree, entry: Entry) -> None:
         self.tree = tree
-        self.entry = entry
+        self.entry: Entry = entry
 
     def header(self, more: Callable[[bytes], bool]) -> bytes:
         """Read the beginning of the file; see :meth:`FileTree.read_header`."""

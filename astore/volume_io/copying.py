@@ -29,7 +29,7 @@ class Count:
 
     def __init__(self, total: int | None, progress: Progress | None) -> None:
         self.total = total
-        self.done = 0
+        self.done: int = 0
         self._progress = progress
 
     def add(self, count: int) -> None:

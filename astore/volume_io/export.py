@@ -50,7 +50,7 @@ class Export:
         self._on_bytes = on_bytes or (lambda count: None)
         self.size = size
         self.write = write
-        self.end = stored
+        self.end: int = stored
         self.error: OSError | None = None
 
     @property

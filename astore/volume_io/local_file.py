@@ -42,7 +42,7 @@ class LocalFile(TreeFile):
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._locked = False
-        self.path = path
+        self.path: str = path
 
     def __repr__(self) -> str:
         return f"<LocalFile {self.path}{' closed' if self._fd < 0 else ''}>"

@@ -52,7 +52,7 @@ class PrivateFolder:
         for left in _left_behind(place):
             shutil.rmtree(left, ignore_errors=True)
         for _ in range(ATTEMPTS):
-            self.path = tempfile.mkdtemp(None, PREFIX, place)
+            self.path: str = tempfile.mkdtemp(None, PREFIX, place)
             self._fd = -1
             try:
                 self._fd = os.open(f"{self.path}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

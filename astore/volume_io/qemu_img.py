@@ -10,10 +10,11 @@ from typing import TypeVar, cast
 
 from astore.backend import CommandResult, Lane, Limits, QemuNode
 from astore.commands import LaneCommandRunner
-from astore.errors import CommandError, DefinitionError
+from astore.errors import CommandError, DefinitionError, LibvirtCode
 from astore.images import formats
 from astore.lanes.own_thread import on_own_thread
 from astore.model import VolumeDef, VolumeType
+from astore.model.formats import PARTITION_FORMATS
 
 T = TypeVar("T")
 
@@ -81,6 +82,12 @@ def filename(node: QemuNode) -> str:
 def check_definition(definition: VolumeDef) -> None:
     """Check that a volume can be created by its definition. :raises DefinitionError: it cannot."""
     kind = definition.format or "raw"
+    if kind in PARTITION_FORMATS:
+        raise DefinitionError(
+            f"only the volumes of disk pools have the format {kind!r}",
+            element="format",
+            libvirt_code=LibvirtCode.CONFIG_UNSUPPORTED,
+        )
     if kind != "raw" and not formats.can_be_made(kind):
         able = ", ".join(("raw", "dir", *(one for one in formats.WRITTEN if one != "luks")))
         raise DefinitionError(
@@ -90,7 +97,7 @@ def check_definition(definition: VolumeDef) -> None:
         raise DefinitionError("an encrypted volume needs its secret, and astore keeps no secrets", element="encryption")
     if definition.compat is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", definition.compat):
         raise DefinitionError(f"compat {definition.compat!r} is no version", element="compat")
-    for feature in definition.features:
+    for feature in definition.features or ():
         if feature not in _FEATURES:
             raise DefinitionError(f"unknown feature {feature!r}", element="features")
     if kind != "qcow2":
@@ -110,10 +117,10 @@ def create_arguments(definition: VolumeDef, *, prealloc_metadata: bool = False) 
     options: list[str] = []
     kind = definition.format or "raw"
     if kind == "qcow2":
-        compat = definition.compat or ("1.1" if definition.features else None)
+        compat = definition.compat or ("1.1" if definition.features is not None else None)
         if compat is not None:
             options.append(f"compat={compat}")
-        options += [f"{feature}=on" for feature in definition.features]
+        options += [f"{feature}=on" for feature in definition.features or ()]
         if definition.cluster_size:
             options.append(f"cluster_size={definition.cluster_size}")
         if prealloc_metadata:

@@ -54,7 +54,7 @@ class SessionFiles:
     """
 
     def __init__(self) -> None:
-        self.over = False
+        self.over: bool = False
         self._files: set[Closes] = set()
 
     @contextlib.asynccontextmanager

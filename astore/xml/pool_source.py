@@ -259,11 +259,11 @@ def _auth(element: Element | None) -> Auth | None:
     username = string_of(element, "./@username")
     if username is None:
         raise wrong(element, "it has no attribute 'username'")
-    type_ = element.get("type")
-    if type_ is None:
-        raise wrong(element, "it has no attribute 'type'", _UNSUPPORTED)
-    choice(element, type_, "type", ("chap", "ceph"), _UNSUPPORTED)
+    type_ = choice(element, element.get("type"), "type", ("chap", "ceph"), _UNSUPPORTED)
     secret = element.find("secret")
     if secret is None:
         raise wrong(element, "it has no <secret>")
-    return Auth(type_, username, *secret_of(secret), secret.get("type"))
+    uuid, usage = secret_of(secret)
+    if type_ is None:
+        raise wrong(element, "it has no attribute 'type'", _UNSUPPORTED)
+    return Auth(type_, username, uuid, usage, secret.get("type"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from functools import cache
 from typing import TypeAlias, cast
@@ -30,17 +31,21 @@ RBD_NAMESPACE = "http://libvirt.org/schemas/storagepool/rbd/1.0"
 NAMESPACES = {"fs": FS_NAMESPACE, "rbd": RBD_NAMESPACE}
 
 _DETAIL = LibvirtCode.XML_DETAIL  # libvirt's code for libxml2's errors
-_DECLARATION = r"^\s*<\?xml\s[^>]*\?>"
 _PLACE = r", line \d+, column \d+( \(.*\))?$"
 _INTEGER = r"[ \t\n\v\f\r]*(?P<sign>[-+]?)(?P<digits>(0[xX])?[0-9a-fA-F]+)"
+_SHOWN = 64  # characters of a value that a message quotes
 _UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
 _PREFIXES = "kmgtpe"
 LARGEST_SIZE = (1 << 64) - 1
 
 
-def hardened_parser() -> etree.XMLParser:
-    """Return a parser for hostile XML: no DTD, entities or network, and neither comments nor processing instructions."""
+def hardened_parser(encoding: str | None = None) -> etree.XMLParser:
+    """Return a parser for hostile XML: no DTD, entities or network, and neither comments nor processing instructions.
+
+    :param encoding: the document's encoding, whatever its declaration says; None: what that says.
+    """
     return etree.XMLParser(
+        encoding=encoding,
         resolve_entities=False,
         no_network=True,
         load_dtd=False,
@@ -54,22 +59,26 @@ def hardened_parser() -> etree.XMLParser:
 def parse(text: str | bytes, root: str) -> Element:
     """Return the root element of a document, which must have this name.
 
+    It is UTF-8, as in libvirt, whatever encoding its declaration names; UTF-16 only with a byte order mark.
+
     :raises DefinitionError: it is not well-formed, too large, too deep, has a DTD, or is another document.
     """
     if len(text) > LARGEST_DOCUMENT:
         raise DefinitionError(f"the document is longer than {LARGEST_DOCUMENT} bytes")
-    if isinstance(text, str):
-        try:
-            text = re.sub(_DECLARATION, "", text, count=1).encode()
-        except UnicodeEncodeError:
-            raise DefinitionError("the document is not valid Unicode") from None
+    try:
+        if isinstance(text, bytes) and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = text.decode("utf-16")
+        if isinstance(text, str):
+            text = text.encode()
+    except UnicodeError:
+        raise DefinitionError("the document is not valid Unicode") from None
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         line = text[: text.index(b"<!")].count(b"\n") + 1
         raise DefinitionError("a document type or an entity is not allowed", line=line)
-    if text.replace(b"\0", b"").count(b"xmlns") > MOST_NAMESPACES:  # without NUL: so that UTF-16 counts too
+    if text.count(b"xmlns") > MOST_NAMESPACES:
         raise DefinitionError(f"more than {MOST_NAMESPACES} declarations of namespaces")
     try:
-        element = etree.fromstring(text, hardened_parser())
+        element = etree.fromstring(text, hardened_parser("utf-8"))
     except etree.XMLSyntaxError as error:
         why = re.sub(_PLACE, "", printable(error.msg or str(error)))  # the error has the line already
         raise DefinitionError(f"not well-formed XML: {why}", line=error.lineno, libvirt_code=_DETAIL) from None
@@ -150,13 +159,15 @@ def integer(
         digits = found["digits"].lower()
         if base == 0 and not digits.startswith("0x"):
             base = 8 if digits.startswith("0") else 10  # "010" is no number for Python
+        if base == 10:
+            digits = digits.lstrip("0") or "0"  # Python reads no more than 4,300 digits
         number = int(digits, base)
     except ValueError:
-        raise wrong(element, f"{what} {printable(text or '')!r} is no number") from None
+        raise wrong(element, f"{what} {printable((text or '')[:_SHOWN])!r} is no number") from None
     if found["sign"] == "-":
         number = -number
     if not least <= number <= most:
-        raise wrong(element, f"{what} {text.strip() if text else ''} is not between {least} and {most}")
+        raise wrong(element, f"{what} {text.strip()[:_SHOWN]} is not between {least} and {most}")
     return number
 
 

@@ -9,7 +9,7 @@ from lxml import etree
 from astore.errors import LibvirtCode, printable
 from astore.model import BackingStore, Encryption, Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.model.definitions import Extent, SourceDevice, Timestamps
-from astore.model.formats import FILE_FORMATS
+from astore.model.formats import FILE_FORMATS, PARTITION_FORMATS
 from astore.names import check_volume_name
 from astore.xml.reading import (
     LARGEST_SIZE,
@@ -28,7 +28,9 @@ from astore.xml.reading import (
 from astore.xml.writing import add, add_given, add_permissions, render
 
 VOLUME_FORMATS = tuple(word for word in FILE_FORMATS if word != "none")
-"""The formats that a new volume may have; a LUKS volume is ``raw`` with an ``<encryption>``."""
+"""The formats that a new volume in a pool of files may have; a LUKS volume is ``raw`` with an ``<encryption>``."""
+
+_FORMATS = (*VOLUME_FORMATS, *PARTITION_FORMATS)
 
 LARGEST_CAPACITY = (1 << 63) - 1
 """The largest file (off_t), in bytes."""
@@ -66,7 +68,7 @@ def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
     permissions = _permissions(root, "target")
     encryption = _encryption(root)
     compat = _compat(root)
-    cluster_size = _size(root, "target/clusterSize")
+    cluster_size = _size(root, "target/clusterSize") or None
     features = _features(root)
     type_ = (
         None if type_ in _DIRECTORIES and format_ != "dir" else type_
@@ -80,7 +82,7 @@ def volume_from_xml(text: str | bytes, *, copied: bool = False) -> VolumeDef:
         # a copy without <permissions> gets the defaults, as in libvirt, not its source's
         permissions=Permissions() if permissions is None and copied else permissions,
         compat="1.1" if compat is None and features is not None else compat,
-        features=features or (),
+        features=features,
         cluster_size=cluster_size,
         nocow=True if all_of(root, "./target/nocow") else None,
         encryption=encryption,
@@ -98,7 +100,7 @@ def _size(root: Element, path: str, most: int = LARGEST_SIZE) -> int | None:
 
 
 def _format(root: Element, parent: str) -> str | None:
-    return word_at(root, f"./{parent}/format", "type", "format", VOLUME_FORMATS)
+    return word_at(root, f"./{parent}/format", "type", "format", _FORMATS)
 
 
 def _permissions(root: Element, parent: str) -> Permissions | None:
@@ -111,8 +113,9 @@ def _compat(root: Element) -> str | None:
     if compat is None:
         return None
     found = _COMPAT.fullmatch(compat)
-    if found is None or any(len(part.lstrip("0")) > 10 or int(part) > _MOST_32 for part in found.groups()):
-        raise wrong(all_of(root, "./target/compat")[0], f"compat {printable(compat)!r} is no version")
+    parts = [] if found is None else [part.lstrip("0") for part in found.groups()]
+    if found is None or any(len(part) > 10 or int(part or "0") > _MOST_32 for part in parts):
+        raise wrong(all_of(root, "./target/compat")[0], f"compat {printable(compat[:64])!r} is no version")
     return compat
 
 
@@ -240,9 +243,9 @@ def volume_def_to_xml(definition: VolumeDef) -> str:
     add_given(target, "compat", definition.compat)
     if definition.nocow:
         add(target, "nocow")
-    if definition.cluster_size is not None:
+    if definition.cluster_size:
         add(target, "clusterSize", definition.cluster_size, unit="B")
-    if definition.features:
+    if definition.features is not None:
         _add_features(target, definition.features)
     if definition.backing is not None:
         backing = add(root, "backingStore")

@@ -11,7 +11,7 @@ BASE = "<volume><name>base.raw</name><capacity unit='MiB'>1</capacity></volume>"
 DISK = """<volume><name>disk.qcow2</name><capacity unit='GiB'>1</capacity><target><format type='qcow2'/></target>
     <backingStore><path>{}</path><format type='raw'/></backingStore></volume>"""
 COPY = "<volume><name>copy.raw</name><capacity unit='MiB'>1</capacity></volume>"
-EVENTS = {
+EVENTS: dict[type[astore.Event], str] = {
     astore.PoolDefined: "defined",
     astore.PoolUndefined: "undefined",
     astore.PoolStarted: "started",

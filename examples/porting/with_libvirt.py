@@ -48,7 +48,7 @@ def main(uri: str, folder: str) -> None:
     pool.refresh()
     for volume in sorted(pool.listAllVolumes(), key=lambda volume: volume.name()):
         xml = ElementTree.fromstring(volume.XMLDesc())
-        format, backing = xml.find("target/format").get("type"), xml.findtext("backingStore/path")
+        format, backing = next(xml.iterfind("target/format")).get("type"), xml.findtext("backingStore/path")
         print(f"{volume.name()}: {volume.info()[1]} bytes, {format}, backed by {backing}")
     for attempt in (
         lambda: connection.storagePoolLookupByName("nosuch"),

@@ -57,13 +57,25 @@ class Oracle:
 
     def parsed(self, xml: str) -> str:
         """What libvirt's reader and writer alone make of a pool: by its test driver, which needs no type's backend."""
-        if self.mock is None:
-            self.mock = libvirt.open("test:///default")
-        pool = self.mock.storagePoolDefineXML(xml)
+        pool = self.mocked().storagePoolDefineXML(xml)
         try:
             return str(pool.XMLDesc())
         finally:
             pool.undefine()
+
+    def volume_parsed(self, xml: str) -> str:
+        """What libvirt's reader and writer alone make of a volume in a pool of files: by its test driver."""
+        volume = self.mocked().storagePoolLookupByName("default-pool").createXML(xml)
+        try:
+            return str(volume.XMLDesc())
+        finally:
+            volume.delete()
+
+    def mocked(self) -> Any:
+        """The connection to libvirt's test driver."""
+        if self.mock is None:
+            self.mock = libvirt.open("test:///default")
+        return self.mock
 
     def pool_call(self, name: str, method: str, *arguments: Any) -> Any:
         """Call a method of a pool that returns plain values."""

@@ -230,6 +230,8 @@ FAULTS = [
     NETFS.format("<auth type='none' username='u'><secret usage='s'/></auth>", ""),
     NETFS.format("<auth type='x' username='u'><secret usage='s'/></auth>", ""),
     NETFS.format("<auth username='u'><secret usage='s'/></auth>", ""),
+    NETFS.format("<auth username='u'/>", ""),
+    NETFS.format("<auth username='u'><secret usage='s' uuid='x'/></auth>", ""),
     NETFS.format("<auth type='chap'><secret usage='s'/></auth>", ""),
     NETFS.format("<auth type='chap' username='u'/>", ""),
     NETFS.format("<auth type='chap' username='u'><secret/></auth>", ""),

@@ -42,6 +42,7 @@ from differential.oracle import Oracle
 from differential.pool_documents import LARGE_IDS, Outcome
 from differential.schema import relaxng
 from differential.volume_documents import (
+    PARTITION_FORMAT,
     SCHEMA_IS_STRICTER,
     STRICTER,
     TAKEN,
@@ -278,6 +279,8 @@ READ = [
     (UNSAFE_NAME.name, _document(name="a&#10;b")),
     (STRICTER[1].name, _document("<compat> 1.-1</compat>")),
     (STRICTER[2].name, _document(f"<encryption format='luks'>{SECRET}{SECRET}</encryption>")),
+    (PARTITION_FORMAT.name, _document("<format type='linux-swap'/>")),
+    (PARTITION_FORMAT.name, _document(more="<backingStore><path>/b</path><format type='none'/></backingStore>")),
     (SCHEMAS_TYPE, _document().replace("<volume>", "<volume type='ploop'>")),
     (SCHEMAS_PATH, _document(more="<backingStore><path>base</path></backingStore>")),
     (SCHEMAS_PATH, _document(more="<backingStore><path>gluster://h/v/f</path></backingStore>")),
@@ -335,7 +338,11 @@ async def test_differences_in_making(bed: Bed) -> None:
 
 def test_differences_are_documented() -> None:
     """Each has an example here, and its row in the documentation."""
-    read = {difference.name for difference in STRICTER} | {SCHEMAS_TYPE, SCHEMAS_PATH, SCHEMAS_CIPHER}
+    read = {difference.name for difference in (*STRICTER, PARTITION_FORMAT)} | {
+        SCHEMAS_TYPE,
+        SCHEMAS_PATH,
+        SCHEMAS_CIPHER,
+    }
     assert {name for name, _ in READ} == read
     made = {difference.name for difference in (*LIBVIRT_ONLY, *ASTORE_ONLY)} | IN_WHAT_IS_MADE
     assert {name for name, _ in MADE} | {IMAGE_BLOCKS, UNSAFE_NAME.name} == made

@@ -73,10 +73,9 @@ class OtherClient:
 
     def symlink(self, target: str, path: str) -> None:
         """Make a symbolic link. (The backend makes none, and does not declare the function.)"""
-        from gluster.gfapi import api
-
+        library = ctypes.CDLL("libgfapi.so.0", use_errno=True)
         function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)(
-            ("glfs_symlink", api.client)
+            ("glfs_symlink", library)
         )
         self._check(function(self.connection.fs, target.encode(), path.encode()))
 

@@ -19,7 +19,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def texts(picture: str) -> list[str]:
     """The texts of a picture, which is well-formed."""
-    return ["".join(one.itertext()).replace("\N{NO-BREAK SPACE}", " ").strip() for one in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    found = ElementTree.fromstring(picture).iter(f"{SVG}text")
+    return ["".join(one.itertext()).replace("\N{NO-BREAK SPACE}", " ").strip() for one in found]
 
 
 def test_the_drawing_shows_every_room_once() -> None:

@@ -49,7 +49,7 @@ NewSource = Callable[[], Awaitable[SourceUnderTest]]
 class ConformanceBase(abc.ABC):
     """The suite's fixtures, and the methods by which a subclass describes its backend."""
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     source_class: ClassVar[type[SourceUnderTest]]
     """The class of :meth:`make_source`'s result; its ``can`` decides which tests are collected."""

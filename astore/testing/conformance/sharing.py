@@ -41,7 +41,7 @@ class Mirror:
 
     def __init__(self) -> None:
         self.volumes: dict[str, VolumeInfo] = {}
-        self.state = PoolState.INACTIVE
+        self.state: PoolState = PoolState.INACTIVE
         self.seqs: list[int] = []
 
     def hear(self, event: Event) -> None:

@@ -281,10 +281,10 @@ class MadeVolumeChecks(ConformanceBase):
             assert data["compat"] == (wanted.compat or "1.1")
             assert said["cluster-size"] == (wanted.cluster_size or 65536)
             assert (data.get("lazy-refcounts", False), data.get("extended-l2", False)) == (
-                "lazy_refcounts" in wanted.features,
-                "extended_l2" in wanted.features,
+                "lazy_refcounts" in (wanted.features or ()),
+                "extended_l2" in (wanted.features or ()),
             )
-            assert set(disk.info.features) == set(wanted.features)
+            assert set(disk.info.features) == set(wanted.features or ())
             assert stat.S_IMODE(disk.info.mode) == 0o600
         assert (await pool.refresh(full=True)).unchanged == len(cases)
 

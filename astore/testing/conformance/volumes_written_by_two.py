@@ -39,8 +39,8 @@ class Faucet:
 
     def __init__(self, size: int = 2 * MIB) -> None:
         self.size = size
-        self.asked = asyncio.Event()
-        self.open = asyncio.Event()
+        self.asked: asyncio.Event = asyncio.Event()
+        self.open: asyncio.Event = asyncio.Event()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"\xee" * MIB

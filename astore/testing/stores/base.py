@@ -28,7 +28,7 @@ WRITERS = 4
 class StoreSuiteBase(abc.ABC):
     """The suite's fixtures, and the methods by which a subclass describes its store."""
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     persists: ClassVar[bool] = True
     """Whether a store keeps its contents when all its clients are closed."""

@@ -11,14 +11,14 @@ in :func:`ctypes.get_errno`; :func:`failure` makes an OSError of it.
 
 from __future__ import annotations
 
-import collections
-import collections.abc
 import contextlib
 import ctypes
 import errno
 import os
 import threading
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from typing import Any, Final, NamedTuple
 
 from astore.errors import BackendLoadError
@@ -205,16 +205,18 @@ def load() -> Gfapi:
 
 
 def _import_client() -> ctypes.CDLL:
-    """Load the library with the package gfapi.
+    """Load the library with the client module of the package gfapi, and without its other modules.
 
-    gfapi 1.2 imports ``Iterator`` from :mod:`collections`, which Python 3.10 removed, and raises a bare Exception if
-    there is no library.
+    Those of gfapi 1.2 do not work on Python 3.10 and later. The client module raises a bare Exception if there is no library.
     """
-    lend = not hasattr(collections, "Iterator")
-    if lend:
-        collections.Iterator = collections.abc.Iterator  # type: ignore[attr-defined]
     try:
-        from gluster.gfapi import api
+        package = find_spec("gluster.gfapi")
+        places = None if package is None else package.submodule_search_locations
+        spec = None if places is None else PathFinder.find_spec("gluster.gfapi.api", places)
+        if spec is None or spec.loader is None:
+            raise ModuleNotFoundError("No module named 'gluster.gfapi.api'", name="gluster.gfapi.api")
+        api = module_from_spec(spec)
+        spec.loader.exec_module(api)
     except ModuleNotFoundError as error:
         raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
     except Exception as error:
@@ -222,9 +224,6 @@ def _import_client() -> ctypes.CDLL:
             f"libgfapi cannot be loaded ({error}): install GlusterFS's client library, on Debian the package libgfapi0"
         )
         raise BackendLoadError(message, type="gluster") from error
-    finally:
-        if lend:
-            del collections.Iterator  # type: ignore[attr-defined]
     client: ctypes.CDLL = api.client
     return client
 
