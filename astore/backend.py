@@ -227,7 +227,7 @@ class Backend(abc.ABC):
     """The values of ``<source><format type=…>``, the default first; empty: pools of this type have no such element."""
 
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
-    """The image formats that volumes may have, the default first (for the capabilities document)."""
+    """The formats that new volumes may have, the default first, for the capabilities document; empty: there can be none."""
 
     lane_threads: ClassVar[int] = 4
     """How many threads each pool may use for blocking calls at once."""
@@ -359,12 +359,14 @@ class DiskSource(msgspec.Struct, frozen=True):
 
     :ivar protocol: libvirt's word for it. :ivar name: the volume's name in that protocol, without a leading ``/``.
     :ivar hosts: all hosts, the preferred one first. :ivar auth: the domain's login; ``type`` is the type of the secret.
+    :ivar initiator: the name by which the domain's host makes itself known, if the protocol has such names.
     """
 
     protocol: str
     name: str
     hosts: tuple[DiskHost, ...] = ()
     auth: Auth | None = None
+    initiator: str | None = None
 
 
 @runtime_checkable
@@ -514,8 +516,8 @@ class ReceivesVolumes(Protocol):
 
 
 @runtime_checkable
-class ConvertsVolumes(Protocol):
-    """Can let qemu-img read its volumes, and write new ones in another format."""
+class ServesVolumes(Protocol):
+    """Can let qemu-img read its volumes: they can be converted into another format, in a pool that :class:`ConvertsVolumes`."""
 
     def qemu_node(
         self,
@@ -535,6 +537,11 @@ class ConvertsVolumes(Protocol):
         :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
         :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
+
+
+@runtime_checkable
+class ConvertsVolumes(ServesVolumes, Protocol):
+    """Can let qemu-img write new volumes in another format, too."""
 
     async def convert_volume(
         self,
@@ -672,6 +679,7 @@ SESSION_ABILITIES: Mapping[str, type] = {
     "create-volume": CreatesVolumes,
     "copy-volume": CopiesVolumes,
     "receive-volume": ReceivesVolumes,
+    "serve-volume": ServesVolumes,
     "convert-volume": ConvertsVolumes,
     "delete-volume": DeletesVolumes,
     "rename-volume": RenamesVolumes,

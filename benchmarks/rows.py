@@ -14,6 +14,7 @@ from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.fresh_rows import fresh_rows
+from benchmarks.iscsi_rows import iscsi_rows
 from benchmarks.late_loop import LateLoop
 from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
@@ -271,5 +272,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "scale": scale_rows,
     "startup": startup_rows,
     "fresh": fresh_rows,
+    "iscsi": iscsi_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

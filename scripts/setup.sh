@@ -25,6 +25,7 @@ nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod
 image_packages='qemu-utils'
 manual_packages='groff-base'
 drill_packages='python3-pyfuse3'
+iscsi_packages='libiscsi7 tgt'
 
 packages=
 case $what in
@@ -33,7 +34,7 @@ demo)
     if [ "$GLUSTER" != no ]; then packages="$packages $gluster_packages"; fi
     ;;
 test | bench)
-    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages"
+    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
     if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages strace"; fi
     packages="$packages $oracle_packages"
     ;;
@@ -168,7 +169,7 @@ make_environment() {
 fill_environment() {
     extras=cli
     if [ "$what" = docs ]; then extras=cli,docs; fi
-    set -- -e ".[$extras]" -e plugins/netfs
+    set -- -e ".[$extras]" -e plugins/iscsi -e plugins/netfs
     if [ "$what" != demo ] || [ "$GLUSTER" != no ]; then set -- "$@" -e plugins/gluster; fi
     # shellcheck disable=SC2086
     if [ "$kind" = tools ]; then set -- "$@" $TOOLS; fi

@@ -25,7 +25,7 @@ part() {  # part NAME PYTEST_ARGUMENT…
 }
 conformance="tests/conformance tests/drills"
 storage="tests/gluster tests/netfs tests/testbeds tests/volumes"
-qemu="tests/differential tests/images tests/made_of"
+qemu="tests/differential tests/images tests/iscsi tests/made_of"
 work=$(mktemp -d)
 parts=
 trap 'rm -rf "$work"' EXIT

@@ -27,7 +27,8 @@ EXECUTED = {
     "examples/refresh_all.py": "tests/test_examples.py",
     "examples/watch_events.py": "tests/test_examples.py",
     "examples/astore-zip/": "tests/conformance/test_sample_backend.py",
-    "examples/blocks/": "tests/conformance/test_block_memory.py",
+    "examples/blocks/memory.py": "tests/conformance/test_block_memory.py",
+    "examples/blocks/nbd.py": "tests/blocks/test_block_nbd.py",
     "examples/porting/": "tests/test_porting.py",
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
