@@ -68,7 +68,7 @@ def build_site(folder: Path) -> None:
 def gather(folder: Path) -> None:
     """Write all pages and pictures, and the files that pages link to, into a folder."""
     for page in written_pages():
-        _write(folder / page, with_pictures(page, (ROOT / page).read_text()))
+        _write(folder / page, with_pictures(page, with_folders(page, (ROOT / page).read_text())))
         for linked in linked_files(page):
             (folder / linked).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / linked, folder / linked)
@@ -94,6 +94,16 @@ def linked_files(page: str) -> Iterator[str]:
         file = (ROOT / page).parent.joinpath(target).resolve()
         if "://" not in target and file.is_file() and str(file.relative_to(ROOT)) not in pages:
             yield str(file.relative_to(ROOT))
+
+
+def with_folders(page: str, text: str) -> str:
+    """Return a page's text with links to the README of a folder where it links to the folder, as on GitHub."""
+
+    def link(found: re.Match[str]) -> str:
+        folder = (ROOT / page).parent / found[1]
+        return f"]({found[1].rstrip('/')}/README.md)" if (folder / "README.md").is_file() else found[0]
+
+    return _LINK.sub(link, text)
 
 
 def with_pictures(page: str, text: str) -> str:

@@ -68,6 +68,14 @@ def test_pages_ask_for_pictures_that_there_are() -> None:
         site.with_pictures("docs/a.md", "<!-- picture: cellar: A cellar -->")
 
 
+def test_links_to_folders_lead_to_their_readme() -> None:
+    """GitHub shows a folder's README below its files; the site has that page only."""
+    text = "[a](../examples/astore-zip), [b](../plugins/netfs/), [c](../examples), [d](concepts.md#files)"
+    assert site.with_folders("docs/x.md", text) == (
+        "[a](../examples/astore-zip/README.md), [b](../plugins/netfs/README.md), [c](../examples), [d](concepts.md#files)"
+    )
+
+
 def test_the_contents_list_each_page_once(tmp_path: Path) -> None:
     """Every page that is gathered is in the contents, and each pattern of the contents stands for some."""
     monkey = {name: lambda: "<svg/>" for name in site.PICTURES}
