@@ -26,7 +26,7 @@ astore pool autostart images
 systemd-analyze verify astore-autostart.service
 # what the service runs
 eval "$(sed -n 's/^ExecStart=//p' /lib/systemd/system/astore-autostart.service)"
-astore vol create a.qcow2 --pool images --capacity 1G --format qcow2 || astore vol create images a.qcow2 1G --format qcow2
+astore vol create images a.qcow2 1G --format qcow2
 astore vol list images
 astore backend list
 for type in dir gluster netfs; do
