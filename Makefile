@@ -24,7 +24,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak fresh lint types deb clean
+.PHONY: help demo test docs bench soak fresh lint types deb clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -36,6 +36,11 @@ demo:  ## show it at work on real storage (GLUSTER=no: without Gluster)
 test:  ## check style, types and imports, run all tests (ARGS='-k lanes': some)
 	@PYTHON='$(PYTHON)' scripts/setup.sh test
 	@scripts/test.sh $(ARGS)
+
+docs:  ## make the documentation's site and the man pages, in build/docs
+	@PYTHON='$(PYTHON)' scripts/setup.sh docs
+	@$(BIN)/python -m manual man build/docs/man
+	@$(BIN)/python -m manual site build/docs
 
 bench:  ## measure, beside libvirt where it is installed
 	@PYTHON='$(PYTHON)' scripts/setup.sh bench

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make what a target of the Makefile needs: Debian packages (as root only) and a virtual environment.
 #
-#   scripts/setup.sh demo|test|lint|bench|fresh|deb
+#   scripts/setup.sh demo|test|docs|lint|bench|fresh|deb
 #
 # PYTHON   the interpreter to use (default: the newest of 3.13, 3.12, 3.11 that can make a virtual environment)
 # VENV     the virtual environment's folder (default: .venv)
@@ -11,7 +11,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-what=${1:?usage: scripts/setup.sh demo|test|lint|bench|fresh|deb}
+what=${1:?usage: scripts/setup.sh demo|test|docs|lint|bench|fresh|deb}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
 PYTHON=${PYTHON:-}
@@ -23,6 +23,7 @@ libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-d
 oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
+manual_packages='groff-base'
 drill_packages='python3-pyfuse3'
 iscsi_packages='libiscsi7 tgt'
 ceph_packages='ceph-mon ceph-osd ceph-mgr ceph-common librados2 librbd1'
@@ -35,12 +36,12 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages strace"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages strace"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;
 deb) packages='mmdebstrap git dpkg-dev debhelper lintian fakeroot python3-venv python3-pip' ;;
-lint) ;;
+lint | docs) ;;
 *)
     echo "setup: unknown target $what" >&2
     exit 2
@@ -167,10 +168,12 @@ make_environment() {
 }
 
 fill_environment() {
-    set -- -e '.[cli]' -e plugins/iscsi -e plugins/netfs -e plugins/rbd
+    extras=cli
+    if [ "$what" = docs ]; then extras=cli,docs; fi
+    set -- -e ".[$extras]" -e plugins/iscsi -e plugins/netfs -e plugins/rbd
     if [ "$what" != demo ] || [ "$GLUSTER" != no ]; then set -- "$@" -e plugins/gluster; fi
     # shellcheck disable=SC2086
-    if [ "$what" != demo ]; then set -- "$@" $TOOLS; fi
+    if [ "$kind" = tools ]; then set -- "$@" $TOOLS; fi
     say "installing Python packages into $VENV"
     quietly "$VENV/bin/python" -m pip --disable-pip-version-check --no-input -q install -c constraints.txt "$@"
 }
@@ -188,7 +191,7 @@ install_packages $packages
 if [ "$what" = fresh ]; then exit 0; fi
 
 kind=tools
-if [ "$what" = demo ]; then kind=demo; fi
+if [ "$what" = demo ] || [ "$what" = docs ]; then kind=$what; fi
 stamp=$(fingerprint)
 if [ "$(cat "$VENV/stamp-$kind" 2>/dev/null || true)" = "$stamp" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
     exit 0

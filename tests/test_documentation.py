@@ -22,6 +22,8 @@ from astore.backend import BACKEND_ABILITIES
 from astore.xml import secret_from_xml
 
 EXECUTED = {
+    "examples/backup_pool.py": "tests/test_documentation.py",
+    "examples/from_proxmox.py": "tests/test_documentation.py",
     "examples/refresh_all.py": "tests/test_examples.py",
     "examples/watch_events.py": "tests/test_examples.py",
     "examples/astore-zip/": "tests/conformance/test_sample_backend.py",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOR_DEVELOPERS = ("beds", "benchmarks", "demo", "examples", "plugins", "tests")
+FOR_DEVELOPERS = ("beds", "benchmarks", "demo", "examples", "manual", "plugins", "tests")
 
 
 @pytest.fixture(scope="module")
