@@ -77,9 +77,8 @@ class _Recorder(click.HelpFormatter):
         self.parts[-1].lines.extend(line.strip() for line in string.splitlines() if line.strip())
 
 
-def help_of(command: click.Command = app, parent: click.Context | None = None) -> Help:
-    """Return the help of a command and of all commands below it."""
-    name = command.name or ""
+def help_of(command: click.Command = app, parent: click.Context | None = None, name: str = "astore") -> Help:
+    """Return the help of a command and of all commands below it. :param name: what the group calls it."""
     context = command.make_context(name, [], parent=parent, resilient_parsing=True)
     recorder = _Recorder()
     command.format_help(context, recorder)
@@ -93,7 +92,7 @@ def _below(command: click.Command, context: click.Context) -> Iterator[Help]:
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             if found is not None and not found.hidden:
-                yield help_of(found, context)
+                yield help_of(found, context, name)
 
 
 def pages(top: Help) -> list[tuple[Help, list[Help]]]:

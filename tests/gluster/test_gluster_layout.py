@@ -129,10 +129,9 @@ _NUMBERS = {
     "uid_t": "uint",
     "gid_t": "uint",
     "glfs_upcall_reason_t": "int",
-    "uint64_t": "uint64",
-    "uint32_t": "uint",
     "off_t": "int64",
     "size_t": "size",
+    "uint64_t": "size",
     "ssize_t": "ssize",
     "void": "void",
 }
@@ -148,7 +147,6 @@ _OURS = {
 }
 if ctypes.c_int64 is ctypes.c_ssize_t:  # on most 64-bit machines
     _NUMBERS["off_t"] = "ssize"
-    _NUMBERS["uint64_t"] = "size"
 
 
 def _kind(declared: str) -> str:
