@@ -244,9 +244,10 @@ async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, 
     try:
         await task
     except asyncio.CancelledError:
-        async with asyncio.timeout(PATIENCE):
-            while cleanups_left_behind():
-                await asyncio.sleep(0.01)
+        deadline = time.monotonic() + PATIENCE
+        while cleanups_left_behind():
+            assert time.monotonic() < deadline, "a clean-up does not end"
+            await asyncio.sleep(0.01)
         return True
     except AstoreError:
         return False
