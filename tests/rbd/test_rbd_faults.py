@@ -23,7 +23,7 @@ import astore
 from astore.errors import AstoreError, PoolInaccessibleError
 from astore.model import Auth, PoolState, VolumeDef
 from astore.testing.secrets import GivenSecrets
-from astore_rbd import reading
+from astore_rbd.images import reading
 from beds.processes import wait_until
 from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
 
@@ -185,7 +185,7 @@ async def test_removed_while_read(pool: astore.Pool, other: OtherClient, monkeyp
             other.remove("7")
         return ask_all(cluster, questions, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("astore_rbd.listing.ask_all", late)
+    monkeypatch.setattr("astore_rbd.images.listing.ask_all", late)
     outcome = await pool.refresh()
     assert gone
     assert outcome.errors == ()
