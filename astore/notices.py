@@ -17,6 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from astore.libraries import found_by_the_linker
 from astore.mounts import MOUNTINFO, parse
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class FolderNotices:
     # ------------------------------------------------------------------------------------------------- on a thread
 
     def _add(self, open_folder: Callable[[], int], listener: Listener) -> FolderWatch:
-        from asyncinotify import Inotify, Mask  # it looks for the C library by running a program
+        with found_by_the_linker():
+            from asyncinotify import Inotify, Mask
 
         of_itself = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.MASK_ADD | Mask.ONLYDIR
         of_files = Mask.MODIFY | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVE | Mask.CREATE | Mask.DELETE

@@ -22,6 +22,7 @@ from importlib.util import find_spec, module_from_spec
 from typing import Any, Final, NamedTuple
 
 from astore.errors import BackendLoadError
+from astore.libraries import found_by_the_linker
 from astore_gluster.layout import StatLayout, stat_layout
 
 OLDEST: Final = "6.0"
@@ -216,7 +217,8 @@ def _import_client() -> ctypes.CDLL:
         if spec is None or spec.loader is None:
             raise ModuleNotFoundError("No module named 'gluster.gfapi.api'", name="gluster.gfapi.api")
         api = module_from_spec(spec)
-        spec.loader.exec_module(api)
+        with found_by_the_linker():
+            spec.loader.exec_module(api)
     except ModuleNotFoundError as error:
         raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
     except Exception as error:
