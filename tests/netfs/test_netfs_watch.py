@@ -327,6 +327,12 @@ class TestGuest:
         late = {change: seconds for change, seconds in saw["served"].items() if seconds > saw["bound"] + 5}
         assert late == {}
 
+    def test_changes_through_another_mount(self, seen: Trial) -> None:
+        """What another client of the server did was seen within the bound."""
+        saw = seen("other mount")
+        assert len(saw["served"]) == 7
+        assert {change: seconds for change, seconds in saw["served"].items() if seconds > saw["bound"] + 5} == {}
+
     @pytest.mark.parametrize("trial", ["stop nfs", "stop cifs"])
     def test_watch_keeps_no_mount_busy(self, seen: Trial, trial: str) -> None:
         """A watched pool stops, is not mounted again by a late notice, and is told of changes after each start."""
