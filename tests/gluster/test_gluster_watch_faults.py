@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.gluster]
 
 
+REFUSED = (OSError, AssertionError)
+"""What another client raises when a call fails, or a file cannot be opened."""
+
+
 def changes_by_lot(other: OtherClient, lot: random.Random, count: int) -> None:
     """Change files of two folders, of which one is a pool's. Blocks. What a lost brick refuses is left."""
     for number in range(count):
         name, from_elsewhere = f"{other.images}/f{lot.randrange(12)}", f"{other.elsewhere}/f{number}"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*REFUSED):
             match lot.randrange(6):
                 case 0:
                     other.do("unlink", name)
@@ -100,7 +104,7 @@ async def test_brick_killed_amid_changes(
             try:
                 for number in range(20):  # on both bricks
                     other.write(f"{other.images}/probe{number}", b"x")
-            except OSError:
+            except REFUSED:
                 return False
             return True
 
