@@ -41,6 +41,12 @@ DIRS, SERVED, MOUNTED, SMALL = 130, 60, 4, 6
 Check = tuple[astore.Pool, Path]
 
 
+def trimmed_sizes() -> Sizes:
+    """Measure after the kernel has got back all whole pages that malloc(3) has and nobody uses."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return sizes(0)
+
+
 class Storage:
     """The pools, the folders of this machine where their files are, and what can go wrong with them.
 
@@ -63,7 +69,9 @@ class Storage:
             if number >= DIRS:
                 self.small.append(folder)
                 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", folder], check=True)
-            self._document("dir", folder.name, f"<target><path>{folder}</path></target>", folder)
+                folder = folder / "images"  # what fills the file system is no volume
+                folder.mkdir()
+            self._document("dir", f"d{number}", f"<target><path>{folder}</path></target>", folder)
         served, mounted = "soak-served", "soak-mounted"
         for name in (served, *(f"{mounted}{number}" for number in range(MOUNTED))):
             self.gluster.create_volume(name, options={"network.ping-timeout": 5})
@@ -128,7 +136,7 @@ class Storage:
 
     @contextlib.asynccontextmanager
     async def disk_full(self, rng: random.Random) -> AsyncIterator[None]:
-        filler = rng.choice(self.small) / ".filler"
+        filler = rng.choice(self.small) / "filler"
 
         def fill() -> None:
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -164,6 +172,8 @@ class Worker:
             try:
                 async with asyncio.timeout(self._rng.choice([0.05, 1, 20, 20, 20])):
                     await work()
+            except astore.ManagerClosedError:
+                return
             except (astore.AstoreError, TimeoutError, KeyError) as error:
                 self.told[name, type(error).__name__] += 1
             else:
@@ -276,6 +286,8 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
     told: Counter[tuple[str, str]] = Counter()
     faults: Counter[str] = Counter()
     measured: list[Sizes] = []
+    trimmed: Sizes | None = None
+    work: list[asyncio.Task[None]] = []
     try:
         async with astore.Manager(tmp_path / "state", call_timeout=10, event_capacity=4096) as manager:
             for document, kept in storage.documents:
@@ -295,6 +307,8 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
                 await asyncio.sleep(rng.uniform(0.2, 2.0))
                 measured.append(await asyncio.to_thread(sizes, sum(len(pool.snapshot) for pool, _ in storage.pools)))
             await asyncio.gather(*work)
+            measured.append(await asyncio.to_thread(sizes, 0))
+            trimmed = await asyncio.to_thread(trimmed_sizes)
             for worker in workers:
                 told += worker.told
             await asyncio.gather(*(recovered(pool) for pool, _ in storage.pools))
@@ -308,9 +322,12 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
             for pool, _ in storage.pools:
                 await pool.stop()
     finally:
+        for task in work:
+            task.cancel()
         print(f"work: {sorted(told.items())}\nfaults: {dict(faults)}")
         for one in measured[:: max(1, len(measured) // 25)]:
             print(f"    {one}")
+        print(f"in the end {measured[-1:]}, after malloc_trim {trimmed}")
         await asyncio.to_thread(storage.end)
     assert not any(error == "BackendError" for _, error in told)
     assert sum(count for (_, error), count in told.items() if not error) > 0
