@@ -33,7 +33,7 @@ from astore.model import Freshness, PoolState
 
 Make = Callable[..., Path]
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 """Seconds after which a test that waits for something has failed."""
 
 ABOUT: dict[str, Any] = {"uuid": "u", "seq": 7}

@@ -72,7 +72,7 @@ def run(code: str, *, path: Path | None = None) -> subprocess.CompletedProcess[s
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         env=environment,
         check=False,
     )
