@@ -44,7 +44,7 @@ def no_children() -> Iterator[None]:
     """No child, running or zombie, is more afterwards than before."""
     before = children_of(os.getpid())
     yield
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while more := children_of(os.getpid()) - before:
         assert time.monotonic() < deadline, f"left: {more}"
         time.sleep(0.01)

@@ -101,7 +101,7 @@ class Demo:
 
     def leaves_nothing(self) -> bool:
         """Whether all of it is gone. (What serves a mount ends by itself after it.)"""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while left := self.left():
             assert time.monotonic() < deadline, left
             time.sleep(0.05)

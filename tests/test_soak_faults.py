@@ -128,11 +128,11 @@ class Storage:
     async def mount_covered(self, rng: random.Random) -> AsyncIterator[None]:
         target = rng.choice(self.mounts)
         mount = ["mount", "-t", "tmpfs", "cover", os.fspath(target)]
-        await asyncio.to_thread(subprocess.run, mount, check=True, timeout=60)
+        await asyncio.to_thread(subprocess.run, mount, check=True, timeout=200)
         try:
             yield
         finally:
-            await asyncio.to_thread(subprocess.run, ["umount", "-l", os.fspath(target)], check=True, timeout=60)
+            await asyncio.to_thread(subprocess.run, ["umount", "-l", os.fspath(target)], check=True, timeout=200)
 
     @contextlib.asynccontextmanager
     async def disk_full(self, rng: random.Random) -> AsyncIterator[None]:

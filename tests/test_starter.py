@@ -197,7 +197,7 @@ async def test_it_ends_with_the_last_manager(tmp_path: Path) -> None:
         asyncio.run(main())
     """
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, timeout=60
+        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, timeout=200
     )
     assert (done.returncode, done.stderr) == (0, b"")
 

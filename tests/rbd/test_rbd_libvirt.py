@@ -169,5 +169,5 @@ async def test_qemu_reads_it(ceph_without_keys: CephBed, manager: astore.Manager
     program = shutil.which("qemu-img")
     assert program is not None
     argv = [program, "compare", "-F", "raw", f"json:{node}", str(tmp_path / "same")]
-    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=60)
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
