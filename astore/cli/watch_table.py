@@ -165,5 +165,7 @@ def _summary(rows: Sequence[Row], shown: int) -> str:
     if not rows:
         return "no pools yet; Ctrl-C ends"
     states = ", ".join(f"{count} {state}" for state, count in sorted(Counter(row.state.text for row in rows).items()))
-    of_all = f"{shown} of {len(rows)} pools are shown" if shown < len(rows) else f"{len(rows)} pool{'s' if len(rows) > 1 else ''}"
+    of_all = f"{len(rows)} pool{'s' if len(rows) > 1 else ''}"
+    if shown < len(rows):
+        of_all = f"{shown} of {of_all} are shown"
     return f"{of_all}: {states}; Ctrl-C ends"
