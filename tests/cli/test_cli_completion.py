@@ -67,7 +67,7 @@ def test_completion_in_a_shell(shell: Terminal, make_pool: Make) -> None:
         ("astore vol li\t --det\t im\t\r", "base.qcow2"),
         ("astore vol path web\t --pool im\t\r", "images-folder/web.qcow2"),
         ("astore pool destroy im\t\r", "pool 'images' stopped"),
-        ("astore pool-sta\t im\t\r", "pool 'images' started"),
+        ("astore pool-sta\t im\t\r", "Pool images started"),
     ):
         shell.seen = b""
         shell.type(keys)
