@@ -246,7 +246,12 @@ class Connection:
         self._serving = True
         try:
             failed = library.service(self._context, events)
-            if not failed and events == select.POLLIN and self.alive and library.which_events(self._context) & select.POLLOUT:
+            if (
+                not failed
+                and events == select.POLLIN
+                and self.alive
+                and library.which_events(self._context) & select.POLLOUT
+            ):
                 failed = library.service(self._context, select.POLLOUT)  # what the answers ask for, such as data
         finally:
             self._serving = False
