@@ -6,6 +6,7 @@
 # PYTHON   the interpreter to use (default: the newest of 3.13, 3.12, 3.11 that can make a virtual environment)
 # VENV     the virtual environment's folder (default: .venv)
 # GLUSTER  no: nothing of Gluster is installed (demo only)
+# CEPH     yes: Ceph is installed (demo only; default: no)
 #
 # Run again, it does nothing and takes no time. Nothing is started, and nothing is left but packages and $VENV.
 set -eu
@@ -14,6 +15,7 @@ cd "$(dirname "$0")/.."
 what=${1:?usage: scripts/setup.sh demo|test|docs|lint|bench|fresh|deb}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
+CEPH=${CEPH:-no}
 PYTHON=${PYTHON:-}
 TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio'
 
@@ -35,6 +37,7 @@ case $what in
 demo)
     packages=$image_packages
     if [ "$GLUSTER" != no ]; then packages="$packages $gluster_packages"; fi
+    if [ "$CEPH" = yes ]; then packages="$packages $ceph_packages"; fi
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
