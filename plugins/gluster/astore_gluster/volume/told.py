@@ -53,11 +53,11 @@ class GlusterTold:
         self._known = 0  # how many inodes a brick remembers
         self._snapshot = Snapshot.EMPTY
         self._names: _Names | None = None
-        self.complete = False
-        self.bound = 0.0
+        self.complete: bool = False
+        self.bound: float = 0.0
         self.again: float | None = None
-        self.lost = False
-        self.note = ""
+        self.lost: bool = False
+        self.note: str = ""
 
     async def begin(self, run: Callable[..., Awaitable[None]]) -> None:
         """Listen from now on. :param run: ``lane.run``. :raises OSError: the volume does not answer."""
