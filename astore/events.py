@@ -192,12 +192,6 @@ class _Cursor:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.signal: asyncio.Event = asyncio.Event()
 
-    def wants(self, batch: _Batch) -> bool:
-        """Return whether the reader asked for such events, or for some of them."""
-        if self.pools is not None and batch.pool not in self.pools:
-            return False
-        return self.kinds is None or batch.kind is None or issubclass(batch.kind, self.kinds)
-
     def wake(self) -> bool:
         """Wake the reader, from any thread. Return False if its loop is closed."""
         loop = self.loop
@@ -245,10 +239,7 @@ class EventBus:
     def publish_batch(
         self, count: int, build: Callable[[int], Event], *, pool: str | None = None, kind: type[Event] | None = None
     ) -> None:
-        """Publish ``count`` events at once; ``build(i)`` builds the i-th when it is read, if ever.
-
-        :param kind: what they all are. Readers of other kinds then pass over them together.
-        """
+        """Publish ``count`` events at once, all of one ``kind`` if given; ``build(i)`` builds the i-th when it is read."""
         if count < 1:
             return
         with self._lock:
@@ -329,7 +320,9 @@ class EventBus:
                 batch = cursor.batch
                 if batch is None or not batch.first <= seq < batch.first + batch.size:
                     batch = cursor.batch = self._find(seq)
-                if cursor.wants(batch):
+                if (cursor.pools is None or batch.pool in cursor.pools) and (
+                    cursor.kinds is None or batch.kind is None or issubclass(batch.kind, cursor.kinds)
+                ):
                     cursor.position += 1
                     return batch, seq
                 cursor.position = batch.first + batch.size
