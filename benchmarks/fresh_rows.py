@@ -16,7 +16,7 @@ from pathlib import Path
 import astore
 from astore.events import Subscription
 from benchmarks.bench import Bench
-from benchmarks.late_loop import LateLoop
+from benchmarks.late_loop import LateLoop, longest_callback
 from benchmarks.row import Row
 from benchmarks.sides import say, settle
 
@@ -205,12 +205,14 @@ async def _storm_rows(bench: Bench) -> list[Row]:
     async with bench.manager.watch():
         await _pushed(pool, quiet)
         await _delays(bench.manager, quiet, quiet_folder, 3)
-        async with LateLoop() as probe, _process(STORM, folder, str(RATE), str(BUSY_SECONDS)) as storm:
+        storming = _process(STORM, folder, str(RATE), str(BUSY_SECONDS))
+        async with LateLoop() as probe, storming as storm:
             ending = asyncio.create_task(storm.communicate())
             beside: list[float] = []
-            while not ending.done():
-                found = await _delays(bench.manager, quiet, quiet_folder, 1)
-                beside += [one for delays in found.values() for one in delays]
+            with longest_callback() as longest:
+                while not ending.done():
+                    found = await _delays(bench.manager, quiet, quiet_folder, 1)
+                    beside += [one for delays in found.values() for one in delays]
             done, seconds = ending.result()[0].split()
             during = sorted(probe.delays)
         exact = await _becomes_true(bench, pool, folder)
@@ -221,7 +223,8 @@ async def _storm_rows(bench: Bench) -> list[Row]:
     bench.notes.append(
         f"{int(done):,} changes in {float(seconds):.1f} s ({rate:,.0f} a second) in one watched pool: event loop median "
         f"{statistics.median(during) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst {during[-1] * 1e3:.2f} ms over {len(during)} "
-        f"samples; {len(beside)} events of another pool: median {statistics.median(beside) * 1e3:.0f} ms; the end state was "
+        f"samples, longest work on it {longest[0] * 1e3:.2f} ms of processor time; {len(beside)} events of another "
+        f"pool: median {statistics.median(beside) * 1e3:.0f} ms; the end state was "
         f"{'exact' if exact is not None else 'WRONG'} {exact or 0.0:.2f} s after the last change."
     )
     work = f"{RATE:,} changes a second in one pool"

@@ -7,11 +7,8 @@ import os
 import statistics
 import time
 import uuid
-from asyncio.events import Handle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -19,6 +16,7 @@ import astore
 from astore.backend import Backend, Context, PoolSession
 from astore.model import VolumeType
 from benchmarks.bench import Bench
+from benchmarks.late_loop import longest_callback
 from benchmarks.row import Row
 
 POOLS = 10_000
@@ -43,7 +41,7 @@ async def scale_rows(bench: Bench) -> list[Row]:
         rows.append(Row("bytes for each of a million volumes", None, None, each, "≤ 1,024", each, each <= 1024))
         for what, name in (("whole refresh", None), ("refresh of that volume", backend.name(7))):
             backend.large.add(7 if name else 5)
-            with _longest_callback() as longest:
+            with longest_callback() as longest:
                 await asyncio.sleep(0)  # begin a callback that is measured, and end it
                 outcome = await pool.refresh(name)
                 await asyncio.sleep(0)
@@ -127,25 +125,6 @@ def _asked(places: list[Path]) -> float:
 def _dir_pool(folder: Path, name: str) -> astore.PoolDef:
     target = astore.Target(path=str(folder / name))
     return astore.PoolDef(type="dir", name=name, uuid=str(uuid.uuid4()), target=target)
-
-
-@contextmanager
-def _longest_callback() -> Iterator[list[float]]:
-    """Measure the longest callback of the event loop, in seconds of its thread's processor time."""
-    longest, run = [0.0], Handle._run
-
-    def measured(self: Handle) -> Any:
-        began = time.thread_time()
-        try:
-            return run(self)
-        finally:
-            longest[0] = max(longest[0], time.thread_time() - began)
-
-    Handle._run = measured  # type: ignore[method-assign]
-    try:
-        yield longest
-    finally:
-        Handle._run = run  # type: ignore[method-assign]
 
 
 def _resident() -> int:
