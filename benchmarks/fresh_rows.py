@@ -54,6 +54,26 @@ with open(sys.argv[1], "ab", buffering=0) as file:
 """
 """Writes to a file all the time, and tells when it was of which size."""
 
+NEIGHBOUR = """
+import asyncio, sys, time
+import astore
+
+async def main():
+    async with astore.Manager(sys.argv[1]) as manager:
+        pool = None
+        for _ in range(int(sys.argv[3])):
+            for what in ("define", "start", "stop", "undefine"):
+                await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+                if what == "define":
+                    pool = await manager.define(astore.PoolDef("dir", "shared", target=astore.Target(sys.argv[2])))
+                else:
+                    await getattr(pool, what)()
+                print(time.monotonic(), flush=True)
+
+asyncio.run(main())
+"""
+"""Another process on the state folder: it defines, starts, stops and undefines a pool, and tells when each was done."""
+
 STORM = """
 import os, random, sys, time
 rate, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -78,6 +98,7 @@ print(done, time.monotonic() - began)
 async def fresh_rows(bench: Bench) -> list[Row]:
     """Watch dir pools that other processes change."""
     rows = await _event_rows(bench)
+    rows.append(await _neighbour_row(bench))
     rows += await _storm_rows(bench)
     rows += await _refresh_rows(bench)
     return rows + await _idle_rows(bench)
@@ -101,6 +122,26 @@ async def _event_rows(bench: Bench) -> list[Row]:
     rows.append(_at_most(work, _p99(every), 0.1))
     rows.append(_at_most("event of a file that is written to all the time, p99", _p99(writing), 1.0))
     return rows
+
+
+async def _neighbour_row(bench: Bench) -> Row:
+    """Measure from the end of another process's work on the same state folder to its event."""
+    folder, late = bench.folder / "shared", []
+    folder.mkdir()
+    kinds = (astore.PoolDefined, astore.PoolStarted, astore.PoolStopped, astore.PoolUndefined)
+    async with (
+        astore.Manager(bench.folder / "state-shared") as manager,
+        manager.watch(),
+        _process(NEIGHBOUR, folder, str(bench.folder / "state-shared"), str(folder), str(ROUNDS)) as other,
+        manager.events(pools={"shared"}) as events,
+    ):
+        for _ in range(ROUNDS):
+            for kind in kinds:
+                done = await _ask(other, "next")
+                while not isinstance(await anext(events), kind):
+                    pass
+                late.append(max(time.monotonic() - done, 0.0))
+    return _at_most("event of a pool that another process defines, starts, stops or undefines, p99", _p99(late), 1.0)
 
 
 async def _delays(manager: astore.Manager, pool: astore.Pool, folder: Path, rounds: int) -> dict[str, list[float]]:

@@ -26,6 +26,7 @@ oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 unpacking_packages='bzip2 xz-utils zstd'
+shell_packages='bash-completion zsh fish'
 manual_packages='groff-base'
 drill_packages='python3-pyfuse3'
 iscsi_packages='libiscsi7 tgt'
@@ -40,7 +41,7 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages strace"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages $shell_packages strace"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

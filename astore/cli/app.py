@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
 from astore.cli.session import Settings, common_options, connect_option
 from astore.cli.virsh import VERBS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 POOL = {
     "define": "pools:define",
@@ -109,6 +112,15 @@ class _Root(Verbs):
         from astore.cli.virsh_command import VirshCommand
 
         return VirshCommand(cmd_name, verb, _imported(verb.place))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of our names and options, and of virsh's names once they have their dash."""
+        found = super().shell_complete(ctx, incomplete)
+        if "-" in incomplete:
+            from click.shell_completion import CompletionItem
+
+            found += [CompletionItem(name) for name in VERBS if name.startswith(incomplete)]
+        return found
 
 
 def _imported(place: str) -> click.Command:

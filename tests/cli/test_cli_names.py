@@ -138,10 +138,12 @@ def complete(astore: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 
 def test_completion_of_commands(complete: Callable[..., list[str]]) -> None:
-    """Groups and verbs; virsh's names are not offered."""
+    """Groups and verbs; virsh's names are offered to those who begin one."""
     assert "pool" in complete("po")
     assert complete("pool", "star") == ["start"]
     assert "pool-start" not in complete("pool")
+    assert complete("pool-sta") == ["pool-start"]
+    assert "--json" in complete("-")
 
 
 def test_completion_of_pools_and_volumes(

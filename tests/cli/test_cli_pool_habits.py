@@ -183,6 +183,10 @@ def test_a_list_of_an_inaccessible_pool_says_so(astore: Any, make_pool: Make) ->
     assert ran.code == 0
     assert "web.qcow2" in ran.out
     assert ran.complaint.startswith("pool 'images' is inaccessible since 20")
+    listed = astore("pool", "list")
+    assert (listed.code, listed.err) == (0, ran.err)
+    assert ", what is shown is of 20" in listed.complaint
+    assert astore("pool", "list", "--inactive").err == ""
     kept.rename(folder)
 
 

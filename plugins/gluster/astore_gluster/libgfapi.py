@@ -24,6 +24,7 @@ from typing import Final
 
 from astore.c_library import CLibrary, Loaded, quick, waits
 from astore.errors import BackendLoadError
+from astore.libraries import found_by_the_linker
 from astore_gluster.layout import StatLayout, stat_layout
 
 XREADDIRP_STAT: Final = 1
@@ -152,7 +153,8 @@ def _import_client() -> ctypes.CDLL:
         if spec is None or spec.loader is None:
             raise ModuleNotFoundError("No module named 'gluster.gfapi.api'", name="gluster.gfapi.api")
         api = module_from_spec(spec)
-        spec.loader.exec_module(api)
+        with found_by_the_linker():
+            spec.loader.exec_module(api)
     except ModuleNotFoundError as error:
         raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
     except Exception as error:
