@@ -148,6 +148,9 @@ def _hint(error: BaseException) -> str:
         return f"{first}`astore pool build {pool}`"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
         return "pip install 'astore[cli]'"
+    if isinstance(error, VolumeNotFoundError) and (home := re.match("pool '([^']*)' has no volume ", str(error))):
+        pool = shell_word(home[1])
+        return f"`astore vol list {pool}` shows its volumes, `astore pool refresh {pool}` looks for new ones"
     for kind, hint in _HINTS:
         if isinstance(error, kind):
             return hint
