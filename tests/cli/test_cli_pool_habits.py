@@ -186,6 +186,7 @@ def test_a_list_of_an_inaccessible_pool_says_so(astore: Any, make_pool: Make) ->
     assert ran.complaint.endswith("`astore pool stop images`, then `astore pool build images`")
     ran = astore("vol", "create", "images", "a", "1M")
     assert "`astore pool stop images`, then" in ran.complaint
+    assert astore("pool", "start", "images").complaint.endswith("`astore pool refresh images` tries again")
     ran = astore("vol", "list", "images")
     assert ran.code == 0
     assert "web.qcow2" in ran.out
