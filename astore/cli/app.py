@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,25 @@ class Verbs(click.Group):
         place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
         return super().get_command(ctx, cmd_name) if place is None else _imported(place)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names. :raises click.UsageError: there is none; similar names are told."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], (*self.list_commands(ctx), *self.unlisted()), cutoff=0.7)
+            if not near:
+                raise
+            names = " or ".join(f"`{name}`" for name in near)
+            raise click.UsageError(f"There is no command {args[0]!r}: did you mean {names}?", ctx) from error
+
+    def unlisted(self) -> Iterable[str]:
+        """Return the names of commands that the help does not list."""
+        return self._hidden
+
 
 class _Root(Verbs):
     """The command ``astore``, which knows virsh's names as well. The help does not list them."""
@@ -112,6 +131,10 @@ class _Root(Verbs):
         from astore.cli.virsh_command import VirshCommand
 
         return VirshCommand(cmd_name, verb, _imported(verb.place))
+
+    def unlisted(self) -> Iterable[str]:
+        """Return virsh's names."""
+        return VERBS
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the completions of our names and options, and of virsh's names once they have their dash."""
