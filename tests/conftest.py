@@ -213,7 +213,10 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
-    scanned = ["astore", *(name for name in ("astore_gluster", "astore_netfs") if importlib.util.find_spec(name))]
+    scanned = [
+        "astore",
+        *(name for name in ("astore_fleet", "astore_gluster", "astore_netfs") if importlib.util.find_spec(name)),
+    ]
     return loop_guard(*scanned)
 
 

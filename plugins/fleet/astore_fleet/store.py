@@ -1,0 +1,349 @@
+"""NatsStore: the definitions, runs and snapshots of a fleet in NATS JetStream.
+
+::
+
+    KV_astore-FLEET-pools    NAME.def            libvirt's document; headers: version, autostart mark
+                             NAME.run.HOST       the pool is active on that host, since its boot
+    KV_astore-FLEET-state    NAME.snap.HOST      the last snapshot that the host took of it
+                             NAME.own            who looks after it: see owners.py
+
+Definitions are all hosts'. A run is one host's: a pool may be active on several. Each client follows the whole stream of
+definitions and runs. Before it answers it asks the leader how far that is, so that it never answers from an old state. A
+change is written on the condition that nothing of its pool (a definition: nothing at all) has changed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Self, TypeVar
+
+from astore.backend import Lane
+from astore.cancellation import bounded, retrieved, shielded
+from astore.errors import InvalidStateError
+from astore.model import PoolDef
+from astore.store.contract import (
+    Contents,
+    Current,
+    LastSeen,
+    Lease,
+    OutdatedError,
+    Revision,
+    Run,
+    Store,
+    Version,
+)
+from astore.store.run_files import boot_id
+from astore_fleet.engine import Access, Engine
+from astore_fleet.leases import acquire, release, renew
+from astore_fleet.mirror import MARK_SECONDS, Mirror
+from astore_fleet.pool_table import AUTOSTART, BY, VERSION, HeldRun, PoolTable, encoded
+from astore_fleet.snapshots import SnapshotShelf
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 10.0
+"""How long a change is tried again because something else of the stream has changed."""
+
+FEW = 32
+"""So many new definitions are parsed in the event loop's thread, more in another."""
+
+
+class NatsStore(Store):
+    """A store that the hosts of a fleet share. It watches, keeps snapshots and grants leases.
+
+    :param host: the name of this host: runs are kept by it. None: the machine's.
+    :param replicas, access: see :class:`Engine`.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        fleet: str,
+        *,
+        host: str | None = None,
+        replicas: int | None = None,
+        access: Access | None = None,
+    ) -> None:
+        self.engine = Engine(url, fleet, replicas=replicas, access=access)
+        self.host = host or socket.gethostname()
+        self.name = self.engine.name
+        self.snapshots = SnapshotShelf(self.engine, self.host)
+        self.table = PoolTable(self.host, self.engine.session)
+        self._mirror: Mirror | None = None
+        self._lane: Lane | None = None
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str | Sequence[str],
+        fleet: str,
+        *,
+        host: str | None = None,
+        replicas: int | None = None,
+        access: Access | None = None,
+    ) -> Self:
+        """Connect to a fleet; create it if it is new. A Manager that is given the store closes it.
+
+        :param url: ``nats://HOST:4222``; several are separated by commas. :param fleet: letters, digits, ``-`` and ``_``.
+        :raises StoreError: no server answers, none lets this client in, or it is older than 2.11.
+            DefinitionError: the fleet's name has other characters.
+        """
+        store = cls(url, fleet, host=host, replicas=replicas, access=access)
+        try:
+            await store._begin()
+        except BaseException:
+            await store.aclose()
+            raise
+        return store
+
+    async def _begin(self) -> None:
+        """Connect, and follow the stream of definitions, unless that was done."""
+        if self._mirror is not None:
+            return
+        engine, names = self.engine, self.engine.names
+        await asyncio.to_thread(boot_id)  # it is read once
+        await engine.connect()
+        await engine.make_bucket(names.pools)
+        await engine.make_bucket(names.state)
+        await engine.make_bucket(names.leases, subject_delete_marker_ttl=60_000_000_000)
+        self.table = PoolTable(self.host, engine.session)
+        mirror = Mirror(engine, names.pools, self.table.take, self.table.reset)
+        await mirror.open()
+        self._mirror = mirror
+
+    async def open(self, lane: Lane) -> None:
+        self._lane = lane
+        try:
+            await self._begin()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            await mirror.aclose()
+        await self.engine.aclose()
+
+    # ----------------------------------------------------------------------------------------------------- reads
+
+    def mirror(self) -> Mirror:
+        """Return the mirror of definitions and runs. :raises InvalidStateError: the store is not open."""
+        if self._mirror is None:
+            raise InvalidStateError(f"the {self.name} was not opened", operation="read")
+        return self._mirror
+
+    async def read(self, since: Revision | None = None) -> Contents | None:
+        await self.mirror().sync()
+        table = self.table
+        if since is not None and since == self._revision():
+            return None
+        if self._lane is not None and sum(not held.parsed for held in table.definitions.values()) > FEW:
+            await self._lane.run(_parse, list(table.definitions.values()))
+        revision = self._revision()
+        pools, damaged = table.pools()
+        runs = {name: run for name in table.runs if (run := table.run(name)) is not None}
+        return Contents(revision, pools, damaged, runs)
+
+    def _revision(self) -> Revision:
+        return Revision((self.table.relevant, self.table.defined))
+
+    def advanced(self, since: Revision) -> Revision:
+        """See :meth:`Store.advanced`. Changes that this client made, with nobody else's between them, are known."""
+        if not isinstance(since, tuple) or self.table.advanced(since[0]) != self.table.relevant:
+            return since
+        return self._revision()
+
+    async def current(self, name: str) -> Current:
+        await self.mirror().sync()
+        held, run = self.table.definitions.get(name), self.table.run(name)
+        return Current(None if held is None else held.version, None if run is None else run.started_at)
+
+    async def changes(self) -> AsyncGenerator[None]:
+        """See :class:`astore.store.contract.WatchesStore`. Yields for each change of a definition, or of a run of this host."""
+        mirror, seen = self.mirror(), self.table.relevant
+        while True:
+            await mirror.changed.wait()
+            mirror.changed.clear()
+            if self.table.relevant != seen:
+                seen = self.table.relevant
+                yield
+
+    # --------------------------------------------------------------------------------------------------- changes
+
+    async def put(self, definition: PoolDef, expected: Revision) -> Version:
+        name, version, table = definition.name, secrets.token_hex(8), self.table
+        text = definition.to_xml().encode()
+
+        async def attempt(last: int) -> None:
+            run, held = table.run(name), table.definitions.get(name)
+            same = isinstance(expected, tuple) and expected[1] == table.defined
+            if not same or (run is not None and run.uuid != definition.uuid):
+                raise self._outdated("definitions were changed meanwhile")
+            headers = {VERSION: version, AUTOSTART: str(int(held is not None and held.autostart))}
+            await self._write(name, self.engine.names.definition(name), last, text, headers, at=self.mirror().seq)
+
+        await self._change(name, attempt)
+        return Version(version)
+
+    async def remove(self, name: str, expected: Version) -> None:
+        async def attempt(last: int) -> None:
+            held = self.table.definitions.get(name)
+            if held is None or held.version != expected or self.table.run(name) is not None:
+                raise self._outdated(f"pool {name!r} was changed meanwhile")
+            await self._delete(name, self.engine.names.definition(name), last)
+
+        await self._change(name, attempt)
+
+    async def set_autostart(self, name: str, on: bool) -> None:
+        async def attempt(last: int) -> None:
+            held = self.table.definitions.get(name)
+            if held is None:
+                if on:
+                    raise self.engine.error(f"pool {name!r} is not defined", errno.ENOENT)
+            elif held.autostart != on:
+                headers = {VERSION: str(held.version), AUTOSTART: str(int(on)), "Astore-Mark": "1"}
+                await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+
+        await self._change(name, attempt)
+
+    async def begin_run(self, run: Run, *, persistent: bool) -> None:
+        name = run.name
+
+        async def attempt(last: int) -> None:
+            theirs, held = self.table.run(name), self.table.definitions.get(name)
+            if theirs is not None and theirs.started_at != run.started_at:
+                raise self._outdated(f"pool {name!r} was started meanwhile")
+            stored = None if held is None else held.definition()
+            other = isinstance(stored, PoolDef) and stored.uuid != run.uuid
+            if other or (persistent and held is None):
+                raise self._outdated(f"pool {name!r} was undefined meanwhile")
+            if theirs != run:
+                await self._write(name, self.engine.names.run(name, self.host), last, encoded(run), {})
+
+        await self._change(name, attempt)
+
+    async def end_run(self, name: str, started_at: float) -> None:
+        ended = False
+
+        async def attempt(last: int) -> None:
+            nonlocal ended
+            run = self.table.runs.get(name, {}).get(self.host)
+            if run is not None and run.started_at == started_at:
+                await self._delete(name, self.engine.names.run(name, self.host), last)
+                ended = True
+
+        await self._change(name, attempt)
+        if ended:
+            await self.snapshots.remove(name)
+
+    async def check_end_run(self, name: str) -> None:
+        """See :meth:`Store.check_end_run`. It fails while no server answers."""
+        await self.mirror().sync()
+
+    async def adopt_run(self, name: str, run: HeldRun) -> None:
+        """Begin a pool's run on this host as the run of another host, whose snapshot then counts here.
+
+        :raises OutdatedError: the pool is active here, or its definition is gone or has another uuid.
+        """
+        await self.begin_run(Run(run.definition, run.uuid, run.started_at), persistent=name in self.table.definitions)
+
+    def _outdated(self, what: str) -> OutdatedError:
+        return OutdatedError(f"{self.name}: {what}", errno=errno.EAGAIN)
+
+    async def _write(
+        self, name: str, subject: str, last: int, data: bytes, headers: dict[str, str], *, at: int | None = None
+    ) -> None:
+        names = self.engine.names
+        headers[BY] = self.engine.session
+        try:
+            await self.engine.publish(names.pools, subject, data, headers, after=last, among=names.of_pool(name), at=at)
+        except OutdatedError as error:
+            raise _TryAgain from error
+
+    async def _delete(self, name: str, subject: str, last: int) -> None:
+        names = self.engine.names
+        headers = {"KV-Operation": "DEL", BY: self.engine.session}
+        try:
+            await self.engine.publish(
+                names.pools, subject, b"", headers, after=last, among=names.of_pool(name), ttl=MARK_SECONDS
+            )
+        except OutdatedError as error:
+            raise _TryAgain from error
+
+    async def _change(self, name: str, attempt: Callable[[int], Awaitable[None]]) -> None:
+        """Make a change of a pool, and take it over. If the caller is cancelled, wait until it is settled (bounded).
+
+        :param attempt: called with the last sequence of the pool, when all changes so far are known. It checks its conditions,
+            and writes once, on the condition that nothing has changed since.
+        """
+        given_up = asyncio.Event()
+        task = asyncio.get_running_loop().create_task(self._attempts(name, attempt, given_up))
+        task.add_done_callback(retrieved)
+        try:
+            await asyncio.shield(task)
+        except BaseException:
+            given_up.set()
+            if not task.done():
+                await shielded(bounded(asyncio.wait([task])), whole=True)
+            raise
+
+    async def _attempts(self, name: str, attempt: Callable[[int], Awaitable[None]], given_up: asyncio.Event) -> None:
+        mirror, until, last = self.mirror(), time.monotonic() + RETRY_SECONDS, None
+        while True:
+            await mirror.sync()
+            if given_up.is_set():
+                return
+            try:
+                await attempt(self.table.last.get(name, 0) if last is None else last)
+            except _TryAgain as error:
+                if time.monotonic() > until:
+                    raise self._outdated(f"pool {name!r} was changed meanwhile") from error.__cause__
+                # the mark of something deleted may be gone: then the last sequence is not the one that was seen
+                found = await self.engine.last(mirror.stream, self.engine.names.of_pool(name))
+                last = 0 if found is None else found.seq
+                continue
+            await mirror.sync()
+            return
+
+    # --------------------------------------------------------------------------------------- snapshots and leases
+
+    async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
+        """See :class:`astore.store.contract.KeepsSnapshots`. A pool that has an owner here is written by its token alone."""
+        await self.mirror().sync()
+        run = self.table.run(name)
+        if run is None:
+            return
+        same_run = run.started_at == started_at
+        if same_run or (run.definition == seen.definition and seen.recent):
+            await self.snapshots.save(name, run.started_at, seen, same_run=same_run, lane=self._lane)
+
+    async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
+        """See :class:`astore.store.contract.KeepsSnapshots`."""
+        return await self.snapshots.load(runs, lane=self._lane)
+
+    async def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease:
+        """See :class:`astore.store.contract.Leases`."""
+        return await acquire(self.engine, name, holder, seconds)
+
+    async def renew_lease(self, lease: Lease, seconds: float) -> Lease:
+        """See :class:`astore.store.contract.Leases`."""
+        return await renew(self.engine, lease, seconds)
+
+    async def release_lease(self, lease: Lease) -> None:
+        """See :class:`astore.store.contract.Leases`."""
+        await release(self.engine, lease)
+
+
+class _TryAgain(Exception):
+    """Something of the pool, or of the stream, has changed since it was looked at."""
+
+
+def _parse(definitions: Sequence[object]) -> None:
+    for held in definitions:
+        held.definition()  # type: ignore[attr-defined]
