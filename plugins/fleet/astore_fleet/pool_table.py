@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from astore.errors import reason
@@ -10,9 +12,13 @@ from astore.store.contract import Damaged, Run, StoredPool, Version
 from astore.store.run_files import boot_id
 from astore_fleet.engine import Message
 from astore_fleet.names import unescaped
+from astore_fleet.records import Placement
 
 VERSION, AUTOSTART, BY = "Astore-Version", "Astore-Autostart", "Astore-By"
 """Headers of a definition, whose body is libvirt's document: its version, its mark, and the connection that wrote it."""
+
+HOST, PLACE, SAME = "Astore-Host", "Astore-Place", "Astore-Same"
+"""More of them: the host that defined the pool, where it may run (JSON), and that the document is the same as before."""
 
 MOST_STEPS = 4096
 """How many of its own changes a client remembers."""
@@ -34,9 +40,12 @@ def encoded(run: Run) -> bytes:
 
 
 class Held:
-    """A definition: its version and mark, and its text, which is parsed when it is needed first."""
+    """A definition: its version and mark, and its text, which is parsed when it is needed first.
 
-    __slots__ = ("_parsed", "autostart", "data", "name", "path", "version")
+    :ivar defined_by: the host that defined it; empty: none. :ivar placement: where it may run.
+    """
+
+    __slots__ = ("_parsed", "autostart", "data", "defined_by", "name", "path", "placement", "version")
 
     def __init__(self, name: str, message: Message) -> None:
         self.name = name
@@ -44,6 +53,8 @@ class Held:
         self.data = message.data
         self.version = Version(message.headers.get(VERSION) or f"by hand {message.seq}")
         self.autostart = message.headers.get(AUTOSTART) == "1"
+        self.defined_by = message.headers.get(HOST, "")
+        self.placement = _placement(message.headers.get(PLACE))
         self._parsed: PoolDef | str | None = None
 
     @property
@@ -66,11 +77,19 @@ class Held:
         return self._parsed
 
 
+def _placement(text: str | None) -> Placement:
+    try:
+        return msgspec.json.decode(text, type=Placement) if text else Placement()
+    except Exception:  # anybody may have written anything: then it may run nowhere
+        return Placement(hosts=("",))
+
+
 class PoolTable:
     """The content of the stream of definitions and runs.
 
     :param host: the host whose runs count. :param session: the connection whose changes are one's own.
     :ivar definitions: by pool name. :ivar runs: by pool name and host. :ivar last: the last sequence of each pool.
+    :ivar written_by: by pool name, the connection that has defined or undefined it last.
     :ivar relevant: the last sequence that changed something for this host. :ivar defined: that of a definition.
     """
 
@@ -82,6 +101,7 @@ class PoolTable:
         self.last: dict[str, int] = {}
         self.relevant = 0
         self.defined = 0
+        self.written_by: dict[str, str] = {}
         self._steps: dict[int, int] = {}
 
     def reset(self) -> None:
@@ -89,6 +109,7 @@ class PoolTable:
         self.definitions.clear()
         self.runs.clear()
         self.last.clear()
+        self.written_by.clear()
         self._steps.clear()
 
     def take(self, message: Message) -> None:
@@ -103,7 +124,9 @@ class PoolTable:
                 self.definitions.pop(name, None)
             else:
                 self.definitions[name] = Held(name, message)
-            self.defined = message.seq if self._changes_definition(message) else self.defined
+            if SAME not in message.headers:
+                self.defined = message.seq
+            self.written_by[name] = message.headers.get(BY, "")
         elif kind == "run":
             self._take_run(name, host, message)
         if kind == "def" or host == self._host:
@@ -112,10 +135,6 @@ class PoolTable:
                     self._steps.clear()
                 self._steps[self.relevant] = message.seq
             self.relevant = message.seq
-
-    @staticmethod
-    def _changes_definition(message: Message) -> bool:
-        return message.headers.get("Astore-Mark") is None
 
     def _take_run(self, name: str, host: str, message: Message) -> None:
         runs = self.runs.setdefault(name, {})
@@ -147,12 +166,14 @@ class PoolTable:
             relevant = step
         return relevant
 
-    def pools(self) -> tuple[tuple[StoredPool, ...], tuple[Damaged, ...]]:
-        """Return all definitions in name order, and those that cannot be read."""
+    def pools(self, wanted: Callable[[Held], bool]) -> tuple[tuple[StoredPool, ...], tuple[Damaged, ...]]:
+        """Return the wanted definitions in name order, and those that cannot be read."""
         good: list[StoredPool] = []
         damaged: list[Damaged] = []
         for name, held in sorted(self.definitions.items()):
             found = held.definition()
+            if not wanted(held):
+                continue
             if isinstance(found, PoolDef):
                 good.append(StoredPool(found, held.autostart, held.version))
             else:

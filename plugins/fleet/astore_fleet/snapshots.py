@@ -196,21 +196,22 @@ class SnapshotShelf:
             for number, body in enumerate(bodies):
                 await self._engine.publish(self._engine.names.state, f"{begin}.{number}", body)
 
-    async def _drop_pieces(self, name: str, head: Head) -> None:
+    async def _drop_pieces(self, name: str, head: Head, host: str | None = None) -> None:
         if head.pieces:
-            begin = self._engine.names.snapshot_parts(name, self._host, head.token)
+            begin = self._engine.names.snapshot_parts(name, self._host if host is None else host, head.token)
             await self._engine.purge(self._engine.names.state, f"{begin}.>")
 
-    async def remove(self, name: str) -> None:
-        """Remove this host's snapshot of a pool."""
+    async def remove(self, name: str, host: str | None = None) -> None:
+        """Remove a host's snapshot of a pool. :param host: None: this host."""
         names = self._engine.names
-        subject = names.snapshot(name, self._host)
+        host = self._host if host is None else host
+        subject = names.snapshot(name, host)
         kept = await self._engine.last(names.state, subject)
         if kept is None or kept.deleted:
             return
         await self._engine.publish(names.state, subject, headers={"KV-Operation": "DEL"}, ttl=MARK_SECONDS)
         if (head := head_of(kept)) is not None:
-            await self._drop_pieces(name, head)
+            await self._drop_pieces(name, head, host)
 
     async def load(self, runs: Mapping[str, float], *, lane: Lane | None) -> dict[str, LastSeen]:
         """Return the snapshots of runs: this host's, or the newest of another host that has the same run."""

@@ -22,9 +22,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
+import msgspec
+
 from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
-from astore.errors import InvalidStateError
+from astore.errors import InvalidStateError, PoolNotFoundError, SourceConflictError
 from astore.model import PoolDef
 from astore.store.contract import (
     Contents,
@@ -38,10 +40,11 @@ from astore.store.contract import (
     Version,
 )
 from astore.store.run_files import boot_id
-from astore_fleet.engine import Access, Engine
+from astore_fleet.engine import Access, Engine, Message
 from astore_fleet.leases import acquire, release, renew
 from astore_fleet.mirror import MARK_SECONDS, Mirror
-from astore_fleet.pool_table import AUTOSTART, BY, VERSION, HeldRun, PoolTable, encoded
+from astore_fleet.pool_table import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, Held, HeldRun, PoolTable, encoded
+from astore_fleet.records import Placement
 from astore_fleet.snapshots import SnapshotShelf
 
 T = TypeVar("T")
@@ -58,6 +61,8 @@ class NatsStore(Store):
 
     :param host: the name of this host: runs are kept by it. None: the machine's.
     :param replicas, access: see :class:`Engine`.
+    :ivar shows: says of a definition whether it is shown to the Manager. None: all are.
+    :ivar defined: set when a definition has changed; clear it.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class NatsStore(Store):
         self.name = self.engine.name
         self.snapshots = SnapshotShelf(self.engine, self.host)
         self.table = PoolTable(self.host, self.engine.session)
+        self.shows: Callable[[Held], bool] | None = None
+        self.defined = asyncio.Event()
         self._mirror: Mirror | None = None
         self._lane: Lane | None = None
 
@@ -112,9 +119,15 @@ class NatsStore(Store):
         await engine.make_bucket(names.state)
         await engine.make_bucket(names.leases, subject_delete_marker_ttl=60_000_000_000)
         self.table = PoolTable(self.host, engine.session)
-        mirror = Mirror(engine, names.pools, self.table.take, self.table.reset)
+        mirror = Mirror(engine, names.pools, self._take, self.table.reset)
         await mirror.open()
         self._mirror = mirror
+
+    def _take(self, message: Message) -> None:
+        before = self.table.relevant
+        self.table.take(message)
+        if self.table.relevant != before:
+            self.defined.set()
 
     async def open(self, lane: Lane) -> None:
         self._lane = lane
@@ -146,9 +159,13 @@ class NatsStore(Store):
         if self._lane is not None and sum(not held.parsed for held in table.definitions.values()) > FEW:
             await self._lane.run(_parse, list(table.definitions.values()))
         revision = self._revision()
-        pools, damaged = table.pools()
+        pools, damaged = table.pools(self._visible)
         runs = {name: run for name in table.runs if (run := table.run(name)) is not None}
         return Contents(revision, pools, damaged, runs)
+
+    def _visible(self, held: Held) -> bool:
+        """Return whether a definition is shown to the Manager. One that cannot be read always is."""
+        return self.shows is None or not isinstance(held.definition(), PoolDef) or self.shows(held)
 
     def _revision(self) -> Revision:
         return Revision((self.table.relevant, self.table.defined))
@@ -185,7 +202,10 @@ class NatsStore(Store):
             same = isinstance(expected, tuple) and expected[1] == table.defined
             if not same or (run is not None and run.uuid != definition.uuid):
                 raise self._outdated("definitions were changed meanwhile")
-            headers = {VERSION: version, AUTOSTART: str(int(held is not None and held.autostart))}
+            if held is not None and not self._visible(held):
+                message = f"pool {name!r} exists already on other hosts"
+                raise SourceConflictError(message, other=name, field="name")
+            headers = {VERSION: version, **_kept_headers(held, self.host)}
             await self._write(name, self.engine.names.definition(name), last, text, headers, at=self.mirror().seq)
 
         await self._change(name, attempt)
@@ -207,7 +227,22 @@ class NatsStore(Store):
                 if on:
                     raise self.engine.error(f"pool {name!r} is not defined", errno.ENOENT)
             elif held.autostart != on:
-                headers = {VERSION: str(held.version), AUTOSTART: str(int(on)), "Astore-Mark": "1"}
+                kept = _kept_headers(held, self.host)
+                headers = {**kept, VERSION: str(held.version), AUTOSTART: str(int(on)), SAME: "1"}
+                await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+
+        await self._change(name, attempt)
+
+    async def place(self, name: str, placement: Placement) -> None:
+        """Say where a pool may run. :raises PoolNotFoundError: it is not defined. StoreError: that failed."""
+
+        async def attempt(last: int) -> None:
+            held = self.table.definitions.get(name)
+            if held is None:
+                raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
+            if held.placement != placement:
+                kept = _kept_headers(held, self.host)
+                headers = {**kept, VERSION: str(held.version), PLACE: _json(placement), SAME: "1"}
                 await self._write(name, self.engine.names.definition(name), last, held.data, headers)
 
         await self._change(name, attempt)
@@ -252,6 +287,16 @@ class NatsStore(Store):
         :raises OutdatedError: the pool is active here, or its definition is gone or has another uuid.
         """
         await self.begin_run(Run(run.definition, run.uuid, run.started_at), persistent=name in self.table.definitions)
+
+    async def forget_run(self, name: str, host: str) -> None:
+        """Remove a pool's run on another host, which is gone, and its snapshot."""
+
+        async def attempt(last: int) -> None:
+            if host in self.table.runs.get(name, {}):
+                await self._delete(name, self.engine.names.run(name, host), last)
+
+        await self._change(name, attempt)
+        await self.snapshots.remove(name, host)
 
     def _outdated(self, what: str) -> OutdatedError:
         return OutdatedError(f"{self.name}: {what}", errno=errno.EAGAIN)
@@ -340,10 +385,21 @@ class NatsStore(Store):
         await release(self.engine, lease)
 
 
+def _json(placement: Placement) -> str:
+    return msgspec.json.encode(placement).decode("ascii", "backslashreplace")
+
+
+def _kept_headers(held: Held | None, host: str) -> dict[str, str]:
+    """Return the headers that stay when a definition is written again; of a new one, those that say who defined it."""
+    if held is None:
+        return {AUTOSTART: "0", HOST: host}
+    return {AUTOSTART: str(int(held.autostart)), HOST: held.defined_by, PLACE: _json(held.placement)}
+
+
 class _TryAgain(Exception):
     """Something of the pool, or of the stream, has changed since it was looked at."""
 
 
-def _parse(definitions: Sequence[object]) -> None:
+def _parse(definitions: Sequence[Held]) -> None:
     for held in definitions:
-        held.definition()  # type: ignore[attr-defined]
+        held.definition()
