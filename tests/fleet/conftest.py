@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from astore_fleet import Fleet
 from beds.nats import NatsBed, missing
 
 
@@ -35,3 +36,10 @@ _numbers = itertools.count(1)
 def fleet_name() -> str:
     """The name of a fleet that no other test has."""
     return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+async def fleet(one_server: NatsBed, fleet_name: str) -> AsyncIterator[Fleet]:
+    """A client of a new fleet that is no host."""
+    async with await Fleet.connect(one_server.url, fleet_name, host="client") as fleet:
+        yield fleet

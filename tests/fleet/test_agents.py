@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from core_fakes import eventually
-from fleet_support import local, registry, shared
+from fleet_support import SECONDS, folder, local, registry, shared, until
 
 import astore
-from astore_fleet import Agent, Fleet, FleetEvent
+from astore_fleet import Agent, Fleet
 from beds.nats import NatsBed
-
-SECONDS = 3.0
-"""How long a host's lease lasts in these tests."""
-
-
-@pytest.fixture
-async def fleet(one_server: NatsBed, fleet_name: str) -> AsyncIterator[Fleet]:
-    """A client of a new fleet that is no host."""
-    async with await Fleet.connect(one_server.url, fleet_name, host="client") as fleet:
-        yield fleet
 
 
 @contextlib.asynccontextmanager
@@ -34,15 +23,6 @@ async def host(bed: NatsBed, fleet: str, name: str, **labels: str) -> AsyncItera
         client.agent(labels=labels, seconds=SECONDS, registry=registry()) as agent,
     ):
         yield agent
-
-
-def folder(tmp_path: Path, name: str, *files: str) -> Path:
-    """A folder with files."""
-    made = tmp_path / name
-    made.mkdir()
-    for file in files:
-        (made / file).write_bytes(b"x" * 1024)
-    return made
 
 
 async def test_pools_are_spread_and_read(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
@@ -82,7 +62,7 @@ async def test_local_pools_stay_on_their_host(
         assert {one.name: one.owner for one in fleet.pools()} == {"mine": "a", "other": "b", "fast": "a"}
         assert [pool.name for pool in b.manager.pools()] == ["other"]
         with pytest.raises(astore.SourceConflictError, match="exists already on other hosts"):
-            await b.manager.define(local("mine", path))
+            await b.manager.define(local("mine", tmp_path / "another"))
 
 
 async def test_a_host_that_leaves_hands_over(
@@ -107,20 +87,10 @@ async def test_a_host_that_leaves_hands_over(
             await fleet.pool("own").refresh()
         (images / "c.img").write_bytes(b"")
         await fleet.pool("images").refresh()
-        seen = await _until(events, lambda one: isinstance(one.event, astore.VolumeAdded) and one.event.name == "c.img")
+        seen = await until(events, astore.VolumeAdded, "c.img")
         added = [(one.event.pool, one.event.name) for one in seen if isinstance(one.event, astore.VolumeAdded)]
         assert sorted(added) == [("images", "a.img"), ("images", "c.img"), ("own", "b.img")]
         assert [one.seq for one in seen] == sorted({one.seq for one in seen})
-
-
-async def _until(events: object, last: object) -> list[FleetEvent]:
-    seen: list[FleetEvent] = []
-    async with asyncio.timeout(30):
-        async for one in events:  # type: ignore[attr-defined]
-            seen.append(one)
-            if last(one):  # type: ignore[operator]
-                return seen
-    raise AssertionError
 
 
 async def test_a_drained_host_has_no_pool(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

@@ -221,13 +221,17 @@ class Agent:
         if wrong:
             await self._forwarder.settle()
         for name in wrong:
-            await owning.hand_back(engine, name, now[name])
+            seq = await owning.hand_back(engine, name, now[name])
+            if seq is not None:
+                self.state.note(name, None, seq)
+                self._lose(name)
         for name in owning.free_for(self.me.host, self.state, definitions):
             if name in self._tokens or not self.valid:
                 continue
             seen = self.state.owners.get(name)
             token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
             if token is not None:
+                self.state.note(name, self.me, token)
                 self._gain(name, token)
 
     def _gain(self, name: str, token: int) -> None:
@@ -236,8 +240,8 @@ class Agent:
         self._spawn(self._begin(name), f"astore fleet begins {name}")
 
     def _lose(self, name: str) -> None:
-        del self._tokens[name]
-        self._worker.lost(name)
+        if self._tokens.pop(name, None) is None:
+            return
         if name in self.store.table.definitions:
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
 

@@ -91,6 +91,12 @@ class FleetState:
         """Return the seconds since a snapshot was kept."""
         return max(time.time() + self._engine.clock - kept.time, 0.0)
 
+    def note(self, pool: str, owner: Owner | None, token: int) -> None:
+        """Take over who owns a pool, unless something later is known."""
+        known = self.owners.get(pool)
+        if known is None or known.token <= token:
+            self.owners[pool] = Owned(owner, token)
+
     # --------------------------------------------------------------------------------------------- what arrives
 
     def _take_lease(self, message: Message) -> None:
@@ -118,7 +124,7 @@ class FleetState:
                 owner = msgspec.json.decode(message.data, type=Owner)
             except Exception:  # anybody may have written anything: nobody looks after the pool
                 owner = None
-        self.owners[pool] = Owned(owner, message.seq)
+        self.note(pool, owner, message.seq)
 
     def _take_head(self, message: Message) -> None:
         parts = message.subject.split(".")

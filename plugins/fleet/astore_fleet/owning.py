@@ -111,11 +111,11 @@ def to_even_out(me: Owner, state: FleetState, definitions: Mapping[str, Held], m
     return found
 
 
-async def hand_back(engine: Engine, pool: str, token: int) -> None:
-    """Hand a pool back, if the token still holds."""
+async def hand_back(engine: Engine, pool: str, token: int) -> int | None:
+    """Hand a pool back; return the sequence of that, or None: the token does not hold any more."""
     names = engine.names
     try:
         headers = {"KV-Operation": "DEL"}
-        await engine.publish(names.state, names.owner(pool), b"", headers, after=token, ttl=MARK_SECONDS)
+        return await engine.publish(names.state, names.owner(pool), b"", headers, after=token, ttl=MARK_SECONDS)
     except OutdatedError:
-        return
+        return None

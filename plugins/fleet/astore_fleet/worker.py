@@ -67,9 +67,6 @@ class Worker:
         """Return whether a job of a pool runs."""
         return self._pools[pool] > 0
 
-    def lost(self, pool: str) -> None:
-        """Note that another host looks after a pool. What runs goes on: the storage's own locks guard it."""
-
     async def gather(self, pool: str) -> None:
         """Take over the jobs of a pool that wait for other hosts."""
         await job_queue.move(self._store.engine, self._state, pool, self._me.host)
