@@ -18,6 +18,7 @@ from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
 from astore.cli.session import common_options
+from astore.entry_points import installed_types
 
 POOL = {
     "define": "pools:define",
@@ -102,6 +103,30 @@ class Verbs(click.Group):
         return found
 
 
+COMMANDS = "astore.commands"
+"""Distributions announce a command here: the entry point's name is the command's, its object a click Command."""
+
+
+class App(Verbs):
+    """The application. Its own commands come first, then those of other distributions."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the help."""
+        own = super().list_commands(ctx)
+        return [*own, *sorted(installed_types(COMMANDS) - set(own))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command. Return None if there is no command of this name."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in installed_types(COMMANDS):
+            from importlib.metadata import entry_points
+
+            (announced, *_) = entry_points(group=COMMANDS, name=cmd_name)
+            found = announced.load()
+            assert isinstance(found, click.Command)
+        return found
+
+
 def _completion(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from astore.cli.completion_scripts import install, script
@@ -119,7 +144,7 @@ def _completion_option(name: str, help: str) -> click.Option:
     return click.Option([name], is_flag=True, is_eager=True, expose_value=False, callback=_completion, help=help)
 
 
-app = Verbs(
+app = App(
     "astore",
     {"watch": "watch:watch", "events": "events:show_events", "demo": "demo_command:demo"},
     VIRSH,

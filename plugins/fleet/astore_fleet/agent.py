@@ -24,6 +24,7 @@ from astore.manager.many import start_pools
 from astore.registry import BackendRegistry
 from astore.store.contract import Lease, OutdatedError
 from astore_fleet import leases, owning
+from astore_fleet.ending import end
 from astore_fleet.event_stream import Forwarder
 from astore_fleet.fleet_state import HOST, FleetState
 from astore_fleet.records import HOST_SECONDS, HostInfo, Owner
@@ -113,11 +114,7 @@ class Agent:
         await self._stack.aclose()
 
     async def _end_tasks(self) -> None:
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(set(self._tasks))
         await self._worker.aclose()
 
     def _spawn(self, call: Coroutine[None, None, None], name: str) -> None:

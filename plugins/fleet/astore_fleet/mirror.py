@@ -15,6 +15,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from astore.errors import StoreError
+from astore_fleet.ending import end
 from astore_fleet.engine import ANSWER_SECONDS, Engine, Message
 
 HEARTBEAT_SECONDS = 1.0
@@ -80,8 +81,7 @@ class Mirror:
         """End. May be called twice."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end([task])
 
     async def sync(self) -> None:
         """Wait until everything that was written before this call has been taken. :raises StoreError: that cannot be known."""

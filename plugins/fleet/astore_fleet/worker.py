@@ -77,9 +77,7 @@ class Worker:
         client = await engine.client()
         cancels = await client.subscribe(engine.names.told("cancel"), cb=self._cancel)
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(AT_ONCE):
-                    group.create_task(self._pull())
+            await asyncio.gather(*(self._pull() for _ in range(AT_ONCE)))
         finally:
             with contextlib.suppress(Exception):
                 await cancels.unsubscribe()
