@@ -64,6 +64,10 @@ class Full(StoreError):
     """A stream keeps one message of this subject already."""
 
 
+class Denied(StoreError):
+    """The server does not let this client do that."""
+
+
 class Access(msgspec.Struct, frozen=True, kw_only=True):
     """How to be let in: one of user and password, a token, a file of credentials, or an nkey's seed; and TLS.
 
@@ -203,6 +207,9 @@ class Engine:
         try:
             return await client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers)
         except (nats.errors.Error, OSError, TimeoutError) as error:
+            if "permissions violation" in self._problem.lower():
+                said, self._problem = self._problem, ""
+                raise Denied(f"{self.name}: {said}", errno=errno.EACCES) from error
             why = self._problem or _words(error)
             raise self.error(f"no answer to {subject}: {why}", errno.ETIMEDOUT) from error
 
@@ -217,15 +224,15 @@ class Engine:
                 answer: Answer = msgspec.json.decode(
                     (await self.ask(f"$JS.API.{what}", msgspec.json.encode(request))).data
                 )
-            except StoreError:
-                if time.monotonic() > until or not self.connected:
+            except StoreError as error:
+                if time.monotonic() > until or not self.connected or isinstance(error, Denied):
                     raise
                 answer = {"error": {"code": 503}}
-            error = answer.get("error")
-            if error is None or error.get("err_code") in _NOT_FOUND:
+            wrong = answer.get("error")
+            if wrong is None or wrong.get("err_code") in _NOT_FOUND:
                 return answer
-            if error["code"] != 503 or time.monotonic() > until:
-                raise self.error(f"{what}: {error.get('description', 'no leader')}")
+            if wrong["code"] != 503 or time.monotonic() > until:
+                raise self.error(f"{what}: {wrong.get('description', 'no leader')}")
             await asyncio.sleep(0.05)
 
     async def make_stream(self, name: str, subjects: str, **settings: object) -> None:
@@ -338,8 +345,8 @@ class Engine:
             await self.client()
             try:
                 ack: Answer = msgspec.json.decode((await self.ask(subject, data, sent)).data)
-            except StoreError:
-                if time.monotonic() > until:
+            except StoreError as failed:
+                if time.monotonic() > until or isinstance(failed, Denied):
                     raise
                 unsure = True
                 await asyncio.sleep(0.05)

@@ -1,0 +1,201 @@
+"""Linearizability: a recorded history of definitions and owners, while servers of a cluster are killed and stopped.
+
+Each definition carries a number that is one more than the highest its writer has read. A write succeeds on the condition
+that no definition has changed since. So the writes have an order of their own, and the history shows whether it agrees with
+time.
+ASTORE_FLEET_OPERATIONS says how many operations there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from core_fakes import eventually
+
+from astore.errors import StoreError
+from astore.lanes import Lanes
+from astore.model import PoolDef, Target
+from astore.store.contract import OutdatedError
+from astore_fleet import NatsStore, owning
+from astore_fleet.engine import Message
+from astore_fleet.mirror import Mirror
+from astore_fleet.names import Names
+from astore_fleet.records import Owner
+from beds.nats import NatsBed
+
+OPERATIONS = int(os.environ.get("ASTORE_FLEET_OPERATIONS", "300"))
+CLIENTS = 6
+NAMES = [f"p{number}" for number in range(5)]
+
+
+class Operation(NamedTuple):
+    """An operation of the history; times are of one monotonic clock. ``number`` is None where a write's outcome is unknown."""
+
+    kind: str
+    began: float
+    ended: float
+    number: int | None
+
+
+def number_of(definition: PoolDef) -> int:
+    """The number that a definition carries."""
+    assert definition.target.path is not None
+    return int(definition.target.path[1:])
+
+
+async def write_and_read(store: NatsStore, history: list[Operation], draw: random.Random) -> None:
+    """Read, and write by what was read, until there are enough operations."""
+    while len(history) < OPERATIONS:
+        began = time.monotonic()
+        try:
+            contents = await store.read()
+        except (StoreError, TimeoutError):
+            continue
+        assert contents is not None
+        highest = max((number_of(stored.definition) for stored in contents.pools), default=0)
+        history.append(Operation("read", began, time.monotonic(), highest))
+        name = draw.choice(NAMES)
+        uuid = next((one.definition.uuid for one in contents.pools if one.definition.name == name), None)
+        made = PoolDef("dir", name, uuid or f"{draw.getrandbits(128):032x}", target=Target(f"/{highest + 1}"))
+        began = time.monotonic()
+        try:
+            await store.put(made, contents.revision)
+        except OutdatedError:
+            continue
+        except (StoreError, TimeoutError):
+            history.append(Operation("write", began, float("inf"), None))
+        else:
+            history.append(Operation("write", began, time.monotonic(), highest + 1))
+
+
+def check(history: list[Operation]) -> None:
+    """Check that the writes and reads have an order that agrees with time."""
+    writes = sorted(
+        (one for one in history if one.kind == "write" and one.number is not None), key=lambda one: one.number or 0
+    )
+    numbers = [one.number for one in writes]
+    assert len(set(numbers)) == len(numbers), "two writers have written after the same state"
+    latest = 0.0
+    for one in writes:
+        assert one.ended >= latest, "a write comes before one that had ended when it began"
+        latest = max(latest, one.began)
+    events = sorted(
+        [(one.ended, 0, one.number or 0) for one in writes]
+        + [(one.began, 1, one.number or 0) for one in history if one.kind == "read"]
+    )
+    done = 0
+    for _, is_read, number in events:
+        if is_read:
+            assert number >= done, "a read does not know a write that had ended before it"
+        else:
+            done = max(done, number)
+    began = {one.number: one.began for one in writes}
+    for one in history:
+        if one.kind == "read" and one.number in began:
+            assert began[one.number] <= one.ended, "a read knows a write that had not begun"
+
+
+async def own_and_write(
+    store: NatsStore, owner: Owner, stop: asyncio.Event, draw: random.Random, counts: list[int]
+) -> None:
+    """Take a pool from whoever has it, write by the token, and go on writing by it after it may be lost."""
+    engine, names = store.engine, store.engine.names
+    while not stop.is_set():
+        try:
+            found = await engine.last(names.state, names.owner("p0"))
+            token = await owning.take(engine, "p0", owner, 0 if found is None else found.seq)
+            for _ in range(draw.randrange(4)):
+                if token is None:
+                    break
+                headers = {"Token": str(token)}
+                await engine.publish(
+                    names.state, names.snapshot("p0", owner.host), b"", headers, after=token, among=names.owner("p0")
+                )
+                counts[0] += 1
+        except OutdatedError:
+            counts[1] += 1
+        except (StoreError, TimeoutError):
+            counts[2] += 1
+
+
+async def trouble(bed: NatsBed, stop: asyncio.Event, draw: random.Random) -> int:
+    """Kill and stop servers, one at a time; return how often."""
+    count = 0
+    while not stop.is_set():
+        victim = draw.choice(bed.servers)
+        if draw.random() < 0.5:
+            victim.end(kill=True)
+            await asyncio.sleep(0.3)
+            victim.start()
+        else:
+            victim.signal(signal.SIGSTOP)
+            await asyncio.sleep(1.0)
+            victim.signal(signal.SIGCONT)
+        await asyncio.to_thread(victim.wait_ready, 60)
+        count += 1
+        await asyncio.sleep(0.5)
+    return count
+
+
+@pytest.mark.timeout(0 if OPERATIONS > 1000 else 120)
+async def test_the_history_is_linearizable(tmp_path: Path) -> None:
+    """No write is lost or made twice, no read is old, and no owner writes after another one has taken the pool."""
+    draw, lanes = random.Random(7), Lanes()
+    history: list[Operation] = []
+    counts, stop = [0, 0, 0], asyncio.Event()
+    with NatsBed(tmp_path, 3) as bed:
+        stores = [NatsStore(bed.url, "history", host=f"h{number}") for number in range(CLIENTS)]
+        seen: list[Message] = []
+        try:
+            for store in stores:
+                await store.open(lanes.lane(store.name))
+            watching = Mirror(stores[0].engine, Names("history").state, seen.append)
+            await watching.open()
+            troubles = asyncio.ensure_future(trouble(bed, stop, draw))
+            owners = [
+                asyncio.ensure_future(own_and_write(store, Owner(store.host, store.engine.session), stop, draw, counts))
+                for store in stores[:3]
+            ]
+            await asyncio.gather(*(write_and_read(store, history, draw) for store in stores))
+            stop.set()
+            assert await troubles >= 1
+            await asyncio.gather(*owners)
+            await eventually(lambda: stores[0].engine.connected, "the connection")
+            await watching.sync()
+            await watching.aclose()
+        finally:
+            stop.set()
+            for store in stores:
+                await store.aclose()
+            lanes.close()
+    check(history)
+    assert counts[0]
+    holder = 0
+    for message in seen:
+        if message.subject.endswith(".own"):
+            holder = message.seq
+        else:
+            assert int(message.headers["Token"]) == holder, "an owner has written after another one took the pool"
+    print(f"{len(history)} operations, {sum(one.kind == 'write' for one in history)} writes; by owners {counts}")
+
+
+@pytest.mark.parametrize(
+    ("history", "wrong"),
+    [
+        ([Operation("write", 0, 1, 1), Operation("write", 0, 1, 1)], "same state"),
+        ([Operation("write", 2, 3, 1), Operation("write", 0, 1, 2)], "comes before"),
+        ([Operation("write", 0, 1, 1), Operation("read", 2, 3, 0)], "does not know"),
+        ([Operation("write", 2, 3, 1), Operation("read", 0, 1, 1)], "had not begun"),
+    ],
+)
+def test_what_is_wrong_is_found(history: list[Operation], wrong: str) -> None:
+    """The check finds lost, disordered, old and early operations."""
+    with pytest.raises(AssertionError, match=wrong):
+        check(history)
