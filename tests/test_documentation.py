@@ -33,6 +33,7 @@ EXECUTED = {
     "examples/astore-zip/": "tests/conformance/test_sample_backend.py",
     "examples/blocks/": "tests/conformance/test_block_memory.py",
     "examples/porting/": "tests/test_porting.py",
+    "examples/fleet/": "tests/fleet/test_fleet_command.py",
 }
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"# (file|from): (\S+)\n")

@@ -103,7 +103,7 @@ async def test_the_example_configuration(tmp_path: Path) -> None:
                 if user == "agent":
                     async with fleet.agent(seconds=SECONDS, registry=registry()):
                         pool = await fleet.define(local("images", folder(tmp_path, "images", "a.img")), hosts=["one"])
-                        await eventually(lambda: fleet.pool("images").info.volumes == 1, "the snapshot")  # noqa: B023
+                        await eventually(lambda: fleet.pool("images").info.volumes == 1, "the snapshot")
                         await pool.create_volume(astore.VolumeDef(name="b", capacity=1))
                         await pool.delete_volume("b")
                 elif user == "reader":

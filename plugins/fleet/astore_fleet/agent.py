@@ -21,6 +21,7 @@ from astore.errors import AstoreError, InvalidStateError, StoreError, reason
 from astore.logs import get_logger
 from astore.manager import Manager
 from astore.manager.many import start_pools
+from astore.model import PoolDef
 from astore.registry import BackendRegistry
 from astore.store.contract import Lease, OutdatedError
 from astore_fleet import leases, owning
@@ -239,7 +240,11 @@ class Agent:
     def _lose(self, name: str) -> None:
         if self._tokens.pop(name, None) is None:
             return
-        if name in self.store.table.definitions:
+        held = self.store.table.definitions.get(name)
+        if held is not None:
+            definition = held.definition()
+            if isinstance(definition, PoolDef):
+                self._forwarder.forget(definition.uuid or "")
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
 
     async def _begin(self, name: str) -> None:
@@ -259,8 +264,11 @@ class Agent:
                 await self._worker.gather(name)
                 if pool.active and run is not None:
                     await pool.refresh()
-                for host in others:
-                    if host not in self.state.hosts and self.holds(name):
+                gone = [host for host in others if host not in self.state.hosts]
+                if gone and pool.active:
+                    await self._forwarder.settle()  # first the snapshot of this host
+                for host in gone:
+                    if self.holds(name):
                         await self.store.forget_run(name, host)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was taken over with an error", pool=name, error=reason(error))

@@ -279,6 +279,15 @@ class Engine:
         """Return the last message of a subject, which may have wildcards, as the leader has it; None: there is none."""
         return self._message(await self.api(f"STREAM.MSG.GET.{stream}", last_by_subj=subject))
 
+    async def fetch(self, stream: str, subject: str) -> Message | None:
+        """Return the last message of a subject as any replica has it, which may be an old one; None: there is none."""
+        found = await self.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        headers = found.headers or {}
+        if "Nats-Sequence" not in headers:
+            return None
+        at = _seconds(headers["Nats-Time-Stamp"])
+        return Message(headers["Nats-Subject"], found.data, int(headers["Nats-Sequence"]), headers, at)
+
     async def next(self, stream: str, seq: int, subject: str = ">") -> Message | None:
         """Return the first message of a subject from a sequence on, as the leader has it; None: there is none."""
         return self._message(await self.api(f"STREAM.MSG.GET.{stream}", seq=seq, next_by_subj=subject))

@@ -81,6 +81,10 @@ class EventIds:
         self._saved[uuid] = snapshot
         self._removed = {one for one in self._removed if one[0] != uuid}
 
+    def knows(self, uuid: str) -> bool:
+        """Return whether a snapshot of this pool has been kept."""
+        return uuid in self._saved
+
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
         self._saved.pop(uuid, None)
@@ -125,6 +129,10 @@ class Forwarder:
                 while batch:
                     batch = await self._publish(batch)
                 await self._save()
+
+    def forget(self, uuid: str) -> None:
+        """Forget a pool that this host looks after no more: its next snapshot is kept in any case."""
+        self._ids.forget(uuid)
 
     async def settle(self) -> None:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
@@ -196,7 +204,7 @@ class Forwarder:
     async def _keep(self, pool: Pool) -> None:
         record = pool.parts.record
         seen, life = record.last_seen, record.life
-        if life is None or seen == record.saved:
+        if life is None or (seen == record.saved and self._ids.knows(pool.uuid)):
             return
         await self._store.save_snapshot(pool.name, life.started_at, seen)
         record.saved = seen

@@ -14,7 +14,7 @@ from astore.errors import DefinitionError, PoolNotFoundError
 from astore.events import PoolDefined, PoolUndefined
 from astore.manager import Manager
 from astore.manager.many import OnProgress
-from astore.model import PoolDef, RefreshOutcome, RefreshReport, VolumeInfo
+from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
 from astore_fleet import job_queue, owning
 from astore_fleet.agent import Agent
@@ -126,6 +126,14 @@ class Fleet:
         await self._tell(PoolDefined(pool=name, uuid=uuid, time=time.time()))
         return self.pool(name)
 
+    async def define_many(self, definitions: Iterable[PoolDef], *, autostart: bool = True) -> None:
+        """Define pools that may run anywhere, one after the other, over one connection. :raises: as :meth:`define`."""
+        async with Manager(store=self._second_store()) as manager:
+            for definition in definitions:
+                if not definition.source.hosts:
+                    raise DefinitionError(f"pool {definition.name!r} is local: define it alone, and say on which hosts")
+                await (await manager.define(definition)).set_autostart(autostart)
+
     async def undefine(self, name: str) -> None:
         """Remove a pool's definition. :raises PoolNotFoundError: there is none. InvalidStateError: it is active on a host."""
         info = self.pool(name).info
@@ -176,6 +184,10 @@ class Fleet:
     async def volumes(self, wanted: Wanted | None = None) -> list[FleetVolume]:
         """Return the volumes of all pools, in the order of pools and names. :param wanted: called with each record."""
         return await self._reader.volumes(wanted)
+
+    async def snapshots(self) -> dict[str, Snapshot]:
+        """Return the last snapshots of all pools that have one, in name order."""
+        return {pool: snapshot for pool, (_, snapshot) in (await self._reader.each()).items()}
 
     async def search(
         self,

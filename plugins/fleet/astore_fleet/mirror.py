@@ -37,6 +37,7 @@ class Mirror:
     :param take: called with each message, in the stream's order; never waits. :param reset: called before everything is read
         anew. :param filters: the subjects to follow; none: all. :param headers_only: leave bodies out.
     :param since: begin after this sequence instead of reading all that is kept.
+    :param barrier: a subject to write to when :meth:`sync` finds a new leader.
     :ivar seq: the sequence up to which it has taken everything. :ivar changed: set after each message; clear it.
     """
 
@@ -50,11 +51,15 @@ class Mirror:
         filters: Sequence[str] = (),
         headers_only: bool = False,
         since: int | None = None,
+        barrier: str = "",
     ) -> None:
         self.engine = engine
         self.stream = stream
         self.seq = since or 0
         self.changed = asyncio.Event()
+        self._barrier = barrier
+        self._created = ""
+        self._leader: tuple[object, object] | None = None
         self._take = take
         self._reset = reset
         self._filters = list(filters)
@@ -85,8 +90,16 @@ class Mirror:
 
     async def sync(self) -> None:
         """Wait until everything that was written before this call has been taken. :raises StoreError: that cannot be known."""
-        last = int((await self.engine.info(self.stream))["state"]["last_seq"])
-        if last < self.seq:
+        info = await self.engine.info(self.stream)
+        last = int(info["state"]["last_seq"])
+        cluster = info.get("cluster") or {}
+        leader = (cluster.get("leader"), cluster.get("leader_since"))
+        if self._barrier and cluster.get("replicas") and leader != self._leader:
+            # a new leader may answer before it has applied all that the old one had acknowledged; not after a write
+            last = max(last, await self.engine.publish(self.stream, self._barrier))
+            self._leader = leader
+        self._created = self._created or info["created"]
+        if info["created"] != self._created:
             raise self.engine.error(f"the stream {self.stream} was removed, and made again")
         while self.seq < last:
             if await self._reached(last, LATE_SECONDS):

@@ -44,6 +44,7 @@ class Names:
         self.results = f"KV_astore-{fleet}-results"
         self.jobs = f"astore-{fleet}-jobs"
         self.events = f"astore-{fleet}-events"
+        self.barrier = f"$KV.astore-{fleet}-pools.=.barrier"
 
     # pools: definitions and runs
 

@@ -75,7 +75,10 @@ class Reader:
             fetched = self._fetched.get(pool)
             if fetched is not None and fetched[0] >= kept.seq:
                 return kept, fetched[1]
-            message = await engine.last(engine.names.state, engine.names.snapshot(pool, kept.host))
+            subject = engine.names.snapshot(pool, kept.host)
+            message = await engine.fetch(engine.names.state, subject)
+            if message is None or message.seq < kept.seq:
+                message = await engine.last(engine.names.state, subject)
             seen = None if message is None or message.deleted else await shelf.read(message)
             if message is not None and seen is not None:
                 self._fetched[pool] = message.seq, seen.snapshot

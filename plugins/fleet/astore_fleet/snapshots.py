@@ -236,11 +236,15 @@ class SnapshotShelf:
         if head.pieces:
             pool, host = place_of(message.subject)
             begin = self._engine.names.snapshot_parts(pool, host, head.token)
-            pieces = [await self._engine.last(self._engine.names.state, f"{begin}.{n}") for n in range(head.pieces)]
+            pieces = [await self._piece(f"{begin}.{number}") for number in range(head.pieces)]
             if None in pieces:
                 return None
             bodies = [piece.data for piece in pieces if piece is not None]
         return await _on(lane, unpack, head, bodies)
+
+    async def _piece(self, subject: str) -> Message | None:
+        found = await self._engine.fetch(self._engine.names.state, subject)
+        return found or await self._engine.last(self._engine.names.state, subject)
 
 
 async def _on(lane: Lane | None, func: Callable[..., T], *args: object) -> T:

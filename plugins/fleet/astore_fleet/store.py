@@ -119,7 +119,7 @@ class NatsStore(Store):
         await engine.make_bucket(names.state)
         await engine.make_bucket(names.leases, subject_delete_marker_ttl=60_000_000_000)
         self.table = PoolTable(self.host, engine.session)
-        mirror = Mirror(engine, names.pools, self._take, self.table.reset)
+        mirror = Mirror(engine, names.pools, self._take, self.table.reset, barrier=names.barrier)
         await mirror.open()
         self._mirror = mirror
 
