@@ -23,7 +23,7 @@ from astore.manager import Manager
 from astore.manager.many import start_pools
 from astore.model import PoolDef
 from astore.registry import BackendRegistry
-from astore.store.contract import Lease, OutdatedError
+from astore.store.contract import Lease, OutdatedError, Run
 from astore_fleet import leases, owning
 from astore_fleet.ending import end
 from astore_fleet.event_stream import Forwarder
@@ -79,6 +79,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._beginning: set[str] = set()
+        self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._leaving = False
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.holds)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
@@ -230,16 +231,21 @@ class Agent:
             token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
             if token is not None:
                 self.state.note(name, self.me, token)
-                self._gain(name, token)
+                self._tokens[name] = token
+                self._spawn_begin(name)
+        for name in self._tokens.keys() - self._asked - self._beginning:
+            held = definitions.get(name)
+            if held is not None and held.autostart:
+                self._spawn_begin(name)
 
-    def _gain(self, name: str, token: int) -> None:
-        self._tokens[name] = token
+    def _spawn_begin(self, name: str) -> None:
         self._beginning.add(name)
         self._spawn(self._begin(name), f"astore fleet begins {name}")
 
     def _lose(self, name: str) -> None:
         if self._tokens.pop(name, None) is None:
             return
+        self._asked.discard(name)
         held = self.store.table.definitions.get(name)
         if held is not None:
             definition = held.definition()
@@ -256,8 +262,11 @@ class Agent:
                 others = self.store.table.elsewhere(name)
                 run = max(others.values(), key=lambda one: one.started_at, default=None)
                 if not pool.active and run is not None and run.uuid == pool.uuid:
-                    await self.store.adopt_run(name, run)
+                    adopted = Run(run.definition, run.uuid, run.started_at)  # the same run: its snapshot counts here
+                    await self.store.begin_run(adopted, persistent=True)
                     await self.manager.reload(thoroughly=False)
+                if pool.autostart:
+                    self._asked.add(name)
                 if not pool.active and pool.autostart:
                     await start_pools([pool], limit=1, timeout=None)
                 self._beginning.discard(name)

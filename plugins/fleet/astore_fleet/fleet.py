@@ -18,6 +18,7 @@ from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, Volum
 from astore.registry import BackendRegistry
 from astore_fleet import job_queue, owning
 from astore_fleet.agent import Agent
+from astore_fleet.definition_headers import New
 from astore_fleet.engine import Access
 from astore_fleet.event_stream import FleetEvents
 from astore_fleet.fleet_pool import FleetPool
@@ -110,6 +111,7 @@ class Fleet:
         """
         placement = Placement(tuple(hosts), dict(labels or {}))
         store = self._second_store()
+        store.new = New(placement, autostart)
         async with Manager(store=store) as manager:
             wanted = await manager.check(definition)
             if not (placement.hosts or placement.labels or wanted.source.hosts):
@@ -121,18 +123,21 @@ class Fleet:
             await manager.reload()  # pools that never meet may have the same source
             pool = await manager.define(wanted)
             name, uuid = pool.name, pool.uuid
-            await pool.set_autostart(autostart)
+            if pool.autostart != autostart:
+                await pool.set_autostart(autostart)
         await self.store.place(name, placement)
         await self._tell(PoolDefined(pool=name, uuid=uuid, time=time.time()))
         return self.pool(name)
 
     async def define_many(self, definitions: Iterable[PoolDef], *, autostart: bool = True) -> None:
         """Define pools that may run anywhere, one after the other, over one connection. :raises: as :meth:`define`."""
-        async with Manager(store=self._second_store()) as manager:
+        store = self._second_store()
+        store.new = New(autostart=autostart)
+        async with Manager(store=store) as manager:
             for definition in definitions:
                 if not definition.source.hosts:
                     raise DefinitionError(f"pool {definition.name!r} is local: define it alone, and say on which hosts")
-                await (await manager.define(definition)).set_autostart(autostart)
+                await manager.define(definition)
 
     async def undefine(self, name: str) -> None:
         """Remove a pool's definition. :raises PoolNotFoundError: there is none. InvalidStateError: it is active on a host."""

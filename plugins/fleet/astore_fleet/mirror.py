@@ -55,7 +55,7 @@ class Mirror:
     ) -> None:
         self.engine = engine
         self.stream = stream
-        self.seq = since or 0
+        self.seq = self._position = since or 0
         self.changed = asyncio.Event()
         self._barrier = barrier
         self._created = ""
@@ -88,27 +88,35 @@ class Mirror:
         if task is not None:
             await end([task])
 
-    async def sync(self) -> None:
-        """Wait until everything that was written before this call has been taken. :raises StoreError: that cannot be known."""
+    async def sync(self, least: int = 0) -> None:
+        """Wait until everything that was written before this call has been taken, as far as the leader knows.
+
+        (A leader that was stopped, and goes on, may not know for a moment that there is another one.)
+
+        :param least: the sequence of a write of one's own, which is taken in any case.
+        :raises StoreError: that cannot be known.
+        """
         info = await self.engine.info(self.stream)
         last = int(info["state"]["last_seq"])
         cluster = info.get("cluster") or {}
         leader = (cluster.get("leader"), cluster.get("leader_since"))
         if self._barrier and cluster.get("replicas") and leader != self._leader:
             # a new leader may answer before it has applied all that the old one had acknowledged; not after a write
-            last = max(last, await self.engine.publish(self.stream, self._barrier))
+            least = max(least, await self.engine.publish(self.stream, self._barrier))
             self._leader = leader
         self._created = self._created or info["created"]
         if info["created"] != self._created:
             raise self.engine.error(f"the stream {self.stream} was removed, and made again")
         while self.seq < last:
             if await self._reached(last, LATE_SECONDS):
-                return
+                break
             missed = await self.engine.next(self.stream, self.seq + 1)
             if missed is None or missed.seq > last:
                 self.seq = max(self.seq, last)  # the last ones are gone: deleted, or their time is over
             elif not await self._reached(missed.seq, ANSWER_SECONDS):
                 raise self.engine.error(f"the stream {self.stream} cannot be read now")
+        if self.seq < least and not await self._reached(least, ANSWER_SECONDS):
+            raise self.engine.error(f"the stream {self.stream} cannot be read now")
 
     async def _reached(self, seq: int, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -157,9 +165,11 @@ class Mirror:
     async def _consume(self, inbox: str) -> int:
         """Make a consumer; return how many messages it has for us now."""
         if self.seq and self._heard and time.monotonic() - self._heard > MARK_SECONDS / 2:
-            self.seq = 0
+            self.seq = self._position = 0
             self._reset()
-        start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self.seq + 1} if self.seq else {}
+        start: dict[str, object] = {}
+        if self._position:
+            start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._position + 1}
         settings = {
             "deliver_subject": inbox,
             "deliver_policy": "all",
@@ -182,7 +192,8 @@ class Mirror:
 
     def _taken(self, message: Msg, seq: int, at: float) -> None:
         self._take(Message(message.subject, message.data, seq, message.headers or {}, at))
-        self.seq = seq
+        self._position = seq
+        self.seq = max(self.seq, seq)
         self._heard = time.monotonic()
         self.changed.set()
         self._arrived.set()  # wakes those who wait now

@@ -10,15 +10,9 @@ from astore.errors import reason
 from astore.model import PoolDef
 from astore.store.contract import Damaged, Run, StoredPool, Version
 from astore.store.run_files import boot_id
+from astore_fleet.definition_headers import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, placement_of
 from astore_fleet.engine import Message
 from astore_fleet.names import unescaped
-from astore_fleet.records import Placement
-
-VERSION, AUTOSTART, BY = "Astore-Version", "Astore-Autostart", "Astore-By"
-"""Headers of a definition, whose body is libvirt's document: its version, its mark, and the connection that wrote it."""
-
-HOST, PLACE, SAME = "Astore-Host", "Astore-Place", "Astore-Same"
-"""More of them: the host that defined the pool, where it may run (JSON), and that the document is the same as before."""
 
 MOST_STEPS = 4096
 """How many of its own changes a client remembers."""
@@ -54,7 +48,7 @@ class Held:
         self.version = Version(message.headers.get(VERSION) or f"by hand {message.seq}")
         self.autostart = message.headers.get(AUTOSTART) == "1"
         self.defined_by = message.headers.get(HOST, "")
-        self.placement = _placement(message.headers.get(PLACE))
+        self.placement = placement_of(message.headers.get(PLACE))
         self._parsed: PoolDef | str | None = None
 
     @property
@@ -75,13 +69,6 @@ class Held:
             except Exception as error:  # anybody may have written anything
                 self._parsed = reason(error)
         return self._parsed
-
-
-def _placement(text: str | None) -> Placement:
-    try:
-        return msgspec.json.decode(text, type=Placement) if text else Placement()
-    except Exception:  # anybody may have written anything: then it may run nowhere
-        return Placement(hosts=("",))
 
 
 class PoolTable:

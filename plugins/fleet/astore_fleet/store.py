@@ -22,8 +22,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
-import msgspec
-
 from astore.backend import Lane
 from astore.cancellation import bounded, retrieved, shielded
 from astore.errors import InvalidStateError, PoolNotFoundError, SourceConflictError
@@ -40,10 +38,11 @@ from astore.store.contract import (
     Version,
 )
 from astore.store.run_files import boot_id
+from astore_fleet.definition_headers import AUTOSTART, BY, PLACE, SAME, VERSION, New, as_json, kept_headers
 from astore_fleet.engine import Access, Engine, Message
 from astore_fleet.leases import acquire, release, renew
 from astore_fleet.mirror import MARK_SECONDS, Mirror
-from astore_fleet.pool_table import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, Held, HeldRun, PoolTable, encoded
+from astore_fleet.pool_table import Held, PoolTable, encoded
 from astore_fleet.records import Placement
 from astore_fleet.snapshots import SnapshotShelf
 
@@ -62,6 +61,7 @@ class NatsStore(Store):
     :param host: the name of this host: runs are kept by it. None: the machine's.
     :param replicas, access: see :class:`Engine`.
     :ivar shows: says of a definition whether it is shown to the Manager. None: all are.
+    :ivar new: what definitions begin with that are put by this client. None: no placement and no mark.
     :ivar defined: set when a definition has changed; clear it.
     """
 
@@ -80,6 +80,7 @@ class NatsStore(Store):
         self.snapshots = SnapshotShelf(self.engine, self.host)
         self.table = PoolTable(self.host, self.engine.session)
         self.shows: Callable[[Held], bool] | None = None
+        self.new: New | None = None
         self.defined = asyncio.Event()
         self._mirror: Mirror | None = None
         self._lane: Lane | None = None
@@ -197,7 +198,7 @@ class NatsStore(Store):
         name, version, table = definition.name, secrets.token_hex(8), self.table
         text = definition.to_xml().encode()
 
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             run, held = table.run(name), table.definitions.get(name)
             same = isinstance(expected, tuple) and expected[1] == table.defined
             if not same or (run is not None and run.uuid != definition.uuid):
@@ -205,52 +206,55 @@ class NatsStore(Store):
             if held is not None and not self._visible(held):
                 message = f"pool {name!r} exists already on other hosts"
                 raise SourceConflictError(message, other=name, field="name")
-            headers = {VERSION: version, **_kept_headers(held, self.host)}
-            await self._write(name, self.engine.names.definition(name), last, text, headers, at=self.mirror().seq)
+            headers = {VERSION: version, **self._kept(held)}
+            subject = self.engine.names.definition(name)
+            return await self._write(name, subject, last, text, headers, at=self.mirror().seq)
 
         await self._change(name, attempt)
         return Version(version)
 
     async def remove(self, name: str, expected: Version) -> None:
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             held = self.table.definitions.get(name)
             if held is None or held.version != expected or self.table.run(name) is not None:
                 raise self._outdated(f"pool {name!r} was changed meanwhile")
-            await self._delete(name, self.engine.names.definition(name), last)
+            return await self._delete(name, self.engine.names.definition(name), last)
 
         await self._change(name, attempt)
 
     async def set_autostart(self, name: str, on: bool) -> None:
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             held = self.table.definitions.get(name)
             if held is None:
                 if on:
                     raise self.engine.error(f"pool {name!r} is not defined", errno.ENOENT)
             elif held.autostart != on:
-                kept = _kept_headers(held, self.host)
+                kept = self._kept(held)
                 headers = {**kept, VERSION: str(held.version), AUTOSTART: str(int(on)), SAME: "1"}
-                await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+                return await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+            return 0
 
         await self._change(name, attempt)
 
     async def place(self, name: str, placement: Placement) -> None:
         """Say where a pool may run. :raises PoolNotFoundError: it is not defined. StoreError: that failed."""
 
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             held = self.table.definitions.get(name)
             if held is None:
                 raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
             if held.placement != placement:
-                kept = _kept_headers(held, self.host)
-                headers = {**kept, VERSION: str(held.version), PLACE: _json(placement), SAME: "1"}
-                await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+                kept = self._kept(held)
+                headers = {**kept, VERSION: str(held.version), PLACE: as_json(placement), SAME: "1"}
+                return await self._write(name, self.engine.names.definition(name), last, held.data, headers)
+            return 0
 
         await self._change(name, attempt)
 
     async def begin_run(self, run: Run, *, persistent: bool) -> None:
         name = run.name
 
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             theirs, held = self.table.run(name), self.table.definitions.get(name)
             if theirs is not None and theirs.started_at != run.started_at:
                 raise self._outdated(f"pool {name!r} was started meanwhile")
@@ -259,19 +263,21 @@ class NatsStore(Store):
             if other or (persistent and held is None):
                 raise self._outdated(f"pool {name!r} was undefined meanwhile")
             if theirs != run:
-                await self._write(name, self.engine.names.run(name, self.host), last, encoded(run), {})
+                return await self._write(name, self.engine.names.run(name, self.host), last, encoded(run), {})
+            return 0
 
         await self._change(name, attempt)
 
     async def end_run(self, name: str, started_at: float) -> None:
         ended = False
 
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             nonlocal ended
             run = self.table.runs.get(name, {}).get(self.host)
             if run is not None and run.started_at == started_at:
-                await self._delete(name, self.engine.names.run(name, self.host), last)
                 ended = True
+                return await self._delete(name, self.engine.names.run(name, self.host), last)
+            return 0
 
         await self._change(name, attempt)
         if ended:
@@ -281,19 +287,19 @@ class NatsStore(Store):
         """See :meth:`Store.check_end_run`. It fails while no server answers."""
         await self.mirror().sync()
 
-    async def adopt_run(self, name: str, run: HeldRun) -> None:
-        """Begin a pool's run on this host as the run of another host, whose snapshot then counts here.
-
-        :raises OutdatedError: the pool is active here, or its definition is gone or has another uuid.
-        """
-        await self.begin_run(Run(run.definition, run.uuid, run.started_at), persistent=name in self.table.definitions)
+    def _kept(self, held: Held | None) -> dict[str, str]:
+        """Return the headers that stay when a definition is written again; those of a new one."""
+        if held is None:
+            return kept_headers(self.host, self.new or New())
+        return kept_headers(held.defined_by, New(held.placement, held.autostart))
 
     async def forget_run(self, name: str, host: str) -> None:
         """Remove a pool's run on another host, which is gone, and its snapshot."""
 
-        async def attempt(last: int) -> None:
+        async def attempt(last: int) -> int:
             if host in self.table.runs.get(name, {}):
-                await self._delete(name, self.engine.names.run(name, host), last)
+                return await self._delete(name, self.engine.names.run(name, host), last)
+            return 0
 
         await self._change(name, attempt)
         await self.snapshots.remove(name, host)
@@ -303,29 +309,31 @@ class NatsStore(Store):
 
     async def _write(
         self, name: str, subject: str, last: int, data: bytes, headers: dict[str, str], *, at: int | None = None
-    ) -> None:
+    ) -> int:
         names = self.engine.names
         headers[BY] = self.engine.session
         try:
-            await self.engine.publish(names.pools, subject, data, headers, after=last, among=names.of_pool(name), at=at)
+            return await self.engine.publish(
+                names.pools, subject, data, headers, after=last, among=names.of_pool(name), at=at
+            )
         except OutdatedError as error:
             raise _TryAgain from error
 
-    async def _delete(self, name: str, subject: str, last: int) -> None:
+    async def _delete(self, name: str, subject: str, last: int) -> int:
         names = self.engine.names
         headers = {"KV-Operation": "DEL", BY: self.engine.session}
         try:
-            await self.engine.publish(
+            return await self.engine.publish(
                 names.pools, subject, b"", headers, after=last, among=names.of_pool(name), ttl=MARK_SECONDS
             )
         except OutdatedError as error:
             raise _TryAgain from error
 
-    async def _change(self, name: str, attempt: Callable[[int], Awaitable[None]]) -> None:
+    async def _change(self, name: str, attempt: Callable[[int], Awaitable[int]]) -> None:
         """Make a change of a pool, and take it over. If the caller is cancelled, wait until it is settled (bounded).
 
         :param attempt: called with the last sequence of the pool, when all changes so far are known. It checks its conditions,
-            and writes once, on the condition that nothing has changed since.
+            and writes once, on the condition that nothing has changed since. It returns the sequence, or 0: nothing is to do.
         """
         given_up = asyncio.Event()
         task = asyncio.get_running_loop().create_task(self._attempts(name, attempt, given_up))
@@ -338,14 +346,14 @@ class NatsStore(Store):
                 await shielded(bounded(asyncio.wait([task])), whole=True)
             raise
 
-    async def _attempts(self, name: str, attempt: Callable[[int], Awaitable[None]], given_up: asyncio.Event) -> None:
+    async def _attempts(self, name: str, attempt: Callable[[int], Awaitable[int]], given_up: asyncio.Event) -> None:
         mirror, until, last = self.mirror(), time.monotonic() + RETRY_SECONDS, None
         while True:
             await mirror.sync()
             if given_up.is_set():
                 return
             try:
-                await attempt(self.table.last.get(name, 0) if last is None else last)
+                written = await attempt(self.table.last.get(name, 0) if last is None else last)
             except _TryAgain as error:
                 if time.monotonic() > until:
                     raise self._outdated(f"pool {name!r} was changed meanwhile") from error.__cause__
@@ -353,7 +361,7 @@ class NatsStore(Store):
                 found = await self.engine.last(mirror.stream, self.engine.names.of_pool(name))
                 last = 0 if found is None else found.seq
                 continue
-            await mirror.sync()
+            await mirror.sync(written)
             return
 
     # --------------------------------------------------------------------------------------- snapshots and leases
@@ -383,17 +391,6 @@ class NatsStore(Store):
     async def release_lease(self, lease: Lease) -> None:
         """See :class:`astore.store.contract.Leases`."""
         await release(self.engine, lease)
-
-
-def _json(placement: Placement) -> str:
-    return msgspec.json.encode(placement).decode("ascii", "backslashreplace")
-
-
-def _kept_headers(held: Held | None, host: str) -> dict[str, str]:
-    """Return the headers that stay when a definition is written again; of a new one, those that say who defined it."""
-    if held is None:
-        return {AUTOSTART: "0", HOST: host}
-    return {AUTOSTART: str(int(held.autostart)), HOST: held.defined_by, PLACE: _json(held.placement)}
 
 
 class _TryAgain(Exception):
