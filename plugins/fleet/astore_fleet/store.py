@@ -157,8 +157,9 @@ class NatsStore(Store):
         table = self.table
         if since is not None and since == self._revision():
             return None
-        if self._lane is not None and sum(not held.parsed for held in table.definitions.values()) > FEW:
-            await self._lane.run(_parse, list(table.definitions.values()))
+        new = [held for held in table.definitions.values() if not held.parsed]
+        if self._lane is not None and len(new) > FEW:
+            await self._lane.run(lambda: [held.definition() for held in new])
         revision = self._revision()
         pools, damaged = table.pools(self._visible)
         runs = {name: run for name in table.runs if (run := table.run(name)) is not None}
@@ -367,7 +368,7 @@ class NatsStore(Store):
     # --------------------------------------------------------------------------------------- snapshots and leases
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
-        """See :class:`astore.store.contract.KeepsSnapshots`. A pool that has an owner here is written by its token alone."""
+        """See :class:`astore.store.contract.KeepsSnapshots`. A pool that this host owns is written by its token."""
         await self.mirror().sync()
         run = self.table.run(name)
         if run is None:
@@ -395,8 +396,3 @@ class NatsStore(Store):
 
 class _TryAgain(Exception):
     """Something of the pool, or of the stream, has changed since it was looked at."""
-
-
-def _parse(definitions: Sequence[Held]) -> None:
-    for held in definitions:
-        held.definition()
