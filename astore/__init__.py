@@ -10,7 +10,7 @@ from astore.deferred import lazily
 
 TYPE_CHECKING = False  # instead of importing typing, which takes as long as starting Python
 if TYPE_CHECKING:
-    from astore.backend import API_VERSION, Backend, Context, PoolSession
+    from astore.backend import API_VERSION, Backend, Context, PoolSession, Secrets
     from astore.errors import (
         AstoreError,
         BackendConflictError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NotFoundError,
         PoolInaccessibleError,
         PoolNotFoundError,
+        SecretNotFoundError,
         SourceConflictError,
         StorageError,
         StoreError,
@@ -88,6 +89,8 @@ if TYPE_CHECKING:
         ReferenceKind,
         RefreshOutcome,
         RefreshReport,
+        SecretDef,
+        SecretName,
         Snapshot,
         Source,
         SourceDevice,
@@ -172,6 +175,10 @@ __all__ = [
     "ReferenceKind",
     "RefreshOutcome",
     "RefreshReport",
+    "SecretDef",
+    "SecretName",
+    "SecretNotFoundError",
+    "Secrets",
     "Snapshot",
     "Source",
     "SourceConflictError",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from astore.lanes.gil_turns import Aside, Turn
     from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
     from astore.model.definitions import Auth
+    from astore.model.secrets import SecretName, SecretValue
 
 API_VERSION = 1
 """The version of this page. A backend names the one it was written for."""
@@ -153,12 +154,23 @@ class CommandRunner(Protocol):
         """
 
 
+class Secrets(Protocol):
+    """Has the values of secrets. ``Manager(secrets=…)`` takes an object of the caller's that has this method."""
+
+    async def value(self, name: SecretName) -> bytes | None:
+        """Return the value of a secret; None if there is none. Of usage ``ceph`` it is the key's bytes, not its base64 text.
+
+        The error of a call that fails may be shown and logged: the value must not be in it.
+        """
+
+
 class Context(msgspec.Struct, frozen=True):
     """The services that the core lends a backend for one pool (or one discovery).
 
     :ivar name: the pool's name. :ivar uuid: its UUID. Both are '' during discovery.
     :ivar lane: the pool's threads. :ivar run_command: runs programs. :ivar log: the logger, bound to the pool.
     :ivar timeout: the default deadline of a blocking call, in seconds.
+    :ivar secrets: where :meth:`secret` looks; None: there are none.
     """
 
     name: str
@@ -167,6 +179,37 @@ class Context(msgspec.Struct, frozen=True):
     run_command: CommandRunner
     log: BoundLogger
     timeout: float = 60.0
+    secrets: Secrets | None = None
+
+    async def secret(self, wanted: Auth | SecretName) -> SecretValue:
+        """Return the value of the secret of a login: bytes that ``repr()`` does not show.
+
+        Ask for it when you log in, and do not keep it: it may be another one next time. Of usage ``ceph`` it is the bytes of
+        the key, as in libvirt, and not the base64 text that Ceph prints.
+
+        :raises SecretNotFoundError: there is no such secret, or it has no value; the message tells the next command to type.
+        :raises AstoreError: it cannot be read. TimeoutError: not in ``timeout`` seconds.
+        """
+        import asyncio
+
+        from astore.errors import SecretNotFoundError
+        from astore.model.secrets import SecretName, SecretValue
+
+        name = wanted if isinstance(wanted, SecretName) else wanted.secret
+        found = None
+        if self.secrets is not None:
+            try:
+                async with asyncio.timeout(self.timeout) as limit:
+                    found = await self.secrets.value(name)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise TimeoutError(f"the {name} was not read within {self.timeout:g} s") from error
+        if found is None:
+            raise SecretNotFoundError(f"the {name} does not exist, or has no value: {name.advice}", what=str(name))
+        if not isinstance(found, bytes):
+            raise TypeError(f"the {name} is no bytes, but {type(found).__name__}")
+        return SecretValue(found)
 
 
 # ------------------------------------------------------------------------------------------------------- backends
@@ -184,7 +227,7 @@ class Backend(abc.ABC):
     """The values of ``<source><format type=…>``, the default first; empty: pools of this type have no such element."""
 
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
-    """The image formats that volumes may have, the default first (for the capabilities document)."""
+    """The formats that new volumes may have, the default first, for the capabilities document; empty: there can be none."""
 
     lane_threads: ClassVar[int] = 4
     """How many threads each pool may use for blocking calls at once."""
@@ -316,12 +359,14 @@ class DiskSource(msgspec.Struct, frozen=True):
 
     :ivar protocol: libvirt's word for it. :ivar name: the volume's name in that protocol, without a leading ``/``.
     :ivar hosts: all hosts, the preferred one first. :ivar auth: the domain's login; ``type`` is the type of the secret.
+    :ivar initiator: the name by which the domain's host makes itself known, if the protocol has such names.
     """
 
     protocol: str
     name: str
     hosts: tuple[DiskHost, ...] = ()
     auth: Auth | None = None
+    initiator: str | None = None
 
 
 @runtime_checkable
@@ -471,8 +516,8 @@ class ReceivesVolumes(Protocol):
 
 
 @runtime_checkable
-class ConvertsVolumes(Protocol):
-    """Can let qemu-img read its volumes, and write new ones in another format."""
+class ServesVolumes(Protocol):
+    """Can let qemu-img read its volumes: they can be converted into another format, in a pool that :class:`ConvertsVolumes`."""
 
     def qemu_node(
         self,
@@ -492,6 +537,11 @@ class ConvertsVolumes(Protocol):
         :param on_bytes: called now and then with the number of bytes read, if the backend can tell.
         :raises StorageError: EAGAIN: the volume has changed since ``volume`` was read. EPERM: its data are in other files.
         """
+
+
+@runtime_checkable
+class ConvertsVolumes(ServesVolumes, Protocol):
+    """Can let qemu-img write new volumes in another format, too."""
 
     async def convert_volume(
         self,
@@ -629,6 +679,7 @@ SESSION_ABILITIES: Mapping[str, type] = {
     "create-volume": CreatesVolumes,
     "copy-volume": CopiesVolumes,
     "receive-volume": ReceivesVolumes,
+    "serve-volume": ServesVolumes,
     "convert-volume": ConvertsVolumes,
     "delete-volume": DeletesVolumes,
     "rename-volume": RenamesVolumes,

@@ -7,6 +7,7 @@
     │   └── SourceConflictError                 … because another pool has that name, uuid or source
     ├── NotFoundError (LookupError)
     │   ├── PoolNotFoundError
+    │   ├── SecretNotFoundError                 no such secret, or it has no value
     │   └── VolumeNotFoundError
     ├── InvalidStateError                       not in this state: pool, state, operation
     │   ├── VolumeBusyError                     … because another writer has the volume
@@ -56,6 +57,8 @@ class LibvirtCode(enum.IntEnum):
     NO_STORAGE_POOL = 49
     NO_STORAGE_VOL = 50
     OPERATION_INVALID = 55
+    INVALID_SECRET = 65
+    NO_SECRET = 66
     CONFIG_UNSUPPORTED = 67
     OPERATION_TIMEOUT = 68
     OVERFLOW = 82
@@ -128,6 +131,12 @@ class VolumeNotFoundError(NotFoundError):
     """No volume has this name, key or path."""
 
     libvirt_code = LibvirtCode.NO_STORAGE_VOL
+
+
+class SecretNotFoundError(NotFoundError):
+    """There is no such secret, or it has no value."""
+
+    libvirt_code = LibvirtCode.NO_SECRET
 
 
 class InvalidStateError(AstoreError):

@@ -6,6 +6,7 @@ worker thread.
 
 * :mod:`~beds.namespace`: this process in a network and mount namespace of its own
 * :mod:`~beds.gluster`: Gluster, one node or several
+* :mod:`~beds.iscsi`: an iSCSI target, with LUNs in files
 * :mod:`~beds.libvirt`: a libvirtd to compare with
 * :mod:`~beds.images`: disk images by the ten thousand
 * :mod:`~beds.fuse`: freeze, kill or abort the client of a FUSE mount

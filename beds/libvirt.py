@@ -1,4 +1,4 @@
-"""A private libvirtd with only its storage driver: an oracle to compare with, and a rival to race.
+"""A private libvirtd with only its storage and its secret driver: an oracle to compare with, and a rival to race.
 
 libvirt 9's paths are compiled in, except the folder of its sockets; its state, definitions and caches go to empty file
 systems that only the private namespace sees. It starts in well under a second, because it loads no other driver.
@@ -21,10 +21,10 @@ from beds.namespace import cover, require_private_namespaces, uncover
 COVERED_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/etc/libvirt", "/var/log/libvirt")
 """The folders whose paths are compiled into libvirtd."""
 
-_STORAGE_DRIVERS = (
-    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_storage.so",
-    "/usr/lib64/libvirt/connection-driver/libvirt_driver_storage.so",
-    "/usr/lib/libvirt/connection-driver/libvirt_driver_storage.so",
+_DRIVERS = tuple(
+    f"/usr/{folder}/libvirt/connection-driver/libvirt_driver_{driver}.so"
+    for driver in ("storage", "secret")
+    for folder in ("lib/*", "lib64", "lib")
 )
 
 
@@ -75,6 +75,11 @@ class LibvirtBed:
         """The connection URI, for virsh and for the bindings."""
         return f"storage+unix:///system?socket={self.socket}"
 
+    @property
+    def secrets_uri(self) -> str:
+        """The connection URI of its secrets."""
+        return f"secret+unix:///system?socket={self.socket}"
+
     def start(self) -> None:
         """Start libvirtd and wait until it answers."""
         if why := missing():
@@ -96,10 +101,10 @@ class LibvirtBed:
         for folder in (self.socket.parent, drivers):
             folder.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
-        if found := [path for pattern in _STORAGE_DRIVERS for path in glob.glob(pattern)]:
-            link = drivers / Path(found[0]).name
+        for path in (path for pattern in _DRIVERS for path in glob.glob(pattern)):
+            link = drivers / Path(path).name
             link.unlink(missing_ok=True)
-            link.symlink_to(found[0])
+            link.symlink_to(path)
             environment["LIBVIRT_DRIVER_DIR"] = str(drivers)
         configuration = self.folder / "libvirtd.conf"
         configuration.write_text(

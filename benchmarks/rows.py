@@ -15,6 +15,7 @@ from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
 from benchmarks.fleet_rows import fleet_rows
 from benchmarks.fresh_rows import fresh_rows
+from benchmarks.iscsi_rows import iscsi_rows
 from benchmarks.late_loop import LateLoop
 from benchmarks.neighbour_rows import neighbour_rows
 from benchmarks.row import Row
@@ -272,6 +273,7 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "scale": scale_rows,
     "startup": startup_rows,
     "fresh": fresh_rows,
+    "iscsi": iscsi_rows,
     "fleet": fleet_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

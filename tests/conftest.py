@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from astore.lanes import Lanes
     from beds.fuse_fs import FuseFs
     from beds.gluster import GlusterBed
+    from beds.iscsi import IscsiBed
     from beds.libvirt import LibvirtBed
 
 REQUIRE_ALL = "ASTORE_REQUIRE_ALL"
@@ -86,6 +87,12 @@ def _lacks_libvirt() -> str | None:
     return libvirt.missing() or _namespace_problem
 
 
+def _lacks_iscsi() -> str | None:
+    from beds import iscsi
+
+    return iscsi.missing()
+
+
 def _lacks_programs(packages: str, *programs: str) -> str | None:
     # What belongs to the administrator is not on every user's PATH.
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -102,6 +109,7 @@ _LACKS: dict[str, Callable[[], str | None]] = {
     "root": _lacks_root,
     "gluster": _lacks_gluster,
     "fuse": _lacks_fuse,
+    "iscsi": _lacks_iscsi,
     "libvirt": _lacks_libvirt,
     "qemu": lambda: _lacks_programs("qemu-utils", "qemu-img"),
     "nfs": _lacks_nfs,
@@ -213,10 +221,8 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
-    scanned = [
-        "astore",
-        *(name for name in ("astore_fleet", "astore_gluster", "astore_netfs") if importlib.util.find_spec(name)),
-    ]
+    plugins = ("astore_fleet", "astore_gluster", "astore_iscsi", "astore_netfs")
+    scanned = ["astore", *(name for name in plugins if importlib.util.find_spec(name))]
     return loop_guard(*scanned)
 
 
@@ -290,6 +296,20 @@ def new_fuse_fs(tmp_path: Path) -> Iterator[Callable[..., FuseFs]]:
     with contextlib.ExitStack() as made:
         numbers = itertools.count(1)
         yield lambda **settings: made.enter_context(fuse_fs.FuseFs(tmp_path / f"fuse-fs-{next(numbers)}", **settings))
+
+
+@pytest.fixture(scope="session")
+def iscsi() -> Iterator[IscsiBed]:
+    """A private iSCSI target daemon, shared by the session; make targets of your own."""
+    import tempfile
+
+    from beds.iscsi import IscsiBed
+
+    if reason := lacking("iscsi"):
+        _skip(f"iscsi: {reason}")
+    # Not pytest's own folder: a socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="astore-iscsi-") as folder, IscsiBed(folder) as bed:
+        yield bed
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import pytest
 
 import astore
 from astore.backend import BACKEND_ABILITIES
+from astore.xml import secret_from_xml
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -31,7 +32,8 @@ EXECUTED = {
     "examples/refresh_all.py": "tests/test_examples.py",
     "examples/watch_events.py": "tests/test_examples.py",
     "examples/astore-zip/": "tests/conformance/test_sample_backend.py",
-    "examples/blocks/": "tests/conformance/test_block_memory.py",
+    "examples/blocks/memory.py": "tests/conformance/test_block_memory.py",
+    "examples/blocks/nbd.py": "tests/blocks/test_block_nbd.py",
     "examples/porting/": "tests/test_porting.py",
     "examples/fleet/": "tests/fleet/test_fleet_command.py",
 }
@@ -127,6 +129,8 @@ def execute(block: Block, folder: Path, where: str) -> None:
         astore.PoolDef.from_xml(text)
     elif kind == "xml" and text.lstrip().startswith("<volume"):
         astore.VolumeDef.from_xml(text)
+    elif kind == "xml" and text.lstrip().startswith("<secret"):
+        secret_from_xml(text)
     elif kind == "json":
         json.loads(text)
     elif kind == "toml":

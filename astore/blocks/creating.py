@@ -19,7 +19,7 @@ from astore.images import formats
 from astore.model import EntryError, VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
-from astore.volume_io.qemu_worker import QemuWorker, check_convertible
+from astore.volume_io.qemu_worker import check_convertible
 from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
 from astore.volume_io.wording import worded
 
@@ -76,7 +76,6 @@ class MakingSession(BlockSession):
         assert isinstance(pool, MakesBlocks)
         self._makes: MakesBlocks = pool
         self._renames = isinstance(pool, RenamesBlocks)
-        self._worker = QemuWorker(context)
         self._tidied = False
 
     # ------------------------------------------------------------------------------------------------ new volumes
@@ -130,28 +129,6 @@ class MakingSession(BlockSession):
             await _fill(new, definition.name, source, size, progress)
         return new.info
 
-    @contextlib.asynccontextmanager
-    async def qemu_node(
-        self,
-        volume: VolumeInfo,
-        operation: str,
-        backing: QemuNode | None = None,
-        *,
-        format: str | None = None,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> AsyncIterator[QemuNode]:
-        """Serve the volume, which is raw, to QEMU; see :class:`astore.backend.ConvertsVolumes`."""
-        if format is not None and not formats.is_raw(format):
-            raise StorageError(
-                f"{operation}: volume {printable(volume.name)!r} is raw and cannot be read as {format}",
-                errno=errno.EOPNOTSUPP,
-            )
-        async with self.opener.volume(volume, what=operation) as file:
-            with worded(volume.name, operation):
-                size = (await file.stat()).size
-            async with self._worker.serving(Export(file, size, size, on_bytes=on_bytes)) as storage:
-                yield qemu_img.node("raw", storage)
-
     async def convert_volume(
         self,
         source: QemuNode,
@@ -168,9 +145,9 @@ class MakingSession(BlockSession):
         async with self._new(definition, room) as new:
             with worded(definition.name, "convert"):
                 export = Export(new, room, room, write=True, on_bytes=on_bytes)
-                async with self._worker.serving(export) as served:
+                async with self.worker.serving(export) as served:
                     storage = {**served, "discard": "unmap"}
-                    await self._worker.convert(source, storage, definition, stored=stored, export=export)
+                    await self.worker.convert(source, storage, definition, stored=stored, export=export)
         return new.info
 
     @contextlib.asynccontextmanager

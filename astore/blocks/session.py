@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
-from astore.backend import Context, PoolSession, Progress
+from astore.backend import Context, PoolSession, Progress, QemuNode
 from astore.blocks.calls import Calls
 from astore.blocks.contract import Block, BlockPool
 from astore.blocks.open_blocks import MODE, BlockOpener, OpenBlocks
 from astore.cancellation import bounded, shielded
-from astore.errors import printable
+from astore.errors import StorageError, printable
+from astore.images import formats
 from astore.model import EntryError, Snapshot, VolumeInfo
-from astore.volume_io import copying, wiping
+from astore.volume_io import copying, qemu_img, wiping
+from astore.volume_io.export import Export
+from astore.volume_io.qemu_worker import QemuWorker
 from astore.volume_io.volume_names import TEMPORARY, wrong_name
 from astore.volume_io.wording import existing, worded
 
@@ -27,7 +31,7 @@ class BlockSession(PoolSession):
     """A session that can list, read and write volumes. Its errors name the volume; the core adds the pool.
 
     :ivar pool: the pool. :ivar context: the context that the core gave to ``open``. :ivar calls: makes the pool's calls.
-    :ivar opener: opens its volumes.
+    :ivar opener: opens its volumes. :ivar worker: lets qemu-img read and write them.
     """
 
     def __init__(self, pool: BlockPool, context: Context) -> None:
@@ -35,6 +39,7 @@ class BlockSession(PoolSession):
         self.context = context
         self.calls = Calls(context)
         self.opener = BlockOpener(self.calls, pool)
+        self.worker = QemuWorker(context)
         self._known: dict[str, Block] = {}
         self._records: dict[str, VolumeInfo] = {}  # what was made of them
 
@@ -138,6 +143,28 @@ class BlockSession(PoolSession):
             count = copying.Count(None, progress)
             with worded(volume.name, "wipe", count):
                 await wiping.wipe(file, algorithm, count, self.context.lane)
+
+    @contextlib.asynccontextmanager
+    async def qemu_node(
+        self,
+        volume: VolumeInfo,
+        operation: str,
+        backing: QemuNode | None = None,
+        *,
+        format: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> AsyncIterator[QemuNode]:
+        """Serve the volume, which is raw, to QEMU; see :class:`astore.backend.ServesVolumes`."""
+        if format is not None and not formats.is_raw(format):
+            raise StorageError(
+                f"{operation}: volume {printable(volume.name)!r} is raw and cannot be read as {format}",
+                errno=errno.EOPNOTSUPP,
+            )
+        async with self.opener.volume(volume, what=operation) as file:
+            with worded(volume.name, operation):
+                size = (await file.stat()).size
+            async with self.worker.serving(Export(file, size, size, on_bytes=on_bytes)) as storage:
+                yield qemu_img.node("raw", storage)
 
     async def aclose(self) -> None:
         """End all work on volumes, then close the pool; a pool that hangs is abandoned."""

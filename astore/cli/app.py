@@ -55,6 +55,15 @@ VOLUME = {
     "upload": "volume_streams:upload",
     "download": "volume_streams:download",
 }
+SECRET = {
+    "set": "secrets:set_secret",
+    "list": "secrets:list_secrets",
+    "remove": "secrets:remove",
+    "define": "secrets:define",
+    "set-value": "secrets:set_value",
+    "dumpxml": "secrets:dumpxml",
+    "undefine": "secrets:undefine",
+}
 BACKEND = {"list": "backends:list_backends"}
 """The ``module:object`` of each command, in the order of the help."""
 
@@ -62,6 +71,7 @@ _OUR_OWN = {"stop", "import", "discover", "capabilities", "create-xml", "rename"
 VIRSH = {
     **{f"pool-{verb}": place for verb, place in POOL.items() if verb not in _OUR_OWN},
     **{f"vol-{verb}": place for verb, place in VOLUME.items() if verb not in _OUR_OWN},
+    **{f"secret-{verb}": place for verb, place in SECRET.items() if verb not in ("set", "remove")},
     "pool-destroy": POOL["stop"],
     "pool-name": "pool_views:pool_name",
     "pool-uuid": "pool_views:pool_uuid",
@@ -150,8 +160,8 @@ app = App(
     VIRSH,
     help="Storage pools and volumes: libvirt's pools without the daemon.",
     epilog=(
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool or volume, 4 some of several failed, 124 timed out, "
-        "130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such pool, volume or secret, 4 some of several failed, "
+        "124 timed out, 130 interrupted. virsh's names work too (pool-list, vol-upload, ...)."
     ),
     params=common_options("ASTORE_STATE_DIR"),
 )
@@ -163,6 +173,7 @@ app.params += [
 for _group in (
     Verbs("pool", POOL, {"destroy": POOL["stop"]}, help="Define, start, refresh and look at pools."),
     Verbs("vol", VOLUME, {}, help="Make, fill, change and look at the volumes of pools."),
+    Verbs("secret", SECRET, {}, help="Keep the passwords and keys that pools need."),
     Verbs("backend", BACKEND, {}, help="Look at the backends."),
 ):
     app.add_command(_group)

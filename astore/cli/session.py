@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from astore.cli.standing import Standing
     from astore.manager import Manager
     from astore.pools.pool import Pool
+    from astore.secrets import SecretFiles
 
 T = TypeVar("T")
 
@@ -128,6 +129,11 @@ def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
     return lambda work: _command(name, work, look, {})
 
 
+def secret_command(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Turn a function whose first parameter is a :class:`~astore.secrets.SecretFiles` into a command."""
+    return lambda work: _command(name, work, with_secrets, {"allow_extra_args": True})
+
+
 def _command(
     name: str, work: Callable[..., T], act: Callable[[Callable[[Any], T], Settings], None], context: dict[str, Any]
 ) -> click.Command:
@@ -186,6 +192,24 @@ def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
         present(work(standing(settings.state_dir, settings.timeout)), settings)
+
+
+def with_secrets(work: Callable[[SecretFiles], Answer], settings: Settings) -> None:
+    """Work on the secrets of the state folder and write the answer, without an event loop.
+
+    :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
+    :raises CliError: there are too many arguments. One may be a value, which the error does not show.
+    """
+    if click.get_current_context().args:
+        raise CliError(
+            "too many arguments. Other users can see arguments, so a value is read from --file or standard input",
+            Exit.USAGE,
+        )
+    from astore.secrets.files import SecretFiles
+    from astore.store.local_files import default_state_dir
+
+    with logs(settings.verbose), reported(settings), interruptions_raise():
+        present(work(SecretFiles(settings.state_dir or default_state_dir())), settings)
 
 
 def present(answer: Answer, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Discovery: asks a host for the sources that it offers to pools of a type."""
+"""Discovery: asks the backends what they can do, and hosts for the sources that they offer to pools of a type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from astore.errors import DefinitionError, UnsupportedOperationError
 from astore.names import check_host
 from astore.plugin_calls import answer
 from astore.pools.services import Services
-from astore.xml.documents import DiscoveredSources, host_from_xml
+from astore.xml.documents import DiscoveredSources, capabilities_to_xml, host_from_xml
+from astore.xml.pool_source import POOL_TYPES
 
 
 async def discover_sources(
@@ -29,7 +30,20 @@ async def discover_sources(
     lane = lanes.lane(f"discovery of {type} on {host}", limit=4, timeout=services.call_timeout)
     try:
         log = services.log.bind(discover=type)
-        context = Context("", "", lane, LaneCommandRunner(lane), log, services.call_timeout)
+        context = Context("", "", lane, LaneCommandRunner(lane), log, services.call_timeout, services.secrets)
         return DiscoveredSources(await answer(backend.discover(host, context, port=port)))
     finally:
         lane.close()
+
+
+async def capabilities_of(services: Services) -> str:
+    """Load all backends, and write what they can do; see :meth:`astore.Manager.capabilities`."""
+    services.check_open()
+    registry = services.registry
+    await registry.load_all()
+    types = dict.fromkeys((*POOL_TYPES, *registry.types()))
+    backends = {type_: registry.loaded(type_) for type_ in types}
+    return capabilities_to_xml(
+        (type_, True, one.source_formats, one.volume_formats) if one is not None else (type_, False, (), ())
+        for type_, one in backends.items()
+    )

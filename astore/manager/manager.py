@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import msgspec
 
+from astore.backend import Secrets
 from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
 from astore.errors import AstoreError, BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
 from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
@@ -32,6 +33,7 @@ from astore.pools.pool import Pool
 from astore.pools.services import Services
 from astore.pools.volume import Volume
 from astore.registry import BackendRegistry
+from astore.secrets.kept import KeptSecrets
 from astore.store.contract import Damaged, Store
 from astore.store.local import LocalStore
 from astore.store.local_files import default_state_dir
@@ -65,6 +67,7 @@ class Manager:
     :param max_threads: how many blocking calls may run at once, over all pools; stuck ones are not counted.
     :param call_timeout: seconds that one blocking call may take unless the backend says otherwise.
     :param event_capacity: how many events are kept for replay.
+    :param secrets: has the values of secrets; None means systemd's credentials, then the state folder. See docs/secrets.md.
     """
 
     _lane: PoolLane
@@ -79,6 +82,7 @@ class Manager:
         max_threads: int = DEFAULT_MAX_THREADS,
         call_timeout: float = DEFAULT_TIMEOUT,
         event_capacity: int = DEFAULT_CAPACITY,
+        secrets: Secrets | None = None,
     ) -> None:
         if state_dir is not None and not str(state_dir):
             raise ValueError("the state folder has no name")
@@ -93,6 +97,7 @@ class Manager:
             EventBus(event_capacity),
             max_threads=max_threads,
             call_timeout=call_timeout,
+            secrets=secrets if secrets is not None else KeptSecrets(self.state_dir, lambda: self._lane),
         )
         self._catalogue = Catalogue(self._services)
         self._keeper = Keeper(self._services, self._catalogue, store)
@@ -375,17 +380,9 @@ class Manager:
 
     async def capabilities(self) -> str:
         """Return libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all usable backends."""
-        self._services.check_open()
-        from astore.xml.documents import capabilities_to_xml
-        from astore.xml.pool_source import POOL_TYPES
+        from astore.manager.discovery import capabilities_of
 
-        await self.registry.load_all()
-        types = dict.fromkeys((*POOL_TYPES, *self.registry.types()))
-        backends = {type_: self.registry.loaded(type_) for type_ in types}
-        return capabilities_to_xml(
-            (type_, True, one.source_formats, one.volume_formats) if one is not None else (type_, False, (), ())
-            for type_, one in backends.items()
-        )
+        return await capabilities_of(self._services)
 
     def statistics(self) -> Statistics:
         """Return the counts at this moment."""

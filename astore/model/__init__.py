@@ -31,6 +31,7 @@ from astore.model.definitions import (
 from astore.model.pools import Freshness, PoolInfo, PoolState
 from astore.model.records import EntryError, FileStat, ImageInfo, Place, Reference, ReferenceKind, VolumeInfo
 from astore.model.reports import BackendInfo, DiscoveredSource, RefreshOutcome, RefreshReport
+from astore.model.secrets import SecretDef, SecretName, SecretValue
 from astore.model.snapshot import Changes, Snapshot
 
 __all__ = [
@@ -60,6 +61,9 @@ __all__ = [
     "ReferenceKind",
     "RefreshOutcome",
     "RefreshReport",
+    "SecretDef",
+    "SecretName",
+    "SecretValue",
     "Snapshot",
     "Source",
     "SourceDevice",

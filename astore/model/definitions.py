@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from astore.model.secrets import SecretName
+
 if TYPE_CHECKING:
     from astore.model.pools import PoolInfo
 
@@ -94,6 +96,11 @@ class Auth(msgspec.Struct, frozen=True):
     secret_usage: str | None = None
     secret_type: str | None = None
 
+    @property
+    def secret(self) -> SecretName:
+        """The name of the secret. As in libvirt, a login of type ``chap`` has a secret of usage ``iscsi``."""
+        return SecretName("iscsi" if self.type == "chap" else self.type, self.secret_uuid, self.secret_usage)
+
 
 class Source(msgspec.Struct, frozen=True):
     """``<source>``: where the pool's storage comes from."""
@@ -137,7 +144,8 @@ class PoolDef(msgspec.Struct, frozen=True):
     ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
     the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces that astore does not know, as XML
     text, so that they survive a round trip. ``allowed_options`` names the mount options that a backend refuses unless they
-    are listed here, such as ``suid`` (``astore:allow`` in a document); see the backend's documentation.
+    are listed here, such as ``suid`` (``astore:allow`` in a document); see the backend's documentation. ``mount_secret`` names
+    the secret that is the password of a mount (``astore:secret``).
 
     ``repr()`` does not show passwords.
     """
@@ -153,6 +161,7 @@ class PoolDef(msgspec.Struct, frozen=True):
     config_options: tuple[tuple[str, str], ...] = ()
     foreign: tuple[str, ...] = ()
     allowed_options: tuple[str, ...] = ()
+    mount_secret: SecretName | None = None
 
     def __repr__(self) -> str:
         return f"PoolDef({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

@@ -20,6 +20,7 @@ from astore.backend import (
     Progress,
     QemuNode,
     ReceivesVolumes,
+    ServesVolumes,
 )
 from astore.cancellation import bounded, shielded
 from astore.errors import DefinitionError, StorageError, printable
@@ -70,7 +71,7 @@ async def copy_volume(
         async with making(pool, life, taking, wanted.name), seeing_change(giver, source.name):
             with reporting(pool.record, wanted.name, "copy", on_progress) as tell:
                 if _is_conversion(old, wanted, within=within):
-                    await lender.able("convert-volume")
+                    await lender.able("serve-volume")
                     converting = cast(ConvertsVolumes, await life.able("convert-volume"))
                     info = await _Conversion(pool, source, wanted, base).run(converting, tell)
                 elif within:
@@ -229,7 +230,7 @@ async def _nodes(
     """Return the QEMU nodes of a chain's images, from the top down. They are valid until the stack closes."""
     nodes: list[QemuNode] = []
     for (pool, name), format in reversed(chain):  # each needs the node of its backing file
-        session = cast(ConvertsVolumes, await pool.record.require_active("use").able("convert-volume"))
+        session = cast(ServesVolumes, await pool.record.require_active("use").able("serve-volume"))
         info = pool.volume(name)
         read_as: dict[str, Any] = {}
         if formats.driver_of(format) != formats.driver_of(info.format):

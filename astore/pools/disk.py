@@ -79,14 +79,15 @@ def _disk_type(info: VolumeInfo) -> str:
 def _add_source(parent: Element, volume: Member) -> None:
     info = volume.info
     if info.type is VolumeType.NETWORK:
-        _add_network_source(parent, naming.disk_source(volume.pool, info))
+        add_network_source(parent, naming.disk_source(volume.pool, info))
     elif info.type is VolumeType.BLOCK:
         add(parent, "source", dev=info.path)
     else:
         add(parent, "source", file=info.path)
 
 
-def _add_network_source(parent: Element, found: DiskSource) -> None:
+def add_network_source(parent: Element, found: DiskSource) -> None:
+    """Add the ``<source>`` of a disk whose bytes come over the network."""
     source = add(parent, "source", protocol=found.protocol, name=found.name)
     for host in found.hosts:
         add(source, "host", name=host.name, port=host.port, transport=host.transport, socket=host.socket)
@@ -94,6 +95,8 @@ def _add_network_source(parent: Element, found: DiskSource) -> None:
         auth = add(source, "auth", username=found.auth.username)
         secret = found.auth.secret_type or found.auth.type
         add(auth, "secret", type=secret, uuid=found.auth.secret_uuid, usage=found.auth.secret_usage)
+    if found.initiator is not None:
+        add(add(source, "initiator"), "iqn", name=found.initiator)
 
 
 def _storage(volume: Member) -> QemuNode:

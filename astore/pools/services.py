@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from astore.backend import Backend, Context, CutsConnections
+from astore.backend import Backend, Context, CutsConnections, Secrets
 from astore.cancellation import bounded
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER
@@ -24,13 +24,23 @@ class Services:
 
     :ivar lanes: None while the Manager is closed; each opening makes new ones. :ivar watched: whether a watch is on.
     :param max_threads: how many blocking calls may run at once. :param call_timeout: their default deadline in seconds.
+    :param secrets: has the values of secrets.
     """
 
-    def __init__(self, registry: BackendRegistry, bus: EventBus, *, max_threads: int, call_timeout: float) -> None:
+    def __init__(
+        self,
+        registry: BackendRegistry,
+        bus: EventBus,
+        *,
+        max_threads: int,
+        call_timeout: float,
+        secrets: Secrets | None = None,
+    ) -> None:
         self.registry = registry
         self.bus = bus
         self.log = get_logger()
         self.call_timeout = call_timeout
+        self.secrets = secrets
         self._max_threads = max_threads
         self.lanes: Lanes | None = None
         self.watched = False
@@ -112,4 +122,5 @@ class Services:
             run_command=LaneCommandRunner(lane),
             log=self.log.bind(pool=name),
             timeout=lane.timeout,
+            secrets=self.secrets,
         )

@@ -6,6 +6,7 @@
     autostart/NAME.xml       a link to it: start_all() starts this pool
     run/NAME.run             the pool is active since this boot, and what it runs by
     run/NAME.snapshot        its last snapshot: a cache
+    secrets/UUID.json        a secret: see astore.secrets.files
     lock                     held while a definition is changed
 
 A file is written to a temporary name, synced, and renamed into place, and its folder is synced: readers always see one

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astore.xml.pool_source import POOL_TYPES
     from astore.xml.pool_writing import pool_to_xml
     from astore.xml.reading import LARGEST_DOCUMENT, parse_size
+    from astore.xml.secret import secret_from_xml, secret_to_xml
     from astore.xml.volume import volume_def_to_xml, volume_from_xml, volume_info_to_xml
 
 __all__ = [
@@ -26,11 +27,13 @@ __all__ = [
     "parse_size",
     "pool_from_xml",
     "pool_to_xml",
+    "secret_from_xml",
+    "secret_to_xml",
     "volume_def_to_xml",
     "volume_from_xml",
     "volume_info_to_xml",
 ]
 
 __getattr__, __dir__ = lazily(
-    __name__, __all__, ("pool_source", "reading", "pool", "pool_writing", "volume", "documents")
+    __name__, __all__, ("pool_source", "reading", "pool", "pool_writing", "volume", "documents", "secret")
 )

@@ -10,7 +10,7 @@ import msgspec
 from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
-from astore.model import PoolDef, Source, Target
+from astore.model import PoolDef, SecretName, Source, Target
 from astore.names import check_allowed_option, check_mount_option, check_path, check_pool_name, normal_path
 from astore.xml.pool_source import NAMED, NO_TARGET, POOL_TYPES, source_of
 from astore.xml.reading import (
@@ -22,6 +22,7 @@ from astore.xml.reading import (
     attribute,
     parse,
     permissions_of,
+    secret_of,
     string_of,
     uuid_of,
     word_at,
@@ -29,6 +30,7 @@ from astore.xml.reading import (
     yes_no,
 )
 
+_MOUNT_OPTS = f"{{{ASTORE_NAMESPACE}}}mount_opts"
 _WITH_COW = frozenset({"fs", "dir"})
 _TYPE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -54,7 +56,8 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
         source = msgspec.structs.replace(source, name=name)
     uuid = string_of(root, "./uuid")
     cow = _cow(root, type_)
-    options, config, foreign, allowed = _namespaced(root, type_)
+    options, config, foreign = _namespaced(root, type_)
+    allowed, secret = _extensions(root, type_)
     return PoolDef(
         type=type_,
         name=name,
@@ -67,6 +70,7 @@ def pool_from_xml(text: str | bytes) -> PoolDef:
         config_options=config,
         foreign=foreign,
         allowed_options=allowed,
+        mount_secret=secret,
     )
 
 
@@ -98,29 +102,42 @@ def _target(root: Element, type_: str, source: Source) -> Target:
     return Target(path, permissions_of(permissions))
 
 
-def _namespaced(
-    root: Element, type_: str
-) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...], tuple[str, ...]]:
-    options: list[str] = []
+def _mounted(type_: str) -> bool:
+    return type_ in ("fs", "netfs") or type_ not in POOL_TYPES
+
+
+def _extensions(root: Element, type_: str) -> tuple[tuple[str, ...], SecretName | None]:
+    """Read what only astore reads: the mount options that are allowed, and the secret that is the mount's password."""
+    if not _mounted(type_):
+        return (), None
     allowed: dict[str, None] = {}
-    mounted = type_ in ("fs", "netfs") or type_ not in POOL_TYPES
+    secret = None
+    for options in root.findall(_MOUNT_OPTS):
+        for option in options.findall(f"{{{ASTORE_NAMESPACE}}}allow"):
+            allowed[_at(option, check_allowed_option, attribute(option, "name"))] = None
+        for element in options.findall(f"{{{ASTORE_NAMESPACE}}}secret"):
+            if secret is not None:
+                raise wrong(element, "a mount has one secret")
+            secret = SecretName("cifs", *secret_of(element))
+    return tuple(allowed), secret
+
+
+def _namespaced(root: Element, type_: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    options: list[str] = []
     config: list[tuple[str, str]] = []
     foreign: list[str] = []
     for element in root:
         if not isinstance(element.tag, str) or not element.tag.startswith("{"):
             continue
-        if element.tag == f"{{{FS_NAMESPACE}}}mount_opts" and mounted:
+        if element.tag == f"{{{FS_NAMESPACE}}}mount_opts" and _mounted(type_):
             given = element.findall(f"{{{FS_NAMESPACE}}}option")
             options.extend(_at(option, check_mount_option, attribute(option, "name")) for option in given)
-        elif element.tag == f"{{{ASTORE_NAMESPACE}}}mount_opts" and mounted:
-            for option in element.findall(f"{{{ASTORE_NAMESPACE}}}allow"):
-                allowed[_at(option, check_allowed_option, attribute(option, "name"))] = None
         elif element.tag == f"{{{RBD_NAMESPACE}}}config_opts" and (type_ == "rbd" or type_ not in POOL_TYPES):
             given = element.findall(f"{{{RBD_NAMESPACE}}}option")
             config.extend((attribute(option, "name"), attribute(option, "value")) for option in given)
-        else:
+        elif element.tag != _MOUNT_OPTS or not _mounted(type_):
             foreign.append(_alone(element))
-    return tuple(options), tuple(config), tuple(foreign), tuple(allowed)
+    return tuple(options), tuple(config), tuple(foreign)
 
 
 def _alone(element: Element) -> str:

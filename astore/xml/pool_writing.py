@@ -18,7 +18,7 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
         spaces["fs"] = FS_NAMESPACE
     if definition.config_options:
         spaces["rbd"] = RBD_NAMESPACE
-    if definition.allowed_options:
+    if definition.allowed_options or definition.mount_secret is not None:
         spaces["astore"] = ASTORE_NAMESPACE
     root = etree.Element("pool", nsmap=spaces)
     root.set("type", safe(definition.type))
@@ -40,10 +40,12 @@ def pool_to_xml(definition: PoolDef, info: PoolInfo | None = None) -> str:
         options = add(root, f"{{{FS_NAMESPACE}}}mount_opts")
         for name in definition.mount_options:
             add(options, f"{{{FS_NAMESPACE}}}option", name=name)
-    if definition.allowed_options:
+    if definition.allowed_options or definition.mount_secret is not None:
         options = add(root, f"{{{ASTORE_NAMESPACE}}}mount_opts")
         for name in definition.allowed_options:
             add(options, f"{{{ASTORE_NAMESPACE}}}allow", name=name)
+        if (secret := definition.mount_secret) is not None:
+            add(options, f"{{{ASTORE_NAMESPACE}}}secret", uuid=secret.uuid, usage=secret.usage)
     if definition.config_options:
         options = add(root, f"{{{RBD_NAMESPACE}}}config_opts")
         for name, value in definition.config_options:

@@ -189,12 +189,12 @@ def secret_of(secret: Element) -> tuple[str | None, str | None]:
     return None if uuid is None else uuid_of(secret, uuid), usage
 
 
-def uuid_of(element: Element, text: str) -> str:
+def uuid_of(element: Element, text: str, libvirt_code: LibvirtCode | None = None) -> str:
     """Return a UUID in its usual form; see :func:`astore.names.check_uuid`."""
     try:
         return check_uuid(text)
     except DefinitionError as error:
-        raise wrong(element, str(error).removeprefix(f"<{error.element}>: ")) from None
+        raise wrong(element, str(error).removeprefix(f"<{error.element}>: "), libvirt_code) from None
 
 
 def yes_no(element: Element | None, name: str) -> bool | None:

@@ -49,7 +49,7 @@ from astore.testing.faults import Gate
 from astore.volume_io.blocks import Hole
 
 MIB = 1 << 20
-READS = ("open-volume", "refresh-volume", "wipe-volume")
+READS = ("open-volume", "refresh-volume", "serve-volume", "wipe-volume")
 MAKES = ("convert-volume", "copy-volume", "create-volume", "delete-volume", "receive-volume")
 
 Loop = Callable[[Any], Any]

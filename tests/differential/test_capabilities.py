@@ -16,7 +16,7 @@ from astore.xml.pool_source import POOL_TYPES
 
 pytestmark = pytest.mark.libvirt
 
-DRIVEN = {"dir", "netfs", "gluster"}
+DRIVEN = {"dir", "netfs", "gluster", "iscsi-direct"}
 """By astore's own distributions."""
 
 

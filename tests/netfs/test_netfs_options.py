@@ -15,7 +15,8 @@ import pytest
 import astore
 from astore.backend import Context
 from astore.errors import AstoreError, CommandError, DefinitionError, LaneTimeoutError
-from astore.model import PoolDef
+from astore.model import PoolDef, SecretName
+from astore.testing.secrets import GivenSecrets
 from astore_netfs import NetfsBackend, mount_argv
 from astore_netfs.mounting import credentials
 from astore_netfs.mounting.credentials import CredentialsFile
@@ -33,7 +34,7 @@ def refuse(definition: PoolDef, match: str) -> str:
     for call in (mount_argv, NetfsBackend().check):
         with pytest.raises(DefinitionError, match=match) as caught:
             call(definition)
-        assert caught.value.element == "option"
+        assert caught.value.element in ("option", "secret")
         words.append(str(caught.value))
     assert len(set(words)) == 1
     return words[0]
@@ -247,6 +248,86 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(credentials, "PLACE", str(tmp_path / "absent"))
         monkeypatch.setattr("tempfile.tempdir", str(made))
     return made
+
+
+@pytest.fixture
+def by_secret(netfs_definition: Make, tmp_path: Path) -> PoolDef:
+    """A CIFS pool whose password is a secret."""
+    (tmp_path / "target").mkdir()
+    options = ("username=joe", "domain=D", "vers=3.0")
+    definition = netfs_definition("cifs", directory="share", target=tmp_path / "target", options=options)
+    return msgspec.structs.replace(definition, mount_secret=SecretName("cifs", usage="files"))
+
+
+async def test_a_password_that_is_a_secret(
+    by_secret: PoolDef, context: Context, telltale: Callable[[str], Path], place: Path, no_leaks: object
+) -> None:
+    """It is asked for by each mount, and only the file has it; it may have a comma, which a mount option may not."""
+    folder = telltale('cat "$file" >&2; exit 32')
+    for value in (f"{SECRET},", f"{SHOUTED}é"):
+        given = GivenSecrets({"files": value.encode()})
+        with pytest.raises(CommandError) as caught:
+            await NetfsBackend().open(by_secret, msgspec.structs.replace(context, secrets=given))
+        assert given.asked == [by_secret.mount_secret]
+        lines = (folder / "copy").read_text().splitlines()
+        assert lines == ["username=joe", "domain=D", f"password={value}"]
+        seen = "".join((folder / name).read_text() for name in ("argv", "environ"))
+        assert value not in f"{seen}{caught.value!r}{caught.value.stderr}{caught.value.__dict__}" and "joe" not in seen
+        assert (folder / "modes").read_text() == f"600 {os.geteuid()}\n700 {os.geteuid()}\n"
+        assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (None, "secret of usage cifs 'files' does not exist.*astore secret set cifs files"),
+        (b"a\nusername=root", "more than one line"),
+        (b"a\0b", "NUL"),
+        (b"a\xffb", "no UTF-8 text"),
+        (b"a" * 513, "longer than 512 bytes"),
+    ],
+)
+async def test_secrets_that_are_no_password(
+    by_secret: PoolDef, context: Context, telltale: Callable[[str], Path], value: bytes | None, match: str
+) -> None:
+    """mount is not run, and the value is not shown."""
+    folder = telltale("exit 0")
+    given = GivenSecrets({} if value is None else {"files": value})
+    with pytest.raises(AstoreError, match=match) as caught:
+        await NetfsBackend().open(by_secret, msgspec.structs.replace(context, secrets=given))
+    assert not (folder / "argv").exists() and "root" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "match"),
+    [
+        ("nfs", (), "takes no password, and no secret"),
+        ("cifs", ("vers=3.0",), "the password of a user"),
+        ("cifs", ("username=joe", f"password={SECRET}"), "a password and a secret"),
+        ("cifs", ("username=joe", "credentials=/c"), "a password and a secret"),
+    ],
+)
+def test_secrets_that_contradict(netfs_definition: Make, kind: str, options: tuple[str, ...], match: str) -> None:
+    """A secret is the one password of a user."""
+    definition = netfs_definition(kind, directory="/share", options=options)
+    assert SECRET not in refuse(
+        msgspec.structs.replace(definition, mount_secret=SecretName("cifs", usage="files")), match
+    )
+
+
+def test_a_secret_in_a_document(by_secret: PoolDef) -> None:
+    """By usage or by uuid; it survives a round trip, and libvirt's own part is as it was."""
+    definition = NetfsBackend().check(by_secret)
+    document = definition.to_xml()
+    assert '<astore:secret usage="files"/>' in document
+    assert PoolDef.from_xml(document) == definition
+    uuid = "0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f"
+    by_uuid = document.replace('usage="files"', f'uuid="{uuid.upper()}"')
+    assert PoolDef.from_xml(by_uuid).mount_secret == SecretName("cifs", uuid)
+    for bad in ("", f'usage="x" uuid="{uuid}"', 'uuid="x"', 'usage="files"/><astore:secret usage="files"'):
+        with pytest.raises(DefinitionError):
+            PoolDef.from_xml(document.replace('usage="files"', bad))
+    assert "usage='files'" in repr(definition)
 
 
 @pytest.fixture

@@ -155,10 +155,11 @@ async def test_received_in_the_last_moment(manager: Manager, odd: Pool, pool: Po
 async def test_no_conversion(odd: Pool, pool: Pool) -> None:
     """Where one of the pools has nothing that qemu-img could read or write, there is no conversion."""
     disk = await pool.create_volume(VolumeDef("a", capacity=1))
-    for taker, source in ((odd, disk), (pool, odd.volume("x"))):
+    lacking = {"convert-volume": (odd, disk), "serve-volume": (pool, odd.volume("x"))}
+    for operation, (taker, source) in lacking.items():
         with pytest.raises(UnsupportedOperationError) as caught:
             await taker.copy_volume(source, VolumeDef("new", format="qcow2"))
-        assert (caught.value.pool, caught.value.operation) == ("odd", "convert-volume")
+        assert (caught.value.pool, caught.value.operation) == ("odd", operation)
     with pytest.raises(ValueError):
         async with disk.download(offset=-1):
             raise AssertionError("there is no such place")

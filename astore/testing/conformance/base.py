@@ -11,13 +11,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from astore.backend import Backend, Context, PoolSession
+from astore.backend import Backend, Context, PoolSession, Secrets
 from astore.commands import LaneCommandRunner
 from astore.errors import AstoreError, PoolInaccessibleError
 from astore.lanes import Lanes
@@ -57,6 +57,9 @@ class ConformanceBase(abc.ABC):
     many: ClassVar[int] = 3000
     """How many entries a large pool has."""
 
+    secrets: Secrets | None = None
+    """Has the values of the secrets that the sources' definitions name; see :mod:`astore.testing.secrets`."""
+
     @abc.abstractmethod
     def make_source(self, folder: Path) -> SourceUnderTest:
         """Make an empty source, different from all others of the test. Called in a worker thread: it may block.
@@ -67,6 +70,10 @@ class ConformanceBase(abc.ABC):
     def make_registry(self) -> BackendRegistry:
         """The registry with the backend; by default, that of all installed distributions."""
         return BackendRegistry()
+
+    def make_manager(self, folder: Path, **settings: Any) -> Manager:
+        """A Manager with the backend and the secrets. :param settings: more parameters of :class:`astore.Manager`."""
+        return Manager(folder, registry=self.make_registry(), secrets=self.secrets, **settings)
 
     # ------------------------------------------------------------------------------------------------- fixtures
 
@@ -96,7 +103,7 @@ class ConformanceBase(abc.ABC):
     @pytest_asyncio.fixture
     async def manager(self, tmp_path: Path, new_source: NewSource) -> AsyncIterator[Manager]:
         """An open Manager; its pools are stopped after the test."""
-        async with Manager(tmp_path / "state", registry=self.make_registry(), call_timeout=150.0) as manager:
+        async with self.make_manager(tmp_path / "state", call_timeout=150.0) as manager:
             yield manager
             for pool in manager.pools(active=True):
                 await pool.stop()
@@ -116,7 +123,7 @@ class ConformanceBase(abc.ABC):
         """A context as the core makes it, for tests that call a backend without a Manager."""
         lanes = Lanes()
         lane = lanes.lane("conformance", limit=backend.lane_threads)
-        yield Context("conformance", "", lane, LaneCommandRunner(lane), get_logger(), PATIENCE)
+        yield Context("conformance", "", lane, LaneCommandRunner(lane), get_logger(), PATIENCE, self.secrets)
         lanes.close()
 
 

@@ -42,7 +42,7 @@ class ContractChecks(ConformanceBase):
         """A backend has a type, an API version that this astore accepts, and the formats of its volumes."""
         assert backend.type == source.definition.type
         assert backend.api_version in API_VERSIONS_ACCEPTED
-        assert backend.volume_formats
+        assert all(isinstance(one, str) and one for one in (*backend.source_formats, *backend.volume_formats))
         assert backend.lane_threads >= 1
 
     async def test_check_is_idempotent(self, backend: Backend, source: SourceUnderTest) -> None:

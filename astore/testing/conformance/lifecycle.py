@@ -272,7 +272,7 @@ class LifecycleChecks(ConformanceBase):
 
     async def test_closed_twice(self, tmp_path: Path, source: SourceUnderTest) -> None:
         """A Manager may be closed twice; using it or its pools afterwards raises."""
-        manager = Manager(tmp_path / "closed", registry=self.make_registry())
+        manager = self.make_manager(tmp_path / "closed")
         async with manager:
             pool = await manager.create(source.definition)
             await manager.aclose()

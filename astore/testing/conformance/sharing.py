@@ -78,7 +78,7 @@ class SharingChecks(ConformanceBase):
     async def test_detached_and_attached_again(self, tmp_path: Path, source: SourceUnderTest) -> None:
         """A pool that one Manager started is active in the next, with its volumes, and can be used and stopped there."""
         folder = tmp_path / "shared"
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             pool = await manager.define(source.definition)
             await start_with(pool, source, dict(THREE))
             uuid, records, info = pool.uuid, pool.volumes, pool.info
@@ -86,7 +86,7 @@ class SharingChecks(ConformanceBase):
         await source.put("d.img", raw())
         await source.settle()
         for round_ in range(2):
-            async with Manager(folder, registry=self.make_registry()) as manager:
+            async with self.make_manager(folder) as manager:
                 again = manager.pool(source.definition.name)
                 assert (again.uuid, again.state, again.persistent) == (uuid, PoolState.RUNNING, True)
                 assert again.info.capacity > 0
@@ -100,28 +100,28 @@ class SharingChecks(ConformanceBase):
                 else:
                     assert [volume.name for volume in again.volumes] == ["a.img", "b.img", "c.img", "d.img"]
                     await again.stop()
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             assert manager.pool(source.definition.name).state is PoolState.INACTIVE
 
     async def test_transient_pool_attached_again(self, tmp_path: Path, source: SourceUnderTest) -> None:
         """A transient pool is active in the next Manager too, and gone for all when that one stops it."""
         folder = tmp_path / "shared"
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             await manager.create(source.definition)
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             pool = manager.pool(source.definition.name)
             assert (pool.active, pool.persistent) == (True, False)
             await pool.stop()
             assert manager.pools() == []
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             assert manager.pools() == []
 
     async def test_stopped_without_attaching(self, tmp_path: Path, source: SourceUnderTest) -> None:
         """The next Manager can stop the pool as the first thing it does, and start it again."""
         folder = tmp_path / "shared"
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             await start_with(await manager.define(source.definition), source, dict(THREE))
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             pool = manager.pool(source.definition.name)
             await pool.stop()
             assert (pool.state, pool.volumes) == (PoolState.INACTIVE, ())
@@ -133,16 +133,16 @@ class SharingChecks(ConformanceBase):
         """The next Manager has the last snapshot though the source is gone, and goes on when it is back."""
         require(source, BREAK)
         folder = tmp_path / "shared"
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             await start_with(await manager.define(source.definition), source, dict(THREE))
-        async with broken(source), Manager(folder, registry=self.make_registry()) as manager:
+        async with broken(source), self.make_manager(folder) as manager:
             pool = manager.pool(source.definition.name)
             assert len(pool.volumes) == 3
             with pytest.raises(OSError):
                 await pool.refresh()
             assert pool.state is PoolState.INACCESSIBLE
             assert len(pool.volumes) == 3
-        async with Manager(folder, registry=self.make_registry()) as manager:
+        async with self.make_manager(folder) as manager:
             pool = manager.pool(source.definition.name)
             assert (await refresh_until_well(pool)).unchanged == 3
             assert pool.state is PoolState.RUNNING
@@ -152,8 +152,8 @@ class SharingChecks(ConformanceBase):
         """A pool that one Manager starts can be refreshed by the other; a stop is seen by its next read of the state."""
         folder = tmp_path / "shared"
         async with (
-            Manager(folder, registry=self.make_registry()) as one,
-            Manager(folder, registry=self.make_registry()) as two,
+            self.make_manager(folder) as one,
+            self.make_manager(folder) as two,
         ):
             mine = await one.define(source.definition)
             await start_with(mine, source, dict(THREE))

@@ -141,7 +141,7 @@ class TwoWriterChecks(ConformanceBase):
         """A second writer in another process is refused too."""
         await start_able(pool, "create-volume", "open-volume")
         disk = await pool.create_volume(VolumeDef("a.img", capacity=2 * MIB))
-        async with Manager(tmp_path / "other", registry=self.make_registry()) as others:
+        async with self.make_manager(tmp_path / "other") as others:
             twin = await others.define(source.definition)
             await twin.start()
             same = twin.volume("a.img")
@@ -200,7 +200,7 @@ class TwoWriterChecks(ConformanceBase):
                 before = pool.volumes
                 await pool.refresh(hidden[0])
                 assert pool.volumes == before
-                async with Manager(tmp_path / f"other {name}", registry=self.make_registry()) as others:
+                async with self.make_manager(tmp_path / f"other {name}") as others:
                     twin = await others.define(source.definition)
                     await twin.start()  # which removes what was left, but this was not
                     assert hidden[0] in await source.names()

@@ -188,8 +188,9 @@ class MountPoint:
 
     async def _mount(self) -> bool:
         mark = secrets.token_hex(16)
-        context = self.context
-        _, credentials = split_credentials(self.definition, source_format(self.definition))
+        context, wanted = self.context, self.definition.mount_secret
+        secret = None if wanted is None else await context.secret(wanted)
+        _, credentials = split_credentials(self.definition, source_format(self.definition), secret)
         try:
             async with self._in_file(credentials) as file:
                 await context.run_command(self.argv(file), timeout=context.timeout, env={MARK: mark})

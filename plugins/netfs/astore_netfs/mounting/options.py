@@ -11,7 +11,7 @@ import re
 import msgspec
 
 from astore.errors import CommandError, DefinitionError
-from astore.model import PoolDef
+from astore.model import PoolDef, SecretName
 from astore.model.definitions import shown_option
 from astore.names import check_allowed_option, check_mount_option, check_path
 
@@ -117,14 +117,19 @@ def check_options(definition: PoolDef, kind: str) -> None:
     split_credentials(definition, kind)
 
 
-def split_credentials(definition: PoolDef, kind: str) -> tuple[tuple[str, ...], Credentials | None]:
+def split_credentials(
+    definition: PoolDef, kind: str, secret: bytes | None = None
+) -> tuple[tuple[str, ...], Credentials | None]:
     """Split the mount options into those that everybody may see, and the credentials, if any.
 
+    :param secret: the value of the definition's secret; None if it is not known yet.
     :raises DefinitionError: a password does not belong here, is given twice, or is too long.
     """
     login = _Login(kind)
     for option in definition.mount_options:
         login.read(option)
+    if definition.mount_secret is not None:
+        login.read_secret(definition.mount_secret, secret)
     return login.split()
 
 
@@ -165,6 +170,23 @@ class _Login:
                 self._take("credentials file", check_path(value, what="credentials file", element="option"))
             self._seen.append(option)
 
+    def read_secret(self, name: SecretName, value: bytes | None) -> None:
+        """Read the secret that is the password, after the options. :raises DefinitionError: it cannot be the password."""
+        if self._kind != "cifs":
+            raise _wrong_secret(f"a netfs source of format {self._kind!r} takes no password, and no secret")
+        if not self._found.get("username"):
+            raise _wrong_secret("a secret is the password of a user: give the mount option username=, too")
+        if not self._found.keys().isdisjoint({"password", "credentials file"}):
+            raise _wrong_secret("a password and a secret are given: one of them")
+        password = (value or b"").decode(errors="replace")
+        if password.encode() != (value or b""):
+            raise _wrong_secret(f"the {name} is no UTF-8 text, as a password has to be")
+        if not set(password).isdisjoint("\n\r\0"):  # each line of the file with the password is another field
+            raise _wrong_secret(f"the {name} has more than one line, or a NUL")
+        if len(value or b"") > LONGEST_PASSWORD:
+            raise _wrong_secret(f"the {name} is longer than {LONGEST_PASSWORD} bytes")
+        self._found["password"] = password
+
     def _take(self, field: str, value: str) -> None:
         if field in self._found:
             raise _refused(f"the {field} is given twice among the mount options")
@@ -195,6 +217,10 @@ def is_anonymous(definition: PoolDef, kind: str) -> bool:
 def _logs_in(option: str, kind: str) -> bool:
     """Return whether an option logs a user in: CIFS's ``user`` with a value. Elsewhere it means who may mount."""
     return kind == "cifs" and option_name(option) in _USER and bool(option.partition("=")[2])
+
+
+def _wrong_secret(message: str) -> DefinitionError:
+    return DefinitionError(message, element="secret")
 
 
 def _refused(message: str) -> DefinitionError:

@@ -1,0 +1,1 @@
+"""astore-iscsi: pools of the type ``iscsi-direct``."""

@@ -1,0 +1,1 @@
+"""A target in use: its connection on the event loop, its units, and the open volumes."""

@@ -1,0 +1,151 @@
+"""Survey: asks many units at once what they are and how large. A listing of hundreds is one wait, not a task for each."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from astore_iscsi import libiscsi, scsi
+from astore_iscsi.libiscsi import memory_of
+from astore_iscsi.scsi import Capacity, UnitError
+from astore_iscsi.target.answers import Answer
+from astore_iscsi.target.connection import Connection
+
+UNITS_AT_ONCE: Final = 64
+"""How many units are asked at once."""
+
+TRIES: Final = 8
+"""How often a question is asked that is answered by "ask again"."""
+
+_IDENTIFICATION: Final = 252
+_CAPACITY: Final = 32
+_ROOM: Final = _IDENTIFICATION + _CAPACITY
+_QUESTIONS: Final = (
+    (scsi.test_unit_ready(), 0, 0),
+    (scsi.inquiry(_IDENTIFICATION, scsi.VPD_IDENTIFICATION), 0, _IDENTIFICATION),
+    (scsi.read_capacity(), _IDENTIFICATION, _ROOM),
+)
+_READY, _IDENTIFY, _MEASURE = range(3)
+
+
+class Found:
+    """What a unit said.
+
+    :ivar kind: its peripheral device type; None: it did not tell. :ivar id: what identifies it.
+    :ivar wrong: why it cannot be used, if it cannot.
+    """
+
+    def __init__(self, kind: int | None, id: int = 0, capacity: Capacity | None = None) -> None:
+        self.kind = kind
+        self.id = id
+        self.capacity = capacity
+        self.wrong: OSError | None = None
+
+
+class Survey:
+    """One round of questions to units, on one connection.
+
+    :param target: its name, which identifies units that do not tell what they are.
+    """
+
+    def __init__(self, connection: Connection, target: str, luns: Sequence[int]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._target = target
+        self._luns = luns
+        self._room = bytearray(_ROOM * len(luns))
+        self._memory = memory_of(self._room) if luns else None
+        self._answers: list[list[Answer | None]] = [[None] * len(_QUESTIONS) for _ in luns]
+        self._open = [len(_QUESTIONS)] * len(luns)
+        self._queue = deque(range(len(luns)))
+        self._under_way = 0
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self, patience: float) -> list[Found]:
+        """Ask all units; return what they said, in their order.
+
+        :param patience: seconds for the answers. What is not answered then is that unit's error.
+        :raises ConnectionLost: the connection broke. TimeoutError: no unit answered.
+        """
+        if self._luns:
+            self._ask_more()
+            try:
+                await asyncio.wait([self._ended], timeout=patience)
+            finally:
+                self._queue.clear()
+            if self._ended.done():
+                self._ended.result()
+            elif all(self._open):
+                raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
+        return [self._found(number, patience) for number in range(len(self._luns))]
+
+    def _ask_more(self) -> None:
+        while self._queue and self._under_way < UNITS_AT_ONCE and not self._ended.done():
+            number = self._queue.popleft()
+            self._under_way += 1
+            for question in range(len(_QUESTIONS)):
+                self._send(number, question, TRIES)
+
+    def _send(self, number: int, question: int, tries: int) -> None:
+        cdb, start, stop = _QUESTIONS[question]
+        assert self._memory is not None
+        at = number * _ROOM
+        memory = self._memory.part(at + start, at + stop) if stop else None
+        try:
+            done = partial(self._answered, number, question, tries - 1)
+            self._connection.send(self._luns[number], cdb, memory, False, done)
+        except OSError as error:
+            self._end(error)
+
+    def _answered(self, number: int, question: int, tries: int, answer: Answer | OSError) -> None:
+        if isinstance(answer, OSError):
+            self._end(answer)
+            return
+        if answer.status != libiscsi.GOOD and tries and (answer.attention or answer.busy):
+            self._loop.call_soon(self._send, number, question, tries)
+            return
+        self._answers[number][question] = answer
+        self._open[number] -= 1
+        if not self._open[number]:
+            self._under_way -= 1
+            if self._queue:
+                self._loop.call_soon(self._ask_more)
+            elif not self._under_way:
+                self._end(None)
+
+    def _end(self, error: OSError | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+            self._ended.exception()  # the caller may have gone
+
+    def _found(self, number: int, patience: float) -> Found:
+        """Return what a unit said."""
+        ready, identified, measured = self._answers[number]
+        at = number * _ROOM
+        identification = self._room[at : at + _IDENTIFICATION]
+        told = identified is not None and identified.status == libiscsi.GOOD
+        kind = identification[0] if told else None
+        lun = self._luns[number]
+        found = Found(kind, scsi.parse_identification(identification if told else bytes(4), self._target, lun))
+        if None in (ready, identified, measured):
+            found.wrong = OSError(errno.ETIMEDOUT, f"the unit does not answer within {patience:g} s")
+            return found
+        assert ready is not None
+        assert measured is not None
+        try:
+            if ready.status != libiscsi.GOOD:
+                raise ready.error()
+            if measured.status != libiscsi.GOOD:
+                raise measured.error()
+            found.capacity = scsi.parse_capacity(self._room[at + _IDENTIFICATION : at + _ROOM])
+        except UnitError as error:
+            found.wrong = error
+        return found

@@ -1,0 +1,60 @@
+"""Discovery: the targets of a portal, and what comes of portals that do not tell them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import pytest
+from iscsi_support import TIMEOUT
+
+from astore.errors import DefinitionError, StorageError
+from astore.manager import Manager
+from astore.model import Device, Host
+from astore_iscsi.discovery import source_of
+from astore_iscsi.target.answers import Told
+from beds.iscsi import ADDRESS, IscsiBed, Target
+
+pytestmark = pytest.mark.iscsi
+
+
+async def test_targets(target: Target, manager: Manager) -> None:
+    """Every target of a portal is a source that a pool can be made of; its document is libvirt's."""
+    other = target.bed.new_target()
+    try:
+        found = await manager.discover("iscsi-direct", ADDRESS, port=target.bed.port)
+    finally:
+        other.delete()
+    mine = {one.source.devices[0].path: one for one in found}
+    assert {target.iqn, other.iqn} <= set(mine)
+    assert mine[target.iqn].source.hosts == (Host(ADDRESS, target.bed.port),)
+    assert f"<device path='{target.iqn}'/>" in found.to_xml().replace('"', "'")
+
+
+def test_told_sources() -> None:
+    """The portals that a target names come after the one that was asked; impossible names are left out."""
+    asked = Host("san", 3261)
+    told = Told(
+        "iqn.2026-01.a:x", ("10.0.0.1:3260,1", "san:3261,1", "[2001:db8::1]:860,2", "10.0.0.1:3260,2", "rubbish:x")
+    )
+    found = source_of(told, asked)
+    assert found is not None
+    assert found.source.hosts == (asked, Host("10.0.0.1"), Host("2001:db8::1", 860))
+    assert found.source.devices == (Device("iqn.2026-01.a:x"),)
+    assert source_of(Told("../x", ()), asked) is None
+
+
+async def test_no_answer(manager: Manager, own_bed: IscsiBed) -> None:
+    """A portal that nobody listens on, or that says nothing, is told by name; without a host there is nothing to ask."""
+    with pytest.raises(StorageError, match=r"portal 127\.0\.0\.1:1 cannot be listed: .*refused") as caught:
+        await manager.discover("iscsi-direct", ADDRESS, port=1)
+    assert caught.value.errno == errno.ECONNREFUSED
+    with pytest.raises(DefinitionError):
+        await manager.discover("iscsi-direct", None)
+    own_bed.freeze()
+    try:
+        async with asyncio.timeout(3 * TIMEOUT):
+            with pytest.raises(StorageError, match="cannot be listed"):
+                await manager.discover("iscsi-direct", ADDRESS, port=own_bed.port)
+    finally:
+        own_bed.thaw()
