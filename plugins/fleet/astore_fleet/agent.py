@@ -293,7 +293,8 @@ class Agent:
             try:
                 pool = self.manager.pool(name)
                 if pool.active and name not in self._tokens and self.state.owner(name) is not None:
-                    await pool.stop()
+                    with contextlib.suppress(InvalidStateError):  # somebody was faster
+                        await pool.stop()
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
 

@@ -102,9 +102,7 @@ async def status(opened: Fleet, settings: Settings) -> Answer:
 
     def show(output: Output) -> None:
         output.fields([(name.capitalize(), str(count)) for name, count in counts.items()])
-        output.fields(
-            [(f"Pools {state}", state_cell(state)._replace(text=str(count))) for state, count in states.items()]
-        )
+        output.fields([(f"Pools {state}", Cell(str(count), _cell(state).style)) for state, count in states.items()])
         if bad:
             _pools(output, bad)
 
@@ -155,6 +153,10 @@ def _document(info: FleetPoolInfo) -> documents.Document:
     return found
 
 
+def _cell(state: str) -> Cell:
+    return Cell(state, "red") if state == "unreachable" else state_cell(state)
+
+
 def _pools(output: Output, found: list[FleetPoolInfo]) -> None:
     columns = [
         Column("Pool", folds=True),
@@ -167,7 +169,7 @@ def _pools(output: Output, found: list[FleetPoolInfo]) -> None:
     rows: list[list[Cell | str]] = [
         [
             one.name,
-            state_cell(one.state)._replace(style="red") if one.state == "unreachable" else state_cell(one.state),
+            _cell(one.state),
             one.type,
             one.owner or "-",
             str(one.volumes),

@@ -339,16 +339,8 @@ class Engine:
             StoreError: it was not written, or, if the engine did not answer at all, perhaps it was.
         """
         self._count += 1
-        sent = dict(headers or {})
-        sent["Nats-Msg-Id"] = own = id or f"{self.session}:{self._count}"
-        if after is not None:
-            sent["Nats-Expected-Last-Subject-Sequence"] = str(after)
-        if among is not None:
-            sent["Nats-Expected-Last-Subject-Sequence-Subject"] = among
-        if at is not None:
-            sent["Nats-Expected-Last-Sequence"] = str(at)
-        if ttl is not None:
-            sent["Nats-TTL"] = f"{max(round(ttl), 1)}s"
+        own = id or f"{self.session}:{self._count}"
+        sent = {**(headers or {}), **_conditions(after, among, at, ttl), "Nats-Msg-Id": own}
         until, unsure = time.monotonic() + WRITE_SECONDS, False
         while True:
             await self.client()
@@ -389,6 +381,17 @@ def _seconds(text: str) -> float:
     whole, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(f"{whole}+00:00")
     return moment.timestamp() + float(f"0.{fraction or 0}")
+
+
+def _conditions(after: int | None, among: str | None, at: int | None, ttl: float | None) -> dict[str, str]:
+    """Return the headers of a write's conditions and time to live; see :meth:`Engine.publish`."""
+    found = {
+        "Nats-Expected-Last-Subject-Sequence": after,
+        "Nats-Expected-Last-Subject-Sequence-Subject": among,
+        "Nats-Expected-Last-Sequence": at,
+        "Nats-TTL": None if ttl is None else f"{max(round(ttl), 1)}s",
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _words(error: BaseException) -> str:

@@ -65,22 +65,22 @@ class Fleet:
         """
         store = await NatsStore.connect(url, fleet, host=host, replicas=replicas, access=access)
         made = cls(store, access)
-        made._stack.push_async_callback(store.aclose)
         try:
-            engine = store.engine
-            await engine.make_stream(
-                engine.names.events,
-                f"astore.{fleet}.ev.>",
-                discard="old",
-                max_age=int(keep_events * 1e9),
-            )
-            await job_queue.make_streams(engine)
-            made._stack.push_async_callback(made._state.aclose)
-            await made._state.open()
+            await made.begin(keep_events)
         except BaseException:
             await made.aclose()
             raise
         return made
+
+    async def begin(self, keep_events: float) -> None:
+        """Create what the fleet lacks, and follow it. Part of :meth:`connect`."""
+        self._stack.push_async_callback(self.store.aclose)
+        engine, names = self.store.engine, self.store.engine.names
+        subjects = f"astore.{names.fleet}.ev.>"
+        await engine.make_stream(names.events, subjects, discard="old", max_age=int(keep_events * 1e9))
+        await job_queue.make_streams(engine)
+        self._stack.push_async_callback(self._state.aclose)
+        await self._state.open()
 
     async def __aenter__(self) -> Self:
         return self

@@ -103,13 +103,13 @@ class NatsStore(Store):
         """
         store = cls(url, fleet, host=host, replicas=replicas, access=access)
         try:
-            await store._begin()
+            await store.begin()
         except BaseException:
             await store.aclose()
             raise
         return store
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
         """Connect, and follow the stream of definitions, unless that was done."""
         if self._mirror is not None:
             return
@@ -133,7 +133,7 @@ class NatsStore(Store):
     async def open(self, lane: Lane) -> None:
         self._lane = lane
         try:
-            await self._begin()
+            await self.begin()
         except BaseException:
             await self.aclose()
             raise
