@@ -106,6 +106,7 @@ async def test_the_example_configuration(tmp_path: Path) -> None:
                         await eventually(lambda: fleet.pool("images").info.volumes == 1, "the snapshot")
                         await pool.create_volume(astore.VolumeDef(name="b", capacity=1))
                         await pool.delete_volume("b")
+                        assert [one.unchanged for one in (await fleet.refresh_all()).pools] == [1]
                 elif user == "reader":
                     assert [one.info.name for one in await fleet.volumes()] == ["a.img"]
                     async with fleet.events(since=0) as events:

@@ -16,7 +16,7 @@ from astore.manager import Manager
 from astore.manager.many import OnProgress
 from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
-from astore_fleet import job_queue, owning
+from astore_fleet import bulk, job_queue, owning
 from astore_fleet.agent import Agent
 from astore_fleet.definition_headers import New
 from astore_fleet.engine import Access
@@ -24,6 +24,7 @@ from astore_fleet.event_stream import FleetEvents
 from astore_fleet.fleet_pool import FleetPool
 from astore_fleet.fleet_state import DRAIN, FleetState
 from astore_fleet.job_client import JobClient
+from astore_fleet.job_records import error_of
 from astore_fleet.reading import Reader, Wanted
 from astore_fleet.records import HOST_SECONDS, FleetPoolInfo, FleetVolume, HostInfo, Placement
 from astore_fleet.store import NatsStore
@@ -245,30 +246,51 @@ class Fleet:
     ) -> RefreshReport:
         """Refresh many pools, each on its host. A pool that fails does not affect the others.
 
-        :param names: the pools; None: all that are active somewhere. :param limit: how many are asked for at a time.
+        Each host is asked once for all of its pools. What is not answered, because it died or a pool has moved, is queued.
+
+        :param names: the pools; None: all that are active somewhere. :param limit: how many are queued at a time.
         :param timeout: seconds for each. :param on_progress: as for :meth:`astore.Manager.refresh_all`.
         :raises PoolNotFoundError: there is no pool of a name. Other errors of pools are in the report.
         """
         chosen = self._active() if names is None else [self.pool(name).name for name in dict.fromkeys(names)]
         outcomes: dict[str, RefreshOutcome] = {}
-        waiting = iter(chosen)
+        began = time.monotonic()
+
+        def note(outcome: RefreshOutcome) -> None:
+            outcomes[outcome.pool] = outcome
+            if on_progress is not None:
+                on_progress(len(outcomes), len(chosen), outcome)
+
+        async def ask(host: str, pools: list[str]) -> None:
+            async for pool, record in bulk.ask(self.store.engine, host, bulk.Question(pools, full, timeout)):
+                error = None if record.failure is None else error_of(record.failure)
+                note(record.outcome or RefreshOutcome(pool=pool, seconds=time.monotonic() - began, error=error))
+
+        async with asyncio.TaskGroup() as group:
+            for host, pools in self._by_host(chosen).items():
+                group.create_task(ask(host, pools))
+        waiting = iter([name for name in chosen if name not in outcomes])
 
         async def work() -> None:
             for name in waiting:
-                began = time.monotonic()
                 try:
-                    outcome = await self.pool(name).refresh(full=full, timeout=timeout)
+                    note(await self.pool(name).refresh(full=full, timeout=timeout))
                 except Exception as error:  # whatever the host's backend has raised
-                    outcome = RefreshOutcome(pool=name, seconds=time.monotonic() - began, error=error)
-                outcomes[name] = outcome
-                if on_progress is not None:
-                    on_progress(len(outcomes), len(chosen), outcome)
+                    note(RefreshOutcome(pool=name, seconds=time.monotonic() - began, error=error))
 
-        began = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(chosen))):
+            for _ in range(min(limit, len(chosen) - len(outcomes))):
                 group.create_task(work())
         return RefreshReport(tuple(outcomes[name] for name in sorted(outcomes)), time.monotonic() - began)
+
+    def _by_host(self, pools: Iterable[str]) -> dict[str, list[str]]:
+        """Return which of these pools each host looks after that is there."""
+        found: dict[str, list[str]] = {}
+        for name in pools:
+            owner = self._state.owner(name)
+            if owner is not None and self._state.present(owner):
+                found.setdefault(owner.host, []).append(name)
+        return found
 
     def _active(self) -> list[str]:
         return [name for name in sorted(self.store.table.definitions) if name in self.store.table.runs]

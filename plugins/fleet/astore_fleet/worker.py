@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from astore.cancellation import bounded
 from astore.errors import AstoreError, PoolNotFoundError, StoreError
 from astore.manager import Manager
-from astore_fleet import job_queue
+from astore_fleet import bulk, job_queue
 from astore_fleet.engine import ANSWER_SECONDS
 from astore_fleet.fleet_state import FleetState
 from astore_fleet.job_records import AGAIN, Job, JobRecord, Progress, failure_of, timed_out
@@ -60,6 +60,7 @@ class Worker:
         self._holds = holds
         self._state = state
         self._running: dict[str, asyncio.Task[None]] = {}  # by the job's id
+        self._answerer = bulk.Answerer(store.engine, manager, holds)
         self._cancelled: set[str] = set()
         self._pools: Counter[str] = Counter()
 
@@ -76,14 +77,17 @@ class Worker:
         engine = self._store.engine
         client = await engine.client()
         cancels = await client.subscribe(engine.names.told("cancel"), cb=self._cancel)
+        questions = await client.subscribe(bulk.subject(engine, self._me.host), cb=self._answerer.hear)
         try:
             await asyncio.gather(*(self._pull() for _ in range(AT_ONCE)))
         finally:
-            with contextlib.suppress(Exception):
-                await cancels.unsubscribe()
+            for one in (cancels, questions):
+                with contextlib.suppress(Exception):
+                    await one.unsubscribe()
 
     async def aclose(self) -> None:
         """Cancel what runs. May be called twice."""
+        await self._answerer.aclose()
         running = set(self._running.values())
         self._cancelled |= self._running.keys()
         for task in running:
@@ -213,7 +217,8 @@ class Worker:
             async with asyncio.timeout(None if job.seconds is None else max(job.seconds - age, 0.0)) as limit:
                 pool = self._manager.pool(job.pool)
                 if job.kind in AGAIN:
-                    return record(state="done", outcome=await pool.refresh(full=job.kind == "refresh-full"))
+                    outcome = await pool.refresh(full=job.kind == "refresh-full")
+                    return record(state="done", outcome=bulk.fitting(outcome))
 
                 def tell(done: int, total: int | None) -> None:
                     progress[:] = [Progress(done, total)]
