@@ -19,6 +19,7 @@ from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
 from astore.cli.session import Settings, common_options, connect_option
 from astore.cli.virsh import VERBS
+from astore.entry_points import installed_types
 
 POOL = {
     "define": "pools:define",
@@ -98,14 +99,30 @@ class Verbs(click.Group):
         return super().get_command(ctx, cmd_name) if place is None else _imported(place)
 
 
+COMMANDS = "astore.commands"
+"""Distributions announce a command here: the entry point's name is the command's, its object a click Command."""
+
+
 class _Root(Verbs):
-    """The command ``astore``, which knows virsh's names as well. The help does not list them."""
+    """The command ``astore``, which knows the commands of other distributions, and virsh's names, which no help lists."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the help."""
+        own = super().list_commands(ctx)
+        return [*own, *sorted(installed_types(COMMANDS) - set(own))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Return None if there is no command of this name."""
         verb = VERBS.get(cmd_name)
         if verb is None:
-            return super().get_command(ctx, cmd_name)
+            found = super().get_command(ctx, cmd_name)
+            if found is None and cmd_name in installed_types(COMMANDS):
+                from importlib.metadata import entry_points
+
+                (announced, *_) = entry_points(group=COMMANDS, name=cmd_name)
+                found = announced.load()
+                assert isinstance(found, click.Command)
+            return found
         from astore.cli.virsh_command import VirshCommand
 
         return VirshCommand(cmd_name, verb, _imported(verb.place))
