@@ -22,10 +22,11 @@ from astore.store.contract import LastSeen, OutdatedError, merged
 from astore_fleet.engine import Engine, Message
 from astore_fleet.mirror import MARK_SECONDS
 from astore_fleet.names import unescaped
+from astore_fleet.store.columns import Columns, columns_of, records_of
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 
 PIECE = 700_000
 """The most bytes of a message's body; servers take 1 MiB unless told otherwise."""
@@ -66,7 +67,7 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     folder: Place | None
     definition: PoolDef | None
     recent: dict[str, tuple[float, VolumeInfo | None]]
-    volumes: list[VolumeInfo]
+    volumes: Columns
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -83,7 +84,7 @@ def pack(uuid: str, started_at: float, seen: LastSeen) -> tuple[Head, list[bytes
         snapshot.folder,
         seen.definition,
         seen.recent,
-        [msgspec.structs.replace(one, path="") if one.path == one.key else one for one in snapshot.volumes],
+        columns_of(snapshot.volumes),
     )
     packed = zlib.compress(_encode(body), 1)
     bodies = [packed[start : start + PIECE] for start in range(0, len(packed), PIECE)]
@@ -107,13 +108,13 @@ def pack(uuid: str, started_at: float, seen: LastSeen) -> tuple[Head, list[bytes
 
 
 def unpack(head: Head, bodies: Sequence[bytes]) -> LastSeen | None:
-    """Return the snapshot; None if it cannot be read. Blocks for some 3 µs a volume."""
+    """Return the snapshot; None if it cannot be read. Blocks for some 1.5 µs a volume."""
     try:
         data = zlib.decompressobj().decompress(b"".join(bodies), LARGEST)
         body = _decode(data)
+        by_name = {one.name: one for one in records_of(body.volumes)}
     except Exception:  # it is a cache: anything else than a snapshot is none
         return None
-    by_name = {one.name: one if one.path else msgspec.structs.replace(one, path=one.key) for one in body.volumes}
     snapshot = Snapshot(
         by_name,
         generation=head.generation,
@@ -155,6 +156,7 @@ class SnapshotShelf:
         self._engine = engine
         self._host = host
         self.tokens: dict[str, int] = {}
+        self._unpacking = asyncio.Lock()  # threads that unpack at once would only take the interpreter from each other
 
     async def save(self, name: str, started_at: float, seen: LastSeen, *, same_run: bool, lane: Lane | None) -> None:
         """Keep a snapshot, merged with the one that this host has of the run.
@@ -240,7 +242,8 @@ class SnapshotShelf:
             if None in pieces:
                 return None
             bodies = [piece.data for piece in pieces if piece is not None]
-        return await _on(lane, unpack, head, bodies)
+        async with self._unpacking:
+            return await _on(lane, unpack, head, bodies)
 
     async def _piece(self, subject: str) -> Message | None:
         found = await self._engine.fetch(self._engine.names.state, subject)
