@@ -10,7 +10,7 @@ from typing import Self
 
 import msgspec
 
-from astore.errors import DefinitionError, PoolNotFoundError
+from astore.errors import DefinitionError, InvalidStateError, PoolNotFoundError
 from astore.events import PoolAutostartChanged, PoolDefined, PoolUndefined
 from astore.manager import Manager
 from astore.manager.many import OnProgress
@@ -151,6 +151,10 @@ class Fleet:
     async def undefine(self, name: str) -> None:
         """Remove a pool's definition. :raises PoolNotFoundError: there is none. InvalidStateError: it is active on a host."""
         info = self.pool(name).info
+        active = [host for host in self.store.table.runs.get(name, {}) if host in self._state.hosts]
+        if active:
+            message = f"pool {name!r} is active on host {active[0]!r}"
+            raise InvalidStateError(message, pool=name, state=info.state, operation="undefine")
         async with Manager(store=self._second_store()) as manager:
             await manager.pool(name).undefine()
         await self.store.mirror().sync()

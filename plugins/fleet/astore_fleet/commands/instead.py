@@ -32,7 +32,9 @@ class _Some(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command. Return None if there is no command of this name, with a fleet or without."""
         found = super().get_command(ctx, cmd_name)
-        return _refused(cmd_name) if found is None and cmd_name in self._others else found
+        if found is None and cmd_name in self._others:
+            found = _refused(cmd_name if self.name == "astore" else f"{self.name} {cmd_name}")
+        return found
 
 
 def _refused(name: str) -> click.Command:

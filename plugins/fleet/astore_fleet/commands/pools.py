@@ -42,6 +42,7 @@ def pool_document(info: FleetPoolInfo) -> documents.Document:
     """Return the document of a pool."""
     found: documents.Document = msgspec.structs.asdict(info)
     definition = found.pop("definition")
+    found["host"] = found.pop("owner")
     found["refreshed_at"] = found.pop("taken_at") or None
     found["since"] = info.since or None
     return {**found, "active": info.state not in _NOT_ACTIVE, "target_path": definition.target.path}

@@ -63,7 +63,7 @@ async def find_volume(opened: Opened, text: str, pool: str | None) -> FleetVolum
     home, name = await find_place(opened, text, pool)
     found, info = (await home.snapshot()).get(name), home.info
     if found is None:
-        raise VolumeNotFoundError(f"pool {home.name!r}: there is no volume {name!r}", what=name)
+        raise VolumeNotFoundError(f"pool {home.name!r} has no volume {name!r}", what=name)
     return FleetVolume(home.name, info.owner or "", found, info.age or 0.0)
 
 
