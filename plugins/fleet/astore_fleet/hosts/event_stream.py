@@ -44,6 +44,9 @@ WINDOW = 128
 SAVE_SECONDS = 1.0
 """Seconds between two snapshots of one pool that are kept, at least."""
 
+SAME_SECONDS = 10.0
+"""Seconds after which a snapshot is kept in which only times and sizes of the pool have changed."""
+
 SETTLE_SECONDS = 2.0
 """Seconds to wait for that at the end."""
 
@@ -116,7 +119,8 @@ class Forwarder:
         self._store = store
         self._holds = holds
         self._ids = EventIds(session)
-        self._dirty: dict[str, float] = {}  # by pool name: when its snapshot may be kept again
+        self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
+        self._kept: dict[str, float] = {}  # by pool name: when it was kept last
         self._seq = 0
 
     async def run(self) -> None:
@@ -184,7 +188,15 @@ class Forwarder:
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
         await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=self._ids.of(event))
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
-            self._dirty.setdefault(event.pool, time.monotonic())
+            due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
+            if self._changes_nothing(event):
+                due += SAME_SECONDS
+            self._dirty[event.pool] = min(self._dirty.get(event.pool, due), due)
+
+    def _changes_nothing(self, event: PoolEvent) -> bool:
+        """Return whether an event tells of a refresh that found what the engine has."""
+        found = isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed)
+        return found and self._ids.knows(event.uuid)
 
     async def _save(self) -> None:
         """Keep the snapshots of pools that changed, if everything in them has been told."""
@@ -195,9 +207,12 @@ class Forwarder:
                 pool = self._manager.pool(name)
                 if pool.active and self._holds(name):
                     await self._keep(pool)
-                del self._dirty[name]
+                else:
+                    self._kept.pop(name, None)
+                self._dirty.pop(name, None)
             except LookupError:
                 self._dirty.pop(name, None)
+                self._kept.pop(name, None)
             except (AstoreError, OSError):
                 self._dirty[name] = time.monotonic() + SAVE_SECONDS
 
@@ -208,6 +223,7 @@ class Forwarder:
             return
         await self._store.save_snapshot(pool.name, life.started_at, seen)
         record.saved = seen
+        self._kept[pool.name] = time.monotonic()
         self._ids.saved(pool.uuid, seen.snapshot)
 
 

@@ -369,7 +369,8 @@ class NatsStore(Store):
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
         """See :class:`astore.store.contract.KeepsSnapshots`. A pool that this host owns is written by its token."""
-        await self.mirror().sync()
+        if name not in self.snapshots.tokens:  # else the owner has begun the run itself
+            await self.mirror().sync()
         run = self.table.run(name)
         if run is None:
             return

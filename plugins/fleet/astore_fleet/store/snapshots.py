@@ -145,6 +145,15 @@ def place_of(subject: str) -> tuple[str, str]:
     return unescaped(parts[2]), unescaped(parts[4])
 
 
+class _Written(msgspec.Struct, frozen=True):
+    """What the engine has of a pool of this host: its sequence (0: nothing), head and content, and by which token."""
+
+    seq: int
+    token: int | None
+    head: Head | None
+    seen: LastSeen | None
+
+
 class SnapshotShelf:
     """Reads and writes snapshots.
 
@@ -156,6 +165,7 @@ class SnapshotShelf:
         self._engine = engine
         self._host = host
         self.tokens: dict[str, int] = {}
+        self._written: dict[str, _Written] = {}
         self._unpacking = asyncio.Lock()  # threads that unpack at once would only take the interpreter from each other
 
     async def save(self, name: str, started_at: float, seen: LastSeen, *, same_run: bool, lane: Lane | None) -> None:
@@ -166,31 +176,39 @@ class SnapshotShelf:
         names, engine = self._engine.names, self._engine
         subject, token = names.snapshot(name, self._host), self.tokens.get(name)
         for _ in range(TRIES):
-            kept = await engine.last(names.state, subject)
-            head = None if kept is None or kept.deleted else head_of(kept)
-            before = None
-            if kept is not None and head is not None and head.started_at == started_at:
-                before = await self.read(kept, lane)
-            now = merged(before, seen, same_run=same_run)
-            new, bodies = await _on(
-                lane, pack, "" if seen.definition is None else seen.definition.uuid or "", started_at, now
-            )
+            known = await self._known(name, started_at, token, lane)
+            now = merged(known.seen, seen, same_run=same_run)
+            uuid = "" if seen.definition is None else seen.definition.uuid or ""
+            new, bodies = await _on(lane, pack, uuid, started_at, now)
             await self._write_pieces(name, new, bodies)
             headers = {HEAD: json.dumps(msgspec.to_builtins(new))}
             body = b"" if new.pieces else bodies[0]
+            after, among = (known.seq, None) if token is None else (token, names.owner(name))
+            self._written.pop(name, None)
             try:
-                if token is not None:
-                    await engine.publish(names.state, subject, body, headers, after=token, among=names.owner(name))
-                else:
-                    await engine.publish(names.state, subject, body, headers, after=0 if kept is None else kept.seq)
+                seq = await engine.publish(names.state, subject, body, headers, after=after, among=among)
             except OutdatedError:
                 await self._drop_pieces(name, new)
                 if token is not None:
                     raise
                 continue
-            if head is not None:
-                await self._drop_pieces(name, head)
+            self._written[name] = _Written(seq, token, new, now)
+            if known.head is not None:
+                await self._drop_pieces(name, known.head)
             return
+
+    async def _known(self, name: str, started_at: float, token: int | None, lane: Lane | None) -> _Written:
+        """Return what the engine has of a pool of this host. An owner that has written it knows it."""
+        written = self._written.get(name)
+        same = written is not None and written.head is not None and written.head.started_at == started_at
+        if written is not None and same and token is not None and written.token == token:
+            return written
+        kept = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, self._host))
+        head = None if kept is None or kept.deleted else head_of(kept)
+        seen = None
+        if kept is not None and head is not None and head.started_at == started_at:
+            seen = await self.read(kept, lane)
+        return _Written(0 if kept is None else kept.seq, token, head, seen)
 
     async def _write_pieces(self, name: str, head: Head, bodies: Sequence[bytes]) -> None:
         if head.pieces:
@@ -207,6 +225,7 @@ class SnapshotShelf:
         """Remove a host's snapshot of a pool. :param host: None: this host."""
         names = self._engine.names
         host = self._host if host is None else host
+        self._written.pop(name, None)
         subject = names.snapshot(name, host)
         kept = await self._engine.last(names.state, subject)
         if kept is None or kept.deleted:
