@@ -13,11 +13,12 @@ import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Self
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from astore.cancellation import bounded
-from astore.errors import AstoreError, InvalidStateError, StoreError, reason
+from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, StoreError, reason
 from astore.logs import get_logger
 from astore.manager import Manager
 from astore.manager.many import start_pools
@@ -80,7 +81,9 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._beginning: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a pool is begun or left, not both
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
+        self._to_leave: set[str] = set()  # pools that are to be stopped here
         self._leaving = False
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.holds)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
@@ -211,6 +214,12 @@ class Agent:
                 self._lose(name)
         if not self.valid or self._leaving:
             return
+        for name in now.keys() - self._tokens.keys():  # the answer to taking it was lost
+            self._tokens[name] = now[name]
+            self._spawn_begin(name)
+        for name in self._to_leave:
+            if not self._turn(name).locked():  # else it is tried now
+                self._spawn(self._leave(name), f"astore fleet leaves {name}")
         definitions, engine = self.store.table.definitions, self.store.engine
         wrong = owning.lent_wrongly(self.me, self.state, definitions)
         wrong += [
@@ -252,12 +261,18 @@ class Agent:
             definition = held.definition()
             if isinstance(definition, PoolDef):
                 self._forwarder.forget(definition.uuid or "")
+            self._to_leave.add(name)
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
 
     async def _begin(self, name: str) -> None:
         """Begin to look after a pool: have it active if it was active on the host before, or is started automatically."""
-        async with self._slots:
+        async with self._turn(name), self._slots:
             try:
+                if name not in self._tokens:  # it has gone on meanwhile
+                    return
                 await self.manager.reload(thoroughly=False)
                 pool = self.manager.pool(name)
                 others = self.store.table.elsewhere(name)
@@ -287,15 +302,22 @@ class Agent:
 
     async def _leave(self, name: str) -> None:
         """Stop a pool that another host looks after now, once it is active there."""
-        async with self._slots:
+        async with self._turn(name), self._slots:
             until = time.monotonic() + HANDOVER_SECONDS
-            while not self.store.table.elsewhere(name) and time.monotonic() < until:  # noqa: ASYNC110
+            while not self.store.table.elsewhere(name) and time.monotonic() < until:
+                if name in self._tokens:
+                    break
                 await asyncio.sleep(0.1)
             try:
                 pool = self.manager.pool(name)
-                if pool.active and name not in self._tokens and self.state.owner(name) is not None:
+                if name not in self._tokens and pool.active:
+                    if self.state.owner(name) is None:
+                        return  # nobody has taken it: look again later
                     with contextlib.suppress(InvalidStateError):  # somebody was faster
                         await pool.stop()
+                self._to_leave.discard(name)
+            except PoolNotFoundError:
+                self._to_leave.discard(name)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
 

@@ -122,6 +122,7 @@ class Forwarder:
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
         self._seq = 0
+        self._pause: asyncio.Timeout | None = None  # while it waits for events
 
     async def run(self) -> None:
         """Forward until the Manager is closed, or the task is cancelled."""
@@ -142,6 +143,8 @@ class Forwarder:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
         now = time.monotonic()
         self._dirty = dict.fromkeys(self._dirty, now)
+        if self._pause is not None:
+            self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
             if not self._dirty and self._manager.statistics().events.last_seq <= self._seq:
                 return
@@ -152,11 +155,13 @@ class Forwarder:
         batch: list[Event] = []
         due = min(self._dirty.values(), default=None)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)):
+            async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)) as self._pause:
                 try:
                     batch.append(await anext(events))
                 except StopAsyncIteration:
                     return None
+                finally:
+                    self._pause = None
         while batch and len(batch) < WINDOW and (event := events.receive_nowait()) is not None:
             batch.append(event)
         if batch:
