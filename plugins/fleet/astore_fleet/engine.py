@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 
 from astore.errors import StoreError, one_line
 from astore.store.contract import OutdatedError
+from astore_fleet.ending import heeding
 from astore_fleet.names import Names
 
 OLDEST_SERVER = (2, 11)
@@ -205,7 +206,7 @@ class Engine:
         """Send a request, and return its answer. :raises StoreError: there was none."""
         client = await self.client()
         try:
-            return await client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers)
+            return await heeding(client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers))
         except (nats.errors.Error, OSError, TimeoutError) as error:
             if "permissions violation" in self._problem.lower():
                 said, self._problem = self._problem, ""
