@@ -34,7 +34,8 @@ lintian --allow-root --fail-on error "$package"
 
 say "a new machine: install, use, remove, purge"
 FRESH=$DEB/fresh COMMAND=true scripts/fresh.sh
-cp "$package" scripts/deb-try.sh "$DEB/fresh/root/root/"
-FRESH=$DEB/fresh REUSE=yes COMMAND='sh /root/deb-try.sh /root/astore_*.deb' scripts/fresh.sh
+mkdir "$DEB/fresh/root/try"
+cp "$package" scripts/deb-try.sh "$DEB/fresh/root/try/"
+FRESH=$DEB/fresh REUSE=yes COMMAND='sh /try/deb-try.sh /try/astore_*.deb' scripts/fresh.sh
 FRESH=$DEB/fresh scripts/fresh.sh remove
 say "$package works"

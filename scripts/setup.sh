@@ -25,6 +25,7 @@ libvirt_packages='libvirt-daemon libvirt-daemon-system libvirt-clients libvirt-d
 oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-rbd libvirt-daemon-driver-storage-iscsi-direct libxml2-utils'
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
+unpacking_packages='bzip2 xz-utils zstd'
 manual_packages='groff-base'
 drill_packages='python3-pyfuse3'
 iscsi_packages='libiscsi7 tgt'
@@ -38,7 +39,7 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages strace"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages strace"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

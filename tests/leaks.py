@@ -89,14 +89,19 @@ def _others() -> set[int]:
         mine = os.stat("/proc/self/ns/mnt").st_ino
         pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         return {pid for pid in pids if pid != os.getpid() and processes.alive(pid) and _namespace(pid) == mine}
+    return {pid for pid in children_of(os.getpid()) if processes.alive(pid)}
+
+
+def children_of(pid: int) -> set[int]:
+    """The children of a process, zombies too. Threads that end meanwhile have none."""
     children: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
+    for task in os.listdir(f"/proc/{pid}/task"):
         try:
-            with open(f"/proc/self/task/{task}/children") as file:
+            with open(f"/proc/{pid}/task/{task}/children") as file:
                 children |= {int(word) for word in file.read().split()}
         except OSError:
             continue
-    return {pid for pid in children if processes.alive(pid)}
+    return children
 
 
 def _namespace(pid: int) -> int:

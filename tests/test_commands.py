@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from core_fakes import cancelling, eventually, steps
+from leaks import children_of
 
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER, Starter
@@ -38,24 +39,13 @@ def run(lane: PoolLane) -> LaneCommandRunner:
     return LaneCommandRunner(lane)
 
 
-def children() -> set[int]:
-    """This process's children, zombies too."""
-    found: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            found |= {int(word) for word in Path(f"/proc/self/task/{task}/children").read_text().split()}
-        except FileNotFoundError:
-            continue
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_children() -> Iterator[None]:
     """No child, running or zombie, is more afterwards than before."""
-    before = children()
+    before = children_of(os.getpid())
     yield
     deadline = time.monotonic() + 60
-    while more := children() - before:
+    while more := children_of(os.getpid()) - before:
         assert time.monotonic() < deadline, f"left: {more}"
         time.sleep(0.01)
 

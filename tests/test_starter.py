@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from core_fakes import PATIENCE, eventually
+from leaks import children_of
 
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER
@@ -29,14 +30,6 @@ def run() -> Iterator[LaneCommandRunner]:
     lanes = Lanes(4)
     yield LaneCommandRunner(lanes.lane("a"))
     lanes.close()
-
-
-def children_of(pid: int) -> set[int]:
-    """The children of a process."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= set(map(int, (task / "children").read_text().split()))
-    return found
 
 
 def helpers(pid: int | None = None) -> list[int]:

@@ -51,18 +51,22 @@ class UploadSource:
     async def _streamed(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of a server or a program. :raises CliError: it failed."""
         stream = await in_thread(_request, self.file) if self._remote else None
-        if self._program is None:
-            assert stream is not None
-            while piece := await in_thread(_read, self.file, stream):
-                yield piece
-            return
-        unpacking = await in_thread(_Unpacking, self.file, self._program, stream)
         try:
-            while piece := await in_thread(unpacking.read):
-                yield piece
-            await in_thread(unpacking.finish)
+            if self._program is None:
+                assert stream is not None
+                while piece := await in_thread(_read, self.file, stream):
+                    yield piece
+                return
+            unpacking = await in_thread(_Unpacking, self.file, self._program, stream)
+            try:
+                while piece := await in_thread(unpacking.read):
+                    yield piece
+                await in_thread(unpacking.finish)
+            finally:
+                await shielded(in_thread(unpacking.end))
         finally:
-            await shielded(in_thread(unpacking.end))
+            if stream is not None:
+                await shielded(in_thread(stream.close))
 
 
 def _request(url: str) -> HTTPResponse:
@@ -75,6 +79,7 @@ def _request(url: str) -> HTTPResponse:
 
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
             if not newurl.startswith("https://"):
+                fp.close()
                 raise URLError(f"it redirects to {newurl}, which is not https")
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -47,17 +47,20 @@ def capabilities_to_xml(types: Iterable[tuple[str, bool, Sequence[str], Sequence
             ("volOptions", "targetFormatType", volume_formats, _VOLUMES.get(name)),
         ):
             if formats:
-                _add_formats(add(pool, option), enum, _ordered(formats, libvirts.all if libvirts else ()))
+                _add_formats(add(pool, option), enum, _ordered(formats, libvirts))
             elif unknown and libvirts:
                 _add_formats(add(pool, option), enum, libvirts)
     return render(root)
 
 
-def _ordered(formats: Sequence[str], order: Sequence[str]) -> _Formats:
+def _ordered(formats: Sequence[str], libvirts: _Formats | None) -> _Formats:
     """Return the formats in libvirt's order, followed by the others."""
-    return _Formats(
-        formats[0], [*(one for one in order if one in formats), *(one for one in formats if one not in order)]
-    )
+    if libvirts is None:
+        return _Formats(formats[0], formats)
+    if not libvirts.all:  # libvirt names the default alone
+        return _Formats(formats[0], formats[1:])
+    first = [one for one in libvirts.all if one in formats]
+    return _Formats(formats[0], [*first, *(one for one in formats if one not in libvirts.all)])
 
 
 def _add_formats(parent: Element, name: str, formats: _Formats) -> None:

@@ -78,13 +78,13 @@ def test_pools_are_imported(astore: Any, libvirt: Path, write: Write) -> None:
     """Definition, uuid and autostart mark are taken over; a second time nothing changes; libvirt's folder is only read."""
     write(1, "plain")
     write(2, "marked", autostart=True)
-    write(3, "rbd", type="rbd", inner="<source><host name='ceph'/><name>images</name></source>", autostart=True)
+    write(3, "sheep", type="sheepdog", inner="<source><host name='h'/><name>images</name></source>", autostart=True)
     before = contents(libvirt)
     done = imported(astore, libvirt)
     assert [(entry.file, entry.action, entry.pool, entry.uuid, entry.type) for entry in done.values()] == [
         ("marked.xml", ImportAction.IMPORTED, "marked", uuid(2), "dir"),
         ("plain.xml", ImportAction.IMPORTED, "plain", uuid(1), "dir"),
-        ("rbd.xml", ImportAction.IMPORTED, "rbd", uuid(3), "rbd"),
+        ("sheep.xml", ImportAction.IMPORTED, "sheep", uuid(3), "sheepdog"),
     ]
     assert [(entry.autostart, entry.has_backend) for entry in done.values()] == [
         (True, True),
@@ -95,7 +95,7 @@ def test_pools_are_imported(astore: Any, libvirt: Path, write: Write) -> None:
     assert [(pool.name, pool.uuid, pool.autostart, pool.state) for pool in pools] == [
         ("marked", uuid(2), True, "inactive"),
         ("plain", uuid(1), False, "inactive"),
-        ("rbd", uuid(3), True, "inactive"),
+        ("sheep", uuid(3), True, "inactive"),
     ]
     assert {entry.action for entry in imported(astore, libvirt).values()} == {ImportAction.UNCHANGED}
     assert contents(libvirt) == before

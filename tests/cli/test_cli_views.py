@@ -82,19 +82,19 @@ def test_a_damaged_definition_is_shown(astore: Any, make_pool: Make) -> None:
 
 def test_a_pool_without_backend_is_listed_as_such(astore: Any, tmp_path: Path) -> None:
     """Its definition is kept; starting it says what to install."""
-    xml = "<pool type='rbd'><name>blocks</name><source><host name='h'/><name>rbd</name></source></pool>"
-    (tmp_path / "rbd.xml").write_text(xml)
-    warning = astore("pool", "define", str(tmp_path / "rbd.xml"))
+    xml = "<pool type='sheepdog'><name>blocks</name><source><host name='h'/><name>sheep</name></source></pool>"
+    (tmp_path / "sheep.xml").write_text(xml)
+    warning = astore("pool", "define", str(tmp_path / "sheep.xml"))
     assert (warning.code, warning.complaint) == (
         0,
-        "pool 'blocks' cannot be started yet: no backend for pool type 'rbd' is installed: install its plugin",
+        "pool 'blocks' cannot be started yet: no backend for pool type 'sheepdog' is installed: install its plugin",
     )
     assert "inactive (no backend)" in astore.good("pool", "list", "--all").out
     listed = astore.good("pool", "list", "--all", "--json").shape(shapes.PoolList).pools
     assert [pool.has_backend for pool in listed] == [False]
     ran = astore("pool", "start", "blocks")
     assert ran.code == 1
-    assert ran.complaint.startswith("no backend for pool type 'rbd' is installed")
+    assert ran.complaint.startswith("no backend for pool type 'sheepdog' is installed")
 
 
 # ----------------------------------------------------------------------------------------------- one pool at a time

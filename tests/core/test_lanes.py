@@ -228,7 +228,9 @@ async def test_a_late_error_is_not_discarded(lanes: Lanes, gate: Gate) -> None:
 async def test_all_stuck_fails_at_once(lanes: Lanes, gate: Gate) -> None:
     """With all its threads stuck, a lane's calls are not even tried; with one back, they are."""
     lane = lanes.lane("a", limit=2)
-    results = await asyncio.gather(*(lane.run(gate, timeout=0.02) for _ in range(2)), return_exceptions=True)
+    calls = [start(lane, gate, timeout=1.0) for _ in range(2)]
+    await eventually(lambda: gate.inside == 2)
+    results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results] == [LaneTimeoutError, LaneTimeoutError]
     with pytest.raises(LaneStuckError, match="a: all 2 threads hang") as caught:
         await lane.run(int)
@@ -265,7 +267,7 @@ async def test_a_call_queued_behind_a_stuck_one_starts_when_that_returns(gate: G
     """The thread that comes back wakes another for its lane, even if it is one too many itself."""
     with contextlib.closing(Lanes(1)) as lanes:
         lane, other = lanes.lane("a", limit=1), lanes.lane("b")
-        hung = start(lane, gate, timeout=0.05)
+        hung = start(lane, gate, timeout=1.0)
         await eventually(lambda: gate.inside == 1)
         queued = start(lane, int, "4")
         with pytest.raises(LaneTimeoutError):

@@ -16,7 +16,7 @@ from astore.xml.pool_source import POOL_TYPES
 
 pytestmark = pytest.mark.libvirt
 
-DRIVEN = {"dir", "netfs", "gluster", "iscsi-direct"}
+DRIVEN = {"dir", "netfs", "gluster", "iscsi-direct", "rbd"}
 """By astore's own distributions."""
 
 

@@ -299,7 +299,7 @@ QCOW2 = "<format type='qcow2'/>"
 BACKED = f"<capacity>1024</capacity><backingStore><path>{POOL}/{BASE}</path></backingStore>"
 MADE = [
     (LIBVIRT_ONLY[1].name, _document("<clusterSize>65536</clusterSize>")),
-    (LIBVIRT_ONLY[1].name, _document("<features/>")),
+    (LIBVIRT_ONLY[1].name, _document("<features><lazy_refcounts/></features>")),
     (LIBVIRT_ONLY[2].name, _document("<format type='iso'/>")),
     (
         ASTORE_ONLY[0].name,
@@ -310,7 +310,6 @@ MADE = [
         ASTORE_ONLY[2].name,
         _document("<format type='dir'/>", BACKED.replace("</path>", "</path><format type='qcow2'/>")),
     ),
-    (ASTORE_ONLY[2].name, _document("<format type='dir'/><encryption format='default'/>")),
     (
         NO_CAPACITY,
         _document(QCOW2 + "<compat>1.1</compat>", BACKED.replace("1024", "0").replace("</path>", "</path>" + QCOW2)),

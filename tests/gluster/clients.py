@@ -22,11 +22,11 @@ from astore_gluster.volume.connection import Connection, ConnectionCache
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
 
-ON: dict[str, str | int] = {"features.cache-invalidation": "on", "features.cache-invalidation-timeout": 60}
+ON: dict[str, str | int] = {"features.cache-invalidation": "on", "features.cache-invalidation-timeout": 1200}
 _numbers = itertools.count(1)
 
-SOON = 5.0
-"""Seconds in which a change is seen here that the bricks tell of; the next listing is ten seconds later at least."""
+SOON = 60.0
+"""Seconds in which a change is seen here that the bricks tell of, also beside other work. No listing comes so early."""
 
 
 class OtherClient:

@@ -150,7 +150,7 @@ def test_options(gluster: GlusterBed, told_volume: str, volume_factory: Callable
     local = Server("unix", f"{gluster.folder}/node1/run/glusterd.socket", 0)
     down = Server("tcp", gluster.host, 1)
     for servers in ((server,), (local,), (down, server)):
-        assert ask_options(told_volume, servers) == BrickOptions(tell=True, timeout=60, inodes=16384)
+        assert ask_options(told_volume, servers) == BrickOptions(tell=True, timeout=1200, inodes=16384)
     other = volume_factory(options={"network.inode-lru-limit": 1000})
     assert ask_options(other, (server,)) == BrickOptions(tell=False, timeout=60, inodes=1000)
     for servers in ((down,), ()):

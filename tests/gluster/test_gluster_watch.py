@@ -12,6 +12,7 @@ from watching_support import same, watched
 
 import astore
 from astore.backend import Context
+from astore.manager import pool_watch
 from astore_gluster.volume import told as told_module
 from astore_gluster.volume import upcalls
 from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from beds.gluster import GlusterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.gluster]
+
+
+@pytest.fixture(autouse=True)
+def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is told of changes is not listed again within a test, unless the test says so."""
+    monkeypatch.setattr(told_module, "AGAIN", 600.0)
+    monkeypatch.setattr(pool_watch, "MOST", 600.0)
 
 
 def qcow2(size: int) -> bytes:
@@ -141,7 +149,7 @@ async def test_how_it_is_told(
     pool = await manager.create(xml(gluster, told_volume, other.images))
     async with manager.watch():
         await watched(pool, "upcalls")
-        assert pool.info.freshness == astore.Freshness("upcalls", pushed=True, bound=30.0, note=told_module.UNTOLD)
+        assert pool.info.freshness == astore.Freshness("upcalls", pushed=True, bound=600.0, note=told_module.UNTOLD)
     assert pool.info.freshness is None
     async with manager.watch(max_staleness=2.0):
         await watched(pool, "upcalls")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -105,6 +106,23 @@ async def test_second_portal(target: IscsiTarget, new_pool: NewPool) -> None:
     assert pool.volume("unit:0:0:1").key.startswith(f"ip-{ADDRESS}:1-"), (
         "the key does not change with the portal in use"
     )
+
+
+async def test_name_with_several_addresses(
+    target: IscsiTarget, new_pool: NewPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each address of a name is tried: nobody may listen on the first."""
+    target.add_lun(1, MIB)
+    look_up = socket.getaddrinfo
+
+    def two(host: str, port: int, **what: Any) -> list[Any]:
+        if host != "san.test":
+            return look_up(host, port, **what)
+        return [*look_up("::1", port, **what), *look_up(ADDRESS, port, **what)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    pool = await new_pool(target, hosts=(Host("san.test", target.bed.port),))
+    assert [volume.name for volume in pool.volumes] == ["unit:0:0:1"]
 
 
 async def test_dropped_while_used(target: IscsiTarget, new_pool: NewPool) -> None:

@@ -12,7 +12,7 @@ from astore.model import Auth, Host, PoolDef, Source
 from astore.testing.secrets import GivenSecrets
 from astore_rbd import librbd
 from astore_rbd.cluster import Cluster, settings_of
-from astore_rbd.image import RbdVolume
+from astore_rbd.images.image import RbdVolume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,7 +23,7 @@ import astore
 from astore.errors import AstoreError, PoolInaccessibleError
 from astore.model import Auth, PoolState, VolumeDef
 from astore.testing.secrets import GivenSecrets
-from astore_rbd import reading
+from astore_rbd.images import reading
 from beds.processes import wait_until
 from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
 
@@ -185,7 +185,7 @@ async def test_removed_while_read(pool: astore.Pool, other: OtherClient, monkeyp
             other.remove("7")
         return ask_all(cluster, questions, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("astore_rbd.listing.ask_all", late)
+    monkeypatch.setattr("astore_rbd.images.listing.ask_all", late)
     outcome = await pool.refresh()
     assert gone
     assert outcome.errors == ()
@@ -263,6 +263,7 @@ CLONING = """
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("work", ["creating", "cloning"])
 async def test_killed(tmp_path: Path, ceph: CephBed, where: str, other: OtherClient, work: str) -> None:
     """What a process that was killed had begun is removed by the next one, once the cluster has noticed its end."""
@@ -283,7 +284,7 @@ async def test_killed(tmp_path: Path, ceph: CephBed, where: str, other: OtherCli
             await asyncio.to_thread(child.wait, 30)
             assert child.stdout is not None
             child.stdout.close()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 170
     while True:
         async with astore.Manager(state, secrets=secrets) as manager:
             pool = manager.pool("images")

@@ -15,7 +15,7 @@ from lxml import etree
 import astore
 from astore.errors import StorageError, VolumeBusyError, VolumeInUseError
 from astore.model import VolumeDef
-from astore_rbd import reading
+from astore_rbd.images import reading
 from tests.rbd.clients import OtherClient, definition_of
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from astore.backend import Backend, Context, PoolSession, Secrets
+from astore.cancellation import cleanups_left_behind
 from astore.commands import LaneCommandRunner
 from astore.errors import AstoreError, PoolInaccessibleError
 from astore.lanes import Lanes
@@ -227,7 +228,8 @@ async def opened(backend: Backend, definition: PoolDef, context: Context) -> Asy
 async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, seconds: float = 0.0) -> bool:
     """Start ``call()``, and cancel it after some rounds of the loop and some seconds; return whether it was cancelled.
 
-    An AstoreError counts as a result.
+    An AstoreError counts as a result. Clean-ups that take longer than the call waits for them, as on slow storage, have ended
+    when this returns.
     """
 
     async def body() -> None:
@@ -242,6 +244,10 @@ async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, 
     try:
         await task
     except asyncio.CancelledError:
+        deadline = time.monotonic() + PATIENCE
+        while cleanups_left_behind():
+            assert time.monotonic() < deadline, "a clean-up does not end"
+            await asyncio.sleep(0.01)
         return True
     except AstoreError:
         return False

@@ -13,9 +13,9 @@ from astore.cancellation import bounded, shielded
 from astore.errors import DefinitionError, LibvirtCode, StorageError
 from astore.model import Device, DiscoveredSource, Host, Source
 from astore_iscsi import libiscsi
-from astore_iscsi.portals import DEFAULT_PORT, address_of, check_name, parse_portal, portal_of
+from astore_iscsi.portals import DEFAULT_PORT, addresses_of, check_name, parse_portal, portal_of
 from astore_iscsi.target.answers import Login, Told
-from astore_iscsi.target.connection import Connection
+from astore_iscsi.target.connection import connected
 
 INITIATOR: Final = "iqn.2007-10.com.github:sahlberg:libiscsi:astore"
 """Who asks, in the way that libiscsi's own programs name themselves. Targets may tell each initiator something else."""
@@ -33,9 +33,10 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
     portal = portal_of(host)
     try:
         async with asyncio.timeout(context.timeout):
-            connection = Connection(libiscsi.load(), Login(INITIATOR, None, secrets.randbits(40)), context.timeout / 3)
+            login = Login(INITIATOR, None, secrets.randbits(40))
+            addresses = await addresses_of(portal, context)
+            connection = await connected(addresses, libiscsi.load(), login, context.timeout / 3)
             try:
-                await connection.connect(await address_of(portal, context))
                 told = await connection.discover()
             finally:
                 await shielded(bounded(connection.close()))

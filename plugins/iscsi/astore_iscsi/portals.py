@@ -72,8 +72,8 @@ def check_name(name: str, what: str, element: str) -> str:
     return lower
 
 
-async def address_of(portal: Portal, context: Context) -> str:
-    """Return the numeric address and port of a portal, as libiscsi takes them. A name is looked up on the pool's lane.
+async def addresses_of(portal: Portal, context: Context) -> list[str]:
+    """Return a portal's numeric addresses with its port, as libiscsi takes them. A name is looked up on the pool's lane.
 
     :raises OSError: ENOTCONN: the name is not known.
     """
@@ -86,10 +86,10 @@ async def address_of(portal: Portal, context: Context) -> str:
         except (socket.gaierror, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OSError(errno.ENOTCONN, f"unknown host ({reason})") from error
-        return str(Portal(found, portal.port))
-    return str(portal)
+        return [str(Portal(address, portal.port)) for address in found]
+    return [str(portal)]
 
 
-def _look_up(portal: Portal) -> str:
+def _look_up(portal: Portal) -> list[str]:
     found = socket.getaddrinfo(portal.host, portal.port, type=socket.SOCK_STREAM)
-    return str(found[0][4][0])
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -14,8 +14,8 @@ from astore.model import Auth, Host, PoolDef, Target
 from astore.names import check_host
 from astore_rbd import librbd, naming
 from astore_rbd.cluster import Cluster, settings_of
+from astore_rbd.images.pool import RbdPool
 from astore_rbd.naming import place_of
-from astore_rbd.pool import RbdPool
 
 _NAME = re.compile(r"[^/@\s\x00-\x1f\x7f-][^/@\x00-\x1f\x7f]*")
 

@@ -12,10 +12,10 @@ from typing import Final
 from astore.backend import Context
 from astore_iscsi import libiscsi, scsi
 from astore_iscsi.libiscsi import Memory, memory_of
-from astore_iscsi.portals import Portal, address_of
+from astore_iscsi.portals import Portal, addresses_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
 from astore_iscsi.target.answers import Answer, ConnectionLost, Login
-from astore_iscsi.target.connection import Connection
+from astore_iscsi.target.connection import Connection, connected
 from astore_iscsi.target.survey import Found, Survey
 
 LOGIN_SECONDS: Final = 5.0
@@ -133,12 +133,8 @@ class Client:
         for portal in list(self._portals):
             try:
                 async with asyncio.timeout(limit):
-                    connection = Connection(self._library, login, self._silence)
-                    try:
-                        await connection.connect(await address_of(portal, self._context))
-                    except BaseException:
-                        connection.destroy()
-                        raise
+                    addresses = await addresses_of(portal, self._context)
+                    connection = await connected(addresses, self._library, login, self._silence)
             except TimeoutError:
                 failures.append((portal, OSError(errno.ETIMEDOUT, f"no answer within {limit:g} s")))
             except OSError as error:

@@ -318,6 +318,25 @@ class Connection:
             self._watch = self._loop.call_later(self._silence, self._listen)
 
 
+async def connected(addresses: list[str], library: Libiscsi, login: Login, silence: float) -> Connection:
+    """Return a connection to the first of a portal's addresses that answers; see :class:`Connection`.
+
+    :raises OSError: none does: the last one's error. EACCES, ENOENT: one refuses the login, or does not have the target.
+    """
+    *_, last = addresses
+    for address in addresses:
+        connection = Connection(library, login, silence)
+        try:
+            await connection.connect(address)
+        except BaseException as error:
+            connection.destroy()
+            if not isinstance(error, OSError) or address == last or error.errno in (errno.EACCES, errno.ENOENT):
+                raise
+        else:
+            break
+    return connection
+
+
 def _settle(future: asyncio.Future[Any], answer: Any) -> None:
     if not future.done():
         future.set_result(answer)

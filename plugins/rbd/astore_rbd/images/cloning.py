@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 
 from astore_rbd.cluster import Cluster
-from astore_rbd.headers import Parent
-from astore_rbd.image import RbdVolume
+from astore_rbd.images.headers import Parent
+from astore_rbd.images.image import RbdVolume
+from astore_rbd.images.listing import OWN
 from astore_rbd.librbd import checked
-from astore_rbd.listing import OWN
 
 OWN_TRIES = 20
 OWN_PAUSE = 0.1

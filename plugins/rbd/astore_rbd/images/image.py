@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from astore.blocks import BlockVolume
-from astore_rbd import headers, librbd
+from astore_rbd import librbd
 from astore_rbd.cluster import GRAIN, Cluster
-from astore_rbd.headers import Header, Parent, has_map
+from astore_rbd.images import headers
+from astore_rbd.images.headers import Header, Parent, has_map
 from astore_rbd.librbd import (
     FEATURE_EXCLUSIVE_LOCK,
     ExtentCallback,

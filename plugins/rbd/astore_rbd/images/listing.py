@@ -13,13 +13,13 @@ import msgspec
 from astore.blocks import Block
 from astore.errors import printable, reason
 from astore.model import EntryError, Place, Reference, ReferenceKind
-from astore_rbd import headers
 from astore_rbd.cluster import Cluster
-from astore_rbd.headers import Header, Parent
-from astore_rbd.image import RbdVolume
+from astore_rbd.images import headers
+from astore_rbd.images.headers import Header, Parent
+from astore_rbd.images.image import RbdVolume
+from astore_rbd.images.reading import Question, ask, ask_all
 from astore_rbd.librbd import ImageSpec, checked
 from astore_rbd.naming import location_of
-from astore_rbd.reading import Question, ask, ask_all
 
 Step = Callable[[], None]
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence as _Sequence
 from astore.backend import Lane
 from astore.blocks import Block, BlockPool, BlockVolume
 from astore.model import EntryError, VolumeDef
-from astore_rbd import cloning
 from astore_rbd.cluster import Cluster
-from astore_rbd.image import RbdVolume
+from astore_rbd.images import cloning
+from astore_rbd.images.image import RbdVolume
+from astore_rbd.images.listing import Listing
 from astore_rbd.librbd import checked
-from astore_rbd.listing import Listing
 from astore_rbd.naming import key_of
 
 

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from astore_rbd.images.reading import Answer, Method, Question
 from astore_rbd.librbd import FEATURE_FAST_DIFF, FEATURE_OBJECT_MAP, FLAG_FAST_DIFF_INVALID, FLAG_OBJECT_MAP_INVALID
-from astore_rbd.reading import Answer, Method, Question
 
 _HEAD = struct.pack("<Q", 0xFFFFFFFFFFFFFFFE)
 """CEPH_NOSNAP: the image itself, none of its snapshots."""
