@@ -23,7 +23,8 @@ from astore.errors import StoreError
 from astore.lanes import Lanes
 from astore.model import PoolDef, Target
 from astore.store.contract import OutdatedError
-from astore_fleet import NatsStore, owning
+from astore_fleet import NatsStore
+from astore_fleet.placement import owning
 from astore_fleet.engine import Message
 from astore_fleet.mirror import Mirror
 from astore_fleet.names import Names

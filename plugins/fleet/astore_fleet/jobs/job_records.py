@@ -34,7 +34,7 @@ class JobUnknownError(AstoreError):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A request.
 
-    :ivar kind: ``refresh``, ``refresh-full``, or a verb of :mod:`astore_fleet.verbs`. :ivar arguments: plain values.
+    :ivar kind: ``refresh``, ``refresh-full``, or a verb of :mod:`astore_fleet.jobs.verbs`. :ivar arguments: plain values.
     :ivar seconds: after which it is given up, from when the engine kept it; None: never.
     """
 

@@ -36,7 +36,7 @@ from astore_fleet.engine import Engine, Message
 from astore_fleet.mirror import Mirror
 from astore_fleet.names import unescaped
 from astore_fleet.records import FleetEvent
-from astore_fleet.store import NatsStore
+from astore_fleet.store.nats_store import NatsStore
 
 WINDOW = 128
 """How many events are on the way at once."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from astore.errors import VolumeNotFoundError
 from astore.model import PoolDef, PoolState, Snapshot, VolumeInfo
-from astore_fleet.fleet_state import FleetState, Kept
-from astore_fleet.pool_table import Held
+from astore_fleet.placement.fleet_state import FleetState, Kept
+from astore_fleet.store.pool_table import Held
 from astore_fleet.records import FleetPoolInfo, FleetVolume
-from astore_fleet.store import NatsStore
+from astore_fleet.store.nats_store import NatsStore
 
 AT_ONCE = 8
 """How many snapshots are fetched at once."""

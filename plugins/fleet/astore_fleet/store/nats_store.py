@@ -5,7 +5,7 @@
     KV_astore-FLEET-pools    NAME.def            libvirt's document; headers: version, autostart mark
                              NAME.run.HOST       the pool is active on that host, since its boot
     KV_astore-FLEET-state    NAME.snap.HOST      the last snapshot that the host took of it
-                             NAME.own            who looks after it: see owners.py
+                             NAME.own            who looks after it: see placement/owning.py
 
 Definitions are all hosts'. A run is one host's: a pool may be active on several. Each client follows the whole stream of
 definitions and runs. Before it answers it asks the leader how far that is, so that it never answers from an old state. A
@@ -38,13 +38,13 @@ from astore.store.contract import (
     Version,
 )
 from astore.store.run_files import boot_id
-from astore_fleet.definition_headers import AUTOSTART, BY, PLACE, SAME, VERSION, New, as_json, kept_headers
+from astore_fleet.store.definition_headers import AUTOSTART, BY, PLACE, SAME, VERSION, New, as_json, kept_headers
 from astore_fleet.engine import Access, Engine, Message
 from astore_fleet.leases import acquire, release, renew
 from astore_fleet.mirror import MARK_SECONDS, Mirror
-from astore_fleet.pool_table import Held, PoolTable, encoded
+from astore_fleet.store.pool_table import Held, PoolTable, encoded
 from astore_fleet.records import Placement
-from astore_fleet.snapshots import SnapshotShelf
+from astore_fleet.store.snapshots import SnapshotShelf
 
 T = TypeVar("T")
 

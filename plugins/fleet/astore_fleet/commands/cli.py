@@ -19,7 +19,7 @@ from astore.cli.output import Answer, Cell, Column, Output, duration, size, stat
 from astore.cli.session import Settings, common_options, logs, present, reported
 from astore.events import VolumeEvent
 from astore_fleet.engine import Access
-from astore_fleet.fleet import Fleet
+from astore_fleet.client.fleet import Fleet
 from astore_fleet.records import HOST_SECONDS, FleetPoolInfo
 
 Work = Callable[..., Coroutine[Any, Any, Answer]]

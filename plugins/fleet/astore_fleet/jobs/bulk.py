@@ -19,7 +19,7 @@ from astore.manager import Manager
 from astore.model import RefreshOutcome
 from astore_fleet.ending import end
 from astore_fleet.engine import Engine
-from astore_fleet.job_records import JobRecord, failure_of
+from astore_fleet.jobs.job_records import JobRecord, failure_of
 from astore_fleet.names import escaped
 
 ALIVE_SECONDS = 1.0

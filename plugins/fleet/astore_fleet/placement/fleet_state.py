@@ -10,7 +10,7 @@ from astore_fleet.engine import Engine, Message
 from astore_fleet.mirror import Mirror
 from astore_fleet.names import unescaped
 from astore_fleet.records import HostInfo, Owner
-from astore_fleet.snapshots import Head, head_of
+from astore_fleet.store.snapshots import Head, head_of
 
 HOST, DRAIN = "host:", "drain:"
 """What the names of leases begin with: that of a host that is there, and the mark of one that is to take no pools."""

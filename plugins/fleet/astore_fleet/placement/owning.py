@@ -10,9 +10,9 @@ import msgspec
 from astore.model import PoolDef
 from astore.store.contract import OutdatedError
 from astore_fleet.engine import Engine
-from astore_fleet.fleet_state import FleetState
+from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.mirror import MARK_SECONDS
-from astore_fleet.pool_table import Held
+from astore_fleet.store.pool_table import Held
 from astore_fleet.records import HostInfo, Owner, Placement, fits
 
 

@@ -16,18 +16,19 @@ from astore.manager import Manager
 from astore.manager.many import OnProgress
 from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
-from astore_fleet import bulk, job_queue, owning
-from astore_fleet.agent import Agent
-from astore_fleet.definition_headers import New
+from astore_fleet.jobs import bulk, job_queue
+from astore_fleet.placement import owning
+from astore_fleet.hosts.agent import Agent
+from astore_fleet.store.definition_headers import New
 from astore_fleet.engine import Access
-from astore_fleet.event_stream import FleetEvents
-from astore_fleet.fleet_pool import FleetPool
-from astore_fleet.fleet_state import DRAIN, FleetState
-from astore_fleet.job_client import JobClient
-from astore_fleet.job_records import error_of
-from astore_fleet.reading import Reader, Wanted
+from astore_fleet.hosts.event_stream import FleetEvents
+from astore_fleet.client.fleet_pool import FleetPool
+from astore_fleet.placement.fleet_state import DRAIN, FleetState
+from astore_fleet.jobs.job_client import JobClient
+from astore_fleet.jobs.job_records import error_of
+from astore_fleet.client.reading import Reader, Wanted
 from astore_fleet.records import HOST_SECONDS, FleetPoolInfo, FleetVolume, HostInfo, Placement
-from astore_fleet.store import NatsStore
+from astore_fleet.store.nats_store import NatsStore
 
 KEEP_EVENTS = 7 * 86_400.0
 """Seconds that events are kept, unless the one who creates the fleet says otherwise."""
