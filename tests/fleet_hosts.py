@@ -203,10 +203,10 @@ async def scene(folder: Path, servers: int) -> AsyncIterator[Scene]:
 
 
 async def _define(made: Scene) -> None:
-    for name in ("images", "own-one", "own-two", "other-two"):
+    for name in ("images", "own-one", "own-two"):
         (made.folder / name).mkdir()
     await made.fleet.define(shared("images", made.folder / "images"), hosts=["one"])
-    for name in ("own-one", "own-two", "other-two"):
+    for name in ("own-one", "own-two"):
         await made.fleet.define(local(name, made.folder / name), hosts=[name.rpartition("-")[2]])
         await made.owned(name, name.rpartition("-")[2])
     await made.owned("images", "one")

@@ -82,7 +82,7 @@ class Agent:
         self._beginning: set[str] = set()
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._leaving = False
-        self._forwarder = Forwarder(self.manager, store, self.me.session, self.holds)
+        self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
         self._log = get_logger().bind(host=store.host)
 
@@ -93,6 +93,7 @@ class Agent:
             self._stack.push_async_callback(self.state.aclose)
             await self._come()
             self._stack.push_async_callback(self._end_tasks)
+            await self._place_once()  # before pools that are active still tell what has changed in them
             await self._stack.enter_async_context(self.manager.watch(max_staleness=self._max_staleness))
             for name, call in (
                 ("lease", self._renew()),
@@ -101,7 +102,6 @@ class Agent:
                 ("jobs", self._worker.run()),
             ):
                 self._spawn(call, f"astore fleet {name}")
-            await self._place_once()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -141,6 +141,10 @@ class Agent:
         """Return whether this host looks after a pool, and its lease holds."""
         return self.valid and pool in self._tokens
 
+    def owns(self, pool: str) -> bool | None:
+        """Return whether this host looks after a pool; None: it did, and its lease is over."""
+        return (self.valid or None) if pool in self._tokens else False
+
     def _ready(self, pool: str) -> bool:
         return self.holds(pool) and pool not in self._beginning
 
@@ -166,6 +170,11 @@ class Agent:
             self._lease = await leases.acquire(engine, name, self.me.session, self._seconds, data)
         else:
             self._lease = await leases.renew(engine, self._lease, self._seconds, data)
+        if not self.valid:  # it is new, or was over: first see what this host has, and what others have taken
+            assert isinstance(self._lease.token, int)
+            await self.state.leases.sync(self._lease.token)
+            await self.state.ownership.sync()
+            self._lose_taken()
         self._until = began + self._seconds
 
     async def _renew(self) -> None:
@@ -204,11 +213,7 @@ class Agent:
 
     async def _place_once(self) -> None:
         """Take over who owns what; then hand back and take."""
-        now = {name: owned.token for name, owned in self.state.owners.items() if owned.owner == self.me}
-        for name in self._tokens.keys() - now.keys():
-            seen = self.state.owners.get(name)
-            if seen is not None and seen.token > self._tokens[name]:
-                self._lose(name)
+        self._lose_taken()
         if not self.valid or self._leaving:
             return
         definitions, engine = self.store.table.definitions, self.store.engine
@@ -221,7 +226,7 @@ class Agent:
         if wrong:
             await self._forwarder.settle()
         for name in wrong:
-            seq = await owning.hand_back(engine, name, now[name])
+            seq = await owning.hand_back(engine, name, self.state.owners[name].token)
             if seq is not None:
                 self.state.note(name, None, seq)
                 self._lose(name)
@@ -238,6 +243,13 @@ class Agent:
             held = definitions.get(name)
             if held is not None and held.autostart:
                 self._spawn_begin(name)
+
+    def _lose_taken(self) -> None:
+        """Take note of the pools that are other hosts' by now, or nobody's."""
+        for name, token in list(self._tokens.items()):
+            seen = self.state.owners.get(name)
+            if seen is not None and seen.owner != self.me and seen.token > token:
+                self._lose(name)
 
     def _spawn_begin(self, name: str) -> None:
         self._beginning.add(name)

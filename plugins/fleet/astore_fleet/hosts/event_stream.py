@@ -108,13 +108,14 @@ def _digest(*parts: str) -> str:
 class Forwarder:
     """Publishes a Manager's events, and keeps the snapshots of its pools.
 
-    :param holds: returns whether this host looks after a pool, by name.
+    :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
+        of the pool waits until the lease is renewed, or the pool is another host's.
     """
 
-    def __init__(self, manager: Manager, store: NatsStore, session: str, holds: Callable[[str], bool]) -> None:
+    def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
         self._manager = manager
         self._store = store
-        self._holds = holds
+        self._owns = owns
         self._ids = EventIds(session)
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot may be kept again
         self._seq = 0
@@ -161,22 +162,24 @@ class Forwarder:
 
     async def _publish(self, batch: list[Event]) -> list[Event]:
         """Publish events; return those that have to be tried again."""
-        told = [event for event in batch if self._is_ours(event)]
+        ours = {event.seq: self._is_ours(event) for event in batch}
+        told = [event for event in batch if ours[event.seq]]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
-        failed = [event for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)]
+        again = {event.seq for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)}
+        again |= {seq for seq, known in ours.items() if known is None}
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, StoreError):
                 raise outcome
-        if failed:
+        if again:
             await asyncio.sleep(RETRY_SECONDS)
-        return failed
+        return [event for event in batch if event.seq in again]
 
-    def _is_ours(self, event: Event) -> bool:
+    def _is_ours(self, event: Event) -> bool | None:
         if isinstance(event, VolumeProgress):
             return False
         if isinstance(event, _DEFINITIONS):
             return self._store.table.written_by.get(event.pool) == self._store.engine.session
-        return not isinstance(event, PoolEvent) or self._holds(event.pool)
+        return not isinstance(event, PoolEvent) or self._owns(event.pool)
 
     async def _tell(self, event: Event) -> None:
         engine = self._store.engine
@@ -192,8 +195,11 @@ class Forwarder:
             if time.monotonic() < due or self._manager.statistics().events.last_seq != self._seq:
                 continue
             try:
-                pool = self._manager.pool(name)
-                if pool.active and self._holds(name):
+                pool, ours = self._manager.pool(name), self._owns(name)
+                if ours is None:
+                    self._dirty[name] = time.monotonic() + RETRY_SECONDS
+                    continue
+                if pool.active and ours:
                     await self._keep(pool)
                 del self._dirty[name]
             except LookupError:
