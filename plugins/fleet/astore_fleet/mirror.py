@@ -110,7 +110,7 @@ class Mirror:
         while self.seq < last:
             if await self._reached(last, LATE_SECONDS):
                 break
-            missed = await self.engine.next(self.stream, self.seq + 1)
+            missed = await self.engine.next(self.stream, self.seq + 1, self._filters[0] if self._filters else ">")
             if missed is None or missed.seq > last:
                 self.seq = max(self.seq, last)  # the last ones are gone: deleted, or their time is over
             elif not await self._reached(missed.seq, ANSWER_SECONDS):

@@ -238,6 +238,7 @@ class Agent:
             if token is not None:
                 self.state.note(name, self.me, token)
                 self._tokens[name] = token
+                self._moved(name)
                 self._spawn_begin(name)
         for name in self._tokens.keys() - self._asked - self._beginning:
             held = definitions.get(name)
@@ -259,12 +260,14 @@ class Agent:
         if self._tokens.pop(name, None) is None:
             return
         self._asked.discard(name)
-        held = self.store.table.definitions.get(name)
-        if held is not None:
-            definition = held.definition()
-            if isinstance(definition, PoolDef):
-                self._forwarder.forget(definition.uuid or "")
+        if name in self.store.table.definitions:
+            self._moved(name)
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
+
+    def _moved(self, name: str) -> None:
+        definition = self.store.table.definitions[name].definition()
+        if isinstance(definition, PoolDef):
+            self._forwarder.moved(definition.uuid or "")
 
     async def _begin(self, name: str) -> None:
         """Begin to look after a pool: have it active if it was active on the host before, or is started automatically."""

@@ -73,12 +73,12 @@ class EventIds:
 
     def __init__(self, session: str) -> None:
         self._session = session
-        self._saved: dict[str, Snapshot] = {}  # by uuid: what the next host will compare with
-        self._removed: set[tuple[str, str]] = set()  # since then
+        self._saved: set[str] = set()  # uuids
+        self._removed: set[tuple[str, str]] = set()  # since the snapshot was kept
 
-    def saved(self, uuid: str, snapshot: Snapshot) -> None:
+    def saved(self, uuid: str) -> None:
         """Note that a pool's snapshot has been kept."""
-        self._saved[uuid] = snapshot
+        self._saved.add(uuid)
         self._removed = {one for one in self._removed if one[0] != uuid}
 
     def knows(self, uuid: str) -> bool:
@@ -87,14 +87,17 @@ class EventIds:
 
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
-        self._saved.pop(uuid, None)
+        self._saved.discard(uuid)
 
-    def of(self, event: Event) -> str:
-        """Return the id of an event: the same for the same change, also if another host finds it."""
+    def of(self, event: Event, kept: Snapshot) -> str:
+        """Return the id of an event: the same for the same change, also if another host finds it.
+
+        :param kept: the pool's last snapshot that the engine has, which another host would compare with.
+        """
         if isinstance(event, VolumeAdded | VolumeChanged):
             return _digest(event.uuid, type(event).__name__, event.name, identity(event.volume))
         if isinstance(event, VolumeRemoved) and (event.uuid, event.name) not in self._removed:
-            before = self._saved.get(event.uuid, Snapshot.EMPTY).get(event.name)
+            before = kept.get(event.name)
             if before is not None:
                 self._removed.add((event.uuid, event.name))
                 return _digest(event.uuid, "removed", event.name, identity(before))
@@ -118,6 +121,7 @@ class Forwarder:
         self._owns = owns
         self._ids = EventIds(session)
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot may be kept again
+        self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
         self._seq = 0
 
     async def run(self) -> None:
@@ -131,9 +135,10 @@ class Forwarder:
                     batch = await self._publish(batch)
                 await self._save()
 
-    def forget(self, uuid: str) -> None:
-        """Forget a pool that this host looks after no more: its next snapshot is kept in any case."""
+    def moved(self, uuid: str) -> None:
+        """Note that a pool came, or went: earlier events are another host's, and its next snapshot is kept in any case."""
         self._ids.forget(uuid)
+        self._moved[uuid] = self._manager.statistics().events.last_seq
 
     async def settle(self) -> None:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
@@ -179,13 +184,15 @@ class Forwarder:
             return False
         if isinstance(event, _DEFINITIONS):
             return self._store.table.written_by.get(event.pool) == self._store.engine.session
-        return not isinstance(event, PoolEvent) or self._owns(event.pool)
+        if not isinstance(event, PoolEvent):
+            return True
+        return event.seq > self._moved.get(event.uuid, 0) and self._owns(event.pool)
 
     async def _tell(self, event: Event) -> None:
         engine = self._store.engine
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
-        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=self._ids.of(event))
+        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=self._ids.of(event, self._kept(event)))
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
             self._dirty.setdefault(event.pool, time.monotonic())
 
@@ -214,7 +221,15 @@ class Forwarder:
             return
         await self._store.save_snapshot(pool.name, life.started_at, seen)
         record.saved = seen
-        self._ids.saved(pool.uuid, seen.snapshot)
+        self._ids.saved(pool.uuid)
+
+    def _kept(self, event: Event) -> Snapshot:
+        """Return the last snapshot of an event's pool that the engine has."""
+        saved = None
+        if isinstance(event, PoolEvent):
+            with contextlib.suppress(LookupError):
+                saved = self._manager.pool(event.pool).parts.record.saved
+        return Snapshot.EMPTY if saved is None else saved.snapshot
 
 
 class FleetEvents:
