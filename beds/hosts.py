@@ -58,7 +58,8 @@ class NetworkHost:
         _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
 
     def remove(self) -> None:
-        """Remove the namespace; its link goes with it."""
+        """Remove the link and the namespace."""
+        _ip("link", "del", self.link)  # with its namespace it would go later
         _ip("netns", "del", self.name)
 
     def cut(self) -> None:
