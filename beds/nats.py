@@ -72,7 +72,14 @@ class NatsServer:
             raise BedUnavailable(missing() or "")
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "server.conf"
-        text = CONFIGURATION.format(
+        configuration.write_text(self.configuration())
+        with (self.folder / "log").open("ab") as log:
+            argv = [*(self.place.prefix if self.place else ()), path, "-c", str(configuration)]
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+
+    def configuration(self) -> str:
+        """Return the text of its configuration."""
+        return CONFIGURATION.format(
             number=self.number,
             host=self.host,
             port=self.port,
@@ -80,10 +87,6 @@ class NatsServer:
             folder=self.folder / "data",
             more=self.more,
         )
-        configuration.write_text(text)
-        with (self.folder / "log").open("ab") as log:
-            argv = [*(self.place.prefix if self.place else ()), path, "-c", str(configuration)]
-            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
 
     def healthy(self) -> bool:
         """Return whether JetStream on it is ready, and up to date with the cluster."""
