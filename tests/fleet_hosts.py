@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -37,7 +38,8 @@ MINUTE = 60.0
 class HostProcess:
     """A host: where it runs, its process, and what that has said."""
 
-    def __init__(self, name: str, place: NetworkHost, offset: float) -> None:
+    def __init__(self, folder: Path, name: str, place: NetworkHost, offset: float) -> None:
+        self.folder = folder
         self.name = name
         self.place = place
         self.offset = offset
@@ -50,10 +52,13 @@ class HostProcess:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         argv = [*self.place.prefix, sys.executable, "-W", "error", __file__]
         argv += [url, fleet, self.name, str(SECONDS), str(self.offset)]
-        self._process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, env=environment)
+        self._process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=self._log(), env=environment)
         before = len(self.said)
         self._reader = asyncio.ensure_future(self._read(self._process))
         await eventually(lambda: "ready" in self.said[before:], f"{self.name} is ready")
+
+    def _log(self) -> int:
+        return os.open(self.folder / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
@@ -195,7 +200,7 @@ async def scene(folder: Path, servers: int) -> AsyncIterator[Scene]:
         await asyncio.to_thread(bed.start)
         hosts = {}
         for name, offset in (("one", MINUTE), ("two", -MINUTE)):
-            hosts[name] = HostProcess(name, await asyncio.to_thread(network.host, name), offset)
+            hosts[name] = HostProcess(folder, name, await asyncio.to_thread(network.host, name), offset)
         async with await Fleet.connect(bed.url, "faults", host="client", replicas=servers) as fleet:
             made = Scene(folder, bed, fleet, hosts)
             ended = asyncio.Event()
@@ -355,4 +360,5 @@ async def _serve(url: str, fleet: str, host: str, seconds: str, offset: str) -> 
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
     asyncio.run(_serve(*sys.argv[1:]))

@@ -24,10 +24,10 @@ from astore.lanes import Lanes
 from astore.model import PoolDef, Target
 from astore.store.contract import OutdatedError
 from astore_fleet import NatsStore
-from astore_fleet.placement import owning
 from astore_fleet.engine import Message
 from astore_fleet.mirror import Mirror
 from astore_fleet.names import Names
+from astore_fleet.placement import owning
 from astore_fleet.records import Owner
 from beds.nats import NatsBed
 

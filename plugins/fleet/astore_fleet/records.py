@@ -44,7 +44,9 @@ class FleetPoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     :ivar owner: the host that looks after it; None: nobody does. :ivar reachable: whether the owner is there.
     :ivar state: ``running``, ``degraded``, ``inaccessible``, ``inactive``, or ``unreachable``: its host is not there.
     :ivar age: seconds since the snapshot was kept, by the server's clock; None: there is none.
-    :ivar volumes: how many the snapshot has. :ivar error: why the pool is inaccessible.
+    :ivar volumes: how many the snapshot has. :ivar errors: how many entries cannot be read. :ivar error: why the pool is
+        inaccessible. :ivar taken_at: when the snapshot was taken. :ivar since: when the pool entered its state. Both in seconds
+        since the epoch, by the host's clock; 0: unknown.
     """
 
     name: str
@@ -61,6 +63,9 @@ class FleetPoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     available: int = 0
     age: float | None = None
     error: str | None = None
+    errors: int = 0
+    taken_at: float = 0.0
+    since: float = 0.0
 
 
 class FleetVolume(msgspec.Struct, frozen=True):

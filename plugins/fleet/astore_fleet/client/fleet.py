@@ -10,24 +10,24 @@ from typing import Self
 
 import msgspec
 
-from astore.errors import DefinitionError, PoolNotFoundError
-from astore.events import PoolDefined, PoolUndefined
+from astore.errors import DefinitionError, InvalidStateError, PoolNotFoundError
+from astore.events import PoolAutostartChanged, PoolDefined, PoolUndefined
 from astore.manager import Manager
 from astore.manager.many import OnProgress
 from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
-from astore_fleet.jobs import bulk, job_queue
-from astore_fleet.placement import owning
-from astore_fleet.hosts.agent import Agent
-from astore_fleet.store.definition_headers import New
-from astore_fleet.engine import Access
-from astore_fleet.hosts.event_stream import FleetEvents
 from astore_fleet.client.fleet_pool import FleetPool
-from astore_fleet.placement.fleet_state import DRAIN, FleetState
+from astore_fleet.client.reading import Reader, Wanted
+from astore_fleet.engine import Access
+from astore_fleet.hosts.agent import Agent
+from astore_fleet.hosts.event_stream import FleetEvents
+from astore_fleet.jobs import bulk, job_queue
 from astore_fleet.jobs.job_client import JobClient
 from astore_fleet.jobs.job_records import error_of
-from astore_fleet.client.reading import Reader, Wanted
+from astore_fleet.placement import owning
+from astore_fleet.placement.fleet_state import DRAIN, FleetState
 from astore_fleet.records import HOST_SECONDS, FleetPoolInfo, FleetVolume, HostInfo, Placement
+from astore_fleet.store.definition_headers import New
 from astore_fleet.store.nats_store import NatsStore
 
 KEEP_EVENTS = 7 * 86_400.0
@@ -131,6 +131,13 @@ class Fleet:
         await self._tell(PoolDefined(pool=name, uuid=uuid, time=time.time()))
         return self.pool(name)
 
+    async def set_autostart(self, name: str, on: bool) -> None:
+        """Set or clear the mark by which a pool's host starts it. :raises PoolNotFoundError: there is no such pool."""
+        info = self.pool(name).info
+        await self.store.set_autostart(name, on)
+        if info.autostart != on:
+            await self._tell(PoolAutostartChanged(pool=name, uuid=info.uuid, time=time.time(), autostart=on))
+
     async def define_many(self, definitions: Iterable[PoolDef], *, autostart: bool = True) -> None:
         """Define pools that may run anywhere, one after the other, over one connection. :raises: as :meth:`define`."""
         store = self._second_store()
@@ -144,6 +151,10 @@ class Fleet:
     async def undefine(self, name: str) -> None:
         """Remove a pool's definition. :raises PoolNotFoundError: there is none. InvalidStateError: it is active on a host."""
         info = self.pool(name).info
+        active = [host for host in self.store.table.runs.get(name, {}) if host in self._state.hosts]
+        if active:
+            message = f"pool {name!r} is active on host {active[0]!r}"
+            raise InvalidStateError(message, pool=name, state=info.state, operation="undefine")
         async with Manager(store=self._second_store()) as manager:
             await manager.pool(name).undefine()
         await self.store.mirror().sync()
@@ -155,7 +166,7 @@ class Fleet:
             engine.servers, engine.names.fleet, host=self.store.host, replicas=engine.replicas, access=self._access
         )
 
-    async def _tell(self, event: PoolDefined | PoolUndefined) -> None:
+    async def _tell(self, event: PoolDefined | PoolUndefined | PoolAutostartChanged) -> None:
         engine = self.store.engine
         subject = engine.names.event(self.store.host, event.uuid, type(event).__name__)
         await engine.publish(engine.names.events, subject, msgspec.json.encode(event))
@@ -203,10 +214,12 @@ class Fleet:
         format: str | None = None,
         backing: str | None = None,
         bigger_than: int | None = None,
+        pools: Iterable[str] | None = None,
     ) -> list[FleetVolume]:
         """Return the volumes of all pools that match all of these.
 
         :param name: a part of the name. :param backing: the path of the backing file. :param bigger_than: bytes of capacity.
+        :param pools: only those of these pools.
         """
 
         def matches(info: VolumeInfo) -> bool:
@@ -217,7 +230,7 @@ class Fleet:
                 and (bigger_than is None or info.capacity > bigger_than)
             )
 
-        return await self._reader.volumes(matches)
+        return await self._reader.volumes(matches, pools)
 
     async def find(self, *, key: str | None = None, path: str | None = None, name: str | None = None) -> FleetVolume:
         """Return the volume with this key, path or name (the first pool's that has one).

@@ -5,9 +5,9 @@ from __future__ import annotations
 from astore.backend import Progress
 from astore.errors import PoolNotFoundError
 from astore.model import RefreshOutcome, Snapshot, VolumeDef, VolumeInfo
+from astore_fleet.client.reading import Reader
 from astore_fleet.jobs.job_client import JobClient
 from astore_fleet.jobs.job_records import JobRecord
-from astore_fleet.client.reading import Reader
 from astore_fleet.records import FleetPoolInfo, Placement
 from astore_fleet.store.nats_store import NatsStore
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from astore.errors import VolumeNotFoundError
 from astore.model import PoolDef, PoolState, Snapshot, VolumeInfo
 from astore_fleet.placement.fleet_state import FleetState, Kept
-from astore_fleet.store.pool_table import Held
 from astore_fleet.records import FleetPoolInfo, FleetVolume
 from astore_fleet.store.nats_store import NatsStore
+from astore_fleet.store.pool_table import Held
 
 AT_ONCE = 8
 """How many snapshots are fetched at once."""
@@ -58,6 +58,9 @@ class Reader:
             available=0 if head is None else head.available,
             age=None if kept is None else self._state.age(kept),
             error=None if head is None else head.error,
+            errors=0 if head is None else head.errors,
+            taken_at=0.0 if head is None else head.taken_at,
+            since=0.0 if head is None else head.since,
         )
 
     def pools(self) -> list[FleetPoolInfo]:
@@ -85,9 +88,9 @@ class Reader:
                 return kept, seen.snapshot
         return None
 
-    async def each(self) -> dict[str, tuple[Kept, Snapshot]]:
-        """Return the last snapshots of all pools that have one."""
-        names = iter(sorted(self._state.heads))
+    async def each(self, pools: Iterable[str] | None = None) -> dict[str, tuple[Kept, Snapshot]]:
+        """Return the last snapshots of these pools, or of all, that have one."""
+        names = iter(sorted(self._state.heads.keys() if pools is None else self._state.heads.keys() & set(pools)))
         found: dict[str, tuple[Kept, Snapshot]] = {}
 
         async def fetch() -> None:
@@ -103,11 +106,11 @@ class Reader:
             del self._fetched[gone]
         return dict(sorted(found.items()))
 
-    async def volumes(self, wanted: Wanted | None) -> list[FleetVolume]:
-        """Return the volumes of all pools, in the order of pools and names."""
+    async def volumes(self, wanted: Wanted | None, pools: Iterable[str] | None = None) -> list[FleetVolume]:
+        """Return the volumes of these pools, or of all, in the order of pools and names."""
         return [
             FleetVolume(pool, kept.host, info, self._state.age(kept))
-            for pool, (kept, snapshot) in (await self.each()).items()
+            for pool, (kept, snapshot) in (await self.each(pools)).items()
             for info in snapshot.volumes
             if wanted is None or wanted(info)
         ]

@@ -25,13 +25,13 @@ from astore.model import PoolDef
 from astore.registry import BackendRegistry
 from astore.store.contract import Lease, OutdatedError, Run
 from astore_fleet import leases
-from astore_fleet.placement import owning
 from astore_fleet.ending import end
 from astore_fleet.hosts.event_stream import Forwarder
+from astore_fleet.jobs.worker import Worker
+from astore_fleet.placement import owning
 from astore_fleet.placement.fleet_state import HOST, FleetState
 from astore_fleet.records import HOST_SECONDS, HostInfo, Owner
 from astore_fleet.store.nats_store import NatsStore
-from astore_fleet.jobs.worker import Worker
 
 EVENTS = 1 << 20
 """How many events a host keeps while the engine is away."""

@@ -44,6 +44,9 @@ WINDOW = 128
 SAVE_SECONDS = 1.0
 """Seconds between two snapshots of one pool that are kept, at least."""
 
+SAME_SECONDS = 10.0
+"""Seconds after which a snapshot is kept in which only times and sizes of the pool have changed."""
+
 SETTLE_SECONDS = 2.0
 """Seconds to wait for that at the end."""
 
@@ -74,12 +77,12 @@ class EventIds:
     def __init__(self, session: str) -> None:
         self._session = session
         self._saved: set[str] = set()  # uuids
-        self._removed: set[tuple[str, str]] = set()  # since the snapshot was kept
+        self._removed: dict[tuple[str, str], int] = {}  # since the snapshot was kept: by which event
 
     def saved(self, uuid: str) -> None:
         """Note that a pool's snapshot has been kept."""
+        self.forget(uuid)
         self._saved.add(uuid)
-        self._removed = {one for one in self._removed if one[0] != uuid}
 
     def knows(self, uuid: str) -> bool:
         """Return whether a snapshot of this pool has been kept."""
@@ -88,6 +91,7 @@ class EventIds:
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
         self._saved.discard(uuid)
+        self._removed = {one: seq for one, seq in self._removed.items() if one[0] != uuid}
 
     def of(self, event: Event, kept: Snapshot) -> str:
         """Return the id of an event: the same for the same change, also if another host finds it.
@@ -96,10 +100,9 @@ class EventIds:
         """
         if isinstance(event, VolumeAdded | VolumeChanged):
             return _digest(event.uuid, type(event).__name__, event.name, identity(event.volume))
-        if isinstance(event, VolumeRemoved) and (event.uuid, event.name) not in self._removed:
+        if isinstance(event, VolumeRemoved):
             before = kept.get(event.name)
-            if before is not None:
-                self._removed.add((event.uuid, event.name))
+            if before is not None and self._removed.setdefault((event.uuid, event.name), event.seq) == event.seq:
                 return _digest(event.uuid, "removed", event.name, identity(before))
         return f"{self._session}:{event.seq}"
 
@@ -120,7 +123,8 @@ class Forwarder:
         self._store = store
         self._owns = owns
         self._ids = EventIds(session)
-        self._dirty: dict[str, float] = {}  # by pool name: when its snapshot may be kept again
+        self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
+        self._kept: dict[str, float] = {}  # by pool name: when it was kept last
         self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
         self._seq = 0
 
@@ -192,9 +196,18 @@ class Forwarder:
         engine = self._store.engine
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
-        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=self._ids.of(event, self._kept(event)))
+        id = self._ids.of(event, self._before(event))
+        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
-            self._dirty.setdefault(event.pool, time.monotonic())
+            due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
+            if self._changes_nothing(event):
+                due += SAME_SECONDS
+            self._dirty[event.pool] = min(self._dirty.get(event.pool, due), due)
+
+    def _changes_nothing(self, event: PoolEvent) -> bool:
+        """Return whether an event tells of a refresh that found what the engine has."""
+        found = isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed)
+        return found and self._ids.knows(event.uuid)
 
     async def _save(self) -> None:
         """Keep the snapshots of pools that changed, if everything in them has been told."""
@@ -208,9 +221,12 @@ class Forwarder:
                     continue
                 if pool.active and ours:
                     await self._keep(pool)
-                del self._dirty[name]
+                else:
+                    self._kept.pop(name, None)
+                self._dirty.pop(name, None)
             except LookupError:
                 self._dirty.pop(name, None)
+                self._kept.pop(name, None)
             except (AstoreError, OSError):
                 self._dirty[name] = time.monotonic() + SAVE_SECONDS
 
@@ -221,9 +237,10 @@ class Forwarder:
             return
         await self._store.save_snapshot(pool.name, life.started_at, seen)
         record.saved = seen
+        self._kept[pool.name] = time.monotonic()
         self._ids.saved(pool.uuid)
 
-    def _kept(self, event: Event) -> Snapshot:
+    def _before(self, event: Event) -> Snapshot:
         """Return the last snapshot of an event's pool that the engine has."""
         saved = None
         if isinstance(event, PoolEvent):

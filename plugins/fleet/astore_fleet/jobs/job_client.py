@@ -17,11 +17,11 @@ from astore.cancellation import bounded, shielded
 from astore.errors import AstoreError, PoolInaccessibleError, PoolNotFoundError
 from astore.model import PoolDef
 from astore_fleet.jobs import job_queue
-from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, JobUnknownError, Progress, error_of, timed_out
+from astore_fleet.jobs.worker import told_of
+from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.placement.owning import candidates
 from astore_fleet.store.nats_store import NatsStore
-from astore_fleet.jobs.worker import told_of
 
 LOOK_SECONDS = 2.0
 """Seconds between two looks at what the engine has of a job, in case that a message was lost."""

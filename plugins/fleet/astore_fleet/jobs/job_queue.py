@@ -6,9 +6,9 @@ import msgspec
 
 from astore.store.contract import OutdatedError
 from astore_fleet.engine import Engine, Full, Message
-from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, JobUnknownError, failure_of
 from astore_fleet.names import unescaped
+from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.records import Owner
 
 RECORD_SECONDS = 3600.0

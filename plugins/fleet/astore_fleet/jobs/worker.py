@@ -20,14 +20,14 @@ from nats.aio.msg import Msg
 from astore.cancellation import bounded
 from astore.errors import AstoreError, PoolNotFoundError, StoreError
 from astore.manager import Manager
-from astore_fleet.jobs import bulk, job_queue
 from astore_fleet.engine import ANSWER_SECONDS
-from astore_fleet.placement.fleet_state import FleetState
+from astore_fleet.jobs import bulk, job_queue
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, Progress, failure_of, timed_out
+from astore_fleet.jobs.verbs import act
 from astore_fleet.names import escaped
+from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.records import Owner
 from astore_fleet.store.nats_store import NatsStore
-from astore_fleet.jobs.verbs import act
 
 AT_ONCE = 16
 """How many jobs a host runs at once."""

@@ -10,10 +10,10 @@ import msgspec
 from astore.model import PoolDef
 from astore.store.contract import OutdatedError
 from astore_fleet.engine import Engine
-from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.mirror import MARK_SECONDS
-from astore_fleet.store.pool_table import Held
+from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.records import HostInfo, Owner, Placement, fits
+from astore_fleet.store.pool_table import Held
 
 
 def candidates(held: Held, hosts: Iterable[HostInfo]) -> list[str]:

@@ -38,12 +38,12 @@ from astore.store.contract import (
     Version,
 )
 from astore.store.run_files import boot_id
-from astore_fleet.store.definition_headers import AUTOSTART, BY, PLACE, SAME, VERSION, New, as_json, kept_headers
 from astore_fleet.engine import Access, Engine, Message
 from astore_fleet.leases import acquire, release, renew
 from astore_fleet.mirror import MARK_SECONDS, Mirror
-from astore_fleet.store.pool_table import Held, PoolTable, encoded
 from astore_fleet.records import Placement
+from astore_fleet.store.definition_headers import AUTOSTART, BY, PLACE, SAME, VERSION, New, as_json, kept_headers
+from astore_fleet.store.pool_table import Held, PoolTable, encoded
 from astore_fleet.store.snapshots import SnapshotShelf
 
 T = TypeVar("T")
@@ -369,7 +369,8 @@ class NatsStore(Store):
 
     async def save_snapshot(self, name: str, started_at: float, seen: LastSeen) -> None:
         """See :class:`astore.store.contract.KeepsSnapshots`. A pool that this host owns is written by its token."""
-        await self.mirror().sync()
+        if name not in self.snapshots.tokens:  # else the owner has begun the run itself
+            await self.mirror().sync()
         run = self.table.run(name)
         if run is None:
             return

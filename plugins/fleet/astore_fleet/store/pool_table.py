@@ -10,9 +10,9 @@ from astore.errors import reason
 from astore.model import PoolDef
 from astore.store.contract import Damaged, Run, StoredPool, Version
 from astore.store.run_files import boot_id
-from astore_fleet.store.definition_headers import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, placement_of
 from astore_fleet.engine import Message
 from astore_fleet.names import unescaped
+from astore_fleet.store.definition_headers import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, placement_of
 
 MOST_STEPS = 4096
 """How many of its own changes a client remembers."""
