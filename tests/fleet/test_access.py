@@ -38,7 +38,8 @@ class ExampleServer(NatsServer):
     def configuration(self) -> str:
         """The example, with few lines changed."""
         text = EXAMPLE.read_text()
-        text = text.replace('listen: "127.0.0.1:4222"', f'listen: "{self.host}:{self.port}"\nhttp: "{self.host}:{self.monitor}"')
+        here = f'listen: "{self.host}:{self.port}"\nhttp: "{self.host}:{self.monitor}"'
+        text = text.replace('listen: "127.0.0.1:4222"', here)
         text = text.replace("/var/lib/nats", str(self.folder / "data"))
         tls = re.search(r"# tls \{.*?# \}", text, re.DOTALL)
         assert tls is not None

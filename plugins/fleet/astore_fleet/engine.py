@@ -12,6 +12,7 @@ import errno
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -20,6 +21,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from astore.cancellation import bounded
 from astore.errors import StoreError, one_line
 from astore.store.contract import OutdatedError
 from astore_fleet.names import Names
@@ -33,6 +35,9 @@ ANSWER_SECONDS = 2.0
 WRITE_SECONDS = 10.0
 """Seconds for a write, with all its retries: an election of a leader takes some."""
 
+CONNECT_SECONDS = 10.0
+"""Seconds for the first connection, with its retries. (nats-py waits for ever after some errors of TLS.)"""
+
 AWAY_SECONDS = 3.0
 """Seconds that a call waits for a connection that was lost; later ones fail at once."""
 
@@ -41,6 +46,9 @@ _WRONG_LAST = {10071, 10164}
 
 _NOT_FOUND = {10037, 10059, 10014}
 """Error codes: no message, no stream, no consumer."""
+
+_CONNECTION: dict[str, Any] = {"connect_timeout": 3, "max_reconnect_attempts": 2, "reconnect_time_wait": 0.2}
+_CONNECTION |= {"allow_reconnect": True, "ping_interval": 3, "max_outstanding_pings": 2}
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -130,22 +138,18 @@ class Engine:
             return
         client = Client()
         try:
-            await client.connect(
-                self.servers,
-                connect_timeout=3,
-                max_reconnect_attempts=2,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # it is slept
-                allow_reconnect=True,
-                ping_interval=3,
-                max_outstanding_pings=2,
-                error_cb=self._note,
-                disconnected_cb=self._left,
-                reconnected_cb=self._returned,
-                name="astore",
-                **self._access.options(),
-            )
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            await client.close()
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect(
+                    self.servers,
+                    error_cb=self._note,
+                    disconnected_cb=self._left,
+                    reconnected_cb=self._returned,
+                    name="astore",
+                    **_CONNECTION,
+                    **self._access.options(),
+                )
+        except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
+            await bounded(client.close(), ANSWER_SECONDS)
             raise self.error(f"no connection: {self._problem or _words(error)}", errno.ECONNREFUSED) from error
         version = client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
@@ -376,8 +380,6 @@ class Engine:
 
 def _seconds(text: str) -> float:
     """Return a time of the engine (RFC 3339 in nanoseconds), in seconds since the epoch."""
-    from datetime import datetime
-
     whole, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(f"{whole}+00:00")
     return moment.timestamp() + float(f"0.{fraction or 0}")
