@@ -345,7 +345,11 @@ async def _serve(url: str, fleet: str, host: str, seconds: str, offset: str) -> 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, step, MINUTE)
     loop.add_signal_handler(signal.SIGUSR2, step, -MINUTE)
-    with mock.patch.object(time, "time", side_effect=lambda: real() + off[0]):
+
+    def now() -> float:
+        return real() + off[0]
+
+    with mock.patch.object(time, "time", now):
         async with (
             await Fleet.connect(url, fleet, host=host) as client,
             client.agent(seconds=float(seconds), registry=registry()) as agent,

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 
 import astore
 from astore.errors import StoreError
-from astore_fleet import Access, Fleet, FleetEvent
+from astore_fleet import Access, Fleet, FleetEvent, engine
 from astore_fleet.names import Names
 from beds.nats import NatsServer, missing
 
@@ -233,8 +233,9 @@ async def test_an_agent_keeps_to_its_fleet(admin: Fleet, probe: Probe) -> None:
     assert await probe.subscribe(LISTENING) == []
 
 
-async def test_who_is_not_let_in(example: Bed, tmp_path: Path) -> None:
+async def test_who_is_not_let_in(example: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong password, a strange key, no certificate, and a server of an unknown authority are told in words."""
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 4.0)  # for the unknown authority all of it is waited
     tls, url = example.tls, example.server.url
     strange = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER).decode()
     bare = ssl.create_default_context(cafile=example.server.folder.parent / "ca.pem")
