@@ -13,8 +13,15 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from beds.hosts import HostNetwork, NetworkHost, missing
 from beds.nats import NatsBed
+
+UNCLOSED = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+)
+"""nats-py does not close the stream of a connection that failed while it was made."""
 
 
 class Step(NamedTuple):

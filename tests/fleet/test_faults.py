@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from core_fakes import eventually
+from fleet_history import UNCLOSED
 from fleet_hosts import HOST_FAULTS, SERVER_FAULTS, Scene, scene
 
 import astore
@@ -25,7 +26,10 @@ ROUNDS = int(os.environ.get("ASTORE_FLEET_FAULTS", "0"))
 TAKEOVER_SECONDS = 30.0
 """Seconds within which a lost host's pools are looked after elsewhere; they take some 3 s on a quiet machine."""
 
-pytestmark = pytest.mark.root
+pytestmark = [
+    pytest.mark.root,
+    UNCLOSED,
+]
 
 
 @pytest.fixture

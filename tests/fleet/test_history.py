@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from core_fakes import eventually
-from fleet_history import Step, check_register, cluster, trouble
+from fleet_history import UNCLOSED, Step, check_register, cluster, trouble
 
 from astore.errors import StoreError
 from astore.lanes import Lanes
@@ -160,6 +160,7 @@ async def own_and_write(
 
 
 @pytest.mark.soak
+@UNCLOSED
 @pytest.mark.timeout(0 if OPERATIONS > 1000 else 120)
 async def test_the_history_is_linearizable(tmp_path: Path) -> None:
     """No write is lost or made twice, few reads are old, and no owner writes after another one has taken the pool."""

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from fleet_history import Holding, Step, check_holdings, check_register, cluster, trouble
+from fleet_history import UNCLOSED, Holding, Step, check_holdings, check_register, cluster, trouble
 
 from astore.errors import StoreError
 from astore.lanes import Lanes
@@ -86,6 +86,7 @@ async def use(store: NatsStore, history: History, draw: random.Random) -> None:
 
 
 @pytest.mark.soak
+@UNCLOSED
 @pytest.mark.timeout(0 if OPERATIONS > 1000 else 120)
 async def test_a_lease_has_one_holder(tmp_path: Path) -> None:
     """Writes of a lease are linearizable, and no two holders have it at once, by their own clocks."""

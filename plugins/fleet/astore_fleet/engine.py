@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from astore.cancellation import bounded
-from astore.errors import StoreError, one_line
+from astore.errors import StoreError, one_line, reason
 from astore.store.contract import OutdatedError
 from astore_fleet.names import Names
 
@@ -117,7 +117,9 @@ class Engine:
         self.names = Names(fleet)
         self.replicas = replicas or (3 if len(self.servers) >= 3 else 1)
         self.session = uuid.uuid4().hex
-        self.clock = 0.0  # seconds by which the servers' clock is ahead of this machine's
+        self.clock = (
+            time.time() - time.monotonic()
+        )  # what the servers' clock is ahead of the monotonic one, which never jumps
         self._access = access or Access()
         self._client: Client | None = None
         self._connected = asyncio.Event()
@@ -150,7 +152,7 @@ class Engine:
                 )
         except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
             await bounded(client.close(), ANSWER_SECONDS)
-            raise self.error(f"no connection: {self._problem or _words(error)}", errno.ECONNREFUSED) from error
+            raise self.error(f"no connection: {self._problem or reason(error)}", errno.ECONNREFUSED) from error
         version = client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
             await client.close()
@@ -171,7 +173,7 @@ class Engine:
             await client.close()
 
     async def _note(self, error: Exception) -> None:
-        self._problem = _words(error)
+        self._problem = reason(error)
 
     async def _left(self) -> None:
         self._connected.clear()
@@ -214,7 +216,7 @@ class Engine:
             if "permissions violation" in self._problem.lower():
                 said, self._problem = self._problem, ""
                 raise Denied(f"{self.name}: {said}", errno=errno.EACCES) from error
-            why = self._problem or _words(error)
+            why = self._problem or reason(error)
             raise self.error(f"no answer to {subject}: {why}", errno.ETIMEDOUT) from error
 
     async def api(self, what: str, **request: object) -> Answer:
@@ -271,12 +273,12 @@ class Engine:
 
     async def info(self, stream: str, **request: object) -> Answer:
         """Return what JetStream says about a stream. :raises StoreError: there is none."""
-        before = time.time()
+        before = time.monotonic()
         answer = await self.api(f"STREAM.INFO.{stream}", **request)
         if "error" in answer:
             raise self.error(f"the stream {stream} is gone", errno.ENOENT)
         if "ts" in answer:
-            self.clock = _seconds(answer["ts"]) - (before + time.time()) / 2
+            self.clock = _seconds(answer["ts"]) - (before + time.monotonic()) / 2
         return answer
 
     async def last(self, stream: str, subject: str) -> Message | None:
@@ -394,7 +396,3 @@ def _conditions(after: int | None, among: str | None, at: int | None, ttl: float
         "Nats-TTL": None if ttl is None else f"{max(round(ttl), 1)}s",
     }
     return {name: str(value) for name, value in found.items() if value is not None}
-
-
-def _words(error: BaseException) -> str:
-    return one_line(str(error)) or type(error).__name__

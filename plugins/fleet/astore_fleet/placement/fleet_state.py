@@ -89,7 +89,7 @@ class FleetState:
 
     def age(self, kept: Kept) -> float:
         """Return the seconds since a snapshot was kept."""
-        return max(time.time() + self._engine.clock - kept.time, 0.0)
+        return max(time.monotonic() + self._engine.clock - kept.time, 0.0)
 
     def note(self, pool: str, owner: Owner | None, token: int) -> None:
         """Take over who owns a pool, unless something later is known."""
