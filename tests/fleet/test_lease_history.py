@@ -82,7 +82,7 @@ async def use(store: NatsStore, history: History, draw: random.Random) -> None:
         except (StoreError, TimeoutError):
             mine.pop(name, None)
             history.unknown += 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(draw.random() * 0.06)
 
 
 @pytest.mark.soak
