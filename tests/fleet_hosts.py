@@ -65,6 +65,11 @@ class HostProcess:
         async for line in process.stdout:
             self.said.append(line.decode().strip())
 
+    @property
+    def has_lease(self) -> bool:
+        """Whether it has said last that it has a lease."""
+        return [one for one in self.said if one in ("ready", "lease", "no lease")][-1:] != ["no lease"]
+
     def send(self, number: signal.Signals) -> None:
         """Send the process a signal."""
         assert self._process is not None
@@ -156,7 +161,20 @@ class Scene:
         def so() -> bool:
             return self.fleet.pool(pool).info.volumes == len(os.listdir(self.folder / pool))
 
-        await eventually(so, f"the snapshot of {pool} is kept")
+        try:
+            await eventually(so, f"the snapshot of {pool} is kept")
+        except AssertionError:
+            names = self.fleet.store.engine.names
+            print("KEPT", pool, self.fleet.pool(pool).info, sorted(os.listdir(self.folder / pool)))
+            print([one.name for one in await self.fleet.pool(pool).volumes()], self.fleet.leases())
+            for host in self.hosts.values():
+                print(host.said[-20:], (self.folder / f"{host.name}.log").read_text()[-3000:])
+            for m in self.writes[-20:]:
+                print(m.seq, m.subject, m.headers, m.data[:90] if m.subject.endswith("own") else "")
+            print(await self.fleet.store.engine.last(names.state, names.owner(pool)))
+            for one in self.events[-30:]:
+                print(one.seq, one.host, type(one.event).__name__, getattr(one.event, "pool", ""), getattr(one.event, "name", ""))
+            raise
 
     async def all_there(self) -> None:
         """Wait until the client is connected and all hosts are there."""

@@ -73,7 +73,7 @@ async def lose_a_host(made: Scene, fault: str, word: str) -> None:
         if lives:  # its Manager goes on without the servers, and knows that its lease is over
             said = made.hosts["one"].said
             await eventually(lambda: f"added own-one {word}-away" in said, "its Manager sees the file")
-            await eventually(lambda: [one for one in said if "lease" in one][-1:] == ["no lease"], "it has no lease")
+            await eventually(lambda: not made.hosts["one"].has_lease, "it has no lease")
             made.write("own-one", f"{word}-late")
             await eventually(lambda: f"added own-one {word}-late" in said, "its Manager sees the late file")
     await made.all_there()
@@ -88,13 +88,12 @@ async def lose_a_host(made: Scene, fault: str, word: str) -> None:
 async def lose_servers(made: Scene, fault: str, word: str) -> None:
     """Have servers lost and back: all Managers go on meanwhile, and what changed is told in the end."""
     gone = len(made.bed.servers) == 1 or fault == "all-killed"
-    before = {name: len(host.said) for name, host in made.hosts.items()}
     async with SERVER_FAULTS[fault](made):
         for name, host in made.hosts.items():
             made.write(f"own-{name}", f"{word}-away")
             await eventually(lambda h=host, n=name: f"added own-{n} {word}-away" in h.said, f"{name} goes on")
             if gone:
-                await eventually(lambda h=host, b=before[name]: "no lease" in h.said[b:], f"{name} has no lease")
+                await eventually(lambda h=host: not h.has_lease, f"{name} has no lease")
                 made.write(f"own-{name}", f"{word}-late")
                 await eventually(lambda h=host, n=name: f"added own-{n} {word}-late" in h.said, f"{name} goes on")
             else:
