@@ -173,7 +173,13 @@ class Scene:
                 print(m.seq, m.subject, m.headers, m.data[:90] if m.subject.endswith("own") else "")
             print(await self.fleet.store.engine.last(names.state, names.owner(pool)))
             for one in self.events[-30:]:
-                print(one.seq, one.host, type(one.event).__name__, getattr(one.event, "pool", ""), getattr(one.event, "name", ""))
+                print(
+                    one.seq,
+                    one.host,
+                    type(one.event).__name__,
+                    getattr(one.event, "pool", ""),
+                    getattr(one.event, "name", ""),
+                )
             raise
 
     async def all_there(self) -> None:

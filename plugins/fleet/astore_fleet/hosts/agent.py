@@ -304,15 +304,20 @@ class Agent:
         """Stop a pool that another host looks after now, once it is active there."""
         async with self._slots:
             until = time.monotonic() + HANDOVER_SECONDS
-            while not self.store.table.elsewhere(name) and time.monotonic() < until:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
             try:
+                while time.monotonic() < until and not await self._taken_over(name):
+                    await asyncio.sleep(0.1)
                 pool = self.manager.pool(name)
                 if pool.active and name not in self._tokens and self.state.owner(name) is not None:
                     with contextlib.suppress(InvalidStateError):  # somebody was faster
                         await pool.stop()
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
+
+    async def _taken_over(self, name: str) -> bool:
+        """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""
+        elsewhere = self.store.table.elsewhere(name)
+        return bool(elsewhere) and await self.store.snapshots.newest_host(name) in elsewhere
 
     async def _hand_over(self) -> None:
         """Hand back the pools, and give the lease back."""

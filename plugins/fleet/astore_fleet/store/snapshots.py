@@ -177,7 +177,8 @@ class SnapshotShelf:
         subject, token = names.snapshot(name, self._host), self.tokens.get(name)
         for _ in range(TRIES):
             known = await self._known(name, started_at, token, lane)
-            now = merged(known.seen, seen, same_run=same_run)
+            # the owner knows all, and its clock may have been put back since it kept the last one
+            now = merged(None if token is not None and same_run else known.seen, seen, same_run=same_run)
             uuid = "" if seen.definition is None else seen.definition.uuid or ""
             new, bodies = await _on(lane, pack, uuid, started_at, now)
             await self._write_pieces(name, new, bodies)
@@ -233,6 +234,12 @@ class SnapshotShelf:
         await self._engine.publish(names.state, subject, headers={"KV-Operation": "DEL"}, ttl=MARK_SECONDS)
         if (head := head_of(kept)) is not None:
             await self._drop_pieces(name, head, host)
+
+    async def newest_host(self, name: str) -> str | None:
+        """Return the host that has kept the newest snapshot of a pool; None: there is none."""
+        subject = self._engine.names.snapshot(name, "*").replace("=2A", "*")
+        message = await self._engine.last(self._engine.names.state, subject)
+        return None if message is None or message.deleted else place_of(message.subject)[1]
 
     async def load(self, runs: Mapping[str, float], *, lane: Lane | None) -> dict[str, LastSeen]:
         """Return the snapshots of runs: the newest, if it is of the same run, or else this host's."""
