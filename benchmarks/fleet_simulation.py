@@ -163,15 +163,15 @@ class Simulation:
         self.processes: list[Process] = []
 
     async def run(self) -> None:
-        """Define, start, watch, read, and kill."""
+        """Start, define, watch, read, and kill."""
         options = self.options
         async with await Fleet.connect(self.bed.url, FLEET, host="client") as fleet:
             began = time.monotonic()
-            await self._define(fleet)
-            say(f"{options.pools} definitions written in {time.monotonic() - began:.1f} s")
-            began = time.monotonic()
             await self._start()
             say(f"{options.hosts} hosts there after {time.monotonic() - began:.1f} s")
+            began = time.monotonic()
+            await self._define(fleet)
+            say(f"{options.pools} definitions written in {time.monotonic() - began:.1f} s")
             await self._until(lambda: sum(one.state == "running" for one in fleet.pools()) == options.pools)
             say(f"all pools running and kept after {time.monotonic() - began:.1f} s")
             await self._watch(options.seconds)

@@ -19,10 +19,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
-from core_fakes import eventually
+from core_fakes import PATIENCE, eventually
 from fleet_support import local, registry, shared
 
 import astore
+from astore.errors import StoreError
 from astore_fleet import Agent, Fleet, FleetEvent
 from astore_fleet.engine import Message
 from astore_fleet.mirror import Mirror
@@ -161,26 +162,7 @@ class Scene:
         def so() -> bool:
             return self.fleet.pool(pool).info.volumes == len(os.listdir(self.folder / pool))
 
-        try:
-            await eventually(so, f"the snapshot of {pool} is kept")
-        except AssertionError:
-            names = self.fleet.store.engine.names
-            print("KEPT", pool, self.fleet.pool(pool).info, sorted(os.listdir(self.folder / pool)))
-            print([one.name for one in await self.fleet.pool(pool).volumes()], self.fleet.leases())
-            for host in self.hosts.values():
-                print(host.said[-20:], (self.folder / f"{host.name}.log").read_text()[-3000:])
-            for m in self.writes[-20:]:
-                print(m.seq, m.subject, m.headers, m.data[:90] if m.subject.endswith("own") else "")
-            print(await self.fleet.store.engine.last(names.state, names.owner(pool)))
-            for one in self.events[-30:]:
-                print(
-                    one.seq,
-                    one.host,
-                    type(one.event).__name__,
-                    getattr(one.event, "pool", ""),
-                    getattr(one.event, "name", ""),
-                )
-            raise
+        await eventually(so, f"the snapshot of {pool} is kept")
 
     async def all_there(self) -> None:
         """Wait until the client is connected and all hosts are there."""
@@ -225,7 +207,7 @@ async def scene(folder: Path, servers: int) -> AsyncIterator[Scene]:
         hosts = {}
         for name, offset in (("one", MINUTE), ("two", -MINUTE)):
             hosts[name] = HostProcess(folder, name, await asyncio.to_thread(network.host, name), offset)
-        async with await Fleet.connect(bed.url, "faults", host="client", replicas=servers) as fleet:
+        async with await _connect(bed, servers) as fleet:
             made = Scene(folder, bed, fleet, hosts)
             ended = asyncio.Event()
             following = asyncio.ensure_future(made.follow(ended))
@@ -239,6 +221,17 @@ async def scene(folder: Path, servers: int) -> AsyncIterator[Scene]:
                 await following
                 for host in hosts.values():
                     await host.end()
+
+
+async def _connect(bed: NatsBed, servers: int) -> Fleet:
+    """Connect once the servers know each other."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await Fleet.connect(bed.url, "faults", host="client", replicas=servers)
+        except StoreError:
+            if time.monotonic() > until:
+                raise
 
 
 async def _define(made: Scene) -> None:

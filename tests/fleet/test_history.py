@@ -102,9 +102,6 @@ def check(history: list[Operation]) -> int:
     known: dict[str, int] = {}
     for one in sorted((one for one in history if one.number is not None), key=lambda one: one.ended):
         assert one.number is not None
-        if one.number < known.get(one.client, 0):
-            near = [x for x in sorted(history, key=lambda x: x.ended) if one.began - 3 < x.ended < one.ended + 1]
-            print("NEAR", *near, sep="\n")
         assert one.number >= known.get(one.client, 0), "a client has gone back, or does not know its own write"
         known[one.client] = one.number
         if one.kind == "read" and one.number in began:
