@@ -108,6 +108,26 @@ async def test_a_drained_host_has_no_pool(fleet: Fleet, one_server: NatsBed, fle
         await eventually(lambda: [one for one, _ in fleet.leases().values()].count("a") == 2, "two came back")
 
 
+async def test_pools_that_come_back_at_once_are_active(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A pool that comes back to a host while that host is stopping it is active there in the end."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        for number in range(8):
+            await fleet.define(shared(f"p{number}", folder(tmp_path, f"p{number}", "x.img")))
+        for number in range(6):
+            await eventually(lambda: len(fleet.leases()) == 8, "all owned")
+            await fleet.drain("ab"[number % 2])
+            await fleet.undrain("ab"[number % 2])
+
+        def settled() -> bool:
+            owners = {pool: host for pool, (host, _) in fleet.leases().items()}
+            active = [(pool.name, one.store.host) for one in (a, b) for pool in one.manager.pools(active=True)]
+            return sorted(owners.items()) == sorted(active) and len(active) == 8
+
+        await eventually(settled, "each pool is active where its owner is")
+
+
 async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
     """Verbs are done on the pool's host, with results and errors as locally."""
     async with host(one_server, fleet_name, "a"):

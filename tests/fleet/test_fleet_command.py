@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from core_fakes import eventually
+from doc_blocks import blocks
 from fleet_support import SECONDS, folder, local, registry
 
 import astore
@@ -208,6 +209,28 @@ assert app.OPTIONS not in looked and app.COMMANDS not in looked, looked
 assert not [name for name in sys.modules if name.partition(".")[0] in ("astore_fleet", "nats")]
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+
+
+async def test_the_documentation_begins_with_three_commands(
+    one_server: NatsBed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server, a host and a definition make a fleet, by the commands that docs/fleet.md begins with."""
+    block = next(one.text for one in blocks(ROOT / "docs" / "fleet.md") if one.kind == "text")
+    server, agent, define = (shlex.split(line, comments=True) for line in block.splitlines())
+    assert server == ["nats-server", "-c", "nats.conf"]
+    monkeypatch.setenv("ASTORE_FLEET", "documentation")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images.xml").write_text(local("images", folder(tmp_path, "images")))
+    agent, define = ([one.replace("nats://127.0.0.1:4222", one_server.url) for one in argv] for argv in (agent, define))
+    host = await asyncio.create_subprocess_exec(sys.executable, "-m", *agent, stdout=PIPE)
+    try:
+        assert host.stdout is not None
+        assert b"is there" in await host.stdout.readline()
+        assert await asyncio.to_thread(run, define[1:]) == 0
+        assert capsys.readouterr().out == "pool 'images' defined from images.xml\n"
+    finally:
+        host.kill()
+        await host.wait()
 
 
 async def test_the_examples_run(one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

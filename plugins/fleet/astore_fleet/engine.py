@@ -120,6 +120,7 @@ class Engine:
         self.clock = (
             time.time() - time.monotonic()
         )  # what the servers' clock is ahead of the monotonic one, which never jumps
+        self.ends: dict[str, float] = {}  # of leases of this client, by the monotonic clock
         self._access = access or Access()
         self._client: Client | None = None
         self._connected = asyncio.Event()

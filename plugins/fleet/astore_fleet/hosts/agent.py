@@ -13,11 +13,12 @@ import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Self
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from astore.cancellation import bounded
-from astore.errors import AstoreError, InvalidStateError, StoreError, reason
+from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, StoreError, reason
 from astore.logs import get_logger
 from astore.manager import Manager
 from astore.manager.many import start_pools
@@ -80,7 +81,9 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._beginning: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a pool is begun or left, not both
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
+        self._to_leave: set[str] = set()  # pools that are to be stopped here
         self._leaving = False
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
@@ -220,6 +223,12 @@ class Agent:
         self._lose_taken()
         if not self.valid or self._leaving:
             return
+        for name, owned in self.state.owners.items():
+            if owned.owner == self.me and name not in self._tokens:  # the answer to taking it was lost
+                self._taken(name, owned.token)
+        for name in self._to_leave:
+            if not self._turn(name).locked():  # else it is tried now
+                self._spawn(self._leave(name), f"astore fleet leaves {name}")
         definitions, engine = self.store.table.definitions, self.store.engine
         wrong = owning.lent_wrongly(self.me, self.state, definitions)
         wrong += [
@@ -241,9 +250,7 @@ class Agent:
             token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
             if token is not None:
                 self.state.note(name, self.me, token)
-                self._tokens[name] = token
-                self._moved(name)
-                self._spawn_begin(name)
+                self._taken(name, token)
         for name in self._tokens.keys() - self._asked - self._beginning:
             held = definitions.get(name)
             if held is not None and held.autostart:
@@ -256,6 +263,11 @@ class Agent:
             if seen is not None and seen.owner != self.me and seen.token > token:
                 self._lose(name)
 
+    def _taken(self, name: str, token: int) -> None:
+        self._tokens[name] = token
+        self._moved(name)
+        self._spawn_begin(name)
+
     def _spawn_begin(self, name: str) -> None:
         self._beginning.add(name)
         self._spawn(self._begin(name), f"astore fleet begins {name}")
@@ -266,17 +278,24 @@ class Agent:
         self._asked.discard(name)
         if name in self.store.table.definitions:
             self._moved(name)
+            self._to_leave.add(name)
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
 
     def _moved(self, name: str) -> None:
-        definition = self.store.table.definitions[name].definition()
+        held = self.store.table.definitions.get(name)
+        definition = None if held is None else held.definition()
         if isinstance(definition, PoolDef):
             self._forwarder.moved(definition.uuid or "")
 
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
+
     async def _begin(self, name: str) -> None:
         """Begin to look after a pool: have it active if it was active on the host before, or is started automatically."""
-        async with self._slots:
+        async with self._turn(name), self._slots:
             try:
+                if name not in self._tokens:  # it has gone on meanwhile
+                    return
                 await self.manager.reload(thoroughly=False)
                 pool = self.manager.pool(name)
                 others = self.store.table.elsewhere(name)
@@ -306,15 +325,21 @@ class Agent:
 
     async def _leave(self, name: str) -> None:
         """Stop a pool that another host looks after now, once it is active there."""
-        async with self._slots:
+        async with self._turn(name), self._slots:
             until = time.monotonic() + HANDOVER_SECONDS
             try:
-                while time.monotonic() < until and not await self._taken_over(name):  # noqa: ASYNC110
+                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):
                     await asyncio.sleep(0.1)
-                pool = self.manager.pool(name)
-                if pool.active and name not in self._tokens and self.state.owner(name) is not None:
+                pool, back = self.manager.pool(name), name in self._tokens
+                # one that is back begins anew with what another host has told of it, if one has begun
+                if pool.active and (not back or self.store.table.elsewhere(name)):
+                    if self.state.owner(name) is None:
+                        return  # nobody has taken it: look again later
                     with contextlib.suppress(InvalidStateError):  # somebody was faster
                         await pool.stop()
+                self._to_leave.discard(name)
+            except PoolNotFoundError:
+                self._to_leave.discard(name)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
 

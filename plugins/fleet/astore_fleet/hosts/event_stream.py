@@ -77,7 +77,7 @@ class EventIds:
     def __init__(self, session: str) -> None:
         self._session = session
         self._saved: set[str] = set()  # uuids
-        self._removed: dict[tuple[str, str], int] = {}  # since the snapshot was kept: by which event
+        self._known: dict[tuple[str, str], str] = {}  # since the snapshot was kept: what was told of volumes last
 
     def saved(self, uuid: str) -> None:
         """Note that a pool's snapshot has been kept."""
@@ -91,7 +91,7 @@ class EventIds:
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
         self._saved.discard(uuid)
-        self._removed = {one: seq for one, seq in self._removed.items() if one[0] != uuid}
+        self._known = {one: state for one, state in self._known.items() if one[0] != uuid}
 
     def of(self, event: Event, kept: Snapshot) -> str:
         """Return the id of an event: the same for the same change, also if another host finds it.
@@ -99,11 +99,13 @@ class EventIds:
         :param kept: the pool's last snapshot that the engine has, which another host would compare with.
         """
         if isinstance(event, VolumeAdded | VolumeChanged):
-            return _digest(event.uuid, type(event).__name__, event.name, identity(event.volume))
+            state = self._known[event.uuid, event.name] = identity(event.volume)
+            return _digest(event.uuid, type(event).__name__, event.name, state)
         if isinstance(event, VolumeRemoved):
             before = kept.get(event.name)
-            if before is not None and self._removed.setdefault((event.uuid, event.name), event.seq) == event.seq:
-                return _digest(event.uuid, "removed", event.name, identity(before))
+            known = self._known.get((event.uuid, event.name)) or (None if before is None else identity(before))
+            if known is not None:
+                return _digest(event.uuid, "removed", event.name, known)
         return f"{self._session}:{event.seq}"
 
 
@@ -127,6 +129,7 @@ class Forwarder:
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
         self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
         self._seq = 0
+        self._pause: asyncio.Timeout | None = None  # while it waits for events
 
     async def run(self) -> None:
         """Forward until the Manager is closed, or the task is cancelled."""
@@ -148,6 +151,8 @@ class Forwarder:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
         now = time.monotonic()
         self._dirty = dict.fromkeys(self._dirty, now)
+        if self._pause is not None:
+            self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
             if not self._dirty and self._manager.statistics().events.last_seq <= self._seq:
                 return
@@ -158,11 +163,13 @@ class Forwarder:
         batch: list[Event] = []
         due = min(self._dirty.values(), default=None)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)):
+            async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)) as self._pause:
                 try:
                     batch.append(await anext(events))
                 except StopAsyncIteration:
                     return None
+                finally:
+                    self._pause = None
         while batch and len(batch) < WINDOW and (event := events.receive_nowait()) is not None:
             batch.append(event)
         if batch:
@@ -197,7 +204,10 @@ class Forwarder:
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
         id = self._ids.of(event, self._before(event))
-        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
+        seq = await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
+        if isinstance(event, PoolEvent):
+            told = self._store.snapshots.told
+            told[event.pool] = max(seq, told.get(event.pool, 0))
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
             due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
             if self._changes_nothing(event):

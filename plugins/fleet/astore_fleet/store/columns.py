@@ -42,12 +42,13 @@ def columns_of(records: Sequence[VolumeInfo]) -> Columns:
     """Return the columns of records. Blocks for some 5 µs a record."""
     rows = [msgspec.structs.astuple(one) for one in records]
     values = dict(zip(_FIELDS, zip(*rows, strict=True), strict=True)) if rows else {"name": ()}
-    found = {}
+    found: Columns = {}
     for field, column in values.items():
         if field == "path" and column == values["key"]:
             continue
         before = _before(column, values["name"]) if field in ("key", "path") else None
         found[field] = _column(column) if before is None else Column(before=before)
+    found["name"] = Column(msgspec.Raw(_encode(values["name"])))  # it says how many there are
     return found
 
 
@@ -84,6 +85,9 @@ def records_of(columns: Columns) -> list[VolumeInfo]:
             made[field] = [column.before + name for name in names]
         else:
             made[field] = _values(column, _DECODERS[field].decode(column.values), len(names))
+    if "path" in columns:  # what is equal is one object
+        pairs = zip(made["key"], made["path"], strict=True)
+        made["path"] = [key if key == path else path for key, path in pairs]
     return list(map(VolumeInfo, *made.values()))
 
 
