@@ -328,7 +328,7 @@ class Agent:
         async with self._turn(name), self._slots:
             until = time.monotonic() + HANDOVER_SECONDS
             try:
-                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):
+                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
                 pool, back = self.manager.pool(name), name in self._tokens
                 # one that is back begins anew with what another host has told of it, if one has begun
