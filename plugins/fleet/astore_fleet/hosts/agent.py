@@ -200,18 +200,15 @@ class Agent:
     async def _place(self) -> None:
         """Take and hand back pools as hosts, owners and definitions change."""
         while True:
-            woken = [
-                asyncio.ensure_future(mirror.changed.wait()) for mirror in (self.state.leases, self.state.ownership)
-            ]
-            woken.append(asyncio.ensure_future(self.store.defined.wait()))
+            signs = (self.state.changed, self.state.ownership.changed, self.store.defined)
+            woken = [asyncio.ensure_future(sign.wait()) for sign in signs]
             try:
                 await asyncio.wait(woken, timeout=self._seconds / 3, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for one in woken:
                     one.cancel()
-            for mirror in (self.state.leases, self.state.ownership):
-                mirror.changed.clear()
-            self.store.defined.clear()
+            for sign in signs:
+                sign.clear()
             await asyncio.sleep(0.02)  # several changes at once
             try:
                 await self._place_once()
