@@ -52,6 +52,8 @@ bench:  ## measure, beside libvirt where it is installed
 
 soak: export ASTORE_SOAK_SECONDS ?= 1800
 soak: export ASTORE_KILLS ?= 334
+soak: export ASTORE_FLEET_FAULTS ?= 20
+soak: export ASTORE_FLEET_OPERATIONS ?= 10000
 soak: export ASTORE_REQUIRE_ALL = 1
 soak:  ## random work and faults for half an hour (ASTORE_SOAK_SECONDS), and a thousand kills (ASTORE_KILLS on each storage)
 	@PYTHON='$(PYTHON)' scripts/setup.sh test
