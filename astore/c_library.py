@@ -74,21 +74,19 @@ class CLibrary:
     declarations: ClassVar[dict[str, Declaration]]
     """The declarations by the attributes' names."""
 
-    _missing: ClassVar[Callable[[str, str], BackendLoadError]]
+    _type: ClassVar[str]
+    _lacks: ClassVar[str]
 
     def __init_subclass__(cls, *, type: str, name: str, product: str, oldest: str) -> None:
         cls.declarations = {key: value for key, value in vars(cls).items() if isinstance(value, Declaration)}
-        cls._missing = staticmethod(
-            lambda symbol, version: BackendLoadError(
-                f"{name} has no {symbol}, which {product} {version} has: {oldest} or later is needed", type=type
-            )
-        )
+        cls._type = type
+        cls._lacks = f"{name} has no %s, which {product} %s has: {oldest} or later is needed"
 
     def __init__(self, find: Callable[[str], tuple[ctypes.CDLL, str]]) -> None:
         for name, declared in self.declarations.items():
             library, symbol = find(name)
             if not hasattr(library, symbol):
-                raise self._missing(symbol, declared.version)
+                raise BackendLoadError(self._lacks % (symbol, declared.version), type=self._type)
             setattr(self, name, declared.bind(library, symbol))
 
 

@@ -13,6 +13,7 @@ import astore
 from beds.images import make_images
 from benchmarks.bench import Bench
 from benchmarks.creating_rows import creating_rows
+from benchmarks.fleet_rows import fleet_rows
 from benchmarks.fresh_rows import fresh_rows
 from benchmarks.iscsi_rows import iscsi_rows
 from benchmarks.late_loop import LateLoop
@@ -277,5 +278,6 @@ ROWS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "fresh": fresh_rows,
     "iscsi": iscsi_rows,
     "rbd": rbd_rows,
+    "fleet": fleet_rows,
 }
 """The rows by the names that ``--rows`` accepts."""

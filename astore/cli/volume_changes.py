@@ -23,6 +23,7 @@ from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
 from astore.cli.volumes import find_volume, parted_address, volume_command
 from astore.errors import DefinitionError, printable, reason
+from astore.model.formats import FORMATS
 
 if TYPE_CHECKING:
     from astore.model import VolumeDef
@@ -46,13 +47,13 @@ class _Size(click.ParamType[int]):
         """Parse a size. :raises CliError: it is no size."""
         assert param is not None
         what = param.opts[0] if isinstance(param, click.Option) else f"the {param.name}"
-        return value if isinstance(value, int) else _parse_size(value, what)
+        return value if isinstance(value, int) else parse_size(value, what)
 
 
 SIZE = _Size()
 
 
-def _parse_size(text: str, what: str) -> int:
+def parse_size(text: str, what: str) -> int:
     """Parse a size with one of libvirt's units into bytes. :raises CliError: it is no size."""
     from astore.xml.reading import parse_size as with_unit
 
@@ -105,15 +106,26 @@ async def create(
         definition = msgspec.structs.replace(definition, backing=place)
     if print_xml:
         return xml_answer(definition.to_xml())
-    as_what = "" if given["format"] else f" (format {definition.format})"
+    as_what, problems = "", list[str]()
+    if not given["format"]:
+        as_what = f" (format {definition.format})"
+        problems = [] if session.settings.virsh else _misleading(definition)
     try:
-        return await _create(session, pool, definition, prealloc_metadata, as_what)
+        return await _create(session, pool, definition, prealloc_metadata, as_what, problems)
     except DefinitionError as error:
         if error.element != "backingStore" or backing is None or backing_format is not None:
             raise
         if session.pool(pool).snapshot.get(backing) is not None:
             raise
         raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
+
+
+def _misleading(definition: VolumeDef) -> list[str]:
+    """Return a warning if a volume's name ends like one of another format; else none."""
+    end = definition.name.rpartition(".")[2].lower()
+    if end == definition.format or end not in {one.name for one in FORMATS if one.made and one.listed}:
+        return []
+    return [f"volume {definition.name!r} is {definition.format}, whatever its name says: --format {end} makes {end}"]
 
 
 async def _definition(
@@ -191,12 +203,17 @@ async def definition_from(file: str, *, validate: bool, copied: bool = False) ->
 
 
 async def _create(
-    session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool, as_what: str = ""
+    session: Session,
+    pool: str,
+    definition: VolumeDef,
+    prealloc_metadata: bool,
+    as_what: str = "",
+    problems: Sequence[str] = (),
 ) -> Answer:
     session.ticker.begin("creating")
     home = session.pool(pool)
     volume = await session.in_time(home.create_volume(definition, prealloc_metadata=prealloc_metadata))
-    return told(volume, f"created{as_what}")
+    return told(volume, f"created{as_what}", problems)
 
 
 @volume_command("resize", signed=True)
@@ -213,7 +230,9 @@ async def resize(
         if not (delta and shrink):
             raise CliError(f"the capacity {printable(capacity)!r}: to shrink, say --delta --shrink", Exit.USAGE)
         capacity = capacity[1:]
-    amount = _parse_size(capacity, "the capacity")
+    if capacity.startswith("+"):
+        raise CliError(f"the capacity {printable(capacity)!r}: to add to what it has, say --delta", Exit.USAGE)
+    amount = parse_size(capacity, "the capacity")
     session.ticker.begin("resizing")
     try:
         await session.in_time(volume.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))

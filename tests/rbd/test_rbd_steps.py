@@ -70,6 +70,9 @@ class Twins:
         return Step(f"create {name} of {size}", self._said(*words), lambda: self._pool.create_volume(definition))
 
     def _resize(self, name: str, _: str, size: int) -> Step:
+        record = next((one for one in self._pool.volumes if one.name == name), None)
+        if record is not None and record.capacity <= size < record.allocation:
+            size = record.allocation  # libvirt refuses less: see docs/differences-from-libvirt.md
         words = ("vol-resize", name, f"{size}B", "--pool", "theirs")
         return Step(f"resize {name} to {size}", self._said(*words), lambda: self._pool.volume(name).resize(size))
 

@@ -53,7 +53,8 @@ class RbdVolume(BlockVolume):
     def __init__(
         self, cluster: Cluster, name: bytes, *, write: bool, by_id: bool = False, io: int | None = None
     ) -> None:
-        lib = self.lib = cluster.lib
+        self.lib: librbd.Librbd = cluster.lib
+        lib = self.lib
         self._cluster = cluster
         self._image: int | None = None
         cluster.hold()
@@ -62,7 +63,7 @@ class RbdVolume(BlockVolume):
             opening = lib.rbd_open_by_id if by_id else lib.rbd_open if write else lib.rbd_open_read_only
             checked(opening(cluster.io if io is None else io, name, ctypes.byref(handle), None))
             self._image = handle.value
-            self.id = headers.number_of(self.image_id())
+            self.id: int = headers.number_of(self.image_id())
         except BaseException:
             self.close()
             raise
