@@ -225,7 +225,7 @@ class Sizes(NamedTuple):
     """What the process has at one moment. All but the first two are in bytes.
 
     :ivar blocks: objects of Python. :ivar used: memory that is in use of what malloc(3) has, in all its arenas.
-    :ivar free: memory that is not, and that the kernel does not get back because other blocks are in the way.
+    :ivar free: memory that malloc(3) keeps, and nobody uses.
     """
 
     volumes: int
