@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import astore
-from astore.events import Subscription
+from astore.event_bus import Subscription
 from benchmarks.bench import Bench
 from benchmarks.late_loop import LateLoop, longest_callback
 from benchmarks.row import Row

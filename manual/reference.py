@@ -10,7 +10,7 @@ PAGES = {
     "manager": ("The Manager", ("astore.manager",)),
     "pools": ("Pools and volumes", ("astore.pools", "astore.volume_io")),
     "records": ("Records", ("astore.model",)),
-    "events": ("Events", ("astore.events",)),
+    "events": ("Events", ("astore.events", "astore.event_bus")),
     "errors": ("Errors", ("astore.errors",)),
     "registry": ("The registry of backends", ("astore.registry",)),
 }

@@ -13,17 +13,16 @@ from core_fakes import eventually, steps, volume
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astore.event_bus import EventBus, Subscription
 from astore.events import (
     BackendRegistered,
     Event,
-    EventBus,
     Lagged,
     PoolDefined,
     PoolEvent,
     PoolStarted,
     PoolStateChanged,
     PoolStopped,
-    Subscription,
     VolumeAdded,
     VolumeEvent,
     VolumeRemoved,

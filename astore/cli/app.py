@@ -140,7 +140,7 @@ class _Root(Verbs):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command."""
-        if ctx.resilient_parsing:  # then unknown options are no errors
+        if ctx.resilient_parsing and args and args[0].startswith("-"):  # unknown options are no errors then
             self._look_for_options(ctx)
         try:
             return super().parse_args(ctx, list(args))
@@ -200,6 +200,8 @@ class _Root(Verbs):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the completions of our names and options, and of virsh's names once they have their dash."""
+        if incomplete.startswith("-"):
+            self._look_for_options(ctx)
         found = super().shell_complete(ctx, incomplete)
         if "-" in incomplete:
             from click.shell_completion import CompletionItem

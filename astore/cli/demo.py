@@ -31,6 +31,7 @@ from astore.cli.exits import CliError, Exit, explain
 from astore.cli.interruptions import ignore_interruptions, interruptions_raise, run
 from astore.cli.output import Output, duration
 from astore.cli.progress import Ticker
+from astore.event_bus import Subscription
 
 STOP_SECONDS = 10.0
 """Seconds that a pool may take to stop before it is stopped by force."""
@@ -139,7 +140,7 @@ async def change_something(storage: DemoStorage, output: Output) -> list[str]:
     return noticing
 
 
-def received(events: astore.events.Subscription) -> list[astore.Event]:
+def received(events: Subscription) -> list[astore.Event]:
     """Return the events received so far. (To follow events, write ``async for event in events``.)"""
     found: list[astore.Event] = []
     while (event := events.receive_nowait()) is not None:

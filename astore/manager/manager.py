@@ -16,7 +16,8 @@ import msgspec
 from astore.backend import Secrets
 from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
 from astore.errors import BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
-from astore.events import DEFAULT_CAPACITY, Event, EventBus, Subscription
+from astore.event_bus import DEFAULT_CAPACITY, EventBus, Subscription
+from astore.events import Event
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import prepare

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from astore.events import EventsStatistics
+from astore.event_bus import EventsStatistics
 from astore.lanes import LanesStatistics
 from astore.model.record import Record
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from astore.errors import InvalidStateError, PoolInaccessibleError, PoolNotFoundError, reason
+from astore.event_bus import EventBus
 from astore.events import (
     Event,
-    EventBus,
     PoolAutostartChanged,
     PoolRefreshed,
     PoolStarted,

@@ -12,7 +12,7 @@ from astore.cancellation import bounded
 from astore.commands import LaneCommandRunner
 from astore.commands.starter import STARTER
 from astore.errors import InvalidStateError, ManagerClosedError
-from astore.events import EventBus
+from astore.event_bus import EventBus
 from astore.lanes import Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import get_logger

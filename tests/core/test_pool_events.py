@@ -12,11 +12,12 @@ import pytest
 from core_fakes import FakeBackend, eventually, fake, started, steps, volume
 
 import astore
+from astore.event_bus import Subscription
 from astore.events import PoolRefreshed, PoolStateChanged, VolumeAdded, VolumeChanged, VolumeRemoved
 from astore.model import PoolState
 
 
-def drained(events: astore.events.Subscription) -> list[astore.Event]:
+def drained(events: Subscription) -> list[astore.Event]:
     found = []
     while (event := events.receive_nowait()) is not None:
         found.append(event)

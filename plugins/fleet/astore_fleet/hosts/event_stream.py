@@ -19,6 +19,7 @@ import msgspec
 
 import astore.events as kinds
 from astore.errors import AstoreError, StoreError
+from astore.event_bus import Subscription
 from astore.events import (
     Event,
     Lagged,
@@ -158,7 +159,7 @@ class Forwarder:
                 return
             await asyncio.sleep(0.02)
 
-    async def _next(self, events: kinds.Subscription) -> list[Event] | None:
+    async def _next(self, events: Subscription) -> list[Event] | None:
         """Return the next events; none of them if a snapshot waits to be kept; None: the Manager is closed."""
         batch: list[Event] = []
         due = min(self._dirty.values(), default=None)
