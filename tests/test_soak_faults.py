@@ -47,6 +47,17 @@ def trimmed_sizes() -> Sizes:
     return sizes(0)
 
 
+def uncover(target: Path) -> None:
+    """Take the cover away, and what a pool that was started at the same moment has mounted on it. Blocks."""
+
+    def covered() -> bool:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return any(f" {target} " in line and " tmpfs cover " in line for line in lines)
+
+    while covered():
+        subprocess.run(["umount", "-l", os.fspath(target)], check=True, timeout=200)
+
+
 class Storage:
     """The pools, the folders of this machine where their files are, and what can go wrong with them.
 
@@ -132,7 +143,7 @@ class Storage:
         try:
             yield
         finally:
-            await asyncio.to_thread(subprocess.run, ["umount", "-l", os.fspath(target)], check=True, timeout=200)
+            await asyncio.to_thread(uncover, target)
 
     @contextlib.asynccontextmanager
     async def disk_full(self, rng: random.Random) -> AsyncIterator[None]:
@@ -214,7 +225,7 @@ class Sizes(NamedTuple):
     """What the process has at one moment. All but the first two are in bytes.
 
     :ivar blocks: objects of Python. :ivar used: memory that is in use of what malloc(3) has, in all its arenas.
-    :ivar free: memory that is not, and that the kernel does not get back because other blocks are in the way.
+    :ivar free: memory that malloc(3) keeps, and nobody uses.
     """
 
     volumes: int

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from astore.backend import Progress, VolumeFile
+from astore.cancellation import TaskGroup
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.open_file import OpenFile
 
@@ -68,7 +69,7 @@ async def data_ranges(file: VolumeFile, start: int, end: int) -> AsyncGenerator[
 async def side_by_side(work: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
     """Run ``work()`` ``count`` times concurrently. The first error cancels the others, and is raised unwrapped."""
     try:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for _ in range(count):
                 group.create_task(work())
     except BaseExceptionGroup as several:

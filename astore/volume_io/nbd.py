@@ -18,7 +18,7 @@ from struct import Struct
 from typing import Any
 
 from astore.backend import Context
-from astore.cancellation import bounded, shielded, to_the_end
+from astore.cancellation import TaskGroup, bounded, shielded, to_the_end
 from astore.volume_io.export import LARGEST, Export
 
 NAME = "volume"
@@ -249,7 +249,7 @@ class _Connection:
                 slots.release()
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 while True:
                     await slots.acquire()
                     header = _REQUEST.unpack(await self._receive(_REQUEST.size))

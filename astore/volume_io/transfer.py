@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 import anyio
 
 from astore.backend import VolumeFile
+from astore.cancellation import TaskGroup
 from astore.errors import StorageError, TransferError, reason
 from astore.volume_io.blocks import Blocks, Hole
 from astore.volume_io.copying import CANNOT, Count
@@ -142,7 +143,7 @@ class _Upload:
         own: BaseException | None = None
         pieces_of = _pieces(source, self.file.in_flight + 2, own_source)
         try:
-            async with asyncio.TaskGroup() as group, contextlib.aclosing(pieces_of) as pieces:
+            async with TaskGroup() as group, contextlib.aclosing(pieces_of) as pieces:
                 try:
                     with self._taking:
                         async for piece in pieces:
@@ -188,7 +189,7 @@ class _Upload:
         if self._syncing is not None:
             self._syncing.cancel()
 
-    def _sync_in(self, group: asyncio.TaskGroup) -> None:
+    def _sync_in(self, group: TaskGroup) -> None:
         """Sync what is written, beside the next writes, if it is time for that and no sync runs."""
         if self._syncing is None and self._refused is None and self._written.sync_is_due():
             self._syncing = group.create_task(self._sync(self._written.done))

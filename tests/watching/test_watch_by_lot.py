@@ -106,7 +106,7 @@ class Folder(RuleBasedStateMachine):
     @rule(name=NAMES, other=NAMES)
     def copy(self, name: str, other: str) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):
-            _run("cp", "--reflink=auto", str(self.folder / name), str(self.folder / other))
+            _run("cp", "-T", "--reflink=auto", str(self.folder / name), str(self.folder / other))
 
     @rule(name=NAMES, size=st.sampled_from(("1M", "1G")))
     def image(self, name: str, size: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, ClassVar, Final
 
 from astore.blocks import BlockVolume
+from astore.cancellation import TaskGroup
 from astore_iscsi import scsi
 from astore_iscsi.libiscsi import Memory, memory_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
@@ -198,7 +199,7 @@ async def _together(calls: list[Coroutine[Any, Any, None]]) -> None:
         await calls[0]
         return
     try:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for call in calls:
                 group.create_task(call)
     except BaseExceptionGroup as several:
