@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument(
         "--rows",
         default="all",
-        help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,neighbours,scale,startup,fresh,iscsi,rbd",
+        help="comma-separated: dir,gluster,many,netfs,loop,memory,volumes,creating,neighbours,scale,startup,fresh,iscsi,rbd,"
+        "fleet",
     )
     parser.add_argument("--pairs", type=int, default=5, help="how many times each pair is run")
     parser.add_argument("--mebibytes", type=int, default=4096, help="of the volumes that are moved")

@@ -229,7 +229,7 @@ def lanes() -> Iterator[Lanes]:
 
 @pytest.fixture(scope="session")
 def _blockbuster() -> BlockBuster:
-    plugins = ("astore_gluster", "astore_iscsi", "astore_netfs", "astore_rbd")
+    plugins = ("astore_fleet", "astore_gluster", "astore_iscsi", "astore_netfs", "astore_rbd")
     scanned = ["astore", *(name for name in plugins if importlib.util.find_spec(name))]
     return loop_guard(*scanned)
 

@@ -11,7 +11,7 @@ import subprocess
 import termios
 import time
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 """Seconds after which a test that waits for something has failed."""
 
 

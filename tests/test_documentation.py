@@ -30,6 +30,7 @@ EXECUTED = {
     "examples/blocks/memory.py": "tests/conformance/test_block_memory.py",
     "examples/blocks/nbd.py": "tests/blocks/test_block_nbd.py",
     "examples/porting/": "tests/test_porting.py",
+    "examples/fleet/": "tests/fleet/test_fleet_command.py",
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w.-]+\.(?:py|md|toml))`")

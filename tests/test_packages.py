@@ -27,7 +27,7 @@ from packaging.version import Version
 import astore
 
 ROOT = Path(__file__).parent.parent
-PLUGINS = ("gluster", "iscsi", "netfs", "rbd")
+PLUGINS = ("fleet", "gluster", "iscsi", "netfs", "rbd")
 FOLDERS = {"astore": ROOT} | {f"astore-{name}": ROOT / "plugins" / name for name in PLUGINS}
 README = (ROOT / "README.md").read_text()
 
@@ -191,6 +191,7 @@ EXPECTED = {
     "astore[cli,iscsi]": {"dir", "iscsi-direct"},
     "astore[cli,netfs]": {"dir", "netfs"},
     "astore[cli,rbd]": {"dir", "rbd"},
+    "astore[cli,fleet]": {"dir"},
 }
 
 

@@ -19,6 +19,7 @@ from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
 from astore.cli.session import Settings, common_options, connect_option
 from astore.cli.virsh import VERBS
+from astore.entry_points import installed_types
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -120,14 +121,75 @@ class Verbs(click.Group):
         return self._hidden
 
 
+COMMANDS = "astore.commands"
+"""Distributions announce a command here: the entry point's name is the command's, its object a click Command."""
+
+OPTIONS = "astore.options"
+"""Distributions announce options of ``astore`` here: the entry point's object is a function that returns click Options.
+
+They are looked for if an option before the command is unknown, and by the help. The callback of one may put a click Group into
+``context.meta`` under INSTEAD.
+"""
+
+INSTEAD = "astore.instead"
+"""The group whose commands are used instead of those of ``astore``."""
+
+
 class _Root(Verbs):
-    """The command ``astore``, which knows virsh's names as well. The help does not list them."""
+    """The command ``astore``, which knows the commands of other distributions, and virsh's names, which no help lists."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the command."""
+        if ctx.resilient_parsing:  # then unknown options are no errors
+            self._look_for_options(ctx)
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption:
+            if OPTIONS in ctx.meta or not self._look_for_options(ctx):
+                raise
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options, with those of other distributions if they were looked for."""
+        return [*super().get_params(ctx), *ctx.meta.get(OPTIONS, ())]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options and the commands."""
+        self._look_for_options(ctx)
+        super().format_options(ctx, formatter)
+
+    @staticmethod
+    def _look_for_options(ctx: click.Context) -> bool:
+        """Look for options of other distributions. Return whether there are any."""
+        if installed_types(OPTIONS):
+            from importlib.metadata import entry_points
+
+            ctx.meta[OPTIONS] = [option for announced in entry_points(group=OPTIONS) for option in announced.load()()]
+        return OPTIONS in ctx.meta
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the help."""
+        other = ctx.meta.get(INSTEAD)
+        if other is not None:
+            return list(other.list_commands(ctx))
+        own = super().list_commands(ctx)
+        return [*own, *sorted(installed_types(COMMANDS) - set(own))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command. Return None if there is no command of this name."""
+        other: click.Group | None = ctx.meta.get(INSTEAD)
+        if other is not None:
+            return other.get_command(ctx, cmd_name)
         verb = VERBS.get(cmd_name)
         if verb is None:
-            return super().get_command(ctx, cmd_name)
+            found = super().get_command(ctx, cmd_name)
+            if found is None and cmd_name in installed_types(COMMANDS):
+                from importlib.metadata import entry_points
+
+                (announced, *_) = entry_points(group=COMMANDS, name=cmd_name)
+                found = announced.load()
+                assert isinstance(found, click.Command)
+            return found
         from astore.cli.virsh_command import VirshCommand
 
         return VirshCommand(cmd_name, verb, _imported(verb.place))

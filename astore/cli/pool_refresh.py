@@ -48,14 +48,15 @@ async def refresh(session: Session, names: tuple[str, ...], everything: bool, fu
     errors = [*unknown, *(outcome.error for outcome in report.failed if outcome.error is not None)]
     problems = [explain(error) for error in errors]
     return Answer(
-        {"seconds": report.seconds, "pools": [_document(outcome) for outcome in report.pools]},
+        {"seconds": report.seconds, "pools": [refresh_document(outcome) for outcome in report.pools]},
         lambda output: show_refresh(output, good, report.seconds) if good or not problems else None,
         problems,
         code_of_all(errors, len(good)),
     )
 
 
-def _document(outcome: RefreshOutcome) -> Document:
+def refresh_document(outcome: RefreshOutcome) -> Document:
+    """Return the document of a refresh."""
     found = msgspec.structs.asdict(outcome)
     return {"entries": found.pop("errors"), **found, "ok": outcome.error is None, "error": failure(outcome.error)}
 

@@ -47,13 +47,13 @@ class _Size(click.ParamType[int]):
         """Parse a size. :raises CliError: it is no size."""
         assert param is not None
         what = param.opts[0] if isinstance(param, click.Option) else f"the {param.name}"
-        return value if isinstance(value, int) else _parse_size(value, what)
+        return value if isinstance(value, int) else parse_size(value, what)
 
 
 SIZE = _Size()
 
 
-def _parse_size(text: str, what: str) -> int:
+def parse_size(text: str, what: str) -> int:
     """Parse a size with one of libvirt's units into bytes. :raises CliError: it is no size."""
     from astore.xml.reading import parse_size as with_unit
 
@@ -232,7 +232,7 @@ async def resize(
         capacity = capacity[1:]
     if capacity.startswith("+"):
         raise CliError(f"the capacity {printable(capacity)!r}: to add to what it has, say --delta", Exit.USAGE)
-    amount = _parse_size(capacity, "the capacity")
+    amount = parse_size(capacity, "the capacity")
     session.ticker.begin("resizing")
     try:
         await session.in_time(volume.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))

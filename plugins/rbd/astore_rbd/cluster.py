@@ -26,6 +26,7 @@ _OPTIONS = {
     "log_to_file": "false",
     "rbd_cache": "false",  # several large reads and writes in flight gain nothing by another copy
     "rbd_discard_granularity_bytes": str(GRAIN),
+    "rbd_disable_zero_copy_writes": "false",  # what is written does not change meanwhile: librbd needs no copy of it
 }
 
 

@@ -1,0 +1,17 @@
+"""Be a host of a fleet until Ctrl-C: ``python host.py nats://HOST:4222 prod``. The command is ``astore fleet agent``."""
+
+import asyncio
+import sys
+
+from astore_fleet import Fleet
+
+
+async def main(url: str, name: str) -> None:
+    async with await Fleet.connect(url, name) as fleet, fleet.agent(labels={"disk": "ssd"}) as agent:
+        print(agent.me.host, "is there")
+        async with agent.manager.events() as events:  # a Manager like any other, with the pools of this host
+            async for event in events:
+                print(event)
+
+
+asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""A fleet, seen and used from anywhere."""

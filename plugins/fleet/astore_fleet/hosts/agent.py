@@ -1,0 +1,361 @@
+"""Agent: a host of a fleet. It looks after the pools that are given to it.
+
+A host is there as long as its lease is renewed; a pool's owner is a record of the engine, whose sequence is the token with
+which the owner writes. A host that was away renews its lease first, and then sees which pools are others' by now. A lease
+guards no storage: mounts and locks are guarded as on a host alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Coroutine, Mapping
+from typing import Self
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from astore.cancellation import bounded
+from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, StoreError, reason
+from astore.logs import get_logger
+from astore.manager import Manager
+from astore.manager.many import start_pools
+from astore.model import PoolDef
+from astore.registry import BackendRegistry
+from astore.store.contract import Lease, OutdatedError, Run
+from astore_fleet import leases
+from astore_fleet.ending import end
+from astore_fleet.hosts.event_stream import Forwarder
+from astore_fleet.jobs.worker import Worker
+from astore_fleet.placement import owning
+from astore_fleet.placement.fleet_state import HOST, FleetState
+from astore_fleet.records import HOST_SECONDS, HostInfo, Owner
+from astore_fleet.store.nats_store import NatsStore
+
+EVENTS = 1 << 20
+"""How many events a host keeps while the engine is away."""
+
+AT_ONCE = 16
+"""How many pools are started, stopped or taken over at once."""
+
+MOST_MOVED = 16
+"""How many pools a host hands to others at once, to even out."""
+
+HANDOVER_SECONDS = 10.0
+"""Seconds to wait until the next host has a pool active, before it is stopped here."""
+
+
+class Agent:
+    """One host's part in a fleet: ``async with fleet.agent() as agent: ...``. It ends with its block.
+
+    :param store: not open yet; the Manager opens it. :param labels: what placements may ask for.
+    :param seconds: how long the host's lease lasts; it is renewed three times as often.
+    :param max_staleness: see :meth:`astore.Manager.watch`.
+    :ivar manager: the Manager of this host's pools.
+    """
+
+    def __init__(
+        self,
+        store: NatsStore,
+        *,
+        labels: Mapping[str, str] | None = None,
+        seconds: float = HOST_SECONDS,
+        registry: BackendRegistry | None = None,
+        max_staleness: float | None = None,
+    ) -> None:
+        self.me = Owner(store.host, uuid.uuid4().hex)
+        self.store = store
+        info = HostInfo(host=store.host, session=self.me.session, labels=dict(labels or {}), seconds=seconds)
+        self.info = info
+        store.shows = lambda held: bool(owning.candidates(held, [info]))
+        self.manager = Manager(store=store, registry=registry, event_capacity=EVENTS)
+        self.state = FleetState(store.engine, snapshots=False)
+        self._seconds = seconds
+        self._max_staleness = max_staleness
+        self._lease: Lease | None = None
+        self._until = 0.0
+        self._tokens = store.snapshots.tokens
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._beginning: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a pool is begun or left, not both
+        self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
+        self._to_leave: set[str] = set()  # pools that are to be stopped here
+        self._leaving = False
+        self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
+        self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
+        self._log = get_logger().bind(host=store.host)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._stack.enter_async_context(self.manager)
+            await self.state.open()
+            self._stack.push_async_callback(self.state.aclose)
+            await self._come()
+            self._stack.push_async_callback(self._end_tasks)
+            await self._place_once()  # before pools that are active still tell what has changed in them
+            await self._stack.enter_async_context(self.manager.watch(max_staleness=self._max_staleness))
+            for name, call in (
+                ("lease", self._renew()),
+                ("places", self._place()),
+                ("events", self._forwarder.run()),
+                ("jobs", self._worker.run()),
+            ):
+                self._spawn(call, f"astore fleet {name}")
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Hand back what others can take over, and leave. Pools stay active. May be called twice."""
+        self._leaving = True
+        await bounded(self._hand_over(), 5.0)
+        await self._stack.aclose()
+
+    async def _end_tasks(self) -> None:
+        await end(set(self._tasks))
+        await self._worker.aclose()
+
+    def _spawn(self, call: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(call, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("a task of the agent failed", task=task.get_name(), error=reason(error))
+
+    # ------------------------------------------------------------------------------------------------ the lease
+
+    @property
+    def valid(self) -> bool:
+        """Whether this host's lease holds, by its own monotonic clock, which no other clock can put off."""
+        return time.monotonic() < self._until
+
+    def holds(self, pool: str) -> bool:
+        """Return whether this host looks after a pool, and its lease holds."""
+        return self.valid and pool in self._tokens
+
+    def owns(self, pool: str) -> bool | None:
+        """Return whether this host looks after a pool; None: it did, and its lease is over."""
+        return (self.valid or None) if pool in self._tokens else False
+
+    def _ready(self, pool: str) -> bool:
+        return self.holds(pool) and pool not in self._beginning
+
+    async def _come(self) -> None:
+        """Take the host's lease. :raises InvalidStateError: another agent of this host has it."""
+        until = time.monotonic() + 1.5 * self._seconds + 1.0
+        while True:
+            try:
+                await self._take_lease()
+            except OutdatedError:
+                self._lease = None
+                if time.monotonic() > until:
+                    raise InvalidStateError(
+                        f"host {self.store.host!r} has an agent already", operation="agent"
+                    ) from None
+            except StoreError:  # an engine that has much to do answers late
+                if time.monotonic() > until:
+                    raise
+            else:
+                return
+            await asyncio.sleep(0.2)
+
+    async def _take_lease(self) -> None:
+        began, data = time.monotonic(), msgspec.json.encode(self.info)
+        engine, name = self.store.engine, f"{HOST}{self.store.host}"
+        if self._lease is None:
+            self._lease = await leases.acquire(engine, name, self.me.session, self._seconds, data)
+        else:
+            self._lease = await leases.renew(engine, self._lease, self._seconds, data)
+        if not self.valid:  # it is new, or was over: first see what this host has, and what others have taken
+            assert isinstance(self._lease.token, int)
+            await self.state.leases.sync(self._lease.token)
+            await self.state.ownership.sync()
+            self._lose_taken()
+        self._until = began + self._seconds
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds / 3 if self.valid else 0.2)
+            try:
+                await self._take_lease()
+            except OutdatedError:  # it was away for too long
+                self._lease = None
+                self._until = 0.0
+            except StoreError as error:
+                self._log.debug("the lease was not renewed", error=reason(error))
+
+    # ------------------------------------------------------------------------------------------------- the pools
+
+    async def _place(self) -> None:
+        """Take and hand back pools as hosts, owners and definitions change."""
+        while True:
+            signs = (self.state.changed, self.state.ownership.changed, self.store.defined)
+            woken = [asyncio.ensure_future(sign.wait()) for sign in signs]
+            try:
+                await asyncio.wait(woken, timeout=self._seconds / 3, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in woken:
+                    one.cancel()
+            for sign in signs:
+                sign.clear()
+            await asyncio.sleep(0.02)  # several changes at once
+            try:
+                await self._place_once()
+            except StoreError as error:
+                self._log.debug("pools were not placed", error=reason(error))
+
+    async def _place_once(self) -> None:
+        """Take over who owns what; then hand back and take."""
+        self._lose_taken()
+        if not self.valid or self._leaving:
+            return
+        for name, owned in self.state.owners.items():
+            if owned.owner == self.me and name not in self._tokens:  # the answer to taking it was lost
+                self._taken(name, owned.token)
+        for name in self._to_leave:
+            if not self._turn(name).locked():  # else it is tried now
+                self._spawn(self._leave(name), f"astore fleet leaves {name}")
+        definitions, engine = self.store.table.definitions, self.store.engine
+        wrong = owning.lent_wrongly(self.me, self.state, definitions)
+        wrong += [
+            name
+            for name in owning.to_even_out(self.me, self.state, definitions, MOST_MOVED)
+            if name not in wrong and not self._worker.busy(name)
+        ]
+        if wrong:
+            await self._forwarder.settle()
+        for name in wrong:
+            seq = await owning.hand_back(engine, name, self.state.owners[name].token)
+            if seq is not None:
+                self.state.note(name, None, seq)
+                self._lose(name)
+        for name in owning.free_for(self.me.host, self.state, definitions):
+            if name in self._tokens or not self.valid:
+                continue
+            seen = self.state.owners.get(name)
+            token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
+            if token is not None:
+                self.state.note(name, self.me, token)
+                self._taken(name, token)
+        for name in self._tokens.keys() - self._asked - self._beginning:
+            held = definitions.get(name)
+            if held is not None and held.autostart:
+                self._spawn_begin(name)
+
+    def _lose_taken(self) -> None:
+        """Take note of the pools that are other hosts' by now, or nobody's."""
+        for name, token in list(self._tokens.items()):
+            seen = self.state.owners.get(name)
+            if seen is not None and seen.owner != self.me and seen.token > token:
+                self._lose(name)
+
+    def _taken(self, name: str, token: int) -> None:
+        self._tokens[name] = token
+        self._moved(name)
+        self._spawn_begin(name)
+
+    def _spawn_begin(self, name: str) -> None:
+        self._beginning.add(name)
+        self._spawn(self._begin(name), f"astore fleet begins {name}")
+
+    def _lose(self, name: str) -> None:
+        if self._tokens.pop(name, None) is None:
+            return
+        self._asked.discard(name)
+        if name in self.store.table.definitions:
+            self._moved(name)
+            self._to_leave.add(name)
+            self._spawn(self._leave(name), f"astore fleet leaves {name}")
+
+    def _moved(self, name: str) -> None:
+        held = self.store.table.definitions.get(name)
+        definition = None if held is None else held.definition()
+        if isinstance(definition, PoolDef):
+            self._forwarder.moved(definition.uuid or "")
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _begin(self, name: str) -> None:
+        """Begin to look after a pool: have it active if it was active on the host before, or is started automatically."""
+        async with self._turn(name), self._slots:
+            try:
+                if name not in self._tokens:  # it has gone on meanwhile
+                    return
+                await self.manager.reload(thoroughly=False)
+                pool = self.manager.pool(name)
+                others = self.store.table.elsewhere(name)
+                run = max(others.values(), key=lambda one: one.started_at, default=None)
+                if not pool.active and run is not None and run.uuid == pool.uuid:
+                    adopted = Run(run.definition, run.uuid, run.started_at)  # the same run: its snapshot counts here
+                    await self.store.begin_run(adopted, persistent=True)
+                    await self.manager.reload(thoroughly=False)
+                if pool.autostart:
+                    self._asked.add(name)
+                if not pool.active and pool.autostart:
+                    await start_pools([pool], limit=1, timeout=None)
+                self._beginning.discard(name)
+                await self._worker.gather(name)
+                if pool.active and run is not None:
+                    await pool.refresh()
+                gone = [host for host in others if host not in self.state.hosts]
+                if gone and pool.active:
+                    await self._forwarder.settle()  # first the snapshot of this host
+                for host in gone:
+                    if self.holds(name):
+                        await self.store.forget_run(name, host)
+            except (AstoreError, OSError) as error:
+                self._log.warning("a pool was taken over with an error", pool=name, error=reason(error))
+            finally:
+                self._beginning.discard(name)
+
+    async def _leave(self, name: str) -> None:
+        """Stop a pool that another host looks after now, once it is active there."""
+        async with self._turn(name), self._slots:
+            until = time.monotonic() + HANDOVER_SECONDS
+            try:
+                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                pool, back = self.manager.pool(name), name in self._tokens
+                # one that is back begins anew with what another host has told of it, if one has begun
+                if pool.active and (not back or self.store.table.elsewhere(name)):
+                    if self.state.owner(name) is None:
+                        return  # nobody has taken it: look again later
+                    with contextlib.suppress(InvalidStateError):  # somebody was faster
+                        await pool.stop()
+                self._to_leave.discard(name)
+            except PoolNotFoundError:
+                self._to_leave.discard(name)
+            except (AstoreError, OSError) as error:
+                self._log.warning("a pool was left with an error", pool=name, error=reason(error))
+
+    async def _taken_over(self, name: str) -> bool:
+        """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""
+        elsewhere = self.store.table.elsewhere(name)
+        return bool(elsewhere) and await self.store.snapshots.newest_host(name) in elsewhere
+
+    async def _hand_over(self) -> None:
+        """Hand back the pools, and give the lease back."""
+        engine, tokens = self.store.engine, dict(self._tokens)
+        if self.valid and self._lease is not None:
+            await self._forwarder.settle()
+            for name, token in tokens.items():
+                others = [one for one in self.state.hosts.values() if one.host != self.me.host]
+                held = self.store.table.definitions.get(name)
+                if held is not None and owning.candidates(held, others):
+                    self._tokens.pop(name, None)
+                    await owning.hand_back(engine, name, token)
+            lease, self._lease = self._lease, None
+            await leases.release(engine, lease)
+        self._until = 0.0

@@ -1,0 +1,323 @@
+"""The events of all hosts as one stream: forwarding a Manager's, and reading them.
+
+A forwarder publishes the events of the pools that its host looks after, and then keeps their snapshots: a snapshot never has
+what was not told. If the host dies between the two, the next one finds the same changes, and tells them again: an event has an
+id made of what changed, by which the engine drops the second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Self
+
+import msgspec
+
+import astore.events as kinds
+from astore.errors import AstoreError, StoreError
+from astore.events import (
+    Event,
+    Lagged,
+    PoolEvent,
+    VolumeAdded,
+    VolumeChanged,
+    VolumeEvent,
+    VolumeProgress,
+    VolumeRemoved,
+)
+from astore.manager import Manager
+from astore.model import Snapshot, VolumeInfo
+from astore.pools.pool import Pool
+from astore_fleet.engine import Engine, Message
+from astore_fleet.mirror import Mirror
+from astore_fleet.names import unescaped
+from astore_fleet.records import FleetEvent
+from astore_fleet.store.nats_store import NatsStore
+
+WINDOW = 128
+"""How many events are on the way at once."""
+
+SAVE_SECONDS = 1.0
+"""Seconds between two snapshots of one pool that are kept, at least."""
+
+SAME_SECONDS = 10.0
+"""Seconds after which a snapshot is kept in which only times and sizes of the pool have changed."""
+
+SETTLE_SECONDS = 2.0
+"""Seconds to wait for that at the end."""
+
+RETRY_SECONDS = 0.5
+"""Seconds before the engine is tried again."""
+
+MOST_WAITING = 100_000
+"""How many events wait for a slow reader; then the oldest are lost, and counted."""
+
+_DEFINITIONS = (kinds.PoolDefined, kinds.PoolUndefined, kinds.PoolAutostartChanged)
+
+_CLASSES = {name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Event)}
+
+
+def identity(info: VolumeInfo) -> str:
+    """Return what tells this state of a volume from any other."""
+    return (
+        f"{info.inode}:{info.ctime_ns}:{info.mtime_ns}:{info.physical}:{info.capacity}:{info.allocation}:{info.format}"
+    )
+
+
+class EventIds:
+    """Makes the ids of one host's events.
+
+    :param session: names this run of the agent.
+    """
+
+    def __init__(self, session: str) -> None:
+        self._session = session
+        self._saved: set[str] = set()  # uuids
+        self._known: dict[tuple[str, str], str] = {}  # since the snapshot was kept: what was told of volumes last
+
+    def saved(self, uuid: str) -> None:
+        """Note that a pool's snapshot has been kept."""
+        self.forget(uuid)
+        self._saved.add(uuid)
+
+    def knows(self, uuid: str) -> bool:
+        """Return whether a snapshot of this pool has been kept."""
+        return uuid in self._saved
+
+    def forget(self, uuid: str) -> None:
+        """Forget a pool that this host looks after no more."""
+        self._saved.discard(uuid)
+        self._known = {one: state for one, state in self._known.items() if one[0] != uuid}
+
+    def of(self, event: Event, kept: Snapshot) -> str:
+        """Return the id of an event: the same for the same change, also if another host finds it.
+
+        :param kept: the pool's last snapshot that the engine has, which another host would compare with.
+        """
+        if isinstance(event, VolumeAdded | VolumeChanged):
+            state = self._known[event.uuid, event.name] = identity(event.volume)
+            return _digest(event.uuid, type(event).__name__, event.name, state)
+        if isinstance(event, VolumeRemoved):
+            before = kept.get(event.name)
+            known = self._known.get((event.uuid, event.name)) or (None if before is None else identity(before))
+            if known is not None:
+                return _digest(event.uuid, "removed", event.name, known)
+        return f"{self._session}:{event.seq}"
+
+
+def _digest(*parts: str) -> str:
+    return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+class Forwarder:
+    """Publishes a Manager's events, and keeps the snapshots of its pools.
+
+    :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
+        of the pool waits until the lease is renewed, or the pool is another host's.
+    """
+
+    def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
+        self._manager = manager
+        self._store = store
+        self._owns = owns
+        self._ids = EventIds(session)
+        self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
+        self._kept: dict[str, float] = {}  # by pool name: when it was kept last
+        self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
+        self._seq = 0
+        self._pause: asyncio.Timeout | None = None  # while it waits for events
+
+    async def run(self) -> None:
+        """Forward until the Manager is closed, or the task is cancelled."""
+        async with self._manager.events(since=0) as events:
+            while True:
+                batch = await self._next(events)
+                if batch is None:
+                    return
+                while batch:
+                    batch = await self._publish(batch)
+                await self._save()
+
+    def moved(self, uuid: str) -> None:
+        """Note that a pool came, or went: earlier events are another host's, and its next snapshot is kept in any case."""
+        self._ids.forget(uuid)
+        self._moved[uuid] = self._manager.statistics().events.last_seq
+
+    async def settle(self) -> None:
+        """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
+        now = time.monotonic()
+        self._dirty = dict.fromkeys(self._dirty, now)
+        if self._pause is not None:
+            self._pause.reschedule(now)
+        while time.monotonic() < now + SETTLE_SECONDS:
+            if not self._dirty and self._manager.statistics().events.last_seq <= self._seq:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _next(self, events: kinds.Subscription) -> list[Event] | None:
+        """Return the next events; none of them if a snapshot waits to be kept; None: the Manager is closed."""
+        batch: list[Event] = []
+        due = min(self._dirty.values(), default=None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)) as self._pause:
+                try:
+                    batch.append(await anext(events))
+                except StopAsyncIteration:
+                    return None
+                finally:
+                    self._pause = None
+        while batch and len(batch) < WINDOW and (event := events.receive_nowait()) is not None:
+            batch.append(event)
+        if batch:
+            self._seq = batch[-1].seq
+        return batch
+
+    async def _publish(self, batch: list[Event]) -> list[Event]:
+        """Publish events; return those that have to be tried again."""
+        ours = {event.seq: self._is_ours(event) for event in batch}
+        told = [event for event in batch if ours[event.seq]]
+        outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
+        again = {event.seq for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)}
+        again |= {seq for seq, known in ours.items() if known is None}
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, StoreError):
+                raise outcome
+        if again:
+            await asyncio.sleep(RETRY_SECONDS)
+        return [event for event in batch if event.seq in again]
+
+    def _is_ours(self, event: Event) -> bool | None:
+        if isinstance(event, VolumeProgress):
+            return False
+        if isinstance(event, _DEFINITIONS):
+            return self._store.table.written_by.get(event.pool) == self._store.engine.session
+        if not isinstance(event, PoolEvent):
+            return True
+        return event.seq > self._moved.get(event.uuid, 0) and self._owns(event.pool)
+
+    async def _tell(self, event: Event) -> None:
+        engine = self._store.engine
+        uuid = event.uuid if isinstance(event, PoolEvent) else "-"
+        subject = engine.names.event(self._store.host, uuid, type(event).__name__)
+        id = self._ids.of(event, self._before(event))
+        seq = await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
+        if isinstance(event, PoolEvent):
+            told = self._store.snapshots.told
+            told[event.pool] = max(seq, told.get(event.pool, 0))
+        if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
+            due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
+            if self._changes_nothing(event):
+                due += SAME_SECONDS
+            self._dirty[event.pool] = min(self._dirty.get(event.pool, due), due)
+
+    def _changes_nothing(self, event: PoolEvent) -> bool:
+        """Return whether an event tells of a refresh that found what the engine has."""
+        found = isinstance(event, kinds.PoolRefreshed) and not (event.added or event.changed or event.removed)
+        return found and self._ids.knows(event.uuid)
+
+    async def _save(self) -> None:
+        """Keep the snapshots of pools that changed, if everything in them has been told."""
+        for name, due in list(self._dirty.items()):
+            if time.monotonic() < due or self._manager.statistics().events.last_seq != self._seq:
+                continue
+            try:
+                pool, ours = self._manager.pool(name), self._owns(name)
+                if ours is None:
+                    self._dirty[name] = time.monotonic() + RETRY_SECONDS
+                    continue
+                if pool.active and ours:
+                    await self._keep(pool)
+                else:
+                    self._kept.pop(name, None)
+                self._dirty.pop(name, None)
+            except LookupError:
+                self._dirty.pop(name, None)
+                self._kept.pop(name, None)
+            except (AstoreError, OSError):
+                self._dirty[name] = time.monotonic() + SAVE_SECONDS
+
+    async def _keep(self, pool: Pool) -> None:
+        record = pool.parts.record
+        seen, life = record.last_seen, record.life
+        if life is None or (seen == record.saved and self._ids.knows(pool.uuid)):
+            return
+        await self._store.save_snapshot(pool.name, life.started_at, seen)
+        record.saved = seen
+        self._kept[pool.name] = time.monotonic()
+        self._ids.saved(pool.uuid)
+
+    def _before(self, event: Event) -> Snapshot:
+        """Return the last snapshot of an event's pool that the engine has."""
+        saved = None
+        if isinstance(event, PoolEvent):
+            with contextlib.suppress(LookupError):
+                saved = self._manager.pool(event.pool).parts.record.saved
+        return Snapshot.EMPTY if saved is None else saved.snapshot
+
+
+class FleetEvents:
+    """Reads the events of all hosts: ``async with fleet.events() as events: async for event in events: ...``.
+
+    :param since: go on after the event of this number; 0: from the first that is kept; None: from now on.
+    """
+
+    def __init__(self, engine: Engine, since: int | None) -> None:
+        self._engine = engine
+        self._since = since
+        self._mirror: Mirror | None = None
+        self._waiting: deque[FleetEvent] = deque()
+        self._missed = 0
+        self._last_missed = 0
+
+    async def __aenter__(self) -> Self:
+        state = (await self._engine.info(self._engine.names.events))["state"]
+        since = int(state["last_seq"]) if self._since is None else self._since
+        first = int(state["first_seq"])
+        if since and since + 1 < first:
+            self._miss(first - 1 - since, first - 1)
+        self._mirror = Mirror(self._engine, self._engine.names.events, self._take, since=since)
+        await self._mirror.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End. May be called twice."""
+        if self._mirror is not None:
+            await self._mirror.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FleetEvent:
+        if self._mirror is None:
+            raise RuntimeError("enter the events first: async with fleet.events() as events")
+        while not self._waiting and not self._missed:
+            self._mirror.changed.clear()
+            await self._mirror.changed.wait()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            lagged = Lagged(seq=self._last_missed, time=time.time(), missed=missed)
+            return FleetEvent(self._last_missed, "", time.time(), lagged)
+        return self._waiting.popleft()
+
+    def _miss(self, count: int, last: int) -> None:
+        self._missed += count
+        self._last_missed = last
+
+    def _take(self, message: Message) -> None:
+        parts = message.subject.split(".")
+        if len(parts) != 6 or (kind := _CLASSES.get(parts[5])) is None:
+            return
+        try:
+            event = msgspec.json.decode(message.data, type=kind)
+        except Exception:  # anybody may have written anything
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            self._miss(1, self._waiting.popleft().seq)
+        self._waiting.append(FleetEvent(message.seq, unescaped(parts[3]), message.time, event))

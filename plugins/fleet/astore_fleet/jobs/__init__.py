@@ -1,0 +1,1 @@
+"""Work on pools, wherever they live."""

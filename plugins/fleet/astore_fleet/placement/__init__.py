@@ -1,0 +1,1 @@
+"""Which hosts are there, and which host looks after which pool."""

@@ -1,0 +1,124 @@
+"""Owning: which pools this host is to look after, and taking and handing back pools on conditions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from astore.model import PoolDef
+from astore.store.contract import OutdatedError
+from astore_fleet.engine import Engine
+from astore_fleet.mirror import MARK_SECONDS
+from astore_fleet.placement.fleet_state import FleetState
+from astore_fleet.records import HostInfo, Owner, Placement, fits
+from astore_fleet.store.pool_table import Held
+
+
+def candidates(held: Held, hosts: Iterable[HostInfo]) -> list[str]:
+    """Return the hosts on which a pool may run."""
+    definition = held.definition()
+    if not isinstance(definition, PoolDef):
+        return []
+    return [one.host for one in hosts if fits(definition, held.placement, held.defined_by, one)]
+
+
+def confined_to(definition: PoolDef, placement: Placement, defined_by: str) -> frozenset[str] | None:
+    """Return the only hosts on which a pool may run; None: those are not known by name."""
+    if placement.hosts:
+        return frozenset(placement.hosts)
+    return None if placement.labels or definition.source.hosts else frozenset({defined_by})
+
+
+def may_meet(held: Held, hosts: frozenset[str] | None) -> bool:
+    """Return whether a pool may run on one of these hosts (None: any)."""
+    definition = held.definition()
+    theirs = confined_to(definition, held.placement, held.defined_by) if isinstance(definition, PoolDef) else None
+    return hosts is None or theirs is None or bool(hosts & theirs)
+
+
+def chosen(pool: str, hosts: Iterable[str], load: Mapping[str, int]) -> str | None:
+    """Return the host that is to look after a pool: the one with the fewest; of several, each pool has its own order.
+
+    All hosts that know the same choose the same one.
+    """
+    return min(hosts, key=lambda host: (load.get(host, 0), _draw(pool, host)), default=None)
+
+
+def _draw(pool: str, host: str) -> bytes:
+    return hashlib.blake2b(f"{pool}\0{host}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def free_for(me: str, state: FleetState, definitions: Mapping[str, Held]) -> list[str]:
+    """Return the pools that nobody looks after and that this host is to take, in name order."""
+    load = state.load()
+    there = [one for one in state.hosts.values() if one.host not in state.drained]
+    mine = []
+    for name, held in sorted(definitions.items()):
+        if state.present(state.owner(name)):
+            continue
+        host = chosen(name, candidates(held, there), load)
+        if host is not None:
+            load[host] = load.get(host, 0) + 1
+            if host == me:
+                mine.append(name)
+    return mine
+
+
+def lent_wrongly(me: Owner, state: FleetState, definitions: Mapping[str, Held]) -> list[str]:
+    """Return the pools that this host looks after, and is to hand back: they are gone, may not run here, or it is drained."""
+    own = [name for name, owned in state.owners.items() if owned.owner == me]
+    here = state.hosts.get(me.host)
+    wrong = []
+    for name in own:
+        held = definitions.get(name)
+        may = [] if held is None else candidates(held, state.hosts.values())
+        others = [host for host in may if host != me.host and host not in state.drained]
+        if here is not None and (me.host not in may or (me.host in state.drained and others)):
+            wrong.append(name)
+    return wrong
+
+
+async def take(engine: Engine, pool: str, owner: Owner, after: int) -> int | None:
+    """Take a pool; return the token, or None: another host was faster. :param after: the token that was seen; 0: none."""
+    names = engine.names
+    subject = names.owner(pool)
+    for _ in range(2):
+        try:
+            return await engine.publish(names.state, subject, msgspec.json.encode(owner), after=after)
+        except OutdatedError:
+            if not after or await engine.last(names.state, subject) is not None:
+                return None
+            after = 0  # the mark of its last owner is gone
+    return None
+
+
+def to_even_out(me: Owner, state: FleetState, definitions: Mapping[str, Held], most: int) -> list[str]:
+    """Return pools that this host is to hand back because others have fewer by two or more. :param most: how many at once."""
+    there = [one for one in state.hosts.values() if one.host not in state.drained]
+    for name, held in definitions.items():
+        if not state.present(state.owner(name)) and candidates(held, there):
+            return []  # first each pool has an owner
+    load, found = state.load(), list[str]()
+    for name in sorted(name for name, owned in state.owners.items() if owned.owner == me):
+        one = definitions.get(name)
+        others = [] if one is None else [host for host in candidates(one, there) if host != me.host]
+        fewest = min(others, key=lambda host: load.get(host, 0), default=None)
+        if fewest is not None and load.get(me.host, 0) > load.get(fewest, 0) + 1:
+            load[me.host] -= 1
+            load[fewest] = load.get(fewest, 0) + 1
+            found.append(name)
+            if len(found) == most:
+                break
+    return found
+
+
+async def hand_back(engine: Engine, pool: str, token: int) -> int | None:
+    """Hand a pool back; return the sequence of that, or None: the token does not hold any more."""
+    names = engine.names
+    try:
+        headers = {"KV-Operation": "DEL"}
+        return await engine.publish(names.state, names.owner(pool), b"", headers, after=token, ttl=MARK_SECONDS)
+    except OutdatedError:
+        return None

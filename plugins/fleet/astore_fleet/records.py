@@ -1,0 +1,101 @@
+"""The records of a fleet: hosts, owners, pools and volumes as they were last seen, and events with their host."""
+
+from __future__ import annotations
+
+import msgspec
+
+from astore.events import Event
+from astore.model import PoolDef, VolumeInfo
+
+HOST_SECONDS = 10.0
+"""Seconds that a host's lease lasts, unless its agent says otherwise."""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a pool may run: on one of these hosts, on hosts with all of these labels; without both, see :func:`fits`."""
+
+    hosts: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A host whose agent is there.
+
+    :ivar session: names this run of the agent. :ivar labels: what placements ask for.
+    :ivar seconds: how long its lease lasts after each renewal.
+    """
+
+    host: str
+    session: str
+    labels: dict[str, str] = {}
+    seconds: float = HOST_SECONDS
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """The host that looks after a pool, and the run of its agent that took it."""
+
+    host: str
+    session: str
+
+
+class FleetPoolInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of the fleet as it was last seen, without asking any host.
+
+    :ivar owner: the host that looks after it; None: nobody does. :ivar reachable: whether the owner is there.
+    :ivar state: ``running``, ``degraded``, ``inaccessible``, ``inactive``, or ``unreachable``: its host is not there.
+    :ivar age: seconds since the snapshot was kept, by the server's clock; None: there is none.
+    :ivar volumes: how many the snapshot has. :ivar errors: how many entries cannot be read. :ivar error: why the pool is
+        inaccessible. :ivar taken_at: when the snapshot was taken. :ivar since: when the pool entered its state. Both in seconds
+        since the epoch, by the host's clock; 0: unknown.
+    """
+
+    name: str
+    uuid: str
+    type: str
+    owner: str | None
+    reachable: bool
+    state: str
+    autostart: bool
+    definition: PoolDef
+    volumes: int = 0
+    capacity: int = 0
+    allocation: int = 0
+    available: int = 0
+    age: float | None = None
+    error: str | None = None
+    errors: int = 0
+    taken_at: float = 0.0
+    since: float = 0.0
+
+
+class FleetVolume(msgspec.Struct, frozen=True):
+    """A volume of a pool of the fleet, and the age of the snapshot that has it, in seconds."""
+
+    pool: str
+    host: str
+    info: VolumeInfo
+    age: float
+
+
+class FleetEvent(msgspec.Struct, frozen=True):
+    """An event of a host. ``seq`` is the engine's: pass it as ``since`` to go on after it.
+
+    :ivar time: when the engine kept it, by the server's clock, in seconds since the epoch.
+    """
+
+    seq: int
+    host: str
+    time: float
+    event: Event
+
+
+def fits(definition: PoolDef, placement: Placement, defined_by: str, host: HostInfo) -> bool:
+    """Return whether a pool may run on a host.
+
+    Without a placement, a pool whose source is on the network may run anywhere, another one on the host that defined it.
+    """
+    if placement.hosts and host.host not in placement.hosts:
+        return False
+    if any(host.labels.get(name) != value for name, value in placement.labels.items()):
+        return False
+    return bool(placement.hosts or placement.labels or definition.source.hosts) or host.host == defined_by

@@ -1,0 +1,1 @@
+"""What hosts share: definitions, runs and snapshots."""

@@ -1,0 +1,161 @@
+"""Agents in one process: who gets which pool, handing over, draining, reading, events and jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from core_fakes import eventually
+from fleet_support import SECONDS, folder, local, registry, shared, until
+
+import astore
+from astore_fleet import Agent, Fleet
+from beds.nats import NatsBed
+
+
+@contextlib.asynccontextmanager
+async def host(bed: NatsBed, fleet: str, name: str, **labels: str) -> AsyncIterator[Agent]:
+    """A host of the fleet."""
+    async with (
+        await Fleet.connect(bed.url, fleet, host=name) as client,
+        client.agent(labels=labels, seconds=SECONDS, registry=registry()) as agent,
+    ):
+        yield agent
+
+
+async def test_pools_are_spread_and_read(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
+    """Each pool has one owner, hosts have about as many, and a client reads all without asking them."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        for number in range(6):
+            await fleet.define(shared(f"p{number}", folder(tmp_path, f"p{number}", "x.img")))
+        await eventually(lambda: all(one.state == "running" and one.volumes for one in fleet.pools()), "all run")
+        owners = [one.owner for one in fleet.pools()]
+        assert sorted(set(owners)) == ["a", "b"]
+        assert abs(owners.count("a") - owners.count("b")) <= 1
+        assert len(a.manager.pools(active=True)) + len(b.manager.pools(active=True)) == 6
+        found = await fleet.volumes()
+        assert [(one.pool, one.info.name) for one in found] == [(f"p{number}", "x.img") for number in range(6)]
+        assert all(one.age < 60 for one in found)
+        one = await fleet.find(path=str(tmp_path / "p3" / "x.img"))
+        assert one.pool == "p3"
+        assert [x.pool for x in await fleet.search(name="x.", bigger_than=1000)] == [f"p{n}" for n in range(6)]
+        assert await fleet.search(format="qcow2") == []
+        with pytest.raises(astore.VolumeNotFoundError):
+            await fleet.find(name="no")
+
+
+async def test_local_pools_stay_on_their_host(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A local pool runs on the host that defined it, or on those that are named; labels count; others do not see it."""
+    async with host(one_server, fleet_name, "a", disk="ssd") as a, host(one_server, fleet_name, "b") as b:
+        path = folder(tmp_path, "same")
+        mine = await a.manager.define(local("mine", path))
+        await mine.set_autostart(True)
+        with pytest.raises(astore.DefinitionError, match="say on which hosts"):
+            await fleet.define(local("other", path))
+        await fleet.define(local("other", path), hosts=["b"])
+        await fleet.define(shared("fast", folder(tmp_path, "fast")), labels={"disk": "ssd"})
+        await eventually(lambda: [one.state for one in fleet.pools()] == ["running"] * 3, "all run")
+        assert {one.name: one.owner for one in fleet.pools()} == {"mine": "a", "other": "b", "fast": "a"}
+        assert [pool.name for pool in b.manager.pools()] == ["other"]
+        with pytest.raises(astore.SourceConflictError, match="exists already on other hosts"):
+            await b.manager.define(local("mine", tmp_path / "another"))
+
+
+async def test_a_host_that_leaves_hands_over(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """Pools of a host that leaves go on elsewhere with their snapshot; local ones are unreachable; the events are exact."""
+    images, own = folder(tmp_path, "images", "a.img"), folder(tmp_path, "own", "b.img")
+    async with fleet.events(since=0) as events, host(one_server, fleet_name, "b") as b:
+        async with host(one_server, fleet_name, "a"):
+            await fleet.define(shared("images", images), hosts=["a", "b"])
+            await fleet.define(local("own", own), hosts=["a"])
+            await fleet.drain("b")
+            await eventually(lambda: fleet.pool("images").info.owner == "a", "a has it")
+            await eventually(lambda: all(one.volumes for one in fleet.pools()), "all read")
+            await fleet.undrain("b")
+        await eventually(lambda: b.manager.pool("images").active, "b has it")
+        await eventually(lambda: fleet.pool("images").info.owner == "b", "b has it, all know")
+        info = fleet.pool("own").info
+        assert (info.state, info.reachable, info.volumes) == ("unreachable", False, 1)
+        assert [one.name for one in await fleet.pool("own").volumes()] == ["b.img"]
+        with pytest.raises(astore.PoolInaccessibleError, match="host 'a' is not there"):
+            await fleet.pool("own").refresh()
+        (images / "c.img").write_bytes(b"")
+        await fleet.pool("images").refresh()
+        seen = await until(events, astore.VolumeAdded, "c.img")
+        added = [(one.event.pool, one.event.name) for one in seen if isinstance(one.event, astore.VolumeAdded)]
+        assert sorted(added) == [("images", "a.img"), ("images", "c.img"), ("own", "b.img")]
+        assert [one.seq for one in seen] == sorted({one.seq for one in seen})
+
+
+async def test_a_drained_host_has_no_pool(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
+    """Draining moves what can run elsewhere; undraining lets pools come back, to even out."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        for number in range(4):
+            await fleet.define(shared(f"p{number}", folder(tmp_path, f"p{number}", "x.img")))
+        await eventually(lambda: len(fleet.leases()) == 4, "all owned")
+        await fleet.drain("a")
+        await eventually(lambda: {one for one, _ in fleet.leases().values()} == {"b"} and len(fleet.leases()) == 4)
+        await eventually(lambda: not a.manager.pools(active=True), "a has stopped them")
+        await eventually(lambda: len(b.manager.pools(active=True)) == 4, "b has them")
+        assert fleet.drained() == {"a"}
+        await fleet.undrain("a")
+        await eventually(lambda: [one for one, _ in fleet.leases().values()].count("a") == 2, "two came back")
+
+
+async def test_pools_that_come_back_at_once_are_active(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A pool that comes back to a host while that host is stopping it is active there in the end."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        for number in range(8):
+            await fleet.define(shared(f"p{number}", folder(tmp_path, f"p{number}", "x.img")))
+        for number in range(6):
+            await eventually(lambda: len(fleet.leases()) == 8, "all owned")
+            await fleet.drain("ab"[number % 2])
+            await fleet.undrain("ab"[number % 2])
+
+        def settled() -> bool:
+            owners = {pool: host for pool, (host, _) in fleet.leases().items()}
+            active = [(pool.name, one.store.host) for one in (a, b) for pool in one.manager.pools(active=True)]
+            return sorted(owners.items()) == sorted(active) and len(active) == 8
+
+        await eventually(settled, "each pool is active where its owner is")
+
+
+async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
+    """Verbs are done on the pool's host, with results and errors as locally."""
+    async with host(one_server, fleet_name, "a"):
+        pool = await fleet.define(shared("images", folder(tmp_path, "images")))
+        await eventually(lambda: pool.info.state == "running", "it runs")
+        made = await pool.create_volume(astore.VolumeDef(name="a.raw", capacity=1 << 20))
+        assert (made.name, made.capacity, (tmp_path / "images" / "a.raw").stat().st_size) == ("a.raw", 1 << 20, 1 << 20)
+        assert (await pool.resize_volume("a.raw", 2 << 20)).capacity == 2 << 20
+        copied = await pool.copy_volume("a.raw", astore.VolumeDef(name="b.raw"))
+        assert copied.capacity == 2 << 20
+        told: list[int] = []
+        await pool.wipe_volume("b.raw", on_progress=lambda done, total: told.append(done))
+        await pool.delete_volume("b.raw")
+        with pytest.raises(astore.VolumeNotFoundError) as gone:
+            await pool.delete_volume("b.raw")
+        assert "b.raw" in str(gone.value)
+        with pytest.raises(astore.VolumeExistsError) as there:
+            await pool.create_volume(astore.VolumeDef(name="a.raw", capacity=1))
+        assert there.value.pool == "images"
+        with pytest.raises(astore.DefinitionError):
+            await pool.resize_volume("a.raw", 1)
+        (tmp_path / "images" / "c").write_bytes(b"")
+        assert (await pool.refresh()).added == ("c",)
+        await eventually(lambda: pool.info.volumes == 2, "the snapshot")
+        await pool.stop()
+        with pytest.raises(astore.InvalidStateError):
+            await pool.refresh()
+        await pool.start()
+        report = await fleet.refresh_all()
+        assert [one.pool for one in report.pools] == ["images"]
+        assert not report.failed

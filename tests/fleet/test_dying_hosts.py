@@ -1,0 +1,169 @@
+"""Hosts that are processes: killed, stopped for a while, and cut off; jobs that were running there, and events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from core_fakes import eventually
+from fleet_support import SECONDS, folder, process, shared, until
+
+import astore
+from astore_fleet import Fleet, FleetPool, JobUnknownError
+from beds.nats import NatsBed
+
+
+async def owned(fleet: Fleet, pool: str, host: str) -> None:
+    """Wait until a host looks after a pool, and its snapshot of it is there."""
+
+    def so() -> bool:
+        info = fleet.pool(pool).info
+        return (info.owner, info.reachable, info.state) == (host, True, "running")
+
+    await eventually(so, f"{host} has {pool}")
+
+
+async def test_a_killed_hosts_pool_goes_on_elsewhere(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """After kill -9 the other host looks after the pool; no event is lost or doubled."""
+    images = folder(tmp_path, "images", "a.img", "b.img")
+    async with (
+        fleet.events(since=0) as events,
+        process(one_server, fleet_name, "one", tmp_path / "gate") as one,
+        process(one_server, fleet_name, "two", tmp_path / "gate"),
+    ):
+        await fleet.define(shared("images", images), hosts=["one"])
+        await owned(fleet, "images", "one")
+        await fleet.pool("images").place(hosts=("one", "two"))
+        one.kill()
+        began = time.monotonic()
+        (images / "c.img").write_bytes(b"")
+        (images / "a.img").unlink()
+        await owned(fleet, "images", "two")
+        await fleet.pool("images").refresh()
+        assert time.monotonic() - began < 30
+        (images / "d.img").write_bytes(b"")
+        seen = [found.event for found in await until(events, astore.VolumeAdded, "d.img")]
+        added = sorted(event.name for event in seen if isinstance(event, astore.VolumeAdded))
+        removed = [event.name for event in seen if isinstance(event, astore.VolumeRemoved)]
+        assert (added, removed) == (["a.img", "b.img", "c.img", "d.img"], ["a.img"])
+
+
+async def test_a_host_that_was_away_learns_that_it_lost_its_pool(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A stopped host goes on after its pool moved: it stops the pool, and tells nothing of it."""
+    images = folder(tmp_path, "images", "a.img")
+    async with (
+        process(one_server, fleet_name, "one", tmp_path / "gate") as one,
+        process(one_server, fleet_name, "two", tmp_path / "gate"),
+    ):
+        await fleet.define(shared("images", images), hosts=["one"])
+        await owned(fleet, "images", "one")
+        await fleet.pool("images").place(hosts=("one", "two"))
+        one.send_signal(signal.SIGSTOP)
+        await owned(fleet, "images", "two")
+        await eventually(lambda: list(fleet.store.table.runs["images"]) == ["two"], "the old run is removed")
+        token = fleet.leases()["images"]
+        async with fleet.events() as events:
+            one.send_signal(signal.SIGCONT)
+            await eventually(lambda: len(fleet.hosts()) == 2, "it is back")
+            (images / "b.img").write_bytes(b"")
+            seen = await until(events, astore.VolumeAdded, "b.img")
+        assert {found.host for found in seen if isinstance(found.event, astore.PoolEvent)} == {"two"}
+        assert fleet.leases()["images"] == token
+        assert list(fleet.store.table.runs["images"]) == ["two"]
+
+
+async def test_a_job_of_a_killed_host_is_unknown_and_never_run_twice(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """Work that is not idempotent is claimed once. If its host dies, nobody knows what came of it."""
+    gate = tmp_path / "gate"
+    log = Path(f"{gate}.log")
+    async with (
+        process(one_server, fleet_name, "one", gate) as one,
+        process(one_server, fleet_name, "two", gate),
+    ):
+        pool = await fleet.define(shared("slow", tmp_path / "none", "held"), hosts=["one"])
+        await owned(fleet, "slow", "one")
+        await pool.place(hosts=("one", "two"))
+        running = asyncio.ensure_future(pool.delete_volume("a"))
+        await eventually(log.exists, "it has begun")
+        one.kill()
+        with pytest.raises(JobUnknownError, match="host 'one' went away"):
+            await running
+        await owned(fleet, "slow", "two")
+        gate.touch()
+        await pool.delete_volume("b")
+        assert log.read_text().split() == ["a", "b"]
+
+
+async def test_a_refresh_of_a_killed_host_is_done_elsewhere(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A refresh that waits for a host that is stopped, and then killed, is done by the next one."""
+    async with (
+        process(one_server, fleet_name, "one", tmp_path / "gate") as one,
+        process(one_server, fleet_name, "two", tmp_path / "gate"),
+    ):
+        pool = await fleet.define(shared("images", folder(tmp_path, "images", "a.img")), hosts=["one"])
+        await owned(fleet, "images", "one")
+        await pool.place(hosts=("one", "two"))
+        one.send_signal(signal.SIGSTOP)
+        running = [asyncio.ensure_future(pool.refresh()) for _ in range(5)]
+        one.kill()
+        outcomes = await asyncio.gather(*running)
+        assert {(outcome.pool, outcome.unchanged) for outcome in outcomes} == {("images", 1)}
+        assert pool.info.owner == "two"
+
+
+async def test_jobs_end_in_time_or_by_request(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A job has a deadline, whatever the hosts' clocks say; cancelling its caller cancels it; the pool goes on."""
+    gate = tmp_path / "gate"
+    log = Path(f"{gate}.log")
+    async with process(one_server, fleet_name, "one", gate):
+        pool = await fleet.define(shared("slow", tmp_path / "none", "held"), hosts=["one"])
+        await owned(fleet, "slow", "one")
+        with pytest.raises(TimeoutError, match="not done within 1 s"):
+            await pool.delete_volume("a", timeout=1.0)
+        before = _lines(log)
+        running = asyncio.ensure_future(_when_free(pool))
+        await eventually(lambda: _lines(log) == before + 1, "it has begun")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        again = asyncio.ensure_future(_when_free(pool))
+        await eventually(lambda: _lines(log) == before + 2, "it has begun again")
+        gate.touch()
+        await again
+
+
+def _lines(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+async def _when_free(pool: FleetPool) -> None:
+    """Delete the volume once nobody else does."""
+    while True:
+        with contextlib.suppress(astore.VolumeBusyError):
+            return await pool.delete_volume("a")
+
+
+async def test_a_host_has_one_agent(one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
+    """A second agent of the same name is refused; after a kill the next one takes over."""
+    async with process(one_server, fleet_name, "one", tmp_path / "gate") as first:
+        async with await Fleet.connect(one_server.url, fleet_name, host="one") as client:
+            with pytest.raises(astore.InvalidStateError, match="has an agent already"):
+                async with client.agent(seconds=SECONDS):
+                    raise AssertionError
+            first.kill()
+            async with client.agent(seconds=SECONDS) as agent:
+                assert agent.valid
