@@ -118,7 +118,10 @@ class _Root(Verbs):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command."""
-        if ctx.resilient_parsing:  # then unknown options are no errors
+        known = {name for one in self.params for name in (*one.opts, *one.secondary_opts)}
+        if (
+            ctx.resilient_parsing and args and args[0].startswith("--") and args[0] not in known
+        ):  # that is no error then
             self._look_for_options(ctx)
         try:
             return super().parse_args(ctx, list(args))
