@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from beds import BedUnavailable, processes
+from beds.hosts import NetworkHost
 
 CONFIGURATION = """\
 server_name: n{number}
@@ -42,15 +44,17 @@ def missing() -> str | None:
 class NatsServer:
     """One server of a bed.
 
+    :param place: the host that it runs on; None: this process's own.
     :ivar url: for clients. :ivar folder: its configuration, log and data.
     """
 
-    def __init__(self, folder: Path, number: int, more: str = "", host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, number: int, more: str = "", place: NetworkHost | None = None) -> None:
         self.folder = folder
         self.number = number
-        self.host = host
-        self.port, self.monitor, self.route = _free_ports(3, host)
-        self.url = f"nats://{host}:{self.port}"
+        self.place = place
+        self.host = "127.0.0.1" if place is None else place.address
+        self.port, self.monitor, self.route = (4222, 8222, 6222) if place else _free_ports(3, self.host)
+        self.url = f"nats://{self.host}:{self.port}"
         self.more = more
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,7 +72,14 @@ class NatsServer:
             raise BedUnavailable(missing() or "")
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "server.conf"
-        text = CONFIGURATION.format(
+        configuration.write_text(self.configuration())
+        with (self.folder / "log").open("ab") as log:
+            argv = [*(self.place.prefix if self.place else ()), path, "-c", str(configuration)]
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+
+    def configuration(self) -> str:
+        """Return the text of its configuration."""
+        return CONFIGURATION.format(
             number=self.number,
             host=self.host,
             port=self.port,
@@ -76,9 +87,6 @@ class NatsServer:
             folder=self.folder / "data",
             more=self.more,
         )
-        configuration.write_text(text)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([path, "-c", str(configuration)], stdout=log, stderr=log)
 
     def healthy(self) -> bool:
         """Return whether JetStream on it is ready, and up to date with the cluster."""
@@ -113,14 +121,19 @@ class NatsBed:
     """One NATS server, or a cluster. Use it as a context manager.
 
     :param folder: for configurations, logs and data. :param servers: 1 or 3.
-    :param more: lines to add to each configuration.
+    :param more: lines to add to each configuration. :param places: the hosts that they run on; none: this process's own.
     :raises BedUnavailable: (on start) there is no program.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], servers: int = 1, more: str = "") -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], servers: int = 1, more: str = "", places: Sequence[NetworkHost] = ()
+    ) -> None:
         self.folder = Path(folder)
-        self.servers = [NatsServer(self.folder / f"n{number}", number, more) for number in range(1, servers + 1)]
-        if servers > 1:
+        where = places or (None,) * servers
+        self.servers = [
+            NatsServer(self.folder / f"n{number}", number, more, place) for number, place in enumerate(where, 1)
+        ]
+        if len(self.servers) > 1:
             routes = ", ".join(f'"nats://{one.host}:{one.route}"' for one in self.servers)
             for one in self.servers:
                 one.more += f'\ncluster {{ name: bed, listen: "{one.host}:{one.route}", routes: [{routes}] }}'

@@ -12,6 +12,7 @@ import errno
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -20,7 +21,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from astore.errors import StoreError, one_line
+from astore.cancellation import bounded
+from astore.errors import StoreError, one_line, reason
 from astore.store.contract import OutdatedError
 from astore_fleet.ending import heeding
 from astore_fleet.names import Names
@@ -34,6 +36,9 @@ ANSWER_SECONDS = 2.0
 WRITE_SECONDS = 10.0
 """Seconds for a write, with all its retries: an election of a leader takes some."""
 
+CONNECT_SECONDS = 10.0
+"""Seconds for the first connection, with its retries. (nats-py waits for ever after some errors of TLS.)"""
+
 AWAY_SECONDS = 3.0
 """Seconds that a call waits for a connection that was lost; later ones fail at once."""
 
@@ -42,6 +47,9 @@ _WRONG_LAST = {10071, 10164}
 
 _NOT_FOUND = {10037, 10059, 10014}
 """Error codes: no message, no stream, no consumer."""
+
+_CONNECTION: dict[str, Any] = {"connect_timeout": 3, "max_reconnect_attempts": 2, "reconnect_time_wait": 0.2}
+_CONNECTION |= {"allow_reconnect": True, "ping_interval": 3, "max_outstanding_pings": 2}
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -110,7 +118,10 @@ class Engine:
         self.names = Names(fleet)
         self.replicas = replicas or (3 if len(self.servers) >= 3 else 1)
         self.session = uuid.uuid4().hex
-        self.clock = 0.0  # seconds by which the servers' clock is ahead of this machine's
+        self.clock = (
+            time.time() - time.monotonic()
+        )  # what the servers' clock is ahead of the monotonic one, which never jumps
+        self.ends: dict[str, float] = {}  # of leases of this client, by the monotonic clock
         self._access = access or Access()
         self._client: Client | None = None
         self._connected = asyncio.Event()
@@ -131,23 +142,19 @@ class Engine:
             return
         client = Client()
         try:
-            await client.connect(
-                self.servers,
-                connect_timeout=3,
-                max_reconnect_attempts=2,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # it is slept
-                allow_reconnect=True,
-                ping_interval=3,
-                max_outstanding_pings=2,
-                error_cb=self._note,
-                disconnected_cb=self._left,
-                reconnected_cb=self._returned,
-                name="astore",
-                **self._access.options(),
-            )
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            await client.close()
-            raise self.error(f"no connection: {self._problem or _words(error)}", errno.ECONNREFUSED) from error
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect(
+                    self.servers,
+                    error_cb=self._note,
+                    disconnected_cb=self._left,
+                    reconnected_cb=self._returned,
+                    name="astore",
+                    **_CONNECTION,
+                    **self._access.options(),
+                )
+        except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
+            await bounded(client.close(), ANSWER_SECONDS)
+            raise self.error(f"no connection: {self._problem or reason(error)}", errno.ECONNREFUSED) from error
         version = client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
             await client.close()
@@ -168,7 +175,7 @@ class Engine:
             await client.close()
 
     async def _note(self, error: Exception) -> None:
-        self._problem = _words(error)
+        self._problem = reason(error)
 
     async def _left(self) -> None:
         self._connected.clear()
@@ -211,7 +218,7 @@ class Engine:
             if "permissions violation" in self._problem.lower():
                 said, self._problem = self._problem, ""
                 raise Denied(f"{self.name}: {said}", errno=errno.EACCES) from error
-            why = self._problem or _words(error)
+            why = self._problem or reason(error)
             raise self.error(f"no answer to {subject}: {why}", errno.ETIMEDOUT) from error
 
     async def api(self, what: str, **request: object) -> Answer:
@@ -268,12 +275,12 @@ class Engine:
 
     async def info(self, stream: str, **request: object) -> Answer:
         """Return what JetStream says about a stream. :raises StoreError: there is none."""
-        before = time.time()
+        before = time.monotonic()
         answer = await self.api(f"STREAM.INFO.{stream}", **request)
         if "error" in answer:
             raise self.error(f"the stream {stream} is gone", errno.ENOENT)
         if "ts" in answer:
-            self.clock = _seconds(answer["ts"]) - (before + time.time()) / 2
+            self.clock = _seconds(answer["ts"]) - (before + time.monotonic()) / 2
         return answer
 
     async def last(self, stream: str, subject: str) -> Message | None:
@@ -377,8 +384,6 @@ class Engine:
 
 def _seconds(text: str) -> float:
     """Return a time of the engine (RFC 3339 in nanoseconds), in seconds since the epoch."""
-    from datetime import datetime
-
     whole, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(f"{whole}+00:00")
     return moment.timestamp() + float(f"0.{fraction or 0}")
@@ -393,7 +398,3 @@ def _conditions(after: int | None, among: str | None, at: int | None, ttl: float
         "Nats-TTL": None if ttl is None else f"{max(round(ttl), 1)}s",
     }
     return {name: str(value) for name, value in found.items() if value is not None}
-
-
-def _words(error: BaseException) -> str:
-    return one_line(str(error)) or type(error).__name__

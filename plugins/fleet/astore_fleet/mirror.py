@@ -100,9 +100,10 @@ class Mirror:
         last = int(info["state"]["last_seq"])
         cluster = info.get("cluster") or {}
         leader = (cluster.get("leader"), cluster.get("leader_since"))
-        if self._barrier and cluster.get("replicas") and leader != self._leader:
+        barrier = self._barrier if cluster.get("replicas") else ""
+        if barrier and leader != self._leader:
             # a new leader may answer before it has applied all that the old one had acknowledged; not after a write
-            least = max(least, await self.engine.publish(self.stream, self._barrier))
+            least = max(least, await self.engine.publish(self.stream, barrier))
             self._leader = leader
         self._created = self._created or info["created"]
         if info["created"] != self._created:
@@ -110,9 +111,12 @@ class Mirror:
         while self.seq < last:
             if await self._reached(last, LATE_SECONDS):
                 break
-            missed = await self.engine.next(self.stream, self.seq + 1)
-            if missed is None or missed.seq > last:
-                self.seq = max(self.seq, last)  # the last ones are gone: deleted, or their time is over
+            missed = await self.engine.next(self.stream, self.seq + 1, self._filters[0] if self._filters else ">")
+            if missed is None or missed.seq > last:  # the last ones are gone: deleted, or their time is over
+                if barrier:  # or a former leader says so: what arrives after a write tells
+                    least = max(least, await self.engine.publish(self.stream, barrier))
+                    break
+                self.seq = max(self.seq, last)
             elif not await self._reached(missed.seq, ANSWER_SECONDS):
                 raise self.engine.error(f"the stream {self.stream} cannot be read now")
         if self.seq < least and not await self._reached(least, ANSWER_SECONDS):

@@ -96,3 +96,7 @@ class Names:
     def event(self, host: str, uuid: str, kind: str) -> str:
         """Return the subject of an event. :param uuid: the pool's, or ``-``."""
         return f"astore.{self.fleet}.ev.{escaped(host)}.{uuid}.{kind}"
+
+    def events_of(self, uuid: str) -> str:
+        """Return the filter for the events of a pool, whatever host told them."""
+        return f"astore.{self.fleet}.ev.*.{uuid}.*"

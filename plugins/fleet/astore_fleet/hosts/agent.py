@@ -85,7 +85,7 @@ class Agent:
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._to_leave: set[str] = set()  # pools that are to be stopped here
         self._leaving = False
-        self._forwarder = Forwarder(self.manager, store, self.me.session, self.holds)
+        self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
         self._log = get_logger().bind(host=store.host)
 
@@ -96,6 +96,7 @@ class Agent:
             self._stack.push_async_callback(self.state.aclose)
             await self._come()
             self._stack.push_async_callback(self._end_tasks)
+            await self._place_once()  # before pools that are active still tell what has changed in them
             await self._stack.enter_async_context(self.manager.watch(max_staleness=self._max_staleness))
             for name, call in (
                 ("lease", self._renew()),
@@ -104,7 +105,6 @@ class Agent:
                 ("jobs", self._worker.run()),
             ):
                 self._spawn(call, f"astore fleet {name}")
-            await self._place_once()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -144,6 +144,10 @@ class Agent:
         """Return whether this host looks after a pool, and its lease holds."""
         return self.valid and pool in self._tokens
 
+    def owns(self, pool: str) -> bool | None:
+        """Return whether this host looks after a pool; None: it did, and its lease is over."""
+        return (self.valid or None) if pool in self._tokens else False
+
     def _ready(self, pool: str) -> bool:
         return self.holds(pool) and pool not in self._beginning
 
@@ -154,10 +158,14 @@ class Agent:
             try:
                 await self._take_lease()
             except OutdatedError:
+                self._lease = None
                 if time.monotonic() > until:
                     raise InvalidStateError(
                         f"host {self.store.host!r} has an agent already", operation="agent"
                     ) from None
+            except StoreError:  # an engine that has much to do answers late
+                if time.monotonic() > until:
+                    raise
             else:
                 return
             await asyncio.sleep(0.2)
@@ -169,6 +177,11 @@ class Agent:
             self._lease = await leases.acquire(engine, name, self.me.session, self._seconds, data)
         else:
             self._lease = await leases.renew(engine, self._lease, self._seconds, data)
+        if not self.valid:  # it is new, or was over: first see what this host has, and what others have taken
+            assert isinstance(self._lease.token, int)
+            await self.state.leases.sync(self._lease.token)
+            await self.state.ownership.sync()
+            self._lose_taken()
         self._until = began + self._seconds
 
     async def _renew(self) -> None:
@@ -187,18 +200,15 @@ class Agent:
     async def _place(self) -> None:
         """Take and hand back pools as hosts, owners and definitions change."""
         while True:
-            woken = [
-                asyncio.ensure_future(mirror.changed.wait()) for mirror in (self.state.leases, self.state.ownership)
-            ]
-            woken.append(asyncio.ensure_future(self.store.defined.wait()))
+            signs = (self.state.changed, self.state.ownership.changed, self.store.defined)
+            woken = [asyncio.ensure_future(sign.wait()) for sign in signs]
             try:
                 await asyncio.wait(woken, timeout=self._seconds / 3, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for one in woken:
                     one.cancel()
-            for mirror in (self.state.leases, self.state.ownership):
-                mirror.changed.clear()
-            self.store.defined.clear()
+            for sign in signs:
+                sign.clear()
             await asyncio.sleep(0.02)  # several changes at once
             try:
                 await self._place_once()
@@ -207,16 +217,12 @@ class Agent:
 
     async def _place_once(self) -> None:
         """Take over who owns what; then hand back and take."""
-        now = {name: owned.token for name, owned in self.state.owners.items() if owned.owner == self.me}
-        for name in self._tokens.keys() - now.keys():
-            seen = self.state.owners.get(name)
-            if seen is not None and seen.token > self._tokens[name]:
-                self._lose(name)
+        self._lose_taken()
         if not self.valid or self._leaving:
             return
-        for name in now.keys() - self._tokens.keys():  # the answer to taking it was lost
-            self._tokens[name] = now[name]
-            self._spawn_begin(name)
+        for name, owned in self.state.owners.items():
+            if owned.owner == self.me and name not in self._tokens:  # the answer to taking it was lost
+                self._taken(name, owned.token)
         for name in self._to_leave:
             if not self._turn(name).locked():  # else it is tried now
                 self._spawn(self._leave(name), f"astore fleet leaves {name}")
@@ -230,7 +236,7 @@ class Agent:
         if wrong:
             await self._forwarder.settle()
         for name in wrong:
-            seq = await owning.hand_back(engine, name, now[name])
+            seq = await owning.hand_back(engine, name, self.state.owners[name].token)
             if seq is not None:
                 self.state.note(name, None, seq)
                 self._lose(name)
@@ -241,12 +247,23 @@ class Agent:
             token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
             if token is not None:
                 self.state.note(name, self.me, token)
-                self._tokens[name] = token
-                self._spawn_begin(name)
+                self._taken(name, token)
         for name in self._tokens.keys() - self._asked - self._beginning:
             held = definitions.get(name)
             if held is not None and held.autostart:
                 self._spawn_begin(name)
+
+    def _lose_taken(self) -> None:
+        """Take note of the pools that are other hosts' by now, or nobody's."""
+        for name, token in list(self._tokens.items()):
+            seen = self.state.owners.get(name)
+            if seen is not None and seen.owner != self.me and seen.token > token:
+                self._lose(name)
+
+    def _taken(self, name: str, token: int) -> None:
+        self._tokens[name] = token
+        self._moved(name)
+        self._spawn_begin(name)
 
     def _spawn_begin(self, name: str) -> None:
         self._beginning.add(name)
@@ -256,13 +273,16 @@ class Agent:
         if self._tokens.pop(name, None) is None:
             return
         self._asked.discard(name)
-        held = self.store.table.definitions.get(name)
-        if held is not None:
-            definition = held.definition()
-            if isinstance(definition, PoolDef):
-                self._forwarder.forget(definition.uuid or "")
+        if name in self.store.table.definitions:
+            self._moved(name)
             self._to_leave.add(name)
             self._spawn(self._leave(name), f"astore fleet leaves {name}")
+
+    def _moved(self, name: str) -> None:
+        held = self.store.table.definitions.get(name)
+        definition = None if held is None else held.definition()
+        if isinstance(definition, PoolDef):
+            self._forwarder.moved(definition.uuid or "")
 
     def _turn(self, name: str) -> asyncio.Lock:
         return self._turns.setdefault(name, asyncio.Lock())
@@ -304,13 +324,12 @@ class Agent:
         """Stop a pool that another host looks after now, once it is active there."""
         async with self._turn(name), self._slots:
             until = time.monotonic() + HANDOVER_SECONDS
-            while not self.store.table.elsewhere(name) and time.monotonic() < until:
-                if name in self._tokens:
-                    break
-                await asyncio.sleep(0.1)
             try:
-                pool = self.manager.pool(name)
-                if name not in self._tokens and pool.active:
+                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                pool, back = self.manager.pool(name), name in self._tokens
+                # one that is back begins anew with what another host has told of it, if one has begun
+                if pool.active and (not back or self.store.table.elsewhere(name)):
                     if self.state.owner(name) is None:
                         return  # nobody has taken it: look again later
                     with contextlib.suppress(InvalidStateError):  # somebody was faster
@@ -320,6 +339,11 @@ class Agent:
                 self._to_leave.discard(name)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
+
+    async def _taken_over(self, name: str) -> bool:
+        """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""
+        elsewhere = self.store.table.elsewhere(name)
+        return bool(elsewhere) and await self.store.snapshots.newest_host(name) in elsewhere
 
     async def _hand_over(self) -> None:
         """Hand back the pools, and give the lease back."""

@@ -76,13 +76,13 @@ class EventIds:
 
     def __init__(self, session: str) -> None:
         self._session = session
-        self._saved: dict[str, Snapshot] = {}  # by uuid: what the next host will compare with
-        self._removed: set[tuple[str, str]] = set()  # since then
+        self._saved: set[str] = set()  # uuids
+        self._known: dict[tuple[str, str], str] = {}  # since the snapshot was kept: what was told of volumes last
 
-    def saved(self, uuid: str, snapshot: Snapshot) -> None:
+    def saved(self, uuid: str) -> None:
         """Note that a pool's snapshot has been kept."""
-        self._saved[uuid] = snapshot
-        self._removed = {one for one in self._removed if one[0] != uuid}
+        self.forget(uuid)
+        self._saved.add(uuid)
 
     def knows(self, uuid: str) -> bool:
         """Return whether a snapshot of this pool has been kept."""
@@ -90,17 +90,22 @@ class EventIds:
 
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
-        self._saved.pop(uuid, None)
+        self._saved.discard(uuid)
+        self._known = {one: state for one, state in self._known.items() if one[0] != uuid}
 
-    def of(self, event: Event) -> str:
-        """Return the id of an event: the same for the same change, also if another host finds it."""
+    def of(self, event: Event, kept: Snapshot) -> str:
+        """Return the id of an event: the same for the same change, also if another host finds it.
+
+        :param kept: the pool's last snapshot that the engine has, which another host would compare with.
+        """
         if isinstance(event, VolumeAdded | VolumeChanged):
-            return _digest(event.uuid, type(event).__name__, event.name, identity(event.volume))
-        if isinstance(event, VolumeRemoved) and (event.uuid, event.name) not in self._removed:
-            before = self._saved.get(event.uuid, Snapshot.EMPTY).get(event.name)
-            if before is not None:
-                self._removed.add((event.uuid, event.name))
-                return _digest(event.uuid, "removed", event.name, identity(before))
+            state = self._known[event.uuid, event.name] = identity(event.volume)
+            return _digest(event.uuid, type(event).__name__, event.name, state)
+        if isinstance(event, VolumeRemoved):
+            before = kept.get(event.name)
+            known = self._known.get((event.uuid, event.name)) or (None if before is None else identity(before))
+            if known is not None:
+                return _digest(event.uuid, "removed", event.name, known)
         return f"{self._session}:{event.seq}"
 
 
@@ -111,16 +116,18 @@ def _digest(*parts: str) -> str:
 class Forwarder:
     """Publishes a Manager's events, and keeps the snapshots of its pools.
 
-    :param holds: returns whether this host looks after a pool, by name.
+    :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
+        of the pool waits until the lease is renewed, or the pool is another host's.
     """
 
-    def __init__(self, manager: Manager, store: NatsStore, session: str, holds: Callable[[str], bool]) -> None:
+    def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
         self._manager = manager
         self._store = store
-        self._holds = holds
+        self._owns = owns
         self._ids = EventIds(session)
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
+        self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
         self._seq = 0
         self._pause: asyncio.Timeout | None = None  # while it waits for events
 
@@ -135,9 +142,10 @@ class Forwarder:
                     batch = await self._publish(batch)
                 await self._save()
 
-    def forget(self, uuid: str) -> None:
-        """Forget a pool that this host looks after no more: its next snapshot is kept in any case."""
+    def moved(self, uuid: str) -> None:
+        """Note that a pool came, or went: earlier events are another host's, and its next snapshot is kept in any case."""
         self._ids.forget(uuid)
+        self._moved[uuid] = self._manager.statistics().events.last_seq
 
     async def settle(self) -> None:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
@@ -170,28 +178,36 @@ class Forwarder:
 
     async def _publish(self, batch: list[Event]) -> list[Event]:
         """Publish events; return those that have to be tried again."""
-        told = [event for event in batch if self._is_ours(event)]
+        ours = {event.seq: self._is_ours(event) for event in batch}
+        told = [event for event in batch if ours[event.seq]]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
-        failed = [event for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)]
+        again = {event.seq for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)}
+        again |= {seq for seq, known in ours.items() if known is None}
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, StoreError):
                 raise outcome
-        if failed:
+        if again:
             await asyncio.sleep(RETRY_SECONDS)
-        return failed
+        return [event for event in batch if event.seq in again]
 
-    def _is_ours(self, event: Event) -> bool:
+    def _is_ours(self, event: Event) -> bool | None:
         if isinstance(event, VolumeProgress):
             return False
         if isinstance(event, _DEFINITIONS):
             return self._store.table.written_by.get(event.pool) == self._store.engine.session
-        return not isinstance(event, PoolEvent) or self._holds(event.pool)
+        if not isinstance(event, PoolEvent):
+            return True
+        return event.seq > self._moved.get(event.uuid, 0) and self._owns(event.pool)
 
     async def _tell(self, event: Event) -> None:
         engine = self._store.engine
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
-        await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=self._ids.of(event))
+        id = self._ids.of(event, self._before(event))
+        seq = await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
+        if isinstance(event, PoolEvent):
+            told = self._store.snapshots.told
+            told[event.pool] = max(seq, told.get(event.pool, 0))
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
             due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
             if self._changes_nothing(event):
@@ -209,8 +225,11 @@ class Forwarder:
             if time.monotonic() < due or self._manager.statistics().events.last_seq != self._seq:
                 continue
             try:
-                pool = self._manager.pool(name)
-                if pool.active and self._holds(name):
+                pool, ours = self._manager.pool(name), self._owns(name)
+                if ours is None:
+                    self._dirty[name] = time.monotonic() + RETRY_SECONDS
+                    continue
+                if pool.active and ours:
                     await self._keep(pool)
                 else:
                     self._kept.pop(name, None)
@@ -229,7 +248,15 @@ class Forwarder:
         await self._store.save_snapshot(pool.name, life.started_at, seen)
         record.saved = seen
         self._kept[pool.name] = time.monotonic()
-        self._ids.saved(pool.uuid, seen.snapshot)
+        self._ids.saved(pool.uuid)
+
+    def _before(self, event: Event) -> Snapshot:
+        """Return the last snapshot of an event's pool that the engine has."""
+        saved = None
+        if isinstance(event, PoolEvent):
+            with contextlib.suppress(LookupError):
+                saved = self._manager.pool(event.pool).parts.record.saved
+        return Snapshot.EMPTY if saved is None else saved.snapshot
 
 
 class FleetEvents:

@@ -214,7 +214,7 @@ class Worker:
         """Run a job to its end, and return its record; never raises, except CancelledError when the agent ends."""
         record = partial(JobRecord, host=self._me.host, session=self._me.session)
         engine = self._store.engine
-        age = max(time.time() + engine.clock - message.metadata.timestamp.timestamp(), 0.0)
+        age = max(time.monotonic() + engine.clock - message.metadata.timestamp.timestamp(), 0.0)
         try:
             async with asyncio.timeout(None if job.seconds is None else max(job.seconds - age, 0.0)) as limit:
                 pool = self._manager.pool(job.pool)

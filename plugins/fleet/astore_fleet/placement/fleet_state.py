@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import msgspec
@@ -37,6 +38,7 @@ class FleetState:
 
     :ivar hosts: by name, the hosts that are there. :ivar drained: those that are to take no pools.
     :ivar owners: by pool name. :ivar heads: by pool name, the newest snapshot.
+    :ivar changed: set when hosts have come or gone, or are drained or not (not when a lease is renewed); clear it.
     """
 
     def __init__(self, engine: Engine, *, snapshots: bool) -> None:
@@ -45,6 +47,7 @@ class FleetState:
         self.drained: set[str] = set()
         self.owners: dict[str, Owned] = {}
         self.heads: dict[str, Kept] = {}
+        self.changed = asyncio.Event()
         names = engine.names
         state = f"$KV.{names.state.removeprefix('KV_')}"
         self.leases = Mirror(engine, names.leases, self._take_lease, self._reset_leases)
@@ -89,7 +92,7 @@ class FleetState:
 
     def age(self, kept: Kept) -> float:
         """Return the seconds since a snapshot was kept."""
-        return max(time.time() + self._engine.clock - kept.time, 0.0)
+        return max(time.monotonic() + self._engine.clock - kept.time, 0.0)
 
     def note(self, pool: str, owner: Owner | None, token: int) -> None:
         """Take over who owns a pool, unless something later is known."""
@@ -104,14 +107,17 @@ class FleetState:
         if name.startswith(DRAIN):
             change = self.drained.discard if message.deleted else self.drained.add
             change(name.removeprefix(DRAIN))
+            self.changed.set()
         elif name.startswith(HOST):
             host = name.removeprefix(HOST)
-            self.hosts.pop(host, None)
+            before = self.hosts.pop(host, None)
             if not message.deleted:
                 try:
                     self.hosts[host] = msgspec.json.decode(message.data, type=HostInfo)
                 except Exception:  # anybody may have written anything
                     self.hosts.pop(host, None)
+            if self.hosts.get(host) != before:
+                self.changed.set()
 
     def _reset_leases(self) -> None:
         self.hosts.clear()

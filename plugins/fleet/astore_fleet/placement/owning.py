@@ -96,11 +96,14 @@ async def take(engine: Engine, pool: str, owner: Owner, after: int) -> int | Non
 
 def to_even_out(me: Owner, state: FleetState, definitions: Mapping[str, Held], most: int) -> list[str]:
     """Return pools that this host is to hand back because others have fewer by two or more. :param most: how many at once."""
-    load, found = state.load(), list[str]()
     there = [one for one in state.hosts.values() if one.host not in state.drained]
+    for name, held in definitions.items():
+        if not state.present(state.owner(name)) and candidates(held, there):
+            return []  # first each pool has an owner
+    load, found = state.load(), list[str]()
     for name in sorted(name for name, owned in state.owners.items() if owned.owner == me):
-        held = definitions.get(name)
-        others = [] if held is None else [host for host in candidates(held, there) if host != me.host]
+        one = definitions.get(name)
+        others = [] if one is None else [host for host in candidates(one, there) if host != me.host]
         fewest = min(others, key=lambda host: load.get(host, 0), default=None)
         if fewest is not None and load.get(me.host, 0) > load.get(fewest, 0) + 1:
             load[me.host] -= 1

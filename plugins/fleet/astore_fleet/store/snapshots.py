@@ -8,6 +8,7 @@ own, then the head, which names the token.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import zlib
@@ -17,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from astore.backend import Lane
+from astore.events import VolumeAdded, VolumeRemoved
 from astore.model import EntryError, Permissions, Place, PoolDef, Snapshot, VolumeInfo
 from astore.store.contract import LastSeen, OutdatedError, merged
 from astore_fleet.engine import Engine, Message
@@ -58,6 +60,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
     pieces: int = 0
     token: str = ""
+    events: int = 0
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True):
@@ -74,8 +77,11 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Body).decode
 
 
-def pack(uuid: str, started_at: float, seen: LastSeen) -> tuple[Head, list[bytes]]:
-    """Return a snapshot as a head, and the bodies of its messages. Blocks for some 10 µs a volume."""
+def pack(uuid: str, started_at: float, seen: LastSeen, events: int = 0) -> tuple[Head, list[bytes]]:
+    """Return a snapshot as a head, and the bodies of its messages. Blocks for some 10 µs a volume.
+
+    :param events: the last event of the pool that the snapshot has; 0: unknown.
+    """
     snapshot = seen.snapshot
     body = _Body(
         frozenset(snapshot.unsettled),
@@ -103,6 +109,7 @@ def pack(uuid: str, started_at: float, seen: LastSeen) -> tuple[Head, list[bytes
         error=seen.error,
         pieces=len(bodies) if len(bodies) > 1 else 0,
         token=secrets.token_hex(6) if len(bodies) > 1 else "",
+        events=events,
     )
     return head, bodies
 
@@ -157,6 +164,7 @@ class _Written(msgspec.Struct, frozen=True):
 class SnapshotShelf:
     """Reads and writes snapshots.
 
+    :ivar told: by pool name, the sequence of the last event that was told of a pool while it was this host's.
     :ivar tokens: by pool name, the sequence of the pool's owner while that is this host: its snapshots are written on the
         condition that the owner has not changed.
     """
@@ -165,6 +173,7 @@ class SnapshotShelf:
         self._engine = engine
         self._host = host
         self.tokens: dict[str, int] = {}
+        self.told: dict[str, int] = {}
         self._written: dict[str, _Written] = {}
         self._unpacking = asyncio.Lock()  # threads that unpack at once would only take the interpreter from each other
 
@@ -177,9 +186,10 @@ class SnapshotShelf:
         subject, token = names.snapshot(name, self._host), self.tokens.get(name)
         for _ in range(TRIES):
             known = await self._known(name, started_at, token, lane)
-            now = merged(known.seen, seen, same_run=same_run)
+            # the owner knows all, and its clock may have been put back since it kept the last one
+            now = merged(None if token is not None and same_run else known.seen, seen, same_run=same_run)
             uuid = "" if seen.definition is None else seen.definition.uuid or ""
-            new, bodies = await _on(lane, pack, uuid, started_at, now)
+            new, bodies = await _on(lane, pack, uuid, started_at, now, self.told.get(name, 0))
             await self._write_pieces(name, new, bodies)
             headers = {HEAD: json.dumps(msgspec.to_builtins(new))}
             body = b"" if new.pieces else bodies[0]
@@ -234,19 +244,41 @@ class SnapshotShelf:
         if (head := head_of(kept)) is not None:
             await self._drop_pieces(name, head, host)
 
+    async def newest_host(self, name: str) -> str | None:
+        """Return the host that has kept the newest snapshot of a pool; None: there is none."""
+        subject = self._engine.names.snapshot(name, "*").replace("=2A", "*")
+        message = await self._engine.last(self._engine.names.state, subject)
+        return None if message is None or message.deleted else place_of(message.subject)[1]
+
     async def load(self, runs: Mapping[str, float], *, lane: Lane | None) -> dict[str, LastSeen]:
-        """Return the snapshots of runs: this host's, or the newest of another host that has the same run."""
+        """Return the snapshots of runs: the newest, if it is of the same run, or else this host's."""
         found: dict[str, LastSeen] = {}
         for name, started_at in runs.items():
-            for subject in (self._engine.names.snapshot(name, self._host), self._engine.names.snapshot(name, "*")):
+            for subject in (self._engine.names.snapshot(name, "*"), self._engine.names.snapshot(name, self._host)):
                 message = await self._engine.last(self._engine.names.state, subject.replace("=2A", "*"))
                 head = None if message is None or message.deleted else head_of(message)
                 if message is not None and head is not None and head.started_at == started_at:
                     seen = await self.read(message, lane)
                     if seen is not None:
-                        found[name] = seen
+                        found[name] = await self._told_since(head, seen)
                         break
         return found
+
+    async def _told_since(self, head: Head, seen: LastSeen) -> LastSeen:
+        """Return a snapshot with the changes that its host has told after it had kept it, before it died."""
+        names, changes, seq = self._engine.names, dict[str, VolumeInfo | None](), head.events
+        while head.events and (found := await self._engine.next(names.events, seq + 1, names.events_of(head.uuid))):
+            seq, kind = found.seq, found.subject.rpartition(".")[2]
+            with contextlib.suppress(msgspec.MsgspecError):  # anybody may have written anything
+                if kind in ("VolumeAdded", "VolumeChanged"):
+                    event = msgspec.json.decode(found.data, type=VolumeAdded)
+                    changes[event.name] = event.volume
+                elif kind == "VolumeRemoved":
+                    changes[msgspec.json.decode(found.data, type=VolumeRemoved).name] = None
+        new = {name: info for name, info in changes.items() if seen.snapshot.get(name) != info}
+        if not new:
+            return seen
+        return msgspec.structs.replace(seen, snapshot=seen.snapshot.patched(new, seen.snapshot.generation))
 
     async def read(self, message: Message, lane: Lane | None = None) -> LastSeen | None:
         """Return the snapshot whose head a message is; None if it cannot be read, or was replaced meanwhile."""
