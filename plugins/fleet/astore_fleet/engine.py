@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from astore.cancellation import bounded
 from astore.errors import StoreError, one_line, reason
 from astore.store.contract import OutdatedError
+from astore_fleet.ending import heeding
 from astore_fleet.names import Names
 
 OLDEST_SERVER = (2, 11)
@@ -212,7 +213,7 @@ class Engine:
         """Send a request, and return its answer. :raises StoreError: there was none."""
         client = await self.client()
         try:
-            return await client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers)
+            return await heeding(client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers))
         except (nats.errors.Error, OSError, TimeoutError) as error:
             if "permissions violation" in self._problem.lower():
                 said, self._problem = self._problem, ""

@@ -15,7 +15,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from astore.errors import StoreError
-from astore_fleet.ending import end
+from astore_fleet.ending import end, heeding
 from astore_fleet.engine import ANSWER_SECONDS, Engine, Message
 
 HEARTBEAT_SECONDS = 1.0
@@ -149,7 +149,7 @@ class Mirror:
                 self._caught_up()
             expected = 1
             while True:
-                message = await listening.next_msg(timeout=3 * HEARTBEAT_SECONDS)
+                message = await heeding(listening.next_msg(timeout=3 * HEARTBEAT_SECONDS))
                 if message.headers is not None and message.headers.get("Status") == "100":
                     if answer := message.reply or message.headers.get("Nats-Consumer-Stalled"):
                         await client.publish(answer)  # the consumer waits for it

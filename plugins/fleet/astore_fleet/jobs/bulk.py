@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from astore.errors import StoreError
 from astore.manager import Manager
 from astore.model import RefreshOutcome
-from astore_fleet.ending import end
+from astore_fleet.ending import end, heeding
 from astore_fleet.engine import Engine
 from astore_fleet.jobs.job_records import JobRecord, failure_of
 from astore_fleet.names import escaped
@@ -63,7 +63,7 @@ async def ask(engine: Engine, host: str, question: Question) -> AsyncIterator[tu
         await client.publish(subject(engine, host), msgspec.msgpack.encode(question), reply=inbox)
         while True:
             try:
-                message = await listening.next_msg(timeout=SILENT_SECONDS)
+                message = await heeding(listening.next_msg(timeout=SILENT_SECONDS))
                 answer = msgspec.msgpack.decode(message.data, type=Answer)
             except (nats.errors.Error, TimeoutError, msgspec.MsgspecError):
                 return

@@ -16,6 +16,7 @@ from astore.backend import Progress as OnProgress
 from astore.cancellation import bounded, shielded
 from astore.errors import AstoreError, PoolInaccessibleError, PoolNotFoundError
 from astore.model import PoolDef
+from astore_fleet.ending import heeding
 from astore_fleet.jobs import job_queue
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, JobUnknownError, Progress, error_of, timed_out
 from astore_fleet.jobs.worker import told_of
@@ -103,7 +104,7 @@ class JobClient:
         look = time.monotonic() + LOOK_SECONDS
         while True:
             try:
-                message = await listening.next_msg(timeout=max(look - time.monotonic(), 0.01))
+                message = await heeding(listening.next_msg(timeout=max(look - time.monotonic(), 0.01)))
             except (TimeoutError, nats.errors.TimeoutError):
                 look = time.monotonic() + LOOK_SECONDS
                 record = await self._look(job)

@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from astore.cancellation import bounded
 from astore.errors import AstoreError, PoolNotFoundError, StoreError
 from astore.manager import Manager
+from astore_fleet.ending import heeding
 from astore_fleet.engine import ANSWER_SECONDS
 from astore_fleet.jobs import bulk, job_queue
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, Progress, failure_of, timed_out
@@ -118,7 +119,8 @@ class Worker:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{names.jobs}.{consumer}"
         asked = msgspec.json.encode({"batch": 1, "expires": int(PULL_SECONDS * 1e9)})
         try:
-            found = await client.request(subject, asked, timeout=PULL_SECONDS + ANSWER_SECONDS, old_style=True)
+            waiting = client.request(subject, asked, timeout=PULL_SECONDS + ANSWER_SECONDS, old_style=True)
+            found = await heeding(waiting)
         except nats.errors.NoRespondersError:
             found = None
         if found is None or (found.headers or {}).get("Status") == "503":
