@@ -3,6 +3,7 @@
 # PYTHON   interpreter (default: the newest of python3.13, 3.12, 3.11, python3 that can make a virtual environment)
 # VENV     virtual environment (default: .venv)
 # GLUSTER  yes or no: with or without a private Gluster in the demo (default: yes; it takes root)
+# CEPH     yes: with a private Ceph in the demo (default: no; its Debian packages take 200 MB)
 # FLEET    yes: the demo of a fleet: a NATS server and three hosts on this machine
 # ARGS     further arguments for the demo, pytest or the benchmarks
 # FRESH    the folder of make fresh (default: build/fresh)
@@ -12,13 +13,14 @@
 PYTHON ?=
 VENV ?= .venv
 GLUSTER ?= yes
+CEPH ?= no
 FLEET ?= no
 ARGS ?=
 FRESH ?= build/fresh
 COMMAND ?=
 REUSE ?=
 
-export VENV GLUSTER FLEET
+export VENV GLUSTER CEPH FLEET
 export PYTHONNOUSERSITE = 1
 # Not PYTHON: glusterd runs what it names, also where it is empty, and does not start then.
 unexport PYTHON PYTHONPATH PYTHONHOME
@@ -31,9 +33,9 @@ BIN := $(VENV)/bin
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
 
-demo:  ## show it at work on real storage (GLUSTER=no: without Gluster; FLEET=yes: a fleet of three hosts)
+demo:  ## show it at work on real storage (GLUSTER=no: without Gluster; CEPH=yes: with Ceph; FLEET=yes: a fleet of three hosts)
 	@PYTHON='$(PYTHON)' scripts/setup.sh demo
-	@$(BIN)/python -m $(if $(filter yes,$(FLEET)),demo.fleet,demo $(if $(filter no,$(GLUSTER)),--no-gluster)) $(ARGS)
+	@$(BIN)/python -m $(if $(filter yes,$(FLEET)),demo.fleet,demo $(if $(filter no,$(GLUSTER)),--no-gluster) $(if $(filter yes,$(CEPH)),--ceph)) $(ARGS)
 
 test:  ## check style, types and imports, run all tests (ARGS='-k lanes': some)
 	@PYTHON='$(PYTHON)' scripts/setup.sh test

@@ -164,12 +164,13 @@ class EventsStatistics(Record, frozen=True):
 
 
 class _Batch(NamedTuple):
-    """``size`` events numbered from ``first`` on, built when they are read."""
+    """``size`` events numbered from ``first`` on, built when they are read. ``kind`` None: they are of several kinds."""
 
     first: int
     size: int
     time: float
     pool: str | None
+    kind: type[Event] | None
     build: Callable[[int], Event]
 
 
@@ -180,15 +181,22 @@ class _Cursor:
     :ivar waiting: whether the next event wakes the reader. :ivar loop: the reader's event loop while it reads.
     """
 
-    __slots__ = ("batch", "loop", "pools", "position", "signal", "waiting")
+    __slots__ = ("batch", "kinds", "loop", "pools", "position", "signal", "waiting")
 
-    def __init__(self, position: int, pools: Collection[str] | None) -> None:
+    def __init__(self, position: int, pools: Collection[str] | None, kinds: Collection[type[Event]] | None) -> None:
         self.position: int = position
         self.pools: frozenset[str] | None = None if pools is None else frozenset(pools)
+        self.kinds: tuple[type[Event], ...] | None = None if kinds is None else tuple(kinds)
         self.batch: _Batch | None = None
         self.waiting: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.signal: asyncio.Event = asyncio.Event()
+
+    def wants(self, batch: _Batch) -> bool:
+        """Return whether the reader asked for such events, or for some of them."""
+        if self.pools is not None and batch.pool not in self.pools:
+            return False
+        return self.kinds is None or batch.kind is None or issubclass(batch.kind, self.kinds)
 
     def wake(self) -> bool:
         """Wake the reader, from any thread. Return False if its loop is closed."""
@@ -232,16 +240,21 @@ class EventBus:
 
     def publish(self, kind: type[Event], **fields: Any) -> None:
         """Publish one event of a kind. Never waits."""
-        self.publish_batch(1, lambda _: kind(**fields), pool=fields.get("pool"))
+        self.publish_batch(1, lambda _: kind(**fields), pool=fields.get("pool"), kind=kind)
 
-    def publish_batch(self, count: int, build: Callable[[int], Event], *, pool: str | None = None) -> None:
-        """Publish ``count`` events at once; ``build(i)`` builds the i-th when it is read, if ever."""
+    def publish_batch(
+        self, count: int, build: Callable[[int], Event], *, pool: str | None = None, kind: type[Event] | None = None
+    ) -> None:
+        """Publish ``count`` events at once; ``build(i)`` builds the i-th when it is read, if ever.
+
+        :param kind: what they all are. Readers of other kinds then pass over them together.
+        """
         if count < 1:
             return
         with self._lock:
             if self.closed:
                 return
-            self._batches.append(_Batch(self._next, count, time.time(), pool, build))
+            self._batches.append(_Batch(self._next, count, time.time(), pool, kind, build))
             self._next += count
             oldest = self._next - self.capacity
             while self._batches[0].first + self._batches[0].size <= oldest:
@@ -266,7 +279,7 @@ class EventBus:
             if since is not None and not 0 <= since < self._next:
                 raise ValueError(f"since={since}: the last event has number {self._next - 1}")
             position = self._next if since is None else since + 1
-        return Subscription(self, _Cursor(position, pools), kinds)
+        return Subscription(self, _Cursor(position, pools, kinds))
 
     def statistics(self) -> EventsStatistics:
         """Counts at this moment."""
@@ -316,7 +329,7 @@ class EventBus:
                 batch = cursor.batch
                 if batch is None or not batch.first <= seq < batch.first + batch.size:
                     batch = cursor.batch = self._find(seq)
-                if cursor.pools is None or batch.pool in cursor.pools:
+                if cursor.wants(batch):
                     cursor.position += 1
                     return batch, seq
                 cursor.position = batch.first + batch.size
@@ -336,10 +349,9 @@ class Subscription:
 
     CHECKPOINT_EVERY = 64  # events delivered without waiting before other tasks get a turn
 
-    def __init__(self, bus: EventBus, cursor: _Cursor, kinds: Collection[type[Event]] | None) -> None:
+    def __init__(self, bus: EventBus, cursor: _Cursor) -> None:
         self._bus = bus
         self._cursor = cursor
-        self._kinds = None if kinds is None else tuple(kinds)
         self._entered = False
         self._run = 0
 
@@ -390,5 +402,5 @@ class Subscription:
                 return found
             batch, seq = found
             event = batch.build(seq - batch.first)
-            if self._kinds is None or isinstance(event, self._kinds):
+            if self._cursor.kinds is None or isinstance(event, self._cursor.kinds):
                 return msgspec.structs.replace(event, seq=seq, time=batch.time)

@@ -17,16 +17,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from astore.libraries import found_by_the_linker
 from astore.mounts import MOUNTINFO, parse
 
 if TYPE_CHECKING:
-    from asyncinotify import Event, Inotify, Mask, Watch
+    from asyncinotify import Mask, Watch
+
+    from astore.inotify import Instance
 
 PAUSE = 0.01
 """Seconds between two looks while there are notices. The kernel merges equal ones that wait."""
-
-AT_ONCE = 64
-"""How many notices are passed on before the event loop's other work gets a turn."""
 
 
 class About(enum.Enum):
@@ -40,8 +40,8 @@ class About(enum.Enum):
     """The folder was moved, deleted, mounted over or unmounted; or notices were lost."""
 
 
-Listener = Callable[[About, str | None], None]
-"""Called in the event loop with a name in the folder; None: the folder itself."""
+Listener = Callable[[About, frozenset[str] | None], None]
+"""Called in the event loop with names in the folder; None: the folder itself, or more than is known."""
 
 
 @contextlib.contextmanager
@@ -88,13 +88,13 @@ class FolderNotices:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lock = threading.Lock()  # watches are added on other threads
-        self._inotify: Inotify | None = None
+        self._inotify: Instance | None = None
         self._kernel: dict[int, Watch] = {}  # by watch descriptor
         self._watches: dict[int, list[FolderWatch]] = {}
         self._all: set[FolderWatch] = set()
         self._table = -1
         self._polling: select.epoll | None = None
-        self._points: frozenset[tuple[int, str]] = frozenset()
+        self._mounts: frozenset[bytes] = frozenset()  # the lines of the table: there may be thousands
         self._pause: asyncio.TimerHandle | None = None
         self._adding = 0
 
@@ -126,7 +126,10 @@ class FolderNotices:
     # ------------------------------------------------------------------------------------------------- on a thread
 
     def _add(self, open_folder: Callable[[], int], listener: Listener) -> FolderWatch:
-        from asyncinotify import Inotify, Mask  # it looks for the C library by running a program
+        with found_by_the_linker():  # asyncinotify looks for the C library
+            from asyncinotify import Mask
+
+            from astore.inotify import Instance
 
         of_itself = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.MASK_ADD | Mask.ONLYDIR
         of_files = Mask.MODIFY | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVE | Mask.CREATE | Mask.DELETE
@@ -137,7 +140,7 @@ class FolderNotices:
             watch = FolderWatch(self, path, (st.st_dev, st.st_ino), listener)
             with _limit_named(errno.EMFILE, "instances"), self._lock:
                 if self._inotify is None:
-                    self._open(Inotify(cache_size=16))
+                    self._open(Instance())
                 self._all.add(watch)
             try:
                 with _limit_named(errno.ENOSPC, "watches"):
@@ -153,8 +156,7 @@ class FolderNotices:
         finally:
             os.close(fd)
 
-    def _open(self, inotify: Inotify) -> None:
-        os.set_blocking(inotify.fd, False)  # InitFlags.NONBLOCK of asyncinotify 4.4 is another flag
+    def _open(self, inotify: Instance) -> None:
         self._inotify = inotify
         with contextlib.suppress(OSError):  # without /proc, only what is mounted is not told
             # never blocks, and O_NONBLOCK says so
@@ -162,7 +164,7 @@ class FolderNotices:
             self._polling = select.epoll()
             self._polling.register(self._table, select.EPOLLPRI | select.EPOLLERR)
             self._polling.poll(0)
-            self._points = self._mounts()
+            self._mounts = self._table_lines()
 
     def _watched(self, watch: FolderWatch, path: str, mask: Mask) -> int:
         inotify = self._inotify  # it stays open until _add has returned
@@ -243,54 +245,57 @@ class FolderNotices:
         return self._pass_on()
 
     def _pass_on(self) -> bool:
-        """Pass on some notices; return whether there are no more."""
-        for _ in range(AT_ONCE):
-            if self._inotify is None:
-                return True
-            try:
-                event = self._inotify.sync_get()
-            except BlockingIOError:
-                return True
-            if event is not None:
-                self._tell(event)
-        return self._inotify is None
+        """Pass on some notices, so few that the event loop's other work soon has a turn; return whether there are no more."""
+        if self._inotify is None:
+            return True
+        from astore.inotify import GONE, MODIFY, OVERFLOW
 
-    def _tell(self, event: Event) -> None:
-        from asyncinotify import Mask
+        notices, emptied = self._inotify.read()
+        heard: dict[tuple[int, About], set[str | None]] = {}
+        for descriptor, mask, name in notices:
+            if mask & OVERFLOW:
+                for watch in tuple(self._all):
+                    watch.listener(About.PLACE, None)
+            elif mask & GONE:
+                self._gone(descriptor, mask)
+            else:
+                heard.setdefault((descriptor, About.CONTENT if mask == MODIFY else About.NAME), set()).add(name)
+        for (descriptor, about), names in heard.items():
+            known = frozenset(name for name in names if name is not None)
+            for watch in tuple(self._watches.get(descriptor, ())):
+                if watch.own == descriptor:
+                    watch.listener(about, known if len(known) == len(names) else None)
+        return emptied or self._inotify is None
 
-        mask = int(event.mask)
-        if mask & Mask.Q_OVERFLOW:
-            for watch in tuple(self._all):
-                watch.listener(About.PLACE, None)
-            return
-        found = event.watch
-        if found is None:
-            return
-        name = None if event.name is None else str(event.name)
-        moved = bool(mask & (Mask.MOVE_SELF | Mask.DELETE_SELF | Mask.UNMOUNT | Mask.IGNORED))
-        about = About.PLACE if moved else About.CONTENT if mask == Mask.MODIFY else About.NAME
-        for watch in tuple(self._watches.get(found.wd, ())):
-            if moved or watch.own == found.wd:
-                watch.listener(about, name)
-        if mask & Mask.IGNORED:
+    def _gone(self, descriptor: int, mask: int) -> None:
+        """Tell that a folder was moved, deleted or unmounted."""
+        from astore.inotify import IGNORED
+
+        for watch in tuple(self._watches.get(descriptor, ())):
+            watch.listener(About.PLACE, None)
+        if mask & IGNORED:
             with self._lock:
-                self._kernel.pop(found.wd, None)
-                self._watches.pop(found.wd, None)
+                self._kernel.pop(descriptor, None)
+                self._watches.pop(descriptor, None)
 
     def _mounts_changed(self) -> None:
         """Tell those whose folder is below a mount point that appeared or vanished."""
         assert self._polling is not None
         self._polling.poll(0)
-        before, self._points = self._points, self._mounts()
-        changed = {point for _, point in before ^ self._points}
+        before, self._mounts = self._mounts, self._table_lines()
+        changed = {point for _, point in _points(before - self._mounts) ^ _points(self._mounts - before)}
         for watch in tuple(self._all):
             if any(watch.path == point or watch.path.startswith(point.rstrip("/") + "/") for point in changed):
                 watch.listener(About.PLACE, None)
 
-    def _mounts(self) -> frozenset[tuple[int, str]]:
-        """Return the mounts, each as its number and its point."""
+    def _table_lines(self) -> frozenset[bytes]:
         os.lseek(self._table, 0, os.SEEK_SET)
         text = b""
         while more := os.read(self._table, 1 << 20):
             text += more
-        return frozenset((one.id, one.target) for one in parse(text))
+        return frozenset(text.split(b"\n"))
+
+
+def _points(lines: frozenset[bytes]) -> set[tuple[int, str]]:
+    """Return the mounts in lines of the table, each as its number and its point."""
+    return {(one.id, one.target) for one in parse(b"\n".join(lines))}

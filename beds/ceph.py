@@ -32,9 +32,10 @@ auth_cluster_required = {authentication}
 auth_service_required = {authentication}
 auth_client_required = {authentication}
 keyring = {folder}/keyring
+ms_bind_ipv4 = {ipv4}
 ms_bind_ipv6 = {ipv6}
-public_addr = 127.0.0.1
-cluster_addr = 127.0.0.1
+public_addr = {host}
+cluster_addr = {host}
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 osd_pool_default_pg_num = 8
@@ -81,12 +82,13 @@ def missing() -> str | None:
     return None
 
 
-def _free_ports(count: int) -> list[int]:
-    """Return TCP ports of 127.0.0.1 that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
+def _free_ports(host: str, count: int) -> list[int]:
+    """Return TCP ports of an address that nothing listens on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sockets = [socket.socket(family) for _ in range(count)]
     try:
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((host, 0))
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:
@@ -109,7 +111,7 @@ class CephBed:
 
     :param folder: for all its files; created if it is missing. Afterwards only its ``log`` folder stays.
     :param room: the bytes that the OSD can hold. :param manager: start a manager; without one, sizes are 0.
-    :param keys: clients need one. :param more: further lines of the configuration.
+    :param keys: clients need one. :param host: the address of all daemons. :param more: further lines of the configuration.
     :raises BedUnavailable: (on start) programs are missing.
     """
 
@@ -120,11 +122,12 @@ class CephBed:
         room: int = 4 << 30,
         manager: bool = True,
         keys: bool = True,
+        host: str = "127.0.0.1",
         more: str = "",
     ) -> None:
         self.folder = Path(folder).absolute()
         self.key = _new_key()
-        self.host = "127.0.0.1"
+        self.host = host
         self._room = room
         self._manager = manager
         self._authentication = "cephx" if keys else "none"
@@ -166,8 +169,9 @@ class CephBed:
     def _write_files(self) -> None:
         for part in ("mon", "osd", "log", "run", "crash"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        self.port, old = _free_ports(2)
-        monitors = f"[v2:127.0.0.1:{self.port},v1:127.0.0.1:{old}]"
+        self.port, old = _free_ports(self.host, 2)
+        address = f"[{self.host}]" if ":" in self.host else self.host
+        monitors = f"[v2:{address}:{self.port},v1:{address}:{old}]"
         self._monitors = monitors
         caps = {"mon": "allow *", "osd": "allow *", "mgr": "allow *"}
         sections = {"mon.": caps, "client.admin": caps, "mgr.x": caps, "osd.0": caps}
@@ -183,7 +187,9 @@ class CephBed:
                 fsid=self._fsid,
                 monitors=monitors,
                 folder=self.folder,
-                ipv6="false",
+                host=self.host,
+                ipv4=str(":" not in self.host).lower(),
+                ipv6=str(":" in self.host).lower(),
                 authentication=self._authentication,
                 modules=",".join(_modules()),
                 room=self._room,

@@ -119,13 +119,14 @@ class IscsiBed:
 
     :param folder: for its files; created if it is missing. Afterwards only its log stays. Its path must be short, since
         a socket's may have at most 107 bytes (unix(7)).
-    :param portals: how many ports of 127.0.0.1 it listens on.
+    :param portals: how many ports it listens on. :param address: of which address of this machine.
     :raises BedUnavailable: (on start) not root, or programs missing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], portals: int = 1) -> None:
+    def __init__(self, folder: str | os.PathLike[str], portals: int = 1, address: str = ADDRESS) -> None:
         self.folder = Path(folder).absolute()
-        self.ports = _free_ports(portals)
+        self.address = address
+        self.ports = _free_ports(address, portals)
         self._numbers = itertools.count(1)
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -154,7 +155,8 @@ class IscsiBed:
         if why := missing():
             raise BedUnavailable(why)
         (self.folder / "luns").mkdir(parents=True, exist_ok=True)
-        portals = ",".join(f"portal={ADDRESS}:{port}" for port in self.ports)
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        portals = ",".join(f"portal={address}:{port}" for port in self.ports)
         with (self.folder / "tgtd.log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 ["tgtd", "-f", "-t", "4", "--iscsi", portals],
@@ -239,12 +241,13 @@ class IscsiBed:
         return True
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
-    """Return ports of the loopback address on which nobody listens."""
-    sockets = [socket.socket() for _ in range(count)]
+def _free_ports(address: str, count: int) -> tuple[int, ...]:
+    """Return ports of an address on which nobody listens."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sockets = [socket.socket(family) for _ in range(count)]
     try:
         for one in sockets:
-            one.bind((ADDRESS, 0))
+            one.bind((address, 0))
         return tuple(one.getsockname()[1] for one in sockets)
     finally:
         for one in sockets:

@@ -16,7 +16,7 @@ from pathlib import Path
 import astore
 from astore.events import Subscription
 from benchmarks.bench import Bench
-from benchmarks.late_loop import LateLoop
+from benchmarks.late_loop import LateLoop, longest_callback
 from benchmarks.row import Row
 from benchmarks.sides import say, settle
 
@@ -54,6 +54,26 @@ with open(sys.argv[1], "ab", buffering=0) as file:
 """
 """Writes to a file all the time, and tells when it was of which size."""
 
+NEIGHBOUR = """
+import asyncio, sys, time
+import astore
+
+async def main():
+    async with astore.Manager(sys.argv[1]) as manager:
+        pool = None
+        for _ in range(int(sys.argv[3])):
+            for what in ("define", "start", "stop", "undefine"):
+                await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+                if what == "define":
+                    pool = await manager.define(astore.PoolDef("dir", "shared", target=astore.Target(sys.argv[2])))
+                else:
+                    await getattr(pool, what)()
+                print(time.monotonic(), flush=True)
+
+asyncio.run(main())
+"""
+"""Another process on the state folder: it defines, starts, stops and undefines a pool, and tells when each was done."""
+
 STORM = """
 import os, random, sys, time
 rate, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -78,6 +98,7 @@ print(done, time.monotonic() - began)
 async def fresh_rows(bench: Bench) -> list[Row]:
     """Watch dir pools that other processes change."""
     rows = await _event_rows(bench)
+    rows.append(await _neighbour_row(bench))
     rows += await _storm_rows(bench)
     rows += await _refresh_rows(bench)
     return rows + await _idle_rows(bench)
@@ -101,6 +122,26 @@ async def _event_rows(bench: Bench) -> list[Row]:
     rows.append(_at_most(work, _p99(every), 0.1))
     rows.append(_at_most("event of a file that is written to all the time, p99", _p99(writing), 1.0))
     return rows
+
+
+async def _neighbour_row(bench: Bench) -> Row:
+    """Measure from the end of another process's work on the same state folder to its event."""
+    folder, late = bench.folder / "shared", []
+    folder.mkdir()
+    kinds = (astore.PoolDefined, astore.PoolStarted, astore.PoolStopped, astore.PoolUndefined)
+    async with (
+        astore.Manager(bench.folder / "state-shared") as manager,
+        manager.watch(),
+        _process(NEIGHBOUR, folder, str(bench.folder / "state-shared"), str(folder), str(ROUNDS)) as other,
+        manager.events(pools={"shared"}) as events,
+    ):
+        for _ in range(ROUNDS):
+            for kind in kinds:
+                done = await _ask(other, "next")
+                while not isinstance(await anext(events), kind):
+                    pass
+                late.append(max(time.monotonic() - done, 0.0))
+    return _at_most("event of a pool that another process defines, starts, stops or undefines, p99", _p99(late), 1.0)
 
 
 async def _delays(manager: astore.Manager, pool: astore.Pool, folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -164,12 +205,14 @@ async def _storm_rows(bench: Bench) -> list[Row]:
     async with bench.manager.watch():
         await _pushed(pool, quiet)
         await _delays(bench.manager, quiet, quiet_folder, 3)
-        async with LateLoop() as probe, _process(STORM, folder, str(RATE), str(BUSY_SECONDS)) as storm:
+        storming = _process(STORM, folder, str(RATE), str(BUSY_SECONDS))
+        async with LateLoop() as probe, storming as storm:
             ending = asyncio.create_task(storm.communicate())
             beside: list[float] = []
-            while not ending.done():
-                found = await _delays(bench.manager, quiet, quiet_folder, 1)
-                beside += [one for delays in found.values() for one in delays]
+            with longest_callback() as longest:
+                while not ending.done():
+                    found = await _delays(bench.manager, quiet, quiet_folder, 1)
+                    beside += [one for delays in found.values() for one in delays]
             done, seconds = ending.result()[0].split()
             during = sorted(probe.delays)
         exact = await _becomes_true(bench, pool, folder)
@@ -180,7 +223,8 @@ async def _storm_rows(bench: Bench) -> list[Row]:
     bench.notes.append(
         f"{int(done):,} changes in {float(seconds):.1f} s ({rate:,.0f} a second) in one watched pool: event loop median "
         f"{statistics.median(during) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst {during[-1] * 1e3:.2f} ms over {len(during)} "
-        f"samples; {len(beside)} events of another pool: median {statistics.median(beside) * 1e3:.0f} ms; the end state was "
+        f"samples, longest work on it {longest[0] * 1e3:.2f} ms of processor time; {len(beside)} events of another "
+        f"pool: median {statistics.median(beside) * 1e3:.0f} ms; the end state was "
         f"{'exact' if exact is not None else 'WRONG'} {exact or 0.0:.2f} s after the last change."
     )
     work = f"{RATE:,} changes a second in one pool"

@@ -6,6 +6,9 @@ import asyncio
 import sys
 import threading
 import time
+from asyncio.events import Handle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,3 +95,22 @@ def _waited() -> float:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):
         return 0.0
+
+
+@contextmanager
+def longest_callback() -> Iterator[list[float]]:
+    """Measure the longest callback of the event loop, in seconds of its thread's processor time."""
+    longest, run = [0.0], Handle._run
+
+    def measured(self: Handle) -> Any:
+        began = time.thread_time()
+        try:
+            return run(self)
+        finally:
+            longest[0] = max(longest[0], time.thread_time() - began)
+
+    Handle._run = measured  # type: ignore[method-assign]
+    try:
+        yield longest
+    finally:
+        Handle._run = run  # type: ignore[method-assign]

@@ -1,16 +1,14 @@
-"""Rows on large numbers: a definition beside 10,000 pools, and one changed volume of a million."""
+"""Rows on large numbers: a definition beside 10,000 pools, a refresh of them all, and one changed volume of a million."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 import uuid
-from asyncio.events import Handle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -18,6 +16,7 @@ import astore
 from astore.backend import Backend, Context, PoolSession
 from astore.model import VolumeType
 from benchmarks.bench import Bench
+from benchmarks.late_loop import longest_callback
 from benchmarks.row import Row
 
 POOLS = 10_000
@@ -26,10 +25,12 @@ DEFINED = 200
 
 
 async def scale_rows(bench: Bench) -> list[Row]:
-    """Define pools beside few and beside 10,000; change one volume of a million, by a whole refresh and on its own."""
+    """Define pools beside few and beside 10,000, refresh as many, and change one volume of a million in two ways."""
     few, many = [await _define(bench.folder / f"beside-{count}", count) for count in (10, POOLS)]
     work = f"define beside {POOLS:,} pools (beside 10 as the limit)"
     rows = [Row(work, None, few, many, "≤ 1.5 × beside 10", many / few, many / few <= 1.5)]
+    rows.append(_define_row(many))
+    rows.append(await _refresh_all_row(bench))
     async with astore.Manager(bench.folder / "million", registry=astore.BackendRegistry()) as manager:
         backend = _MadeUp()
         manager.registry.register(backend)
@@ -40,7 +41,7 @@ async def scale_rows(bench: Bench) -> list[Row]:
         rows.append(Row("bytes for each of a million volumes", None, None, each, "≤ 1,024", each, each <= 1024))
         for what, name in (("whole refresh", None), ("refresh of that volume", backend.name(7))):
             backend.large.add(7 if name else 5)
-            with _longest_callback() as longest:
+            with longest_callback() as longest:
                 await asyncio.sleep(0)  # begin a callback that is measured, and end it
                 outcome = await pool.refresh(name)
                 await asyncio.sleep(0)
@@ -68,28 +69,62 @@ async def _define(folder: Path, count: int) -> float:
     return statistics.median(taken)
 
 
+def _define_row(seconds: float) -> Row:
+    return Row(f"define beside {POOLS:,} pools", None, None, seconds, "≤ 5 ms", seconds / 0.005, seconds <= 0.005)
+
+
+async def _refresh_all_row(bench: Bench) -> Row:
+    """Refresh 10,000 dir pools of three volumes each, in which nothing has changed.
+
+    The limit is one thread that asks each folder for what a refresh has to know.
+    """
+    folder = bench.folder / "all"
+    (folder / "pools").mkdir(parents=True, mode=0o700)
+    for path in (folder, folder / "pools"):
+        path.chmod(0o700)
+    places = []
+    for number in range(POOLS):
+        definition = _dir_pool(folder, f"all{number}")
+        (folder / "pools" / f"{definition.name}.xml").write_text(definition.to_xml())
+        place = folder / definition.name
+        place.mkdir()
+        for name in ("a.img", "b.img", "c.img"):
+            (place / name).write_bytes(b"x" * 512)
+            os.utime(place / name, (1e9, 1e9))
+        places.append(place)
+    needed, all_at_once = [], []
+    async with astore.Manager(folder) as manager:
+        await manager.start_all(autostart_only=False)
+        await asyncio.sleep(2.0)
+        await manager.refresh_all()
+        for _ in range(bench.pairs):
+            needed.append(_asked(places))
+            began = time.perf_counter()
+            report = await manager.refresh_all()
+            all_at_once.append(time.perf_counter() - began)
+            assert not report.failed
+    limit, seconds = statistics.median(needed), statistics.median(all_at_once)
+    work = f"refresh of {POOLS:,} dir pools × 3, nothing changed (system calls as the limit)"
+    return Row(work, None, limit, seconds, "≤ 3 × the limit", seconds / limit, seconds / limit <= 3)
+
+
+def _asked(places: list[Path]) -> float:
+    """Return the seconds in which one thread opens and lists each folder, and looks at its files and free space."""
+    began = time.perf_counter()
+    for place in places:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        os.fstat(fd)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        os.fstatvfs(fd)
+        os.close(fd)
+    return time.perf_counter() - began
+
+
 def _dir_pool(folder: Path, name: str) -> astore.PoolDef:
     target = astore.Target(path=str(folder / name))
     return astore.PoolDef(type="dir", name=name, uuid=str(uuid.uuid4()), target=target)
-
-
-@contextmanager
-def _longest_callback() -> Iterator[list[float]]:
-    """Measure the longest callback of the event loop, in seconds of its thread's processor time."""
-    longest, run = [0.0], Handle._run
-
-    def measured(self: Handle) -> Any:
-        began = time.thread_time()
-        try:
-            return run(self)
-        finally:
-            longest[0] = max(longest[0], time.thread_time() - began)
-
-    Handle._run = measured  # type: ignore[method-assign]
-    try:
-        yield longest
-    finally:
-        Handle._run = run  # type: ignore[method-assign]
 
 
 def _resident() -> int:

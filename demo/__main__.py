@@ -1,4 +1,4 @@
-"""``python -m demo``: run the demonstration on folders and on a private Gluster."""
+"""``python -m demo``: run the demonstration on folders, a private Gluster and, if asked for, a private Ceph."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ import click
 from astore.cli.app import run
 from astore.cli.demo import run_demo
 from astore.cli.demo_command import images_option, pools_option
+from astore.cli.demo_storage import DemoStorage
 from astore.cli.session import Settings, reported, verbose_option
 from demo.servers import fill, make_everything
 
 
 @click.command("demo", params=[verbose_option()])
 @click.option("--no-gluster", is_flag=True, help="Leave the private Gluster out.")
+@click.option("--ceph", is_flag=True, help="Start a private Ceph, too.")
 @pools_option
 @images_option
-def demo(no_gluster: bool, pools: int, images: int) -> None:
+def demo(no_gluster: bool, ceph: bool, pools: int, images: int) -> None:
     """Show astore at work on real storage; leave nothing behind."""
     with reported(click.get_current_context().ensure_object(Settings)):
-        run_demo(lambda storage: make_everything(storage, pools, with_gluster=not no_gluster), images=images, fill=fill)
+
+        def make(storage: DemoStorage) -> None:
+            make_everything(storage, pools, with_gluster=not no_gluster, with_ceph=ceph)
+
+        run_demo(make, images=images, fill=fill)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

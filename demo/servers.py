@@ -15,14 +15,15 @@ from astore.errors import reason
 from astore.images.blank import Template, make_images
 from astore.model import Host, PoolDef, Source, Target
 from beds import BedUnavailable, fuse, gluster, images, namespace
+from demo.ceph import make_ceph_pool
 
 GLUSTER_VOLUMES = 2
 
 
-def make_everything(storage: DemoStorage, pools: int, *, with_gluster: bool) -> None:
-    """Create folders and, if possible, volumes of a private Gluster; return why there are none.
+def make_everything(storage: DemoStorage, pools: int, *, with_gluster: bool, with_ceph: bool) -> None:
+    """Create folders and, if possible, volumes of a private Gluster and images of a private Ceph; say why there are none.
 
-    :param pools: how many folders. :param with_gluster: whether to try.
+    :param pools: how many folders. :param with_gluster: whether to try. :param with_ceph: the same.
     """
     # first: namespaces need a process with one thread, and a progress display starts another
     problem = private_machine() if with_gluster else "left out, as asked for"
@@ -31,6 +32,8 @@ def make_everything(storage: DemoStorage, pools: int, *, with_gluster: bool) -> 
         problem = make_gluster_pools(storage)
     if problem is not None:
         storage.output.line(f"Gluster: {problem}.", "yellow" if with_gluster else "dim")
+    if with_ceph and (problem := make_ceph_pool(storage)) is not None:
+        storage.output.line(f"Ceph: {problem}.", "yellow")
 
 
 def fill(folder: Path, count: int) -> None:

@@ -33,6 +33,12 @@ for type in dir gluster iscsi-direct netfs rbd; do
     astore backend list --json | grep -q "\"type\": \"$type\"" || fail "there is no backend $type"
 done
 astore pool stop images
+COMP_WORDS='astore pool start ' COMP_CWORD=3 _ASTORE_COMPLETE=bash_complete astore | grep -qx plain,images ||
+    fail "a stopped pool is no completion of start"
+bash -c '. /usr/share/bash-completion/completions/astore && complete -p astore' >/dev/null || fail "bash has no completion"
+for file in zsh/vendor-completions/_astore fish/vendor_completions.d/astore.fish man/man1/astore.1.gz man/man1/astore-pool.1.gz; do
+    [ -s "/usr/share/$file" ] || fail "there is no /usr/share/$file"
+done
 
 apt-get -qq -y remove astore >/dev/null
 [ ! -e /usr/lib/astore ] || fail "left: $(find /usr/lib/astore | head)"

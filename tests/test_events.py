@@ -405,6 +405,25 @@ async def test_a_batch_builds_nothing() -> None:
     assert built == [9_998, 9_999]
 
 
+async def test_a_batch_of_another_kind_builds_nothing() -> None:
+    """Readers of a few kinds pass over ten thousand events of another together; of a base, they read them."""
+    bus = EventBus()
+    built: list[int] = []
+
+    def build(index: int) -> Event:
+        built.append(index)
+        return PoolStarted(pool="p", uuid="u")
+
+    bus.publish_batch(10_000, build, pool="p", kind=PoolStarted)
+    bus.publish(PoolDefined, pool="p", uuid="u")
+    async with bus.subscribe(0, kinds=[VolumeAdded, PoolDefined]) as events:
+        assert [event.seq for event in drain(events)] == [10_001]
+    assert built == []
+    async with bus.subscribe(9_999, kinds=[PoolEvent]) as events:
+        assert [event.seq for event in drain(events)] == [10_000, 10_001]
+    assert built == [9_999]
+
+
 async def test_memory_is_bounded() -> None:
     """A bus that nobody reads keeps its capacity and no more."""
     bus = EventBus(capacity=100)

@@ -16,7 +16,7 @@ import pytest
 from astore.testing.conformance.source import qcow2, raw
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 # Where the tests run in a shell's background, Ctrl-C is ignored, and so it would be by the programs that they start.
 INTERRUPTIBLE = (

@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 def run(python: str, program: str, *arguments: str) -> list[str]:
     argv = [python, "-W", "error", str(PROGRAMS / program), *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stderr) == (0, ""), program
     return done.stdout.splitlines()
 
@@ -80,7 +80,7 @@ def bindings() -> dict[str, list[str]]:
         "found['virConnect'] = [n for n in found['virConnect'] if 'torage' in n]\n"
         "print(json.dumps({**found, '': list(vars(libvirt))}))"
     )
-    done = subprocess.run([DEBIANS_PYTHON, "-c", program], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([DEBIANS_PYTHON, "-c", program], capture_output=True, check=True, timeout=200)
     names: dict[str, list[str]] = json.loads(done.stdout)
     return names
 

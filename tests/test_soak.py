@@ -21,7 +21,7 @@ from beds.images import make_images
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
 
-SECONDS = float(os.environ.get("ASTORE_SOAK_SECONDS", "15"))
+SECONDS = float(os.environ.get("ASTORE_SOAK_SECONDS", "10"))
 POOLS = 200
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import random
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from core_fakes import eventually, quiet
@@ -37,6 +39,12 @@ MOST = 8
 DIRS, SERVED, MOUNTED, SMALL = 130, 60, 4, 6
 
 Check = tuple[astore.Pool, Path]
+
+
+def trimmed_sizes() -> Sizes:
+    """Measure after the kernel has got back all whole pages that malloc(3) has and nobody uses."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return sizes(0)
 
 
 class Storage:
@@ -61,7 +69,9 @@ class Storage:
             if number >= DIRS:
                 self.small.append(folder)
                 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", folder], check=True)
-            self._document("dir", folder.name, f"<target><path>{folder}</path></target>", folder)
+                folder = folder / "images"  # what fills the file system is no volume
+                folder.mkdir()
+            self._document("dir", f"d{number}", f"<target><path>{folder}</path></target>", folder)
         served, mounted = "soak-served", "soak-mounted"
         for name in (served, *(f"{mounted}{number}" for number in range(MOUNTED))):
             self.gluster.create_volume(name, options={"network.ping-timeout": 5})
@@ -118,15 +128,15 @@ class Storage:
     async def mount_covered(self, rng: random.Random) -> AsyncIterator[None]:
         target = rng.choice(self.mounts)
         mount = ["mount", "-t", "tmpfs", "cover", os.fspath(target)]
-        await asyncio.to_thread(subprocess.run, mount, check=True, timeout=60)
+        await asyncio.to_thread(subprocess.run, mount, check=True, timeout=200)
         try:
             yield
         finally:
-            await asyncio.to_thread(subprocess.run, ["umount", "-l", os.fspath(target)], check=True, timeout=60)
+            await asyncio.to_thread(subprocess.run, ["umount", "-l", os.fspath(target)], check=True, timeout=200)
 
     @contextlib.asynccontextmanager
     async def disk_full(self, rng: random.Random) -> AsyncIterator[None]:
-        filler = rng.choice(self.small) / ".filler"
+        filler = rng.choice(self.small) / "filler"
 
         def fill() -> None:
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -162,6 +172,8 @@ class Worker:
             try:
                 async with asyncio.timeout(self._rng.choice([0.05, 1, 20, 20, 20])):
                     await work()
+            except astore.ManagerClosedError:
+                return
             except (astore.AstoreError, TimeoutError, KeyError) as error:
                 self.told[name, type(error).__name__] += 1
             else:
@@ -198,9 +210,47 @@ class Worker:
         await pool.start()
 
 
-def resident() -> int:
+class Sizes(NamedTuple):
+    """What the process has at one moment. All but the first two are in bytes.
+
+    :ivar blocks: objects of Python. :ivar used: memory that is in use of what malloc(3) has, in all its arenas.
+    :ivar free: memory that is not, and that the kernel does not get back because other blocks are in the way.
+    """
+
+    volumes: int
+    blocks: int
+    resident: int
+    used: int
+    free: int
+
+
+class _Mallinfo(ctypes.Structure):
+    """``struct mallinfo2``, see mallinfo(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def sizes(volumes: int) -> Sizes:
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    found = mallinfo()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return Sizes(volumes, sys.getallocatedblocks(), resident, found.uordblks + found.hblkhd, found.fordblks)
 
 
 async def recovered(pool: astore.Pool) -> None:
@@ -235,7 +285,9 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
     await asyncio.to_thread(storage.prepare)
     told: Counter[tuple[str, str]] = Counter()
     faults: Counter[str] = Counter()
-    sizes: list[tuple[int, int]] = []
+    measured: list[Sizes] = []
+    trimmed: Sizes | None = None
+    work: list[asyncio.Task[None]] = []
     try:
         async with astore.Manager(tmp_path / "state", call_timeout=10, event_capacity=4096) as manager:
             for document, kept in storage.documents:
@@ -253,8 +305,10 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
                 async with fault(rng):
                     await asyncio.sleep(rng.uniform(0.2, min(8.0, SECONDS / 5)))
                 await asyncio.sleep(rng.uniform(0.2, 2.0))
-                sizes.append((sum(len(pool.snapshot) for pool, _ in storage.pools), await asyncio.to_thread(resident)))
+                measured.append(await asyncio.to_thread(sizes, sum(len(pool.snapshot) for pool, _ in storage.pools)))
             await asyncio.gather(*work)
+            measured.append(await asyncio.to_thread(sizes, 0))
+            trimmed = await asyncio.to_thread(trimmed_sizes)
             for worker in workers:
                 told += worker.told
             await asyncio.gather(*(recovered(pool) for pool, _ in storage.pools))
@@ -268,11 +322,16 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
             for pool, _ in storage.pools:
                 await pool.stop()
     finally:
-        print(f"work: {sorted(told.items())}\nfaults: {dict(faults)}\n(volumes, bytes): {sizes[:1]} … {sizes[-1:]}")
+        for task in work:
+            task.cancel()
+        print(f"work: {sorted(told.items())}\nfaults: {dict(faults)}")
+        for one in measured[:: max(1, len(measured) // 25)]:
+            print(f"    {one}")
+        print(f"in the end {measured[-1:]}, after malloc_trim {trimmed}")
         await asyncio.to_thread(storage.end)
     assert not any(error == "BackendError" for _, error in told)
     assert sum(count for (_, error), count in told.items() if not error) > 0
     if SECONDS >= 300:  # before that the process is still growing into its work
-        third = len(sizes) // 3
-        early, late = sizes[third : 2 * third], sizes[2 * third :]
-        assert min(size for _, size in late) <= max(size for _, size in early) + (8 << 20), sizes
+        third = len(measured) // 3
+        early, late = measured[third : 2 * third], measured[2 * third :]
+        assert min(one.resident for one in late) <= max(one.resident for one in early) + (8 << 20), measured

@@ -11,13 +11,15 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from core_fakes import PATIENCE, eventually
-from leaks import children_of
+from leaks import children_of, open_files
 
-from astore.commands import LaneCommandRunner
+from astore.commands import LaneCommandRunner, PipedProgram
 from astore.commands.starter import STARTER
 from astore.errors import CommandError
 from astore.lanes import Lanes
@@ -195,6 +197,65 @@ async def test_it_ends_with_the_last_manager(tmp_path: Path) -> None:
         asyncio.run(main())
     """
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, timeout=60
+        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, timeout=200
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_program_with_pipes(run: LaneCommandRunner) -> None:
+    """It reads what is written and writes what is read, however much; its exit code and its stderr are told in the end."""
+    program = PipedProgram("sh", "-c", "tr a b; echo wrong >&2; exit 3")
+    try:
+        assert program.stdin is not None
+        with ThreadPoolExecutor(1) as threads:
+            written = threads.submit(_write, program.stdin, b"a" * (4 << 20))
+            assert program.stdout.read() == b"b" * (4 << 20)
+            written.result()
+        assert program.wait() == (3, "wrong")
+    finally:
+        program.close()
+
+
+def _write(stream: BinaryIO, data: bytes) -> None:
+    with stream:
+        stream.write(data)
+
+
+def test_a_program_that_reads_a_file(run: LaneCommandRunner, tmp_path: Path) -> None:
+    """The caller's descriptor is its stdin, and may be closed at once; much on stderr holds it up never."""
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb") as file:
+        program = PipedProgram("sh", "-c", "head -c 1000000 /dev/zero >&2; cat", stdin=file.fileno())
+    assert program.stdin is None
+    assert program.stdout.read() == b"content"
+    assert program.wait()[0] == 0
+    program.close()
+
+
+def test_a_program_with_pipes_that_is_not_there(run: LaneCommandRunner) -> None:
+    """Its output ends at once, and the reason is told in the end."""
+    program = PipedProgram("no-such-program")
+    assert program.stdout.read() == b""
+    with pytest.raises(CommandError, match="'no-such-program' is not installed"):
+        program.wait()
+    assert program.stdin is not None
+    program.stdin.close()
+    program.close()
+
+
+def test_a_program_with_pipes_is_killed(run: LaneCommandRunner) -> None:
+    """A thread that reads from it finds the end, one that writes to it a broken pipe; nothing of it stays open."""
+    before = open_files()
+    program = PipedProgram("sh", "-c", "echo begun; exec sleep 1000")
+    assert program.stdout.readline() == b"begun\n"
+    with ThreadPoolExecutor(2) as threads:
+        assert program.stdin is not None
+        written = threads.submit(_write, program.stdin, b"a" * (4 << 20))
+        read = threads.submit(program.stdout.read)
+        program.kill()
+        assert read.result() == b""
+        with pytest.raises(BrokenPipeError):
+            written.result()
+    assert program.wait()[0] == -signal.SIGKILL
+    program.close()
+    assert not open_files() - before

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from astore.cli.output import complain, drop_stdout
 from astore.cli.session import Settings, common_options, connect_option
 from astore.cli.virsh import VERBS
 from astore.entry_points import installed_types
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 POOL = {
     "define": "pools:define",
@@ -98,6 +101,25 @@ class Verbs(click.Group):
         place = self._places.get(cmd_name) or self._hidden.get(cmd_name)
         return super().get_command(ctx, cmd_name) if place is None else _imported(place)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names. :raises click.UsageError: there is none; similar names are told."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], (*self.list_commands(ctx), *self.unlisted()), cutoff=0.7)
+            if not near:
+                raise
+            names = " or ".join(f"`{name}`" for name in near)
+            raise click.UsageError(f"There is no command {args[0]!r}: did you mean {names}?", ctx) from error
+
+    def unlisted(self) -> Iterable[str]:
+        """Return the names of commands that the help does not list."""
+        return self._hidden
+
 
 COMMANDS = "astore.commands"
 """Distributions announce a command here: the entry point's name is the command's, its object a click Command."""
@@ -171,6 +193,19 @@ class _Root(Verbs):
         from astore.cli.virsh_command import VirshCommand
 
         return VirshCommand(cmd_name, verb, _imported(verb.place))
+
+    def unlisted(self) -> Iterable[str]:
+        """Return virsh's names."""
+        return VERBS
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of our names and options, and of virsh's names once they have their dash."""
+        found = super().shell_complete(ctx, incomplete)
+        if "-" in incomplete:
+            from click.shell_completion import CompletionItem
+
+            found += [CompletionItem(name) for name in VERBS if name.startswith(incomplete)]
+        return found
 
 
 def _imported(place: str) -> click.Command:

@@ -15,6 +15,9 @@ _PLACES = {
 }
 """Paths below the user's home: bash-completion's, the one in zsh's documentation, and fish's."""
 
+_AUTOLOADED = ("$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _astore")
+"""How click's script for zsh finds out that zsh calls it as a function, which it does the first time only, and our way."""
+
 _ZSH_LINE = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 
 
@@ -58,4 +61,4 @@ def _known(shell: str) -> str:
 def _script(app: click.Command, shell: str) -> str:
     found = get_completion_class(shell)
     assert found is not None
-    return found(app, {}, "astore", "_ASTORE_COMPLETE").source()
+    return found(app, {}, "astore", "_ASTORE_COMPLETE").source().replace(*_AUTOLOADED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -227,12 +226,6 @@ def in_words(event: kinds.Event) -> str:
     return f"{when(event.time)} {about}{what_happened(event)}"
 
 
-def clock(seconds: float) -> str:
-    """Format seconds since the epoch as the local time of day, with the date if that is not today's."""
-    at = time.localtime(seconds)
-    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
-
-
 def what_happened(event: kinds.Event) -> str:
     """Return the description of an event, without time and pool."""
     match event:
@@ -256,7 +249,7 @@ def what_happened(event: kinds.Event) -> str:
         case kinds.PoolStartFailed():
             return f"could not be started{_why(event)}"
         case kinds.PoolRetry(attempt=attempt, at=at):
-            return f"try {attempt} failed{_why(event)}; next try at {clock(at)}"
+            return f"try {attempt} failed{_why(event)}; next try at {when(at)}"
         case kinds.PoolAutostartChanged(autostart=autostart):
             return f"autostart {'on' if autostart else 'off'}"
         case kinds.BackendRegistered(type=type_):

@@ -103,6 +103,10 @@ def _wrong_state(error: InvalidStateError) -> str:
         return f"pool {printable(pool)!r} is inactive already: `astore pool list --all` shows all pools"
     if pool and state == "inactive":
         return f"pool {printable(pool)!r} is inactive: start it first with `astore pool start {shell_word(pool)}`"
+    if pool and state == "inaccessible" and error.operation == "start":
+        return (
+            f"pool {printable(pool)!r} is active and inaccessible: `astore pool refresh {shell_word(pool)}` tries again"
+        )
     if pool and state and error.operation == "start":
         return f"pool {printable(pool)!r} is {state} already: `astore pool info {shell_word(pool)}` shows it"
     if pool and error.operation in {"build", "delete", "undefine"} and state not in {"", "building"}:
@@ -148,6 +152,9 @@ def _hint(error: BaseException) -> str:
         return f"{first}`astore pool build {pool}`"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in ("click", "rich", "shellingham"):
         return "pip install 'astore[cli]'"
+    if isinstance(error, VolumeNotFoundError) and (home := re.match("pool '([^']*)' has no volume ", str(error))):
+        pool = shell_word(home[1])
+        return f"`astore vol list {pool}` shows its volumes, `astore pool refresh {pool}` looks for new ones"
     for kind, hint in _HINTS:
         if isinstance(error, kind):
             return hint

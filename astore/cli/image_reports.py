@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.parameters import pool_option
 from astore.cli.session import Session, command
 from astore.cli.volumes import find_volume, volume_command
-from astore.errors import AstoreError
+from astore.commands import Command
+from astore.errors import AstoreError, CommandError
 from astore.model import VolumeType
 from astore.model.formats import FORMATS
 
@@ -149,11 +149,16 @@ async def _asked(session: Session, volume: Volume, verb: str, *options: str) -> 
         raise _Skipped("only files on this machine are looked at")
     driver = next((one.driver for one in FORMATS if one.name == volume.info.format), None) or "raw"
     arguments = ["qemu-img", verb, "--output=json", *options]
-    call = to_thread.run_sync(_run, arguments, volume.path, driver, abandon_on_cancel=True)
-    return await session.in_time(call)
+    begun: list[Command] = []
+    call = to_thread.run_sync(_run, arguments, volume.path, driver, begun, abandon_on_cancel=True)
+    try:
+        return await session.in_time(call)
+    finally:
+        for one in begun:
+            one.kill()
 
 
-def _run(arguments: list[str], path: str, driver: str) -> tuple[int, dict[str, Any], str]:
+def _run(arguments: list[str], path: str, driver: str, begun: list[Command]) -> tuple[int, dict[str, Any], str]:
     try:
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -164,21 +169,14 @@ def _run(arguments: list[str], path: str, driver: str) -> tuple[int, dict[str, A
         node: dict[str, Any] = {"driver": driver, "file": {"driver": "file", "filename": f"/dev/fd/{number}"}}
         if any(one.backed for one in FORMATS if one.driver == driver):
             node["backing"] = None
-        done = subprocess.run(
-            [*arguments, f"json:{json.dumps(node)}"],
-            pass_fds=[number],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise CliError("there is no qemu-img: install it") from error
+        begun.append(Command((*arguments, f"json:{json.dumps(node)}"), descriptors=[number]))
+        done = begun[0].run()
+    except CommandError as error:
+        raise CliError(f"{error}: install it" if error.returncode is None else str(error)) from error
     finally:
         os.close(number)
     try:
-        document = json.loads(done.stdout or "{}")
+        document = json.loads(done.stdout or b"{}")
     except ValueError:
         document = {}
-    return done.returncode, document, done.stderr
+    return done.returncode, document, done.stderr.decode("utf-8", "replace")

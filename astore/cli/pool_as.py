@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_type
-from astore.cli.exits import CliError, Exit
+from astore.cli.exits import CliError, Exit, explain
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, xml_answer
 from astore.cli.pools import build_options, check_overwriting, without_backend
 from astore.cli.session import Session, command
+from astore.errors import DefinitionError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +57,8 @@ async def define_as(session: Session, name: str, type: str, print_xml: bool, **g
     if print_xml:
         return xml_answer(xml)
     session.ticker.begin("defining")
-    outcomes = [Outcome(name, await session.manager.define(xml), None)]
+    with _without_lines():
+        outcomes = [Outcome(name, await session.manager.define(xml), None)]
     return answer("define", outcomes, "pool {name} defined", warnings=without_backend(outcomes))
 
 
@@ -78,8 +81,21 @@ async def create_as(
     if print_xml:
         return xml_answer(xml)
     session.ticker.begin("creating")
-    made = await session.manager.create(xml, build=build, timeout=session.settings.timeout)
+    with _without_lines():
+        made = await session.manager.create(xml, build=build, timeout=session.settings.timeout)
     return answer("create", [Outcome(name, made, None)], "pool {name} created")
+
+
+@contextmanager
+def _without_lines() -> Iterator[None]:
+    """Leave out where in the document an error is: the user gave options. :raises CliError: instead of such an error."""
+    try:
+        yield
+    except DefinitionError as error:
+        if error.line is None:
+            raise
+        what = explain(error).partition(": ")[2]
+        raise CliError(f"{what}: `--help` names the options, --print-xml prints what they make") from error
 
 
 # ----------------------------------------------------------------------------------------------------- the document

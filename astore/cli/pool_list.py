@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from astore.cli.command_line import option
 from astore.cli.completion import complete_type
+from astore.cli.exits import shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
 from astore.cli.session import view
+from astore.model import PoolState
 
 if TYPE_CHECKING:
     from astore.cli.documents import Document
     from astore.cli.standing import Standing, StandingPool
+    from astore.model import PoolInfo
     from astore.store.contract import Damaged
 
 
@@ -55,6 +58,7 @@ def list_pools(
     damaged = standing.damaged
     problems = [f"{file.path} is damaged: {file.error}: repair it or remove it" for file in damaged]
     problems += [f"pool {name!r} may be active: {why}" for name, why in sorted(standing.unknown.items())]
+    problems += [line for pool in pools for line in stale(pool.info)]
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)
@@ -81,6 +85,16 @@ def list_pools(
         return {"pools": [pool_document(pool) for pool in pools], "damaged": bad}
 
     return Answer(document, show, problems)
+
+
+def stale(info: PoolInfo) -> list[str]:
+    """Return the line that says since when a pool is inaccessible, and how old its list is; none if it is not."""
+    if info.state != PoolState.INACCESSIBLE:
+        return []
+    age = f"what is shown is of {when(info.taken_at)}" if info.taken_at else "it was never seen"
+    since = f" since {when(info.since)}" if info.since else ""
+    word = shell_word(info.name)
+    return [f"pool {info.name!r} is inaccessible{since}, {age}: `astore pool refresh {word}` tries again"]
 
 
 def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 from astore.cancellation import shielded
 from astore.cli.exits import CliError
 from astore.cli.local_files import PIECE, in_thread, pieces_of, size_to_read
+from astore.commands import PipedProgram
+from astore.errors import CommandError
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -117,25 +118,19 @@ class _Unpacking:
 
     def __init__(self, file: str, program: str, stream: HTTPResponse | None) -> None:
         self._file = file
-        self._program = program
         self._problem: CliError | None = None
-        with contextlib.ExitStack() as stack:
-            given: IO[bytes] | int = subprocess.PIPE if stream is not None else stack.enter_context(_opened(file))
-            try:
-                self._process = subprocess.Popen(
-                    [program, "-dc"], stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-                )
-            except OSError as error:
-                raise CliError(f"{file}: the program {program} unpacks it: {error.strerror}: install it") from error
         self._feeding: threading.Thread | None = None
+        with _told_of(file), contextlib.ExitStack() as stack:
+            given = None if stream is not None else stack.enter_context(_opened(file)).fileno()
+            self._program = PipedProgram(program, "-dc", stdin=given)
         if stream is not None:
             self._feeding = threading.Thread(target=self._feed, args=(stream,), name="astore-unpack", daemon=True)
             self._feeding.start()
 
     def _feed(self, stream: HTTPResponse) -> None:
-        assert self._process.stdin is not None
+        assert self._program.stdin is not None
         try:
-            with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin, stream:
+            with contextlib.suppress(BrokenPipeError), self._program.stdin as stdin, stream:
                 while piece := _read(self._file, stream):
                     stdin.write(piece)
         except CliError as error:
@@ -143,28 +138,30 @@ class _Unpacking:
 
     def read(self) -> bytes:
         """Return the next bytes; none at the end."""
-        assert self._process.stdout is not None
-        return self._process.stdout.read(PIECE)
+        return self._program.stdout.read(PIECE)
 
     def finish(self) -> None:
         """Wait for the program, after its last byte. :raises CliError: it, or the server, failed."""
-        assert self._process.stderr is not None
-        said = self._process.stderr.read().decode("utf-8", "replace").strip()
-        code = self._process.wait()
+        with _told_of(self._file):
+            code, said = self._program.wait()
         if self._feeding is not None:
             self._feeding.join()
         if self._problem is not None:
             raise self._problem
         if code:
-            raise CliError(f"{self._file}: {' '.join(said.split()) or f'{self._program} failed with exit code {code}'}")
+            raise CliError(f"{self._file}: {' '.join(said.split()) or f'it cannot be unpacked: exit code {code}'}")
 
     def end(self) -> None:
         """End the program, and close its pipes."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        self._program.close()
+
+
+@contextlib.contextmanager
+def _told_of(file: str) -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise CliError(f"{file}: it cannot be unpacked: {error}: install it") from error
 
 
 @contextlib.contextmanager

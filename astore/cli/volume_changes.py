@@ -23,6 +23,7 @@ from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
 from astore.cli.volumes import find_volume, parted_address, volume_command
 from astore.errors import DefinitionError, printable, reason
+from astore.model.formats import FORMATS
 
 if TYPE_CHECKING:
     from astore.model import VolumeDef
@@ -105,15 +106,26 @@ async def create(
         definition = msgspec.structs.replace(definition, backing=place)
     if print_xml:
         return xml_answer(definition.to_xml())
-    as_what = "" if given["format"] else f" (format {definition.format})"
+    as_what, problems = "", list[str]()
+    if not given["format"]:
+        as_what = f" (format {definition.format})"
+        problems = [] if session.settings.virsh else _misleading(definition)
     try:
-        return await _create(session, pool, definition, prealloc_metadata, as_what)
+        return await _create(session, pool, definition, prealloc_metadata, as_what, problems)
     except DefinitionError as error:
         if error.element != "backingStore" or backing is None or backing_format is not None:
             raise
         if session.pool(pool).snapshot.get(backing) is not None:
             raise
         raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
+
+
+def _misleading(definition: VolumeDef) -> list[str]:
+    """Return a warning if a volume's name ends like one of another format; else none."""
+    end = definition.name.rpartition(".")[2].lower()
+    if end == definition.format or end not in {one.name for one in FORMATS if one.made and one.listed}:
+        return []
+    return [f"volume {definition.name!r} is {definition.format}, whatever its name says: --format {end} makes {end}"]
 
 
 async def _definition(
@@ -191,12 +203,17 @@ async def definition_from(file: str, *, validate: bool, copied: bool = False) ->
 
 
 async def _create(
-    session: Session, pool: str, definition: VolumeDef, prealloc_metadata: bool, as_what: str = ""
+    session: Session,
+    pool: str,
+    definition: VolumeDef,
+    prealloc_metadata: bool,
+    as_what: str = "",
+    problems: Sequence[str] = (),
 ) -> Answer:
     session.ticker.begin("creating")
     home = session.pool(pool)
     volume = await session.in_time(home.create_volume(definition, prealloc_metadata=prealloc_metadata))
-    return told(volume, f"created{as_what}")
+    return told(volume, f"created{as_what}", problems)
 
 
 @volume_command("resize", signed=True)
@@ -213,6 +230,8 @@ async def resize(
         if not (delta and shrink):
             raise CliError(f"the capacity {printable(capacity)!r}: to shrink, say --delta --shrink", Exit.USAGE)
         capacity = capacity[1:]
+    if capacity.startswith("+"):
+        raise CliError(f"the capacity {printable(capacity)!r}: to add to what it has, say --delta", Exit.USAGE)
     amount = parse_size(capacity, "the capacity")
     session.ticker.begin("resizing")
     try:

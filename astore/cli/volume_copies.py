@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from astore.cancellation import shielded
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_pool
-from astore.cli.exits import CliError, Exit, code_of, explain
+from astore.cli.exits import CliError, Exit, code_of, explain, shell_word
 from astore.cli.output import Answer, xml_answer
 from astore.cli.parameters import force_option, pool_argument, pool_option, volume_argument
 from astore.cli.same_content import same_content
@@ -17,6 +17,7 @@ from astore.cli.session import Session, command
 from astore.cli.volume_changes import SIZE, definition_from, format_option, told
 from astore.cli.volumes import find_volume, parted_address, volume_command
 from astore.errors import PoolNotFoundError, printable
+from astore.images.references import are_relative
 
 if TYPE_CHECKING:
     from astore.pools.pool import Pool
@@ -155,6 +156,12 @@ async def move(session: Session, volume: str, to: str, pool: str | None, force: 
     if not force and (others := session.manager.dependents(source)):
         names = ", ".join(printable(other.name) for other in others[:3])
         raise CliError(f"volume {source.name!r} is what others are backed by ({names}): --force moves it nevertheless")
+    if are_relative(source.info.references):  # a copy elsewhere is another image, and nothing tells that it is whole
+        word, goal = shell_word(f"{source.pool.name}/{source.name}"), shell_word(f"{target.name}/{name}")
+        raise CliError(
+            f"volume {source.name!r} names other files of its folder, which are not in pool {target.name!r}: "
+            f"`astore vol clone {word} {goal}` makes a copy that needs none, `astore vol delete {word}` deletes this one"
+        )
     session.ticker.begin_bytes(f"copying {source.name}")
     made = await session.in_time(target.copy_volume(source, VolumeDef(name), on_progress=session.ticker.progress))
     left_out = _left_out(source, made)

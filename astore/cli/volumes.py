@@ -17,10 +17,11 @@ from astore.cli.completion import complete_pool
 from astore.cli.exits import CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.parameters import LIMIT, pool_option, volume_argument
+from astore.cli.pool_list import stale
 from astore.cli.session import Session, Work, command
 from astore.cli.xpath import filtered, xpath_options
 from astore.errors import printable
-from astore.model import PoolInfo, PoolState, ReferenceKind, VolumeInfo
+from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
     from astore.pools.pool import Pool
@@ -82,16 +83,6 @@ async def _list_all(session: Session, details: bool, names_only: bool) -> Answer
         _show_table(output, volumes, details, with_pools=True, empty=empty)
 
     return Answer(document, show, [line for pool in pools for line in stale(pool.info)])
-
-
-def stale(info: PoolInfo) -> list[str]:
-    """Return the line that says since when a pool is inaccessible, and how old its list is; none if it is not."""
-    if info.state != PoolState.INACCESSIBLE:
-        return []
-    age = f"what is shown is of {when(info.taken_at)}" if info.taken_at else "it was never seen"
-    since = f" since {when(info.since)}" if info.since else ""
-    word = shell_word(info.name)
-    return [f"pool {info.name!r} is inaccessible{since}, {age}: `astore pool refresh {word}` tries again"]
 
 
 def _show_table(

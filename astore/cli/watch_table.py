@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from astore import events as kinds
-from astore.cli.events import clock, is_no_news, what_happened
-from astore.cli.output import Cell, Output, state_cell
+from astore.cli.events import is_no_news, what_happened
+from astore.cli.output import Cell, Output, state_cell, when
 from astore.errors import printable
 from astore.model import Freshness, PoolInfo
 
@@ -51,7 +51,7 @@ def in_words(pool: str, freshness: Freshness | None) -> str:
         return "-"
     note = f": {freshness.note.removeprefix(f'pool {pool!r}: ')}" if freshness.note else ""
     if freshness.next_try is not None:
-        return f"next try at {clock(freshness.next_try)}{note}"
+        return f"next try at {when(freshness.next_try)}{note}"
     return f"{freshness.way}, within {math.ceil(freshness.bound * 10) / 10:g} s{note}"
 
 
@@ -92,7 +92,7 @@ class Board:
         last, at = Cell("-"), 0.0
         if event is not None:
             at = event.time
-            last = Cell(f"{clock(at)} {what_happened(event)}", "bold" if now - at < JUST else "")
+            last = Cell(f"{when(at)} {what_happened(event)}", "bold" if now - at < JUST else "")
         fresh = in_words(info.name, info.freshness or self._tries.get(info.name))  # an inactive pool is not watched
         state = state_cell(info.state, backend=info.backend)
         return Row(info.name, state, str(info.volumes), fresh, last, (info.error is not None, at))
@@ -102,8 +102,8 @@ class Board:
     def drawn(self, rows: Sequence[Row]) -> RenderableType:
         """Return what fits into the terminal.
 
-        If there are lines enough, how fresh the pools are is written out. If there are too few for all pools, those that
-        failed or changed last are shown.
+        If there are lines enough, how fresh the pools are is written out, and on a narrow terminal their last events, too.
+        If there are too few for all pools, those that failed or changed last are shown.
         """
         console = self._output.console
         width, height = console.size
@@ -130,8 +130,8 @@ class Board:
         table.add_column("Pool", no_wrap=True, max_width=NAME_WIDTH)
         table.add_column("State", no_wrap=True)
         table.add_column("Volumes", no_wrap=True, justify="right")
-        table.add_column("Fresh", no_wrap=not folds, ratio=1)
-        table.add_column("Last event", no_wrap=True, ratio=1)
+        table.add_column("Fresh", no_wrap=not folds, ratio=2)
+        table.add_column("Last event", no_wrap=True, ratio=3)
         for row in rows:
             fresh, last = self._text(row.fresh, folds=folds), self._text(row.last)
             table.add_row(self._text(row.name), self._text(row.state), self._text(row.volumes), fresh, last)
@@ -146,10 +146,7 @@ class Board:
         for row in rows:
             words = (self._text(Cell(row.name, "bold")), self._text(row.state), self._text(f"{row.volumes} volumes"))
             lines.append(Text("  ", no_wrap=True, overflow=words[0].overflow).join(words))
-            lines += [
-                Padding(self._text(cell, folds=cell is row.fresh and folds), (0, 0, 0, 2))
-                for cell in (row.fresh, row.last)
-            ]
+            lines += [Padding(self._text(cell, folds=folds), (0, 0, 0, 2)) for cell in (row.fresh, row.last)]
         return Group(*lines)
 
     def _text(self, cell: Cell | str, *, folds: bool = False) -> Text:
@@ -168,5 +165,7 @@ def _summary(rows: Sequence[Row], shown: int) -> str:
     if not rows:
         return "no pools yet; Ctrl-C ends"
     states = ", ".join(f"{count} {state}" for state, count in sorted(Counter(row.state.text for row in rows).items()))
-    of_all = f"{shown} of {len(rows)} pools are shown" if shown < len(rows) else f"{len(rows)} pools"
+    of_all = f"{len(rows)} pool{'s' if len(rows) > 1 else ''}"
+    if shown < len(rows):
+        of_all = f"{shown} of {of_all} are shown"
     return f"{of_all}: {states}; Ctrl-C ends"

@@ -11,15 +11,17 @@ import contextlib
 import marshal
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from astore.cancellation import in_a_thread
-from astore.commands.starter_process import LENGTH, MAX_DESCRIPTORS, PROGRAM, SPARE
+from astore.commands.starter_process import ANSWER, ENDED, FAILED, LENGTH, MAX_DESCRIPTORS, PROGRAM, SPARE, STARTED
+from astore.errors import CommandError, printable
 
 Request = tuple[list[bytes], dict[bytes, bytes], list[tuple[int, int]], list[int]]
 """Arguments, environment, resource limits, and the numbers that the descriptors get in the program."""
@@ -124,6 +126,45 @@ def send(channel: socket.socket, request: Request, descriptors: Sequence[int]) -
     body = marshal.dumps(request)
     socket.send_fds(channel, [LENGTH.pack(len(body))], descriptors)
     channel.sendall(body)
+
+
+def request(
+    argv: Sequence[str], env: Mapping[str, str], numbers: list[int], limits: list[tuple[int, int]] | None = None
+) -> Request:
+    """Return the request for a program.
+
+    :param numbers: what the descriptors' numbers are in the program. :param limits: resource limits, each with its value.
+    :raises ValueError: an argument that no program can get.
+    """
+    arguments = [os.fsencode(argument) for argument in argv]
+    variables = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    if any(b"\0" in text for text in (*arguments, *variables, *variables.values())):
+        raise ValueError("embedded null byte")
+    return arguments, variables, limits or [], numbers
+
+
+def exit_code(argv: Sequence[str], answers: bytes | bytearray) -> int:
+    """Return a program's exit code, from all that its channel has told.
+
+    :raises CommandError: it cannot be run, or was lost.
+    """
+    told = dict(ANSWER.iter_unpack(answers[: len(answers) // ANSWER.size * ANSWER.size]))
+    if (number := told.get(FAILED)) is not None:
+        error = OSError(number, os.strerror(number), argv[0])
+        why = "is not installed" if isinstance(error, FileNotFoundError) else f"cannot be run: {error}"
+        raise CommandError(f"the program {argv[0]!r} {why}", argv=argv, returncode=None, stderr="") from error
+    if (status := told.get(ENDED)) is not None:
+        return os.waitstatus_to_exitcode(status)
+    if (pid := told.get(STARTED)) is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # what the program has started; itself it died with its parent
+    message = f"{words(argv)}: the process that starts programs died, and the program with it"
+    raise CommandError(message, argv=argv, returncode=None, stderr="")
+
+
+def words(argv: Sequence[str]) -> str:
+    """Return a command for messages: one line of at most 1000 characters."""
+    return printable(" ".join(argv))[:1000]
 
 
 def _spawned() -> tuple[list[socket.socket], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -277,20 +277,24 @@ class PoolRecord:
         )
 
     def _publish_changes(self, changes: Changes) -> None:
-        added, changed, removed = changes.added, changes.changed, changes.removed
-        pool, uuid, get = self.name, self.uuid, self.snapshot.getter
-        present = len(added) + len(changed)
-        # no one can read more than the bus keeps
-        first = max(0, present + len(removed) - self._bus.capacity)
-        # keep the records alone: the bus keeps the batch, and must not keep a whole snapshot alive for it
-        records = [get(name) for name in (*added[first:], *changed[max(0, first - len(added)) :])]
+        self._publish_volumes(VolumeAdded, changes.added)
+        self._publish_volumes(VolumeChanged, changes.changed)
+        pool, uuid, removed = self.name, self.uuid, changes.removed
 
         def build(index: int) -> Event:
-            if index >= present:
-                return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index - present])
+            return VolumeRemoved(pool=pool, uuid=uuid, name=removed[index])
+
+        self._bus.publish_batch(len(removed), build, pool=pool, kind=VolumeRemoved)
+
+    def _publish_volumes(self, kind: type[VolumeAdded | VolumeChanged], names: Sequence[str]) -> None:
+        pool, uuid, get = self.name, self.uuid, self.snapshot.getter
+        first = max(0, len(names) - self._bus.capacity)  # no one can read more than the bus keeps
+        # keep the records alone: the bus keeps the batch, and must not keep a whole snapshot alive for it
+        records = [get(name) for name in names[first:]]
+
+        def build(index: int) -> Event:
             volume = records[index - first]
             assert volume is not None
-            kind = VolumeAdded if index < len(added) else VolumeChanged
             return kind(pool=pool, uuid=uuid, name=volume.name, volume=volume)
 
-        self._bus.publish_batch(present + len(removed), build, pool=pool)
+        self._bus.publish_batch(len(names), build, pool=pool, kind=kind)

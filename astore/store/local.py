@@ -157,7 +157,7 @@ class LocalStore(Store, KeepsSnapshots):
         heard, watches = asyncio.Event(), dict[Path, FolderWatch]()
 
         def listener(folder: Path) -> Listener:
-            def hear(about: About, _: str | None) -> None:
+            def hear(about: About, _: frozenset[str] | None) -> None:
                 if about is About.PLACE and folder in watches:
                     watches.pop(folder).close()
                 heard.set()

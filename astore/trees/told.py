@@ -45,14 +45,15 @@ class FolderTold:
             self._watch.close()
         self.heard_nothing, self.lost = False, True
 
-    def _heard(self, about: About, name: str | None) -> None:
-        if name is not None and name.startswith(TEMPORARY):
-            return
+    def _heard(self, about: About, names: frozenset[str] | None) -> None:
+        if names is not None:
+            names = frozenset(name for name in names if not name.startswith(TEMPORARY))
+            if not names:
+                return
         self.heard_nothing = False
         self.lost = self.lost or about is About.PLACE
         # another name of the same file is not told of
-        names = None if name is None or self._tree.untold else frozenset({name})
-        self._tell(names, about is About.CONTENT)
+        self._tell(None if self._tree.untold else names, about is About.CONTENT)
 
     # ------------------------------------------------------------------------------------------------- refreshes
 

@@ -88,7 +88,7 @@ class Invocations:
             self.argv(*arguments),
             input=stdin,
             capture_output=True,
-            timeout=60,
+            timeout=200,
             env=self.environment(**environment),
             cwd=self.folder,
             check=False,

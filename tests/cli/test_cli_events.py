@@ -18,7 +18,7 @@ import pytest
 
 from astore import events as kinds
 from astore.cli import documents
-from astore.cli.events import as_document, clock, in_words, what_happened
+from astore.cli.events import as_document, in_words, what_happened
 from astore.cli.output import when
 from astore.model import PoolState, Reference, ReferenceKind, VolumeInfo, VolumeType
 
@@ -68,8 +68,8 @@ ABOUT: dict[str, Any] = {"pool": "p", "uuid": "u", "seq": 7, "time": 1.0}
             "running → inaccessible: refresh: gone",
         ),
         (kinds.PoolStartFailed(reason="pool 'p': start: gone", **ABOUT), "could not be started: start: gone"),
-        (kinds.PoolRetry(attempt=2, at=61.5, reason="gone", **ABOUT), f"try 2 failed: gone; next try at {clock(61.5)}"),
-        (kinds.PoolRetry(attempt=2, at=61.5, reason="", **ABOUT), f"try 2 failed; next try at {clock(61.5)}"),
+        (kinds.PoolRetry(attempt=2, at=61.5, reason="gone", **ABOUT), f"try 2 failed: gone; next try at {when(61.5)}"),
+        (kinds.PoolRetry(attempt=2, at=61.5, reason="", **ABOUT), f"try 2 failed; next try at {when(61.5)}"),
         (
             kinds.PoolRefreshed(generation=2, added=1, unchanged=3, **ABOUT),
             "refreshed: 1 added, 0 changed, 0 removed, 3 unchanged",

@@ -29,7 +29,7 @@ def ran(text: str, folder: Path, environment: dict[str, str]) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     out = done.stdout.replace(str(folder), "FOLDER")

@@ -138,10 +138,12 @@ def complete(astore: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 
 def test_completion_of_commands(complete: Callable[..., list[str]]) -> None:
-    """Groups and verbs; virsh's names are not offered."""
+    """Groups and verbs; virsh's names are offered to those who begin one."""
     assert "pool" in complete("po")
     assert complete("pool", "star") == ["start"]
     assert "pool-start" not in complete("pool")
+    assert complete("pool-sta") == ["pool-start"]
+    assert "--json" in complete("-")
 
 
 def test_completion_of_pools_and_volumes(
@@ -213,6 +215,18 @@ def test_completion_is_shown_and_installed(
     assert (tmp_path / place).read_text().strip() == script.strip()
     if shell == "zsh":
         assert (tmp_path / ".zshrc").read_text() == "fpath+=~/.zfunc; autoload -Uz compinit; compinit\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("pool undefin", "`undefine`"), ("pool-lst", "`pool-list`"), ("vol uplaod x y", "`upload`"), ("wach", "`watch`")],
+)
+def test_a_command_that_is_misspelt(astore: Any, words: str, meant: str) -> None:
+    """The line names the commands that may be meant, ours and virsh's."""
+    ran = astore(*words.split())
+    assert ran.code == 2
+    assert f": did you mean {meant}" in ran.complaint
+    assert astore("nonsense").complaint.startswith("No such command 'nonsense'")
 
 
 def test_completion_for_a_shell_that_nobody_knows(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:

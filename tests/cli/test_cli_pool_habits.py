@@ -170,6 +170,13 @@ def test_waiting_for_events(astore: Any, make_pool: Make) -> None:
     assert (ran.code, ran.out) == (1, "event loop timed out\nevents received: 0\n")
 
 
+def test_options_that_make_no_pool(astore: Any) -> None:
+    """The error has no line of a document that the user has not written."""
+    ran = astore("pool", "define-as", "images", "dir")
+    assert ran.code == 1
+    assert ran.complaint.startswith("a dir pool needs a target path: `--help` names the options")
+
+
 def test_a_list_of_an_inaccessible_pool_says_so(astore: Any, make_pool: Make) -> None:
     """On stderr: since when, and how old it is. The advice can be followed."""
     folder = make_pool("images")
@@ -179,10 +186,15 @@ def test_a_list_of_an_inaccessible_pool_says_so(astore: Any, make_pool: Make) ->
     assert ran.complaint.endswith("`astore pool stop images`, then `astore pool build images`")
     ran = astore("vol", "create", "images", "a", "1M")
     assert "`astore pool stop images`, then" in ran.complaint
+    assert astore("pool", "start", "images").complaint.endswith("`astore pool refresh images` tries again")
     ran = astore("vol", "list", "images")
     assert ran.code == 0
     assert "web.qcow2" in ran.out
     assert ran.complaint.startswith("pool 'images' is inaccessible since 20")
+    listed = astore("pool", "list")
+    assert (listed.code, listed.err) == (0, ran.err)
+    assert ", what is shown is of 20" in listed.complaint
+    assert astore("pool", "list", "--inactive").err == ""
     kept.rename(folder)
 
 

@@ -26,7 +26,7 @@ def shell(astore: Any, script: str, **environment: str) -> subprocess.CompletedP
         cwd=astore.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -73,13 +73,13 @@ def test_interrupted(astore: Any, make_pool: Make, command: tuple[str, ...]) -> 
     """Ctrl-C, while it waits for what may never come: one line, and 130."""
     make_pool()
     with astore.running(*command) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         # its lock or its loop: by then it is past its imports
         while not _is_waiting(process.pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
         assert process.stderr.read().endswith(b"astore: interrupted\n")
 
 
@@ -221,7 +221,7 @@ def test_unbuffered_output_is_whole(astore: Any, tmp_path: Path) -> None:
                 stdout=out,
                 stderr=subprocess.PIPE,
                 text=True,
-                timeout=60,
+                timeout=200,
                 check=False,
             )
         assert (done.returncode, done.stderr) == (1, "astore: standard output: No space left on device\n")

@@ -103,7 +103,7 @@ def test_a_prompt(astore: Any, kept: SecretFiles, arguments: tuple[str, ...]) ->
             shown += part
     finally:
         os.close(ours)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=200) == 0
     assert b"Value of the" in shown and b"sesame" not in shown
     assert kept.value(SecretName("iscsi", usage="x")) == b"sesame"
 

@@ -17,7 +17,7 @@ from astore.cli.shell import candidates
 
 Make = Callable[..., Path]
 
-PATIENCE = 30.0
+PATIENCE = 200.0
 
 
 def test_a_batch(astore: Any, make_pool: Make) -> None:

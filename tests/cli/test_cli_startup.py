@@ -61,7 +61,7 @@ def started(astore: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedPr
             env=astore.environment(PYTHONPATH=str(hooks), AT=at, LOG=log, SIGNAL=number),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
 

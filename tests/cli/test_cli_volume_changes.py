@@ -49,6 +49,16 @@ def test_create(astore: Any, folder: Path) -> None:
     assert names(astore) == ["a.raw", "b.raw", "base.qcow2", "d", "web.qcow2"]
 
 
+def test_a_name_that_ends_like_another_format(astore: Any, folder: Path) -> None:
+    """The volume is raw where nothing is said, and a line says so; not for scripts that know virsh's default."""
+    assert astore("vol", "create", "images", "x.qcow2", "1M").complaint == (
+        "volume 'x.qcow2' is raw, whatever its name says: --format qcow2 makes qcow2"
+    )
+    astore.good("vol", "create", "images", "x.img", "1M")
+    astore.good("vol", "create", "images", "y.qcow2", "1M", "--format", "raw")
+    astore.good("vol-create-as", "images", "z.qcow2", "1M")
+
+
 @pytest.mark.qemu
 def test_create_with_a_backing_volume(astore: Any, folder: Path) -> None:
     """It is qcow2, and has the capacity of the other, where nothing is said; else what is said."""
@@ -133,6 +143,8 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         ("resize base.qcow2 20G", 1, "('web.qcow2')"),
         ("wipe a.raw --algorithm spit", 1, "unknown wipe algorithm 'spit'; known: zero, nnsa"),
         ("wipe base.qcow2", 1, "--force"),
+        ("resize a.raw +1M", 2, "the capacity '+1M': to add to what it has, say --delta"),
+        ("info images/nothing", 3, "has no volume 'nothing': `astore vol list images` shows its volumes"),
         ("delete base.qcow2", 1, "--force"),
         ("rename a.raw base.qcow2", 1, "choose another name"),
         ("rename a.raw x/y", 1, "the volume name 'x/y' has a '/'"),

@@ -89,6 +89,9 @@ def test_moving_a_volume(astore: Any, make_pool: Make, tmp_path: Path) -> None:
     ran = astore("vol", "move", "images/base.qcow2", "archive/base2.qcow2")
     assert ran.code == 1
     assert "what others are backed by (web.qcow2)" in ran.complaint
+    ran = astore("vol", "move", "images/web.qcow2", "archive/web2.qcow2")
+    assert ran.code == 1
+    assert "`astore vol clone images/web.qcow2 archive/web2.qcow2` makes a copy that needs none" in ran.complaint
     assert sorted(path.name for path in other.iterdir()) == ["base.qcow2", "web.qcow2"]
     assert astore("vol", "move", "images/b.raw", "images").code == 2
     assert astore("vol", "move", "images/b.raw", "nobody").code == 3

@@ -21,7 +21,7 @@ DATA = random.Random(2).randbytes((5 << 20) + 77)
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -88,7 +88,7 @@ def test_through_other_programs(astore: Any, folder: Path, tmp_path: Path) -> No
         env=astore.environment(),
         cwd=tmp_path,
         capture_output=True,
-        timeout=60,
+        timeout=200,
         check=False,
         stdin=subprocess.DEVNULL,
     )

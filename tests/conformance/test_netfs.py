@@ -45,7 +45,7 @@ class SharedVolume:
         if self.bed.brick_pids(VOLUME):
             return
         self.bed.start_volume(VOLUME, force=True)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 self.bed.mount(VOLUME)

@@ -55,7 +55,7 @@ def counting(what: str) -> Comparison:
     return _comparisons.setdefault(what, Comparison(what))
 
 
-def documents_wanted(usual: int = 2_000) -> int:
+def documents_wanted(usual: int = 1_000) -> int:
     """How many documents to compare."""
     return int(os.environ.get(DOCUMENTS, usual))
 

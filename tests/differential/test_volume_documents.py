@@ -196,7 +196,7 @@ async def _make_and_compare(documents: list[str], bed: Bed, counted: counts.Comp
     """Have both make all of them, and look at what both made; how many that were."""
     for name in (bed.libvirts, bed.astores.name):
         base = ["qemu-img", "create", "-q", "-f", "qcow2", str(bed.folder_of(name) / BASE), "1M"]
-        subprocess.run(base, check=True, timeout=60)  # noqa: ASYNC221
+        subprocess.run(base, check=True, timeout=200)  # noqa: ASYNC221
     bed.oracle.ask("pool_call", bed.libvirts, "refresh")
     await bed.astores.refresh()
     made: dict[str, str] = {}

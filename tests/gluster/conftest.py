@@ -57,7 +57,7 @@ class CountedGfapi:
     def load(self) -> Gfapi:
         """The library, counted here."""
         gfapi = copy.copy(libgfapi.load())
-        for name in libgfapi.DECLARATIONS:
+        for name in libgfapi.Gfapi.declarations:
             setattr(gfapi, name, self._counted(name, getattr(gfapi, name)))
         return gfapi
 

@@ -21,7 +21,7 @@ from astore_gluster.layout import (
     decode_statvfs,
     stat_layout,
 )
-from astore_gluster.libgfapi import DECLARATIONS
+from astore_gluster.libgfapi import Gfapi
 
 HEADERS = Path("/usr/include/glusterfs/api")
 
@@ -168,7 +168,7 @@ def _prototypes() -> dict[str, tuple[str, tuple[str, ...], str]]:
             r"([\w \t*]+?)\s*\n?\s*\bglfs_(\w+)\s*\(([^()]*)\)\s*__THROW\s*GFAPI_PUBLIC\(\w+,\s*([\d.]+)\)", text
         ):
             result, function, arguments, version = match.groups()
-            if function in DECLARATIONS:
+            if function in Gfapi.declarations:
                 found[function] = _kind(result.strip()), tuple(map(_kind, arguments.split(","))), version
     return found
 
@@ -179,6 +179,6 @@ def test_declarations_are_those_of_the_headers() -> None:
     assert HEADERS.is_dir(), "Debian package libglusterfs-dev"
     ours = {
         name: (_OURS[result], tuple(_OURS[argument] for argument in arguments), version)
-        for name, (version, result, arguments, _) in DECLARATIONS.items()
+        for name, (version, result, arguments, _) in Gfapi.declarations.items()
     }
     assert ours == _prototypes()

@@ -89,7 +89,7 @@ async def test_hosts(
     (folder.path / "a b.img").write_bytes(b"x" * 5000)
     (folder.path / "sub").mkdir()
     wanted = definition(volume, folder.name, *hosts)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         session = await opened(GlusterBackend(own), wanted, context)
         snapshot = await session.refresh(Snapshot.EMPTY)
     assert list(snapshot.by_name) == ["a b.img", "sub"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -106,6 +107,23 @@ async def test_second_portal(target: IscsiTarget, new_pool: NewPool) -> None:
     assert pool.volume("unit:0:0:1").key.startswith(f"ip-{ADDRESS}:1-"), (
         "the key does not change with the portal in use"
     )
+
+
+async def test_ipv6_portal(manager: Manager, tmp_path: Path) -> None:
+    """A portal may have an IPv6 address; the volume's key, disk and URI have it in brackets where libvirt and QEMU do."""
+    with tempfile.TemporaryDirectory(prefix="astore-iscsi-") as folder, IscsiBed(folder, address="::1") as bed:
+        target = bed.new_target()
+        target.add_lun(1, MIB)
+        pool = await manager.define(definition_of(target, "six", hosts=(Host("::1", bed.port),)))
+        await pool.start()
+        disk = pool.volume("unit:0:0:1")
+        await disk.upload(b"here")
+        assert disk.key == f"ip-[::1]:{bed.port}-iscsi-{target.iqn}-lun-1"
+        assert f"<host name='::1' port='{bed.port}'/>" in disk.disk_xml().replace('"', "'")
+        assert disk.qemu_blockdev()["file"]["portal"] == f"[::1]:{bed.port}"
+        (found,) = await manager.discover("iscsi-direct", "::1", port=bed.port)
+        assert found.source.hosts == (Host("::1", bed.port),)
+        await pool.stop()
 
 
 async def test_name_with_several_addresses(

@@ -46,7 +46,7 @@ PASSWORD = "0pen%Sesame =x"
 
 def run(*argv: str) -> None:
     """Run a program. :raises RuntimeError: it failed; with what it said."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False)
     if done.returncode:
         raise RuntimeError(f"{argv}: {done.returncode}: {done.stdout}{done.stderr}")
 
@@ -62,7 +62,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) 
 
 def kernel_log() -> str:
     """The last that the kernel has said."""
-    return subprocess.run(["dmesg"], capture_output=True, text=True, timeout=60, check=False).stdout[-3000:]
+    return subprocess.run(["dmesg"], capture_output=True, text=True, timeout=200, check=False).stdout[-3000:]
 
 
 def listens(port: int) -> bool:

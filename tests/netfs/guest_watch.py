@@ -78,6 +78,21 @@ async def each_change(manager: astore.Manager, pool: astore.Pool, served: Path, 
     return seen
 
 
+async def other_mount(manager: astore.Manager, pool: astore.Pool) -> Seen:
+    """Changes through another mount of the export, whose protocol shares no delegations with the pool's."""
+    other = Path("/run/other")
+    await by_another_process(
+        f"mkdir {other}; mount -t nfs -o vers=3,nolock,noac 127.0.0.1:{servers.EXPORT} {other}", STATE
+    )
+    try:
+        poll_every(0.3)
+        async with manager.watch(max_staleness=1):
+            bound, _ = await freshness_of(pool)
+            return {"bound": bound, "served": await each_seen(pool, [*SERVED, "grow", "chmod"], other, ORACLE)}
+    finally:
+        await by_another_process(f"umount {other}", STATE)
+
+
 async def stop_and_start(manager: astore.Manager, pool: astore.Pool) -> Seen:
     """A watched pool is stopped and started."""
     poll_every(600)
@@ -177,6 +192,7 @@ async def main(result: Path) -> None:
         await tried(
             "nfs3", each_change, "nfs", str(servers.EXPORT), "noac", version="3", served=servers.EXPORT, changes=ON_NFS3
         )
+        await tried("other mount", other_mount, *nfs)
         await tried("cifs", each_change, *cifs, version=None, served=servers.SHARE, changes=ON_CIFS)
         await tried("stop nfs", stop_and_start, *nfs)
         await tried("stop cifs", stop_and_start, *cifs, version=None)

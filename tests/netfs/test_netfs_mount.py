@@ -215,7 +215,7 @@ async def test_idle_session_keeps_nothing_open(definition: PoolDef, start: Open)
             await asyncio.sleep(0)
         refresh.cancel()
         await asyncio.gather(refresh, return_exceptions=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             try:
                 namespace.unmount(target(definition))

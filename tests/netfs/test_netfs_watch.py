@@ -218,12 +218,12 @@ class TestGluster:
     async def test_watch_keeps_no_mount_busy(self, gluster: GlusterBed, new_volume: str, tmp_path: Path) -> None:
         """The kernel unmounts what is watched, and tells so."""
         folder = await asyncio.to_thread(gluster.mount, new_volume)
-        heard: list[tuple[About, str | None]] = []
+        heard: list[tuple[About, frozenset[str] | None]] = []
         watch = await FolderNotices.of_this_loop().watch(
             lambda: os.open(folder, os.O_RDONLY), lambda *notice: heard.append(notice), _on_thread
         )
         await by_another_process("echo x > new", folder)
-        await eventually(lambda: any(name == "new" for _, name in heard), "the notice of a file")
+        await eventually(lambda: any("new" in (names or ()) for _, names in heard), "the notice of a file")
         await asyncio.to_thread(namespace.unmount, folder)
         await eventually(lambda: About.PLACE in {about for about, _ in heard}, "the notice of the umount")
         watch.close()
@@ -326,6 +326,12 @@ class TestGuest:
         assert len(saw["served"]) >= 5
         late = {change: seconds for change, seconds in saw["served"].items() if seconds > saw["bound"] + 5}
         assert late == {}
+
+    def test_changes_through_another_mount(self, seen: Trial) -> None:
+        """What another client of the server did was seen within the bound."""
+        saw = seen("other mount")
+        assert len(saw["served"]) == 7
+        assert {change: seconds for change, seconds in saw["served"].items() if seconds > saw["bound"] + 5} == {}
 
     @pytest.mark.parametrize("trial", ["stop nfs", "stop cifs"])
     def test_watch_keeps_no_mount_busy(self, seen: Trial, trial: str) -> None:

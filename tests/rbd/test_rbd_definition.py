@@ -178,7 +178,7 @@ def test_no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, *_: object) -> ctypes.CDLL:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(librbd, "_loaded", None)
+    monkeypatch.setattr(librbd.load, "_library", None)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(BackendLoadError, match="librados2 and librbd1"):
         RbdBackend().require()
@@ -190,11 +190,11 @@ def test_old_libraries() -> None:
     class Old:
         pass
 
-    with pytest.raises(BackendLoadError, match=r"Ceph [0-9.]+: 14\.2 or later is needed"):
+    with pytest.raises(BackendLoadError, match=r"Ceph [0-9.]+ has: 14\.2 or later is needed"):
         librbd.Librbd(Old(), Old())  # type: ignore[arg-type]
 
 
 def test_importing_it_loads_no_library() -> None:
     """The plugin's modules can be imported where Ceph is not installed."""
     code = "import astore_rbd.backend, sys; maps = open('/proc/self/maps').read(); sys.exit('librados' in maps)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=200).returncode == 0

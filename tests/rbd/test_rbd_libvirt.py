@@ -16,7 +16,7 @@ from lxml import etree
 
 import astore
 from astore.model import PoolDef, Target, VolumeDef
-from tests.rbd.clients import OtherClient, definition_of
+from tests.rbd.clients import USAGE, OtherClient, definition_of
 
 if TYPE_CHECKING:
     from beds.ceph import CephBed
@@ -35,6 +35,23 @@ class Seen(NamedTuple):
     format: str
     capacity: int
     allocation: int
+
+
+def _ours(volume: astore.Volume) -> Seen:
+    return Seen(volume.key, volume.path, str(volume.type), volume.format or "", volume.capacity, volume.allocation)
+
+
+def _seen(bed: LibvirtBed, pool: str, volume: str) -> Seen:
+    """What libvirt tells of a volume."""
+    dump = etree.fromstring(bed.virsh("vol-dumpxml", "--pool", pool, "--vol", volume).encode())
+    return Seen(
+        dump.findtext("key"),
+        dump.findtext("target/path"),
+        dump.get("type"),
+        dump.find("target/format").get("type"),
+        int(dump.findtext("capacity")),
+        int(dump.findtext("allocation")),
+    )
 
 
 @pytest.mark.root
@@ -61,26 +78,13 @@ async def test_volumes_are_libvirts(
             await disk.upload(os.urandom(MIB))
     await pool.copy_volume(pool.volume("two words"), VolumeDef("a clone"))
     await pool.refresh()
-    ours = {
-        one.name: Seen(one.key, one.path, str(one.type), one.format or "", one.capacity, one.allocation)
-        for one in pool.volumes
-    }
+    ours = {one.name: _ours(one) for one in pool.volumes}
 
     def ask() -> tuple[dict[str, Seen], tuple[int, ...]]:
         libvirt_bed.define(xml)
         try:
             libvirt_bed.virsh("pool-start", name)
-            found = {}
-            for one in ours:
-                dump = etree.fromstring(libvirt_bed.virsh("vol-dumpxml", "--pool", name, "--vol", one).encode())
-                found[one] = Seen(
-                    dump.findtext("key"),
-                    dump.findtext("target/path"),
-                    dump.get("type"),
-                    dump.find("target/format").get("type"),
-                    int(dump.findtext("capacity")),
-                    int(dump.findtext("allocation")),
-                )
+            found = {one: _seen(libvirt_bed, name, one) for one in ours}
             listed = libvirt_bed.virsh("vol-list", name)
             assert len(listed.splitlines()) == len(ours)
             dump = etree.fromstring(libvirt_bed.virsh("pool-dumpxml", name).encode())
@@ -92,6 +96,59 @@ async def test_volumes_are_libvirts(
     theirs, sizes = await asyncio.to_thread(ask)
     assert theirs == ours
     assert sizes[0] == pool.info.capacity
+
+
+@pytest.mark.root
+@pytest.mark.ceph
+@pytest.mark.libvirt
+async def test_with_a_key(
+    ceph: CephBed, libvirt_bed: LibvirtBed, manager: astore.Manager, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same document with a secret's usage starts both sides' pools on a cluster that asks for keys: the same volumes.
+
+    The pool's document and the disk's authentication are libvirt's, too.
+    """
+    ceph.create_pool("with-key")
+    secret = tmp_path / "secret.xml"
+    uuid = "00000000-0000-4000-8000-00000000cef0"
+    secret.write_text(
+        f"<secret ephemeral='no' private='yes'><uuid>{uuid}</uuid><usage type='ceph'><name>{USAGE}</name></usage></secret>"
+    )
+    key = tmp_path / "key"
+    key.write_text(ceph.key)
+
+    def virsh(*arguments: str) -> str:
+        return libvirt_bed.virsh("-c", libvirt_bed.secrets_uri, *arguments)
+
+    virsh("secret-define", str(secret))
+    request.addfinalizer(lambda: virsh("secret-undefine", uuid))
+    virsh("secret-set-value", uuid, "--file", str(key))
+    pool = await manager.define(definition_of(ceph, "with-key", "with-key"))
+    await pool.start()
+    for number, name in enumerate(NAMES):
+        await pool.create_volume(VolumeDef(name, capacity=(number + 1) * MIB))
+    document = pool.to_xml()
+
+    def ask() -> tuple[dict[str, Seen], str]:
+        libvirt_bed.define(document)
+        try:
+            libvirt_bed.virsh("pool-start", "with-key")
+            found = {one.name: _seen(libvirt_bed, "with-key", one.name) for one in pool.volumes}
+            assert len(libvirt_bed.virsh("vol-list", "with-key").splitlines()) == len(found)
+            return found, libvirt_bed.virsh("pool-dumpxml", "with-key")
+        finally:
+            libvirt_bed.virsh("pool-destroy", "with-key")
+            libvirt_bed.virsh("pool-undefine", "with-key")
+
+    theirs, dumped = await asyncio.to_thread(ask)
+    assert theirs == {one.name: _ours(one) for one in pool.volumes}
+    assert PoolDef.from_xml(dumped).source == pool.definition.source
+    mine, other = (etree.fromstring(one.encode()).find("source") for one in (document, dumped))
+    assert etree.tostring(mine, method="c14n").split() == etree.tostring(other, method="c14n").split()
+    auth = etree.fromstring(pool.volume("plain").disk_xml().encode()).find("source/auth")
+    assert (auth.get("username"), auth.find("secret").get("usage")) == ("admin", USAGE)
+    for text in (document, dumped, pool.volume("plain").disk_xml()):
+        assert ceph.key not in text
 
 
 @pytest.mark.root
@@ -169,5 +226,5 @@ async def test_qemu_reads_it(ceph_without_keys: CephBed, manager: astore.Manager
     program = shutil.which("qemu-img")
     assert program is not None
     argv = [program, "compare", "-F", "raw", f"json:{node}", str(tmp_path / "same")]
-    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=60)
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr

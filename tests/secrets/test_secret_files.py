@@ -298,7 +298,7 @@ def test_killed_while_it_writes(files: SecretFiles) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while files.value(SecretName("ceph", usage="own b")) is None:
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)

@@ -75,7 +75,7 @@ def theirs(bed: LibvirtBed) -> list[tuple[str | None, int]]:
         input=json.dumps([bed.secrets_uri, DOCUMENTS]),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     return [(xml, code) for xml, code in json.loads(done.stdout)]

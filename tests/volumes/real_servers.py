@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 """Seconds in which everything here must come to its end, on a loaded machine too."""
 
 

@@ -343,7 +343,7 @@ async def test_closed_by_somebody_else() -> None:
             for _ in range(steps):
                 await asyncio.sleep(0)
             await blocks.aclose()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 with pytest.raises(StopAsyncIteration):
                     await waiting
 

@@ -154,7 +154,7 @@ async def test_source_that_waits_is_given_up() -> None:
         finally:
             closed = True
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         with pytest.raises(TransferError):
             await upload(BrokenFile(0, OSError(5, "no")), slow(), 0, None, False, Count(None, None))
     assert closed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -95,6 +97,23 @@ class Folder(RuleBasedStateMachine):
             new.rename(self.folder / name)
 
     @rule(name=NAMES)
+    def map(self, name: str) -> None:
+        with contextlib.suppress(OSError, ValueError), (self.folder / name).open("r+b") as file:
+            with mmap.mmap(file.fileno(), 4) as view:
+                view[:4] = b"QFI\xfb"
+                view.flush()
+
+    @rule(name=NAMES, other=NAMES)
+    def copy(self, name: str, other: str) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run("cp", "--reflink=auto", str(self.folder / name), str(self.folder / other))
+
+    @rule(name=NAMES, size=st.sampled_from(("1M", "1G")))
+    def image(self, name: str, size: str) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run("qemu-img", "create", "-q", "-f", "qcow2", str(self.folder / name), size)
+
+    @rule(name=NAMES)
     def move_out(self, name: str) -> None:
         with contextlib.suppress(OSError):
             (self.folder / name).rename(self.outside / name)
@@ -130,8 +149,13 @@ class Folder(RuleBasedStateMachine):
         await eventually(lambda: same(self.pool.snapshot, true), "what a full refresh finds")
 
 
+def _run(*argv: str) -> None:
+    """Run a program that may refuse."""
+    subprocess.run(argv, check=True, capture_output=True)
+
+
 Folder.TestCase.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)
-TestFolder = Folder.TestCase
+TestFolder = pytest.mark.qemu(Folder.TestCase)
 
 
 @pytest.mark.parametrize("heard", [0.0, 0.25, 0.75])

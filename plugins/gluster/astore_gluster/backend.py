@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -31,7 +32,7 @@ class GlusterBackend(Backend):
 
     type = "gluster"
     lane_threads = 10  # eight to read headers, one for short calls
-    volume_formats = FILE_FORMATS
+    volume_formats: ClassVar[tuple[str, ...]] = FILE_FORMATS
 
     def __init__(self, connections: ConnectionCache = CONNECTIONS) -> None:
         self._connections = connections

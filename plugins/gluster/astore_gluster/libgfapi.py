@@ -2,7 +2,8 @@
 
 gfapi's own declarations are not used: several are too narrow (offsets as ``int``) or lack arguments
 (``glfs_ftruncate``). Its Dir, File and Volume objects call the library when they are garbage-collected, which crashes
-after the end of the connection. The declarations are those of ``glfs.h`` and ``glfs-handles.h`` of GlusterFS 10.
+after the end of the connection. The declarations are those of ``glfs.h`` and ``glfs-handles.h`` of GlusterFS 10. Symbols
+tell the version: the oldest that is supported is 6.0.
 
 :func:`load` returns the process's only :class:`Gfapi`. Its attributes are the bare functions, without the prefix
 ``glfs_``. Pointers are integers (None for NULL). A failed call returns a negative number or None, and leaves its errno
@@ -19,13 +20,12 @@ import threading
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
-from typing import Any, Final, NamedTuple
+from typing import Final
 
+from astore.c_library import CLibrary, Loaded, quick, waits
 from astore.errors import BackendLoadError
+from astore.libraries import found_by_the_linker
 from astore_gluster.layout import StatLayout, stat_layout
-
-OLDEST: Final = "6.0"
-"""The oldest GlusterFS whose libgfapi is supported. Its symbols tell the version, see :data:`DECLARATIONS`."""
 
 XREADDIRP_STAT: Final = 1
 XREADDIRP_HANDLE: Final = 2
@@ -47,35 +47,7 @@ _size = ctypes.c_size_t
 _ssize = ctypes.c_ssize_t
 
 
-class Declaration(NamedTuple):
-    """The C declaration of a function: the GlusterFS that added it (in this form), its result, and its arguments.
-
-    :ivar waits: it may wait for a server. Such a function releases the GIL and keeps its errno. The others only touch
-        memory, and are called once for each entry of a listing. They keep the GIL: releasing it takes longer than the
-        call, and another thread may keep it for long.
-    """
-
-    version: str
-    result: Any
-    arguments: tuple[Any, ...]
-    waits: bool
-
-    def bind(self, library: ctypes.CDLL, symbol: str) -> Any:
-        """Return the library's function of this name."""
-        if self.waits:
-            return ctypes.CFUNCTYPE(self.result, *self.arguments, use_errno=True)((symbol, library))
-        return ctypes.PYFUNCTYPE(self.result, *self.arguments)((symbol, library))
-
-
-def _waits(version: str, result: Any, *arguments: Any) -> Any:
-    return Declaration(version, result, arguments, waits=True)
-
-
-def _quick(version: str, result: Any, *arguments: Any) -> Any:
-    return Declaration(version, result, arguments, waits=False)
-
-
-class Gfapi:
+class Gfapi(CLibrary, type="gluster", name="libgfapi", product="GlusterFS", oldest="6.0"):
     """libgfapi's functions: each with its type in Python, and its declaration in C.
 
     :param library: the loaded library.
@@ -83,125 +55,90 @@ class Gfapi:
     :raises BackendLoadError: naming the first missing symbol, or the unknown machine.
     """
 
-    new: Callable[[bytes], Pointer] = _waits("3.4.0", _ptr, _text)
-    set_volfile_server: Callable[[int, bytes, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _text, _int)
-    set_logging: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _int)
-    set_xlator_option: Callable[[int, bytes, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text, _text)
-    init: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
-    fini: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
-    opendir: Callable[[int, bytes], Pointer] = _waits("3.4.0", _ptr, _ptr, _text)
-    closedir: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
-    xreaddirplus_r: Callable[[int, int, int, int, int], int] = _waits(
+    new: Callable[[bytes], Pointer] = waits("3.4.0", _ptr, _text)
+    set_volfile_server: Callable[[int, bytes, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _text, _int)
+    set_logging: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _int)
+    set_xlator_option: Callable[[int, bytes, bytes, bytes], int] = waits("3.4.0", _int, _ptr, _text, _text, _text)
+    init: Callable[[int], int] = waits("3.4.0", _int, _ptr)
+    fini: Callable[[int], int] = waits("3.4.0", _int, _ptr)
+    opendir: Callable[[int, bytes], Pointer] = waits("3.4.0", _ptr, _ptr, _text)
+    closedir: Callable[[int], int] = waits("3.4.0", _int, _ptr)
+    xreaddirplus_r: Callable[[int, int, int, int, int], int] = waits(
         "3.11.0", _int, _ptr, ctypes.c_uint32, _ptr, _ptr, _ptr
     )
-    h_lookupat: Callable[[int, Pointer, bytes, int, int], Pointer] = _waits(
-        "3.7.4", _ptr, _ptr, _ptr, _text, _ptr, _int
-    )
-    h_anonymous_read: Callable[[int, int, int, int, int], int] = _waits("3.7.0", _ssize, _ptr, _ptr, _ptr, _size, _off)
-    h_close: Callable[[int], int] = _waits("3.4.2", _int, _ptr)
-    h_getxattrs: Callable[[int, int, bytes, int, int], int] = _waits("3.5.1", _int, _ptr, _ptr, _text, _ptr, _size)
-    h_link: Callable[[int, int, int, bytes], int] = _waits("3.4.2", _int, _ptr, _ptr, _ptr, _text)
-    get_volumeid: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _ptr, _size)
-    getxattr: Callable[[int, bytes, bytes, int, int], int] = _waits("3.4.0", _ssize, _ptr, _text, _text, _ptr, _size)
-    setxattr: Callable[[int, bytes, bytes, bytes, int, int], int] = _waits(
+    h_lookupat: Callable[[int, Pointer, bytes, int, int], Pointer] = waits("3.7.4", _ptr, _ptr, _ptr, _text, _ptr, _int)
+    h_anonymous_read: Callable[[int, int, int, int, int], int] = waits("3.7.0", _ssize, _ptr, _ptr, _ptr, _size, _off)
+    h_close: Callable[[int], int] = waits("3.4.2", _int, _ptr)
+    h_getxattrs: Callable[[int, int, bytes, int, int], int] = waits("3.5.1", _int, _ptr, _ptr, _text, _ptr, _size)
+    h_link: Callable[[int, int, int, bytes], int] = waits("3.4.2", _int, _ptr, _ptr, _ptr, _text)
+    get_volumeid: Callable[[int, int, int], int] = waits("3.5.0", _int, _ptr, _ptr, _size)
+    getxattr: Callable[[int, bytes, bytes, int, int], int] = waits("3.4.0", _ssize, _ptr, _text, _text, _ptr, _size)
+    setxattr: Callable[[int, bytes, bytes, bytes, int, int], int] = waits(
         "3.4.0", _int, _ptr, _text, _text, _ptr, _size, _int
     )
-    fgetxattr: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _ssize, _ptr, _text, _ptr, _size)
-    fsetxattr: Callable[[int, bytes, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr, _size, _int)
-    fremovexattr: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
-    stat: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
-    lstat: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
-    readlink: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr, _size)
-    statvfs: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _ptr)
-    open: Callable[[int, bytes, int], Pointer] = _waits("3.4.0", _ptr, _ptr, _text, _int)
-    creat: Callable[[int, bytes, int, int], Pointer] = _waits("3.4.0", _ptr, _ptr, _text, _int, _uint)
-    close: Callable[[int], int] = _waits("3.4.0", _int, _ptr)
-    fstat: Callable[[int, int], int] = _waits("3.4.0", _int, _ptr, _ptr)
-    lseek: Callable[[int, int, int], int] = _waits("3.4.0", _off, _ptr, _off, _int)
-    fallocate: Callable[[int, int, int, int], int] = _waits("3.5.0", _int, _ptr, _int, _off, _size)
-    discard: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _off, _size)
-    zerofill: Callable[[int, int, int], int] = _waits("3.5.0", _int, _ptr, _off, _off)
-    fchmod: Callable[[int, int], int] = _waits("3.4.0", _int, _ptr, _uint)
-    fchown: Callable[[int, int, int], int] = _waits("3.4.0", _int, _ptr, _uint, _uint)
-    chmod: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint)
-    chown: Callable[[int, bytes, int, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint, _uint)
-    rename: Callable[[int, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text)
-    link: Callable[[int, bytes, bytes], int] = _waits("3.4.0", _int, _ptr, _text, _text)
-    unlink: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
-    mkdir: Callable[[int, bytes, int], int] = _waits("3.4.0", _int, _ptr, _text, _uint)
-    rmdir: Callable[[int, bytes], int] = _waits("3.4.0", _int, _ptr, _text)
-    h_open: Callable[[int, int, int], Pointer] = _waits("3.4.2", _ptr, _ptr, _ptr, _int)
-    posix_lock: Callable[[int, int, int], int] = _waits("3.4.0", _int, _ptr, _int, _ptr)
-    fd_set_lkowner: Callable[[int, int, int], int] = _waits("3.10.7", _int, _ptr, _ptr, _int)
+    fgetxattr: Callable[[int, bytes, int, int], int] = waits("3.4.0", _ssize, _ptr, _text, _ptr, _size)
+    fsetxattr: Callable[[int, bytes, bytes, int, int], int] = waits("3.4.0", _int, _ptr, _text, _ptr, _size, _int)
+    fremovexattr: Callable[[int, bytes], int] = waits("3.4.0", _int, _ptr, _text)
+    stat: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _ptr)
+    lstat: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _ptr)
+    readlink: Callable[[int, bytes, int, int], int] = waits("3.4.0", _int, _ptr, _text, _ptr, _size)
+    statvfs: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _ptr)
+    open: Callable[[int, bytes, int], Pointer] = waits("3.4.0", _ptr, _ptr, _text, _int)
+    creat: Callable[[int, bytes, int, int], Pointer] = waits("3.4.0", _ptr, _ptr, _text, _int, _uint)
+    close: Callable[[int], int] = waits("3.4.0", _int, _ptr)
+    fstat: Callable[[int, int], int] = waits("3.4.0", _int, _ptr, _ptr)
+    lseek: Callable[[int, int, int], int] = waits("3.4.0", _off, _ptr, _off, _int)
+    fallocate: Callable[[int, int, int, int], int] = waits("3.5.0", _int, _ptr, _int, _off, _size)
+    discard: Callable[[int, int, int], int] = waits("3.5.0", _int, _ptr, _off, _size)
+    zerofill: Callable[[int, int, int], int] = waits("3.5.0", _int, _ptr, _off, _off)
+    fchmod: Callable[[int, int], int] = waits("3.4.0", _int, _ptr, _uint)
+    fchown: Callable[[int, int, int], int] = waits("3.4.0", _int, _ptr, _uint, _uint)
+    chmod: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _uint)
+    chown: Callable[[int, bytes, int, int], int] = waits("3.4.0", _int, _ptr, _text, _uint, _uint)
+    rename: Callable[[int, bytes, bytes], int] = waits("3.4.0", _int, _ptr, _text, _text)
+    link: Callable[[int, bytes, bytes], int] = waits("3.4.0", _int, _ptr, _text, _text)
+    unlink: Callable[[int, bytes], int] = waits("3.4.0", _int, _ptr, _text)
+    mkdir: Callable[[int, bytes, int], int] = waits("3.4.0", _int, _ptr, _text, _uint)
+    rmdir: Callable[[int, bytes], int] = waits("3.4.0", _int, _ptr, _text)
+    h_open: Callable[[int, int, int], Pointer] = waits("3.4.2", _ptr, _ptr, _ptr, _int)
+    posix_lock: Callable[[int, int, int], int] = waits("3.4.0", _int, _ptr, _int, _ptr)
+    fd_set_lkowner: Callable[[int, int, int], int] = waits("3.10.7", _int, _ptr, _ptr, _int)
     # In 6.0 these got their pointers to struct glfs_stat, under the old names. A library with copy_file_range, which came
     # with the same version, has the new form.
-    copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int] = _waits(
+    copy_file_range: Callable[[int, int, int, int, int, int, None, None, None], int] = waits(
         "6.0", _ssize, _ptr, _ptr, _ptr, _ptr, _size, _uint, _ptr, _ptr, _ptr
     )
-    pread: Callable[[int, int, int, int, int, None], int] = _waits("6.0", _ssize, _ptr, _ptr, _size, _off, _int, _ptr)
-    pwrite: Callable[[int, int | bytes, int, int, int, None, None], int] = _waits(
+    pread: Callable[[int, int, int, int, int, None], int] = waits("6.0", _ssize, _ptr, _ptr, _size, _off, _int, _ptr)
+    pwrite: Callable[[int, int | bytes, int, int, int, None, None], int] = waits(
         "6.0", _ssize, _ptr, _ptr, _size, _off, _int, _ptr, _ptr
     )
-    ftruncate: Callable[[int, int, None, None], int] = _waits("6.0", _int, _ptr, _off, _ptr, _ptr)
-    fsync: Callable[[int, None, None], int] = _waits("6.0", _int, _ptr, _ptr, _ptr)
+    ftruncate: Callable[[int, int, None, None], int] = waits("6.0", _int, _ptr, _off, _ptr, _ptr)
+    fsync: Callable[[int, None, None], int] = waits("6.0", _int, _ptr, _ptr, _ptr)
 
-    h_poll_upcall: Callable[[int, int], int] = _waits("3.7.16", _int, _ptr, _ptr)
-    upcall_unregister: Callable[[int, int], int] = _waits("3.13.0", _int, _ptr, ctypes.c_uint32)
+    h_poll_upcall: Callable[[int, int], int] = waits("3.7.16", _int, _ptr, _ptr)
+    upcall_unregister: Callable[[int, int], int] = waits("3.13.0", _int, _ptr, ctypes.c_uint32)
 
-    upcall_get_reason: Callable[[int], int] = _quick("3.7.16", _int, _ptr)
-    upcall_get_event: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
-    upcall_inode_get_flags: Callable[[int], int] = _quick("3.7.16", ctypes.c_uint64, _ptr)
-    upcall_inode_get_object: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
-    upcall_inode_get_pobject: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
-    upcall_inode_get_oldpobject: Callable[[int], Pointer] = _quick("3.7.16", _ptr, _ptr)
-    h_extract_handle: Callable[[int, int, int], int] = _quick("3.4.2", _ssize, _ptr, _ptr, _int)
-    xreaddirplus_get_stat: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
-    xreaddirplus_get_object: Callable[[Pointer], Pointer] = _quick("3.11.0", _ptr, _ptr)
-    object_copy: Callable[[int], Pointer] = _quick("3.11.0", _ptr, _ptr)
-    free: Callable[[Pointer], None] = _quick("3.7.16", None, _ptr)
+    upcall_get_reason: Callable[[int], int] = quick("3.7.16", _int, _ptr)
+    upcall_get_event: Callable[[int], Pointer] = quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_flags: Callable[[int], int] = quick("3.7.16", ctypes.c_uint64, _ptr)
+    upcall_inode_get_object: Callable[[int], Pointer] = quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_pobject: Callable[[int], Pointer] = quick("3.7.16", _ptr, _ptr)
+    upcall_inode_get_oldpobject: Callable[[int], Pointer] = quick("3.7.16", _ptr, _ptr)
+    h_extract_handle: Callable[[int, int, int], int] = quick("3.4.2", _ssize, _ptr, _ptr, _int)
+    xreaddirplus_get_stat: Callable[[Pointer], Pointer] = quick("3.11.0", _ptr, _ptr)
+    xreaddirplus_get_object: Callable[[Pointer], Pointer] = quick("3.11.0", _ptr, _ptr)
+    object_copy: Callable[[int], Pointer] = quick("3.11.0", _ptr, _ptr)
+    free: Callable[[Pointer], None] = quick("3.7.16", None, _ptr)
 
     def __init__(self, library: ctypes.CDLL, layout: StatLayout | None) -> None:
         if layout is None:
             raise BackendLoadError(f"the layout of struct stat on {os.uname().machine} is not known", type="gluster")
         self.layout = layout
-        for name, declared in DECLARATIONS.items():
-            symbol = f"glfs_{name}"
-            if not hasattr(library, symbol):
-                raise BackendLoadError(
-                    f"libgfapi has no {symbol}, which is as old as GlusterFS {declared.version}: {OLDEST} or later is needed",
-                    type="gluster",
-                )
-            setattr(self, name, declared.bind(library, symbol))
+        super().__init__(lambda name: (library, f"glfs_{name}"))
 
 
-DECLARATIONS: Final[dict[str, Declaration]] = {
-    name: value for name, value in vars(Gfapi).items() if isinstance(value, Declaration)
-}
-"""The declarations by name, without the prefix ``glfs_``."""
-
-
-_lock = threading.Lock()
-_loaded: Gfapi | None = None
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # in a child process, the thread that held it does not exist
-
-
-os.register_at_fork(after_in_child=_forget_lock)
-
-
-def load() -> Gfapi:
-    """Return the library, loaded on first use. Any thread may call it.
-
-    :raises BackendLoadError: naming the package to install; the next call tries again.
-    """
-    global _loaded
-    with _lock:
-        if _loaded is None:
-            _loaded = Gfapi(_import_client(), stat_layout())
-        return _loaded
+load: Final = Loaded(lambda: Gfapi(_import_client(), stat_layout()))
+"""Return the library, loaded on first use. Any thread may call it."""
 
 
 def _import_client() -> ctypes.CDLL:
@@ -216,7 +153,8 @@ def _import_client() -> ctypes.CDLL:
         if spec is None or spec.loader is None:
             raise ModuleNotFoundError("No module named 'gluster.gfapi.api'", name="gluster.gfapi.api")
         api = module_from_spec(spec)
-        spec.loader.exec_module(api)
+        with found_by_the_linker():
+            spec.loader.exec_module(api)
     except ModuleNotFoundError as error:
         raise BackendLoadError(f"the Python package gfapi is not installed: {error}", type="gluster") from error
     except Exception as error:

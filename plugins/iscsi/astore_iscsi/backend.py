@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -24,7 +25,7 @@ class IscsiBackend(Backend):
     """Pools of the type ``iscsi-direct``."""
 
     type = "iscsi-direct"
-    volume_formats = ()  # nobody makes volumes
+    volume_formats: ClassVar[tuple[str, ...]] = ()  # nobody makes volumes
 
     def require(self) -> None:
         """Load libiscsi. :raises BackendLoadError: it is missing or too old."""

@@ -8,17 +8,18 @@ at once, and :attr:`Libiscsi.service` reads and writes what the socket has or ta
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
+from astore.c_library import CLibrary, Loaded, quick, waits
 from astore.errors import BackendLoadError
 
 LIBRARIES: Final = ("libiscsi.so.7", "libiscsi.so.8", "libiscsi.so.9", "libiscsi.so.11")
 """The library's names: that of Debian and Ubuntu, and those of Fedora's versions 1.18 to 1.20."""
 
 OLDEST: Final = "1.18"
-"""The oldest libiscsi that is supported. Its symbols tell the version, see :data:`DECLARATIONS`."""
+"""The oldest libiscsi that is supported. Its symbols tell the version."""
 
 SESSION_DISCOVERY: Final = 1
 SESSION_NORMAL: Final = 2
@@ -76,32 +77,17 @@ class Discovered(ctypes.Structure):
     _fields_ = (("next", _ptr), ("name", _text), ("portals", _ptr))
 
 
-class Declaration(NamedTuple):
-    """The C declaration of a function.
-
-    :ivar moves: it copies data, or calls the kernel. Such a function releases the GIL. The others only touch memory and keep
-        it: releasing it takes longer than the call.
-    """
-
-    result: Any
-    arguments: tuple[Any, ...]
-    moves: bool
-
-    def bind(self, library: ctypes.CDLL, symbol: str) -> Any:
-        """Return the library's function of this name."""
-        kind = ctypes.CFUNCTYPE if self.moves else ctypes.PYFUNCTYPE
-        return kind(self.result, *self.arguments)((symbol, library))
+_SCSI: Final = frozenset(
+    {"scsi_create_task", "scsi_task_add_data_in_buffer", "scsi_task_add_data_out_buffer", "scsi_free_scsi_task"}
+)
+"""The functions whose names begin with ``scsi_`` in the library."""
 
 
-def _moves(result: Any, *arguments: Any) -> Any:
-    return Declaration(result, arguments, moves=True)
+_moves = partial(waits, OLDEST)
+_quick = partial(quick, OLDEST)
 
 
-def _quick(result: Any, *arguments: Any) -> Any:
-    return Declaration(result, arguments, moves=False)
-
-
-class Libiscsi:
+class Libiscsi(CLibrary, type="iscsi-direct", name="libiscsi", product="version", oldest=OLDEST):
     """libiscsi's functions: each with its type in Python, and its declaration in C.
 
     :param library: the loaded library.
@@ -134,13 +120,7 @@ class Libiscsi:
     scsi_free_scsi_task: Callable[[int], None] = _quick(None, _ptr)
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, declared in DECLARATIONS.items():
-            symbol = name if name.startswith("scsi_") and name != "scsi_command_async" else f"iscsi_{name}"
-            if not hasattr(library, symbol):
-                raise BackendLoadError(
-                    f"libiscsi has no {symbol}: version {OLDEST} or later is needed", type="iscsi-direct"
-                )
-            setattr(self, name, declared.bind(library, symbol))
+        super().__init__(lambda name: (library, name if name in _SCSI else f"iscsi_{name}"))
         self._check_layout()
 
     def _check_layout(self) -> None:
@@ -158,28 +138,6 @@ class Libiscsi:
             )
 
 
-DECLARATIONS: Final[dict[str, Declaration]] = {
-    name: value for name, value in vars(Libiscsi).items() if isinstance(value, Declaration)
-}
-"""The declarations by name, without the prefix ``iscsi_``."""
-
-
-_lock = threading.Lock()
-_loaded: Libiscsi | None = None
-
-
-def load() -> Libiscsi:
-    """Return the library, loaded on first use. Any thread may call it.
-
-    :raises BackendLoadError: naming the package to install; the next call tries again.
-    """
-    global _loaded
-    with _lock:
-        if _loaded is None:
-            _loaded = Libiscsi(_find())
-        return _loaded
-
-
 def _find() -> ctypes.CDLL:
     failed: OSError | None = None
     for name in LIBRARIES:
@@ -190,6 +148,10 @@ def _find() -> ctypes.CDLL:
     raise BackendLoadError(
         f"libiscsi cannot be loaded ({failed}): install it, on Debian the package libiscsi7", type="iscsi-direct"
     ) from failed
+
+
+load: Final = Loaded(lambda: Libiscsi(_find()))
+"""Return the library, loaded on first use. Any thread may call it."""
 
 
 class Memory(NamedTuple):

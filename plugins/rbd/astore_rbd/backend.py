@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from typing import ClassVar
 
 import msgspec
 
@@ -30,7 +31,7 @@ class RbdBackend(Backend):
 
     type = "rbd"
     lane_threads = 8
-    volume_formats = ("raw",)
+    volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
 
     def require(self) -> None:
         """Load the libraries. :raises BackendLoadError: they are missing or too old."""

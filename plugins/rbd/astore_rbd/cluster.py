@@ -26,6 +26,7 @@ _OPTIONS = {
     "log_to_file": "false",
     "rbd_cache": "false",  # several large reads and writes in flight gain nothing by another copy
     "rbd_discard_granularity_bytes": str(GRAIN),
+    "rbd_disable_zero_copy_writes": "false",  # what is written does not change meanwhile: librbd needs no copy of it
 }
 
 
@@ -72,8 +73,8 @@ class Cluster:
     def __init__(self, lib: Librbd, settings: Settings) -> None:
         """Connect. Blocks. :raises OSError: the cluster does not answer or refuses the user, or there is no such pool."""
         self.lib = lib
-        self.pool = settings.pool
-        self.namespace = settings.namespace
+        self.pool: str = settings.pool
+        self.namespace: str = settings.namespace
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._users = 0
@@ -112,10 +113,10 @@ class Cluster:
         )
         self.io: Pointer = io.value
         lib.rados_set_osdmap_full_try(io)  # a write to a full cluster fails, instead of waiting for room
-        self.pool_id = lib.rados_ioctx_get_id(io)
+        self.pool_id: int = lib.rados_ioctx_get_id(io)
         self._contexts[self.pool_id, settings.namespace] = self.io
         self._use_namespace(settings.namespace)
-        self.device = self.device_of(self.pool_id, settings.namespace)
+        self.device: str = self.device_of(self.pool_id, settings.namespace)
 
     def _use_namespace(self, namespace: str) -> None:
         there = ctypes.c_bool(True)

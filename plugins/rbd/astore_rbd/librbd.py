@@ -1,6 +1,7 @@
 """The declarations of the functions of librados and librbd that the plugin calls, with the types of their headers.
 
-The declarations are those of ``rados/librados.h`` and ``rbd/librbd.h`` of Ceph 16. :func:`load` returns the process's only
+The declarations are those of ``rados/librados.h`` and ``rbd/librbd.h`` of Ceph 16. Symbols tell the version: the oldest that is
+supported is 14.2. :func:`load` returns the process's only
 :class:`Librbd`. Its attributes are the bare functions under their full names. Pointers are integers (None for NULL). A failed
 call returns a negative errno; :func:`checked` makes an OSError of it.
 """
@@ -10,14 +11,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final
 
+from astore.c_library import CLibrary, Loaded, quick, waits
 from astore.errors import BackendLoadError
-
-OLDEST: Final = "14.2"
-"""The oldest Ceph whose libraries are supported. Their symbols tell the version, see :data:`DECLARATIONS`."""
 
 FEATURE_EXCLUSIVE_LOCK: Final = 1 << 2
 FEATURE_OBJECT_MAP: Final = 1 << 3
@@ -151,161 +149,111 @@ ExtentCallback = ctypes.CFUNCTYPE(_int, _u64, _size, _int, _ptr)
 """The callback of ``rbd_diff_iterate2``: offset, length, whether there is data, the argument."""
 
 
-class Declaration(NamedTuple):
-    """The C declaration of a function: the Ceph that added it, its result, and its arguments.
-
-    :ivar waits: it may wait for a server. Such a function releases the GIL. The others only touch memory, and are called
-        several times for each image of a listing. They keep the GIL: releasing it takes longer than the call.
-    """
-
-    version: str
-    result: Any
-    arguments: tuple[Any, ...]
-    waits: bool
-
-    def bind(self, library: ctypes.CDLL, symbol: str) -> Any:
-        """Return the library's function of this name."""
-        kind = ctypes.CFUNCTYPE if self.waits else ctypes.PYFUNCTYPE
-        return kind(self.result, *self.arguments)((symbol, library))
-
-
-def _waits(version: str, result: Any, *arguments: Any) -> Any:
-    return Declaration(version, result, arguments, waits=True)
-
-
-def _quick(version: str, result: Any, *arguments: Any) -> Any:
-    return Declaration(version, result, arguments, waits=False)
-
-
 Call = Callable[..., int]
 Void = Callable[..., None]
 
 
-class Librbd:
+class Librbd(CLibrary, type="rbd", name="Ceph", product="Ceph", oldest="14.2"):
     """The functions of both libraries, each with its declaration in C.
 
     :raises BackendLoadError: naming the first missing symbol.
     """
 
-    rados_create: Call = _waits("0.56", _int, _ptr, _text)
-    rados_conf_set: Call = _waits("0.56", _int, _ptr, _text, _text)
-    rados_conf_read_file: Call = _waits("0.56", _int, _ptr, _text)
-    rados_connect: Call = _waits("0.56", _int, _ptr)
-    rados_shutdown: Void = _waits("0.56", None, _ptr)
-    rados_cluster_fsid: Call = _waits("0.56", _int, _ptr, _ptr, _size)
-    rados_cluster_stat: Call = _waits("0.56", _int, _ptr, _ptr)
-    rados_get_instance_id: Call = _waits("0.56", _u64, _ptr)
-    rados_pool_reverse_lookup: Call = _waits("0.56", _int, _ptr, _i64, _ptr, _size)
-    rados_ioctx_create: Call = _waits("0.56", _int, _ptr, _text, _ptr)
-    rados_ioctx_create2: Call = _waits("9.0", _int, _ptr, _i64, _ptr)
-    rados_ioctx_destroy: Void = _waits("0.56", None, _ptr)
-    rados_ioctx_set_namespace: Void = _quick("0.94", None, _ptr, _text)
-    rados_ioctx_get_id: Call = _quick("0.56", _i64, _ptr)
-    rados_set_osdmap_full_try: Void = _quick("12.0", None, _ptr)
-    rados_ioctx_pool_stat: Call = _waits("0.56", _int, _ptr, _ptr)
-    rados_create_read_op: Callable[[], Pointer] = _quick("0.80", _ptr)
-    rados_release_read_op: Void = _quick("0.80", None, _ptr)
-    rados_read_op_exec: Void = _quick("0.80", None, _ptr, _text, _text, _text, _size, _ptr, _ptr, _ptr)
-    rados_read_op_assert_exists: Void = _quick("0.80", None, _ptr)
-    rados_read_op_read: Void = _quick("0.80", None, _ptr, _u64, _size, _ptr, _ptr, _ptr)
-    rados_aio_read_op_operate: Call = _quick("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
-    rados_aio_create_completion: Call = _quick("0.56", _int, _ptr, _ptr, _ptr, _ptr)
-    rados_aio_is_complete: Call = _quick("0.56", _int, _ptr)
-    rados_aio_wait_for_complete: Call = _waits("0.56", _int, _ptr)
-    rados_aio_get_return_value: Call = _quick("0.56", _int, _ptr)
-    rados_aio_get_version: Call = _quick("0.56", _u64, _ptr)
-    rados_aio_release: Void = _quick("0.56", None, _ptr)
-    rados_aio_cancel: Call = _waits("0.94", _int, _ptr, _ptr)
-    rados_buffer_free: Void = _quick("0.56", None, _ptr)
+    rados_create: Call = waits("0.56", _int, _ptr, _text)
+    rados_conf_set: Call = waits("0.56", _int, _ptr, _text, _text)
+    rados_conf_read_file: Call = waits("0.56", _int, _ptr, _text)
+    rados_connect: Call = waits("0.56", _int, _ptr)
+    rados_shutdown: Void = waits("0.56", None, _ptr)
+    rados_cluster_fsid: Call = waits("0.56", _int, _ptr, _ptr, _size)
+    rados_cluster_stat: Call = waits("0.56", _int, _ptr, _ptr)
+    rados_get_instance_id: Call = waits("0.56", _u64, _ptr)
+    rados_pool_reverse_lookup: Call = waits("0.56", _int, _ptr, _i64, _ptr, _size)
+    rados_ioctx_create: Call = waits("0.56", _int, _ptr, _text, _ptr)
+    rados_ioctx_create2: Call = waits("9.0", _int, _ptr, _i64, _ptr)
+    rados_ioctx_destroy: Void = waits("0.56", None, _ptr)
+    rados_ioctx_set_namespace: Void = quick("0.94", None, _ptr, _text)
+    rados_ioctx_get_id: Call = quick("0.56", _i64, _ptr)
+    rados_set_osdmap_full_try: Void = quick("12.0", None, _ptr)
+    rados_ioctx_pool_stat: Call = waits("0.56", _int, _ptr, _ptr)
+    rados_create_read_op: Callable[[], Pointer] = quick("0.80", _ptr)
+    rados_release_read_op: Void = quick("0.80", None, _ptr)
+    rados_read_op_exec: Void = quick("0.80", None, _ptr, _text, _text, _text, _size, _ptr, _ptr, _ptr)
+    rados_read_op_assert_exists: Void = quick("0.80", None, _ptr)
+    rados_read_op_read: Void = quick("0.80", None, _ptr, _u64, _size, _ptr, _ptr, _ptr)
+    rados_aio_read_op_operate: Call = quick("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
+    rados_aio_create_completion: Call = quick("0.56", _int, _ptr, _ptr, _ptr, _ptr)
+    rados_aio_is_complete: Call = quick("0.56", _int, _ptr)
+    rados_aio_wait_for_complete: Call = waits("0.56", _int, _ptr)
+    rados_aio_get_return_value: Call = quick("0.56", _int, _ptr)
+    rados_aio_get_version: Call = quick("0.56", _u64, _ptr)
+    rados_aio_release: Void = quick("0.56", None, _ptr)
+    rados_aio_cancel: Call = waits("0.94", _int, _ptr, _ptr)
+    rados_buffer_free: Void = quick("0.56", None, _ptr)
 
-    rbd_list2: Call = _waits("14.0", _int, _ptr, _ptr, _ptr)
-    rbd_image_spec_list_cleanup: Void = _quick("14.0", None, _ptr, _size)
-    rbd_namespace_exists: Call = _waits("14.0", _int, _ptr, _text, _ptr)
-    rbd_open: Call = _waits("0.56", _int, _ptr, _text, _ptr, _text)
-    rbd_open_read_only: Call = _waits("0.56", _int, _ptr, _text, _ptr, _text)
-    rbd_open_by_id: Call = _waits("13.0", _int, _ptr, _text, _ptr, _text)
-    rbd_close: Call = _waits("0.56", _int, _ptr)
-    rbd_get_id: Call = _waits("13.0", _int, _ptr, _ptr, _size)
-    rbd_stat: Call = _waits("0.56", _int, _ptr, _ptr, _size)
-    rbd_get_size: Call = _waits("0.56", _int, _ptr, _ptr)
-    rbd_get_features: Call = _waits("0.56", _int, _ptr, _ptr)
-    rbd_get_flags: Call = _waits("0.94", _int, _ptr, _ptr)
-    rbd_get_modify_timestamp: Call = _waits("14.0", _int, _ptr, _ptr)
-    rbd_get_parent: Call = _waits("14.2", _int, _ptr, _ptr, _ptr)
-    rbd_linked_image_spec_cleanup: Void = _quick("14.2", None, _ptr)
-    rbd_linked_image_spec_list_cleanup: Void = _quick("14.2", None, _ptr, _size)
-    rbd_snap_spec_cleanup: Void = _quick("14.2", None, _ptr)
-    rbd_list_children3: Call = _waits("14.2", _int, _ptr, _ptr, _ptr)
-    rbd_watchers_list: Call = _waits("13.0", _int, _ptr, _ptr, _ptr)
-    rbd_watchers_list_cleanup: Void = _quick("13.0", None, _ptr, _size)
-    rbd_read: Call = _waits("0.56", _ssize, _ptr, _u64, _size, _ptr)
-    rbd_write: Call = _waits("0.56", _ssize, _ptr, _u64, _size, _ptr)
-    rbd_discard: Call = _waits("0.56", _int, _ptr, _u64, _u64)
-    rbd_flush: Call = _waits("0.56", _int, _ptr)
-    rbd_resize: Call = _waits("0.56", _int, _ptr, _u64)
-    rbd_diff_iterate2: Call = _waits("0.94", _int, _ptr, _text, _u64, _u64, _u8, _u8, ExtentCallback, _ptr)
-    rbd_lock_acquire: Call = _waits("12.0", _int, _ptr, _int)
-    rbd_is_exclusive_lock_owner: Call = _waits("0.94", _int, _ptr, _ptr)
-    rbd_lock_get_owners: Call = _waits("12.0", _int, _ptr, _ptr, _ptr, _ptr)
-    rbd_lock_get_owners_cleanup: Void = _quick("12.0", None, _ptr, _size)
-    rbd_image_options_create: Void = _quick("0.94", None, _ptr)
-    rbd_image_options_destroy: Void = _quick("0.94", None, _ptr)
-    rbd_create4: Call = _waits("0.94", _int, _ptr, _text, _u64, _ptr)
-    rbd_clone3: Call = _waits("0.94", _int, _ptr, _text, _text, _ptr, _text, _ptr)
-    rbd_remove: Call = _waits("0.56", _int, _ptr, _text)
-    rbd_rename: Call = _waits("0.56", _int, _ptr, _text, _text)
-    rbd_snap_create: Call = _waits("0.56", _int, _ptr, _text)
-    rbd_snap_remove: Call = _waits("0.56", _int, _ptr, _text)
-    rbd_snap_protect: Call = _waits("0.56", _int, _ptr, _text)
-    rbd_snap_unprotect: Call = _waits("0.56", _int, _ptr, _text)
-    rbd_snap_is_protected: Call = _waits("0.56", _int, _ptr, _text, _ptr)
-    rbd_snap_list: Call = _waits("0.56", _int, _ptr, _ptr, _ptr)
-    rbd_snap_list_end: Void = _quick("0.56", None, _ptr)
+    rbd_list2: Call = waits("14.0", _int, _ptr, _ptr, _ptr)
+    rbd_image_spec_list_cleanup: Void = quick("14.0", None, _ptr, _size)
+    rbd_namespace_exists: Call = waits("14.0", _int, _ptr, _text, _ptr)
+    rbd_open: Call = waits("0.56", _int, _ptr, _text, _ptr, _text)
+    rbd_open_read_only: Call = waits("0.56", _int, _ptr, _text, _ptr, _text)
+    rbd_open_by_id: Call = waits("13.0", _int, _ptr, _text, _ptr, _text)
+    rbd_close: Call = waits("0.56", _int, _ptr)
+    rbd_get_id: Call = waits("13.0", _int, _ptr, _ptr, _size)
+    rbd_stat: Call = waits("0.56", _int, _ptr, _ptr, _size)
+    rbd_get_size: Call = waits("0.56", _int, _ptr, _ptr)
+    rbd_get_features: Call = waits("0.56", _int, _ptr, _ptr)
+    rbd_get_flags: Call = waits("0.94", _int, _ptr, _ptr)
+    rbd_get_modify_timestamp: Call = waits("14.0", _int, _ptr, _ptr)
+    rbd_get_parent: Call = waits("14.2", _int, _ptr, _ptr, _ptr)
+    rbd_linked_image_spec_cleanup: Void = quick("14.2", None, _ptr)
+    rbd_linked_image_spec_list_cleanup: Void = quick("14.2", None, _ptr, _size)
+    rbd_snap_spec_cleanup: Void = quick("14.2", None, _ptr)
+    rbd_list_children3: Call = waits("14.2", _int, _ptr, _ptr, _ptr)
+    rbd_watchers_list: Call = waits("13.0", _int, _ptr, _ptr, _ptr)
+    rbd_watchers_list_cleanup: Void = quick("13.0", None, _ptr, _size)
+    rbd_read: Call = waits("0.56", _ssize, _ptr, _u64, _size, _ptr)
+    rbd_aio_create_completion: Call = quick("0.56", _int, _ptr, _ptr, _ptr)
+    rbd_aio_write: Call = waits("0.56", _int, _ptr, _u64, _size, _ptr, _ptr)
+    rbd_aio_wait_for_complete: Call = waits("0.56", _int, _ptr)
+    rbd_aio_get_return_value: Call = quick("0.56", _ssize, _ptr)
+    rbd_aio_release: Void = quick("0.56", None, _ptr)
+    rbd_discard: Call = waits("0.56", _int, _ptr, _u64, _u64)
+    rbd_flush: Call = waits("0.56", _int, _ptr)
+    rbd_resize: Call = waits("0.56", _int, _ptr, _u64)
+    rbd_diff_iterate2: Call = waits("0.94", _int, _ptr, _text, _u64, _u64, _u8, _u8, ExtentCallback, _ptr)
+    rbd_lock_acquire: Call = waits("12.0", _int, _ptr, _int)
+    rbd_is_exclusive_lock_owner: Call = waits("0.94", _int, _ptr, _ptr)
+    rbd_lock_get_owners: Call = waits("12.0", _int, _ptr, _ptr, _ptr, _ptr)
+    rbd_lock_get_owners_cleanup: Void = quick("12.0", None, _ptr, _size)
+    rbd_image_options_create: Void = quick("0.94", None, _ptr)
+    rbd_image_options_destroy: Void = quick("0.94", None, _ptr)
+    rbd_create4: Call = waits("0.94", _int, _ptr, _text, _u64, _ptr)
+    rbd_clone3: Call = waits("0.94", _int, _ptr, _text, _text, _ptr, _text, _ptr)
+    rbd_remove: Call = waits("0.56", _int, _ptr, _text)
+    rbd_rename: Call = waits("0.56", _int, _ptr, _text, _text)
+    rbd_snap_create: Call = waits("0.56", _int, _ptr, _text)
+    rbd_snap_remove: Call = waits("0.56", _int, _ptr, _text)
+    rbd_snap_protect: Call = waits("0.56", _int, _ptr, _text)
+    rbd_snap_unprotect: Call = waits("0.56", _int, _ptr, _text)
+    rbd_snap_is_protected: Call = waits("0.56", _int, _ptr, _text, _ptr)
+    rbd_snap_list: Call = waits("0.56", _int, _ptr, _ptr, _ptr)
+    rbd_snap_list_end: Void = quick("0.56", None, _ptr)
 
     def __init__(self, rados: ctypes.CDLL, rbd: ctypes.CDLL) -> None:
-        for name, declared in DECLARATIONS.items():
-            library = rbd if name.startswith("rbd_") else rados
-            if not hasattr(library, name):
-                raise BackendLoadError(
-                    f"Ceph's libraries have no {name}, which is as old as Ceph {declared.version}: {OLDEST} or later is needed",
-                    type="rbd",
-                )
-            setattr(self, name, declared.bind(library, name))
+        super().__init__(lambda name: (rbd if name.startswith("rbd_") else rados, name))
 
 
-DECLARATIONS: Final[dict[str, Declaration]] = {
-    name: value for name, value in vars(Librbd).items() if isinstance(value, Declaration)
-}
-"""The declarations by name."""
-
-_lock = threading.Lock()
-_loaded: Librbd | None = None
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # in a child process, the thread that held it does not exist
+def _load() -> Librbd:
+    try:
+        return Librbd(ctypes.CDLL("librados.so.2"), ctypes.CDLL("librbd.so.1"))
+    except OSError as error:
+        raise BackendLoadError(
+            f"Ceph's libraries cannot be loaded ({error}): install them, on Debian the packages librados2 and librbd1",
+            type="rbd",
+        ) from error
 
 
-os.register_at_fork(after_in_child=_forget_lock)
-
-
-def load() -> Librbd:
-    """Return the libraries' functions, loaded on first use. Any thread may call it.
-
-    :raises BackendLoadError: naming the packages to install; the next call tries again.
-    """
-    global _loaded
-    with _lock:
-        if _loaded is None:
-            try:
-                _loaded = Librbd(ctypes.CDLL("librados.so.2"), ctypes.CDLL("librbd.so.1"))
-            except OSError as error:
-                raise BackendLoadError(
-                    f"Ceph's libraries cannot be loaded ({error}): install them, on Debian the packages librados2 and librbd1",
-                    type="rbd",
-                ) from error
-        return _loaded
+load: Final = Loaded(_load)
+"""Return the libraries' functions, loaded on first use. Any thread may call it."""
 
 
 def failure(result: int, what: str = "") -> OSError:

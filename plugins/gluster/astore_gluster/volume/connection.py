@@ -65,17 +65,17 @@ class Connection:
     def __init__(
         self, gfapi: Gfapi, fs: int, key: Key, lock: threading.Lock, on_idle: Callable[[Connection], object]
     ) -> None:
-        self.gfapi = gfapi
-        self.fs = fs
-        self.key = key
-        self.idle_since = 0.0
-        self.answered = False
-        self.holds = 1
+        self.gfapi: Gfapi = gfapi
+        self.fs: int = fs
+        self.key: Key = key
+        self.idle_since: float = 0.0
+        self.answered: bool = False
+        self.holds: int = 1
         self._lock = lock
         self._on_idle = on_idle
         self._foreign = False
         self._device: str | None = None
-        self.upcalls = Upcalls(self)
+        self.upcalls: Upcalls = Upcalls(self)
 
     @property
     def device(self) -> str:

@@ -49,7 +49,7 @@ class GlusterFile(TreeFile):
         self._gfapi = connection.gfapi
         self._fd: int | None = fd
         self._write = write
-        self.path = path
+        self.path: str = path
 
     def __repr__(self) -> str:
         return f"<GlusterFile {self.path}{' closed' if self._fd is None else ''}>"

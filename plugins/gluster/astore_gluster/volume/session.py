@@ -62,8 +62,9 @@ class GlusterSession(WritableTreeSession):
         """List the folder and read new and changed files. :raises OSError: the volume does not answer."""
         snapshot = await self._renewing(lambda: WritableTreeSession.refresh(self, previous, full=full))
         if self._upcalls is not None:
-            self._upcalls.listed(snapshot)
-            await self._upcalls.ask_again(self.context.lane.run)
+            told = self._upcalls
+            await told.listed(snapshot, self.context.lane.run)
+            await told.ask_again(self.context.lane.run)
         return snapshot
 
     async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:

@@ -26,6 +26,11 @@ AGAIN = 30.0
 UNTOLD = "a file that is moved between this and another folder, or linked here, is not told of, but found by listing"
 """The note of a pool that is told of the rest."""
 
+FEW = 1000
+"""Up to so many files are sorted by their inodes in the event loop, when that is first needed; more on the lane."""
+
+_Names = dict[int, set[str]]
+
 OF_BYTES = libgfapi.UP_SIZE | libgfapi.UP_TIMES
 """What writes and truncation change."""
 
@@ -47,12 +52,12 @@ class GlusterTold:
         self._folder: int | None = None
         self._known = 0  # how many inodes a brick remembers
         self._snapshot = Snapshot.EMPTY
-        self._names: dict[int, set[str]] | None = None
-        self.complete = False
-        self.bound = 0.0
+        self._names: _Names | None = None
+        self.complete: bool = False
+        self.bound: float = 0.0
         self.again: float | None = None
-        self.lost = False
-        self.note = ""
+        self.lost: bool = False
+        self.note: str = ""
 
     async def begin(self, run: Callable[..., Awaitable[None]]) -> None:
         """Listen from now on. :param run: ``lane.run``. :raises OSError: the volume does not answer."""
@@ -86,10 +91,13 @@ class GlusterTold:
         self._listener.ended = True
         self.lost = True
 
-    def listed(self, snapshot: Snapshot) -> None:
-        """Note the last snapshot, whose files are known by their inodes."""
-        self._snapshot = snapshot
-        self._names = None
+    async def listed(self, snapshot: Snapshot, run: Callable[..., Awaitable[_Names]]) -> None:
+        """Note the last snapshot, whose files are known by their inodes. :param run: ``lane.run``."""
+        names = None
+        if len(snapshot) > FEW:
+            with contextlib.suppress(OSError):  # no thread was free
+                names = await run(_by_inode, snapshot)
+        self._snapshot, self._names = snapshot, names
 
     async def ask_again(self, run: Callable[..., Awaitable[bool]]) -> None:
         """Ask whether the bricks tell of changes by now, if they did not."""
@@ -139,11 +147,16 @@ class GlusterTold:
         """Return whether the pool's folder, or a file in it, has this inode."""
         return inode == self._folder or inode in self._by_inode()
 
-    def _by_inode(self) -> dict[int, set[str]]:
+    def _by_inode(self) -> _Names:
         names = self._names
         if names is None:
-            names = {}
-            for record in self._snapshot.volumes:
-                names.setdefault(record.inode, set()).add(record.name)
-            self._names = names  # complete: threads of other pools' event loops ask for it
+            names = self._names = _by_inode(self._snapshot)
         return names
+
+
+def _by_inode(snapshot: Snapshot) -> _Names:
+    """Return the names of each inode, complete: threads of other pools' event loops ask for it."""
+    names: _Names = {}
+    for record in snapshot.volumes:
+        names.setdefault(record.inode, set()).add(record.name)
+    return names

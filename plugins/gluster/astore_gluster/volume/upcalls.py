@@ -72,7 +72,7 @@ class KnownHandles:
         self._lock = threading.Lock()
         self._handles: dict[int, int] = {}
         self.folder = 0
-        self.closed = False
+        self.closed: bool = False
 
     def __contains__(self, inode: int) -> bool:
         return inode in self._handles
@@ -121,7 +121,7 @@ class Listener:
         self._loop = loop
         self._hear = hear
         self.knows = knows
-        self.ended = False
+        self.ended: bool = False
 
     def give(self, notices: list[Notice]) -> None:
         """Hand notices over. Called on any thread."""
@@ -146,7 +146,7 @@ class Upcalls:
         self._lock = threading.Lock()
         self.listeners: tuple[Listener, ...] = ()
         self._polled = False  # whether there is a thread
-        self.heard = False
+        self.heard: bool = False
         self._options: BrickOptions | OptionsError | None = None
         self._asked_at = 0.0
 

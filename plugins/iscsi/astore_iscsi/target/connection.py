@@ -242,9 +242,17 @@ class Connection:
         """Let libiscsi read and write what it can without waiting."""
         if not self.alive:
             return
+        library = self._library
         self._serving = True
         try:
-            failed = self._library.service(self._context, events)
+            failed = library.service(self._context, events)
+            if (
+                not failed
+                and events == select.POLLIN
+                and self.alive
+                and library.which_events(self._context) & select.POLLOUT
+            ):
+                failed = library.service(self._context, select.POLLOUT)  # what the answers ask for, such as data
         finally:
             self._serving = False
         if failed and self._lost is None:

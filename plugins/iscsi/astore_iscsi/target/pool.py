@@ -23,7 +23,7 @@ class IscsiPool(BlockPool):
     """
 
     def __init__(self, client: Client, portal: Portal) -> None:
-        self.device = f"iscsi:{client.target}"
+        self.device: str = f"iscsi:{client.target}"
         self._client = client
         self._portal = portal
         self._size = 0

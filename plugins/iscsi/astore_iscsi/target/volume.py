@@ -14,8 +14,8 @@ from astore_iscsi.libiscsi import Memory, memory_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
 from astore_iscsi.target.client import Client, Unit
 
-PIECE: Final = 1 << 20
-"""The most bytes of a read or write command; a longer call is several commands at once."""
+PIECE: Final = 256 << 10
+"""The most bytes of a read or write command; a longer call is several commands at once. It is one burst, as targets ask for."""
 
 UNMAPPED_AT_ONCE: Final = 1 << 30
 """The most bytes that one command unmaps, if the unit tells no limit."""
@@ -27,7 +27,7 @@ STATES: Final = 64
 class UnitVolume(BlockVolume):
     """An open unit. Bytes that are no whole blocks are read, and written after reading the rest of their blocks."""
 
-    in_flight: ClassVar[int] = 4
+    in_flight: ClassVar[int] = 2  # of many commands each: more would only lengthen the target's queue
 
     def __init__(self, client: Client, unit: Unit, id: int, capacity: Capacity, limits: Limits) -> None:
         self.id = id

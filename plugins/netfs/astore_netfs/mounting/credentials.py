@@ -26,7 +26,7 @@ class CredentialsFile:
 
     def __init__(self, text: bytes) -> None:
         self._folder = PrivateFolder(place=_place())
-        self.path = os.path.join(self._folder.path, NAME)
+        self.path: str = os.path.join(self._folder.path, NAME)
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:

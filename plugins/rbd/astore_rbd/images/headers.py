@@ -26,6 +26,13 @@ _ASKED = (
     Method(b"parent_get"),
 )
 
+_SIZE = struct.Struct("<BQ").unpack_from
+_FEATURES = struct.Struct("<QQ").unpack_from
+_FLAGS = struct.Struct("<Q").unpack_from
+_SNAPSHOTS = struct.Struct("<QI").unpack_from
+_TIME = struct.Struct("<II").unpack_from
+_PARENT = struct.Struct("<BBIq").unpack_from
+
 KNOWN_INCOMPATIBLE = 0x1FF
 """The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
 
@@ -123,18 +130,18 @@ def header_in(answer: Answer) -> Header | None:
         return None
     size, features, flags, snapshots, changed, parent = (part or b"" for part in answer.parts)
     try:
-        order, bytes_ = struct.unpack_from("<BQ", size)
-        allowed, incompatible = struct.unpack_from("<QQ", features)
-        _, count = struct.unpack_from("<QI", snapshots)
-        seconds, nanoseconds = struct.unpack_from("<II", changed)
+        order, bytes_ = _SIZE(size)
+        allowed, incompatible = _FEATURES(features)
+        _, count = _SNAPSHOTS(snapshots)
+        seconds, nanoseconds = _TIME(changed)
         if incompatible & ~KNOWN_INCOMPATIBLE or not 9 <= order < 32:
             return None
         return Header(
             bytes_,
             order,
             allowed,
-            struct.unpack_from("<Q", flags)[0],
-            struct.unpack_from(f"<{count}Q", snapshots, 12),
+            _FLAGS(flags)[0],
+            struct.unpack_from(f"<{count}Q", snapshots, 12) if count else (),
             seconds * 10**9 + nanoseconds,
             _parent(parent),
         )
@@ -144,14 +151,15 @@ def header_in(answer: Answer) -> Header | None:
 
 def _parent(data: bytes) -> Parent | None:
     """Return the parent in an encoded ParentImageSpec; None if the image has none. :raises struct.error: as it says."""
-    _, oldest, _ = struct.unpack_from("<BBI", data)
+    _, oldest, _, pool = _PARENT(data)
     if oldest != 1:
         raise struct.error("a parent of another version")
-    (pool,) = struct.unpack_from("<q", data, 6)
+    if pool < 0:
+        return None
     namespace, at = _text(data, 14)
     image, at = _text(data, at)
     (snapshot,) = struct.unpack_from("<Q", data, at)
-    return None if pool < 0 else Parent(pool, namespace, image, snapshot)
+    return Parent(pool, namespace, image, snapshot)
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:

@@ -257,6 +257,7 @@ def _listed(cluster: Cluster) -> dict[str, str]:
         if result != -errno.ERANGE:
             break
     checked(result, "the list of images")
-    ids = {os.fsdecode(one.name): os.fsdecode(one.id or b"") for one in found[: count.value]}
+    texts = (ctypes.c_char_p * (2 * count.value)).from_buffer(found)[:]  # in turn ids and names
+    ids = {os.fsdecode(name or b""): os.fsdecode(id or b"") for id, name in zip(texts[::2], texts[1::2], strict=True)}
     lib.rbd_image_spec_list_cleanup(found, count.value)
     return ids

@@ -28,7 +28,7 @@ class RbdPool(BlockPool):
 
     def __init__(self, cluster: Cluster, lane: Lane, source: str, *, allocation: bool) -> None:
         self.cluster = cluster
-        self.device = cluster.device
+        self.device: str = cluster.device
         self._lane = lane
         self._source = source
         self._listing = Listing(cluster, allocation=allocation)

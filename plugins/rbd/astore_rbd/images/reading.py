@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from astore_rbd.cluster import Cluster
-from astore_rbd.librbd import failure
+from astore_rbd.librbd import Pointer, failure
 
 T = TypeVar("T")
 
@@ -52,31 +53,55 @@ class Answer(NamedTuple):
 
 
 class _Asked:
-    """An operation under way."""
+    """An operation, and the memory for its answers; one at a time, and again and again.
 
-    def __init__(self, cluster: Cluster, io: int | None, question: Question) -> None:
-        lib = self._lib = cluster.lib
+    :param io: the I/O context.
+    """
+
+    def __init__(self, cluster: Cluster, io: Pointer) -> None:
+        self._lib = cluster.lib
         self._io = io
+        self._began = -1
+        self._operation: Pointer = None
+        self._completion = ctypes.c_void_p()
+        self._at_completion = ctypes.byref(self._completion)
+        self._length = 0
+        self._buffer: ctypes.Array[ctypes.c_char] | None = None
+        self._prepare(())
+
+    def _prepare(self, methods: tuple[Method, ...]) -> None:
+        """Make room for the answers of these methods: pointers to the data, their lengths, and the results."""
+        self._methods = methods
+        count = max(len(methods), 1)
+        self._answers = struct.Struct(f"{count}Q{count}Q{count}i")
+        self._room = ctypes.create_string_buffer(self._answers.size)
+        data = self._at = ctypes.addressof(self._room)
+        lengths, results = data + 8 * count, data + 16 * count
+        self._after_data = lengths, results
+        self._calls = [
+            (name, arguments, len(arguments), data + 8 * number, lengths + 8 * number, results + 4 * number)
+            for number, (name, arguments) in enumerate(methods)
+        ]
+
+    def send(self, question: Question) -> None:
+        """Begin an operation, after the answer of the one before."""
+        lib = self._lib
+        if question.methods is not self._methods:
+            self._prepare(question.methods)
+        else:
+            ctypes.memset(self._at, 0, self._answers.size)
+        operation = self._operation = lib.rados_create_read_op()
+        ask_method = lib.rados_read_op_exec
+        for call in self._calls:
+            ask_method(operation, b"rbd", *call)
         self._length = question.length
-        self._operation = lib.rados_create_read_op()
-        count = len(question.methods)
-        self._data = (ctypes.c_void_p * count)()
-        self._lengths = (ctypes.c_size_t * max(count, 1))()
-        self._results = (ctypes.c_int * max(count, 1))()
-        data, lengths = ctypes.addressof(self._data), ctypes.addressof(self._lengths)
-        results = ctypes.addressof(self._results)
-        for number, (name, arguments) in enumerate(question.methods):
-            at = data + 8 * number, lengths + 8 * number, results + 4 * number
-            lib.rados_read_op_exec(self._operation, b"rbd", name, arguments, len(arguments), *at)
-        self._buffer = ctypes.create_string_buffer(self._length) if self._length else None
-        if self._length:
-            lib.rados_read_op_read(self._operation, 0, self._length, self._buffer, lengths, results)
-        elif not count:
-            lib.rados_read_op_assert_exists(self._operation)
-        completion = ctypes.c_void_p()
-        lib.rados_aio_create_completion(None, None, None, ctypes.byref(completion))
-        self._completion = completion.value
-        self._began = lib.rados_aio_read_op_operate(self._operation, io, self._completion, question.object, 0)
+        if question.length:
+            self._buffer = ctypes.create_string_buffer(question.length)
+            lib.rados_read_op_read(operation, 0, question.length, self._buffer, *self._after_data)
+        elif not self._calls:
+            lib.rados_read_op_assert_exists(operation)
+        lib.rados_aio_create_completion(None, None, None, self._at_completion)
+        self._began = lib.rados_aio_read_op_operate(operation, self._io, self._completion, question.object, 0)
 
     def cancel(self) -> None:
         """Let the operation end at once."""
@@ -84,27 +109,32 @@ class _Asked:
             self._lib.rados_aio_cancel(self._io, self._completion)
 
     def answer(self) -> Answer:
-        """Wait for the answer. Call it once."""
-        lib = self._lib
+        """Wait for the answer. Call it once for each operation."""
+        lib, completion = self._lib, self._completion
         try:
             if self._began < 0:
                 return Answer(self._began, 0, ())
-            if not lib.rados_aio_is_complete(self._completion):
-                lib.rados_aio_wait_for_complete(self._completion)
-            result = lib.rados_aio_get_return_value(self._completion)
-            version = lib.rados_aio_get_version(self._completion)
-            parts: list[bytes | None] = []
-            if self._buffer is not None:
-                parts.append(ctypes.string_at(self._buffer, self._lengths[0]) if self._results[0] >= 0 else None)
-            for number, data in enumerate(self._data):
-                known = self._results[number] >= 0 and result >= 0
-                parts.append(ctypes.string_at(data or 0, self._lengths[number] if data else 0) if known else None)
-                if data:
-                    lib.rados_buffer_free(data)
-            return Answer(min(result, 0), version, tuple(parts))
+            if not lib.rados_aio_is_complete(completion):
+                lib.rados_aio_wait_for_complete(completion)
+            result = lib.rados_aio_get_return_value(completion)
+            return Answer(min(result, 0), lib.rados_aio_get_version(completion), self._parts(result))
         finally:
-            lib.rados_aio_release(self._completion)
+            lib.rados_aio_release(completion)
             lib.rados_release_read_op(self._operation)
+
+    def _parts(self, result: int) -> tuple[bytes | None, ...]:
+        """Take the parts of an answer out of librados's memory, and free that."""
+        found = self._answers.unpack_from(self._room)
+        if self._length:
+            count, status = found[1:]
+            return (ctypes.string_at(self._buffer or 0, count) if status >= 0 else None,)
+        count = len(self._calls)
+        parts: list[bytes | None] = []
+        for data, length, status in zip(found[:count], found[count : 2 * count], found[2 * count :], strict=False):
+            parts.append((ctypes.string_at(data, length) if data else b"") if status >= 0 and result >= 0 else None)
+            if data:
+                self._lib.rados_buffer_free(data)
+        return tuple(parts)
 
 
 def ask_all(
@@ -120,12 +150,14 @@ def ask_all(
     :raises OSError: an object did not answer in time. That ends all: the others would take as long.
     """
     under_way: deque[tuple[T, _Asked]] = deque()
+    free: list[_Asked] = []
     count = 0
 
     def next_answer() -> tuple[T, Answer]:
         nonlocal count
         key, asked = under_way.popleft()
         answer = asked.answer()
+        free.append(asked)
         if answer.result == -errno.ETIMEDOUT:
             raise failure(answer.result)
         count += 1
@@ -137,7 +169,9 @@ def ask_all(
         for key, question in questions:
             if len(under_way) >= IN_FLIGHT:
                 yield next_answer()
-            under_way.append((key, _Asked(cluster, cluster.io if io is None else io, question)))
+            asked = free.pop() if free else _Asked(cluster, cluster.io if io is None else io)
+            asked.send(question)
+            under_way.append((key, asked))
         while under_way:
             yield next_answer()
     finally:

@@ -1,0 +1,154 @@
+"""The kernel's notices as they are read, lot by lot, and what changes in the table of mounts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from core_fakes import eventually
+
+from astore.inotify import GONE, IGNORED, MODIFY, OVERFLOW, Instance
+from astore.notices import About, FolderNotices, FolderWatch
+from beds import namespace
+
+ALL = 0xFC6
+"""IN_MODIFY, IN_ATTRIB, and all about names, moves and ends."""
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Instance:
+    """An instance that watches ``tmp_path``."""
+    instance = Instance()
+    instance.add_watch(tmp_path, ALL)
+    return instance
+
+
+async def _on_thread(func: Callable[..., T], *args: object, discard: object = None) -> T:
+    return await asyncio.to_thread(func, *args)
+
+
+def test_in_small_lots(instance: Instance, tmp_path: Path) -> None:
+    """However many there are, one read returns so few that the event loop's other work soon has a turn; none is lost."""
+    for number in range(3000):
+        (tmp_path / f"f{number}").touch()
+    seen, lots, emptied = set(), 0, False
+    while not emptied:
+        notices, emptied = instance.read()
+        assert len(notices) <= 256
+        seen |= {name for _, _, name in notices}
+        lots += 1
+    assert seen == {f"f{number}" for number in range(3000)}
+    assert lots > 10
+    assert instance.read() == ([], True)
+    instance.close()
+
+
+def test_names_of_all_kinds(instance: Instance, tmp_path: Path) -> None:
+    """The longest, those that are no text, and those that fill the padding."""
+    names = [b"x" * length for length in (1, 15, 16, 17, 254, 255)] + [b"\xff\xfe", "ä".encode()]
+    for name in names:
+        os.close(os.open(os.fsencode(tmp_path) + b"/" + name, os.O_CREAT | os.O_WRONLY))
+    seen: list[str | None] = []
+    emptied = False
+    while not emptied:
+        notices, emptied = instance.read()
+        seen += [name for _, _, name in notices]
+    assert set(seen) == {os.fsdecode(name) for name in names}
+    instance.close()
+
+
+def test_what_ends(tmp_path: Path) -> None:
+    """A folder's end is told, and the instance forgets its watch, so that none are heaped up."""
+    instance = Instance()
+    for number in range(20):
+        folder = tmp_path / f"d{number}"
+        folder.mkdir()
+        instance.add_watch(folder, ALL)
+        folder.rmdir()
+        notices, emptied = instance.read()
+        assert emptied
+        assert notices[-1].mask & IGNORED
+        assert notices[-1].mask & GONE
+        assert notices[-1].name is None
+        assert instance.watches == []
+    instance.close()
+
+
+def test_overflow(instance: Instance, tmp_path: Path) -> None:
+    """It is told once, at the end of what the queue held."""
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for number in range(limit // 2 + 100):  # each is made and closed
+        (tmp_path / f"f{number}").touch()
+        (tmp_path / f"f{number}").unlink()
+    masks: list[int] = []
+    emptied = False
+    while not emptied:
+        notices, emptied = instance.read()
+        masks += [notice.mask for notice in notices]
+    assert masks[-1] == OVERFLOW
+    assert sum(mask == OVERFLOW for mask in masks) == 1
+    assert len(masks) <= limit + 1
+    instance.close()
+
+
+def test_equal_ones_are_one(instance: Instance, tmp_path: Path) -> None:
+    """The kernel merges equal ones that wait, and so does a read."""
+    with (tmp_path / "a").open("wb", buffering=0) as file:
+        instance.read()
+        for _ in range(100):
+            file.write(b"x")
+        notices, _ = instance.read()
+        assert [(mask, name) for _, mask, name in notices] == [(MODIFY, "a")]
+    instance.close()
+
+
+@pytest.fixture
+async def heard(tmp_path: Path) -> AsyncIterator[list[tuple[About, frozenset[str] | None]]]:
+    """What is told of the folder ``images``."""
+    folder, told = tmp_path / "images", list[tuple[About, frozenset[str] | None]]()
+    folder.mkdir()
+    watch: FolderWatch = await FolderNotices.of_this_loop().watch(
+        lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY), lambda *notice: told.append(notice), _on_thread
+    )
+    yield told
+    watch.close()
+    assert not FolderNotices._of_loops
+
+
+async def test_told_as_sets(heard: list[tuple[About, frozenset[str] | None]], tmp_path: Path) -> None:
+    """What was read at once is told at once, bytes apart from names."""
+    with (tmp_path / "images" / "a").open("wb", buffering=0) as a, (tmp_path / "images" / "b").open("wb") as b:
+        await eventually(lambda: heard, "the new files")
+        assert {name for _, names in heard for name in names or ()} == {"a", "b"}
+        heard.clear()
+        for file in (a, b):
+            file.write(b"x")
+            file.flush()
+        await eventually(lambda: heard, "the bytes")
+        assert heard == [(About.CONTENT, frozenset({"a", "b"}))]
+
+
+@pytest.mark.root
+async def test_mounts_elsewhere_are_no_affair_of_the_folder(
+    heard: list[tuple[About, frozenset[str] | None]], tmp_path: Path
+) -> None:
+    """Only a mount above a watched folder, or on it, is told."""
+    (tmp_path / "images-2").mkdir()
+    for folder, told in (("images-2", False), ("images", True), ("images-2", False)):
+        namespace.mount("none", tmp_path / folder, "tmpfs")
+        if told:
+            await eventually(lambda: (About.PLACE, None) in heard, "the mount")
+            heard.clear()
+        namespace.unmount(tmp_path / folder)
+        if told:
+            await eventually(lambda: (About.PLACE, None) in heard, "its end")
+            heard.clear()
+        else:
+            await asyncio.sleep(0.05)
+            assert heard == []
