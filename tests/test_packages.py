@@ -133,6 +133,25 @@ def test_links_of_the_readme_lead_to_files() -> None:
     assert used == set(defined)
 
 
+def test_the_address_can_be_changed(tmp_path: Path) -> None:
+    """scripts/address.sh knows each file that has the repository's address, and changes all of them."""
+    old, new = project("astore")["urls"]["Repository"], "https://example.org/somebody/storage"
+    kept = [ROOT, *(ROOT / one for one in ("debian", "docs", "manual", "scripts", "examples", "astore", "plugins"))]
+    files = [file for folder in kept for file in (folder.iterdir() if folder == ROOT else folder.rglob("*"))]
+    having = [one.relative_to(ROOT) for one in files if one.is_file() and old.encode() in one.read_bytes()]
+    assert len(having) > 5
+    for file in having:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    address = [ROOT / "scripts" / "address.sh"]
+    assert subprocess.run(address, capture_output=True, text=True, check=True).stdout == f"{old}\n"
+    subprocess.run([*address, new], env={**os.environ, "ROOT": str(tmp_path)}, check=True)
+    for file in having:
+        text = (tmp_path / file).read_text()
+        assert (text.count(new), old in text) == ((ROOT / file).read_text().count(old), False)
+    assert subprocess.run([*address, "nonsense"], capture_output=True, check=False).returncode == 2
+
+
 def test_sdists_have_tests_and_docs(built: Path) -> None:
     """An unpacked sdist of astore is what make test needs; the plugins' have their page and the licence."""
     names: dict[str, set[str]] = {}

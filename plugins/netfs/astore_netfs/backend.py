@@ -83,7 +83,9 @@ class NetfsBackend(Backend):
         if mount is None:
             await build_target(definition, context)
 
-    delete = staticmethod(delete_target)
+    async def delete(self, definition: PoolDef, context: Context) -> None:
+        """Remove the target folder, which must be empty."""
+        await delete_target(definition, context)
 
     async def discover(
         self, host: str | None, context: Context, *, port: int | None = None

@@ -14,7 +14,7 @@ from astore.errors import DefinitionError, InvalidStateError, PoolNotFoundError
 from astore.events import PoolAutostartChanged, PoolDefined, PoolUndefined
 from astore.manager import Manager
 from astore.manager.many import OnProgress
-from astore.model import PoolDef, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
+from astore.model import PoolDef, PoolState, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
 from astore_fleet.client.fleet_pool import FleetPool
 from astore_fleet.client.reading import Reader, Wanted
@@ -154,7 +154,7 @@ class Fleet:
         active = [host for host in self.store.table.runs.get(name, {}) if host in self._state.hosts]
         if active:
             message = f"pool {name!r} is active on host {active[0]!r}"
-            raise InvalidStateError(message, pool=name, state=info.state, operation="undefine")
+            raise InvalidStateError(message, pool=name, state=PoolState.RUNNING, operation="undefine")
         async with Manager(store=self._second_store()) as manager:
             await manager.pool(name).undefine()
         await self.store.mirror().sync()

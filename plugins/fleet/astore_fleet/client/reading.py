@@ -36,12 +36,13 @@ class Reader:
             return None
         kept, owner = self._state.heads.get(name), self._state.owner(name)
         reachable = self._state.present(owner)
-        active = kept is not None and kept.host in self._store.table.runs.get(name, {})
-        state = "inactive"
+        runs, state = self._store.table.runs.get(name, {}), "inactive"
         if owner is not None and not reachable:
             state = "unreachable"
-        elif active and kept is not None:
+        elif kept is not None and kept.host in runs:
             state = _state_of(kept)
+        elif owner is not None and owner.host in runs:  # it was started a moment ago
+            state = str(PoolState.RUNNING)
         head = None if kept is None else kept.head
         return FleetPoolInfo(
             name=name,

@@ -342,8 +342,7 @@ class Agent:
 
     async def _taken_over(self, name: str) -> bool:
         """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""
-        elsewhere = self.store.table.elsewhere(name)
-        return bool(elsewhere) and await self.store.snapshots.newest_host(name) in elsewhere
+        return any([await self.store.snapshots.has(name, host) for host in self.store.table.elsewhere(name)])
 
     async def _hand_over(self) -> None:
         """Hand back the pools, and give the lease back."""

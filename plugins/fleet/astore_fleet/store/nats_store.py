@@ -380,7 +380,8 @@ class NatsStore(Store):
 
     async def load_snapshots(self, runs: Mapping[str, float]) -> dict[str, LastSeen]:
         """See :class:`astore.store.contract.KeepsSnapshots`."""
-        return await self.snapshots.load(runs, lane=self._lane)
+        hosts = {name: {self.host, *self.table.runs.get(name, ())} for name in runs}
+        return await self.snapshots.load(runs, hosts, lane=self._lane)
 
     async def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease:
         """See :class:`astore.store.contract.Leases`."""

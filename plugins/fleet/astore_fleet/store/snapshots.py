@@ -12,7 +12,7 @@ import contextlib
 import json
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -244,24 +244,27 @@ class SnapshotShelf:
         if (head := head_of(kept)) is not None:
             await self._drop_pieces(name, head, host)
 
-    async def newest_host(self, name: str) -> str | None:
-        """Return the host that has kept the newest snapshot of a pool; None: there is none."""
-        subject = self._engine.names.snapshot(name, "*").replace("=2A", "*")
-        message = await self._engine.last(self._engine.names.state, subject)
-        return None if message is None or message.deleted else place_of(message.subject)[1]
+    async def has(self, name: str, host: str) -> bool:
+        """Return whether the engine has a snapshot that a host has kept of a pool."""
+        message = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, host))
+        return message is not None and not message.deleted
 
-    async def load(self, runs: Mapping[str, float], *, lane: Lane | None) -> dict[str, LastSeen]:
-        """Return the snapshots of runs: the newest, if it is of the same run, or else this host's."""
+    async def load(
+        self, runs: Mapping[str, float], hosts: Mapping[str, Iterable[str]], *, lane: Lane | None
+    ) -> dict[str, LastSeen]:
+        """Return the snapshots of runs: of each the newest that one of the hosts has kept."""
         found: dict[str, LastSeen] = {}
         for name, started_at in runs.items():
-            for subject in (self._engine.names.snapshot(name, "*"), self._engine.names.snapshot(name, self._host)):
-                message = await self._engine.last(self._engine.names.state, subject.replace("=2A", "*"))
+            newest: Message | None = None
+            for host in hosts[name]:
+                message = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, host))
                 head = None if message is None or message.deleted else head_of(message)
-                if message is not None and head is not None and head.started_at == started_at:
-                    seen = await self.read(message, lane)
-                    if seen is not None:
-                        found[name] = await self._told_since(head, seen)
-                        break
+                same = message is not None and head is not None and head.started_at == started_at
+                if message is not None and same and (newest is None or message.seq > newest.seq):
+                    newest = message
+            head = None if newest is None else head_of(newest)
+            if newest is not None and head is not None and (seen := await self.read(newest, lane)) is not None:
+                found[name] = await self._told_since(head, seen)
         return found
 
     async def _told_since(self, head: Head, seen: LastSeen) -> LastSeen:
