@@ -49,7 +49,7 @@ _NOT_FOUND = {10037, 10059, 10014}
 """Error codes: no message, no stream, no consumer."""
 
 _CONNECTION: dict[str, Any] = {"connect_timeout": 3, "max_reconnect_attempts": 2, "reconnect_time_wait": 0.2}
-_CONNECTION |= {"allow_reconnect": True, "ping_interval": 3, "max_outstanding_pings": 2}
+_CONNECTION |= {"ping_interval": 3, "max_outstanding_pings": 2}
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -175,7 +175,7 @@ class Engine:
             await client.close()
 
     async def _note(self, error: Exception) -> None:
-        self._problem = reason(error)
+        self._problem = (self._problem if isinstance(error, ConnectionError) else "") or reason(error)  # why, not "hung up"
 
     async def _left(self) -> None:
         self._connected.clear()
