@@ -175,7 +175,7 @@ class Engine:
             await client.close()
 
     async def _note(self, error: Exception) -> None:
-        self._problem = (self._problem if isinstance(error, ConnectionError) else "") or reason(error)  # why, not "hung up"
+        self._problem = (self._problem if isinstance(error, ConnectionError) else "") or reason(error)
 
     async def _left(self) -> None:
         self._connected.clear()
