@@ -150,7 +150,7 @@ async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path
         with pytest.raises(astore.DefinitionError):
             await pool.resize_volume("a.raw", 1)
         (tmp_path / "images" / "c").write_bytes(b"")
-        assert (await pool.refresh()).added == ("c",)
+        assert (await pool.refresh()).added in (("c",), ())  # where the watch has seen it before
         await eventually(lambda: pool.info.volumes == 2, "the snapshot")
         await pool.stop()
         with pytest.raises(astore.InvalidStateError):

@@ -87,20 +87,18 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 """
 NO_LIBRARY = """
-import ctypes, ctypes.util
+import ctypes
 real = ctypes.CDLL
 def CDLL(name, *args, **kwargs):
     if name and "gfapi" in str(name):
         raise OSError(f"{name}: cannot open shared object file")
     return real(name, *args, **kwargs)
 ctypes.CDLL = CDLL
-find = ctypes.util.find_library
-ctypes.util.find_library = lambda name: None if name == "gfapi" else find(name)
 """
 OTHER_LIBRARY = """
-import ctypes.util
-find = ctypes.util.find_library
-ctypes.util.find_library = lambda name: find("c" if name == "gfapi" else name)
+import ctypes
+real = ctypes.CDLL
+ctypes.CDLL = lambda name, *args, **kwargs: real(None if "gfapi" in str(name) else name, *args, **kwargs)
 """
 LISTED = """
 import sys
