@@ -18,14 +18,14 @@ rm -rf "$DEB/source/.ci" "$DEB/source/.github"
 
 say "wheels of astore, its plugins, and all that they import"
 abi=$(/usr/bin/python3 -c 'import sys; print("%d%d" % sys.version_info[:2])')
-for package in . plugins/gluster plugins/iscsi plugins/netfs plugins/rbd; do
+for package in . plugins/fleet plugins/gluster plugins/iscsi plugins/netfs plugins/rbd; do
     (cd "$DEB/source/$package" && "$OLDPWD/$python" -m hatchling build -t wheel -d "$DEB/source/wheels") >/dev/null 2>&1
 done
 "$python" -m pip wheel -q --disable-pip-version-check --no-deps -w "$DEB/source/wheels" "$(grep '^gfapi==' constraints.txt)"
 "$python" -m pip download -q --disable-pip-version-check -d "$DEB/source/wheels" -c constraints.txt \
     --find-links "$DEB/source/wheels" --only-binary :all: --python-version "$abi" --implementation cp --abi "cp$abi" --abi abi3 \
     --abi none $(for old in 36 35 34 31 28 17; do echo --platform "manylinux_2_${old}_$(uname -m)"; done) \
-    --platform "manylinux2014_$(uname -m)" 'astore[cli,gluster,iscsi,netfs,rbd]'
+    --platform "manylinux2014_$(uname -m)" 'astore[cli,fleet,gluster,iscsi,netfs,rbd]'
 
 say "dpkg-buildpackage"
 (cd "$DEB/source" && dpkg-buildpackage -us -uc -b >"$DEB/build.log" 2>&1) || { tail -n 40 "$DEB/build.log" >&2; exit 1; }

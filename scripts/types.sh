@@ -20,8 +20,8 @@ if [ "$("$pyright" --version 2>/dev/null || true)" != "pyright $PYRIGHT" ]; then
 fi
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$work/env"
 "$python" -m pip install -q --disable-pip-version-check -c constraints.txt \
-    '.[cli,testing]' plugins/gluster plugins/iscsi plugins/netfs plugins/rbd lxml-stubs hypothesis fastapi
-for package in . plugins/gluster plugins/iscsi plugins/netfs plugins/rbd; do
+    '.[cli,testing]' plugins/fleet plugins/gluster plugins/iscsi plugins/netfs plugins/rbd lxml-stubs hypothesis fastapi
+for package in . plugins/fleet plugins/gluster plugins/iscsi plugins/netfs plugins/rbd; do
     "$python" -m pip install -q --disable-pip-version-check --no-deps --force-reinstall "$package"
 done
 
@@ -37,7 +37,7 @@ cp -R examples/astore-zip/astore_zip "$work/checked/"
 cd "$work/checked"
 "$pyright" --warnings .
 few=0
-for package in astore astore_gluster astore_iscsi astore_netfs astore_rbd; do
+for package in astore astore_fleet astore_gluster astore_iscsi astore_netfs astore_rbd; do
     "$pyright" --ignoreexternal --verifytypes "$package" >"$work/$package.txt" 2>&1 || true
     score=$(sed -n 's/^Type completeness score: \([0-9.]*\)%$/\1/p' "$work/$package.txt")
     score=${score:-0}
