@@ -223,8 +223,10 @@ class Forwarder:
     async def _save(self) -> None:
         """Keep the snapshots of pools that changed, if everything in them has been told."""
         for name, due in list(self._dirty.items()):
-            if time.monotonic() < due or self._manager.statistics().events.last_seq != self._seq:
+            if time.monotonic() < due:
                 continue
+            if self._manager.statistics().events.last_seq != self._seq:
+                return  # there are others to tell first
             try:
                 pool, ours = self._manager.pool(name), self._owns(name)
                 if ours is None:
