@@ -40,6 +40,7 @@ async def test_a_killed_hosts_pool_goes_on_elsewhere(
         await fleet.define(shared("images", images), hosts=["one"])
         await owned(fleet, "images", "one")
         await fleet.pool("images").place(hosts=("one", "two"))
+        await eventually(lambda: fleet.pool("images").info.volumes == 2, "its snapshot is kept")
         one.kill()
         began = time.monotonic()
         (images / "c.img").write_bytes(b"")
@@ -115,6 +116,7 @@ async def test_a_refresh_of_a_killed_host_is_done_elsewhere(
         pool = await fleet.define(shared("images", folder(tmp_path, "images", "a.img")), hosts=["one"])
         await owned(fleet, "images", "one")
         await pool.place(hosts=("one", "two"))
+        await eventually(lambda: pool.info.volumes == 1, "its snapshot is kept")
         one.send_signal(signal.SIGSTOP)
         running = [asyncio.ensure_future(pool.refresh()) for _ in range(5)]
         one.kill()
