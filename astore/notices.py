@@ -178,7 +178,10 @@ class FolderNotices:
         return descriptor
 
     def _discard(self, watch: FolderWatch) -> None:
-        self._loop.call_soon_threadsafe(self.remove, watch)
+        try:
+            self._loop.call_soon_threadsafe(self.remove, watch)
+        except RuntimeError:  # the loop is closed, and nobody else is left
+            self.remove(watch)
 
     # ------------------------------------------------------------------------------------------- in the event loop
 
@@ -213,17 +216,20 @@ class FolderNotices:
             return
         if self._of_loops.get(self._loop) is self:
             del self._of_loops[self._loop]
+        open_still = not self._loop.is_closed()
         if self._pause is not None:
             self._pause.cancel()
         if self._polling is not None:
-            self._loop.remove_reader(self._polling.fileno())
+            if open_still:
+                self._loop.remove_reader(self._polling.fileno())
             self._polling.close()
             self._polling = None
         if self._table >= 0:
             os.close(self._table)
             self._table = -1
         if self._inotify is not None:
-            self._loop.remove_reader(self._inotify.fd)
+            if open_still:
+                self._loop.remove_reader(self._inotify.fd)
             self._inotify.close()
             self._inotify = None
 

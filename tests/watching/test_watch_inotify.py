@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from core_fakes import eventually
+from core_fakes import PATIENCE, eventually
 
 from astore.inotify import GONE, IGNORED, MODIFY, OVERFLOW, Instance
+from astore.lanes import Lanes
 from astore.notices import About, FolderNotices, FolderWatch
 from beds import namespace
 
@@ -152,3 +154,39 @@ async def test_mounts_elsewhere_are_no_affair_of_the_folder(
         else:
             await asyncio.sleep(0.05)
             assert heard == []
+
+
+def test_a_folder_that_answers_after_the_loop(tmp_path: Path) -> None:
+    """A watch that comes when its event loop is closed is removed, and its inotify instance is closed."""
+    begun, answer, discarded = threading.Event(), threading.Event(), threading.Event()
+    lanes = Lanes(2)
+    made: list[FolderNotices] = []
+
+    def slowly() -> int:
+        begun.set()
+        answer.wait()
+        return os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    async def run(func: Callable[..., T], *args: object, discard: Callable[[T], object]) -> T:
+        def discard_it(result: T) -> None:
+            try:
+                discard(result)
+            finally:
+                discarded.set()
+
+        return await lanes.lane("a").run(func, *args, discard=discard_it)
+
+    async def given_up() -> None:
+        made.append(FolderNotices.of_this_loop())
+        watching = asyncio.create_task(made[0].watch(slowly, lambda *_: None, run))
+        await asyncio.to_thread(begun.wait)
+        watching.cancel()
+        await asyncio.wait([watching])
+        assert watching.cancelled()
+
+    asyncio.run(given_up())
+    answer.set()
+    assert discarded.wait(PATIENCE)
+    lanes.close()
+    assert made[0]._inotify is None
+    assert not FolderNotices._of_loops
