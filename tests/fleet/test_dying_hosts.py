@@ -67,6 +67,7 @@ async def test_a_host_that_was_away_learns_that_it_lost_its_pool(
         await fleet.define(shared("images", images), hosts=["one"])
         await owned(fleet, "images", "one")
         await fleet.pool("images").place(hosts=("one", "two"))
+        await eventually(lambda: fleet.pool("images").info.volumes == 1, "all is told, and its snapshot is kept")
         one.send_signal(signal.SIGSTOP)
         await owned(fleet, "images", "two")
         await eventually(lambda: list(fleet.store.table.runs["images"]) == ["two"], "the old run is removed")
