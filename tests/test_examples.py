@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from core_fakes import PATIENCE
 
 from astore.testing.conformance.source import qcow2, raw
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 200.0
 
 # Where the tests run in a shell's background, Ctrl-C is ignored, and so it would be by the programs that they start.
 INTERRUPTIBLE = (

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core_fakes import PATIENCE
+
 from astore.cli.shell import candidates
 
 Make = Callable[..., Path]
 
-PATIENCE = 200.0
 AGAIN = 5.0
+"""Seconds after which a key that was overlooked is pressed again."""
 
 
 def test_a_batch(astore: Any, make_pool: Make) -> None:
