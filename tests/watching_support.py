@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from core_fakes import eventually
@@ -40,7 +41,9 @@ async def true_volumes(folder: Path, state: Path) -> dict[str, astore.VolumeInfo
     return found
 
 
-def same(snapshot: astore.Snapshot, true: dict[str, astore.VolumeInfo]) -> bool:
-    """Whether a snapshot has the volumes that are there."""
+def same(snapshot: astore.Snapshot, true: dict[str, astore.VolumeInfo], but: Collection[str] = ()) -> bool:
+    """Whether a snapshot has the volumes that are there. :param but: names that are not looked at."""
     mine = snapshot.by_name
-    return mine.keys() == true.keys() and all(mine[name].same_as(true[name]) for name in true)
+    return not (mine.keys() ^ true.keys()) - set(but) and all(
+        mine[name].same_as(true[name]) for name in mine.keys() & true.keys() if name not in but
+    )

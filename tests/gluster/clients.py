@@ -98,6 +98,20 @@ async def true_volumes(
     return found
 
 
+def half_lost(bed: GlusterBed, volume: str, directory: str) -> set[str]:
+    """Return the names of files that a brick has without their handle, a second link in its folder ``.glusterfs``.
+
+    Glusterfs 10.3 leaves such files when a file is removed or renamed on several bricks while another client looks it up:
+    clients that have seen the file before list it, others do not. There is no one truth about it.
+    """
+    lost = set()
+    for index in range(len(bed.brick_pids(volume))):
+        folder = bed.brick(volume, index) / directory.lstrip("/")
+        with os.scandir(folder) as entries:
+            lost |= {entry.name for entry in entries if entry.is_file() and entry.stat().st_nlink == 1}
+    return lost
+
+
 async def soon(condition: Callable[[], object], what: str) -> None:
     """Wait until something holds, which the bricks tell of."""
     async with asyncio.timeout(SOON):
