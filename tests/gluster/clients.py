@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core_fakes import eventually
+from watching_support import same
 
 import astore
 from astore.backend import Context
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 ON: dict[str, str | int] = {"features.cache-invalidation": "on", "features.cache-invalidation-timeout": 1200}
 _numbers = itertools.count(1)
 
-SOON = 60.0
+SOON = 200.0
 """Seconds in which a change is seen here that the bricks tell of, also beside other work. No listing comes so early."""
 
 
@@ -110,6 +111,16 @@ def half_lost(bed: GlusterBed, volume: str, directory: str) -> set[str]:
         with os.scandir(folder) as entries:
             lost |= {entry.name for entry in entries if entry.is_file() and entry.stat().st_nlink == 1}
     return lost
+
+
+async def sees_the_truth(
+    pool: astore.Pool, bed: GlusterBed, volume: str, directory: str, cache: ConnectionCache, context: Context
+) -> dict[str, astore.VolumeInfo]:
+    """Wait until a watched pool has what a full refresh on another connection finds now, and return that."""
+    true = await true_volumes(bed, volume, directory, cache, context)
+    lost = half_lost(bed, volume, directory)
+    await soon(lambda: same(pool.snapshot, true, lost), f"the truth: {list(true)}")
+    return true
 
 
 async def soon(condition: Callable[[], object], what: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from core_fakes import eventually
-from watching_support import same, watched
+from watching_support import watched
 
 import astore
 from astore.backend import Context
@@ -17,7 +17,7 @@ from astore_gluster.volume import told as told_module
 from astore_gluster.volume import upcalls
 from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache
 from astore_gluster.volume.options import BrickOptions, OptionsError
-from tests.gluster.clients import ON, OtherClient, pollers, soon, true_volumes, xml
+from tests.gluster.clients import ON, OtherClient, pollers, sees_the_truth, soon, xml
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -92,8 +92,7 @@ async def test_every_kind_of_change(
         await watched(pool, "upcalls")
         await eventually(lambda: len(pool.volumes) == 2, "the files of before")
         await asyncio.to_thread(CHANGES[change], other)
-        true = await true_volumes(gluster, told_volume, other.images, others, context)
-        await soon(lambda: same(pool.snapshot, true), f"{change}: {list(true)}")
+        await sees_the_truth(pool, gluster, told_volume, other.images, others, context)
     await pool.stop()
 
 
@@ -137,8 +136,7 @@ async def test_many_changes_at_once(
     async with manager.watch():
         await watched(pool, "upcalls")
         await asyncio.to_thread(changes)
-        true = await true_volumes(gluster, told_volume, other.images, others, context)
-        await soon(lambda: same(pool.snapshot, true), "the end")
+        await sees_the_truth(pool, gluster, told_volume, other.images, others, context)
     await pool.stop()
 
 
@@ -183,8 +181,7 @@ async def test_what_no_brick_tells(
     async with manager.watch(max_staleness=1.5):
         await watched(pool, "upcalls")
         await asyncio.to_thread(UNTOLD[change], other)
-        true = await true_volumes(gluster, told_volume, other.images, others, context)
-        await soon(lambda: same(pool.snapshot, true), "the file from elsewhere")
+        await sees_the_truth(pool, gluster, told_volume, other.images, others, context)
     await pool.stop()
 
 
