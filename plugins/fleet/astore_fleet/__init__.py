@@ -1,8 +1,8 @@
 """The pools of many hosts as one fleet, on NATS JetStream: see docs/fleet.md."""
 
+from astore_fleet.access import Access
 from astore_fleet.client.fleet import Fleet
 from astore_fleet.client.fleet_pool import FleetPool
-from astore_fleet.engine import Access
 from astore_fleet.hosts.agent import Agent
 from astore_fleet.hosts.event_stream import FleetEvents
 from astore_fleet.jobs.job_records import JobUnknownError

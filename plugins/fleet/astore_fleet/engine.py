@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from astore.cancellation import bounded
 from astore.errors import StoreError, one_line, reason
 from astore.store.contract import OutdatedError
+from astore_fleet.access import Access
 from astore_fleet.ending import heeding
 from astore_fleet.names import Names
 
@@ -48,8 +49,15 @@ _WRONG_LAST = {10071, 10164}
 _NOT_FOUND = {10037, 10059, 10014}
 """Error codes: no message, no stream, no consumer."""
 
-_CONNECTION: dict[str, Any] = {"connect_timeout": 3, "max_reconnect_attempts": 2, "reconnect_time_wait": 0.2}
-_CONNECTION |= {"ping_interval": 3, "max_outstanding_pings": 2}
+_NOT_YET = {10005}
+"""Error codes of a cluster whose servers do not all know each other yet."""
+
+_WAITS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "reconnect_time_wait": 0.2,
+    "ping_interval": 3,
+    "max_outstanding_pings": 2,
+}
 
 Answer: TypeAlias = dict[str, Any]
 
@@ -77,32 +85,6 @@ class Denied(StoreError):
     """The server does not let this client do that."""
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """How to be let in: one of user and password, a token, a file of credentials, or an nkey's seed; and TLS.
-
-    :ivar tls: an ``ssl.SSLContext``.
-    """
-
-    user: str | None = None
-    password: str | None = None
-    token: str | None = None
-    credentials: str | None = None
-    nkey_seed: str | None = None
-    tls: Any = None
-
-    def options(self) -> dict[str, Any]:
-        """Return the client's options."""
-        found = {
-            "user": self.user,
-            "password": self.password,
-            "token": self.token,
-            "user_credentials": self.credentials,
-            "nkeys_seed_str": self.nkey_seed,
-            "tls": self.tls,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
 class Engine:
     """A connection to the servers of one fleet.
 
@@ -118,16 +100,12 @@ class Engine:
         self.names = Names(fleet)
         self.replicas = replicas or (3 if len(self.servers) >= 3 else 1)
         self.session = uuid.uuid4().hex
-        self.clock = (
-            time.time() - time.monotonic()
-        )  # what the servers' clock is ahead of the monotonic one, which never jumps
+        self.clock = time.time() - time.monotonic()  # what the servers' clock is ahead of the one that never jumps
         self.ends: dict[str, float] = {}  # of leases of this client, by the monotonic clock
         self._access = access or Access()
         self._client: Client | None = None
         self._connected = asyncio.Event()
-        self._away_since = 0.0
-        self._problem = ""
-        self._count = 0
+        self._away_since, self._problem, self._count = 0.0, "", 0
 
     @property
     def name(self) -> str:
@@ -149,12 +127,16 @@ class Engine:
                     disconnected_cb=self._left,
                     reconnected_cb=self._returned,
                     name="astore",
-                    **_CONNECTION,
+                    max_reconnect_attempts=2,
+                    **_WAITS,
                     **self._access.options(),
                 )
         except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
             await bounded(client.close(), ANSWER_SECONDS)
-            raise self.error(f"no connection: {self._problem or reason(error)}", errno.ECONNREFUSED) from error
+            why = self._problem or reason(error)
+            if "reset by peer" in why.lower():  # it came before what the server said
+                why += ", as by a server that does not let a client in"
+            raise self.error(f"no connection: {why}", errno.ECONNREFUSED) from error
         version = client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
             await client.close()
@@ -218,8 +200,7 @@ class Engine:
             if "permissions violation" in self._problem.lower():
                 said, self._problem = self._problem, ""
                 raise Denied(f"{self.name}: {said}", errno=errno.EACCES) from error
-            why = self._problem or reason(error)
-            raise self.error(f"no answer to {subject}: {why}", errno.ETIMEDOUT) from error
+            raise self.error(f"no answer to {subject}: {self._problem or reason(error)}", errno.ETIMEDOUT) from error
 
     async def api(self, what: str, **request: object) -> Answer:
         """Ask JetStream's API; retry while it has no leader.
@@ -229,9 +210,8 @@ class Engine:
         until = time.monotonic() + WRITE_SECONDS
         while True:
             try:
-                answer: Answer = msgspec.json.decode(
-                    (await self.ask(f"$JS.API.{what}", msgspec.json.encode(request))).data
-                )
+                said = await self.ask(f"$JS.API.{what}", msgspec.json.encode(request))
+                answer: Answer = msgspec.json.decode(said.data)
             except StoreError as error:
                 if time.monotonic() > until or not self.connected or isinstance(error, Denied):
                     raise
@@ -239,7 +219,7 @@ class Engine:
             wrong = answer.get("error")
             if wrong is None or wrong.get("err_code") in _NOT_FOUND:
                 return answer
-            if wrong["code"] != 503 or time.monotonic() > until:
+            if (wrong["code"] != 503 and wrong.get("err_code") not in _NOT_YET) or time.monotonic() > until:
                 raise self.error(f"{what}: {wrong.get('description', 'no leader')}")
             await asyncio.sleep(0.05)
 

@@ -16,9 +16,9 @@ from astore.manager import Manager
 from astore.manager.many import OnProgress
 from astore.model import PoolDef, PoolState, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
+from astore_fleet.access import Access
 from astore_fleet.client.fleet_pool import FleetPool
 from astore_fleet.client.reading import Reader, Wanted
-from astore_fleet.engine import Access
 from astore_fleet.hosts.agent import Agent
 from astore_fleet.hosts.event_stream import FleetEvents
 from astore_fleet.jobs import bulk, job_queue

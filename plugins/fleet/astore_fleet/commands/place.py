@@ -16,9 +16,9 @@ from astore.cli.interruptions import interruptions_raise, run
 from astore.cli.output import Answer
 from astore.cli.progress import Ticker
 from astore.cli.session import Settings, common_options, logs, present, reported
+from astore_fleet.access import Access
 from astore_fleet.client.fleet import Fleet
 from astore_fleet.client.fleet_pool import FleetPool
-from astore_fleet.engine import Access
 
 PLACE = "astore.fleet"
 """Where a click context keeps the :class:`Place`, in ``meta``."""

@@ -38,7 +38,8 @@ from astore.store.contract import (
     Version,
 )
 from astore.store.run_files import boot_id
-from astore_fleet.engine import Access, Engine, Message
+from astore_fleet.access import Access
+from astore_fleet.engine import Engine, Message
 from astore_fleet.leases import acquire, release, renew
 from astore_fleet.mirror import MARK_SECONDS, Mirror
 from astore_fleet.records import Placement
