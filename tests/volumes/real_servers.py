@@ -35,8 +35,9 @@ def volume_in_memory(
         stack.callback(brick.rmdir)
         namespace.mount("tmpfs", brick, "tmpfs", data=f"size={size}m")
         stack.callback(namespace.unmount, brick)
-        # or Gluster keeps 1 % for itself, and looks every 5 s whether there is more
-        bed.create_volume(name, options={"storage.reserve": 0, **(options or {})})
+        # or Gluster keeps 1 % for itself and looks every 5 s whether there is more, and writes a file every 30 s
+        settings = {"storage.reserve": 0, "storage.health-check-interval": 0, **(options or {})}
+        bed.create_volume(name, options=settings)
         stack.callback(bed.delete_volume, name)
         yield brick
 
