@@ -231,8 +231,7 @@ class NatsStore(Store):
                 if on:
                     raise self.engine.error(f"pool {name!r} is not defined", errno.ENOENT)
             elif held.autostart != on:
-                kept = self._kept(held)
-                headers = {**kept, VERSION: str(held.version), AUTOSTART: str(int(on)), SAME: "1"}
+                headers = {**self._kept(held), VERSION: str(held.version), AUTOSTART: str(int(on)), SAME: "1"}
                 return await self._write(name, self.engine.names.definition(name), last, held.data, headers)
             return 0
 
@@ -246,8 +245,7 @@ class NatsStore(Store):
             if held is None:
                 raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
             if held.placement != placement:
-                kept = self._kept(held)
-                headers = {**kept, VERSION: str(held.version), PLACE: as_json(placement), SAME: "1"}
+                headers = {**self._kept(held), VERSION: str(held.version), PLACE: as_json(placement), SAME: "1"}
                 return await self._write(name, self.engine.names.definition(name), last, held.data, headers)
             return 0
 
