@@ -103,9 +103,9 @@ async def test_pools_that_were_not_ready(tmp_path: Path, backend: FakeBackend) -
             with pytest.raises(astore.InvalidStateError):
                 await other.stop()  # it is not to be started any more
             backend.fail("open", None)
-            await eventually(lambda: pool.active, "the pool")
-            assert names(pool) == ["a"]
+            await eventually(lambda: names(pool) == ["a"], "the pool and its first refresh")
             await asyncio.sleep(0.3)
+            assert pool.active
             assert not other.active
 
 
