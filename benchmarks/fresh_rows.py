@@ -133,7 +133,7 @@ async def _gluster_row(bench: Bench) -> Row:
     async with bench.manager.watch():
         await _pushed(pool)
         late = await _delays(bench.manager, pool, folder, ROUNDS // 3, pause=1.0)
-    return _told_row(bench, "the same by another client, gluster with features.cache-invalidation, p99", late, 0.5)
+    return _told_row(bench, "event of a file that another client of a gluster volume changes, p99", late, 0.5)
 
 
 def _told_row(bench: Bench, work: str, late: dict[str, list[float]], bar: float) -> Row:
@@ -167,7 +167,7 @@ async def _delays(
 ) -> dict[str, list[float]]:
     """Have a file made, grown, renamed and removed by another process, and return how late each event was.
 
-    :param pause: seconds between an event and the next change, at least; up to a tenth of a second comes to them.
+    :param pause: the least seconds between an event and the next change; up to 0.1 s is added at random.
     """
     late: dict[str, list[float]] = {"make": [], "grow": [], "rename": [], "remove": []}
     async with (

@@ -104,7 +104,9 @@ async def full(manager: Manager, gluster: GlusterBed, small_volume: Small) -> As
     await pool.start()
     yield pool
     await come_to_rest(manager)
-    await eventually(lambda: not any(name.startswith(".astore-") for name in names_on(small_volume.brick)), "no rest")
+    await eventually(
+        lambda: not any(name.startswith(".astore-") for name in names_on(small_volume.brick)), "no hidden file"
+    )
     for one in pool.volumes:
         await Volume(pool, one.name).delete()
     await pool.refresh()
@@ -178,8 +180,8 @@ async def refused(
 
 
 async def only(small: Small, *names: str) -> None:
-    """Wait until a volume has these files only: clean-up that takes long goes on after its caller is told of the failure."""
-    await eventually(lambda: names_on(small.brick) == list(names), f"nothing but {names}")
+    """Wait until a volume has these files only: work that failed may still be cleaned up after its caller was told."""
+    await eventually(lambda: names_on(small.brick) == list(names), f"no files but {names}")
 
 
 async def test_create(full: Pool, small_volume: Small) -> None:

@@ -52,8 +52,9 @@ _NOT_FOUND = {10037, 10059, 10014}
 _NOT_YET = {10005}
 """Error codes of a cluster whose servers do not all know each other yet."""
 
-_WAITS: dict[str, Any] = {
+_CONNECTION: dict[str, Any] = {
     "connect_timeout": 3,
+    "max_reconnect_attempts": 2,
     "reconnect_time_wait": 0.2,
     "ping_interval": 3,
     "max_outstanding_pings": 2,
@@ -100,12 +101,15 @@ class Engine:
         self.names = Names(fleet)
         self.replicas = replicas or (3 if len(self.servers) >= 3 else 1)
         self.session = uuid.uuid4().hex
-        self.clock = time.time() - time.monotonic()  # what the servers' clock is ahead of the one that never jumps
+        # seconds from the monotonic clock, which never jumps, to the servers' clock
+        self.clock = time.time() - time.monotonic()
         self.ends: dict[str, float] = {}  # of leases of this client, by the monotonic clock
         self._access = access or Access()
         self._client: Client | None = None
         self._connected = asyncio.Event()
-        self._away_since, self._problem, self._count = 0.0, "", 0
+        self._away_since = 0.0
+        self._problem = ""
+        self._count = 0
 
     @property
     def name(self) -> str:
@@ -127,15 +131,14 @@ class Engine:
                     disconnected_cb=self._left,
                     reconnected_cb=self._returned,
                     name="astore",
-                    max_reconnect_attempts=2,
-                    **_WAITS,
+                    **_CONNECTION,
                     **self._access.options(),
                 )
         except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
             await bounded(client.close(), ANSWER_SECONDS)
             why = self._problem or reason(error)
-            if "reset by peer" in why.lower():  # it came before what the server said
-                why += ", as by a server that does not let a client in"
+            if "reset by peer" in why.lower():  # the reason, which the server sends first, may be lost
+                why += " (perhaps the server refused the login)"
             raise self.error(f"no connection: {why}", errno.ECONNREFUSED) from error
         version = client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
