@@ -28,7 +28,8 @@ WRITING = 1.0
 """Seconds between two looks at files that are being written to."""
 
 SHARE = 10.0
-"""A pool that changes all the time is refreshed for one in SHARE of the time at most."""
+"""A pool that changes all the time is refreshed for one in SHARE of the time at most. One that does not has two refreshes free:
+what changes right after a look is not found late."""
 
 SWEEP = 600.0
 """Seconds between two refreshes of a pool that is told of everything."""
@@ -73,6 +74,7 @@ class PoolWatch:
         self._busy = False
         self._ended_at = self._whole_ended_at = 0.0
         self._took = 0.0
+        self._free_at = 0.0  # when the refreshes so far have had no more than their share of the time
         self._listed_at = self._sweep_at = 0.0
         self._interval = LEAST
         self._failures = 0
@@ -141,8 +143,8 @@ class PoolWatch:
 
     def _until_whole(self) -> float:
         """Return in how many seconds the whole pool may be refreshed again."""
-        pause = max(min(self._took * SHARE, MOST), 0.0 if self._hurry else WRITING)
-        return pause - (time.monotonic() - self._whole_ended_at)
+        now = time.monotonic()
+        return max(self._free_at - now, 0.0 if self._hurry else WRITING - (now - self._whole_ended_at))
 
     def _schedule(self, seconds: float) -> None:
         """Look at the pool in so many seconds, or earlier if it was to be."""
@@ -235,6 +237,8 @@ class PoolWatch:
         self._ended_at = time.monotonic()
         if outcome is not None:
             self._took, self._whole_ended_at = outcome.seconds, self._ended_at
+            share = min(self._took * SHARE, MOST)
+            self._free_at = max(self._free_at, self._ended_at - share) + share
 
     async def _refresh(self, life: Life) -> RefreshOutcome | None:
         """Refresh what may have changed."""
