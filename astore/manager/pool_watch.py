@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class PoolWatch:
         self._busy = False
         self._ended_at = self._whole_ended_at = 0.0
         self._took = 0.0
-        self._free_at = 0.0  # when the refreshes so far have had no more than their share of the time
+        self._free_at = -math.inf  # when the refreshes so far have had no more than their share of the time
         self._listed_at = self._sweep_at = 0.0
         self._interval = LEAST
         self._failures = 0

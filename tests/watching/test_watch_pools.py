@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_fakes import FakeBackend, cancel_after, eventually, fake, fake_registry, names, started, volume
+from core_fakes import FakeBackend, FakeSession, cancel_after, eventually, fake, fake_registry, names, started, volume
 from watching_support import by_another_process, dir_pool, watched
 
 import astore
+from astore.backend import Tell, Told
 from astore.manager import pool_watch, watching
 
 
@@ -259,3 +260,42 @@ async def test_a_refresh_that_began_too_early(tmp_path: Path, backend: FakeBacke
             backend.unhold()
             assert (await early).generation < (await late).generation
             assert backend.count("refresh") == count + 1
+
+
+class TellingSession(FakeSession):
+    """Tells of what the test says that it is to tell of."""
+
+    way, complete, bound, again, lost, note = "told", True, 0.0, None, False, ""
+
+    async def watch(self, tell: Tell) -> Told:
+        """Have the test tell."""
+        self.tell = tell
+        return self
+
+    def close(self) -> None:
+        """Go on."""
+
+
+class TellingBackend(FakeBackend):
+    """Its pools are told of changes."""
+
+    session_class = TellingSession
+
+
+async def test_changes_right_after_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that is told right after a refresh is looked at, however long that refresh took; not each one after it."""
+    backend = TellingBackend()
+    for name in ("SHARE", "MOST"):
+        monkeypatch.setattr(pool_watch, name, 1e9)
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch():
+            await watched(pool, "told")
+            session, count = backend.open_sessions[0], backend.count("refresh")
+            assert isinstance(session, TellingSession)
+            session.tell(None, False)
+            await eventually(lambda: backend.count("refresh") > count, "the refresh after the watch's first")
+            (one,) = _watches(manager)
+            await eventually(lambda: not one._busy, "its end")
+            session.tell(None, False)
+            assert one._until_whole() > 1000
