@@ -18,6 +18,7 @@ from beds import BedUnavailable, processes
 
 _KERNEL = "linux.uml"
 _MODULES = Path("/usr/lib/uml/modules")
+_PTRACE = Path(__file__).with_name("uml_ptrace.c")
 _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 # The usual daemons write to /run and /var/lib/nfs; everything else is this machine's, and read-only.
@@ -51,7 +52,12 @@ class GuestError(RuntimeError):
 def missing() -> str | None:
     """Return why there can be no guest here; None if there can."""
     path = f"{os.environ.get('PATH', os.defpath)}:{_ADMIN_PATH}"
-    for program, package in ((_KERNEL, "user-mode-linux"), ("depmod", "kmod"), ("ip", "iproute2")):
+    for program, package in (
+        (_KERNEL, "user-mode-linux"),
+        ("depmod", "kmod"),
+        ("ip", "iproute2"),
+        ("cc", "gcc"),
+    ):
         if shutil.which(program, path=path) is None:
             return f"there is no {program} (Debian package {package})"
     return None
@@ -75,6 +81,7 @@ def run_in_guest(
         raise BedUnavailable(why)
     path = f"{os.environ.get('PATH', os.defpath)}:{_ADMIN_PATH}"
     _link_modules(folder, path)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", folder / "ptrace.so", _PTRACE], check=True, timeout=60)
     init = folder / "init"
     init.write_text(
         _INIT.format(path=path, folder=folder, modules=" ".join(modules), program=shlex.join(argv)), encoding="utf-8"
@@ -113,7 +120,7 @@ def _boot(init: Path, console: Path, memory: str, timeout: float, path: str) -> 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path, "HOME": home},
+            env={**os.environ, "PATH": path, "HOME": home, "LD_PRELOAD": str(init.parent / "ptrace.so")},
             start_new_session=True,
         )
         try:

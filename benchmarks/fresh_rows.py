@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import statistics
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import astore
 from astore.event_bus import Subscription
+from beds import uml
 from benchmarks.bench import Bench
 from benchmarks.late_loop import LateLoop, longest_callback
 from benchmarks.row import Row
@@ -99,6 +101,10 @@ async def fresh_rows(bench: Bench) -> list[Row]:
     """Watch dir pools that other processes change."""
     rows = await _event_rows(bench)
     rows.append(await _gluster_row(bench))
+    if why := uml.missing():
+        bench.notes.append(f"no NFS: {why}")
+    else:
+        rows.append(await asyncio.to_thread(_nfs_row, bench))
     rows.append(await _neighbour_row(bench))
     rows += await _storm_rows(bench)
     rows += await _refresh_rows(bench)
@@ -114,7 +120,7 @@ async def _event_rows(bench: Bench) -> list[Row]:
     pool, folder = await _pool(bench, "told", VOLUMES)
     async with bench.manager.watch():
         await _pushed(pool)
-        late = await _delays(bench.manager, pool, folder, ROUNDS)
+        late = await delays(bench.manager, pool, folder, ROUNDS)
         writing = await _delays_while_written(bench.manager, pool, folder)
     rows.append(_told_row(bench, "event of a file made, grown, renamed, removed by another process, p99", late, 0.1))
     rows.append(_at_most("event of a file that is written to all the time, p99", _p99(writing), 1.0))
@@ -132,8 +138,18 @@ async def _gluster_row(bench: Bench) -> Row:
     await pool.start()
     async with bench.manager.watch():
         await _pushed(pool)
-        late = await _delays(bench.manager, pool, folder, ROUNDS // 3, pause=1.0)
+        late = await delays(bench.manager, pool, folder, ROUNDS // 3, pause=1.0)
     return _told_row(bench, "event of a file that another client of a gluster volume changes, p99", late, 0.5)
+
+
+def _nfs_row(bench: Bench) -> Row:
+    """Measure from the end of a change on an NFS server to its event in a netfs pool, in a guest; one a second."""
+    program = Path(__file__).with_name("nfs_guest.py")
+    folder = bench.folder / "guest"
+    folder.mkdir()
+    said = uml.run_in_guest([sys.executable, str(program)], folder, timeout=600)
+    work = "event of a file that is changed on an NFS server, polled each 0.9 s, attributes cached for 1 s, p99"
+    return _told_row(bench, work, json.loads(said.splitlines()[-1]), 2.0)
 
 
 def _told_row(bench: Bench, work: str, late: dict[str, list[float]], bar: float) -> Row:
@@ -162,7 +178,7 @@ async def _neighbour_row(bench: Bench) -> Row:
     return _at_most("event of a pool that another process defines, starts, stops or undefines, p99", _p99(late), 1.0)
 
 
-async def _delays(
+async def delays(
     manager: astore.Manager, pool: astore.Pool, folder: Path, rounds: int, *, pause: float = 0.0
 ) -> dict[str, list[float]]:
     """Have a file made, grown, renamed and removed by another process, and return how late each event was.
@@ -227,14 +243,14 @@ async def _storm_rows(bench: Bench) -> list[Row]:
     quiet, quiet_folder = await _pool(bench, "beside", 100)
     async with bench.manager.watch():
         await _pushed(pool, quiet)
-        await _delays(bench.manager, quiet, quiet_folder, 3)
+        await delays(bench.manager, quiet, quiet_folder, 3)
         storming = _process(STORM, folder, str(RATE), str(BUSY_SECONDS))
         async with LateLoop() as probe, storming as storm:
             ending = asyncio.create_task(storm.communicate())
             beside: list[float] = []
             with longest_callback() as longest:
                 while not ending.done():
-                    found = await _delays(bench.manager, quiet, quiet_folder, 1)
+                    found = await delays(bench.manager, quiet, quiet_folder, 1)
                     beside += [one for delays in found.values() for one in delays]
             done, seconds = ending.result()[0].split()
             during = sorted(probe.delays)
@@ -295,7 +311,7 @@ async def _refresh_rows(bench: Bench) -> list[Row]:
                 assert f"new{turn}" in pool.snapshot.by_name
         full = await pool.refresh(full=True)
         assert len(pool.volumes) == MANY + 10
-        late = await _delays(bench.manager, pool, folder, 10)
+        late = await delays(bench.manager, pool, folder, 10)
     ours = statistics.median(clean)
     p99 = _p99([one for found in late.values() for one in found])
     bench.notes.append(

@@ -42,8 +42,8 @@ demo)
     if [ "$CEPH" = yes ]; then packages="$packages $ceph_packages"; fi
     ;;
 test | bench)
-    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages"
-    if [ "$what" = test ]; then packages="$packages $nfs_packages $drill_packages $manual_packages $unpacking_packages $shell_packages strace openssl"; fi
+    packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages $nfs_packages"
+    if [ "$what" = test ]; then packages="$packages $drill_packages $manual_packages $unpacking_packages $shell_packages strace openssl"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

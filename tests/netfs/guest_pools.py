@@ -18,11 +18,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import guest_servers as servers  # beside this program
-
 import astore
 from astore_netfs import mount_argv
 from astore_netfs.mounting.mount import MARK
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from beds import guest_servers as servers
 
 HOST = "127.0.0.1"
 HOST6 = "::1"

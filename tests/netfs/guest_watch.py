@@ -14,9 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import guest_servers as servers  # beside this program
-
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from core_fakes import eventually
 from netfs.watch_trials import CHANGES, each_seen, poll_every, stopped_and_started, told_at_once
@@ -25,6 +23,7 @@ from watching_support import by_another_process, dir_pool, watched
 import astore
 from astore.manager import pool_watch
 from astore.notices import FolderNotices
+from beds import guest_servers as servers
 
 STATE = Path("/run/state")
 LOCAL = Path("/run/local")

@@ -1,4 +1,4 @@
-"""NFS and CIFS servers for the guest of test_netfs_kernel_clients.py; runs inside it, where nobody else is."""
+"""NFS and CIFS servers in a guest of :mod:`beds.uml`; for programs that run inside it, where nobody else is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SMB = """\
     read only = no
 """
 
-PASSWORD = "0pen%Sesame =x"
+PASSWORD = "0pen%Sesame =x"  # noqa: S105
 """Root's, for the share ``private``."""
 
 
