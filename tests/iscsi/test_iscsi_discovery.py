@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import subprocess
 
 import pytest
-from iscsi_support import TIMEOUT
+from iscsi_support import MIB, TIMEOUT, NewPool
 
 from astore.errors import DefinitionError, StorageError
 from astore.manager import Manager
@@ -29,6 +30,26 @@ async def test_targets(target: Target, manager: Manager) -> None:
     assert {target.iqn, other.iqn} <= set(mine)
     assert mine[target.iqn].source.hosts == (Host(ADDRESS, target.bed.port),)
     assert f"<device path='{target.iqn}'/>" in found.to_xml().replace('"', "'")
+
+
+async def test_as_iscsi_ls_has_it(target: Target, manager: Manager, new_pool: NewPool) -> None:
+    """The targets of a portal, and the disks of a target, are those that libiscsi's own tool lists."""
+    for lun in (1, 2, 200):
+        target.add_lun(lun, MIB)
+    said = await asyncio.to_thread(
+        subprocess.run, ["iscsi-ls", "-s", f"iscsi://{ADDRESS}:{target.bed.port}"], capture_output=True, text=True
+    )
+    listed: dict[str, list[int]] = {}
+    for line in said.stdout.splitlines():
+        if line.startswith("Target:"):
+            disks = listed[line.split()[0].removeprefix("Target:")] = []
+        elif "DIRECT_ACCESS" in line:
+            disks.append(int(line.split()[0].removeprefix("Lun:")))
+    assert listed[target.iqn] == [1, 2, 200], said
+    found = await manager.discover("iscsi-direct", ADDRESS, port=target.bed.port)
+    assert {one.source.devices[0].path for one in found} == listed.keys()
+    pool = await new_pool(target)
+    assert sorted(int(one.name.rpartition(":")[2]) for one in pool.volumes) == listed[target.iqn]
 
 
 def test_told_sources() -> None:
