@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from astore.store.contract import KeepsSnapshots, Leases, Store, WatchesStore
 from astore.testing.stores import StoreConformance
-from astore_fleet import NatsStore
+from astore_fleet import Fleet, NatsStore
+from astore_fleet.engine import Engine
 from astore_fleet.names import Names
 from beds.nats import NatsBed
 
@@ -64,3 +66,21 @@ class TestOnACluster(NatsStoreConformance):
     @pytest.fixture(autouse=True)
     def _server(self, cluster: NatsBed) -> None:
         self.bed = cluster
+
+
+async def test_a_cluster_that_is_not_complete_yet(
+    one_server: NatsBed, fleet_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams are made as soon as its servers know each other: what it says before is no failure."""
+    wrong = b'{"error": {"code": 400, "err_code": 10005, "description": "no suitable peers for placement"}}'
+    answers, ask = [wrong] * 3, Engine.ask
+
+    async def not_yet(self: Engine, subject: str, data: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
+        said = await ask(self, subject, data, headers)
+        return Msg(self, data=answers.pop()) if "STREAM.CREATE" in subject and answers else said  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "ask", not_yet)
+    async with await Fleet.connect(one_server.url, fleet_name, host="client") as fleet:
+        await fleet.define("<pool type='dir'><name>a</name><target><path>/a</path></target></pool>", hosts=["one"])
+        assert [pool.name for pool in fleet.pools()] == ["a"]
+    assert not answers
