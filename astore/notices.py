@@ -97,6 +97,7 @@ class FolderNotices:
         self._mounts: frozenset[bytes] = frozenset()  # the lines of the table: there may be thousands
         self._pause: asyncio.TimerHandle | None = None
         self._adding = 0
+        self._forgotten = 0  # how often a watch was removed
 
     @classmethod
     def of_this_loop(cls) -> FolderNotices:
@@ -169,13 +170,17 @@ class FolderNotices:
     def _watched(self, watch: FolderWatch, path: str, mask: Mask) -> int:
         inotify = self._inotify  # it stays open until _add has returned
         assert inotify is not None
-        found = inotify.add_watch(path, mask)
-        descriptor: int = found.wd
-        with self._lock:  # not during the call: it may wait for storage
-            self._kernel[descriptor] = found
-            self._watches.setdefault(descriptor, []).append(watch)
-        watch.descriptors.add(descriptor)
-        return descriptor
+        while True:
+            forgotten = self._forgotten
+            found = inotify.add_watch(path, mask)
+            descriptor: int = found.wd
+            with self._lock:  # not during the call: it may wait for storage
+                if self._forgotten != forgotten:
+                    continue  # it may be the one that was removed: the kernel has one for each folder
+                self._kernel[descriptor] = found
+                self._watches.setdefault(descriptor, []).append(watch)
+            watch.descriptors.add(descriptor)
+            return descriptor
 
     def _discard(self, watch: FolderWatch) -> None:
         try:
@@ -205,6 +210,7 @@ class FolderNotices:
         self._close_if_unused()
 
     def _forget(self, descriptor: int) -> None:
+        self._forgotten += 1
         self._watches.pop(descriptor, None)
         found = self._kernel.pop(descriptor, None)
         if found is not None and self._inotify is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -105,7 +106,17 @@ def wake_nfs() -> None:
     run("rpc.nfsd", "2")
     wait_until(lambda: listens(2049), "nfsd listens")
     # there is nobody who had anything open before: without the 90 s in which they would have it back
-    Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+    wait_until(_no_grace, "the end of the time of grace")
+
+
+def _no_grace() -> bool:
+    try:
+        Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # it is being started
+            raise
+        return False
+    return True
 
 
 def has_cifs() -> bool:

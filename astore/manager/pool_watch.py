@@ -189,6 +189,7 @@ class PoolWatch:
     def _failed(self, error: Exception | None) -> None:
         """Schedule another try, and tell of it."""
         if not self._retry or self._closed:
+            self.parts.record.freshness = None
             return
         self._failures += 1
         pause = min(FIRST_RETRY * 2 ** min(self._failures - 1, 10), LAST_RETRY) * random.uniform(0.8, 1.0)  # noqa: S311

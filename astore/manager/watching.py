@@ -89,7 +89,8 @@ class Watch:
                     else:
                         self._look_at_all()
         finally:
-            self._end()
+            for task in self._end():
+                task.cancel()
 
     async def _follow_store(self) -> None:
         """Take over what other processes change in the store."""

@@ -255,7 +255,9 @@ class Snapshot:
         later, latest, unsettled = self._later, {**self._latest, **new}, self._unsettled
         if len(latest) > MOST_LATE:
             unsettled = (*unsettled, frozenset(name for name, info in latest.items() if info is not None))
-            later, latest = {**later, **latest}, {}
+            whole = self.whole.by_name
+            later = {name: one for name, one in {**later, **latest}.items() if one is not None or name in whole}
+            latest = {}
         return self._but(
             errors=errors,
             generation=generation,

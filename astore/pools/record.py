@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
 
+MOST_RECENT = 10_000
+"""How many changes of single volumes are kept for other processes, until the next whole refresh. Half of them remain then."""
+
+
 class PoolRecord:
     """Definition, state and snapshot of one pool.
 
@@ -185,6 +189,7 @@ class PoolRecord:
         if tell:
             self.set_state(state, error)
             self.publish(PoolStarted)
+            self._publish_volumes(VolumeAdded, [one.name for one in self.snapshot.volumes])
         self.state, self.error, self.since = state, error, since
         self.saved = self.last_seen
 
@@ -224,7 +229,8 @@ class PoolRecord:
         self.require_active("refresh")
         self.generation += 1
         self.snapshot = snapshot = snapshot.numbered(self.generation)
-        self._recent = {name: one for name, one in self._recent.items() if one[0] >= snapshot.taken_at}
+        now = time.time()  # what is later is from before the clock was set back
+        self._recent = {name: one for name, one in self._recent.items() if snapshot.taken_at <= one[0] <= now}
         self._publish_changes(changes)
         self.publish(
             PoolRefreshed,
@@ -249,6 +255,9 @@ class PoolRecord:
         self.snapshot = before.patched(patch, self.generation)
         now = time.time()
         self._recent |= {name: (now, item if isinstance(item, VolumeInfo) else None) for name, item in patch.items()}
+        if len(self._recent) > MOST_RECENT:
+            latest = sorted(self._recent.items(), key=lambda one: one[1][0])[-MOST_RECENT // 2 :]
+            self._recent = dict(latest)
         pairs = {name: (before.get(name), self.snapshot.get(name)) for name in patch}
         both = {name: new.same_as(old) for name, (old, new) in pairs.items() if old is not None and new is not None}
         changes = Changes(

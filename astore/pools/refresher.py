@@ -20,7 +20,9 @@ from astore.backend import RefreshesVolume
 from astore.cancellation import CLEANUP_SECONDS, seconds_until, shielded
 from astore.errors import (
     AstoreError,
+    InvalidStateError,
     LaneTimeoutError,
+    ManagerClosedError,
     PoolInaccessibleError,
     StorageError,
     VolumeNotFoundError,
@@ -43,6 +45,10 @@ LINGER_SECONDS = 1.0
 
 COMPARED_INLINE = 1000
 """Snapshots with more volumes than this are checked and compared on the lane, not in the event loop."""
+
+
+_NOT_OF_STORAGE = (InvalidStateError, ManagerClosedError)
+"""Errors of a refresh that say nothing about the pool's storage."""
 
 
 class _Run:
@@ -136,11 +142,10 @@ class Refresher:
         """
         life = self._require_refreshable()
         asked = time.monotonic()
-        while (run := self._run) is not None and (unasked or run.unasked) and run.began < asked:
-            await self._join(run, until, timeout)  # it may have missed what happened a moment ago
-            life = self._require_refreshable()
-        while (run := self._run) is not None and full and not run.full:
-            # the running refresh trusts the last snapshot, and this caller does not: wait for its end, and start anew
+        # one that may have missed what happened a moment ago, or that trusts the last snapshot while this caller does not
+        while (run := self._run) is not None and (
+            ((unasked or run.unasked) and run.began < asked) or (full and not run.full)
+        ):
             with contextlib.suppress(Exception):
                 await self._join(run, until, timeout)
             if until is not None and time.monotonic() >= until:
@@ -229,7 +234,8 @@ class Refresher:
                     snapshot, changes = _compared(found, before, journal)
             except Exception as error:
                 translated = about_pool(record.name, "refresh", error)
-                if self._run is run and not is_shortage(translated):
+                about_storage = not is_shortage(translated) and not isinstance(translated, _NOT_OF_STORAGE)
+                if self._run is run and about_storage:
                     record.set_state(PoolState.INACCESSIBLE, translated)
                 raise translated from error
             self._check_current(run)

@@ -20,6 +20,7 @@ Optional abilities are Protocols: :class:`KeepsSnapshots`, :class:`WatchesStore`
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, NewType, Protocol, runtime_checkable
 
@@ -125,6 +126,10 @@ class LastSeen(msgspec.Struct, frozen=True):
     recent: dict[str, tuple[float, VolumeInfo | None]] = {}
 
 
+CLOCKS_APART = 60.0
+"""By how many seconds the clocks of processes that share a store may differ."""
+
+
 def merged(kept: LastSeen | None, seen: LastSeen, *, same_run: bool) -> LastSeen:
     """Return what a store keeps of a pool after several processes have worked on it: nobody's changes are lost.
 
@@ -132,13 +137,14 @@ def merged(kept: LastSeen | None, seen: LastSeen, *, same_run: bool) -> LastSeen
     :param same_run: whether that process has worked in the run of now; else only its recent changes count.
     """
     base = seen if same_run else LastSeen(Snapshot.EMPTY, seen.since, None, seen.definition)
-    if kept is not None and (not same_run or kept.snapshot.taken_at > seen.snapshot.taken_at):
+    latest = time.time() + CLOCKS_APART  # what is later is from before the clock was set back
+    if kept is not None and (not same_run or seen.snapshot.taken_at < kept.snapshot.taken_at <= latest):
         base = kept
     recent = dict(seen.recent)
     for name, change in ({} if kept is None else kept.recent).items():
         if name not in recent or recent[name][0] < change[0]:
             recent[name] = change
-    recent = {name: change for name, change in recent.items() if change[0] >= base.snapshot.taken_at}
+    recent = {name: change for name, change in recent.items() if base.snapshot.taken_at <= change[0] <= latest}
     new = {name: info for name, (_, info) in recent.items() if base.snapshot.get(name) != info}
     snapshot = base.snapshot.patched(new, base.snapshot.generation) if new else base.snapshot
     return msgspec.structs.replace(base, snapshot=snapshot, recent=recent)

@@ -58,12 +58,15 @@ class FileTreeSession(PoolSession):
             again: Snapshot | None = await self.context.lane.run(told.taken_again, previous)
             if again is not None:
                 return again
+            told.moved()
         read_before = {} if self._last is None else await self._ended(self._last)
         if told is not None:
             told.refresh_begins()
         refresh = self._last = Refresh(self.tree, self.context, previous, full, read_before)
         try:
-            snapshot = await self.context.lane.run(refresh)
+            snapshot: Snapshot = await self.context.lane.run(
+                *(told.listed, refresh) if told is not None else (refresh,)
+            )
         except BaseException:
             refresh.given_up_at = time.monotonic()
             raise

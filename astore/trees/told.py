@@ -26,6 +26,7 @@ class FolderTold:
         self._tree = tree
         self._tell = tell
         self._watch: FolderWatch | None = None
+        self._elsewhere = False  # whether the last whole refresh ended in another folder
         self._taken_at = -1.0  # of the snapshot that the last whole refresh returned
         self.heard_nothing: bool = False
         self.lost: bool = False
@@ -59,7 +60,9 @@ class FolderTold:
 
     def is_true(self, snapshot: Snapshot) -> bool:
         """Return whether nothing was heard since a snapshot was taken, of what happened before this call."""
-        if self._watch is None or not self.complete or snapshot.taken_at != self._taken_at or snapshot.unsettled:
+        if self._watch is None or self.lost or not self.complete:
+            return False
+        if snapshot.taken_at != self._taken_at or snapshot.unsettled:
             return False
         return self._watch.drain() and self.heard_nothing and not self._tree.untold
 
@@ -79,8 +82,24 @@ class FolderTold:
     def refresh_begins(self) -> None:
         """Note that the folder is listed from now on."""
         self._taken_at = -1.0
-        self.heard_nothing = self._watch is None or self._watch.drain()
+        self.heard_nothing = self._watch is not None and not self.lost and self._watch.drain()
+
+    def listed(self, refresh: Callable[[], Snapshot]) -> Snapshot:
+        """Run a whole refresh, and then see whether the path leads to the folder that is watched. Blocks."""
+        snapshot, watch = refresh(), self._watch
+        self._elsewhere = False
+        if watch is not None:
+            with self._tree.work():
+                self._elsewhere = not self._tree.is_folder(watch.identity)
+        return snapshot
 
     def refreshed(self, snapshot: Snapshot) -> None:
         """Note the snapshot of a whole refresh."""
         self._taken_at = snapshot.taken_at
+        if self._elsewhere:
+            self.moved()
+
+    def moved(self) -> None:
+        """Note that the path leads to another folder than the one that is watched."""
+        if not self.lost:
+            self._heard(About.PLACE, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 
 import anyio
 import pytest
@@ -13,6 +14,8 @@ from core_fakes import FakeBackend, FakeSession, fake, names, started, steps, vo
 import astore
 from astore.backend import PoolSession
 from astore.model import EntryError, PoolState
+from astore.model.snapshot import MOST_LATE
+from astore.pools import record
 
 
 async def test_callers_share_one_refresh(pool: astore.Pool, backend: FakeBackend) -> None:
@@ -46,6 +49,43 @@ async def test_reads_never_wait(pool: astore.Pool, backend: FakeBackend) -> None
     await refresh
     assert pool.snapshot is not before
     assert (pool.snapshot.generation, before.generation) == (2, 1)
+
+
+async def test_what_says_nothing_about_storage(pool: astore.Pool, backend: FakeBackend) -> None:
+    """A refresh that fails because the Manager is being closed leaves the pool's state as it is."""
+    backend.fail("refresh", astore.ManagerClosedError("the Manager is not open"))
+    with pytest.raises(astore.ManagerClosedError):
+        await pool.refresh()
+    assert pool.state is PoolState.RUNNING
+
+
+async def test_volumes_that_come_and_go_leave_nothing(
+    pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many volumes are made and deleted between two refreshes of the whole pool, little is kept of them."""
+    monkeypatch.setattr(record, "MOST_RECENT", 100)
+    for number in range(300):
+        name = f"passing{number}"
+        backend.show("a", name)
+        await pool.refresh(name)
+        backend.show("a")
+        await pool.refresh(name)
+    assert pool.parts.record.snapshot.get("passing299") is None
+    assert len(pool.parts.record.last_seen.recent) <= 100
+    assert sum(len(layer) for layer in pool.snapshot.layers[1:]) <= MOST_LATE
+
+
+async def test_a_clock_that_is_set_back(
+    pool: astore.Pool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen before the clock was set back does not count as newer than the refresh after that."""
+    now = time.time()
+    backend.show("a", "b", "gone")
+    await pool.refresh("gone")
+    backend.show("a", "b")
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    await pool.refresh()
+    assert pool.parts.record.last_seen.recent == {}
 
 
 async def test_one_callers_cancellation_is_that_callers(pool: astore.Pool, backend: FakeBackend) -> None:

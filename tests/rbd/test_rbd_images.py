@@ -68,6 +68,9 @@ async def test_astore_sees_what_rbd_made(pool: astore.Pool, ceph: CephBed, where
     ceph.rbd("rename", f"{where}/one", f"{where}/renamed")
     assert (await pool.refresh()).changed == ("child",)
     assert pool.volume("child").info.backing_path == f"rbd:{where}/renamed@before"
+    ceph.rbd("snap", "rename", f"{where}/renamed@before", f"{where}/renamed@earlier")
+    assert "child" in (await pool.refresh()).changed
+    assert pool.volume("child").info.backing_path == f"rbd:{where}/renamed@earlier"
     with pytest.raises(VolumeInUseError):
         await pool.volume("renamed").delete()
     with pytest.raises(StorageError, match=r"clones.*child"):

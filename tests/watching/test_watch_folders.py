@@ -14,6 +14,7 @@ from watching_support import by_another_process, dir_pool, same, true_volumes, w
 
 import astore
 from astore.notices import FolderNotices
+from astore.trees.local import LocalTree
 
 MMAP = """python3 -c "
 import mmap, os
@@ -123,6 +124,58 @@ async def test_refresh_of_what_has_not_changed(manager: astore.Manager, pool: as
             assert f"new{index}" in pool.snapshot.by_name
         await pool.refresh(full=True)
         assert len(pool.volumes) == 70
+
+
+async def test_refreshes_after_a_watch(manager: astore.Manager, pool: astore.Pool, folder: Path) -> None:
+    """Once nobody listens any more, each refresh lists the folder."""
+    async with manager.watch():
+        await watched(pool)
+    for turn in range(4):
+        name = f"f{turn}"
+        await by_another_process(f"echo x > {name}; touch -d 2001-01-01 {name}; sleep 1.1", folder)  # settled
+        assert (await pool.refresh()).added == (name,)
+        assert (await pool.refresh()).added == ()
+
+
+async def test_a_link_that_leads_elsewhere(manager: astore.Manager, tmp_path: Path) -> None:
+    """A pool on a link that is turned to another folder: the next refresh finds that one, which is watched from then on."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "two" / "a").write_text("x")
+    (tmp_path / "link").symlink_to("one")
+    pool = await dir_pool(manager, tmp_path / "link")
+    async with manager.watch():
+        await watched(pool)
+        await asyncio.sleep(1.1)
+        await pool.refresh()
+        (tmp_path / "new").symlink_to("two")
+        (tmp_path / "new").rename(tmp_path / "link")
+        await pool.refresh()
+        assert list(pool.snapshot.by_name) == ["a"]
+        (tmp_path / "two" / "b").write_text("x")
+        await eventually(lambda: "b" in pool.snapshot.by_name, "what is made in the other folder")
+
+
+async def test_replaced_while_the_watch_begins(
+    manager: astore.Manager, pool: astore.Pool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that takes the other's place after that one was opened to be watched is watched soon."""
+    open_folder, calls = LocalTree.open_folder, list[int]()
+
+    def opened(tree: LocalTree) -> int:
+        found = open_folder(tree)
+        calls.append(found)
+        if len(calls) == 1:
+            folder.rename(folder.parent / "away")
+            folder.mkdir()
+        return found
+
+    monkeypatch.setattr(LocalTree, "open_folder", opened)
+    async with manager.watch():
+        await eventually(lambda: len(calls) == 2, "another watch")
+        await watched(pool)
+        (folder / "new").write_text("x")
+        await eventually(lambda: "new" in pool.snapshot.by_name, "what is made in the folder of now")
 
 
 @pytest.mark.parametrize("make", ["ln -s ../target entry", "ln ../target entry"])

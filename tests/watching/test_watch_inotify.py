@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from core_fakes import PATIENCE, eventually
@@ -154,6 +154,34 @@ async def test_mounts_elsewhere_are_no_affair_of_the_folder(
         else:
             await asyncio.sleep(0.05)
             assert heard == []
+
+
+async def test_one_ends_while_another_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two watches of one folder share what the kernel has; the end of one takes nothing from one that is being added."""
+
+    def opened() -> int:
+        return os.open(tmp_path, os.O_RDONLY)
+
+    heard: list[frozenset[str] | None] = []
+    notices = FolderNotices.of_this_loop()
+    first = await notices.watch(opened, lambda *_: None, _on_thread)
+    add, added, gone = Instance.add_watch, threading.Event(), threading.Event()
+
+    def slow(instance: Instance, *arguments: Any) -> Any:
+        found = add(instance, *arguments)
+        added.set()
+        assert gone.wait(PATIENCE)
+        return found
+
+    monkeypatch.setattr(Instance, "add_watch", slow)
+    second = asyncio.ensure_future(notices.watch(opened, lambda _, names: heard.append(names), _on_thread))
+    await asyncio.to_thread(added.wait, PATIENCE)
+    first.close()
+    gone.set()
+    watch = await second
+    (tmp_path / "x").touch()
+    await eventually(lambda: frozenset({"x"}) in heard, "the notice")
+    watch.close()
 
 
 def test_a_folder_that_answers_after_the_loop(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ async def test_inaccessible_pools(tmp_path: Path, backend: FakeBackend) -> None:
                 else:
                     await asyncio.sleep(0.3)
                     assert pool.state is astore.PoolState.INACCESSIBLE
+                    assert pool.info.freshness is None
         await pool.refresh()
         assert pool.state is astore.PoolState.RUNNING
 
@@ -151,6 +152,7 @@ async def test_the_manager_is_closed(tmp_path: Path, backend: FakeBackend) -> No
     manager = astore.Manager(tmp_path / "state", registry=fake_registry(backend))
     async with manager:
         pool = await started(manager, fake("pool"))
+        await pool.set_autostart(True)  # all folders of the store are there
         watch = manager.watch()
         await watch.__aenter__()
         await watched(pool, "polled")
@@ -200,6 +202,7 @@ async def test_other_processes_on_the_same_folder(tmp_path: Path) -> None:
     """What another process defines, starts, makes, stops and undefines is told here, without a reload."""
     folder = tmp_path / "images"
     folder.mkdir()
+    (folder / "old").write_text("x")
     (tmp_path / "pool.xml").write_text(
         f"<pool type='dir'><name>images</name><target><path>{folder}</path></target></pool>"
     )
@@ -217,6 +220,9 @@ async def test_other_processes_on_the_same_folder(tmp_path: Path) -> None:
             await told(astore.PoolDefined)
             await by_another_process(f"{astore_command} pool start images", tmp_path)
             await told(astore.PoolStarted)
+            event = await told(astore.VolumeAdded)
+            assert isinstance(event, astore.VolumeAdded)
+            assert event.name == "old"
             await watched(manager.pool("images"))
             await by_another_process(f"{astore_command} vol create images new 1M", tmp_path)
             event = await told(astore.VolumeAdded)
@@ -260,6 +266,26 @@ async def test_a_refresh_that_began_too_early(tmp_path: Path, backend: FakeBacke
             backend.unhold()
             assert (await early).generation < (await late).generation
             assert backend.count("refresh") == count + 1
+
+
+async def test_a_failure_that_began_too_early(tmp_path: Path, backend: FakeBackend) -> None:
+    """A caller is not told of the failure of the watch's refresh that began before."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        hold = backend.hold("refresh", "pool")
+        early = asyncio.ensure_future(pool.parts.refresher.refresh(False, None, unasked=True))
+        await hold.reached()
+        backend.fail("refresh", ConnectionResetError(104, "a moment ago"))
+        late = asyncio.ensure_future(pool.refresh())
+        await asyncio.sleep(0)
+        again = backend.hold("refresh", "pool")
+        hold.release()
+        with pytest.raises(astore.StorageError, match="a moment ago"):
+            await early
+        await again.reached()
+        backend.fail("refresh", None)
+        backend.unhold()
+        assert (await late).unchanged == 1
 
 
 class TellingSession(FakeSession):

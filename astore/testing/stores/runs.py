@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -139,6 +140,22 @@ class RunChecks(StoreSuiteBase):
         """Skip the test of a store that keeps no snapshots."""
         if not isinstance(store, KeepsSnapshots):
             pytest.skip("the store keeps no snapshots")
+
+    async def test_a_clock_that_was_set_back(self, store: Store, other: Store) -> None:
+        """A snapshot, and changes, from before a clock was set back are not newer than what is saved now."""
+        self.need_snapshots(store)
+        assert isinstance(store, KeepsSnapshots)
+        assert isinstance(other, KeepsSnapshots)
+        ran = run("a")
+        await store.begin_run(ran, persistent=False)
+        now = time.time()
+        gone = seen(3).snapshot.volumes[2]
+        future = Snapshot(dict(seen(3).snapshot.by_name), taken_at=now + 3600)
+        before = LastSeen(future, now, None, ran.definition, {gone.name: (now + 3600, gone)})
+        await store.save_snapshot("a", 1.5, before)
+        after = Snapshot(dict(seen(2).snapshot.by_name), taken_at=now)
+        await other.save_snapshot("a", 1.5, LastSeen(after, now, None, ran.definition))
+        assert (await store.load_snapshots({"a": 1.5}))["a"].snapshot.volumes == after.volumes
 
     async def test_snapshots_of_two(self, store: Store, other: Store) -> None:
         """Of two clients' snapshots the one taken last is kept, with the recent changes of both, and of an earlier run."""

@@ -21,7 +21,11 @@ DISKS: Final = frozenset({0x00, 0x07, 0x0E, 0x14})
 SILENT: Final = frozenset({0x0C, 0x0D, 0x11, 0x1E, 0x1F})
 """The types that are part of the storage itself: controllers, enclosures, object stores, well-known and unknown units."""
 
-MAPPED: Final = 0
+HOLES: Final = frozenset({1, 2})
+"""The provisioning states of blocks without storage: deallocated and anchored (SBC-3). 0 is mapped; what is unknown is data."""
+
+IDENTIFICATION: Final = 1024
+"""The room for a unit's identification, in bytes. What goes beyond it does not identify the unit: it is the same everywhere."""
 
 _NONE: Final = (1 << 64) - 1
 
@@ -236,7 +240,7 @@ def parse_limits(limits: bytes | bytearray, provisioning: bytes | bytearray) -> 
 
 
 def parse_lba_status(answer: bytes | bytearray) -> list[tuple[int, int, int]]:
-    """Return ranges of blocks with what they are: first block, count, :data:`MAPPED` or another number."""
+    """Return ranges of blocks with what they are: first block, count, provisioning state."""
     length = struct.unpack_from(">I", answer)[0]
     end = min(4 + length, len(answer))
     found = (struct.unpack_from(">QIB", answer, at) for at in range(8, end - 15, 16))

@@ -79,6 +79,7 @@ class EventIds:
         self._session = session
         self._saved: set[str] = set()  # uuids
         self._known: dict[tuple[str, str], str] = {}  # since the snapshot was kept: what was told of volumes last
+        self._removed: set[tuple[str, str]] = set()  # since then: which were told to be gone
 
     def saved(self, uuid: str) -> None:
         """Note that a pool's snapshot has been kept."""
@@ -93,6 +94,17 @@ class EventIds:
         """Forget a pool that this host looks after no more."""
         self._saved.discard(uuid)
         self._known = {one: state for one, state in self._known.items() if one[0] != uuid}
+        self._removed = {one for one in self._removed if one[0] != uuid}
+
+    def is_news(self, event: Event, kept: Snapshot) -> bool:
+        """Return whether an event is not what the last host has told already of a pool that went from it to this one."""
+        if not isinstance(event, VolumeAdded):
+            return True
+        one = (event.uuid, event.name)
+        if one in self._known or one in self._removed:
+            return True
+        before = kept.get(event.name)
+        return before is None or identity(before) != identity(event.volume)
 
     def of(self, event: Event, kept: Snapshot) -> str:
         """Return the id of an event: the same for the same change, also if another host finds it.
@@ -104,6 +116,7 @@ class EventIds:
             return _digest(event.uuid, type(event).__name__, event.name, state)
         if isinstance(event, VolumeRemoved):
             before = kept.get(event.name)
+            self._removed.add((event.uuid, event.name))
             known = self._known.get((event.uuid, event.name)) or (None if before is None else identity(before))
             if known is not None:
                 return _digest(event.uuid, "removed", event.name, known)
@@ -180,7 +193,7 @@ class Forwarder:
     async def _publish(self, batch: list[Event]) -> list[Event]:
         """Publish events; return those that have to be tried again."""
         ours = {event.seq: self._is_ours(event) for event in batch}
-        told = [event for event in batch if ours[event.seq]]
+        told = [one for one in batch if ours[one.seq] and self._ids.is_news(one, self._before(one))]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
         again = {event.seq for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)}
         again |= {seq for seq, known in ours.items() if known is None}

@@ -16,7 +16,7 @@ from astore_iscsi.portals import Portal, addresses_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
 from astore_iscsi.target.answers import Answer, ConnectionLost, Login
 from astore_iscsi.target.connection import Connection, connected
-from astore_iscsi.target.survey import Found, Survey
+from astore_iscsi.target.survey import PAUSE, Found, Survey
 
 LOGIN_SECONDS: Final = 5.0
 """The most time that one portal has for a login if there are others."""
@@ -33,11 +33,8 @@ LIST: Final = 4096
 LOSSES: Final = 4
 """After how many lost connections a command fails."""
 
-IDENTIFICATION: Final = 1024
-"""The room for a unit's identification, in bytes."""
-
-PAUSE: Final = 0.02
-"""Seconds before a busy unit is asked again; longer each time."""
+SILENT_SECONDS: Final = 300.0
+"""After this time, units that owe answers while others answer are asked anew, on a new connection."""
 
 
 class Unit:
@@ -198,7 +195,7 @@ class Client:
     async def _check(self, connection: Connection, unit: Unit) -> None:
         """Check that a number leads to the unit that it led to. :raises UnitError: ESTALE: it does not."""
         changes = self._changes
-        room = bytearray(IDENTIFICATION)
+        room = bytearray(scsi.IDENTIFICATION)
         ask = scsi.inquiry(len(room), scsi.VPD_IDENTIFICATION)
         answer = await unit.command(connection, ask, memory_of(room))
         if answer.status != libiscsi.GOOD:
@@ -229,8 +226,13 @@ class Client:
         :raises OSError: no portal answers. TimeoutError: no unit does.
         """
         patience = self._context.timeout / 2
+        connection = await self.connect()
+        since = min(connection.silent.values(), default=None)
+        if since is not None and asyncio.get_running_loop().time() - since > SILENT_SECONDS:
+            connection.destroy(ConnectionLost(errno.ETIMEDOUT, f"a unit has not answered for {SILENT_SECONDS:g} s"))
+            connection = await self.connect()
         try:
-            return await Survey(await self.connect(), self.target, luns).run(patience)
+            return await Survey(connection, self.target, luns).run(patience)
         except ConnectionLost:
             return await Survey(await self.connect(), self.target, luns).run(patience)
 
@@ -240,7 +242,7 @@ class Client:
         :raises UnitError: there is none, or it does not tell.
         """
         changes = self._changes
-        room = bytearray(IDENTIFICATION)
+        room = bytearray(scsi.IDENTIFICATION)
         try:
             await self._inquire(Unit(lun), room, scsi.VPD_IDENTIFICATION)
             id = scsi.parse_identification(room, self.target, lun)

@@ -46,6 +46,7 @@ class Connection:
     """A connection to a target. All methods belong to the event loop's thread.
 
     :param silence: seconds after which a target that owes answers is asked if it is there. After as many more it is given up.
+    :ivar silent: units that owe answers to a survey that has ended, and since when, on the loop's clock.
     """
 
     def __init__(self, library: Libiscsi, login: Login, silence: float) -> None:
@@ -64,6 +65,7 @@ class Connection:
         self._done = libiscsi.COMMAND_DONE(self._called_back)
         self._lost: OSError | None = None
         self._serving = False
+        self.silent: dict[int, float] = {}
         made = library.create_context(login.initiator.encode())
         if not made:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

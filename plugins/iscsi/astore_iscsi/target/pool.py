@@ -77,6 +77,8 @@ def _entry(lun: int, found: Found) -> Block | EntryError | None:
         return None
     if kind is not None and kind not in scsi.DISKS:
         return EntryError(name, f"it is no disk, but has the peripheral device type {kind:02x}h", skipped=True)
+    if found.wrong is not None and found.wrong.errno == errno.ENOENT:
+        return None
     if found.wrong is not None:
         return EntryError(name, str(found.wrong.strerror), found.wrong.errno)
     assert found.capacity is not None

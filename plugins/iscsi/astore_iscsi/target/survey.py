@@ -21,7 +21,10 @@ UNITS_AT_ONCE: Final = 64
 TRIES: Final = 8
 """How often a question is asked that is answered by "ask again"."""
 
-_IDENTIFICATION: Final = 252
+PAUSE: Final = 0.02
+"""Seconds before a busy unit is asked again; longer each time."""
+
+_IDENTIFICATION: Final = scsi.IDENTIFICATION
 _CAPACITY: Final = 32
 _ROOM: Final = _IDENTIFICATION + _CAPACITY
 _QUESTIONS: Final = (
@@ -61,36 +64,50 @@ class Survey:
         self._memory = memory_of(self._room) if luns else None
         self._answers: list[list[Answer | None]] = [[None] * len(_QUESTIONS) for _ in luns]
         self._open = [len(_QUESTIONS)] * len(luns)
-        self._queue = deque(range(len(luns)))
+        self._queue = deque(number for number, lun in enumerate(luns) if lun not in connection.silent)
+        self._asked: set[int] = set()
         self._under_way = 0
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self, patience: float) -> list[Found]:
         """Ask all units; return what they said, in their order.
 
+        A unit that still owes answers to an earlier survey on this connection is not asked again.
+
         :param patience: seconds for the answers. What is not answered then is that unit's error.
         :raises ConnectionLost: the connection broke. TimeoutError: no unit answered.
         """
-        if self._luns:
+        if self._queue:
             self._ask_more()
             try:
                 await asyncio.wait([self._ended], timeout=patience)
             finally:
-                self._queue.clear()
-            if self._ended.done():
+                self._give_up()
+            if not self._ended.cancelled():
                 self._ended.result()
-            elif all(self._open):
-                raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
+        if self._luns and all(self._open):
+            raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
         return [self._found(number, patience) for number in range(len(self._luns))]
+
+    def _give_up(self) -> None:
+        """Ask nothing more, and note which units owe answers."""
+        self._queue.clear()
+        self._ended.cancel()
+        for number in self._asked:
+            if self._open[number]:
+                self._connection.silent.setdefault(self._luns[number], self._loop.time())
 
     def _ask_more(self) -> None:
         while self._queue and self._under_way < UNITS_AT_ONCE and not self._ended.done():
             number = self._queue.popleft()
+            self._asked.add(number)
             self._under_way += 1
             for question in range(len(_QUESTIONS)):
                 self._send(number, question, TRIES)
 
     def _send(self, number: int, question: int, tries: int) -> None:
+        if self._ended.done():
+            return
         cdb, start, stop = _QUESTIONS[question]
         assert self._memory is not None
         at = number * _ROOM
@@ -106,11 +123,13 @@ class Survey:
             self._end(answer)
             return
         if answer.status != libiscsi.GOOD and tries and (answer.attention or answer.busy):
-            self._loop.call_soon(self._send, number, question, tries)
+            pause = PAUSE * 2 ** (TRIES - 1 - tries) if answer.busy else 0.0
+            self._loop.call_later(pause, self._send, number, question, tries)
             return
         self._answers[number][question] = answer
         self._open[number] -= 1
         if not self._open[number]:
+            self._connection.silent.pop(self._luns[number], None)
             self._under_way -= 1
             if self._queue:
                 self._loop.call_soon(self._ask_more)

@@ -40,7 +40,8 @@ class UnitVolume(BlockVolume):
         most = limits.transfer * self._block or PIECE
         self._piece = max(min(most, PIECE) // self._block, 1) * self._block
         self._partial = asyncio.Lock()
-        self._discards = limits.unmaps_same or (limits.unmaps and capacity.zeros)
+        grains = not 0 < limits.unmap < limits.grain  # else nothing that it unmaps need be unmapped
+        self._discards = limits.unmaps_same or (limits.unmaps and capacity.zeros and grains)
         self._tells_holes = capacity.thin and capacity.zeros
 
     async def size(self) -> int:
@@ -142,6 +143,8 @@ class UnitVolume(BlockVolume):
         limits, block = self._limits, self._block
         most = (limits.same if limits.unmaps_same else limits.unmap) or UNMAPPED_AT_ONCE // block
         most = min(most, UNMAPPED_AT_ONCE // block)
+        if not limits.unmaps_same and limits.grain:  # a grain that is unmapped in two parts may stay
+            most = max(most // limits.grain, 1) * limits.grain
         for at in range(start // block, stop // block, most):
             count = min(most, stop // block - at)
             if limits.unmaps_same:
@@ -162,9 +165,9 @@ class UnitVolume(BlockVolume):
         found: int | None = None
         while at < end:
             for first, count, state in await self._states(at):
-                if state == scsi.MAPPED and found is None:
+                if state not in scsi.HOLES and found is None:
                     found = max(first, offset // self._block)
-                elif state != scsi.MAPPED and found is not None:
+                elif state in scsi.HOLES and found is not None:
                     return found * self._block, first * self._block
                 at = first + count
         return None if found is None else (found * self._block, end * self._block)

@@ -59,7 +59,7 @@ class Listing:
         self._allocation = allocation
         self._names: tuple[int, dict[str, str]] = (0, {})  # the version of rbd_directory, and the ids by name
         self._seen: dict[str, Seen] = {}
-        self._snapshots: dict[Parent, str | None] = {}
+        self._snapshots: dict[Parent, str] = {}  # the names of parents' snapshots
 
     def run(self, known: Mapping[str, Block], step: Step) -> list[Block | EntryError]:
         """List the images; return the known blocks of unchanged ones. Blocks.
@@ -70,6 +70,8 @@ class Listing:
         ids = self._ids(again=not known)
         errors: list[EntryError] = []
         unchanged = self._unchanged(ids, step) if known else {}
+        changed = set(ids.values()) - {one.id for one in unchanged.values()}
+        self._snapshots = {one: name for one, name in self._snapshots.items() if known and one.image not in changed}
         seen = unchanged | self._read(((name, id) for name, id in ids.items() if name not in unchanged), errors, step)
         if self._allocation:
             seen |= self._allocations(seen, step)
@@ -213,12 +215,12 @@ class Listing:
     def _snapshot(self, parent: Parent) -> str | None:
         """Return the name of a parent's snapshot; None if this user may not know it."""
         if parent not in self._snapshots:
-            self._snapshots[parent] = None
             with contextlib.suppress(OSError):
                 io = self._cluster.context_of(parent.pool, parent.namespace)
                 question = headers.snapshots_question(parent.image, (parent.snapshot,))
-                self._snapshots[parent] = headers.text_in(ask(self._cluster, question, io))
-        return self._snapshots[parent]
+                if name := headers.text_in(ask(self._cluster, question, io)):
+                    self._snapshots[parent] = name
+        return self._snapshots.get(parent)
 
 
 def _no_step() -> None:

@@ -1,0 +1,216 @@
+"""Units that behave as tgtd's do not: long identifications, other provisioning states, odd limits, silence. On a connection of
+the tests' own."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import struct
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from astore.blocks import Block
+from astore.model import EntryError
+from astore_iscsi import scsi
+from astore_iscsi.libiscsi import Memory
+from astore_iscsi.scsi import Capacity, Limits, Sense
+from astore_iscsi.target import client as clients
+from astore_iscsi.target.answers import GOOD, Answer, ConnectionLost
+from astore_iscsi.target.client import Client, Unit
+from astore_iscsi.target.pool import IscsiPool
+from astore_iscsi.target.volume import UnitVolume
+
+BLOCKS = 2048
+CAPACITY = struct.pack(">QI", BLOCKS - 1, 4096) + bytes((0, 0, 0xC0, 0)) + bytes(16)
+NO_UNIT = Answer(2, Sense(5, 0x2500)), b""
+BUSY = Answer(8, None), b""
+
+Said = tuple[Answer, bytes] | None
+"""The answer of a unit and its data; None: it is silent."""
+Behaviour = Callable[[int, bytes], Said]
+"""What a unit of this number says to a command."""
+
+
+class OurConnection:
+    """A connection to units that behave as a test says."""
+
+    alive = True
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.silent: dict[int, float] = {}
+        self.unanswered: list[Callable[[Answer | OSError], None]] = []
+        self.written: list[bytes] = []
+
+    def send(self, lun: int, cdb: bytes, memory: Memory | None, writes: bool, done: Any) -> None:
+        """Answer in a later round of the loop."""
+        if writes and memory is not None:
+            self.written.append(ctypes.string_at(memory.address, memory.length))
+        said = self.behaviour(lun, cdb)
+        if said is None:
+            self.unanswered.append(done)
+            return
+
+        def tell() -> None:
+            if memory is not None and not writes:
+                ctypes.memmove(memory.address, said[1], min(len(said[1]), memory.length))
+            done(said[0])
+
+        asyncio.get_running_loop().call_soon(tell)
+
+    def destroy(self, why: OSError | None = None) -> None:
+        """Note that it is gone."""
+        self.alive = False
+
+
+def client_of(behaviour: Behaviour, seconds: float = 20.0) -> tuple[Client, OurConnection]:
+    """A client that is connected to such units."""
+    context = SimpleNamespace(name="units", timeout=seconds)
+    made = Client([], "iqn.2026-01.test:units", None, context)
+    connection = OurConnection(behaviour)
+    made._connection = connection
+    return made, connection
+
+
+def identification(*descriptors: bytes) -> bytes:
+    """Page 83h of a disk."""
+    body = b"".join(descriptors)
+    return struct.pack(">BBH", 0, 0x83, len(body)) + body
+
+
+def descriptor(association: int, kind: int, name: bytes) -> bytes:
+    """A descriptor of page 83h."""
+    return bytes((1, association << 4 | kind, 0, len(name))) + name
+
+
+def disk(lun: int, cdb: bytes) -> Said:
+    """A disk that answers all."""
+    if cdb[0] == 0x12:
+        return GOOD, identification(descriptor(0, 3, bytes((lun,)) * 16))
+    return GOOD, CAPACITY if cdb[0] == 0x9E else b""
+
+
+@pytest.mark.parametrize(("state", "hole"), [(0, False), (1, True), (2, True), (3, False), (4, False), (15, False)])
+async def test_only_what_is_unmapped_is_a_hole(state: int, hole: bool) -> None:
+    """Mapped blocks are data, under both numbers that standards have for them, and so are blocks of which nothing is known."""
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        if cdb[:2] == b"\x9e\x12":
+            return GOOD, struct.pack(">IxxxxQIBxxx", 20, 0, BLOCKS, state)
+        return disk(lun, cdb)
+
+    client, _ = client_of(unit)
+    volume = UnitVolume(client, Unit(0), 1, Capacity(BLOCKS, 4096, True, True), Limits(unmaps=True))
+    assert await volume.next_data(0) == (None if hole else (0, BLOCKS * 4096))
+
+
+async def test_long_identification() -> None:
+    """A listing and an open unit know the same unit, however much the page has before its own names."""
+    port = descriptor(1, 8, b"iqn.2026-01.test:" + b"p" * 200 + b",t,0x0001\0")
+    page = identification(port, descriptor(0, 3, bytes(range(16))), descriptor(0, 3, bytes(range(16, 32))))
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        if cdb[0] == 0x12:
+            return GOOD, page[: struct.unpack(">H", cdb[3:5])[0]]
+        return disk(lun, cdb)
+
+    client, _ = client_of(unit)
+    pool = IscsiPool(client, "key")
+    found, volume = await pool.look("unit:0:0:3"), await pool.open("unit:0:0:3", True)
+    assert isinstance(found, Block)
+    assert found.id == volume.id
+    named_by_target = scsi.parse_identification(bytes(4), client.target, 3)
+    assert found.id != named_by_target
+
+
+async def test_a_unit_that_is_not_there() -> None:
+    """A number that leads to no unit any more is no entry, though its target answers all its commands with that."""
+    client, _ = client_of(lambda lun, cdb: NO_UNIT if lun == 7 else disk(lun, cdb))
+    pool = IscsiPool(client, "key")
+    assert await pool.look("unit:0:0:7") is None
+    assert isinstance(await pool.look("unit:0:0:1"), Block)
+
+
+@pytest.mark.parametrize(("most", "grain", "can"), [(1000, 64, True), (64, 64, True), (0, 64, True), (32, 64, False)])
+async def test_grains_are_unmapped_as_a_whole(most: int, grain: int, can: bool) -> None:
+    """No command unmaps a part of a grain, which a unit may ignore; a unit that takes no whole grain unmaps nothing."""
+    client, connection = client_of(disk)
+    limits = Limits(unmap=most, grain=grain, unmaps=True)
+    volume = UnitVolume(client, Unit(0), 1, Capacity(BLOCKS, 4096, True, True), limits)
+    if not can:
+        with pytest.raises(OSError, match="not supported"):
+            await volume.discard(0, BLOCKS * 4096)
+        return
+    await volume.discard(0, BLOCKS * 4096)
+    ranges = [struct.unpack_from(">QI", data, 8) for data in connection.written]
+    assert sum(count for _, count in ranges) == BLOCKS
+    assert all(first % grain == 0 and count % grain == 0 for first, count in ranges)
+    assert all(count <= most for _, count in ranges if most)
+
+
+async def test_a_busy_unit_is_asked_again_later() -> None:
+    """A unit that is busy for a moment is listed, and it is not asked all the time."""
+    times: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        if cdb[0]:
+            return disk(lun, cdb)
+        times.append(loop.time())
+        return BUSY if len(times) < 4 else (GOOD, b"")
+
+    client, _ = client_of(unit)
+    assert isinstance(await IscsiPool(client, "key").look("unit:0:0:1"), Block)
+    assert times[-1] - times[0] >= 0.02 * (1 + 2 + 4) * 0.9
+
+
+async def test_a_silent_unit_owes_few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a target is listed, a unit that says nothing is asked once on a connection; others are not concerned."""
+    silent = True
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        if cdb[0] == 0xA0:
+            return GOOD, struct.pack(">IxxxxHxxxxxxHxxxxxx", 16, 0, 1)
+        return None if silent and lun == 1 else disk(lun, cdb)
+
+    client, connection = client_of(unit, 0.2)
+    pool = IscsiPool(client, "key")
+    for _ in range(5):
+        found = await pool.list({})
+        assert [type(one) for one in found] == [Block, EntryError]
+        assert len(connection.unanswered) == 3
+    silent = False
+    for done in connection.unanswered:
+        done(GOOD)
+    assert [type(one) for one in await pool.list({})] == [Block, Block]
+    silent = True
+    await pool.list({})
+
+    async def connect() -> OurConnection:
+        if not connection.alive:
+            client._connection = OurConnection(unit)
+        return client._connection
+
+    monkeypatch.setattr(client, "connect", connect)
+    monkeypatch.setattr(clients, "SILENT_SECONDS", 0.0)
+    await pool.list({})
+    assert not connection.alive, "units that have been silent for long are asked on another connection"
+
+
+async def test_nothing_but_silence() -> None:
+    """If every unit owes answers, the pool does not answer; a lost connection is told at once."""
+    client, connection = client_of(lambda lun, cdb: None, 0.2)
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="no unit of target"):
+            await client.survey([0, 1])
+    assert len(connection.unanswered) == 6
+    survey = asyncio.ensure_future(client.survey([2]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for done in connection.unanswered:
+        done(ConnectionLost(104, "reset"))
+    with pytest.raises((ConnectionLost, TimeoutError)):
+        await survey
