@@ -111,6 +111,11 @@ class Verbs(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], (*self.list_commands(ctx), *self.unlisted()), cutoff=0.7)
+            near = near or [
+                f"{name} {args[0]}"
+                for name in self.list_commands(ctx)
+                if isinstance(group := self.get_command(ctx, name), click.Group) and args[0] in group.list_commands(ctx)
+            ]
             if not near:
                 raise
             names = " or ".join(f"`{name}`" for name in near)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.types import OptionHelpExtra
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A number in a range, for people: click calls it a "float range"."""
+
+    name = "number"
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
 
 
 class Option(click.Option):
@@ -34,14 +49,27 @@ class Argument(click.Argument):
         return (text if self.required else f"[{text}]") + ("..." if self.nargs != 1 else "")
 
 
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete the names of files."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a parameter; one that is a file is completed as one."""
+    files = settings.get("metavar") in ("FILE", "FOLDER")
+    return {"shell_complete": complete_files, **settings} if files else settings
+
+
 def argument(name: str, **settings: Any) -> Callable[[F], F]:
     """Add an argument to a command. :param settings: those of :class:`click.Argument`."""
-    return click.argument(name, cls=Argument, **settings)
+    return click.argument(name, cls=Argument, **_completed(settings))
 
 
 def option(*names: str, **settings: Any) -> Callable[[F], F]:
     """Add an option to a command. :param settings: those of :class:`click.Option`."""
-    return click.option(*names, cls=Option, **settings)
+    return click.option(*names, cls=Option, **_completed(settings))
 
 
 class Command(click.Command):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -61,19 +61,32 @@ def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 def complete_volume(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the volume names that begin with ``incomplete``, from the stored snapshots of --pool or of all active pools."""
+    """Return the volume names that begin with ``incomplete``, from the stored snapshots of --pool or of all active pools.
+
+    ``POOL/`` is followed by the pool's volumes.
+    """
+    folder = _state_dir(ctx)
+    home, slash, begin = incomplete.rpartition("/")
+    if slash and not home.startswith((".", "/", "~")):
+        found = _volumes_of([home], folder)
+        return sorted(f"{home}/{name}" for name in found if name.startswith(begin))
+    pool = ctx.params.get("pool")
+    names = _volumes_of({pool} if pool and "/" not in pool else _pool_names(folder), folder)
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _volumes_of(pools: Iterable[str], folder: Path) -> set[str]:
+    """Return the names of the volumes of pools, from their stored snapshots."""
     from astore.store.local_files import LockedFolder
     from astore.store.run_files import SnapshotFiles
 
-    folder = _state_dir(ctx)
-    pool = ctx.params.get("pool")
     snapshots = SnapshotFiles(LockedFolder(folder))
     names: set[str] = set()
-    for name in {pool} if pool and "/" not in pool else set(_pool_names(folder)):
+    for name in set(pools):
         seen = snapshots.read(name)
         if seen is not None:
-            names.update(volume for volume in seen.snapshot.by_name if volume.startswith(incomplete))
-    return sorted(name for name in names if printable(name) == name)
+            names.update(volume for volume in seen.snapshot.by_name if printable(volume) == volume)
+    return names
 
 
 def _complete_words(module: str, words: str) -> Complete:

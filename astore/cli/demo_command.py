@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from astore.cli.command_line import Command, option
+from astore.cli.command_line import Command, Whole, option
 from astore.cli.session import Settings, logs, reported, verbose_option
 
 pools_option = option(
-    "--pools", type=click.IntRange(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
+    "--pools", type=Whole(1, 500), default=10, show_default=True, metavar="N", help="How many dir pools."
 )
 images_option = option(
-    "--images", type=click.IntRange(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
+    "--images", type=Whole(3, 100_000), default=100, show_default=True, metavar="N", help="How many in each."
 )
 
 

@@ -20,7 +20,7 @@ from anyio import to_thread
 
 from astore import events as kinds
 from astore.cli import documents
-from astore.cli.command_line import option
+from astore.cli.command_line import Number, Whole, option
 from astore.cli.completion import complete_pool
 from astore.cli.output import Answer, Output, complain, size, when, writing
 from astore.cli.parameters import duration_option, point_in_time
@@ -67,7 +67,7 @@ del KINDS["PoolEvent"]  # it would stand for almost all
 )
 @option(
     "--refresh",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -79,7 +79,7 @@ del KINDS["PoolEvent"]  # it would stand for almost all
     metavar="TIME",
     help="First tell of volumes that changed since then: '10 min', 2026-01-31, '2026-01-31 12:00'.",
 )
-@option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
+@option("--count", type=Whole(min=1), metavar="N", help="End after N events.")
 @duration_option
 async def show_events(
     session: Session,

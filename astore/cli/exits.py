@@ -6,7 +6,8 @@ import enum
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
 
 from astore.errors import (
@@ -134,7 +135,20 @@ _HINTS: tuple[tuple[type[BaseException], str], ...] = (
 """Advice by kind of error."""
 
 
+@contextmanager
+def transient() -> Iterator[None]:
+    """Note with the error of a pool that was to be made that --build makes its folder: there is no pool to be built."""
+    try:
+        yield
+    except PoolInaccessibleError as error:
+        if "build the pool" in error.message:
+            error.add_note("`--build` does")
+        raise
+
+
 def _hint(error: BaseException) -> str:
+    if notes := getattr(error, "__notes__", None):
+        return str(notes[0])
     if isinstance(error, CommandError) and error.returncode is None:
         return "install it"
     if isinstance(error, CommandError) and os.path.basename(error.argv[0]).startswith("mount") and os.geteuid() != 0:

@@ -78,7 +78,8 @@ async def check(session: Session, volumes: tuple[str, ...], pool: str | None, ev
     lines = [f"volume {one.volume!r} of pool {one.pool!r} is {one.verdict}" for one in bad]
     code = code_of_all([*errors, *(CliError("") for _ in bad)], len(found) - len(bad))
     document = {"volumes": [msgspec.structs.asdict(one) for one in found]}
-    return Answer(document, lambda output: _show(output, found), [*map(explain, errors), *lines], code)
+    problems = [*map(explain, errors), *lines]
+    return Answer(document, lambda output: _show(output, found) if found or not errors else None, problems, code)
 
 
 async def _checked(session: Session, volume: Volume) -> _Checked:

@@ -108,6 +108,6 @@ def answer(
 
     failed = [(outcome.file, outcome.error) for outcome in outcomes if outcome.error is not None]
     problems = [f"{file}: {explain(error)}" if file else explain(error) for file, error in failed]
-    problems += warnings
+    problems = [*dict.fromkeys(problems), *warnings]
     code = code_of_all([error for _, error in failed], len(outcomes) - len(failed))
     return Answer({"action": action, "results": results}, show, problems, code)

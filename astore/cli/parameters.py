@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from astore.cli.command_line import argument, option
+from astore.cli.command_line import Number, Whole, argument, option
 from astore.cli.completion import complete_pool, complete_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,7 +26,7 @@ def pool_argument(name: str) -> Callable[[F], F]:
 pool_arguments = argument("names", nargs=-1, metavar="POOL", help="Names or UUIDs.", shell_complete=complete_pool)
 limit_option = option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=LIMIT,
     show_default=True,
     metavar="N",
@@ -35,9 +35,7 @@ limit_option = option(
 volume_argument = argument("volume", metavar="VOLUME", help="A name, a key or a path.", shell_complete=complete_volume)
 pool_option = option("--pool", metavar="POOL", help="Where to look for a name.", shell_complete=complete_pool)
 force_option = option("--force", is_flag=True, help="Even if other volumes are backed by it.")
-duration_option = option(
-    "--for", "duration", type=click.FloatRange(min=0), metavar="SECONDS", help="End after this time."
-)
+duration_option = option("--for", "duration", type=Number(min=0), metavar="SECONDS", help="End after this time.")
 
 _SECONDS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _SECONDS |= {"week": 7 * 86400}

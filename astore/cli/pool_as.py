@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_type
-from astore.cli.exits import CliError, Exit, explain
+from astore.cli.exits import CliError, Exit, explain, transient
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, xml_answer
 from astore.cli.pools import build_options, check_overwriting, without_backend
@@ -81,7 +81,7 @@ async def create_as(
     if print_xml:
         return xml_answer(xml)
     session.ticker.begin("creating")
-    with _without_lines():
+    with _without_lines(), transient():
         made = await session.manager.create(xml, build=build, timeout=session.settings.timeout)
     return answer("create", [Outcome(name, made, None)], "pool {name} created")
 

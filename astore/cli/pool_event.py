@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
+from pathlib import Path
 
 import click
 from anyio import to_thread
@@ -12,7 +14,7 @@ from anyio import to_thread
 from astore import events as kinds
 from astore.cli.command_line import option
 from astore.cli.completion import complete_pool
-from astore.cli.events import alongside, ended_after, follow_folder, pools_named
+from astore.cli.events import POLL_SECONDS, alongside, ended_after, follow_folder, pools_named
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Output, writing
 from astore.cli.session import Session, command
@@ -27,12 +29,12 @@ _LIFECYCLE: dict[type[kinds.Event], str] = {
     kinds.PoolBuilt: "Created",
     kinds.PoolDeleted: "Deleted",
 }
-_CLASSES: dict[str, tuple[type[kinds.Event], ...]] = {"lifecycle": tuple(_LIFECYCLE), "refresh": (kinds.PoolRefreshed,)}
+_TYPES = ("lifecycle", "refresh")
 
 
 @command("event")
 @option("--pool", metavar="POOL", help="Only events of this pool.", shell_complete=complete_pool)
-@option("--event", type=click.Choice(list(_CLASSES)), metavar="TYPE", help="lifecycle or refresh.")
+@option("--event", type=click.Choice(list(_TYPES)), metavar="TYPE", help="lifecycle or refresh.")
 @option("--loop", is_flag=True, help="Go on after the first event, until --timeout or Ctrl-C.")
 @option("--list", "listed", is_flag=True, help="List the types of events.")
 @option("--timestamp", "stamped", is_flag=True, help="Begin each line with date and time.")
@@ -41,7 +43,7 @@ async def pool_event(
 ) -> Answer:
     """Wait for an event of a pool, as virsh does; `astore events` tells of more. --timeout ends it."""
     if listed:
-        return Answer({"events": list(_CLASSES)}, lambda output: output.raw("\n".join(_CLASSES)))
+        return Answer({"events": list(_TYPES)}, lambda output: output.raw("\n".join(_TYPES)))
     if event is None:
         raise CliError("say which --event to wait for, lifecycle or refresh, or say --list", Exit.USAGE)
     await to_thread.run_sync(session.ticker.close)
@@ -51,8 +53,11 @@ async def pool_event(
     count = 0
     timed_out = True
     async with ended_after(session.settings.timeout), followed:
-        async with manager.events(0, pools=chosen, kinds=_CLASSES[event]) as stream:
-            async for line in _lines(stream, event, stamped):
+        async with manager.events(0, pools=chosen, kinds=tuple(_LIFECYCLE)) as stream:
+            found = _lifecycle(stream) if event == "lifecycle" else _refreshes(session, chosen)
+            async for when, pool_name, word in found:
+                begin = f"{timestamp(when)}: " if stamped else ""
+                line = f"{begin}event '{event}' for storage pool {printable(pool_name)}{f': {word}' if word else ''}"
                 await to_thread.run_sync(_put, line, abandon_on_cancel=True)
                 count += 1
                 if not loop:
@@ -69,13 +74,36 @@ async def pool_event(
     )
 
 
-async def _lines(stream: AsyncIterator[kinds.Event], name: str, stamped: bool) -> AsyncIterator[str]:
-    """Yield a line for each event."""
+_Told = AsyncIterator[tuple[float, str, str]]
+"""Events: when, the pool's name, and what happened."""
+
+
+async def _lifecycle(stream: AsyncIterator[kinds.Event]) -> _Told:
     async for event in stream:
         if isinstance(event, kinds.PoolEvent):
-            word = _LIFECYCLE.get(type(event))
-            when = f"{timestamp(event.time)}: " if stamped else ""
-            yield f"{when}event '{name}' for storage pool {printable(event.pool)}{f': {word}' if word else ''}"
+            yield event.time, event.pool, _LIFECYCLE[type(event)]
+
+
+async def _refreshes(session: Session, chosen: Collection[str] | None) -> _Told:
+    """Yield the refreshes of other processes, from when they have left their snapshots: this process refreshes nothing."""
+    from astore.store.local_files import LockedFolder, default_state_dir
+    from astore.store.run_files import SnapshotFiles
+
+    folder = session.settings.state_dir
+    files = SnapshotFiles(LockedFolder(Path(folder) if folder else default_state_dir()))
+
+    def taken() -> dict[str, float]:
+        names = [pool.name for pool in session.manager.pools(active=True) if chosen is None or pool.name in chosen]
+        return {name: seen.snapshot.taken_at for name in names if (seen := files.read(name)) is not None}
+
+    known = await to_thread.run_sync(taken)
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        now = await to_thread.run_sync(taken)
+        for name, when in now.items():
+            if when != known.get(name):
+                yield when, name, ""
+        known = now
 
 
 def _put(line: str) -> None:

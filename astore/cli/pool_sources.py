@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
-from astore.cli.command_line import argument, option
+from astore.cli.command_line import Whole, argument, option
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.many import Outcome, answer
@@ -28,9 +27,7 @@ _SPEC_HELP = "A file with libvirt's <source> document, which names host and port
 
 type_argument = argument("type", metavar="TYPE", help="A pool type.", shell_complete=complete_type)
 host_argument = argument("host", required=False, metavar="HOST", help="The host to ask.")
-port_argument = argument(
-    "port", required=False, type=click.IntRange(min=1, max=65535), metavar="PORT", help="Its port."
-)
+port_argument = argument("port", required=False, type=Whole(min=1, max=65535), metavar="PORT", help="Its port.")
 
 
 @command("discover")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from astore.cli.command_line import argument, option
-from astore.cli.exits import CliError, Exit, explain
+from astore.cli.exits import CliError, Exit, explain, transient
 from astore.cli.many import Outcome, answer, chosen, each
 from astore.cli.output import Answer
 from astore.cli.parameters import limit_option, pool_arguments
@@ -88,7 +88,8 @@ async def create(
     timeout = session.settings.timeout
 
     async def act(xml: bytes) -> Pool:
-        return await session.manager.create(await _allowing(xml, allowed), build=build, timeout=timeout)
+        with transient():
+            return await session.manager.create(await _allowing(xml, allowed), build=build, timeout=timeout)
 
     outcomes = await _from_files(session, files, "creating", act)
     return answer("create", outcomes, "pool {name} created from {file}")

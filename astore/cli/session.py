@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 import msgspec
 
-from astore.cli.command_line import Command, CommonOption
+from astore.cli.command_line import Command, CommonOption, Number, complete_files
 from astore.cli.exits import CliError, Exit, code_of, explain
 from astore.cli.interruptions import interruptions_raise, run
 from astore.cli.output import Answer, Output, complain, writing
@@ -70,6 +70,7 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
     return [
         _common(
             "--state-dir",
+            shell_complete=complete_files,
             envvar=envvar,
             show_envvar=True,
             metavar="FOLDER",
@@ -80,7 +81,7 @@ def common_options(envvar: str | None = None) -> list[click.Parameter]:
         _common("--quiet", "-q", is_flag=True, help="As virsh -q: what virsh prints without headings and sentences."),
         _common(
             "--timeout",
-            type=click.FloatRange(min=0.001),
+            type=Number(min=0.001),
             metavar="SECONDS",
             help="The time limit; with several pools, for each of them.",
         ),

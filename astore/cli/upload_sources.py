@@ -12,7 +12,7 @@ from astore.cancellation import shielded
 from astore.cli.exits import CliError
 from astore.cli.local_files import PIECE, in_thread, pieces_of, size_to_read
 from astore.commands import PipedProgram
-from astore.errors import CommandError
+from astore.errors import CommandError, reason
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -94,7 +94,8 @@ def _request(url: str) -> HTTPResponse:
         error.close()
         raise CliError(f"{url}: the server says {error.code} {error.reason}") from error
     except (OSError, ValueError) as error:
-        raise CliError(f"{url}: {getattr(error, 'reason', error)}") from error
+        why = getattr(error, "reason", error)
+        raise CliError(f"{url}: {reason(why) if isinstance(why, OSError) else why}") from error
 
 
 def _read(file: str, stream: HTTPResponse) -> bytes:

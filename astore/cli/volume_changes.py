@@ -361,7 +361,7 @@ def told(volume: Volume, what: str, problems: Sequence[str] = (), **facts: str) 
 
 @contextmanager
 def how_far(session: Session, volume: Volume) -> Iterator[None]:
-    """Add to an interruption or a timeout how many bytes were written, since they cannot be taken back.
+    """Add to an interruption, a timeout, or a source's fault how many bytes were written, since they cannot be taken back.
 
     :raises CliError: the command was cancelled; this error replaces the cancellation. TimeoutError: it timed out.
     """
@@ -369,10 +369,14 @@ def how_far(session: Session, volume: Volume) -> Iterator[None]:
 
     try:
         yield
-    except (asyncio.CancelledError, TimeoutError) as error:
+    except (asyncio.CancelledError, TimeoutError, CliError) as error:
         done, total = session.ticker.done
+        if isinstance(error, CliError) and not done:
+            raise
         of_all = "" if total is None else f" of {size(total)}"
         far = f"{size(done)}{of_all} were written to volume {volume.name!r}"
         if isinstance(error, TimeoutError):
             raise TimeoutError(f"{reason(error)}, {far}") from error
+        if isinstance(error, CliError):
+            raise CliError(f"{error}; {far}", error.code) from error
         raise CliError(f"interrupted, {far}", Exit.INTERRUPTED) from error

@@ -7,10 +7,9 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-import click
 from anyio import to_thread
 
-from astore.cli.command_line import option
+from astore.cli.command_line import Number, option
 from astore.cli.events import Lines, alongside, ended_after, pools_named
 from astore.cli.output import Answer, Output, complain, writing
 from astore.cli.parameters import duration_option, pool_arguments
@@ -39,7 +38,7 @@ LEAVING = 1.0
 @pool_arguments
 @option(
     "--max-staleness",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     metavar="SECONDS",
     help="How often at least to refresh pools whose storage tells nothing of changes.  [default: 30]",
 )

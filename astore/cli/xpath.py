@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, TypeVar
 
 from astore.cli.command_line import option
@@ -47,7 +48,9 @@ def _written(node: Any) -> str:
     from lxml import etree
 
     if etree.iselement(node):
-        return etree.tostring(node, encoding="unicode", with_tail=False)
+        alone = deepcopy(node)
+        etree.indent(alone)  # as if it were a document
+        return etree.tostring(alone, encoding="unicode", with_tail=False)
     holder = etree.Element("x")
     if getattr(node, "is_attribute", False):
         holder.set(node.attrname, str(node))

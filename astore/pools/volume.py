@@ -329,9 +329,8 @@ class Volume:
         life, info = await begin_change(pool, name, "set the format of", True)
         said = info.header_format or info.format or "raw"
         if format not in ("raw", said):
-            raise DefinitionError(
-                f"volume {name!r} can be raw or {said}, by its header, and not {format}", element="format"
-            )
+            can = "raw" if said == "raw" else f"raw or {said}"
+            raise DefinitionError(f"volume {name!r} can be {can}, by its header, and not {format}", element="format")
         with pool.claims.claim(name, "given a format"):
             session = await life.able("open-volume")
             try:

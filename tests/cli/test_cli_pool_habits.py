@@ -168,6 +168,36 @@ def test_waiting_for_events(astore: Any, make_pool: Make) -> None:
     assert ": event 'lifecycle' for storage pool images: St" in lines[0]
     ran = astore("pool", "event", "--event", "refresh", "--timeout", "0.2")
     assert (ran.code, ran.out) == (1, "event loop timed out\nevents received: 0\n")
+    with astore.running("pool-event", "--event", "refresh", "--pool", "images", "--timeout", "60") as process:
+        reader = threading.Thread(target=lambda: lines.extend(line.decode() for line in process.stdout))
+        del lines[:]
+        reader.start()
+        while not lines and reader.is_alive():
+            astore.good("pool", "refresh", "images")
+            reader.join(timeout=1.0)
+        reader.join()
+    assert lines[:2] == ["event 'refresh' for storage pool images\n", "events received: 1\n"]
+
+
+def test_a_transient_pool_without_its_folder(astore: Any, tmp_path: Path) -> None:
+    """The advice can be followed: there is no pool that could be built."""
+    arguments = ("pool", "create-as", "t", "dir", "--target", str(tmp_path / "missing"))
+    assert "`--build` does" in astore(*arguments).complaint
+    assert astore.good(*arguments, "--build").code == 0
+
+
+def test_verbs_without_their_noun(astore: Any) -> None:
+    """What is a verb of pools is suggested as one."""
+    assert "did you mean `pool discover`?" in astore("discover").complaint
+
+
+def test_one_fault_is_told_once(astore: Any, make_pool: Make) -> None:
+    """Whatever number of names was given, and without an empty table."""
+    make_pool("images")
+    ran = astore("vol", "delete", "a", "b", "--pool", "nosuch")
+    assert ran.err.count("nosuch") == astore("vol", "delete", "a", "--pool", "nosuch").err.count("nosuch")
+    assert astore("vol", "check", "images/nosuch").out == ""
+    assert "is not a valid number" in astore("pool", "list", "--timeout", "abc").complaint
 
 
 def test_options_that_make_no_pool(astore: Any) -> None:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from astore.cli import documents
-from astore.cli.command_line import Option, argument, option
+from astore.cli.command_line import Number, Option, argument, option
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
 from astore.events import VolumeEvent
 from astore_fleet.commands.place import PLACE, Opened, Place, assigned, fleet_command, place_options
@@ -113,7 +113,7 @@ async def undrain(opened: Opened, host: str) -> Answer:
 
 @fleet_command("agent")
 @option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="What placements ask for.")
-@option("--lease", type=click.FloatRange(min=2), default=HOST_SECONDS, show_default=True, help="Seconds of the lease.")
+@option("--lease", type=Number(min=2), default=HOST_SECONDS, show_default=True, help="Seconds of the lease.")
 async def agent(opened: Opened, labels: tuple[str, ...], lease: float) -> Answer:
     """Be a host of the fleet, until Ctrl-C or SIGTERM; then hand the pools over."""
     async with opened.fleet.agent(labels=assigned(labels), seconds=lease) as here:
