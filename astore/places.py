@@ -100,6 +100,8 @@ class _Walk:
                 try:
                     st = os.fstat(there)
                     if stat.S_ISLNK(st.st_mode):
+                        if not st.st_size:  # of /proc or /sys: what it leads to is not what it says (proc(5))
+                            raise OSError(errno.ELOOP, "it leads elsewhere for each process", self._path(part))
                         target = os.readlink(b"", dir_fd=there).decode("utf-8", "surrogateescape")
                         here = self._follow(target, parts, here)
                         continue

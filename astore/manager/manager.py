@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from astore.manager.watching import Watch
     from astore.xml.documents import DiscoveredSources
 
+SAVE_SECONDS = 20e-6
+"""Seconds by which leaving a Manager may take longer for each record of a snapshot that is to be saved."""
+
 INLINE_XML = 16_384
 """Documents longer than this are parsed in a thread."""
 
@@ -144,9 +147,11 @@ class Manager:
             self._services.close(lanes)  # does nothing if it was closed, and perhaps reopened, meanwhile
 
     async def _detach(self, pools: Sequence[Parts], lanes: Lanes, cut: bool) -> None:
-        until = time.monotonic() + CLEANUP_SECONDS
-        with anyio.move_on_after(CLEANUP_SECONDS / 2):
-            await self._keeper.save_snapshots(pools)
+        records = sum(len(pool.record.snapshot) for pool in pools)
+        saving = CLEANUP_SECONDS / 2 + records * SAVE_SECONDS
+        until = time.monotonic() + CLEANUP_SECONDS / 2 + saving
+        with anyio.move_on_after(saving):
+            await self._keeper.save_snapshots(sorted(pools, key=lambda pool: len(pool.record.snapshot)))
         await asyncio.gather(*(pool.lifecycle.leave(until) for pool in pools), return_exceptions=True)
         if cut:
             await self._services.cut_connections(until)

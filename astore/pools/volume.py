@@ -44,6 +44,7 @@ from astore.pools.job_support import (
 from astore.pools.parts import Member
 from astore.volume_io import wiping
 from astore.volume_io.blocks import Hole
+from astore.volume_io.headers import check_format
 from astore.volume_io.uploads import Source
 
 if TYPE_CHECKING:
@@ -323,7 +324,7 @@ class Volume:
 
         :param format: ``raw``: it stays raw, whatever its header says now or later. The header's format: the header, with the
             files that it names, is trusted from then on.
-        :raises DefinitionError: its header has another format. UnsupportedOperationError, StorageError.
+        :raises DefinitionError: its header has another format, or is malformed. UnsupportedOperationError, StorageError.
         """
         pool, name = self._member
         life, info = await begin_change(pool, name, "set the format of", True)
@@ -335,6 +336,8 @@ class Volume:
             session = await life.able("open-volume")
             try:
                 async with opened_volume(pool, session, info, write=True) as file:
+                    if format != "raw":
+                        await check_format(file, format)
                     noted = await file.note_format("raw" if format == "raw" else None)
                 if not noted and format == "raw":
                     raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="set-format")

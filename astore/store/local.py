@@ -318,7 +318,9 @@ class LocalStore(Store, KeepsSnapshots):
                 return
             same_run = run.started_at == started_at
             if same_run or (run.definition == seen.definition and seen.recent):
-                kept = self._snapshots.read(name, run.started_at)
+                kept = self._snapshots.head(name, run.started_at)  # a large one takes long to read
+                if kept is not None and not (same_run and kept.snapshot.taken_at <= seen.snapshot.taken_at):
+                    kept = self._snapshots.read(name, run.started_at)
                 before = self._marks()
                 self._snapshots.write(name, run.started_at, merged(kept, seen, same_run=same_run))
                 self._touch(before)

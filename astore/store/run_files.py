@@ -10,7 +10,6 @@ import errno
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -44,6 +43,17 @@ class _StoredRun(Run, frozen=True):
     boot_id: str
 
 
+_FIELDS = VolumeInfo.__struct_fields__
+_PATH = _FIELDS.index("path")
+
+_StoredVolume = msgspec.defstruct(
+    "_StoredVolume",
+    [(one.name, str | None if one.name == "path" else one.type) for one in msgspec.structs.fields(VolumeInfo)],
+    array_like=True,
+)
+"""A record whose path is None if it is the same as the key."""
+
+
 class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
     format: int
     started_at: float
@@ -56,17 +66,36 @@ class _StoredSnapshot(msgspec.Struct, frozen=True, array_like=True):
     available: int
     unsettled: frozenset[str]
     errors: tuple[EntryError, ...]
-    volumes: list[tuple[Any, ...]]
+    volumes: list[_StoredVolume]  # type: ignore[valid-type]
     permissions: Permissions | None
     folder: Place | None
+    recent: dict[str, tuple[float, VolumeInfo | None]]
+
+
+class _StoredHead(msgspec.Struct, frozen=True, array_like=True):
+    """The same, without what is large."""
+
+    format: int
+    started_at: float
+    since: float
+    error: str | None
+    generation: int
+    taken_at: float
+    capacity: int
+    allocation: int
+    available: int
+    unsettled: msgspec.Raw
+    errors: msgspec.Raw
+    volumes: msgspec.Raw
+    permissions: msgspec.Raw
+    folder: msgspec.Raw
     recent: dict[str, tuple[float, VolumeInfo | None]]
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode_run = msgspec.msgpack.Decoder(_StoredRun).decode
 _decode_snapshot = msgspec.msgpack.Decoder(_StoredSnapshot).decode
-_FIELDS = VolumeInfo.__struct_fields__
-_PATH = _FIELDS.index("path")
+_decode_head = msgspec.msgpack.Decoder(_StoredHead).decode
 _AS_IS = set(_StoredSnapshot.__struct_fields__) - {"format", "started_at", "since", "error", "volumes", "recent"}
 """Fields that are stored as the snapshot has them."""
 
@@ -177,6 +206,17 @@ class SnapshotFiles:
         stored = _StoredSnapshot(SNAPSHOT_FORMAT, started_at, seen.since, seen.error, volumes=volumes, **others)
         write_whole(self._path(name), _encode(stored), sync=False)
 
+    def head(self, name: str, started_at: float) -> LastSeen | None:
+        """Return what :meth:`read` does, but for the snapshot's records: it has its time alone."""
+        try:
+            self._folder.check()
+            head = _decode_head(read_whole(self._path(name), LARGEST_SNAPSHOT))
+        except Exception:  # see read()
+            return None
+        if (head.format, head.started_at) != (SNAPSHOT_FORMAT, started_at):
+            return None
+        return LastSeen(Snapshot(taken_at=head.taken_at), head.since, head.error, recent=head.recent)
+
     def read(self, name: str, started_at: float | None = None) -> LastSeen | None:
         """Return the snapshot of a pool; None if there is none that is usable.
 
@@ -188,10 +228,11 @@ class SnapshotFiles:
             if stored.format != SNAPSHOT_FORMAT or started_at not in (None, stored.started_at):
                 return None
             by_name: dict[str, VolumeInfo] = {}
-            for fields in stored.volumes:
+            for one in stored.volumes:
+                fields = msgspec.structs.astuple(one)
                 if fields[_PATH] is None:
                     fields = (*fields[:_PATH], fields[_PATH - 1], *fields[_PATH + 1 :])
-                record = msgspec.convert(dict(zip(_FIELDS, fields, strict=True)), VolumeInfo)
+                record = VolumeInfo(*fields)
                 by_name[record.name] = record
         except Exception:  # it is a cache: anything else than a snapshot is none
             return None

@@ -266,10 +266,11 @@ class LocalTree(FileTree):
         return LocalReading(self, entry, thorough)
 
     def has_notes(self) -> bool:
-        """Return whether files may have notes: the directory says so, or it is sticky, so that not all users may say so."""
+        """Return whether files may have notes. On a mount, the directory says so, unless it is sticky and not all users may."""
         try:
             with Held(self._opened(), self.path) as folder:
-                return NOTE in os.listxattr(folder) or bool(os.fstat(folder).st_mode & stat.S_ISVTX)
+                local = self.readers == 1  # a look at each file's note costs nothing
+                return local or NOTE in os.listxattr(folder) or bool(os.fstat(folder).st_mode & stat.S_ISVTX)
         except OSError as error:
             if error.errno in NO_NOTES:
                 return False

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from astore.errors import StorageError, printable
+from astore.backend import VolumeFile
+from astore.errors import DefinitionError, StorageError, printable
 from astore.images import HEADER_SIZE, ImageError, dmg, probe
 from astore.images.formats import is_raw
 from astore.images.references import located
 from astore.model import FileStat, ImageInfo, Reference, ReferenceKind, VolumeInfo, VolumeType
 from astore.volume_io.blocking_file import TreeFile
+
+BEGIN = 4 << 20
+"""So many bytes of a file have all of its header."""
 
 
 def recognised(
@@ -137,3 +141,15 @@ def check_whole(info: VolumeInfo, what: str) -> None:
     if reference is not None:
         where = printable(reference.location or reference.name)
         raise StorageError(f"{what}: it has its data in another file, {where}", errno=errno.EPERM)
+
+
+async def check_format(file: VolumeFile, format: str) -> None:
+    """Check that an open volume is an image of this format now. :raises DefinitionError: it is not."""
+    begin = await file.pread(BEGIN, 0)
+    try:
+        image = probe(begin[:HEADER_SIZE], lambda offset, length: begin[offset : offset + length])
+    except ImageError as error:
+        raise DefinitionError(f"its header is no good: {error}", element="format") from error
+    if image is None or image.format != format:
+        found = "raw" if image is None else image.format
+        raise DefinitionError(f"by its header it is {found} by now, and not {format}", element="format")

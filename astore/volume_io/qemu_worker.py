@@ -122,7 +122,9 @@ class QemuWorker:
     ) -> AsyncIterator[str]:
         """Create an empty image in a private folder; yield its path."""
         async with private_folder(self._context) as folder:
-            path = f"{folder}/{definition.name}"  # a VMDK's descriptor contains the name
+            # a VMDK's descriptor contains the name, in quotes, among lines that name other files
+            odd = '"' in definition.name or "parentFileNameHint" in definition.name
+            path = f"{folder}/{'disk' if odd else definition.name}"
             arguments = qemu_img.create_arguments(definition, prealloc_metadata=prealloc_metadata)
             await self.run([*arguments, path, str(capacity)], f"creating a {definition.format} volume")
             yield path

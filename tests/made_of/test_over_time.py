@@ -14,6 +14,7 @@ from made_of.places import MIB, Place
 from astore.errors import AstoreError, DefinitionError, StorageError, VolumeInUseError, VolumeNotFoundError
 from astore.manager import Manager
 from astore.model import BackingStore, PoolDef, Target, VolumeDef
+from astore.store.run_files import SnapshotFiles
 
 pytestmark = pytest.mark.qemu
 
@@ -64,6 +65,66 @@ async def test_malformed_header_of_a_guest(place: Place) -> None:
     outcome = await place.pool.refresh(full=True)
     assert outcome.errors == ()
     assert (place.pool.volume("disk").info.format, place.pool.volume("disk").info.header_format) == ("raw", "qcow2")
+    with pytest.raises(DefinitionError, match="no good"):
+        await place.pool.volume("disk").set_format("qcow2")
+    assert (place.pool.volume("disk").info.format, place.pool.volume("disk").info.made) == ("raw", "raw")
+    await asyncio.to_thread(write, place.folder / "disk", bytes(200))
+    with pytest.raises(DefinitionError, match="it is raw by now"):
+        await place.pool.volume("disk").set_format("qcow2")
+
+
+async def test_raw_in_another_folder(place: Place) -> None:
+    """A volume that was made raw is raw in whichever folder it is put, also where nothing else was ever made."""
+    await place.pool.create_volume(VolumeDef("disk", capacity=MIB))
+    await asyncio.to_thread(write, place.folder / "disk", await header(place, "plain"))
+    other = place.elsewhere / "other"
+    await asyncio.to_thread(other.mkdir)
+    await asyncio.to_thread(os.rename, place.folder / "disk", other / "disk")
+    found = await place.manager.create(PoolDef("dir", "other", target=Target(str(other))))
+    info = found.volume("disk").info
+    assert (info.format, info.header_format, info.made) == ("raw", "qcow2", "raw")
+
+
+async def test_links_that_mean_something_else_to_each_process(place: Place) -> None:
+    """A name by way of /proc leads elsewhere for whoever follows it: nothing is read by it."""
+    await asyncio.to_thread((place.folder / "base.raw").write_bytes, SECRET)
+    name = f"/proc/self/root{place.folder}/base.raw"
+    await place.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", place.folder / "over", "1M")
+    await place.pool.refresh()
+    with pytest.raises(AstoreError):
+        await place.pool.copy_volume(place.pool.volume("over"), VolumeDef("copy", format="raw"))
+
+
+async def test_names_that_a_descriptor_would_take_for_others(place: Place) -> None:
+    """What a new VMDK image is called makes it no child of another."""
+    await asyncio.to_thread((place.folder / "zeros").write_bytes, bytes(MIB))
+    await place.qemu_img("create", "-q", "-f", "vmdk", place.folder / "parent.vmdk", "1M")
+    await place.pool.refresh()
+    for name in ('parentFileNameHint="parent.vmdk"', "parentFileNameHint="):
+        copy = await place.pool.copy_volume(place.pool.volume("zeros"), VolumeDef(name, format="vmdk"))
+        assert copy.info.references == ()
+        assert await place.disk(copy) == bytes(MIB)
+
+
+async def test_what_is_large_is_saved_in_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot takes the place of an earlier one without that being read: the next process knows what was refreshed."""
+    lines = b"version=1\n" + b"".join(b'RW 1 SPARSE "%x"\n' % number for number in range(1500))
+    state = place.elsewhere / "state"
+    folder = place.elsewhere / "many"
+    await asyncio.to_thread(folder.mkdir)
+    for number in range(3):
+        await asyncio.to_thread((folder / f"{number}.vmdk").write_bytes, lines)
+    async with Manager(state) as manager:
+        await manager.create(PoolDef("dir", "many", target=Target(str(folder))))
+    read = SnapshotFiles.read
+    async with Manager(state) as manager:
+        monkeypatch.setattr(SnapshotFiles, "read", lambda *_: pytest.fail("it was read"))
+        for number in range(3):
+            await asyncio.to_thread((folder / f"{number}.vmdk").unlink)
+        await manager.pool("many").refresh()
+    monkeypatch.setattr(SnapshotFiles, "read", read)
+    async with Manager(state) as manager:
+        assert manager.pool("many").volumes == ()
 
 
 async def test_inode_that_was_given_to_another(place: Place) -> None:
