@@ -23,7 +23,7 @@ REUSE ?=
 export VENV GLUSTER CEPH FLEET
 export PYTHONNOUSERSITE = 1
 # Not PYTHON: glusterd runs what it names, also where it is empty, and does not start then.
-unexport PYTHON PYTHONPATH PYTHONHOME
+unexport PYTHON PYTHONPATH PYTHONHOME PYTHONUNBUFFERED
 
 BIN := $(VENV)/bin
 

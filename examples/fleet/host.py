@@ -8,10 +8,10 @@ from astore_fleet import Fleet
 
 async def main(url: str, name: str) -> None:
     async with await Fleet.connect(url, name) as fleet, fleet.agent(labels={"disk": "ssd"}) as agent:
-        print(agent.me.host, "is there")
+        print(agent.me.host, "is there", flush=True)
         async with agent.manager.events() as events:  # a Manager like any other, with the pools of this host
             async for event in events:
-                print(event)
+                print(event, flush=True)
 
 
 asyncio.run(main(*sys.argv[1:]))
