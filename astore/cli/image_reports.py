@@ -1,16 +1,18 @@
 """``astore vol check`` and ``vol snapshots``: what qemu-img says of an image. Nothing is changed.
 
-qemu-img opens the file of the volume alone: through a descriptor that is open here, and with no backing file. So it opens
-nothing because a header names it.
+qemu-img opens no file. The volume is served to it, with the header that was checked, and with no backing file. An image that
+has its data in other files is not looked at. So nothing is opened because a header names it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import stat
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -22,11 +24,11 @@ from astore.cli.parameters import pool_option
 from astore.cli.session import Session, command
 from astore.cli.volumes import find_volume, volume_command
 from astore.commands import Command
-from astore.errors import AstoreError, CommandError
-from astore.model import VolumeType
-from astore.model.formats import FORMATS
+from astore.errors import AstoreError, CommandError, VolumeBusyError
+from astore.model import VolumeInfo, VolumeType
 
 if TYPE_CHECKING:
+    from astore.backend import QemuNode, ServesVolumes
     from astore.pools.volume import Volume
 
 _CHECKED = frozenset({"qcow2", "qed", "vdi", "vmdk", "vhdx", "ploop"})
@@ -35,10 +37,6 @@ _CHECKED = frozenset({"qcow2", "qed", "vdi", "vmdk", "vhdx", "ploop"})
 _STYLES = {"ok": "green", "leaks": "yellow", "damaged": "red", "failed": "red"}
 _VERDICTS = {0: "ok", 2: "damaged", 3: "leaks"}
 """The meaning of the exit codes of ``qemu-img check``."""
-
-
-class _Skipped(CliError):
-    """A volume is not looked at."""
 
 
 class _Checked(msgspec.Struct, frozen=True):
@@ -70,7 +68,7 @@ async def check(session: Session, volumes: tuple[str, ...], pool: str | None, ev
     for one in wanted:
         try:
             volume = await find_volume(session, one, pool) if isinstance(one, str) else one
-            found.append(await _checked(session, volume))
+            found.append(await session.in_time(_checked(volume)))
         except (AstoreError, OSError, CliError) as error:
             errors.append(error)
         session.ticker.step()
@@ -82,21 +80,45 @@ async def check(session: Session, volumes: tuple[str, ...], pool: str | None, ev
     return Answer(document, lambda output: _show(output, found) if found or not errors else None, problems, code)
 
 
-async def _checked(session: Session, volume: Volume) -> _Checked:
+async def _checked(volume: Volume) -> _Checked:
     """Check a volume."""
     name, pool = volume.name, volume.pool.name
-    if volume.info.format not in _CHECKED:
-        return _Checked(name, pool, "skipped", note=f"a {volume.info.format} image has no structure to check")
+    why = _why_unchecked(volume.info) or _why_unchecked(await volume.refresh())
+    if why is not None:
+        return _Checked(name, pool, "skipped", note=why)
     try:
-        code, document, said = await _asked(session, volume, "check")
-    except _Skipped as error:
-        return _Checked(name, pool, "skipped", note=str(error))
-    if code == 1 and "lock" in said:
+        code, document, said = await _asked("check", volume.info, _unused(volume))
+    except VolumeBusyError:
         return _Checked(name, pool, "skipped", note="it is in use")
     verdict = _VERDICTS.get(code, "failed")
-    note = None if verdict != "failed" else " ".join(said.split()) or f"qemu-img failed with exit code {code}"
+    note = None if verdict != "failed" else _failure(code, said)
     counts = (document.get("corruptions", 0) + document.get("check-errors", 0), document.get("leaks", 0))
     return _Checked(name, pool, verdict, *counts, note)
+
+
+def _why_unchecked(info: VolumeInfo) -> str | None:
+    """Return why a volume is not checked, or None."""
+    if info.format not in _CHECKED:
+        return f"a {info.format} image has no structure to check"
+    return _why_unread(info)
+
+
+def _why_unread(info: VolumeInfo) -> str | None:
+    """Return why an image is not given to qemu-img, or None."""
+    from astore.volume_io.headers import elsewhere
+
+    if elsewhere(info) is not None:
+        return "its data are in another file"
+    if info.type != VolumeType.FILE or not os.path.isabs(info.path):
+        return "only files on this machine are looked at"
+    return None
+
+
+def _failure(code: int, said: str) -> str:
+    """Return why qemu-img failed."""
+    if code in (-signal.SIGKILL, -signal.SIGXCPU):
+        return "qemu-img was killed: the image takes more processor time or memory than it may"
+    return " ".join(said.split()) or f"qemu-img failed with exit code {code}"
 
 
 def _verdict(one: _Checked) -> Cell:
@@ -114,11 +136,7 @@ def _show(output: Output, found: Sequence[_Checked]) -> None:
 @volume_command("snapshots")
 async def snapshots(session: Session, volume: Volume) -> Answer:
     """List the snapshots inside an image, which QEMU made."""
-    if volume.info.format != "qcow2":
-        raise CliError(f"volume {volume.name!r} is {volume.info.format}: only qcow2 images have snapshots inside")
-    code, document, said = await _asked(session, volume, "info", "-U")
-    if code:
-        raise CliError(f"volume {volume.name!r}: {' '.join(said.split())}")
+    document = await session.in_time(_described(volume))
     found = [
         {
             "id": one["id"],
@@ -137,45 +155,91 @@ async def snapshots(session: Session, volume: Volume) -> Answer:
     return Answer({"pool": volume.pool.name, "name": volume.name, "snapshots": found}, show)
 
 
-async def _asked(session: Session, volume: Volume, verb: str, *options: str) -> tuple[int, dict[str, Any], str]:
-    """Run qemu-img. Return its exit code, its document and what it said.
+async def _described(volume: Volume) -> dict[str, Any]:
+    """Return what ``qemu-img info`` says of a qcow2 image. :raises CliError: it is none, or cannot be read."""
+    info = await volume.refresh()
+    if info.format != "qcow2":
+        raise CliError(f"volume {volume.name!r} is {info.format}: only qcow2 images have snapshots inside")
+    if (why := _why_unread(info)) is not None:
+        raise CliError(f"volume {volume.name!r}: {why}")
+    code, document, said = await _asked("info", info, _used_too(volume))
+    if code:
+        raise CliError(f"volume {volume.name!r}: {_failure(code, said)}")
+    return document
 
-    :raises CliError: the volume is no file of this machine, or qemu-img is missing.
+
+@contextlib.asynccontextmanager
+async def _unused(volume: Volume) -> AsyncIterator[QemuNode]:
+    """Serve an image that no running QEMU writes.
+
+    :raises VolumeBusyError: one does. StorageError: EAGAIN: the header is not that of the volume's record any more.
     """
-    from anyio import to_thread
+    from astore.pools.job_support import require_usable, seeing_change, worked
 
-    if volume.info.data_file is not None:
-        raise _Skipped("its data are in another file")
-    if volume.info.type != VolumeType.FILE or not os.path.isabs(volume.path):
-        raise _Skipped("only files on this machine are looked at")
-    driver = next((one.driver for one in FORMATS if one.name == volume.info.format), None) or "raw"
-    arguments = ["qemu-img", verb, "--output=json", *options]
-    begun: list[Command] = []
-    call = to_thread.run_sync(_run, arguments, volume.path, driver, begun, abandon_on_cancel=True)
-    try:
-        return await session.in_time(call)
-    finally:
-        for one in begun:
-            one.kill()
+    parts = volume.pool.parts
+    session = await require_usable(parts, "check a volume").able("serve-volume")
+    async with seeing_change(parts, volume.name), contextlib.AsyncExitStack() as stack:
+        opening = cast("ServesVolumes", session).qemu_node(volume.info, "checking")
+        yield await worked(parts, stack.enter_async_context(opening))
 
 
-def _run(arguments: list[str], path: str, driver: str, begun: list[Command]) -> tuple[int, dict[str, Any], str]:
-    try:
-        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise CliError(f"{path}: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise _Skipped("it is no file any more")
-        node: dict[str, Any] = {"driver": driver, "file": {"driver": "file", "filename": f"/dev/fd/{number}"}}
-        if any(one.backed for one in FORMATS if one.driver == driver):
-            node["backing"] = None
-        begun.append(Command((*arguments, f"json:{json.dumps(node)}"), descriptors=[number]))
-        done = begun[0].run()
-    except CommandError as error:
-        raise CliError(f"{error}: install it" if error.returncode is None else str(error)) from error
-    finally:
-        os.close(number)
+@contextlib.asynccontextmanager
+async def _used_too(volume: Volume) -> AsyncIterator[QemuNode]:
+    """Serve a qcow2 image with its present header, even if a running QEMU writes it.
+
+    :raises CliError: the header is malformed, of another format, or names a data file.
+    """
+    from astore.images import HEADER_SIZE, ImageError, probe
+    from astore.images.headers import without_references
+    from astore.pools.job_support import require_usable
+    from astore.volume_io import qemu_img
+    from astore.volume_io.export import Export
+    from astore.volume_io.qemu_worker import QemuWorker
+
+    async with volume.open() as file:
+        head = without_references("qcow2", await file.pread(HEADER_SIZE, 0))
+        try:
+            image = probe(head)
+        except ImageError as error:
+            raise CliError(f"volume {volume.name!r}: {error}") from error
+        if image is None or image.format != "qcow2" or image.references:
+            raise CliError(f"volume {volume.name!r}: it changed meanwhile")
+        size = (await file.stat()).size
+        parts = volume.pool.parts
+        lane = require_usable(parts, "look into a volume").lane
+        assert lane is not None  # a file of the pool is open
+        worker = QemuWorker(parts.services.context(parts.name, volume.pool.uuid, lane))
+        async with worker.serving(Export(file, size, size, head=head)) as storage:
+            yield qemu_img.node("qcow2", storage)
+
+
+async def _asked(
+    verb: str, info: VolumeInfo, serving: AbstractAsyncContextManager[QemuNode]
+) -> tuple[int, dict[str, Any], str]:
+    """Run qemu-img on an image that is served. Return its exit code, its document and what it said.
+
+    :raises CliError: qemu-img is missing. :raises: what ``serving`` raises.
+    """
+    from astore.cancellation import shielded
+    from astore.lanes.own_thread import on_own_thread
+    from astore.volume_io import qemu_img
+
+    stored = min(info.physical, info.allocation or info.physical)
+    async with serving as node:
+        argv = ("qemu-img", verb, "--output=json", qemu_img.filename(node))
+        program = Command(
+            argv,
+            qemu_img.CONVERT_SECONDS,
+            limits=qemu_img.limits(stored),
+            descriptors=qemu_img.descriptors(node),
+        )
+        try:
+            done = await on_own_thread(program.run, name="astore-program")
+        except CommandError as error:
+            raise CliError(f"{error}: install it" if error.returncode is None else str(error)) from error
+        finally:
+            program.kill()
+            await shielded(program.gone())
     try:
         document = json.loads(done.stdout or b"{}")
     except ValueError:
