@@ -5,8 +5,9 @@ own, written from the document that the module names. Only VHDX stores its size 
 :func:`astore.images.references.located` says where the named files are.
 
 A format is recognised by its magic *and* a known version, as in libvirt; a file without both is raw. VMDK, Bochs and
-cloop, which libvirt 9 takes for raw, wholly or in part, are recognised as in QEMU. dmg is not: QEMU recognises it by
-the file's name. A recognised header must be sound. libvirt 9 lists an image with a malformed header as if it had no
+cloop, which libvirt 9 takes for raw, wholly or in part, are recognised as in QEMU, and so is VHD of any version. dmg is
+not: QEMU recognises it by the file's name. qcow2, VDI and VMDK of an unknown version are errors: QEMU knows them by their
+magic, and refuses them. A recognised header must be sound. libvirt 9 lists an image with a malformed header as if it had no
 backing file; here that is an error, since a backing file that nobody sees is not protected.
 
 A magic at the beginning decides before VDI's at 64 and ISO 9660's at 32,769, so the first page is enough for most
@@ -43,14 +44,14 @@ class _Format(NamedTuple):
     longer: Callable[[bytes, Reader], bytes | None] | None = None
 
 
-_DESCRIPTOR = _Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond)
+_DESCRIPTOR = _Format(vmdk.read_descriptor, vmdk.descriptor_reaches_beyond, longer=vmdk.whole_descriptor)
 _BY_MAGIC: dict[bytes, tuple[_Format, ...]] = {
     b"QFI\xfb": (
         _Format(qcow2.read, qcow2.reaches_beyond, longer=qcow2.first_cluster),
         _Format(qcow.read, qcow.reaches_beyond),
     ),
     b"QED\0": (_Format(qed.read, qed.reaches_beyond),),
-    b"KDMV": (_Format(vmdk.read, vmdk.reaches_beyond),),
+    b"KDMV": (_Format(vmdk.read, vmdk.reaches_beyond, longer=vmdk.with_whole_descriptor),),
     b"COWD": (_Format(vmdk.read_cowd, vmdk.cowd_reaches_beyond),),
     b"cone": (_Format(vpc.read, vpc.reaches_beyond),),
     b"vhdx": (_Format(vhdx.read, read_on=vhdx.read_on),),
@@ -72,10 +73,10 @@ def probe(head: bytes, read: Reader | None = None) -> ImageInfo | None:
 
     :param head: the first HEADER_SIZE bytes of the file, or all of a shorter file; further bytes are ignored.
     :param read: returns the file's bytes at an offset, up to a length, both in bytes. It is called for VHDX, about six
-        times and for at most 64 KiB, and for a qcow2 header that does not end within ``head``: for its first cluster,
-        at most 2 MiB. Its errors are passed on. Without it the capacity of a VHDX image is None: it is not the file's
-        size.
-    :return: None for raw: an unknown magic or version.
+        times and for at most 64 KiB, and for what does not end within ``head``: a qcow2's first cluster, at most 2 MiB,
+        and a VMDK's descriptor, at most 1 MiB. Its errors are passed on. Without it the capacity of a VHDX image is
+        None: it is not the file's size.
+    :return: None for raw: an unknown magic.
     :raises ImageError: the header has a format's magic and version, but is malformed or cut off.
     """
     formats = _BY_MAGIC.get(head[:4]) or _BY_CHARACTER.get(head[:1])

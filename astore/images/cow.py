@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from astore.images.fields import backing, checked_size, cut_off, text_of
+from astore.images.fields import backing, checked_size, cut_off
 from astore.model import ImageInfo
 
 # version, backing_file[1024], mtime, size, sectorsize
@@ -21,4 +21,4 @@ def read(head: bytes) -> ImageInfo | None:
         return None
     cut_off(head, _HEAD.size, _FORMAT)
     _, name, _, size, _ = _HEAD.unpack_from(head)
-    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), backing(text_of(name, _FORMAT, "backing file name")))
+    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), backing(name))

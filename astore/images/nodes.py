@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from astore.images.errors import ImageError
+from astore.images.fields import is_speakable
 from astore.images.formats import driver_of, name_of_driver
-from astore.images.paths import absolute, has_protocol
+from astore.images.paths import absolute, has_protocol, is_folders
 from astore.images.protocols import GONE, PROTOCOLS, SERVER_KEYS, Node, servers_of, text_at
 
 DEEPEST = 32
@@ -22,6 +23,7 @@ MOST_BRACKETS = 256
 """The most objects and lists, counted before the text is parsed."""
 
 FROM_HERE = "is named relative to the folder that QEMU is started in"
+AS_FOLDER = "has a name that ends like a folder's"
 _MALFORMED = "has a json: name that means nothing"
 _UNTOLD = "has a json: name that does not say where it is"
 _NO_DRIVER = "is described with an invalid driver"
@@ -48,6 +50,7 @@ def read_node(text: str, told: str | None) -> list[Found]:
     doubts = [f"is described with {key[:40]!r} twice" for key, _ in twice]
     format, leaf = _format_and_leaf(top, told, doubts)
     location = _location(leaf, doubts)
+    doubts += _names_twice(top)
     others = dict.fromkeys(_leaves(top, leaf))
     others.update(dict.fromkeys((place, None) for key, value in twice for place in _paths(key, value)))
     rest = [Found(place, kind, _ANOTHER) for place, kind in others if place != location]
@@ -133,8 +136,19 @@ def _merge(tree: Node, branch: Node, twice: list[tuple[str, Any]]) -> None:
 
 # ------------------------------------------------------------------------------------------------------- what it means
 
-_HARMLESS = frozenset({"node-name", "read-only", "auto-read-only", "discard"})
-"""Options that do not change what is read."""
+_SWITCH: frozenset[bool | str] = frozenset({True, False, "on", "off", "yes", "no", "y", "n", "true", "false"})
+_HARMLESS: dict[str, frozenset[bool | str]] = {
+    "read-only": _SWITCH,
+    "auto-read-only": _SWITCH,
+    "discard": frozenset({"ignore", "off", "unmap", "on"}),
+}
+"""Options that do not change what is read, and the values that QEMU accepts (block.c, bdrv_runtime_opts)."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
+"""The names that QEMU accepts for its nodes (id_wellformed, bdrv_assign_node_name)."""
+_DEVICES = frozenset({"host_device", "host_cdrom"})
+_NOT_DEVICES = frozenset({"shm", "mqueue", "hugepages"})
+"""The file systems below /dev."""
 _OVER_FILE = frozenset({"driver", "file"})
 
 
@@ -185,9 +199,33 @@ def _below(node: Node) -> Node:
 
 def _doubt_options(node: Node, known: frozenset[str], doubts: list[str]) -> None:
     for key, value in node.items():
-        if key not in known and key not in _HARMLESS:
+        if key not in known and not _is_harmless(key, value):
             what = "null" if value is None else "an option"
             doubts.append(f"is given with {key[:40]!r}" + (f": {what}" if value is None else ""))
+
+
+def _is_harmless(key: str, value: object) -> bool:
+    if not isinstance(value, str | bool):
+        return False
+    if key == "node-name":
+        return isinstance(value, str) and _NODE_NAME.fullmatch(value) is not None
+    return value in _HARMLESS.get(key, ())
+
+
+def misfit(filename: str, driver: str | None) -> str | None:
+    """Return the doubt about an absolute file name that a driver is given: QEMU does not open every kind of file with it.
+
+    :param driver: None if QEMU chooses it by the kind of the file.
+    """
+    if is_folders(filename):
+        return AS_FOLDER
+    parts = (absolute(filename) or "").split("/")
+    is_device = parts[1:2] == ["dev"] and ".." not in parts and _NOT_DEVICES.isdisjoint(parts[2:3])
+    if driver in _DEVICES and not is_device:
+        return f"is read through QEMU's driver {driver!r}, which opens devices only"
+    if driver == "file" and is_device:
+        return "is read through QEMU's driver 'file', which opens no devices"
+    return None
 
 
 def _location(node: Node, doubts: list[str]) -> str | None:
@@ -205,12 +243,24 @@ def _location(node: Node, doubts: list[str]) -> str | None:
         if isinstance(server, dict):
             _doubt_options(server, SERVER_KEYS, doubts)
     if protocol.describe is None:
-        filename = text_at(node, "filename")
+        filename = _filename(node)
+        if filename is not None and not is_speakable(filename):
+            doubts.append("has control characters in its name")
         if filename is not None and not filename.startswith("/"):
             doubts.append(FROM_HERE)
+        elif filename is not None and (doubt := misfit(filename, driver)) is not None:
+            doubts.append(doubt)
         return None if filename is None else absolute(filename)
     found = protocol.describe(node)
     return _by_filename(text_at(node, "filename")) if found is None else found
+
+
+def _filename(node: Node) -> str | None:
+    """Return a file's name, which may have any characters of Unicode but NUL."""
+    filename = node.get("filename")
+    if not isinstance(filename, str) or not filename or "\0" in filename:
+        return text_at(node, "filename")
+    return None if _SURROGATE.search(filename) else filename
 
 
 def _by_filename(filename: str | None) -> str | None:
@@ -234,6 +284,20 @@ def _leaves(top: Node, main: Node) -> Iterator[tuple[str, str | None]]:
                 yield place, "raw" if format is None and driver in PROTOCOLS else format
         name = None if driver is None else name_of_driver(driver)
         waiting += [(below, name if key == "file" else None) for key, below in node.items() if isinstance(below, dict)]
+
+
+def _names_twice(top: Node) -> list[str]:
+    """Return a doubt if two nodes of a tree have the same name."""
+    seen: set[str] = set()
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        name = text_at(node, "node-name")
+        if name is not None and name in seen:
+            return ["is described with two nodes of the same name"]
+        seen.add(name or "")
+        waiting += [below for below in node.values() if isinstance(below, dict)]
+    return []
 
 
 def _paths(key: str, value: Any) -> Iterator[str]:

@@ -38,6 +38,16 @@ def named_beside(name: str, path: str) -> str:
     return path if is_url(path) and not URL_PARTS.isdisjoint(name) else without_protocol(name)
 
 
+def is_folders(name: str) -> bool:
+    """Return whether a name ends like a folder's (``a/``, ``a/.``), so that the kernel opens no file by it."""
+    return name.endswith(("/", "/."))
+
+
+def on_record(location: str) -> str:
+    """Return an absolute path as text: with bytes that are not text (lone surrogates), as a percent-encoded URL."""
+    return "file://" + quote(location, safe=URL_SAFE, errors="surrogateescape")
+
+
 def absolute(name: str) -> str | None:
     """Return an absolute file name without empty parts and ``.``; None for a relative one."""
     return beside(name, "/") if name.startswith("/") else None
@@ -59,7 +69,7 @@ def beside(name: str, volume_path: str) -> str | None:
     query = ""
     if is_url(volume_path):
         volume_path, mark, query = volume_path.partition("?")
-        tidy, query = quote(tidy, safe=URL_SAFE), mark + query
+        tidy, query = quote(tidy, safe=URL_SAFE, errors="surrogateescape"), mark + query
     return f"{volume_path.rpartition('/')[0]}/{tidy}{query}"
 
 

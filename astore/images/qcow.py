@@ -25,7 +25,7 @@ def read(head: bytes) -> ImageInfo | None:
         raise ImageError(f"its cluster_bits {cluster_bits} are not between 9 and 16", format=_FORMAT)
     if crypt > 1:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
-    name = ""
+    name = b""
     if offset and length:
         name = name_at(head, offset, checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT), _FORMAT)
     return ImageInfo(

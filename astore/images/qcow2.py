@@ -11,7 +11,18 @@ import struct
 from collections.abc import Callable
 
 from astore.images.errors import ImageError
-from astore.images.fields import LARGEST, LONGEST_BACKING_NAME, backing, checked_name_length, cut_off, name_at, text_of
+from astore.images.fields import (
+    LARGEST,
+    LONGEST_BACKING_NAME,
+    backing,
+    checked_name_length,
+    cut_off,
+    doubted,
+    name_at,
+    named,
+    text_of,
+    unknown_version,
+)
 from astore.model import ImageInfo, Reference, ReferenceKind
 
 # version, backing_file_offset, backing_file_size, cluster_bits, size, crypt_method, nb_snapshots
@@ -49,13 +60,18 @@ _EXTRAS = {
     (True, True): ("internal snapshots", "bitmaps"),
 }
 _FORMAT = "qcow2"
+_UNTOLD = (Reference(ReferenceKind.DATA, "", "raw", doubt="has no name in the header"),)
 
 
 def read(head: bytes) -> ImageInfo | None:
-    r"""Read a header with the magic ``QFI\xfb``; None if its version is not 2 or 3."""
+    r"""Read a header with the magic ``QFI\xfb``; None if its version is less than 2.
+
+    :raises ImageError: (also) its version is more than 3: QEMU knows the magic, and refuses the image.
+    """
     if len(head) < _V3_SIZE:
         needed = _SIZES.get(head[4:8])
         if needed is None:
+            _check_version(int.from_bytes(head[4:8]) if len(head) >= 8 else 0)
             return None
         cut_off(head, needed, _FORMAT)
     version, offset, length, cluster_bits, size, crypt, snapshots = _HEAD(head)
@@ -65,6 +81,7 @@ def read(head: bytes) -> ImageInfo | None:
         incompatible = compatible = autoclear = 0
         header_length = _V2_SIZE
     else:
+        _check_version(version)
         return None
     if not 9 <= cluster_bits <= 21:
         raise ImageError(f"its cluster_bits {cluster_bits} are not between 9 and 21", format=_FORMAT)
@@ -75,20 +92,7 @@ def read(head: bytes) -> ImageInfo | None:
         raise ImageError(f"its size of {size} bytes is more than any file's", format=_FORMAT)
     if crypt > 2:
         raise ImageError(f"its crypt_method {crypt} is unknown", format=_FORMAT)
-    name = None
-    references: tuple[Reference, ...] = ()
-    if offset and length:
-        checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT)
-        if offset + length > cluster:
-            raise ImageError(f"the backing file name at {offset} lies beyond the first cluster", format=_FORMAT)
-        name = name_at(head, offset, length, _FORMAT)
-    has_data_file = incompatible & INCOMPATIBLE_DATA_FILE
-    if name or has_data_file:
-        backing_format, data_file = _extensions(head, header_length, min(offset or cluster, cluster))
-        if name:
-            references = backing(name, backing_format)
-        if has_data_file:
-            references += _data(data_file)
+    references = _references(head, offset, length, cluster, header_length, incompatible)
     return ImageInfo(
         _FORMAT,
         size,
@@ -101,19 +105,38 @@ def read(head: bytes) -> ImageInfo | None:
     )
 
 
-def _data(name: str | None) -> tuple[Reference, ...]:
-    """Return the reference to an external data file, which holds the disk's bytes."""
-    if name is None:
-        return (Reference(ReferenceKind.DATA, "", "raw", doubt="has no name in the header"),)
-    return (Reference(ReferenceKind.DATA, name, "raw"),)
+def _references(
+    head: bytes, offset: int, length: int, cluster: int, header_length: int, incompatible: int
+) -> tuple[Reference, ...]:
+    """Return the references to the backing file, named at ``offset``, and to the data file."""
+    name = b""
+    if offset and length:
+        checked_name_length(length, LONGEST_BACKING_NAME, _FORMAT)
+        if offset + length > cluster:
+            raise ImageError(f"the backing file name at {offset} lies beyond the first cluster", format=_FORMAT)
+        name = name_at(head, offset, length, _FORMAT)
+    has_data_file = incompatible & INCOMPATIBLE_DATA_FILE
+    if not name and not has_data_file:
+        return ()
+    backing_format, data_file, doubt = _extensions(head, header_length, min(offset or cluster, cluster))
+    references = backing(name, backing_format)
+    if has_data_file:
+        references += named(ReferenceKind.DATA, data_file, "raw") or _UNTOLD
+    return references if doubt is None else doubted(references, doubt)
 
 
-def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | None]:
-    """Return the backing format and the data file's name, from the extensions between the header and the backing name.
+def _check_version(version: int) -> None:
+    if version > 3:
+        raise unknown_version(version, _FORMAT)
 
-    Without an end mark they end where the name begins or the first cluster ends (``end``).
+
+def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, bytes, str | None]:
+    """Return the backing format, the data file's name and a doubt, from the extensions before the backing name.
+
+    Without an end mark they end where the name begins or the first cluster ends (``end``). QEMU reads any number; here
+    the files are doubted if there are more than MOST_EXTENSIONS.
     """
-    backing_format = data_file = None
+    backing_format, data_file = None, b""
     for _ in range(MOST_EXTENSIONS):
         if start + 8 > end:
             break
@@ -130,11 +153,11 @@ def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, str | No
                 raise ImageError(f"its backing format's name has {length} bytes, more than 15", format=_FORMAT)
             backing_format = text_of(head[start : start + length], _FORMAT, "backing format") or None
         elif kind == _EXT_DATA_FILE:
-            data_file = text_of(head[start : start + length], _FORMAT, "data file name") or None
+            data_file = head[start : start + length]
         start += length + 7 & ~7
     else:
-        raise ImageError(f"it has more than {MOST_EXTENSIONS} header extensions", format=_FORMAT)
-    return backing_format, data_file
+        return backing_format, data_file, f"is named in a header with more than {MOST_EXTENSIONS} extensions"
+    return backing_format, data_file, None
 
 
 def first_cluster(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
@@ -154,7 +177,7 @@ def reaches_beyond(head: bytes) -> bool | None:
     elif version == 2:
         incompatible, start = 0, _V2_SIZE
     else:
-        return None
+        return None if version < 2 else False
     if not 9 <= cluster_bits <= 21:
         return False
     if offset:

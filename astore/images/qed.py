@@ -24,7 +24,7 @@ def read(head: bytes) -> ImageInfo | None:
     cluster, _, clusters, features, _, _, _, size, offset, length = _HEAD.unpack_from(head)
     if cluster & (cluster - 1) or not 1 << 12 <= cluster <= 1 << 26:
         raise ImageError(f"its cluster_size {cluster} is not a power of two from 2^12 to 2^26", format=_FORMAT)
-    name = ""
+    name = b""
     if features & _HAS_BACKING and length:
         checked_name_length(length, _LONGEST_BACKING_NAME, _FORMAT)
         if offset + length > cluster * clusters:

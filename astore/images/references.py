@@ -6,10 +6,11 @@ place, or to several, its reference has a ``doubt``.
 
 from __future__ import annotations
 
-from astore.images.errors import ImageError
-from astore.images.fields import speakable
-from astore.images.nodes import FROM_HERE, Found, read_node
-from astore.images.paths import URL_PARTS, absolute, beside, has_protocol, is_url
+from urllib.parse import unquote
+
+from astore.images.fields import ENCODED, is_speakable
+from astore.images.nodes import AS_FOLDER, FROM_HERE, Found, misfit, read_node
+from astore.images.paths import URL_PARTS, absolute, beside, has_protocol, is_folders, is_url, on_record
 from astore.model import Reference, ReferenceKind
 
 LONGEST_NAME = 65_536
@@ -34,7 +35,8 @@ def located(references: tuple[Reference, ...], volume_path: str) -> tuple[Refere
     """Add to each reference its file's location, and a doubt if the file may not be what is read.
 
     A ``json:`` name may describe several files: the file that is read comes first, then the others, each with a doubt.
-    A name that means nothing gets a doubt and no location; it is not an error.
+    A name that means nothing gets a doubt and no location; it is not an error. A path that is not text is on record as a
+    percent-encoded URL, ``file:///…``.
 
     :param references: the references that :func:`astore.images.probe` returned.
     :param volume_path: the image's absolute path, or its URL.
@@ -51,8 +53,8 @@ def are_relative(references: tuple[Reference, ...]) -> bool:
     """Return whether any of the names means something else, or nothing, for an image in another folder."""
     if not references:
         return False
-    there = located(references, "/elsewhere/volume")
-    return [one.location for one in there] != [one.location for one in references]
+    here, there = located(references, "/here/volume"), located(references, "/there/volume")
+    return [one.location for one in here] != [one.location for one in there]
 
 
 def _located(reference: Reference, volume_path: str) -> list[Reference]:
@@ -62,27 +64,44 @@ def _located(reference: Reference, volume_path: str) -> list[Reference]:
         and ":" not in name
         and volume_path.startswith("/")
         and name.isprintable()
+        and reference.doubt != ENCODED
+        and not is_folders(name)
     ):
         # a shortcut for the most common case
         location = beside(name, volume_path)
         if location is not None and len(name) <= LONGEST_NAME:
             return [Reference(reference.kind, name, reference.format, location, reference.doubt)]
-    try:
-        if len(name) > LONGEST_NAME:
-            raise ImageError("has a name that is too long")
-        speakable(name, "name")
-        if reference.kind is ReferenceKind.BACKING:
-            places = _backing(reference, volume_path)
-        elif reference.kind is ReferenceKind.DATA:
-            places = _data(reference, volume_path)
-        elif reference.kind is ReferenceKind.EXTENT:
-            places = [_plain(name, volume_path, reference.format)]
-        else:
-            places = [_parent(name, volume_path, reference.format)]
-    except ImageError:
+    if len(name) > LONGEST_NAME:
+        places = [Found(None, reference.format, _NO_NAME)]
+    elif reference.doubt == ENCODED:
+        decoded = Reference(reference.kind, unquote(name, errors="surrogateescape"), reference.format)
+        places = _places(decoded, volume_path)
+    elif is_speakable(name):
+        places = _places(reference, volume_path)
+    else:
         places = [Found(None, reference.format, _NO_NAME)]
     doubt = reference.doubt
-    return [Reference(reference.kind, name, place.format, place.location, doubt or place.doubt) for place in places]
+    return [
+        Reference(reference.kind, name, place.format, _as_text(place.location), doubt or place.doubt)
+        for place in places
+    ]
+
+
+def _places(reference: Reference, volume_path: str) -> list[Found]:
+    name, format = reference.name, reference.format
+    if reference.kind is ReferenceKind.BACKING:
+        return _backing(reference, volume_path)
+    if reference.kind is ReferenceKind.DATA:
+        return _data(reference, volume_path)
+    if reference.kind is ReferenceKind.EXTENT:
+        return [_plain(name, volume_path, format)]
+    return [_parent(name, volume_path, format)]
+
+
+def _as_text(location: str | None) -> str | None:
+    if location is None or is_speakable(location):
+        return location
+    return on_record(location) if location.startswith("/") else None
 
 
 def _plain(name: str, volume_path: str, format: str | None) -> Found:
@@ -90,6 +109,8 @@ def _plain(name: str, volume_path: str, format: str | None) -> Found:
     doubt = None
     if is_url(volume_path) and not name.startswith("/") and not URL_PARTS.isdisjoint(name):
         doubt = "has a name that QEMU would read as a part of a URL"
+    if is_folders(name):
+        doubt = AS_FOLDER
     location = beside(name, volume_path)
     return Found(location, format, _NO_NAME if location is None else doubt)
 
@@ -103,7 +124,7 @@ def _backing(reference: Reference, volume_path: str) -> list[Found]:
         return read_node(rest, format)
     if protocol == "file" or protocol in _DEVICES:
         # QEMU knows no file://host/: what follows "file:" is the path, whatever it begins with
-        return [_here(rest, format)]
+        return [_here(rest, format, protocol)]
     if protocol in NETWORK:
         return [Found(name, format, None)]
     if protocol in _LAYERS:
@@ -113,10 +134,13 @@ def _backing(reference: Reference, volume_path: str) -> list[Found]:
     ]
 
 
-def _here(name: str, format: str | None) -> Found:
-    """Locate a name that QEMU passes to the kernel unchanged."""
+def _here(name: str, format: str | None, driver: str | None = None) -> Found:
+    """Locate a name that QEMU passes to the kernel unchanged.
+
+    :param driver: the driver that QEMU is told to use; None if it chooses by the kind of the file.
+    """
     location = absolute(name)
-    return Found(location, format, FROM_HERE if location is None else None)
+    return Found(location, format, FROM_HERE if location is None else misfit(name, driver))
 
 
 def _layers(protocol: str, rest: str, format: str | None) -> list[Found]:

@@ -1,11 +1,14 @@
-"""VDI, version 1.1, from the structure VdiHeader of QEMU's block/vdi.c, after VirtualBox's VDICore.h."""
+"""VDI, version 1.1, from the structure VdiHeader of QEMU's block/vdi.c, after VirtualBox's VDICore.h.
+
+QEMU knows other versions by their magic, and refuses them.
+"""
 
 from __future__ import annotations
 
 import struct
 
 from astore.images.errors import ImageError
-from astore.images.fields import checked_size, cut_off
+from astore.images.fields import checked_size, cut_off, unknown_version
 from astore.model import ImageInfo
 
 MAGIC = b"\x7f\x10\xda\xbe"
@@ -18,9 +21,13 @@ _FORMAT = "vdi"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a header with VDI's signature; None if its version is not 1.1."""
-    if head[0x44:0x48] != _VERSION:
+    """Read a header with VDI's signature; None if it ends before its version."""
+    version = head[0x44:0x48]
+    if len(version) < 4:
         return None
+    if version != _VERSION:
+        minor, major = struct.unpack("<HH", version)
+        raise unknown_version(f"{major}.{minor}", _FORMAT)
     cut_off(head, _HEADER_SIZE, _FORMAT)
     size, block = _SIZES.unpack_from(head, 0x170)
     if not block:

@@ -6,21 +6,24 @@ The name begins two bytes after the word ``parentFileNameHint``, which may stand
 at the next quotation mark.
 
 Extents are read from a descriptor file, and from a sparse file with a capacity of 0. An extent's size is the one in its
-line; QEMU takes it from the header of a sparse extent.
+line; QEMU takes it from the header of a sparse extent. QEMU reads a descriptor's first LONGEST_DESCRIPTOR bytes; so does
+astore, with a reader.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 
 from astore.images.errors import ImageError
-from astore.images.fields import HEADER_SIZE, LARGEST, checked_name_length, cut_off, text_of
+from astore.images.fields import HEADER_SIZE, LARGEST, checked_name_length, cut_off, doubted, named, unknown_version
 from astore.model import ImageInfo, Reference, ReferenceKind
 
 # version, flags, capacity, grainSize (sectors), descriptorOffset, descriptorSize (sectors)
 _SPARSE = struct.Struct("<4xIIQQQQ")
 _SPARSE_SIZE = 512
+_OFFSET_AT = 28
 # version, flags, disk_sectors, granularity
 _COWD = struct.Struct("<4xIIII")
 _FORMAT = "vmdk"
@@ -48,38 +51,44 @@ _FLAT = {b"FLAT": True, b"VMFS": False}
 """Types of extents that hold the disk's bytes, and whether an offset in the file follows the name."""
 _SPARSE_TYPES = frozenset({b"SPARSE", b"VMFSSPARSE", b"SESPARSE"})
 _MOST_DIGITS = 19
+LONGEST_DESCRIPTOR = (1 << 20) - 1
+"""How many bytes of a descriptor QEMU reads (vmdk_read_desc)."""
+MOST_EXTENTS = 16_384
+"""The most files of one image: 32 TiB in extents of 2 GiB. QEMU would need an open file for each."""
+_TOO_LARGE = "is an extent of a disk that is said to be larger than any file"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a sparse file (magic ``KDMV``); None if its version is more than 3."""
+    """Read a sparse file (magic ``KDMV``); None for a shorter text.
+
+    :raises ImageError: (also) its version is more than 3: QEMU knows the magic, and refuses the image.
+    """
     if len(head) < 8:
         return None
     version = int.from_bytes(head[4:8], "little")
     if len(head) < _SPARSE_SIZE:
-        if version > _NEWEST:
-            return None
         cut_off(head, _SPARSE_SIZE, _FORMAT)
     _, _, capacity, grain, offset, _ = _SPARSE.unpack_from(head)
     split = not capacity and offset
     if version > _NEWEST and not split:
-        return None
+        raise unknown_version(version, _FORMAT)
     if capacity > LARGEST // 512:
         raise ImageError(f"its capacity of {capacity} sectors is more than any file's", format=_FORMAT)
     if grain > _LARGEST_GRAIN:
         raise ImageError(f"its grain of {grain} sectors is too large", format=_FORMAT)
     references = _parent(head, SPARSE_TEXT)
     if split:
-        sectors, extents = _extents(_embedded(head, offset * 512))
-        return ImageInfo(_FORMAT, sectors * 512, references + extents)
+        size, extents = _extents(_embedded(head, offset * 512))
+        return ImageInfo(_FORMAT, size, references + extents)
     return ImageInfo(_FORMAT, capacity * 512, references, cluster_size=grain * 512 or None)
 
 
-def reaches_beyond(head: bytes) -> bool | None:
-    """Return whether the descriptor ends beyond ``head``; None if :func:`read` would return None."""
+def reaches_beyond(head: bytes) -> bool:
+    """Return whether the descriptor ends beyond ``head``."""
     version, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
     split = not capacity and offset
     if version > _NEWEST and not split:
-        return None
+        return False
     if _text_reaches_beyond(head, SPARSE_TEXT):
         return True
     return bool(split) and (offset * 512 >= len(head) or head.find(b"\0", offset * 512) < 0)
@@ -102,16 +111,39 @@ def cowd_reaches_beyond(head: bytes) -> bool:
 def read_descriptor(head: bytes) -> ImageInfo | None:
     """Read a descriptor file, whose extents are other files; None if QEMU would not recognise it.
 
-    :raises ImageError: (also) the file is longer than HEADER_SIZE: unread extents would be missing from the sum.
+    :raises ImageError: (also) the file is longer than ``head``: unread extents would be missing.
     """
     if not is_descriptor(head):
         return None
-    text = head.partition(b"\0")[0]
-    if len(text) >= HEADER_SIZE:
+    text, end, _ = head.partition(b"\0")
+    if not end and len(text) >= HEADER_SIZE:
         raise ImageError(f"its descriptor has {HEADER_SIZE:,} bytes or more", format=_FORMAT)
     references = _parent(head, 0)
-    sectors, extents = _extents(text)
-    return ImageInfo(_FORMAT, sectors * 512, references + extents)
+    size, extents = _extents(text)
+    return ImageInfo(_FORMAT, size, references + extents)
+
+
+def whole_descriptor(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
+    """Read what QEMU reads of a descriptor file, ended by a NUL; None if it ends within ``head``."""
+    if b"\0" in head or len(head) < HEADER_SIZE or not is_descriptor(head):
+        return None
+    return read(0, LONGEST_DESCRIPTOR) + b"\0"
+
+
+def with_whole_descriptor(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
+    """Return a sparse file's ``head``, followed by what QEMU reads of its descriptor; None if there is no more of it.
+
+    The header then says that the descriptor is there.
+    """
+    if len(head) < _SPARSE_SIZE:
+        return None
+    _, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
+    begin = offset * 512
+    if capacity or not offset or begin > LARGEST - LONGEST_DESCRIPTOR or head.find(b"\0", begin) >= 0:
+        return None
+    text = read(begin, LONGEST_DESCRIPTOR)
+    moved = head[:_OFFSET_AT] + struct.pack("<Q", HEADER_SIZE // 512) + head[_OFFSET_AT + 8 :]
+    return moved.ljust(HEADER_SIZE, b"\0") + text + b"\0" if text else None
 
 
 def is_descriptor(head: bytes) -> bool:
@@ -153,19 +185,18 @@ def _parent(head: bytes, start: int) -> tuple[Reference, ...]:
     if end < 0 or text.find(b"\0", begin, end) >= 0:
         raise ImageError("the name of its parent has no end", format=_FORMAT)
     checked_name_length(end - begin, LONGEST_PARENT_NAME, _FORMAT)
-    name = text_of(text[begin:end], _FORMAT, "parent's name")
-    return (Reference(ReferenceKind.BACKING, name, _FORMAT),) if name else ()
+    return named(ReferenceKind.BACKING, text[begin:end], _FORMAT)
 
 
 def _embedded(head: bytes, offset: int) -> bytes:
     text, end, _ = head[offset:].partition(b"\0")
-    if offset >= len(head) or (not end and len(head) >= HEADER_SIZE):
+    if offset >= len(head) or (not end and len(head) >= HEADER_SIZE):  # whole descriptors end with a NUL
         raise ImageError(f"its descriptor at {offset} lies beyond the header", format=_FORMAT)
     return text
 
 
 def _extents(text: bytes) -> tuple[int, tuple[Reference, ...]]:
-    """Return the sum of the extents' sectors, and the extents.
+    """Return the size of the disk that the extents make, in bytes, and the extents.
 
     QEMU tries every line, and its sscanf crosses line ends: an extent after a blank line counts twice.
     """
@@ -181,14 +212,15 @@ def _extents(text: bytes) -> tuple[int, tuple[Reference, ...]]:
         if extent is not None:
             sectors += extent[0]
             found[extent[1:]] = None
+            if len(found) > MOST_EXTENTS:
+                raise ImageError(f"its descriptor names more than {MOST_EXTENTS:,} extents", format=_FORMAT)
         line = text.find(b"\n", line) + 1 or len(text)
     if not found:
         raise ImageError("its descriptor names no extents", format=_FORMAT)
-    if sectors > LARGEST // 512:
-        raise ImageError("its extents are larger than any file", format=_FORMAT)
-    return sectors, tuple(
-        Reference(ReferenceKind.EXTENT, text_of(name, _FORMAT, "extent's name"), format) for name, format in found
-    )
+    extents = tuple(one for name, format in found for one in named(ReferenceKind.EXTENT, name, format))
+    if sectors > LARGEST // 512:  # QEMU opens the files before it notices
+        return LARGEST & ~511, doubted(extents, _TOO_LARGE)
+    return sectors * 512, extents
 
 
 def _extent(text: bytes, at: int) -> tuple[int, bytes, str] | None:

@@ -15,7 +15,7 @@ from astore.model import ImageInfo, Reference, ReferenceKind
 _DISK = struct.Struct(">16xQ16xQQHBBI")
 _FOOTER_SIZE = 512
 _FORMAT = "vpc"
-_VERSION = b"\0\1\0\0"
+_VERSION_END = 16
 _TYPES = frozenset({2, 3, 4})
 _DIFFERENCING = 4
 # creators whose images have the size in their footer, not their geometry's (QEMU's block/vpc.c, vpc_open)
@@ -31,8 +31,8 @@ _DOUBT = "is the parent of a differencing VHD, which QEMU does not read"
 
 
 def read(head: bytes) -> ImageInfo | None:
-    """Read a header with the cookie ``conectix``; None if its version is not 1.0."""
-    if head[:8] != b"conectix" or head[12:16] != _VERSION:
+    """Read a header with the cookie ``conectix``, of any version, as QEMU does; None for a shorter text."""
+    if head[:8] != b"conectix" or len(head) < _VERSION_END:
         return None
     cut_off(head, _FOOTER_SIZE, _FORMAT)
     offset, _, current, cylinders, heads, sectors, kind = _DISK.unpack_from(head)
@@ -50,7 +50,7 @@ def read(head: bytes) -> ImageInfo | None:
 
 def reaches_beyond(head: bytes) -> bool | None:
     """Return whether the parent's name ends beyond ``head``; None if :func:`read` would return None."""
-    if head[:8] != b"conectix" or head[12:16] != _VERSION:
+    if head[:8] != b"conectix":
         return None
     offset, *_, kind = _DISK.unpack_from(head)
     return bool(kind == _DIFFERENCING and offset + _PARENT_NAME + _PARENT_NAME_SIZE > len(head))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from urllib.parse import unquote
 
 import msgspec
 
@@ -54,6 +55,8 @@ class Resolver:
         return reference if place == reference.place else msgspec.structs.replace(reference, place=place)
 
     def _place_of(self, location: str) -> Place | None:
+        if location.startswith("file:///"):  # a path that is not text
+            location = unquote(location.removeprefix("file://"), errors="surrogateescape")
         name = self._tree.name_of(location)
         info = None if name is None else self._known(name)
         if info is not None and info.identity is not None:

@@ -54,6 +54,7 @@ PLAIN = [
     ("file:a:b", None, HERE, (None, None, FROM_HERE)),
     ("host_device:/dev/sdb", "raw", HERE, ("/dev/sdb", "raw", None)),
     ("host_cdrom:/dev/sr0", None, HERE, ("/dev/sr0", None, None)),
+    (node(driver="host_device", filename="/dev/sdb"), None, HERE, ("/dev/sdb", "raw", None)),
     ("nbd://h/x", "qcow2", HERE, ("nbd://h/x", "qcow2", None)),
     ("rbd:pool/image", None, HERE, ("rbd:pool/image", None, None)),
 ]
@@ -121,6 +122,23 @@ def test_doubts(name: str, format: str | None, doubt: str) -> None:
     assert found(name, format)[0][2] == doubt
 
 
+DEVICES_ONLY = "is read through QEMU's driver 'host_device', which opens devices only"
+NO_DEVICES = "is read through QEMU's driver 'file', which opens no devices"
+AS_FOLDER = "has a name that ends like a folder's"
+DOUBTED += [
+    (node(driver="host_device", filename="/x"), None, DEVICES_ONLY),
+    ("host_device:/x", None, DEVICES_ONLY),
+    ("host_device:/dev/shm/x", None, DEVICES_ONLY),
+    ("host_device:/dev/../x", None, DEVICES_ONLY),
+    ("host_cdrom:/devices/x", None, DEVICES_ONLY.replace("device'", "cdrom'")),
+    (node(driver="file", filename="/dev/sdb"), None, NO_DEVICES),
+    ("file:/dev/sdb", None, NO_DEVICES),
+    *((name, None, AS_FOLDER) for name in ("base/", "base/.", "/x//", "/x/./.", "file:/x/", "host_device:/dev/sdb/")),
+    (node(driver="file", filename="/x/"), None, AS_FOLDER),
+    (qcow2(**{"node-name": "n", "file.node-name": "n"}), None, "is described with two nodes of the same name"),
+]
+
+
 NOT_DOUBTED = [
     (qcow2(), None, "qcow2"),
     (qcow2(), "qcow2", "qcow2"),
@@ -130,7 +148,6 @@ NOT_DOUBTED = [
     (node(file=FILE), None, None),
     (node(file={"filename": "/x"}), "raw", "raw"),
     (node(**FILE), None, "raw"),
-    (node(driver="host_device", filename="/x"), None, "raw"),
     (node(driver="qcow2", file={"driver": "raw", "file": FILE}), None, "qcow2"),
     ("json:{'driver':'qcow2','file':{'driver':'file','filename':'/x'}}", None, "qcow2"),
     ('json: {"driver":"qcow2","file":{"driver":"file","filename":"\\u002fx"}} ', None, "qcow2"),

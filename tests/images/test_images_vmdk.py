@@ -47,7 +47,6 @@ NO_PARENTS = {
     "ended by a NUL": (CIDS + WORD + b'="base.vmdk\0"', "has no end"),
     "end too far": (CIDS + b"#" * (10_240 - len(CIDS) - 22) + WORD + b'="base.vmdk"\n', "has no end"),
     "too long": (CIDS + WORD + b'="' + b"d/" * 2048 + b'x"\n', "more than 4,095"),
-    "not UTF-8": (CIDS + WORD + b'="\xff"\n', "not UTF-8"),
 }
 
 
@@ -71,7 +70,7 @@ def test_parents_beside_qemu(tmp_path: Path, name: str) -> None:
     head = path.read_bytes()[:HEADER_SIZE]
     theirs = subprocess.run(["qemu-img", "info", "--output=json", str(path)], capture_output=True, check=False)
     if name in NO_PARENTS:
-        assert (theirs.returncode == 0) == (name == "not UTF-8")
+        assert theirs.returncode != 0
         with pytest.raises(ImageError, match=expected):
             probe(head)
         return
@@ -138,7 +137,6 @@ MALFORMED = [
     ('RW 2048 FLAT "flat\n 0\n', "is malformed"),
     ('RW 2048 VMFS "flat" 0\n', "is malformed"),
     ('RW 2048 flat "flat" 0\n', "is malformed"),
-    ('RW 99999999999999999999 FLAT "flat" 0\n', "larger than any file"),
     ("RW 2048 ZERO\n", "names no extents"),
     ("", "names no extents"),
 ]
@@ -217,8 +215,10 @@ def test_versions() -> None:
     """QEMU opens a sparse file of version 0; of a version that it does not know only the descriptor's extents."""
     text = (CIDS + FLAT).ljust(999, b"\0")
     assert probed(sparse_vmdk(text, version=0)).capacity == 1 << 20
-    assert probe(sparse_vmdk(text, version=4)) is None
-    assert probe(sparse_vmdk(text, version=4)[:100]) is None
+    with pytest.raises(ImageError, match="version 4 is one that QEMU does not read"):
+        probe(sparse_vmdk(text, version=4))
+    with pytest.raises(ImageError, match="header ends after 100 bytes"):
+        probe(sparse_vmdk(text, version=4)[:100])
     assert len(probed(sparse_vmdk(text, version=4, capacity=0)).references) == 1
     assert probed(sparse_vmdk(text, capacity=0, offset=0)).capacity == 0
 

@@ -193,7 +193,9 @@ class Listing:
             pool, name = cluster.pool, here
         else:
             pool, name = self._elsewhere(parent)
-        snapshot = self._snapshot(parent)
+        # records are stored as text, and another client may have given any bytes as a name
+        name, snapshot = printable(name), self._snapshot(parent)
+        snapshot = None if snapshot is None else printable(snapshot)
         location = location_of(pool, parent.namespace, name, snapshot)
         path = "/".join(part for part in (pool, parent.namespace, name) if part)
         place = Place(path, device, headers.number_of(parent.image))
