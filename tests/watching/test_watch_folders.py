@@ -172,7 +172,7 @@ async def test_replaced_while_the_watch_begins(
 
     monkeypatch.setattr(LocalTree, "open_folder", opened)
     async with manager.watch():
-        await eventually(lambda: len(calls) == 2, "another watch")
+        await eventually(lambda: len(calls) >= 2, "another watch")
         await watched(pool)
         (folder / "new").write_text("x")
         await eventually(lambda: "new" in pool.snapshot.by_name, "what is made in the folder of now")
