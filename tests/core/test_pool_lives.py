@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, started, steps, volume
+from image_heads import VALID
 
 import astore
 from astore.model import PoolDef, PoolState, VolumeDef
@@ -248,6 +249,9 @@ async def test_set_format_beside_a_forced_stop(
     closing, go_on = asyncio.Event(), asyncio.Event()
 
     class File:
+        async def pread(self, length, offset):
+            return VALID["qcow2-3"]
+
         async def note_format(self, format):
             return False
 
