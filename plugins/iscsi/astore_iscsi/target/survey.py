@@ -65,7 +65,7 @@ class Survey:
         self._answers: list[list[Answer | None]] = [[None] * len(_QUESTIONS) for _ in luns]
         self._open = [len(_QUESTIONS)] * len(luns)
         self._queue = deque(number for number, lun in enumerate(luns) if lun not in connection.silent)
-        self._asked: set[int] = set()
+        self._owed = [0] * len(luns)  # commands of each unit that have no answer yet
         self._under_way = 0
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -93,14 +93,13 @@ class Survey:
         """Ask nothing more, and note which units owe answers."""
         self._queue.clear()
         self._ended.cancel()
-        for number in self._asked:
-            if self._open[number]:
+        for number, owed in enumerate(self._owed):
+            if owed:
                 self._connection.silent.setdefault(self._luns[number], self._loop.time())
 
     def _ask_more(self) -> None:
         while self._queue and self._under_way < UNITS_AT_ONCE and not self._ended.done():
             number = self._queue.popleft()
-            self._asked.add(number)
             self._under_way += 1
             for question in range(len(_QUESTIONS)):
                 self._send(number, question, TRIES)
@@ -117,11 +116,16 @@ class Survey:
             self._connection.send(self._luns[number], cdb, memory, False, done)
         except OSError as error:
             self._end(error)
+        else:
+            self._owed[number] += 1
 
     def _answered(self, number: int, question: int, tries: int, answer: Answer | OSError) -> None:
+        self._owed[number] -= 1
         if isinstance(answer, OSError):
             self._end(answer)
             return
+        if not self._owed[number]:
+            self._connection.silent.pop(self._luns[number], None)
         if answer.status != libiscsi.GOOD and tries and (answer.attention or answer.busy):
             pause = PAUSE * 2 ** (TRIES - 1 - tries) if answer.busy else 0.0
             self._loop.call_later(pause, self._send, number, question, tries)
@@ -129,7 +133,6 @@ class Survey:
         self._answers[number][question] = answer
         self._open[number] -= 1
         if not self._open[number]:
-            self._connection.silent.pop(self._luns[number], None)
             self._under_way -= 1
             if self._queue:
                 self._loop.call_soon(self._ask_more)
