@@ -231,8 +231,10 @@ class CephBed:
             self._daemons[kind] = subprocess.Popen(argv, stdin=quiet, stdout=log, stderr=log, env=self._environment())
 
     def pause(self, kind: str) -> None:
-        """Stop a daemon as SIGSTOP does: it keeps its connections, and answers nothing."""
-        self._daemons[kind].send_signal(signal.SIGSTOP)
+        """Stop a daemon as SIGSTOP does: it keeps its connections, and answers nothing. Blocks until it is so."""
+        daemon = self._daemons[kind]
+        daemon.send_signal(signal.SIGSTOP)
+        processes.wait_until(lambda: processes.stopped(daemon.pid), 60, f"the {kind} is stopped")
 
     def resume(self, kind: str) -> None:
         """Let a paused daemon go on."""

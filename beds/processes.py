@@ -33,6 +33,15 @@ def state(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
+def stopped(pid: int) -> bool:
+    """Return whether every thread of a process is stopped: after SIGSTOP, each goes on until it has a processor again."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return True
+    return all(state(thread) in ("T", "") for thread in threads)
+
+
 def in_another_container(pid: int) -> bool:
     """Return whether a process has another PID namespace than this one: its paths mean other files.
 

@@ -56,7 +56,7 @@ class Namespace(SourceUnderTest):
 
     async def break_(self) -> None:
         """Stop the OSD."""
-        self._bed.pause("osd")
+        await asyncio.to_thread(self._bed.pause, "osd")
 
     async def mend(self) -> None:
         """Let it go on."""

@@ -44,7 +44,7 @@ SHORT = {"client_mount_timeout": str(WAIT), "rados_osd_op_timeout": str(WAIT), "
 @contextlib.asynccontextmanager
 async def paused(bed: CephBed, daemon: str) -> AsyncIterator[None]:
     """A daemon that answers nothing inside the block."""
-    bed.pause(daemon)
+    await asyncio.to_thread(bed.pause, daemon)
     try:
         yield
     finally:
