@@ -283,9 +283,9 @@ class BackendRegistry:
             with self._lock:
                 slot.backend = backend
                 still_there = self._slots.get(slot.type) is slot  # else it was unregistered or replaced meanwhile
-            loading.set_result(backend)
-            if still_there:
+            if still_there:  # told before anybody uses it
                 self._tell(BackendRegistered, type=slot.type)
+            loading.set_result(backend)
 
     def _describe(self, slot: _Slot) -> BackendInfo:
         backend = slot.backend

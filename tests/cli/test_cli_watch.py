@@ -282,14 +282,13 @@ def test_interrupted(astore: Any, make_pool: Make, number: signal.Signals) -> No
     with astore.running("watch", "--json") as process:
         timer = threading.Timer(0.5, (folder / "new.raw").touch)
         timer.start()
-        names = [json.loads(process.stdout.readline())["event"]]
-        while "BackendRegistered" not in names or len(names) < 2:
-            names.append(json.loads(process.stdout.readline())["event"])
+        names = [json.loads(process.stdout.readline())["event"] for _ in range(2)]
         timer.join()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(number)
         assert process.wait(PATIENCE) == 130
         assert process.stderr.read() == b"astore: interrupted\n"
+    assert names[0] == "BackendRegistered"
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
     assert sorted(path.relative_to(astore.state_dir) for path in astore.state_dir.rglob("*")) == before
     assert astore.good("pool", "list", "--name").out == "images\n"
