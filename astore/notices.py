@@ -87,7 +87,13 @@ class FolderNotices:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lock = threading.Lock()  # watches are added on other threads
+        self._listening: set[FolderWatch] = set()  # those that have been added, while the event loop is told of them
+        self._adding = 0
+        self._readers: set[int] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        # Watches are added on other threads, and one that comes when nobody waits for it is removed there: its event loop
+        # may be about to be closed. So the kernel's side below is opened and closed under this lock.
+        self._lock = threading.Lock()
         self._inotify: Instance | None = None
         self._kernel: dict[int, Watch] = {}  # by watch descriptor
         self._watches: dict[int, list[FolderWatch]] = {}
@@ -95,8 +101,6 @@ class FolderNotices:
         self._table = -1
         self._polling: select.epoll | None = None
         self._mounts: frozenset[bytes] = frozenset()  # the lines of the table: there may be thousands
-        self._pause: asyncio.TimerHandle | None = None
-        self._adding = 0
         self._forgotten = 0  # how often a watch was removed
 
     @classmethod
@@ -117,12 +121,13 @@ class FolderNotices:
         """
         self._adding += 1
         try:
-            watch = await run(self._add, open_folder, listener, discard=self._discard)
+            watch = await run(self._add, open_folder, listener, discard=self._release)
+            self._listening.add(watch)
             self._begin()
             return watch
         finally:
             self._adding -= 1
-            self._close_if_unused()
+            self._end_if_unused()
 
     # ------------------------------------------------------------------------------------------------- on a thread
 
@@ -151,7 +156,7 @@ class FolderNotices:
                         with contextlib.suppress(PermissionError, FileNotFoundError):
                             self._watched(watch, path, of_itself)
             except BaseException:
-                self._discard(watch)
+                self._release(watch)
                 raise
             return watch
         finally:
@@ -182,22 +187,8 @@ class FolderNotices:
             watch.descriptors.add(descriptor)
             return descriptor
 
-    def _discard(self, watch: FolderWatch) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self.remove, watch)
-        except RuntimeError:  # the loop is closed, and nobody else is left
-            self.remove(watch)
-
-    # ------------------------------------------------------------------------------------------- in the event loop
-
-    def _begin(self) -> None:
-        if self._inotify is not None and self._pause is None:
-            self._loop.add_reader(self._inotify.fd, self._readable)
-            if self._polling is not None:
-                self._loop.add_reader(self._polling.fileno(), self._mounts_changed)
-
-    def remove(self, watch: FolderWatch) -> None:
-        """Remove a watch."""
+    def _release(self, watch: FolderWatch) -> None:
+        """Take a watch from the kernel; close its side after the last one."""
         with self._lock:
             self._all.discard(watch)
             for descriptor in watch.descriptors:
@@ -207,7 +198,8 @@ class FolderNotices:
                 if not watches:
                     self._forget(descriptor)
             watch.descriptors.clear()
-        self._close_if_unused()
+            if not self._all:
+                self._close()
 
     def _forget(self, descriptor: int) -> None:
         self._forgotten += 1
@@ -217,33 +209,54 @@ class FolderNotices:
             with contextlib.suppress(OSError):  # the folder is gone, and its watch with it
                 self._inotify.rm_watch(found)
 
-    def _close_if_unused(self) -> None:
-        if self._all or self._adding:
-            return
-        if self._of_loops.get(self._loop) is self:
-            del self._of_loops[self._loop]
-        open_still = not self._loop.is_closed()
-        if self._pause is not None:
-            self._pause.cancel()
+    def _close(self) -> None:
         if self._polling is not None:
-            if open_still:
-                self._loop.remove_reader(self._polling.fileno())
             self._polling.close()
             self._polling = None
         if self._table >= 0:
             os.close(self._table)
             self._table = -1
         if self._inotify is not None:
-            if open_still:
-                self._loop.remove_reader(self._inotify.fd)
             self._inotify.close()
             self._inotify = None
+
+    # ------------------------------------------------------------------------------------------- in the event loop
+
+    def _begin(self) -> None:
+        if self._listening and self._pause is None:
+            assert self._inotify is not None
+            self._read(self._inotify.fd, self._readable)
+            if self._polling is not None:
+                self._read(self._polling.fileno(), self._mounts_changed)
+
+    def _read(self, fd: int, call: Callable[[], None]) -> None:
+        self._loop.add_reader(fd, call)
+        self._readers.add(fd)
+
+    def remove(self, watch: FolderWatch) -> None:
+        """Remove a watch."""
+        self._listening.discard(watch)
+        self._end_if_unused()
+        self._release(watch)
+
+    def _end_if_unused(self) -> None:
+        if self._listening:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        while self._readers:
+            fd = self._readers.pop()
+            if not self._loop.is_closed():
+                self._loop.remove_reader(fd)
+        if not self._adding and self._of_loops.get(self._loop) is self:
+            del self._of_loops[self._loop]
 
     def _readable(self) -> None:
         """Pass on some notices; look for more in a moment."""
         assert self._inotify is not None
         emptied = self._pass_on()
-        if self._inotify is None:  # a listener has closed the last watch
+        if not self._listening:  # a listener has closed the last watch
             return
         self._loop.remove_reader(self._inotify.fd)
         self._pause = self._loop.call_later(PAUSE if emptied else 0, self._go_on)

@@ -29,7 +29,7 @@ async def _measure() -> dict[str, list[float]]:
     )
     async with astore.Manager("/run/state") as manager:
         pool = await manager.create(definition)
-        async with manager.watch(max_staleness=0.9):  # and the time of a refresh
+        async with manager.watch(max_staleness=1.0):
             while pool.info.freshness is None:  # noqa: ASYNC110  no event tells of it
                 await asyncio.sleep(0.01)
             late = await delays(manager, pool, guest_servers.EXPORT, ROUNDS, pause=1.0)

@@ -358,7 +358,8 @@ class Manager:
         What others change in active pools, and in the store, is seen and told by events: at once where the storage tells of it,
         else by refreshing every so often; ``pool.info.freshness`` says how. The watch ends with its block, or with the Manager.
 
-        :param max_staleness: seconds between two refreshes of a polled pool, at most; for all pools, or by name.
+        :param max_staleness: seconds from the beginning of a refresh of a polled pool to that of the next, at most; for all
+            pools, or by name.
         :param retry: try pools again that are inaccessible, or that ``start_all`` could not start (``PoolRetry``).
         :raises InvalidStateError: on entering: this Manager is watched already, or is closed.
         """

@@ -36,7 +36,7 @@ SWEEP = 600.0
 """Seconds between two refreshes of a pool that is told of everything."""
 
 LEAST, MOST = 1.0, 30.0
-"""Seconds between two refreshes of a pool that is polled: while it changes, and while it does not."""
+"""Seconds between the beginnings of two refreshes of a pool that is polled: while it changes, and while it does not."""
 
 SLOWER = 1.5
 """By how much the time between two refreshes grows while nothing changes."""
@@ -51,7 +51,8 @@ FEW = 8
 class PoolWatch:
     """The watch of one pool: when it is looked at, and how it learns that it must be.
 
-    :param begin: has :meth:`refresh` called in a task, soon. :param most_stale: seconds between two polls at most; None: MOST.
+    :param begin: has :meth:`refresh` called in a task, soon. :param most_stale: seconds from the beginning of
+        a poll to that of the next, at most; None: MOST.
     :param retry: whether to try again after a failure.
     """
 
@@ -76,7 +77,8 @@ class PoolWatch:
         self._ended_at = self._whole_ended_at = 0.0
         self._took = 0.0
         self._free_at = -math.inf  # when the refreshes so far have had no more than their share of the time
-        self._listed_at = self._sweep_at = 0.0
+        self._listed_at = 0.0  # when the last refresh of the whole pool began
+        self._whole_at = 0.0  # when the next one is due, though nothing be heard
         self._interval = LEAST
         self._failures = 0
         self._closed = False
@@ -145,6 +147,8 @@ class PoolWatch:
     def _until_whole(self) -> float:
         """Return in how many seconds the whole pool may be refreshed again."""
         now = time.monotonic()
+        if now >= self._whole_at:
+            return 0.0
         return max(self._free_at - now, 0.0 if self._hurry else WRITING - (now - self._whole_ended_at))
 
     def _schedule(self, seconds: float) -> None:
@@ -172,8 +176,7 @@ class PoolWatch:
             sweep = SWEEP if told.again is None else min(told.again, self._most_stale)
             bound = max(min(told.bound, sweep), WRITING)
             self.parts.record.freshness = Freshness(told.way, pushed=True, bound=bound, note=told.note)
-            self._sweep_at = self._listed_at + sweep * random.uniform(0.9, 1.0)  # noqa: S311  no secret
-            self._schedule(max(self._sweep_at - time.monotonic(), 0.0))
+            self._whole_at = self._listed_at + sweep * random.uniform(0.9, 1.0)  # noqa: S311  no secret
         else:
             changed = outcome is None or bool(outcome.added or outcome.changed or outcome.removed)
             limit = max(self._most_stale, self._took * SHARE, 0.01)
@@ -182,7 +185,11 @@ class PoolWatch:
             bound = limit + self._took + (0.0 if told is None else told.bound)
             note = self._note if told is None else told.note
             self.parts.record.freshness = Freshness("polled", pushed=False, bound=round(bound, 3), note=note)
-            self._schedule(self._interval)
+            if outcome is None:  # a few names were looked at
+                self._whole_at = min(self._whole_at, time.monotonic() + self._interval)
+            else:
+                self._whole_at = self._listed_at + self._interval
+        self._schedule(max(self._whole_at - time.monotonic(), 0.0))
         if self._whole or self._names:
             self._schedule(self._after_notice())
 
@@ -248,10 +255,11 @@ class PoolWatch:
             self._forget()
             self._life = life
         told = self._told
-        due = told is not None and told.complete and time.monotonic() >= self._sweep_at
-        nothing_heard = due or (not self._whole and not self._names)
+        due = time.monotonic() >= self._whole_at
+        if due:  # however much is heard of some names
+            self._names.clear()
         # the sweep finds what was not told: it listens anew, so that the session lists everything
-        if told is not None and (told.lost or (told.complete and nothing_heard)):
+        if told is not None and (told.lost or (told.complete and (due or not (self._whole or self._names)))):
             told.close()
             self._told = None
         if self._told is None:

@@ -184,8 +184,9 @@ async def test_one_ends_while_another_begins(tmp_path: Path, monkeypatch: pytest
     watch.close()
 
 
-def test_a_folder_that_answers_after_the_loop(tmp_path: Path) -> None:
-    """A watch that comes when its event loop is closed is removed, and its inotify instance is closed."""
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "about to be closed"])
+def test_a_folder_that_answers_after_the_loop(tmp_path: Path, closed: bool) -> None:
+    """A watch that comes when its event loop does nothing any more is removed, and its inotify instance is closed."""
     begun, answer, discarded = threading.Event(), threading.Event(), threading.Event()
     lanes = Lanes(2)
     made: list[FolderNotices] = []
@@ -212,9 +213,18 @@ def test_a_folder_that_answers_after_the_loop(tmp_path: Path) -> None:
         await asyncio.wait([watching])
         assert watching.cancelled()
 
-    asyncio.run(given_up())
-    answer.set()
-    assert discarded.wait(PATIENCE)
+    def comes() -> None:
+        answer.set()
+        assert discarded.wait(PATIENCE)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(given_up())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    if not closed:
+        comes()
+    loop.close()
+    if closed:
+        comes()
     lanes.close()
     assert made[0]._inotify is None
     assert not FolderNotices._of_loops

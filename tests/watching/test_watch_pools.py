@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,33 @@ async def test_changes_right_after_a_look(tmp_path: Path, monkeypatch: pytest.Mo
             await eventually(lambda: not one._busy, "its end")
             session.tell(None, False)
             assert one._until_whole() > 1000
+
+
+async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path) -> None:
+    """How long a refresh takes does not make the next one later, and neither does what is told of some names meanwhile."""
+    backend = TellingBackend()
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch(max_staleness=1000.0):
+            await watched(pool, "told")
+            (one,) = _watches(manager)
+            session = backend.open_sessions[0]
+            assert isinstance(session, TellingSession)
+            session.complete = False
+            listed, hold = one._listed_at, backend.hold("refresh", "pool")
+            session.tell(None, False)
+            await hold.reached()
+            began = one._listed_at
+            assert began > listed
+            await asyncio.sleep(0.05)
+            backend.unhold()
+            hold.release()
+            await eventually(lambda: not one._busy, "the end of the refresh")
+            assert one._whole_at == began + one._interval
+            one._interval = 1000.0
+            due = one._whole_at = time.monotonic() + 0.2
+            count = backend.count("refresh")
+            while backend.count("refresh") == count:
+                session.tell(frozenset({"a"}), False)
+                await asyncio.sleep(0.01)
+            assert one._listed_at >= due
