@@ -22,9 +22,23 @@ class Job:
     :ivar parent: the job that this one assists.
     :ivar abandoned: whether its caller has gone. :ivar stuck: whether its thread is counted as stuck.
     :ivar overdue: whether its thread no longer counts against the cap of all lanes.
+    :ivar returned: whether its ``result`` was sent to the loop. Nobody else undoes that if the job is abandoned afterwards.
     """
 
-    __slots__ = ("abandoned", "args", "discard", "func", "future", "lane", "loop", "overdue", "parent", "stuck")
+    __slots__ = (
+        "abandoned",
+        "args",
+        "discard",
+        "func",
+        "future",
+        "lane",
+        "loop",
+        "overdue",
+        "parent",
+        "result",
+        "returned",
+        "stuck",
+    )
 
     def __init__(
         self,
@@ -45,6 +59,8 @@ class Job:
         self.abandoned: bool = False
         self.stuck: bool = False
         self.overdue: bool = False
+        self.returned: bool = False
+        self.result: Any = None
 
 
 class LaneRecord:

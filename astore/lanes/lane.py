@@ -74,8 +74,8 @@ class PoolLane:
             if not self._threads.abandon(job) and timer is not None:
                 timer.cancel()
             timer = None
-            if not future.cancelled() and future.exception() is None:  # the result came together with the cancellation
-                self._threads.give_back(job, future.result())
+            if future.done() and not future.cancelled():
+                future.exception()  # it came together with the cancellation, and is known now
             raise
         finally:
             if timer is not None:
@@ -126,8 +126,10 @@ class PoolLane:
             self._threads.set_overdue(job)
             job.loop.call_later(more, self._expire, job, limit + more, patience)
             return
-        running = self._threads.expire(job)
         future = job.future
+        if future is not None and future.done() and not future.cancelled():
+            return  # the caller is about to take it
+        running = self._threads.expire(job)
         if future is not None and not future.done():
             what = "did not return" if running else "found no free thread"
             future.set_exception(

@@ -139,7 +139,7 @@ class SharedThreads:
                 self._offer(lane)
 
     def abandon(self, job: Job) -> bool:
-        """Abandon a call: nobody takes its result. Return whether a thread is running it; if not, it never runs."""
+        """Abandon a call: nobody takes its result. Return whether a thread is running it; if not, it never runs any more."""
         with self._lock:
             return self._abandon(job)
 
@@ -171,14 +171,6 @@ class SharedThreads:
         """Whether a thread is in a call, of whatever lane."""
         with self._lock:
             return self._threads > len(self._idle) + self._coming
-
-    def give_back(self, job: Job, result: Any) -> None:
-        """Discard a result that reached the loop, on a thread of the job's lane."""
-        lane = job.lane
-        if job.discard is not None:
-            with self._lock:
-                lane.queue.append(Job(lane, discard, (job, result)))
-                self._offer(lane)
 
     # ------------------------------------------------------------------------------- below: with the lock held
 
@@ -261,11 +253,18 @@ class SharedThreads:
             self._coming -= 1
 
     def _abandon(self, job: Job) -> bool:
+        lane, again = job.lane, job.abandoned
         job.abandoned = True
-        if job in job.lane.running:
+        if job in lane.running:
             return True
-        with contextlib.suppress(ValueError):
-            job.lane.queue.remove(job)
+        if not job.returned:
+            with contextlib.suppress(ValueError):
+                lane.queue.remove(job)
+        elif job.discard is not None and not again:
+            # its result came just now, or is on its way to the loop, which may be about to be closed
+            lane.queue.append(Job(lane, discard, (job, job.result)))
+            with contextlib.suppress(RuntimeError):  # no thread can be started: one takes it later
+                self._offer(lane)
         return False
 
     def _write_off(self, job: Job) -> None:
@@ -352,27 +351,30 @@ class SharedThreads:
             surplus = self._release(job)
             if surplus:
                 self._threads -= 1
-            deliver = not job.abandoned
-        if deliver and job.loop is not None:
+            nobody = job.abandoned or job.loop is None
+            if not nobody and error is None:
+                job.returned, job.result = True, result
+        if not nobody and job.loop is not None:
             try:
-                job.loop.call_soon_threadsafe(self._deliver, job, result, error)
+                job.loop.call_soon_threadsafe(_deliver, job, result, error)
             except RuntimeError:  # the loop was closed meanwhile
-                deliver = False
-        if not deliver and error is None:
+                with self._lock:
+                    nobody, job.abandoned = not job.abandoned, True
+        if nobody and error is None:
             discard(job, result)
         error = None  # its traceback holds this frame
         return surplus
 
-    def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
-        """Give the result to the caller. On the loop."""
-        future = job.future
-        if future is None or future.done():
-            if error is None:
-                self.give_back(job, result)
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+
+def _deliver(job: Job, result: Any, error: BaseException | None) -> None:
+    """Give the result to the caller, who may have gone. On the loop."""
+    future = job.future
+    if future is None or future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _save_address_space() -> None:

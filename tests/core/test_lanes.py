@@ -440,6 +440,40 @@ async def test_a_failing_discard_hurts_nobody(lanes: Lanes, gate: Gate) -> None:
     assert await lane.run(int, "2") == 2
 
 
+def test_a_result_that_comes_to_a_loop_about_to_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller is cancelled while the result is on its way, and the loop never looks at it: it is discarded, once."""
+    lanes, sending, sent = Lanes(2), threading.Event(), threading.Event()
+    discarded: list[object] = []
+    loop = asyncio.new_event_loop()
+    send = loop.call_soon_threadsafe
+
+    def slowly(*args: Any) -> Any:
+        sending.set()
+        closing.wait()
+        found = send(*args)
+        sent.set()
+        return found
+
+    async def main() -> None:
+        task = asyncio.create_task(lanes.lane("a").run(int, "7", discard=discarded.append))
+        await eventually(sending.is_set)
+        task.cancel()
+        await asyncio.wait([task])
+
+    closing = threading.Event()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", slowly)
+    loop.run_until_complete(main())
+    closing.set()
+    assert sent.wait(120)
+    loop.close()
+    assert asyncio.run(lanes.lane("b").run(int, "6")) == 6
+    lanes.close()
+    deadline = time.monotonic() + 120
+    while not discarded and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert discarded == [7]
+
+
 def test_a_result_after_the_loop_is_closed() -> None:
     """A call that outlives its loop has its result discarded, and its thread goes on."""
     lanes, gate = Lanes(2), Gate()
