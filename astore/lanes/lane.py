@@ -122,13 +122,13 @@ class PoolLane:
 
     def _expire(self, job: Job, limit: float, patience: Patience | None) -> None:
         """Fail a call at its deadline. On the loop."""
+        future = job.future
+        if not job.abandoned and (future is None or (future.done() and not future.cancelled())):
+            return  # the caller has it, or is about to take it
         if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
             self._threads.set_overdue(job)
             job.loop.call_later(more, self._expire, job, limit + more, patience)
             return
-        future = job.future
-        if future is not None and future.done() and not future.cancelled():
-            return  # the caller is about to take it
         running = self._threads.expire(job)
         if future is not None and not future.done():
             what = "did not return" if running else "found no free thread"

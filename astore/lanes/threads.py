@@ -242,6 +242,7 @@ class SharedThreads:
             self._ready.append(lane)
         surplus = self._threads - self._stuck > self.max_threads
         if surplus:
+            self._threads -= 1
             self._wake()  # this thread ends, and will not look for more work
         return surplus
 
@@ -253,18 +254,19 @@ class SharedThreads:
             self._coming -= 1
 
     def _abandon(self, job: Job) -> bool:
-        lane, again = job.lane, job.abandoned
-        job.abandoned = True
+        lane = job.lane
         if job in lane.running:
+            job.abandoned = True
             return True
         if not job.returned:
             with contextlib.suppress(ValueError):
                 lane.queue.remove(job)
-        elif job.discard is not None and not again:
+        elif job.discard is not None and not job.abandoned:
             # its result came just now, or is on its way to the loop, which may be about to be closed
             lane.queue.append(Job(lane, discard, (job, job.result)))
-            with contextlib.suppress(RuntimeError):  # no thread can be started: one takes it later
+            with contextlib.suppress(RuntimeError, MemoryError):  # no thread can be started: one takes it later
                 self._offer(lane)
+        job.abandoned = True
         return False
 
     def _write_off(self, job: Job) -> None:
@@ -313,7 +315,7 @@ class SharedThreads:
             called = waited = False
             try:
                 surplus = self._execute(job)
-            except BaseException:  # it could not tell the result, for want of memory: its caller waits for the deadline
+            except BaseException:  # for want of memory: its caller waits for the deadline
                 with self._lock:
                     surplus = self._release(job)
             del job
@@ -348,33 +350,31 @@ class SharedThreads:
         if error is not None:
             let_go_of_locals(error)
         with self._lock:
-            surplus = self._release(job)
-            if surplus:
-                self._threads -= 1
             nobody = job.abandoned or job.loop is None
             if not nobody and error is None:
                 job.returned, job.result = True, result
-        if not nobody and job.loop is not None:
-            try:
-                job.loop.call_soon_threadsafe(_deliver, job, result, error)
-            except RuntimeError:  # the loop was closed meanwhile
-                with self._lock:
-                    nobody, job.abandoned = not job.abandoned, True
-        if nobody and error is None:
-            discard(job, result)
+            surplus = self._release(job)
+        with contextlib.suppress(MemoryError):  # then its caller waits for the deadline
+            if not nobody and job.loop is not None:
+                try:
+                    job.loop.call_soon_threadsafe(self._deliver, job, result, error)
+                except RuntimeError:  # the loop was closed meanwhile
+                    with self._lock:
+                        nobody, job.abandoned = not job.abandoned, True
+            if nobody and error is None:
+                discard(job, result)
         error = None  # its traceback holds this frame
         return surplus
 
-
-def _deliver(job: Job, result: Any, error: BaseException | None) -> None:
-    """Give the result to the caller, who may have gone. On the loop."""
-    future = job.future
-    if future is None or future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+    def _deliver(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Give the result to the caller. On the loop."""
+        future = job.future
+        if future is None or future.done():  # the caller has gone
+            self.abandon(job)
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
 
 def _save_address_space() -> None:

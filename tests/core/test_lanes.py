@@ -321,6 +321,35 @@ async def test_a_patient_caller(lanes: Lanes, gate: Gate) -> None:
         assert PATIENCE.get() is not patience
 
 
+async def test_a_patient_caller_keeps_its_result(lanes: Lanes, gate: Gate) -> None:
+    """A call that returns between the lane's deadline and its caller's is not discarded when that has passed, too."""
+    lane = lanes.lane("a", timeout=0.05)
+    discarded: list[object] = []
+    with patient(0.5):
+        task = start(lane, gate, "it", discard=discarded.append)
+        await asyncio.sleep(0.1)
+        gate.open()
+        assert await task == "it"
+        patience = PATIENCE.get()
+        assert patience is not None
+    while patience.left() > -0.1:
+        await asyncio.sleep(0.05)
+    await lane.run(int)
+    assert not discarded
+
+
+async def test_a_caller_that_is_closed(lanes: Lanes, gate: Gate) -> None:
+    """A coroutine that is closed while it waits takes no result: it is discarded."""
+    lane = lanes.lane("a")
+    discarded: list[object] = []
+    call = lane.run(gate, "it", discard=discarded.append)
+    call.send(None)
+    await eventually(lambda: gate.inside == 1)
+    call.close()
+    gate.open()
+    await eventually(lambda: discarded == ["it"])
+
+
 async def test_an_abandoned_call_is_stuck_at_its_deadline(lanes: Lanes, gate: Gate) -> None:
     """Cancelling the caller does not take the deadline off the call."""
     lane = lanes.lane("a")
