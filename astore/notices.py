@@ -119,11 +119,17 @@ class FolderNotices:
         :raises OSError: ENOSPC: fs.inotify.max_user_watches is reached; EMFILE: fs.inotify.max_user_instances is. What
             ``open_folder`` raises.
         """
-        self._adding += 1
+        with self._lock:
+            self._adding += 1
+            self._of_loops.setdefault(self._loop, self)
         try:
             watch = await run(self._add, open_folder, listener, discard=self._release)
             self._listening.add(watch)
-            self._begin()
+            try:
+                self._begin()
+            except BaseException:
+                self.remove(watch)
+                raise
             return watch
         finally:
             self._adding -= 1
@@ -144,11 +150,11 @@ class FolderNotices:
             st = os.fstat(fd)
             path = os.readlink(f"/proc/self/fd/{fd}")
             watch = FolderWatch(self, path, (st.st_dev, st.st_ino), listener)
-            with _limit_named(errno.EMFILE, "instances"), self._lock:
-                if self._inotify is None:
-                    self._open(Instance())
-                self._all.add(watch)
             try:
+                with _limit_named(errno.EMFILE, "instances"), self._lock:
+                    self._all.add(watch)
+                    if self._inotify is None:
+                        self._open(Instance())
                 with _limit_named(errno.ENOSPC, "watches"):
                     watch.own = self._watched(watch, f"/proc/self/fd/{fd}", of_itself | of_files)
                     while (parent := os.path.dirname(path)) != path:
@@ -198,8 +204,7 @@ class FolderNotices:
                 if not watches:
                     self._forget(descriptor)
             watch.descriptors.clear()
-            if not self._all:
-                self._close()
+            self._close_if_unused()
 
     def _forget(self, descriptor: int) -> None:
         self._forgotten += 1
@@ -209,7 +214,11 @@ class FolderNotices:
             with contextlib.suppress(OSError):  # the folder is gone, and its watch with it
                 self._inotify.rm_watch(found)
 
-    def _close(self) -> None:
+    def _close_if_unused(self) -> None:
+        if self._all:
+            return
+        if not self._adding and self._of_loops.get(self._loop) is self:
+            del self._of_loops[self._loop]
         if self._polling is not None:
             self._polling.close()
             self._polling = None
@@ -249,8 +258,8 @@ class FolderNotices:
             fd = self._readers.pop()
             if not self._loop.is_closed():
                 self._loop.remove_reader(fd)
-        if not self._adding and self._of_loops.get(self._loop) is self:
-            del self._of_loops[self._loop]
+        with self._lock:
+            self._close_if_unused()
 
     def _readable(self) -> None:
         """Pass on some notices; look for more in a moment."""
@@ -271,18 +280,19 @@ class FolderNotices:
 
     def _pass_on(self) -> bool:
         """Pass on some notices, so few that the event loop's other work soon has a turn; return whether there are no more."""
-        if self._inotify is None:
+        inotify = self._inotify
+        if inotify is None:
             return True
         from astore.inotify import GONE, MODIFY, OVERFLOW
 
-        notices, emptied = self._inotify.read()
+        notices, emptied = inotify.read()
         heard: dict[tuple[int, About], set[str | None]] = {}
         for descriptor, mask, name in notices:
             if mask & OVERFLOW:
                 for watch in tuple(self._all):
                     watch.listener(About.PLACE, None)
             elif mask & GONE:
-                self._gone(descriptor, mask)
+                self._gone(inotify, descriptor, mask)
             else:
                 heard.setdefault((descriptor, About.CONTENT if mask == MODIFY else About.NAME), set()).add(name)
         for (descriptor, about), names in heard.items():
@@ -290,9 +300,9 @@ class FolderNotices:
             for watch in tuple(self._watches.get(descriptor, ())):
                 if watch.own == descriptor:
                     watch.listener(about, known if len(known) == len(names) else None)
-        return emptied or self._inotify is None
+        return emptied or self._inotify is not inotify
 
-    def _gone(self, descriptor: int, mask: int) -> None:
+    def _gone(self, inotify: Instance, descriptor: int, mask: int) -> None:
         """Tell that a folder was moved, deleted or unmounted."""
         from astore.inotify import IGNORED
 
@@ -300,8 +310,11 @@ class FolderNotices:
             watch.listener(About.PLACE, None)
         if mask & IGNORED:
             with self._lock:
-                self._kernel.pop(descriptor, None)
-                self._watches.pop(descriptor, None)
+                if (
+                    self._inotify is inotify
+                ):  # a listener may have closed the last watch, and another instance been opened
+                    self._kernel.pop(descriptor, None)
+                    self._watches.pop(descriptor, None)
 
     def _mounts_changed(self) -> None:
         """Tell those whose folder is below a mount point that appeared or vanished."""

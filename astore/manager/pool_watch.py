@@ -113,7 +113,7 @@ class PoolWatch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._whole, self._interval = True, LEAST
+        self._whole, self._whole_at, self._interval = True, 0.0, LEAST
         self._names.clear()
 
     def _wanted(self) -> bool:
@@ -173,8 +173,10 @@ class PoolWatch:
         """Schedule the next look, after one that went well."""
         told = self._told
         if told is not None and told.complete:
-            sweep = SWEEP if told.again is None else min(told.again, self._most_stale)
-            bound = max(min(told.bound, sweep), WRITING)
+            again = SWEEP if told.again is None else min(told.again, self._most_stale)
+            sweep = max(again, self._took * SHARE, 0.01)
+            late = sweep if sweep > again and told.again is not None else min(told.bound, sweep)
+            bound = round(max(late, WRITING), 3)
             self.parts.record.freshness = Freshness(told.way, pushed=True, bound=bound, note=told.note)
             self._whole_at = self._listed_at + sweep * random.uniform(0.9, 1.0)  # noqa: S311  no secret
         else:
@@ -221,6 +223,7 @@ class PoolWatch:
                 await self.parts.lifecycle.start(build=False, refresh=True, timeout=None)
         except (InvalidStateError, PoolNotFoundError, ManagerClosedError):
             self._looked()  # it was stopped, or is being started; an event tells when that is over
+            self._whole = True
             if record.life is not None and not self._closed:
                 self._schedule(FIRST_RETRY)
         except Exception as error:  # plugin code: it may raise anything
@@ -245,7 +248,7 @@ class PoolWatch:
         self._busy = False
         self._ended_at = time.monotonic()
         if outcome is not None:
-            self._took, self._whole_ended_at = outcome.seconds, self._ended_at
+            self._took, self._whole_ended_at = self._ended_at - self._listed_at, self._ended_at
             share = min(self._took * SHARE, MOST)
             self._free_at = max(self._free_at, self._ended_at - share) + share
 
@@ -254,20 +257,20 @@ class PoolWatch:
         if self._life is not life:
             self._forget()
             self._life = life
-        told = self._told
-        due = time.monotonic() >= self._whole_at
+        told, began = self._told, time.monotonic()
+        due = began >= self._whole_at
         if due:  # however much is heard of some names
-            self._names.clear()
+            self._whole = True
         # the sweep finds what was not told: it listens anew, so that the session lists everything
         if told is not None and (told.lost or (told.complete and (due or not (self._whole or self._names)))):
             told.close()
             self._told = None
         if self._told is None:
             await self._listen(life)
-        if not self._names or (self._whole and self._until_whole() <= 0):
+        if self._whole and self._until_whole() <= 0:
             self._whole = self._hurry = False
             self._names.clear()
-            self._listed_at = time.monotonic()
+            self._listed_at = began
             try:
                 return await self.parts.refresher.refresh(False, None, unasked=True)
             except BaseException:
@@ -276,13 +279,16 @@ class PoolWatch:
         names = tuple(self._names)
         self._names.clear()
         for name in names:
+            if time.monotonic() >= self._whole_at:
+                self._whole = True
+                break
             with contextlib.suppress(VolumeNotFoundError):
                 await self.parts.refresher.refresh_volume(name, None)
         return None
 
     async def _listen(self, life: Life) -> None:
         """Have the storage tell of changes, if it can."""
-        self._whole = True
+        self._whole, self._whole_at = True, 0.0
         self._names.clear()
         try:
             session = await life.attached()

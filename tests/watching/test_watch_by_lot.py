@@ -10,10 +10,11 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from core_fakes import eventually
+from core_fakes import PATIENCE, eventually
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -52,6 +53,9 @@ class Folder(RuleBasedStateMachine):
         self.runner.run(self.stack.aclose())
         self.runner.close()
         shutil.rmtree(self.base)
+        deadline = time.monotonic() + PATIENCE
+        while FolderNotices._of_loops and time.monotonic() < deadline:  # a thread may be adding to it
+            time.sleep(0.01)
         assert not FolderNotices._of_loops
 
     @rule(name=NAMES, content=CONTENTS)

@@ -184,6 +184,40 @@ async def test_one_ends_while_another_begins(tmp_path: Path, monkeypatch: pytest
     watch.close()
 
 
+async def test_the_instance_is_replaced_while_its_notices_are_told(tmp_path: Path) -> None:
+    """A listener closes the last watch, and another begins at once: the old instance's last notices are not the new one's."""
+
+    def opened() -> int:
+        return os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    notices = FolderNotices.of_this_loop()
+    first = await notices.watch(opened, lambda *_: None, _on_thread)
+    before, descriptor = notices._inotify, first.own
+    assert before is not None
+    first.close()
+    second = await notices.watch(opened, lambda *_: None, _on_thread)
+    assert second.own == descriptor
+    notices._gone(before, descriptor, IGNORED)
+    assert notices._watches[descriptor] == [second]
+    second.close()
+    assert not FolderNotices._of_loops
+
+
+@pytest.mark.parametrize("step", ["_table_lines", "_begin"])
+async def test_no_memory_for_a_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A watch that fails half-way leaves nothing open."""
+
+    def fail(_: FolderNotices) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(FolderNotices, step, fail)
+    notices = FolderNotices.of_this_loop()
+    with pytest.raises(MemoryError):
+        await notices.watch(lambda: os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), lambda *_: None, _on_thread)
+    assert (notices._inotify, notices._table, notices._polling) == (None, -1, None)
+    assert not FolderNotices._of_loops
+
+
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "about to be closed"])
 def test_a_folder_that_answers_after_the_loop(tmp_path: Path, closed: bool) -> None:
     """A watch that comes when its event loop does nothing any more is removed, and its inotify instance is closed."""

@@ -356,3 +356,69 @@ async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path) -> 
                 session.tell(frozenset({"a"}), False)
                 await asyncio.sleep(0.01)
             assert one._listed_at >= due
+
+
+async def test_many_names_right_after_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of which much is told is refreshed for its share of the time, whatever was to be looked at before that."""
+    backend = TellingBackend()
+    for name in ("SHARE", "MOST"):
+        monkeypatch.setattr(pool_watch, name, 1e9)
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch():
+            await watched(pool, "told")
+            (one,) = _watches(manager)
+            session = backend.open_sessions[0]
+            assert isinstance(session, TellingSession)
+            session.tell(None, False)  # its two refreshes that are free
+            await eventually(lambda: one._until_whole() > 1000 and not one._busy, "the end of the free ones")
+            count = backend.count("refresh")
+            session.tell(frozenset({"a", "b"}), False)
+            session.tell(frozenset(f"v{number}" for number in range(100)), False)
+            assert one._timer is not None
+            due = one._due
+            await eventually(lambda: one._due > due + 1000 and not one._busy, "the look")
+            assert backend.count("refresh") == count
+
+
+async def test_listing_anew_takes_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that must be listed every so often is not listed all the time because that takes long; its bound says so."""
+    backend = TellingBackend()
+    monkeypatch.setattr(pool_watch, "SHARE", 1e6)
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        backend.open_sessions[0].again = 0.001  # type: ignore[attr-defined]
+        async with manager.watch():
+            await watched(pool, "told")
+            (one,) = _watches(manager)
+            assert one._whole_at - one._listed_at >= one._took * 1e6 * 0.9
+            assert pool.info.freshness is not None
+            assert pool.info.freshness.bound >= one._took * 1e6 * 0.9
+
+
+async def test_started_again_while_something_is_told(tmp_path: Path) -> None:
+    """The first look after a start is at the whole pool, whatever is told meanwhile."""
+    backend = TellingBackend()
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch():
+            await watched(pool, "told")
+            (one,) = _watches(manager)
+            await pool.stop()
+            await eventually(lambda: pool.info.freshness is None, "the end of its watch")
+            one._free_at = time.monotonic() + 1000
+            watch = TellingSession.watch
+
+            async def tells(session: TellingSession, tell: Tell) -> Told:
+                told = await watch(session, tell)
+                tell(frozenset({"a"}), False)
+                return told
+
+            TellingSession.watch = tells  # type: ignore[method-assign]
+            try:
+                listed = one._listed_at
+                await pool.start()
+                await watched(pool, "told")
+            finally:
+                TellingSession.watch = watch  # type: ignore[method-assign]
+            assert one._listed_at > listed
