@@ -30,7 +30,7 @@ from astore.model.definitions import (
 )
 from astore.model.pools import Freshness, PoolInfo, PoolState
 from astore.model.records import EntryError, FileStat, ImageInfo, Place, Reference, ReferenceKind, VolumeInfo
-from astore.model.reports import BackendInfo, DiscoveredSource, RefreshOutcome, RefreshReport
+from astore.model.reports import BackendInfo, DiscoveredSource, ImageCheck, ImageSnapshot, RefreshOutcome, RefreshReport
 from astore.model.secrets import SecretDef, SecretName, SecretValue
 from astore.model.snapshot import Changes, Snapshot
 
@@ -49,7 +49,9 @@ __all__ = [
     "FreeExtent",
     "Freshness",
     "Host",
+    "ImageCheck",
     "ImageInfo",
+    "ImageSnapshot",
     "KeptPermissions",
     "PciAddress",
     "Permissions",

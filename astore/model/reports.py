@@ -1,4 +1,4 @@
-"""Reports: the results of refreshes and discoveries, and the list of backends."""
+"""Reports: the results of refreshes, discoveries and checks, and the list of backends."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ class DiscoveredSource(Record, frozen=True):
 
     type: str
     source: Source
+
+
+class ImageCheck(Record, frozen=True):
+    """What qemu-img found in an image.
+
+    :ivar verdict: ``ok``; ``leaks``: some space is used for nothing; ``damaged``; ``failed``: qemu-img could not check it;
+        ``skipped``: it was not asked. :ivar errors: how many are damage. :ivar leaks: how many are lost space.
+    :ivar note: why it was skipped or failed.
+    """
+
+    verdict: str
+    errors: int = 0
+    leaks: int = 0
+    note: str | None = None
+
+
+class ImageSnapshot(Record, frozen=True):
+    """A snapshot inside an image; ``vm_state_size`` in bytes, ``time`` in seconds since 1970."""
+
+    id: str
+    name: str
+    vm_state_size: int
+    time: float
 
 
 class BackendInfo(Record, frozen=True):

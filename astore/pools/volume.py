@@ -19,11 +19,10 @@ from astore.errors import (
     DefinitionError,
     LibvirtCode,
     StorageError,
-    UnsupportedOperationError,
     VolumeExistsError,
     printable,
 )
-from astore.model import ReferenceKind, VolumeInfo
+from astore.model import ImageCheck, ImageSnapshot, ReferenceKind, VolumeInfo
 from astore.model.records import first_of
 from astore.names import check_volume_name
 from astore.plugin_calls import checked_record
@@ -44,7 +43,6 @@ from astore.pools.job_support import (
 from astore.pools.parts import Member
 from astore.volume_io import wiping
 from astore.volume_io.blocks import Hole
-from astore.volume_io.headers import check_format
 from astore.volume_io.uploads import Source
 
 if TYPE_CHECKING:
@@ -326,27 +324,30 @@ class Volume:
             files that it names, is trusted from then on.
         :raises DefinitionError: its header has another format, or is malformed. UnsupportedOperationError, StorageError.
         """
-        pool, name = self._member
-        life, info = await begin_change(pool, name, "set the format of", True)
-        said = info.header_format or info.format or "raw"
-        if format not in ("raw", said):
-            can = "raw" if said == "raw" else f"raw or {said}"
-            raise DefinitionError(f"volume {name!r} can be {can}, by its header, and not {format}", element="format")
-        with pool.claims.claim(name, "given a format"):
-            session = await life.able("open-volume")
-            try:
-                async with opened_volume(pool, session, info, write=True) as file:
-                    if format != "raw":
-                        await check_format(file, format)
-                    noted = await file.note_format("raw" if format == "raw" else None)
-                if not noted and format == "raw":
-                    raise UnsupportedOperationError(pool=pool.name, type=pool.definition.type, operation="set-format")
-                life.check("set the format of", session)
-                if not noted:  # this process alone knew it
-                    pool.refresher.apply({name: msgspec.structs.replace(info, made=None)})
-            finally:
-                await pool.refresher.look_again(name)
+        from astore.pools import image_jobs
+
+        await image_jobs.set_format(self._member, format)
         return self.info
+
+    # ------------------------------------------------------------------------------------------- what QEMU says of it
+
+    async def check(self) -> ImageCheck:
+        """Have qemu-img check the structure of the image. Nothing is changed, and an image in use is skipped.
+
+        :raises CommandError: qemu-img is missing. StorageError: EAGAIN: its header has changed meanwhile.
+        """
+        from astore.pools import image_jobs
+
+        return await image_jobs.check(self._member, self.refresh)
+
+    async def image_snapshots(self) -> tuple[ImageSnapshot, ...]:
+        """Return the snapshots inside a qcow2 image, which QEMU made; also while it is in use.
+
+        :raises CommandError: qemu-img is missing. StorageError: EOPNOTSUPP: it is of another format, or cannot be read.
+        """
+        from astore.pools import image_jobs
+
+        return await image_jobs.snapshots(self._member, await self.refresh())
 
     # --------------------------------------------------------------------------------------------- to others' eyes
 

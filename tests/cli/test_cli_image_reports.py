@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from astore import ImageCheck, Manager, PoolDef, StorageError, Target
 from astore.model import VolumeInfo
 from astore.pools.volume import Volume
 from astore.volume_io import qemu_img
@@ -263,3 +264,24 @@ def test_other_formats(astore: Any, folder: Path, format: str) -> None:
     make("create", "-q", "-f", format, folder / "disk", "8M")
     found = one_of(astore("vol", "check", "images/disk", "--json"))
     assert (found["verdict"], found["note"]) == ("ok", None)
+
+
+# ------------------------------------------------------------------------------------------------- for programs
+
+
+async def test_of_the_library(tmp_path: Path) -> None:
+    """A program is told the same: ``check()`` never raises because of what the image is, ``image_snapshots()`` does."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    await asyncio.to_thread(make, "create", "-q", "-f", "qcow2", folder / "disk.qcow2", "1M")
+    await asyncio.to_thread(make, "snapshot", "-c", "first", folder / "disk.qcow2")
+    (folder / "disk.raw").write_bytes(b"x" * 512)
+    async with Manager(tmp_path / "state") as manager:
+        pool = await manager.create(PoolDef(name="images", type="dir", target=Target(path=str(folder))))
+        image, raw = pool.volume("disk.qcow2"), pool.volume("disk.raw")
+        assert await image.check() == ImageCheck("ok")
+        (snapshot,) = await image.image_snapshots()
+        assert (snapshot.id, snapshot.name, snapshot.vm_state_size) == ("1", "first", 0)
+        assert await raw.check() == ImageCheck("skipped", note="a raw image has no structure to check")
+        with pytest.raises(StorageError, match="only qcow2 images have snapshots inside"):
+            await raw.image_snapshots()
