@@ -44,6 +44,6 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clean-ups that hang are given up soon."""
+    """Clean-ups that hang are given up soon, and yet not before a busy machine has written a small file."""
     for module in ("pools.life", "pools.lifecycle", "pools.refresher", "manager.keeper", "cancellation"):
-        monkeypatch.setattr(f"astore.{module}.CLEANUP_SECONDS", 0.05)
+        monkeypatch.setattr(f"astore.{module}.CLEANUP_SECONDS", 1.0)
