@@ -175,6 +175,8 @@ class Session(NamedTuple):
 
 Work = Callable[..., Coroutine[Any, Any, Answer]]
 
+OnSession = Callable[[Session], Coroutine[Any, Any, Answer]]
+
 
 def command(name: str, *, signed: bool = False, each_call: bool = False) -> Callable[[Work], click.Command]:
     """Turn a coroutine function whose first parameter is a :class:`Session` into a command with the common options.
@@ -185,8 +187,11 @@ def command(name: str, *, signed: bool = False, each_call: bool = False) -> Call
     return lambda work: _command(name, work, act, {"ignore_unknown_options": True} if signed else {})
 
 
-def view(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
-    """Turn a function whose first parameter is a :class:`~astore.cli.standing.Standing` into a command."""
+def view(name: str) -> Callable[[Callable[..., Answer | OnSession]], click.Command]:
+    """Turn a function whose first parameter is a :class:`~astore.cli.standing.Standing` into a command.
+
+    If it returns no answer but a coroutine function of a :class:`Session`, that is asked: there is more to do than to look.
+    """
     return lambda work: _command(name, work, look, {})
 
 
@@ -213,9 +218,7 @@ def _command(
     )
 
 
-def perform(
-    work: Callable[[Session], Coroutine[Any, Any, Answer]], settings: Settings, *, each_call: bool = False
-) -> None:
+def perform(work: OnSession, settings: Settings, *, each_call: bool = False) -> None:
     """Open the Manager, do the work, close the Manager, and write the answer.
 
     :param each_call: --timeout is the limit of each call to storage.
@@ -248,15 +251,19 @@ def perform(
         present(answer, settings)
 
 
-def look(work: Callable[[Standing], Answer], settings: Settings) -> None:
-    """Read the state folder and write the answer, without an event loop.
+def look(work: Callable[[Standing], Answer | OnSession], settings: Settings) -> None:
+    """Read the state folder and write the answer, without an event loop if there is no more to do.
 
     :raises click.exceptions.Exit: the exit code is not 0. All output has been written.
     """
     from astore.cli.standing import standing
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
-        present(work(standing(settings.state_dir, settings.timeout)), settings)
+        found = work(standing(settings.state_dir, settings.timeout))
+        if isinstance(found, Answer):
+            present(found, settings)
+            return
+    perform(found, settings)
 
 
 def with_secrets(work: Callable[[SecretFiles], Answer], settings: Settings) -> None:

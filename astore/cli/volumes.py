@@ -18,14 +18,19 @@ from astore.cli.exits import CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.parameters import LIMIT, pool_option, volume_argument
 from astore.cli.pool_list import stale
-from astore.cli.session import Session, Work, command
+from astore.cli.session import OnSession, Session, Work, command, view
 from astore.cli.xpath import filtered, xpath_options
 from astore.errors import printable
 from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from astore.cli.standing import Standing, StandingPool
     from astore.pools.pool import Pool
     from astore.pools.volume import Volume
+
+    Listed: TypeAlias = Pool | StandingPool
 
 ANSWER_SECONDS = 5.0
 """Seconds that a refresh of one volume may take without --timeout."""
@@ -36,38 +41,48 @@ def shown_format(info: VolumeInfo) -> str:
     return info.format or "-" if info.header_format is None else f"{info.format} (looks like {info.header_format})"
 
 
-@command("list")
+@view("list")
 @argument("name", required=False, metavar="POOL", help="A pool's name or UUID.", shell_complete=complete_pool)
 @option("--details", is_flag=True, help="With types, times and paths.")
 @option("--name", "names_only", is_flag=True, help="Names alone, one in a line; POOL/NAME for all pools.")
-async def list_volumes(session: Session, name: str | None, details: bool, names_only: bool) -> Answer:
+def list_volumes(standing: Standing, name: str | None, details: bool, names_only: bool) -> Answer | OnSession:
     """List the volumes of a pool, or of all active pools, as the last refreshes found them."""
     if name is None:
-        return await _list_all(session, details, names_only)
-    pool = await looked_at(session, name)
-    volumes = [(pool.name, info) for info in pool.volumes]
-    taken_at = pool.snapshot.taken_at or None
+        return _list_all(standing.pools(active=True), details, names_only)
+    pool = standing.pool(name)
+    if pool.info.active and pool.snapshot.generation:
+        return _list(pool, details, names_only)
+
+    async def refreshed(session: Session) -> Answer:
+        return _list(await looked_at(session, name), details, names_only)
+
+    return refreshed
+
+
+def _list(pool: Listed, details: bool, names_only: bool) -> Answer:
+    info, snapshot = pool.info, pool.snapshot
+    volumes = [(info.name, volume) for volume in snapshot.volumes]
+    taken_at = snapshot.taken_at or None
 
     def document() -> documents.Document:  # a large pool has ten thousand records: made only if needed
         found = [documents.volume(pool, info) for pool, info in volumes]
-        return {"pool": pool.name, "refreshed_at": taken_at, "volumes": found}
+        return {"pool": info.name, "refreshed_at": taken_at, "volumes": found}
 
     def show(output: Output) -> None:
         if names_only:
             for _, volume in volumes:
                 output.value(volume.name)
             return
-        word = shell_word(pool.name)
+        word = shell_word(info.name)
         empty = f"`astore vol create {word} NAME 10G` makes one, `astore pool refresh {word}` looks for new ones"
-        _show_table(output, volumes, details, empty=f"pool {printable(pool.name)!r} has no volumes: {empty}")
+        _show_table(output, volumes, details, empty=f"pool {printable(info.name)!r} has no volumes: {empty}")
 
-    return Answer(document, show, stale(pool.info))
+    return Answer(document, show, stale(info))
 
 
-async def _list_all(session: Session, details: bool, names_only: bool) -> Answer:
+def _list_all(pools: Sequence[Listed], details: bool, names_only: bool) -> Answer:
     """List the volumes of all active pools. Those that have no snapshot yet are left as they are."""
-    pools = session.manager.pools(active=True)
-    volumes = [(pool.name, info) for pool in pools for info in pool.volumes]
+    volumes = [(pool.info.name, volume) for pool in pools for volume in pool.snapshot.volumes]
 
     def document() -> documents.Document:
         return {"pool": None, "refreshed_at": None, "volumes": [documents.volume(pool, info) for pool, info in volumes]}

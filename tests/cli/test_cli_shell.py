@@ -55,7 +55,7 @@ def test_a_batch(astore: Any, make_pool: Make) -> None:
 
 
 def test_a_batch_takes_no_longer_than_a_few_processes(astore: Any, make_pool: Make) -> None:
-    """Two hundred commands need one start: the processor time of three, with room for a loaded machine."""
+    """Two hundred commands need one start: less than the processor time of three single ones. The best of three counts."""
     make_pool("images")
 
     def seconds(*arguments: str, stdin: bytes = b"") -> float:
@@ -65,7 +65,9 @@ def test_a_batch_takes_no_longer_than_a_few_processes(astore: Any, make_pool: Ma
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     one = min(seconds("vol", "path", "images/web.qcow2") for _ in range(3))
-    assert seconds("shell", stdin=b"vol path images/web.qcow2\n" * 200) < 6 * one
+    many = min(seconds("shell", stdin=b"vol path images/web.qcow2\n" * 200) for _ in range(3))
+    print(f"{many / one:.2f} times one")
+    assert many < 3 * one
 
 
 def test_what_another_process_did_is_seen(astore: Any, make_pool: Make) -> None:

@@ -80,12 +80,14 @@ def imported(started: Callable[..., Any], log: Path, *arguments: str) -> list[st
 
 
 def test_a_command_imports_what_it_needs(started: Callable[..., Any], make_pool: Make, tmp_path: Path) -> None:
-    """Listing pools needs no event loop, no Manager and nothing for terminals; a verb brings no other verbs."""
+    """A list needs no event loop, no Manager and nothing for terminals; a verb brings no other verbs."""
     make_pool()
     log = tmp_path / "log"
-    listed = set(imported(started, log, "pool", "list"))
-    assert not listed & {"asyncio", "anyio", "structlog", "rich", "logging", "importlib.metadata", "platformdirs"}
-    assert not listed & {"astore.manager", "astore.backend", "astore.registry", "astore.cli.pools", "json"}
+    for words in (("pool", "list"), ("vol", "list", "images"), ("vol", "list")):
+        listed = set(imported(started, log, *words))
+        assert not listed & {"asyncio", "anyio", "structlog", "rich", "logging", "importlib.metadata", "platformdirs"}
+        assert not listed & {"astore.manager", "astore.backend", "astore.registry", "astore.cli.pools", "json"}
+        assert not listed & {"astore.cli.volume_changes", "astore.cli.image_reports", "astore.cli.events"}
     refreshed = set(imported(started, log, "pool", "refresh", "--all"))
     assert "astore.manager" in refreshed
     assert not refreshed & {"structlog", "rich", "astore.cli.volumes", "astore.cli.volume_changes", "astore.cli.events"}
