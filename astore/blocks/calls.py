@@ -12,6 +12,7 @@ from astore.backend import Context, Lane
 from astore.blocks.contract import Answer
 from astore.cancellation import Once, bounded, in_a_thread, retrieved, shielded, to_the_end
 from astore.errors import LaneTimeoutError
+from astore.lanes.job import PATIENCE
 
 T = TypeVar("T")
 
@@ -37,13 +38,12 @@ class Calls:
     ) -> T:
         """Make a call.
 
-        :param timeout: in seconds; None is the pool's own.
+        :param timeout: in seconds; None is the pool's own, or what the caller's patience leaves if that is longer.
         :param discard: takes the result of a blocking call whose caller was cancelled. (A coroutine is cancelled instead.)
         :raises LaneTimeoutError: the call did not end in time.
         """
-        limit = self._timeout if timeout is None else timeout
         if inspect.iscoroutinefunction(func):
-            return await self.settled(func(*args), limit)
+            return await self.settled(func(*args), timeout)
         undo = None if discard is None else self._undoes(discard)
 
         def undone(result: Any) -> None:
@@ -52,13 +52,13 @@ class Calls:
             elif undo is not None:
                 undo(result)
 
-        answer = await self.lane.run(func, *args, timeout=limit, discard=undone)
-        return await self.settled(answer, limit)
+        answer = await self.lane.run(func, *args, timeout=timeout, discard=undone)
+        return await self.settled(answer, timeout)
 
     async def settled(self, answer: Answer[T], timeout: float | None = None) -> T:
         """Return the result of a call that was made, awaited if it is awaitable. :param timeout: see :meth:`run`."""
         if inspect.isawaitable(answer):
-            return await self._within(answer, self._timeout if timeout is None else timeout)
+            return await self._within(answer, timeout)
         return answer
 
     async def to_the_end(
@@ -102,10 +102,29 @@ class Calls:
         future.add_done_callback(self._undoing.discard)
         future.add_done_callback(retrieved)
 
-    async def _within(self, call: Awaitable[T], limit: float) -> T:
+    async def _within(self, call: Awaitable[T], timeout: float | None) -> T:
+        """Await a call until its deadline, which the caller's patience may put off meanwhile, as on a lane."""
+        patience = PATIENCE.get() if timeout is None else None
+        limit = self._timeout if timeout is None else timeout
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def expire() -> None:
+            nonlocal limit, timer
+            if patience is not None and (more := patience.left()) > 0:
+                limit += more
+                timer = loop.call_later(more, expire)
+            else:
+                scope.reschedule(loop.time())
+
         try:
-            async with asyncio.timeout(None if limit == float("inf") else limit) as scope:
-                return await call
+            async with asyncio.timeout(None) as scope:
+                timer = loop.call_later(limit, expire) if limit != float("inf") else None
+                try:
+                    return await call
+                finally:
+                    if timer is not None:
+                        timer.cancel()
         except TimeoutError as error:
             if not scope.expired():
                 raise

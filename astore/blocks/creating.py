@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 import msgspec
 
 from astore.backend import BackingFile, Context, Progress, QemuNode, VolumeFile
 from astore.blocks.contract import Answer, Block, BlockPool, BlockVolume, ClonesBlocks, MakesBlocks, RenamesBlocks
+from astore.blocks.leftovers import Leftovers
 from astore.blocks.open_blocks import OpenBlocks, close_volume
 from astore.blocks.session import BlockSession
 from astore.cancellation import bounded, shielded
 from astore.errors import DefinitionError, StorageError, printable
 from astore.images import formats
-from astore.model import EntryError, VolumeDef, VolumeInfo, VolumeType
+from astore.model import EntryError, Snapshot, VolumeDef, VolumeInfo, VolumeType
 from astore.volume_io import copying, qemu_img
 from astore.volume_io.export import Export, whole_sectors
 from astore.volume_io.qemu_worker import check_convertible
-from astore.volume_io.volume_names import ATTEMPTS, checked_name, is_leftover, new_hidden_name
+from astore.volume_io.volume_names import ATTEMPTS, IN_PROGRESS, checked_name, new_hidden_name
 from astore.volume_io.wording import replaced, worded
 
 
@@ -61,14 +62,19 @@ class NewBlocks(OpenBlocks):
         try:
             await super().close()
         finally:
-            if not self.placed:
-                await self.remove()
+            try:
+                if not self.placed:
+                    await self.remove()
+            finally:
+                IN_PROGRESS.discard(self._names[0])
 
 
 class MakingSession(BlockSession):
     """The session of a pool with :class:`~astore.blocks.contract.MakesBlocks`: creates, copies, converts, deletes.
 
     If the pool can rename, new volumes are hidden until they are complete.
+
+    :ivar leftovers: the hidden volumes of work that was not ended.
     """
 
     def __init__(self, pool: BlockPool, context: Context) -> None:
@@ -76,7 +82,7 @@ class MakingSession(BlockSession):
         assert isinstance(pool, MakesBlocks)
         self._makes: MakesBlocks = pool
         self._renames = isinstance(pool, RenamesBlocks)
-        self._tidied = False
+        self.leftovers: Leftovers = Leftovers(self.calls, self.opener, pool, context)
 
     # ------------------------------------------------------------------------------------------------ new volumes
 
@@ -196,23 +202,35 @@ class MakingSession(BlockSession):
         """Create a volume; return it open and locked, so that it is not removed as a leftover."""
         allocation = None if definition.allocation is None else min(definition.allocation, size)
         wanted = msgspec.structs.replace(definition, capacity=size, allocation=allocation)
-        look = self.pool.look
         for _ in range(ATTEMPTS):
-            name = new_hidden_name() if self._renames else definition.name
-            undo = partial(_remove_made, self._makes, name)
-            try:
-                await self.calls.to_the_end(make, name, size, wanted, undo=undo)
-                made = None if self._renames else await self.calls.to_the_end(look, name, undo=undo)
-                new = await self._opened(definition.name, name, made)
-            except FileExistsError:
-                raise
-            except BaseException:
-                if self._renames:  # nobody else uses the hidden name
-                    await shielded(bounded(self.calls.run(self._makes.remove, name)))
-                raise
+            if not self._renames:
+                new = await self._made(wanted, definition.name, make)
+            else:
+                name = new_hidden_name()
+                IN_PROGRESS.add(name)
+                new = None
+                try:
+                    new = await self._made(wanted, name, make)
+                finally:
+                    if new is None:
+                        IN_PROGRESS.discard(name)
             if new is not None:
                 return new
         raise OSError(errno.EAGAIN, "each new volume was removed as a leftover", definition.name)
+
+    async def _made(self, wanted: VolumeDef, name: str, make: Callable[..., Answer[None]]) -> NewBlocks | None:
+        """Create a volume ``name``, open and lock it; None if it was removed meanwhile."""
+        undo = partial(_remove_made, self._makes, name)
+        try:
+            await self.calls.to_the_end(make, name, wanted.capacity, wanted, undo=undo)
+            made = None if self._renames else await self.calls.to_the_end(self.pool.look, name, undo=undo)
+            return await self._opened(wanted.name, name, made)
+        except FileExistsError:
+            raise
+        except BaseException:
+            if self._renames:  # nobody else uses the hidden name
+                await shielded(bounded(self.calls.run(self._makes.remove, name)))
+            raise
 
     async def _opened(self, final_name: str, name: str, made: Block | EntryError | None) -> NewBlocks | None:
         """Open and lock a created volume; None if it was removed meanwhile.
@@ -260,48 +278,17 @@ class MakingSession(BlockSession):
         with worded(volume.name, "delete"):
             await self.calls.to_the_end(self._makes.remove, volume.name)
 
-    async def tidy(self, hidden: Iterable[str]) -> None:
-        """Remove unfinished volumes of killed processes, at the first refresh. Bounded, as one call is."""
-        if not self._tidied:
-            await bounded(self._remove_leftovers(hidden), self.context.timeout)
-            self._tidied = True
+    async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
+        """Refresh, and remove unfinished volumes that nobody works on; see :class:`Leftovers`."""
+        with self.leftovers.looked_for_after_errors():
+            return await super().refresh(previous, full=full)
 
-    async def _remove_leftovers(self, hidden: Iterable[str]) -> None:
-        """Remove unfinished volumes; in doubt they stay."""
-        removed = 0
-        for name in hidden:
-            try:
-                removed += await self._remove_leftover(name)
-            except TimeoutError:
-                break  # the others would take as long
-            except OSError:
-                pass
-            except Exception as error:  # a backend may raise anything, and its pool is of use all the same
-                self.context.log.warning("an unfinished volume stays", volume=printable(name), reason=repr(error))
-        if removed:
-            self.context.log.info("removed unfinished volumes", count=removed)
+    async def refresh_volume(self, name: str, before: VolumeInfo | None = None) -> VolumeInfo | EntryError | None:
+        with self.leftovers.looked_for_after_errors():
+            return await super().refresh_volume(name, before)
 
-    async def _remove_leftover(self, name: str) -> bool:
-        """Remove an unfinished volume, if its lock shows that no process is making it; return whether it was removed.
-
-        :raises OSError: EOPNOTSUPP: this storage has no locks. Other errors: the storage failed.
-        """
-        if not is_leftover(name):
-            return False
-        opened = await self.opener.opened(name, True)
-        try:
-            if not await opened.run(opened.volume.lock):
-                return False
-            try:
-                await self.calls.run(self._makes.remove, name)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                await shielded(opened.aclose())  # this storage removes no open volume
-                await self.calls.run(self._makes.remove, name)
-            return True
-        finally:
-            await shielded(opened.aclose())
+    async def tidy(self, hidden: Sequence[Block]) -> None:
+        await self.leftovers.remove(hidden)
 
 
 def _changed(source: VolumeInfo) -> StorageError:

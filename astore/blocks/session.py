@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from astore.backend import Context, PoolSession, Progress, QemuNode
@@ -52,7 +52,7 @@ class BlockSession(PoolSession):
         blocks: dict[str, Block] = {}
         found: dict[str, VolumeInfo] = {}
         errors: list[EntryError] = []
-        hidden: list[str] = []
+        hidden: list[Block] = []
         listed = await self.calls.run(self.pool.list, known)
         if not isinstance(listed, (list, tuple)):  # a generator would do its work here, on the event loop
             raise TypeError(f"{type(self.pool).__name__}.list() returned no list: {listed!r}")
@@ -68,7 +68,7 @@ class BlockSession(PoolSession):
             if same and old is not None and old is self._records.get(one.name):
                 found[one.name] = old
             elif one.name.startswith(TEMPORARY):
-                hidden.append(one.name)
+                hidden.append(one)
             elif isinstance(record := self.record(one), EntryError):
                 errors.append(record)
             else:
@@ -130,7 +130,7 @@ class BlockSession(PoolSession):
         """Return the record of a volume that must exist. :raises OSError: ENOENT, or any error of the storage."""
         return existing(await self.refresh_volume(name), name)
 
-    async def tidy(self, hidden: Iterable[str]) -> None:
+    async def tidy(self, hidden: Sequence[Block]) -> None:
         """Handle the unfinished volumes that a refresh saw. The base class leaves them alone."""
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenBlocks]:

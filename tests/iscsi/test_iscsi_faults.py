@@ -24,6 +24,7 @@ from astore.testing.conformance.base import cancel_everywhere
 from astore_iscsi import libiscsi
 from astore_iscsi.target.answers import Login
 from astore_iscsi.target.connection import Connection
+from astore_iscsi.target.survey import Survey
 from beds.iscsi import ADDRESS, IscsiBed
 from beds.iscsi import Target as IscsiTarget
 
@@ -180,6 +181,95 @@ async def test_portal_lost_while_written(new_bed: Callable[[], IscsiBed], iscsi:
     await task
     assert path.read_bytes() == b"\xee" * 32 * MIB
     assert pool.state is PoolState.RUNNING
+
+
+async def test_portal_without_the_target(own_bed: IscsiBed, target: IscsiTarget, new_pool: NewPool) -> None:
+    """A portal that is back without its target does not keep the next one from being tried, at a start or later."""
+    target.add_lun(1, MIB)
+    own_bed.new_target()
+    both = Host(ADDRESS, own_bed.port), Host(ADDRESS, target.bed.port)
+    pool = await new_pool(target, "start", hosts=both)
+    assert [volume.name for volume in pool.volumes] == ["unit:0:0:1"]
+    await pool.stop()
+    lost = own_bed.new_target(target.iqn)
+    lost.add_lun(1, MIB)
+    await pool.start()
+    assert lost.connections()
+    own_bed.kill()
+    own_bed.start()
+    own_bed.new_target()  # without any, tgtd says nothing
+    await pool.refresh()
+    assert pool.state is PoolState.RUNNING
+    assert target.connections()
+
+
+async def test_name_with_an_address_without_the_target(
+    own_bed: IscsiBed, target: IscsiTarget, new_pool: NewPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for the addresses of one name."""
+    target.add_lun(1, MIB)
+    own_bed.new_target()
+    addresses = [f"{ADDRESS}:{bed.port}" for bed in (own_bed, target.bed)]
+
+    async def addresses_of(portal: object, context: object) -> list[str]:
+        return addresses
+
+    monkeypatch.setattr("astore_iscsi.target.client.addresses_of", addresses_of)
+    pool = await new_pool(target, hosts=(Host("san.test"),))
+    assert [volume.name for volume in pool.volumes] == ["unit:0:0:1"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_what_portals_say(own_bed: IscsiBed, target: IscsiTarget, manager: Manager, first: bool) -> None:
+    """If no portal has the target, the error tells what each said, and is the most telling one's."""
+    own_bed.new_target()
+    hosts = Host(ADDRESS, own_bed.port), Host(ADDRESS, 1)
+    pool = await manager.define(definition_of(target, hosts=hosts if first else hosts[::-1]))
+    with pytest.raises(StorageError) as caught:
+        await pool.start()
+    assert caught.value.errno == errno.ENOENT
+    assert "Target not found" in str(caught.value)
+    assert f"{ADDRESS}:1: " in str(caught.value)
+
+
+async def test_refused_once(
+    target: IscsiTarget, own_bed: IscsiBed, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong password is tried at one portal."""
+    target.require_chap("joe", "another word")
+    own_bed.new_target(target.iqn)
+    hosts = Host(ADDRESS, target.bed.port), Host(ADDRESS, own_bed.port)
+    joe = Auth("chap", "joe", secret_usage="luns")
+    pool = await manager.define(definition_of(target, hosts=hosts, auth=joe))
+    with pytest.raises(StorageError) as caught:
+        await pool.start()
+    assert caught.value.errno == errno.EACCES
+    assert str(own_bed.port) not in str(caught.value)
+
+
+@pytest.mark.parametrize(("timeout", "least", "most"), [(None, 0, TIMEOUT / 2), (120.0, 50, 60.5)])
+async def test_units_have_the_callers_time(
+    target: IscsiTarget,
+    new_pool: NewPool,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: float | None,
+    least: float,
+    most: float,
+) -> None:
+    """Units that answer late have half the time that the caller of a refresh gives, if that is longer than usual."""
+    target.add_lun(1, MIB)
+    pool = await new_pool(target)
+    given: list[float] = []
+    real = Survey.run
+
+    async def run(survey: Survey, patience: float) -> Any:
+        given.append(patience)
+        return await real(survey, patience)
+
+    monkeypatch.setattr(Survey, "run", run)
+    await pool.refresh(timeout=timeout)
+    (one,) = given
+    assert least <= one <= most
 
 
 async def test_frozen_portal(own_bed: IscsiBed, target: IscsiTarget, new_pool: NewPool) -> None:

@@ -15,7 +15,7 @@ from lxml import etree
 import astore
 from astore.errors import StorageError, VolumeBusyError, VolumeInUseError
 from astore.model import VolumeDef
-from astore_rbd.images import reading
+from astore_rbd.images import listing, reading
 from tests.rbd.clients import OtherClient, definition_of
 
 if TYPE_CHECKING:
@@ -198,6 +198,28 @@ async def test_delete_says_why_not(pool: astore.Pool, ceph: CephBed, where: str,
         assert "disk" in other.names()
     await disk.delete()
     assert other.names() == set()
+
+
+async def test_snapshots_that_only_begin_as_ours(
+    pool: astore.Pool, ceph: CephBed, where: str, other: OtherClient
+) -> None:
+    """A snapshot of the user's whose name begins with "astore-" is told of, and stays when its image or a clone is deleted."""
+    disk = await pool.create_volume(VolumeDef("disk", capacity=MIB))
+    snapshot = f"{where}/disk@astore-nightly"
+    ceph.rbd("snap", "create", "--no-progress", snapshot)
+    await pool.refresh()
+    assert disk.info.extras == ("internal snapshots",)
+    with pytest.raises(StorageError, match="it has snapshots: astore-nightly"):
+        await disk.delete()
+    ceph.rbd("snap", "protect", snapshot)
+    ceph.rbd("clone", snapshot, f"{where}/clone")
+    await pool.refresh()
+    await pool.volume("clone").delete()
+    assert [one["name"] for one in json.loads(ceph.rbd("snap", "ls", "--format=json", f"{where}/disk"))] == [
+        "astore-nightly"
+    ]
+    other.put("old", b"")
+    assert [listing.opened(other.cluster, name).snapshots for name in ("disk", "old")] == [True, False]
 
 
 async def test_written_elsewhere(pool: astore.Pool, other: OtherClient) -> None:

@@ -75,9 +75,13 @@ class RbdBackend(Backend):
         if auth is not None:
             key = base64.b64encode(await context.secret(auth)).decode()
         settings = settings_of(definition, key, context.timeout)
-        cluster = await context.lane.run(lambda: Cluster(librbd.load(), settings), discard=Cluster.close)
+
+        def connect() -> Cluster:
+            return Cluster(librbd.load(), settings)
+
+        cluster = await context.lane.run(connect, discard=Cluster.close)
         allocation = definition.refresh_allocation == "default"
-        pool = RbdPool(cluster, context.lane, definition.source.name or "", allocation=allocation)
+        pool = RbdPool(connect, cluster, context.lane, definition.source.name or "", allocation=allocation)
         return block_session(pool, context)
 
     disk_source = staticmethod(naming.disk_source)

@@ -265,6 +265,8 @@ def failure(result: int, what: str = "") -> OSError:
     text = os.strerror(number)
     if number == errno.ETIMEDOUT:  # librados's own deadline, which is shorter than the call's
         number, text = errno.ENOTCONN, "the cluster does not answer"
+    elif number == errno.ESHUTDOWN:
+        text = "the cluster has shut this client out (its blocklist)"
     return OSError(number, f"{what}: {text}" if what else text)
 
 

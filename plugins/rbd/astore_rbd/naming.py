@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 
 import msgspec
 
@@ -10,6 +11,8 @@ from astore.backend import DiskHost, DiskSource, QemuNode
 from astore.model import Host, PoolDef, VolumeInfo
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+_OWN_SNAPSHOT = re.compile(r"astore-[0-9a-f]{16}")
 
 
 def place_of(definition: PoolDef) -> tuple[str, str]:
@@ -21,6 +24,16 @@ def place_of(definition: PoolDef) -> tuple[str, str]:
 def key_of(definition_name: str, image: str) -> str:
     """Return an image's key and path: libvirt's POOL[/NAMESPACE]/IMAGE."""
     return f"{definition_name}/{image}"
+
+
+def new_snapshot_name() -> str:
+    """Return a name for a snapshot that this plugin makes for one clone, and that goes with it."""
+    return f"astore-{secrets.token_hex(8)}"
+
+
+def is_own_snapshot(name: str) -> bool:
+    """Return whether a snapshot is one that this plugin made for a clone. Others belong to somebody who wants to keep them."""
+    return _OWN_SNAPSHOT.fullmatch(name) is not None
 
 
 def monitors(definition: PoolDef) -> str:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Final
 
 from astore.backend import Context
+from astore.lanes.job import at_least
 from astore_iscsi import libiscsi, scsi
 from astore_iscsi.libiscsi import Memory, memory_of
 from astore_iscsi.portals import Portal, addresses_of
 from astore_iscsi.scsi import Capacity, Limits, UnitError
 from astore_iscsi.target.answers import Answer, ConnectionLost, Login
-from astore_iscsi.target.connection import Connection, connected
+from astore_iscsi.target.connection import Connection, connected, most_telling
 from astore_iscsi.target.survey import PAUSE, Found, Survey
 
 LOGIN_SECONDS: Final = 5.0
@@ -124,7 +125,7 @@ class Client:
 
     async def _first_that_answers(self) -> Connection:
         login = await self._login()
-        share = self._context.timeout * 0.9 / len(self._portals)
+        share = at_least(self._context.timeout) * 0.9 / len(self._portals)
         limit = share if len(self._portals) == 1 else min(share, LOGIN_SECONDS)
         failures: list[tuple[Portal, OSError]] = []
         for portal in list(self._portals):
@@ -136,14 +137,14 @@ class Client:
                 failures.append((portal, OSError(errno.ETIMEDOUT, f"no answer within {limit:g} s")))
             except OSError as error:
                 failures.append((portal, error))
-                if error.errno in (errno.EACCES, errno.ENOENT):
-                    break  # the others would say the same
+                if error.errno == errno.EACCES:
+                    break  # the others would say the same, and may count the attempts
             else:
                 while self._portals[0] != portal:
                     self._portals.append(self._portals.pop(0))
                 return connection
         why = "; ".join(f"{portal}: {error.strerror}" for portal, error in failures)
-        raise OSError(failures[-1][1].errno, f"iSCSI target {self.target}: {why}")
+        raise OSError(most_telling([error for _, error in failures]).errno, f"iSCSI target {self.target}: {why}")
 
     async def close(self) -> None:
         """Log out. May be called twice."""
@@ -225,7 +226,9 @@ class Client:
 
         :raises OSError: no portal answers. TimeoutError: no unit does.
         """
-        patience = self._context.timeout / 2
+        usual = self._context.timeout
+        # A quarter, for a refresh has twice its caller's time: its caller should learn which units are silent.
+        patience = max(usual / 2, at_least(usual) / 4)
         connection = await self.connect()
         since = min(connection.silent.values(), default=None)
         if since is not None and asyncio.get_running_loop().time() - since > SILENT_SECONDS:

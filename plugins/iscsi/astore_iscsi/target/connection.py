@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -331,20 +331,28 @@ class Connection:
 async def connected(addresses: list[str], library: Libiscsi, login: Login, silence: float) -> Connection:
     """Return a connection to the first of a portal's addresses that answers; see :class:`Connection`.
 
-    :raises OSError: none does: the last one's error. EACCES, ENOENT: one refuses the login, or does not have the target.
+    :raises OSError: none does: the most telling error. EACCES: one refuses the login. ENOENT: none has the target, and one
+        answers.
     """
-    *_, last = addresses
+    failures: list[OSError] = []
     for address in addresses:
         connection = Connection(library, login, silence)
         try:
             await connection.connect(address)
         except BaseException as error:
             connection.destroy()
-            if not isinstance(error, OSError) or address == last or error.errno in (errno.EACCES, errno.ENOENT):
+            if not isinstance(error, OSError) or error.errno == errno.EACCES:
                 raise
+            failures.append(error)
         else:
-            break
-    return connection
+            return connection
+    raise most_telling(failures)
+
+
+def most_telling(failures: Sequence[OSError]) -> OSError:
+    """Return the error that says most: a refusal, then that a portal does not have the target, then the last one's."""
+    ranks = {errno.EACCES: 2, errno.ENOENT: 1}
+    return max(reversed(failures), key=lambda error: ranks.get(error.errno or 0, 0))
 
 
 def _settle(future: asyncio.Future[Any], answer: Any) -> None:

@@ -6,21 +6,18 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import time
 from collections.abc import Iterator
 
 from astore_rbd.cluster import Cluster
 from astore_rbd.images.headers import Parent
 from astore_rbd.images.image import RbdVolume
-from astore_rbd.images.listing import OWN
 from astore_rbd.librbd import checked
+from astore_rbd.naming import is_own_snapshot, new_snapshot_name
 
 OWN_TRIES = 20
 OWN_PAUSE = 0.1
 """How often, and after how many seconds each, this client looks whether it has closed an image that it is to remove."""
-
-_OWN = OWN.encode()
 
 
 @contextlib.contextmanager
@@ -44,7 +41,7 @@ def clone(cluster: Cluster, source: bytes, id: int, name: bytes, size: int) -> N
     with RbdVolume(cluster, source, write=True).closing() as parent:
         if parent.id != id:
             raise OSError(errno.EAGAIN, "its name leads to another image")
-        snapshot = _OWN + secrets.token_hex(8).encode()
+        snapshot = new_snapshot_name().encode()
         parent.call(lib.rbd_snap_create, snapshot)
         try:
             parent.call(lib.rbd_snap_protect, snapshot)
@@ -74,7 +71,7 @@ def remove(cluster: Cluster, name: bytes) -> None:
         snapshots = [snapshot for _, snapshot in image.snapshots()]
         if clones := image.clones() if snapshots else []:
             raise OSError(errno.EBUSY, f"it has clones, which read through its snapshots: {', '.join(sorted(clones))}")
-        if others := sorted(one.decode(errors="replace") for one in snapshots if not one.startswith(_OWN)):
+        if others := sorted(one.decode(errors="replace") for one in snapshots if not is_own_snapshot(os.fsdecode(one))):
             raise OSError(errno.ENOTEMPTY, f"it has snapshots: {', '.join(others)}")
     if snapshots:
         with RbdVolume(cluster, name, write=True).closing() as image:
@@ -117,7 +114,7 @@ def _forget_clone(cluster: Cluster, parent: Parent) -> None:
     io = cluster.context_of(parent.pool, parent.namespace)
     with RbdVolume(cluster, os.fsencode(parent.image), write=True, by_id=True, io=io).closing() as image:
         name = dict(image.snapshots()).get(parent.snapshot)
-        if name is not None and name.startswith(_OWN):
+        if name is not None and is_own_snapshot(os.fsdecode(name)):
             _drop_snapshot(image, name)
 
 

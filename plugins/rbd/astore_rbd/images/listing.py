@@ -19,12 +19,9 @@ from astore_rbd.images.headers import Header, Parent
 from astore_rbd.images.image import RbdVolume
 from astore_rbd.images.reading import Question, ask, ask_all
 from astore_rbd.librbd import ImageSpec, checked
-from astore_rbd.naming import location_of
+from astore_rbd.naming import is_own_snapshot, location_of
 
 Step = Callable[[], None]
-
-OWN = "astore-"
-"""The names of the snapshots that this plugin makes for clones begin so. Each has one clone, and goes with it."""
 
 GONE = frozenset({errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
 """The errors of a connection: no server answers, it was closed, or the cluster shut this client out."""
@@ -138,7 +135,7 @@ class Listing:
         return {
             name: msgspec.structs.replace(one, snapshots=True)
             for (name, one), answer in ask_all(self._cluster, asked, step)
-            if not all((text or "").startswith(OWN) for text in headers.texts_in(answer))
+            if not all(is_own_snapshot(text or "") for text in headers.texts_in(answer))
         }
 
     def _allocations(self, seen: Mapping[str, Seen], step: Step) -> dict[str, Seen]:
@@ -232,7 +229,7 @@ def _no_step() -> None:
 def opened(cluster: Cluster, name: str) -> Seen:
     """Open an image and return what its header says. Blocks. :raises OSError: ENOENT: there is none."""
     with RbdVolume(cluster, os.fsencode(name), write=False).closing() as image:
-        kept = any(not os.fsdecode(snapshot).startswith(OWN) for _, snapshot in image.snapshots())
+        kept = any(not is_own_snapshot(os.fsdecode(snapshot)) for _, snapshot in image.snapshots())
         return Seen(image.image_id(), None, image.header(), kept)
 
 

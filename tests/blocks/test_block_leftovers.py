@@ -1,0 +1,172 @@
+"""Leftovers: hidden volumes of work that ended without removing them are looked for again, and others are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any
+
+import pytest
+from memory_blocks import memory
+
+from astore.backend import Context
+from astore.blocks import block_session
+from astore.blocks.leftovers import EVERY, PAUSE
+from astore.commands import LaneCommandRunner
+from astore.errors import StorageError
+from astore.logs import get_logger
+from astore.model import Snapshot, VolumeDef
+from astore.volume_io.volume_names import IN_PROGRESS
+
+LEFT = ".astore-1.tmp"
+
+
+class Clock:
+    """A time that the test sets."""
+
+    def __init__(self, session: Any) -> None:
+        self.now = 1000.0
+        session.leftovers.clock = lambda: self.now
+
+
+async def refresh(session: Any) -> None:
+    """Refresh once more."""
+    await session.refresh(Snapshot.EMPTY)
+
+
+async def fail(session: Any, storage: Any) -> None:
+    """A refresh that fails."""
+    storage.broken = True
+    with pytest.raises(OSError):
+        await refresh(session)
+    storage.broken = False
+
+
+async def test_of_this_process(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that could not be removed while the storage failed is removed by the refresh after that."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    await refresh(session)
+    real = memory.MemoryPool.open
+
+    def broken(pool: Any, name: str, write: bool) -> Any:
+        storage.broken = True
+        return real(pool, name, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.MemoryPool, "open", broken)
+        with pytest.raises(StorageError):
+            await session.create_volume(VolumeDef("a", capacity=512))
+    assert len(storage.images) == 1
+    assert not IN_PROGRESS & set(storage.images)
+    storage.broken = False
+    await refresh(session)
+    assert storage.images == {}
+
+
+async def test_of_others(storage: Any, context: Context) -> None:
+    """A later volume of another process is removed when it has not changed for an hour, as this pool has seen."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    clock = Clock(session)
+    await refresh(session)
+    image = storage.create(LEFT, 512)
+    await fail(session, storage)
+    await refresh(session)
+    assert list(storage.images) == [LEFT], "its maker may have lost its lock while the storage did not answer"
+    clock.now += EVERY - 1
+    image.changed()
+    await fail(session, storage)
+    await refresh(session)
+    clock.now += 2
+    await refresh(session)
+    assert list(storage.images) == [LEFT], "it has changed"
+    clock.now += EVERY - 3
+    await refresh(session)
+    assert list(storage.images) == [LEFT]
+    clock.now += EVERY
+    await refresh(session)
+    assert storage.images == {}
+
+
+async def test_seen_at_first(storage: Any, context: Context) -> None:
+    """A volume that was locked at the first look is removed an hour later, if its lock is gone then."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    clock = Clock(session)
+    storage.create(LEFT, 512).owner = "somebody"
+    await refresh(session)
+    storage.images[LEFT].owner = None
+    await refresh(session)
+    assert list(storage.images) == [LEFT]
+    clock.now += EVERY
+    await refresh(session)
+    assert storage.images == {}
+
+
+async def test_in_progress(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that this process is making stays, even if the storage has forgotten its lock."""
+    session: Any = block_session(memory.PoolOnTheLoop(memory.MemoryPool(storage)), context)
+    clock = Clock(session)
+    begun, going = asyncio.Event(), asyncio.Event()
+    real = memory.PoolOnTheLoop.rename
+
+    async def rename(pool: Any, old: str, new: str) -> None:
+        begun.set()
+        await going.wait()
+        await real(pool, old, new)
+
+    monkeypatch.setattr(memory.PoolOnTheLoop, "rename", rename)
+    creating = asyncio.ensure_future(session.create_volume(VolumeDef("a", capacity=512)))
+    await begun.wait()
+    for _ in range(3):
+        for image in storage.images.values():
+            image.owner = None
+        await refresh(session)
+        clock.now += 2 * EVERY
+    going.set()
+    assert (await creating).name == "a"
+    assert list(storage.images) == ["a"]
+    assert not IN_PROGRESS
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_a_look_that_took_too_long(
+    storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    """After a look that took too long the next one comes after a while, or once the storage failed and answers again."""
+    hasty = Context("p", "", context.lane, LaneCommandRunner(context.lane), get_logger(), 0.05)
+    session: Any = block_session(memory.PoolOnTheLoop(memory.MemoryPool(storage)), hasty)
+    clock = Clock(session)
+
+    async def hang(pool: Any, name: str, write: bool) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("astore.blocks.leftovers.made_here", lambda name: True)
+        storage.create(LEFT, 512)
+        with monkeypatch.context() as hanging:
+            hanging.setattr(memory.PoolOnTheLoop, "open", hang)
+            await refresh(session)
+        await refresh(session)
+        assert list(storage.images) == [LEFT]
+        if failed:
+            await fail(session, storage)
+        else:
+            clock.now += PAUSE
+        await refresh(session)
+    assert storage.images == {}
+
+
+async def test_a_look_that_fails(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of this process that cannot be removed yet is removed by a later refresh."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    monkeypatch.setattr("astore.blocks.leftovers.made_here", lambda name: True)
+    storage.create(LEFT, 512)
+
+    def busy(pool: Any, name: str) -> None:
+        raise OSError(errno.EBUSY, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.MemoryPool, "remove", busy)
+        await refresh(session)
+    assert list(storage.images) == [LEFT]
+    await refresh(session)
+    assert storage.images == {}
