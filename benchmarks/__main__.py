@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from beds.namespace import enter_private_namespaces
-from benchmarks.row import Row
+from benchmarks.row import Row, seconds
 
 
 def main() -> int:
@@ -73,8 +73,8 @@ def table(rows: list[Row], notes: list[str]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"| {row.work} | {_seconds(row.libvirt)} | {_seconds(row.limit)} | {_amount(row)} "
-            f"| {row.bar} | {row.ratio:.3g} | {'met' if row.met else '**not met**'} |"
+            f"| {row.work} | {seconds(row.libvirt)} | {seconds(row.limit)} | {row.amount} "
+            f"| {row.bar} | {f'{row.ratio:.3g}' if row.measured else '–'} | {row.verdict} |"
         )
     lines += ["", *[f"- {note}" for note in notes], ""]
     return "\n".join(lines)
@@ -92,21 +92,6 @@ def machine() -> str:
         f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {platform.release()}, "
         f"Python {platform.python_version()}, server and client on the same machine"
     )
-
-
-def _amount(row: Row) -> str:
-    """Format a row's value; a number that is not a time stands alone, its unit is in the row's name."""
-    return (
-        f"{row.astore:.3g}"
-        if row.work.startswith(("memory", "another", "processor", "threads"))
-        else _seconds(row.astore)
-    )
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def median(values: list[float]) -> float:

@@ -78,7 +78,7 @@ async def creating_rows(bench: Bench) -> list[Row]:
     for kind in ("dir", "gluster"):
         ratio = median(slower[kind])
         work = f"another pool's refresh while volumes are created on {kind}"
-        rows.append(Row(work, None, None, ratio, "≤ 1.2 × alone", ratio, ratio <= 1.2))
+        rows.append(Row(work, None, None, ratio, "≤ 1.2 × alone", ratio, ratio <= 1.2, "×"))
     return rows
 
 

@@ -190,7 +190,7 @@ async def _reading(bench: Bench, bed: NatsBed) -> list[Row]:
     share = memory / volumes / 1229
     return [
         _at_most(work, seconds, 5.0),
-        Row(f"memory of a volume (bytes), {work}", None, None, memory / volumes, "≤ 1.2 KiB", share, share <= 1),
+        Row(f"memory of a volume, {work}", None, None, memory / volumes, "≤ 1,229 B", share, share <= 1, "B"),
     ]
 
 

@@ -21,6 +21,7 @@ MIB = 1 << 20
 LUNS = 200
 BULK = 1024
 LOOKS = 20
+DEADLINE = 5.0
 
 
 async def iscsi_rows(bench: Bench) -> list[Row]:
@@ -137,21 +138,29 @@ async def _beside_a_stopped_one(bench: Bench, healthy: Target, bed: IscsiBed) ->
     await other.start()
     alone: list[float] = []
     beside: list[float] = []
+    took: list[float] = []
+    errors: list[object] = []
     for _ in range(bench.pairs):
+        await other.refresh(full=True)  # the target answers
         alone.append(await _looks(pool))
         bed.freeze()
-        hanging = asyncio.ensure_future(other.refresh())
         try:
+            began = time.perf_counter()
+            hanging = asyncio.ensure_future(other.refresh(full=True, timeout=DEADLINE))
             beside.append(await _looks(pool))
             assert not hanging.done()
+            errors += await asyncio.gather(hanging, return_exceptions=True)
+            took.append(time.perf_counter() - began)
         finally:
             bed.thaw()
-            await asyncio.wait([hanging])
-            hanging.exception()
-    ratio = median(beside) / median(alone)
-    return Row(
-        "another iscsi pool's refresh beside a stopped target", None, None, ratio, "≤ 1.2 × alone", ratio, ratio <= 1.2
+    names = ", ".join(sorted({type(error).__name__ for error in errors}))
+    bench.notes.append(
+        f"iscsi, its target stopped, a deadline of {DEADLINE:g} s: {names} after {max(took):.1f} s at most."
     )
+    ratio = median(beside) / median(alone)
+    told = all(isinstance(error, TimeoutError) for error in errors) and max(took) < DEADLINE + 1
+    return Row("another iscsi pool's refresh beside a stopped target", None, None, ratio, "≤ 1.2 × alone", ratio,
+               ratio <= 1.2 and told, "×")  # fmt: skip
 
 
 async def _looks(pool: astore.Pool) -> float:

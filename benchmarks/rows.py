@@ -246,7 +246,8 @@ async def memory_rows(bench: Bench, count: int = 10_000) -> list[Row]:
     each = (tracemalloc.get_traced_memory()[0] - before) / count
     tracemalloc.stop()
     bench.notes.append(f"memory for each volume kept: {each:.0f} bytes (bar: 1,024), index and events included.")
-    return [Row("memory for each volume, KiB", None, None, each / 1024, "≤ 1", each / 1024, each <= 1024)]
+    kibibytes = each / 1024
+    return [Row("memory for each volume", None, None, kibibytes, "≤ 1 KiB", kibibytes, each <= 1024, "KiB")]
 
 
 def _gluster_xml(name: str, host: str, volume: str, directory: str = "/") -> str:

@@ -38,7 +38,9 @@ async def scale_rows(bench: Bench) -> list[Row]:
         before = _resident()
         await pool.start()
         each = (_resident() - before) / VOLUMES
-        rows.append(Row("bytes for each of a million volumes", None, None, each, "≤ 1,024", each, each <= 1024))
+        rows.append(
+            Row("memory for each of a million volumes", None, None, each, "≤ 1,024 B", each / 1024, each <= 1024, "B")
+        )
         for what, name in (("whole refresh", None), ("refresh of that volume", backend.name(7))):
             backend.large.add(7 if name else 5)
             with longest_callback() as longest:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 POOLS = 100
+VOLUMES = 100
 TURNS = 15
 
 
 async def startup_rows(bench: Bench) -> list[Row]:
-    """``import astore``, and ``astore pool list`` of many active pools; all sides in turn.
+    """``import astore``, ``astore pool list`` of many active pools, and ``astore vol list`` of one; all sides in turn.
 
     The modules are compiled, as pip leaves them, also where the environment forbids Python to write bytecode.
     """
@@ -28,6 +29,9 @@ async def startup_rows(bench: Bench) -> list[Row]:
         folder.mkdir(parents=True)
         pool = await bench.manager.define(_definition(index, str(folder)))
         await pool.start()
+    for index in range(VOLUMES):
+        (bench.folder / "listed" / "p0" / f"v{index}").touch()
+    await bench.manager.pool("listed0").refresh()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(bench.folder / "bytecode")
     state = str(bench.manager.state_dir)
@@ -35,6 +39,7 @@ async def startup_rows(bench: Bench) -> list[Row]:
         "bare": [sys.executable, "-c", "pass"],
         "import": [sys.executable, "-c", "import astore"],
         "list": [sys.executable, "-m", "astore", "--state-dir", state, "pool", "list"],
+        "volumes": [sys.executable, "-m", "astore", "--state-dir", state, "vol", "list", "listed0"],
     }
     libvirt = bench.libvirt()
     if libvirt is not None:
@@ -43,14 +48,19 @@ async def startup_rows(bench: Bench) -> list[Row]:
         for index in range(POOLS):
             (folder / f"p{index}").mkdir()
             libvirt.start(_definition(index, str(folder / f"p{index}")), f"listed{index}")
+        for index in range(VOLUMES):
+            (folder / "p0" / f"v{index}").touch()
+        libvirt.refresh("listed0")
         sides["virsh"] = ["virsh", "-q", "-c", libvirt.uri, "pool-list"]
+        sides["virsh volumes"] = ["virsh", "-q", "-c", libvirt.uri, "vol-list", "listed0"]
     took = await asyncio.to_thread(_in_turn, sides, environment)
     if libvirt is not None:
         for index in range(POOLS):
             libvirt.stop(f"listed{index}")
     bench.notes.append(
-        f"of `import astore` and `astore pool list` the processor time of whole processes is told, {TURNS} of each; their "
-        "limit is a bare interpreter (`python -c pass`), libvirt's side `virsh pool-list` without what libvirtd does for it."
+        f"of `import astore`, `astore pool list` and `astore vol list` the processor time of whole processes is told, {TURNS} "
+        "of each; their limit is a bare interpreter (`python -c pass`), libvirt's side `virsh pool-list` or `vol-list` without "
+        "what libvirtd does for it."
     )
     bare = took["bare"]
     return [
@@ -65,6 +75,15 @@ async def startup_rows(bench: Bench) -> list[Row]:
             "≤ 10 × bare",
             took["list"] / bare,
             took["list"] <= 10 * bare,
+        ),
+        Row(
+            f"astore vol list, {VOLUMES} volumes",
+            took.get("virsh volumes"),
+            bare,
+            took["volumes"],
+            "≤ 10 × bare",
+            took["volumes"] / bare,
+            took["volumes"] <= 10 * bare,
         ),
     ]
 

@@ -105,7 +105,7 @@ async def _dir_streams(bench: Bench, pool: astore.Pool, folder: Path, mebibytes:
     return [
         _rate(f"dir, upload of {mebibytes} MiB (dd)", dd_up, up, "≥ 0.8 × dd", 0.8, "dd"),
         _rate(f"dir, download of {mebibytes} MiB (dd)", dd_down, down, "≥ 0.8 × dd", 0.8, "dd"),
-        Row("memory above idle while streaming, MiB", None, None, grown, "≤ 64", grown / 64, grown <= 64),
+        Row("memory above idle while streaming", None, None, grown, "≤ 64 MiB", grown / 64, grown <= 64, "MiB"),
     ]
 
 

@@ -43,7 +43,8 @@ demo)
     ;;
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages $nfs_packages"
-    if [ "$what" = test ]; then packages="$packages $drill_packages $manual_packages $unpacking_packages $shell_packages libiscsi-bin strace openssl"; fi
+    packages="$packages $drill_packages"
+    if [ "$what" = test ]; then packages="$packages $manual_packages $unpacking_packages $shell_packages libiscsi-bin strace openssl"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

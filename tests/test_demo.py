@@ -189,6 +189,36 @@ def test_as_root(demo: Start) -> None:
     assert run.leaves_nothing()
 
 
+def test_a_fleet(demo: Start) -> None:
+    """``make demo FLEET=yes``: the pools of a host that was killed go on, on other hosts; nothing of it is left."""
+    run = demo(program="demo.fleet", ordinary=True)
+    code, out, err = run.finish()
+    assert (code, err) == (0, "")
+    before, words, after = out.partition("is killed (-9)")
+    victim = before.split()[-1]
+    assert words, out
+
+    def owners(shown: str) -> dict[str, str]:
+        return {
+            row[1]: row[2] for row in re.finditer(r"^   (shared\d) +(\w+) +running +3 volumes$", shown, re.MULTILINE)
+        }
+
+    assert owners(before).keys() == owners(after).keys() == {f"shared{number}" for number in range(6)}, out
+    lost = {name for name, owner in owners(before).items() if owner == victim}
+    assert lost, out
+    assert victim not in owners(after).values(), out
+    assert re.search(r"^A volume made on its host: /.*/shared0/new, found in", after, re.MULTILINE), out
+    assert run.leaves_nothing()
+
+
+def test_make_runs_the_demonstration_of_a_fleet() -> None:
+    """``make demo FLEET=yes`` is ``python -m demo.fleet``, and without it the other one."""
+    for given, program in (([], "demo"), (["FLEET=yes"], "demo.fleet")):
+        argv = ["make", "-n", "-C", str(ROOT), "demo", *given]
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert re.search(rf"bin/python -m {re.escape(program)}\s", shown), shown
+
+
 @pytest.mark.ceph
 def test_with_ceph(demo: Start) -> None:
     """If asked for, a pool of images on a private Ceph, with a clone; nothing of it is left."""

@@ -180,6 +180,29 @@ def test_versions_fit() -> None:
             assert versions[name] in there.specifier
 
 
+def test_plugins_are_for_the_same_pythons() -> None:
+    """A plugin's page names the versions of Python that astore's does."""
+
+    def pythons(name: str) -> list[str]:
+        return [one for one in project(name)["classifiers"] if one.startswith("Programming Language")]
+
+    assert {name: pythons(name) for name in FOLDERS} == dict.fromkeys(FOLDERS, pythons("astore"))
+
+
+def test_what_setup_installs() -> None:
+    """The benchmarks have the file system for drills, and the tests what they refuse to be without."""
+    _, begin, rest = (ROOT / "scripts" / "setup.sh").read_text().partition("gluster_packages=")
+    chosen, end, _ = rest.partition("\nsay() {")
+    assert begin and end
+    script = f'set -u; what=$1; GLUSTER=yes; CEPH=no\n{begin}{chosen}\necho "$packages"'
+    for what, packages in {
+        "bench": {"python3-pyfuse3", "qemu-utils", "gcc", "libvirt-daemon"},
+        "test": {"python3-pyfuse3", "qemu-block-extra", "libxml2-utils", "libvirt-daemon", "strace"},
+    }.items():
+        shown = subprocess.run(["sh", "-c", script, "sh", what], capture_output=True, text=True, check=True).stdout
+        assert packages <= set(shown.split())
+
+
 def installations() -> Iterator[str]:
     """README's lines that install astore, without their comments."""
     yield from re.findall(r'^pip install "(astore\[[^"]+\])"', README, re.MULTILINE)

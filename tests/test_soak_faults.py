@@ -11,11 +11,12 @@ import ctypes
 import gc
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,16 @@ MOST = 8
 """Volumes of a pool."""
 
 DIRS, SERVED, MOUNTED, SMALL = 130, 60, 4, 6
+
+GROWTH = {"blocks": 1.05, "used": 1.1, "resident": 1.2}
+"""How many times as much each may be in the last third of the time as in the third before; as measured, single samples
+of blocks differ by 1 %, of the others by 8 %."""
+
+BLOCKS_OF_A_VOLUME = 45
+"""Python's objects for one more volume, as measured."""
+
+FAULT = "the backend failed with"
+"""Part of the message of an error that no backend may raise, such as a TypeError."""
 
 Check = tuple[astore.Pool, Path]
 
@@ -165,6 +176,7 @@ class Worker:
     """Does random work, and counts what became of it.
 
     :ivar told: how many calls of each kind ended with each error ("" is none).
+    :ivar bugs: messages of errors that storage cannot cause.
     """
 
     def __init__(self, pools: list[Check], rng: random.Random, number: int) -> None:
@@ -173,6 +185,7 @@ class Worker:
         self._number = number
         self._made = 0
         self.told: Counter[tuple[str, str]] = Counter()
+        self.bugs: list[str] = []
 
     async def run(self, until: float) -> None:
         """Work until then."""
@@ -185,8 +198,10 @@ class Worker:
                     await work()
             except astore.ManagerClosedError:
                 return
-            except (astore.AstoreError, TimeoutError, KeyError) as error:
+            except (astore.AstoreError, TimeoutError) as error:
                 self.told[name, type(error).__name__] += 1
+                if FAULT in str(error) or isinstance(error, astore.BackendError):
+                    self.bugs.append(f"{name} {pool.name}: {error!r}")
             else:
                 self.told[name, ""] += 1
 
@@ -234,6 +249,10 @@ class Sizes(NamedTuple):
     used: int
     free: int
 
+    def without_volumes(self) -> Sizes:
+        """Return what is left without the objects of the volumes, whose number changes all the time."""
+        return self._replace(volumes=0, blocks=self.blocks - BLOCKS_OF_A_VOLUME * self.volumes)
+
 
 class _Mallinfo(ctypes.Structure):
     """``struct mallinfo2``, see mallinfo(3)."""
@@ -264,6 +283,23 @@ def sizes(volumes: int) -> Sizes:
     return Sizes(volumes, sys.getallocatedblocks(), resident, found.uordblks + found.hblkhd, found.fordblks)
 
 
+def grown(measured: Sequence[Sizes]) -> dict[str, float]:
+    """Return what has grown too much from the second third of the samples to the last, and how many times.
+
+    Medians are compared: a fault that holds calls up, and so their memory, is seen in some samples only.
+    """
+    third = len(measured) // 3
+    early, late = measured[third : 2 * third], measured[2 * third :]
+    found = {}
+    for name, most in GROWTH.items():
+        before, after = (
+            statistics.median(getattr(one.without_volumes(), name) for one in part) for part in (early, late)
+        )
+        if after > most * before:
+            found[name] = after / before
+    return found
+
+
 async def recovered(pool: astore.Pool) -> None:
     """Bring a pool back: what is thawed, uncovered or restored comes back in its own time."""
     deadline = time.monotonic() + 150
@@ -275,7 +311,7 @@ async def recovered(pool: astore.Pool) -> None:
             await pool.refresh(full=True)
             return
         except (astore.AstoreError, TimeoutError) as error:
-            if time.monotonic() > deadline:
+            if FAULT in str(error) or time.monotonic() > deadline:
                 pytest.fail(f"{pool.name} does not come back: {error!r}")
             await asyncio.sleep(0.5)
 
@@ -318,7 +354,6 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
                 await asyncio.sleep(rng.uniform(0.2, 2.0))
                 measured.append(await asyncio.to_thread(sizes, sum(len(pool.snapshot) for pool, _ in storage.pools)))
             await asyncio.gather(*work)
-            measured.append(await asyncio.to_thread(sizes, 0))
             trimmed = await asyncio.to_thread(trimmed_sizes)
             for worker in workers:
                 told += worker.told
@@ -340,9 +375,25 @@ async def test_random_work_and_faults(gluster: GlusterBed, tmp_path: Path) -> No
             print(f"    {one}")
         print(f"in the end {measured[-1:]}, after malloc_trim {trimmed}")
         await asyncio.to_thread(storage.end)
-    assert not any(error == "BackendError" for _, error in told)
+    assert not [bug for worker in workers for bug in worker.bugs]
     assert sum(count for (_, error), count in told.items() if not error) > 0
     if SECONDS >= 300:  # before that the process is still growing into its work
-        third = len(measured) // 3
-        early, late = measured[third : 2 * third], measured[2 * third :]
-        assert min(one.resident for one in late) <= max(one.resident for one in early) + (8 << 20), measured
+        assert not grown(measured), (grown(measured), measured)
+
+
+def test_a_leak_is_noticed() -> None:
+    """Memory that has grown by half in the end is told; other numbers of volumes and single peaks are not."""
+    rng = random.Random(SEED)
+
+    def process(leak: float) -> list[Sizes]:
+        found = []
+        for moment in range(60):
+            volumes, factor = rng.randrange(300, 1500), 1 + leak * moment / 60 + rng.uniform(-0.02, 0.02)
+            peak = 40_000 if rng.random() < 0.1 else 0
+            blocks = int(280_000 * factor) + BLOCKS_OF_A_VOLUME * volumes + peak
+            found.append(Sizes(volumes, blocks, int(90e6 * factor), int(20e6 * factor), 0))
+        return found
+
+    assert not grown(process(0))
+    assert set(grown(process(0.5))) == {"blocks", "used"}
+    assert set(grown(process(2))) == {"blocks", "used", "resident"}

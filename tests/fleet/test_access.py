@@ -18,10 +18,10 @@ from fleet_support import SECONDS, folder, local, registry
 from nats.aio.client import Client
 
 import astore
-from astore.errors import StoreError
+from astore.errors import DefinitionError, StoreError
 from astore_fleet import Access, Fleet, FleetEvent, engine
 from astore_fleet.names import Names
-from beds.nats import NatsServer, missing
+from beds.nats import NatsServer, missing, program
 
 EXAMPLE = Path(__file__).parents[2] / "examples/fleet/nats.conf"
 
@@ -77,7 +77,7 @@ class Bed:
     def access(self, user: str) -> Access:
         """How a user is let in: ``agent`` by nkey, the others by password."""
         if user == "agent":
-            return Access(nkey_seed=self.seed, tls=self.tls)
+            return Access(nkey_seed=self.seed, tls=self.tls, inbox_prefix="_INBOX.agent")
         return Access(user=user, password=f"change-me-{user}", tls=self.tls)
 
     async def fleet(self, user: str, name: str = "prod") -> Fleet:
@@ -196,7 +196,10 @@ def managed(streams: tuple[str, ...]) -> list[str]:
     return found + [f"$JS.API.CONSUMER.DELETE.{stream}.host-one" for stream in streams]
 
 
-LISTENING = [">", "$SYS.>", "$JS.>", "$KV.>", "astore.>", NAMES.job("*", "*", ">"), f"$KV.astore-{NAMES.fleet}-pools.>"]
+LISTENING = [
+    ">", "$SYS.>", "$JS.>", "$KV.>", "astore.>", NAMES.job("*", "*", ">"), f"$KV.astore-{NAMES.fleet}-pools.>",
+    "_INBOX.>", "_INBOX.*", "_INBOX.*.*", "_INBOX.admin.>", "_INBOX.another.>",
+]  # fmt: skip
 """Subjects by which somebody would hear what is meant for others."""
 
 ANOTHER = Names("other")
@@ -214,11 +217,17 @@ async def test_a_reader_changes_nothing(admin: Fleet, probe: Probe) -> None:
     """Whatever a reader writes is refused, and so is taking jobs and hearing what is told to others."""
     before = [(await admin.store.engine.info(stream))["state"]["last_seq"] for stream in STREAMS]
     taken = [f"$JS.API.CONSUMER.MSG.NEXT.{NAMES.jobs}.host-one", f"$JS.API.CONSUMER.CREATE.{NAMES.jobs}.host-one"]
-    answers = ["$JS.ACK.astore-prod-jobs.host-one.1.1.1.1.0", "$SYS.REQ.SERVER.PING", "_INBOX.another"]
+    answers = [
+        "$JS.ACK.astore-prod-jobs.host-one.1.1.1.1.0",
+        "$SYS.REQ.SERVER.PING",
+        "_INBOX.another",
+        "_INBOX.agent.x",
+    ]
     jobs_and_results = [f"$JS.API.STREAM.MSG.GET.{stream}" for stream in (NAMES.jobs, NAMES.results)]
     subjects = written() + managed(STREAMS) + taken + answers + jobs_and_results + read(ANOTHER)
     assert await probe.publish(subjects) == []
-    assert await probe.subscribe(LISTENING) == []
+    assert await probe.subscribe([*LISTENING, "_INBOX.agent.>"]) == []
+    assert await probe.subscribe(["_INBOX.reader.>"]) == ["_INBOX.reader.>"]
     assert [(await admin.store.engine.info(stream))["state"]["last_seq"] for stream in STREAMS] == before
 
 
@@ -229,8 +238,42 @@ async def test_an_agent_keeps_to_its_fleet(admin: Fleet, probe: Probe) -> None:
     subjects = [one for one in managed(STREAMS) if one not in allowed] + read(ANOTHER)
     subjects += [ANOTHER.definition("images"), ANOTHER.owner("images"), ANOTHER.job("one", "images", "refresh")]
     subjects += ["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.PING.CONNZ", "$JS.API.INFO", "$JS.API.STREAM.LIST"]
+    subjects += ["_INBOX.reader.x", "_INBOX.x"]
     assert await probe.publish(subjects) == []
-    assert await probe.subscribe(LISTENING) == []
+    assert await probe.subscribe([*LISTENING, "_INBOX.reader.>"]) == []
+
+
+def test_whose_answers() -> None:
+    """The subjects of answers begin with the user's name, if it is one word, or with what the caller says."""
+    for access, prefix in (
+        (Access(), None),
+        (Access(token="secret"), None),
+        (Access(user="reader"), "_INBOX.reader"),
+        (Access(user="a.b"), None),
+        (Access(user=">"), None),
+        (Access(user="reader", inbox_prefix="_INBOX.mine"), "_INBOX.mine"),
+    ):
+        assert access.options().get("inbox_prefix") == prefix
+    for wrong in ("", ">", "_INBOX.*", "_INBOX.", "two words"):
+        with pytest.raises(DefinitionError, match="cannot begin with"):
+            Access(inbox_prefix=wrong)
+
+
+async def test_the_example_cluster(tmp_path: Path) -> None:
+    """The server understands the lines of the example on a cluster, which let in nobody without a certificate."""
+    text = EXAMPLE.read_text()
+    lines = text[text.index("# server_name: n1") :]
+    cluster = re.sub(r"^# ", "", lines, flags=re.MULTILINE)
+    make_certificates(tmp_path)
+    (tmp_path / "cluster.conf").write_text(cluster.replace("/etc/nats", str(tmp_path)))
+    path = program()
+    assert path is not None
+    argv = [path, "-t", "-c", str(tmp_path / "cluster.conf")]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "0.0.0.0" not in text
+    assert "authorization {" in cluster
+    assert "verify: true" in cluster
 
 
 async def test_who_is_not_let_in(example: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import astore
 from astore.cli.app import run
 from astore.errors import StoreError
 from astore_fleet import Access, Fleet
-from beds.nats import NatsBed
+from beds.nats import NatsBed, NatsServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,6 +171,8 @@ async def test_which_fleet_and_who_asks(
     astore = Command([], capsys)
     assert "which fleet?" in await astore("fleet status", code=2)
     assert (await astore.json(f"fleet --url {one_server.url} status"))["pools"] == 0
+    assert (await astore.json(f"fleet --url {one_server.url} --inbox _INBOX.mine status"))["pools"] == 0
+    assert "answers cannot begin with '>'" in await astore(f"fleet --url {one_server.url} --inbox > status", code=1)
     monkeypatch.setenv("ASTORE_FLEET_URL", "nats://127.0.0.1:1")
     assert (await astore.json(f"--fleet {one_server.url} fleet status"))["hosts"] == 0
     assert "no connection" in await astore("fleet status", code=1)
@@ -211,26 +214,47 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("astore_f
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
 
 
-async def test_the_documentation_begins_with_three_commands(
-    one_server: NatsBed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server, a host and a definition make a fleet, by the commands that docs/fleet.md begins with."""
-    block = next(one.text for one in blocks(ROOT / "docs" / "fleet.md") if one.kind == "text")
-    server, agent, define = (shlex.split(line, comments=True) for line in block.splitlines())
-    assert server == ["nats-server", "-c", "nats.conf"]
-    monkeypatch.setenv("ASTORE_FLEET", "documentation")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("page", ["docs/fleet.md", "plugins/fleet/README.md"])
+async def test_the_first_commands_of_a_page(page: str, tmp_path: Path) -> None:
+    """A server, a host and a definition make a fleet, by the commands that the page begins with; the port is this test's."""
+    port = str(NatsServer(tmp_path, 1).port)
+    block = next(one.text for one in blocks(ROOT / page) if one.kind == "text")
+    server, agent, *rest = (shlex.split(line, comments=True) for line in block.replace("4222", port).splitlines())
+    assert server[0] == "nats-server"
+    assert rest[0][-5:] == ["pool", "define", "images.xml", "--on", "one"]
+    if "-c" in server:
+        configuration = tmp_path / server[-1]
+        configuration.parent.mkdir(parents=True)
+        configuration.write_text((ROOT / server[-1]).read_text().replace("4222", port))
+    else:
+        server += ["-p", port]
     (tmp_path / "images.xml").write_text(local("images", folder(tmp_path, "images")))
-    agent, define = ([one.replace("nats://127.0.0.1:4222", one_server.url) for one in argv] for argv in (agent, define))
-    host = await asyncio.create_subprocess_exec(sys.executable, "-m", *agent, stdout=PIPE)
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "XDG_STATE_HOME": str(tmp_path)}
+
+    async def start(argv: Sequence[str]) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(*argv, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE)
+
+    async def ready(process: asyncio.subprocess.Process, stream: str, word: bytes) -> None:
+        async with asyncio.timeout(60):
+            while word not in (line := await getattr(process, stream).readline()):
+                assert line, f"{stream} has ended, and had no {word!r}"
+
+    running = [await start(server)]
     try:
-        assert host.stdout is not None
-        assert b"is there" in await host.stdout.readline()
-        assert await asyncio.to_thread(run, define[1:]) == 0
-        assert capsys.readouterr().out == "pool 'images' defined from images.xml\n"
+        await ready(running[0], "stderr", b"Server is ready")
+        running.append(await start(agent))
+        await ready(running[1], "stdout", b"is there")
+        for argv in rest:
+            done = await start(argv)
+            out, err = await done.communicate()
+            assert done.returncode == 0, (argv, out, err)
+            assert b"images" in out, argv
     finally:
-        host.kill()
-        await host.wait()
+        for process in running:
+            process.kill()
+            await process.communicate()
+    assert (tmp_path / "data" / "jetstream").is_dir()
 
 
 async def test_the_examples_run(one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

@@ -328,9 +328,10 @@ async def test_changes_right_after_a_look(tmp_path: Path, monkeypatch: pytest.Mo
             assert one._until_whole() > 1000
 
 
-async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path) -> None:
+async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a refresh takes does not make the next one later, and neither does what is told of some names meanwhile."""
     backend = TellingBackend()
+    monkeypatch.setattr(pool_watch, "WRITING", 0.01)
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
         pool = await started(manager, fake("pool"))
         async with manager.watch(max_staleness=1000.0):
@@ -353,7 +354,7 @@ async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path) -> 
             due = one._whole_at = time.monotonic() + 0.2
             count = backend.count("refresh")
             while backend.count("refresh") == count:
-                session.tell(frozenset({"a"}), False)
+                session.tell(frozenset({"a"}), True)
                 await asyncio.sleep(0.01)
             assert one._listed_at >= due
 

@@ -29,6 +29,7 @@ _OPTIONS = (
     ("user", "USER", "A user; the password is read from ASTORE_FLEET_PASSWORD."),
     ("credentials", "FILE", "A user's credentials, as nsc writes them."),
     ("nkey", "FILE", "The seed of an nkey."),
+    ("inbox", "PREFIX", "What the subjects of answers begin with (default: _INBOX.USER)."),
     ("ca", "FILE", "TLS: the certificates of the authorities to trust."),
     ("cert", "FILE", "TLS: this client's certificate."),
     ("key", "FILE", "TLS: the key of the certificate."),
@@ -45,6 +46,7 @@ class Place(msgspec.Struct):
     user: str | None = None
     credentials: str | None = None
     nkey: str | None = None
+    inbox: str | None = None
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -67,6 +69,7 @@ class Place(msgspec.Struct):
                 token=os.environ.get("ASTORE_FLEET_TOKEN"),
                 credentials=self.credentials,
                 nkey_seed=seed,
+                inbox_prefix=self.inbox,
                 tls=self._tls(),
             )
         except OSError as error:  # ssl.SSLError is one
