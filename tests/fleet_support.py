@@ -11,21 +11,26 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
 
-from core_fakes import FakeBackend, FakeSession, eventually
+from core_fakes import PATIENCE, FakeBackend, FakeSession
 
 from astore.backends.directory import DirectoryBackend
 from astore.model import VolumeInfo
 from astore.registry import BackendRegistry
 from astore_fleet import Fleet, FleetEvent
+from astore_fleet.jobs import job_queue
 from beds.nats import NatsBed
 
 SECONDS = 3.0
 """How long a host's lease lasts in tests."""
+
+RECORDS = "ASTORE_TEST_RECORD_SECONDS"
+"""The variable that says how long records of jobs stay for a host that is a process."""
 
 
 class SharedBackend(DirectoryBackend):
@@ -41,10 +46,16 @@ class HeldSession(FakeSession):
 
     async def delete_volume(self, info: VolumeInfo) -> None:
         """Write that it has begun; wait; end."""
-        with open(f"{self.gate}.log", "a") as log:  # noqa: ASYNC230
-            log.write(f"{info.name}\n")
-        await eventually(self.gate.exists, "the gate")
+        await asyncio.to_thread(self._note, info.name)
+        until = time.monotonic() + PATIENCE
+        while not await asyncio.to_thread(self.gate.exists):
+            assert time.monotonic() < until, "the gate stayed closed"
+            await asyncio.sleep(0.002)
         self.backend.shows[""].pop(info.name)
+
+    def _note(self, name: str) -> None:
+        with open(f"{self.gate}.log", "a") as log:
+            log.write(f"{name}\n")
 
 
 class HeldBackend(FakeBackend):
@@ -117,6 +128,7 @@ async def process(bed: NatsBed, fleet: str, host: str, gate: Path, seconds: floa
 
 async def _serve(url: str, fleet: str, host: str, seconds: str, gate: str) -> None:
     HeldSession.gate = Path(gate)
+    job_queue.RECORD_SECONDS = float(os.environ.get(RECORDS, job_queue.RECORD_SECONDS))
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with (

@@ -139,7 +139,12 @@ async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path
         copied = await pool.copy_volume("a.raw", astore.VolumeDef(name="b.raw"))
         assert copied.capacity == 2 << 20
         told: list[int] = []
+        (tmp_path / "images" / "b.raw").write_bytes(b"x" * (16 << 20))
+        await pool.refresh()
         await pool.wipe_volume("b.raw", on_progress=lambda done, total: told.append(done))
+        assert told, "the last progress is told although the work takes less time than lies between two reports"
+        assert told == sorted(told)
+        assert 0 < told[-1] <= 16 << 20
         await pool.delete_volume("b.raw")
         with pytest.raises(astore.VolumeNotFoundError) as gone:
             await pool.delete_volume("b.raw")

@@ -112,8 +112,10 @@ async def test_a_job_of_a_killed_host_is_unknown_and_never_run_twice(
 async def test_a_refresh_of_a_killed_host_is_done_elsewhere(
     fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
 ) -> None:
-    """A refresh that waits for a host that is stopped, and then killed, is done by the next one."""
+    """Five refreshes that wait for a host that is stopped, and then killed, are one job, which the next host does."""
+    engine = fleet.store.engine
     async with (
+        fleet.events() as events,
         process(one_server, fleet_name, "one", tmp_path / "gate") as one,
         process(one_server, fleet_name, "two", tmp_path / "gate"),
     ):
@@ -122,11 +124,19 @@ async def test_a_refresh_of_a_killed_host_is_done_elsewhere(
         await pool.place(hosts=("one", "two"))
         await eventually(lambda: pool.info.volumes == 1, "its snapshot is kept")
         one.send_signal(signal.SIGSTOP)
+        before = (await engine.info(engine.names.jobs))["state"]["last_seq"]
         running = [asyncio.ensure_future(pool.refresh()) for _ in range(5)]
+        await asyncio.sleep(1.0)
+        state = (await engine.info(engine.names.jobs))["state"]
+        assert (state["last_seq"] - before, state["messages"]) == (1, 1)
         one.kill()
         outcomes = await asyncio.gather(*running)
         assert {(outcome.pool, outcome.unchanged) for outcome in outcomes} == {("images", 1)}
         assert pool.info.owner == "two"
+        (tmp_path / "images" / "b.img").write_bytes(b"")
+        seen = await until(events, astore.VolumeAdded, "b.img")
+        refreshed = [one for one in seen if isinstance(one.event, astore.PoolRefreshed) and one.host == "two"]
+        assert 1 <= len(refreshed) <= 3, "one when it takes the pool over, one for the job, perhaps one for b.img"
 
 
 async def test_jobs_end_in_time_or_by_request(

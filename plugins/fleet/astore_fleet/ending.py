@@ -1,10 +1,13 @@
-"""Ending tasks for certain, although ``asyncio.wait_for`` of Python 3.11, which nats-py uses, swallows cancellations."""
+"""Calls that run together, and ending tasks for certain.
+
+``asyncio.wait_for`` of Python 3.11, which nats-py uses, swallows cancellations.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,6 +22,16 @@ async def heeding(call: Awaitable[T]) -> T:
     finally:
         if task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run calls at once. If one fails, cancel the others, and raise what it has raised: no group, which nobody expects."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(call)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import msgspec
 import nats
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_MAX_PAYLOAD_SIZE, Client
 from nats.aio.msg import Msg
 
 from astore.cancellation import bounded
@@ -27,6 +27,7 @@ from astore.store.contract import OutdatedError
 from astore_fleet.access import Access
 from astore_fleet.ending import heeding
 from astore_fleet.names import Names
+from astore_fleet.write_headers import conditions
 
 OLDEST_SERVER = (2, 11)
 """Older servers know no time to live of a message, and lose updates of replicated streams (nats-server issue 4320)."""
@@ -36,6 +37,9 @@ ANSWER_SECONDS = 2.0
 
 WRITE_SECONDS = 10.0
 """Seconds for a write, with all its retries: an election of a leader takes some."""
+
+HEADERS = 16_384
+"""The most bytes of a message's headers."""
 
 CONNECT_SECONDS = 10.0
 """Seconds for the first connection, with its retries. (nats-py waits for ever after some errors of TLS.)"""
@@ -82,7 +86,11 @@ class Full(StoreError):
     """A stream keeps one message of this subject already."""
 
 
-class Denied(StoreError):
+class Refused(StoreError):
+    """The server does not take that, and would not if it were asked again. EMSGSIZE: the message is too large."""
+
+
+class Denied(Refused):
     """The server does not let this client do that."""
 
 
@@ -176,6 +184,13 @@ class Engine:
         """Whether a server is connected now."""
         return self._connected.is_set()
 
+    @property
+    def largest(self) -> int:
+        """The most bytes that a message's body may have; 1 MiB with its headers unless the server was told otherwise."""
+        client = self._client
+        most = DEFAULT_MAX_PAYLOAD_SIZE if client is None else client.max_payload
+        return max(most - HEADERS, most // 2)
+
     def error(self, what: str, number: int = errno.EIO) -> StoreError:
         """Return an error about this fleet."""
         return StoreError(f"{self.name}: {one_line(what)}", errno=number)
@@ -195,8 +210,11 @@ class Engine:
     # -------------------------------------------------------------------------------------------------- requests
 
     async def ask(self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
-        """Send a request, and return its answer. :raises StoreError: there was none."""
+        """Send a request, and return its answer. :raises StoreError: there was none. Refused: it is too large."""
         client = await self.client()
+        size = len(data) + sum(len(name) + len(value) + 4 for name, value in (headers or {}).items())
+        if size > client.max_payload - 16:  # the server would end the connection
+            raise Refused(f"{self.name}: {subject}: {size} bytes are too many for a message", errno=errno.EMSGSIZE)
         try:
             return await heeding(client.request(subject, data, timeout=ANSWER_SECONDS, headers=headers))
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -216,7 +234,7 @@ class Engine:
                 said = await self.ask(f"$JS.API.{what}", msgspec.json.encode(request))
                 answer: Answer = msgspec.json.decode(said.data)
             except StoreError as error:
-                if time.monotonic() > until or not self.connected or isinstance(error, Denied):
+                if time.monotonic() > until or not self.connected or isinstance(error, Refused):
                     raise
                 answer = {"error": {"code": 503}}
             wrong = answer.get("error")
@@ -327,18 +345,19 @@ class Engine:
         :param at: the sequence of the stream's last message.
         :param id: a write with the same id within two minutes is the same write. :param ttl: seconds that it is kept.
         :raises OutdatedError: a condition does not hold. Full: the stream allows no second message of the subject.
-            StoreError: it was not written, or, if the engine did not answer at all, perhaps it was.
+            Refused: it is too large, not permitted, or the stream is full. StoreError: it was not written, or, if the engine
+            did not answer at all, perhaps it was.
         """
         self._count += 1
         own = id or f"{self.session}:{self._count}"
-        sent = {**(headers or {}), **_conditions(after, among, at, ttl), "Nats-Msg-Id": own}
+        sent = {**(headers or {}), **conditions(after, among, at, ttl), "Nats-Msg-Id": own}
         until, unsure = time.monotonic() + WRITE_SECONDS, False
         while True:
             await self.client()
             try:
                 ack: Answer = msgspec.json.decode((await self.ask(subject, data, sent)).data)
             except StoreError as failed:
-                if time.monotonic() > until or isinstance(failed, Denied):
+                if time.monotonic() > until or isinstance(failed, Refused):
                     raise
                 unsure = True
                 await asyncio.sleep(0.05)
@@ -346,7 +365,7 @@ class Engine:
             error = ack.get("error")
             if error is None:
                 return int(ack["seq"])
-            if error["code"] == 503 and time.monotonic() < until:  # no leader, or no quorum
+            if error["code"] == 503 and not _is_limit(error) and time.monotonic() < until:  # no leader, or no quorum
                 unsure = True
                 await asyncio.sleep(0.05)
                 continue
@@ -362,7 +381,13 @@ class Engine:
             return OutdatedError(f"{self.name}: {subject} was changed meanwhile ({what})", errno=errno.EAGAIN)
         if "per subject exceeded" in what:
             return Full(f"{self.name}: {subject}: {what}", errno=errno.EEXIST)
-        return self.error(f"{subject}: {what}", errno.ENOSPC if "maximum" in what else errno.EIO)
+        if _is_limit(error):
+            return Refused(f"{self.name}: {subject}: {what}", errno=errno.ENOSPC)
+        return self.error(f"{subject}: {what}")
+
+
+def _is_limit(error: Answer) -> bool:
+    return "maximum" in str(error.get("description"))
 
 
 def _seconds(text: str) -> float:
@@ -370,14 +395,3 @@ def _seconds(text: str) -> float:
     whole, _, fraction = text.rstrip("Z").partition(".")
     moment = datetime.fromisoformat(f"{whole}+00:00")
     return moment.timestamp() + float(f"0.{fraction or 0}")
-
-
-def _conditions(after: int | None, among: str | None, at: int | None, ttl: float | None) -> dict[str, str]:
-    """Return the headers of a write's conditions and time to live; see :meth:`Engine.publish`."""
-    found = {
-        "Nats-Expected-Last-Subject-Sequence": after,
-        "Nats-Expected-Last-Subject-Sequence-Subject": among,
-        "Nats-Expected-Last-Sequence": at,
-        "Nats-TTL": None if ttl is None else f"{max(round(ttl), 1)}s",
-    }
-    return {name: str(value) for name, value in found.items() if value is not None}

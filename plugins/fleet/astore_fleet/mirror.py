@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -36,7 +36,8 @@ class Mirror:
 
     :param take: called with each message, in the stream's order; never waits. :param reset: called before everything is read
         anew. :param filters: the subjects to follow; none: all. :param headers_only: leave bodies out.
-    :param since: begin after this sequence instead of reading all that is kept.
+    :param since: begin after this sequence instead of reading all that is kept, and never read anything anew.
+    :param hold: awaited after each message: the engine holds back what follows until it returns.
     :param barrier: a subject to write to when :meth:`sync` finds a new leader.
     :ivar seq: the sequence up to which it has taken everything. :ivar changed: set after each message; clear it.
     """
@@ -52,11 +53,14 @@ class Mirror:
         headers_only: bool = False,
         since: int | None = None,
         barrier: str = "",
+        hold: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.engine = engine
         self.stream = stream
         self.seq = self._position = since or 0
         self.changed = asyncio.Event()
+        self._again = since is None
+        self._hold = hold
         self._barrier = barrier
         self._created = ""
         self._leader: tuple[object, object] | None = None
@@ -66,15 +70,19 @@ class Mirror:
         self._headers_only = headers_only
         self._heard = 0.0  # when it was last known to miss nothing, by the monotonic clock
         self._complete = asyncio.Event()
+        self._following = asyncio.Event()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
-        """Begin, and wait until all that is kept has arrived. :raises StoreError: it does not."""
+    async def open(self, *, complete: bool = True) -> None:
+        """Begin, and wait until all that is kept has arrived. :raises StoreError: it does not.
+
+        :param complete: False: wait only until the engine is about to send it.
+        """
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"astore mirror of {self.stream}")
         try:
             async with asyncio.timeout(30.0):
-                await self._complete.wait()
+                await (self._complete if complete else self._following).wait()
         except TimeoutError:
             await self.aclose()
             raise self.engine.error(f"the stream {self.stream} cannot be read") from None
@@ -145,6 +153,7 @@ class Mirror:
         listening = await client.subscribe(inbox, pending_bytes_limit=1 << 30)
         try:
             pending = await self._consume(inbox)
+            self._following.set()
             if not pending:
                 self._caught_up()
             expected = 1
@@ -162,13 +171,15 @@ class Mirror:
                 self._taken(message, place.sequence.stream, place.timestamp.timestamp())
                 if not place.num_pending:
                     self._caught_up()
+                if self._hold is not None:
+                    await self._hold()
         finally:
             with contextlib.suppress(Exception):
                 await listening.unsubscribe()
 
     async def _consume(self, inbox: str) -> int:
         """Make a consumer; return how many messages it has for us now."""
-        if self.seq and self._heard and time.monotonic() - self._heard > MARK_SECONDS / 2:
+        if self._again and self.seq and self._heard and time.monotonic() - self._heard > MARK_SECONDS / 2:
             self.seq = self._position = 0
             self._reset()
         start: dict[str, object] = {}

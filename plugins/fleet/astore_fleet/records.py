@@ -11,6 +11,10 @@ HOST_SECONDS = 10.0
 """Seconds that a host's lease lasts, unless its agent says otherwise."""
 
 
+PARTIAL = "Astore-Partial"
+"""The header of an event without the references of its volume, which are too many for one message."""
+
+
 class Placement(msgspec.Struct, frozen=True):
     """Where a pool may run: on one of these hosts, on hosts with all of these labels; without both, see :func:`fits`."""
 
@@ -81,12 +85,14 @@ class FleetEvent(msgspec.Struct, frozen=True):
     """An event of a host. ``seq`` is the engine's: pass it as ``since`` to go on after it.
 
     :ivar time: when the engine kept it, by the server's clock, in seconds since the epoch.
+    :ivar partial: its volume's references are too many for one message, and were left out; the pool's snapshot has them.
     """
 
     seq: int
     host: str
     time: float
     event: Event
+    partial: bool = False
 
 
 def fits(definition: PoolDef, placement: Placement, defined_by: str, host: HostInfo) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +16,11 @@ from astore.manager.many import OnProgress
 from astore.model import PoolDef, PoolState, RefreshOutcome, RefreshReport, Snapshot, VolumeInfo
 from astore.registry import BackendRegistry
 from astore_fleet.access import Access
+from astore_fleet.client.event_reader import FleetEvents
 from astore_fleet.client.fleet_pool import FleetPool
 from astore_fleet.client.reading import Reader, Wanted
+from astore_fleet.ending import together
 from astore_fleet.hosts.agent import Agent
-from astore_fleet.hosts.event_stream import FleetEvents
 from astore_fleet.jobs import bulk, job_queue
 from astore_fleet.jobs.job_client import JobClient
 from astore_fleet.jobs.job_records import error_of
@@ -146,7 +146,8 @@ class Fleet:
             for definition in definitions:
                 if not definition.source.hosts:
                     raise DefinitionError(f"pool {definition.name!r} is local: define it alone, and say on which hosts")
-                await manager.define(definition)
+                pool = await manager.define(definition)
+                await self._tell(PoolDefined(pool=pool.name, uuid=pool.uuid, time=time.time()))
 
     async def undefine(self, name: str) -> None:
         """Remove a pool's definition. :raises PoolNotFoundError: there is none. InvalidStateError: it is active on a host."""
@@ -263,8 +264,9 @@ class Fleet:
         Each host is asked once for all of its pools. What is not answered, because it died or a pool has moved, is queued.
 
         :param names: the pools; None: all that are active somewhere. :param limit: how many are queued at a time.
-        :param timeout: seconds for each. :param on_progress: as for :meth:`astore.Manager.refresh_all`.
-        :raises PoolNotFoundError: there is no pool of a name. Other errors of pools are in the report.
+        :param timeout: seconds for each. :param on_progress: as for :meth:`astore.Manager.refresh_all`; but what it raises is
+            raised as it is.
+        :raises PoolNotFoundError: there is no pool of a name. Other errors of pools, and of the engine, are in the report.
         """
         chosen = self._active() if names is None else [self.pool(name).name for name in dict.fromkeys(names)]
         outcomes: dict[str, RefreshOutcome] = {}
@@ -276,25 +278,24 @@ class Fleet:
                 on_progress(len(outcomes), len(chosen), outcome)
 
         async def ask(host: str, pools: list[str]) -> None:
-            async for pool, record in bulk.ask(self.store.engine, host, bulk.Question(pools, full, timeout)):
-                error = None if record.failure is None else error_of(record.failure)
-                note(record.outcome or RefreshOutcome(pool=pool, seconds=time.monotonic() - began, error=error))
+            answers = bulk.ask(self.store.engine, host, bulk.Question(pools, full, timeout))
+            async with contextlib.aclosing(answers):
+                async for pool, record in answers:
+                    error = None if record.failure is None else error_of(record.failure)
+                    note(record.outcome or RefreshOutcome(pool=pool, seconds=time.monotonic() - began, error=error))
 
-        async with asyncio.TaskGroup() as group:
-            for host, pools in self._by_host(chosen).items():
-                group.create_task(ask(host, pools))
+        await together(ask(host, pools) for host, pools in self._by_host(chosen).items())
         waiting = iter([name for name in chosen if name not in outcomes])
 
         async def work() -> None:
             for name in waiting:
                 try:
-                    note(await self.pool(name).refresh(full=full, timeout=timeout))
+                    outcome = await self.pool(name).refresh(full=full, timeout=timeout)
                 except Exception as error:  # whatever the host's backend has raised
-                    note(RefreshOutcome(pool=name, seconds=time.monotonic() - began, error=error))
+                    outcome = RefreshOutcome(pool=name, seconds=time.monotonic() - began, error=error)
+                note(outcome)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(chosen) - len(outcomes))):
-                group.create_task(work())
+        await together(work() for _ in range(min(limit, len(chosen) - len(outcomes))))
         return RefreshReport(tuple(outcomes[name] for name in sorted(outcomes)), time.monotonic() - began)
 
     def _by_host(self, pools: Iterable[str]) -> dict[str, list[str]]:

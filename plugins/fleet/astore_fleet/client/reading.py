@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
 from astore.errors import VolumeNotFoundError
 from astore.model import PoolDef, PoolState, Snapshot, VolumeInfo
+from astore_fleet.ending import together
 from astore_fleet.placement.fleet_state import FleetState, Kept
 from astore_fleet.records import FleetPoolInfo, FleetVolume
 from astore_fleet.store.nats_store import NatsStore
@@ -100,9 +100,7 @@ class Reader:
                 if one is not None:
                     found[name] = one
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(fetch())
+        await together(fetch() for _ in range(AT_ONCE))
         for gone in self._fetched.keys() - self._state.heads.keys():
             del self._fetched[gone]
         return dict(sorted(found.items()))

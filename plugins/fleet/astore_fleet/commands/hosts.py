@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import click
@@ -115,12 +114,11 @@ async def undrain(opened: Opened, host: str) -> Answer:
 @option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="What placements ask for.")
 @option("--lease", type=Number(min=2), default=HOST_SECONDS, show_default=True, help="Seconds of the lease.")
 async def agent(opened: Opened, labels: tuple[str, ...], lease: float) -> Answer:
-    """Be a host of the fleet, until Ctrl-C or SIGTERM; then hand the pools over."""
+    """Be a host of the fleet, until Ctrl-C or SIGTERM; then hand the pools over. It ends by itself if it cannot go on."""
     async with opened.fleet.agent(labels=assigned(labels), seconds=lease) as here:
         Output().line(f"host {here.store.host!r} is there")
         sys.stdout.flush()
-        await asyncio.Event().wait()
-    return Answer(None, lambda output: None)
+        await here.wait()
 
 
 @fleet_command("events")

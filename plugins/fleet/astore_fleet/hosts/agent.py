@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
-from typing import Self
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import NoReturn, Self
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -28,6 +28,7 @@ from astore.store.contract import Lease, OutdatedError, Run
 from astore_fleet import leases
 from astore_fleet.ending import end
 from astore_fleet.hosts.event_stream import Forwarder
+from astore_fleet.hosts.supervision import keep_up
 from astore_fleet.jobs.worker import Worker
 from astore_fleet.placement import owning
 from astore_fleet.placement.fleet_state import HOST, FleetState
@@ -48,7 +49,7 @@ HANDOVER_SECONDS = 10.0
 
 
 class Agent:
-    """One host's part in a fleet: ``async with fleet.agent() as agent: ...``. It ends with its block.
+    """One host's part in a fleet: ``async with fleet.agent() as agent: await agent.wait()``. It ends with its block.
 
     :param store: not open yet; the Manager opens it. :param labels: what placements may ask for.
     :param seconds: how long the host's lease lasts; it is renewed three times as often.
@@ -84,7 +85,10 @@ class Agent:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a pool is begun or left, not both
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._to_leave: set[str] = set()  # pools that are to be stopped here
-        self._leaving = False
+        self._leaving = False  # it takes no pools any more
+        self._left = False  # it renews its lease no more
+        self._failure: Exception | None = None
+        self._failed = asyncio.Event()
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
         self._log = get_logger().bind(host=store.host)
@@ -99,12 +103,12 @@ class Agent:
             await self._place_once()  # before pools that are active still tell what has changed in them
             await self._stack.enter_async_context(self.manager.watch(max_staleness=self._max_staleness))
             for name, call in (
-                ("lease", self._renew()),
-                ("places", self._place()),
-                ("events", self._forwarder.run()),
-                ("jobs", self._worker.run()),
+                ("lease", self._renew),
+                ("places", self._place),
+                ("events", self._forwarder.run),
+                ("jobs", self._worker.run),
             ):
-                self._spawn(call, f"astore fleet {name}")
+                self._spawn(self._keep_up(call, name), f"astore fleet {name}")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -112,6 +116,15 @@ class Agent:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def wait(self) -> NoReturn:
+        """Wait until the agent can do its work no more: it has handed its pools over, and has no lease.
+
+        :raises AstoreError: always; its cause is why a task of the agent failed again and again.
+        """
+        await self._failed.wait()
+        message = f"the agent of host {self.store.host!r} has ended: {self._failure}"
+        raise AstoreError(message) from self._failure
 
     async def aclose(self) -> None:
         """Hand back what others can take over, and leave. Pools stay active. May be called twice."""
@@ -122,6 +135,18 @@ class Agent:
     async def _end_tasks(self) -> None:
         await end(set(self._tasks))
         await self._worker.aclose()
+
+    async def _keep_up(self, call: Callable[[], Awaitable[None]], name: str) -> None:
+        try:
+            await keep_up(call, name, self._log)
+        except Exception as error:  # a host that has no lease is better than one that only looks healthy
+            self._leaving, self._failure = True, error
+            self._log.error("the agent ends: a task of it fails again and again", task=name, error=reason(error))
+            try:
+                await bounded(self._hand_over(), 5.0)
+            finally:
+                self._left, self._until = True, 0.0
+                self._failed.set()
 
     def _spawn(self, call: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(call, name=name)
@@ -187,6 +212,8 @@ class Agent:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._seconds / 3 if self.valid else 0.2)
+            if self._left:
+                return
             try:
                 await self._take_lease()
             except OutdatedError:  # it was away for too long
@@ -233,10 +260,11 @@ class Agent:
             for name in owning.to_even_out(self.me, self.state, definitions, MOST_MOVED)
             if name not in wrong and not self._worker.busy(name)
         ]
+        tokens = {name: self.state.owners[name].token for name in wrong}  # the owners may be read anew meanwhile
         if wrong:
             await self._forwarder.settle()
-        for name in wrong:
-            seq = await owning.hand_back(engine, name, self.state.owners[name].token)
+        for name, token in tokens.items():
+            seq = await owning.hand_back(engine, name, token)
             if seq is not None:
                 self.state.note(name, None, seq)
                 self._lose(name)
@@ -244,10 +272,10 @@ class Agent:
             if name in self._tokens or not self.valid:
                 continue
             seen = self.state.owners.get(name)
-            token = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
-            if token is not None:
-                self.state.note(name, self.me, token)
-                self._taken(name, token)
+            taken = await owning.take(engine, name, self.me, 0 if seen is None else seen.token)
+            if taken is not None:
+                self.state.note(name, self.me, taken)
+                self._taken(name, taken)
         for name in self._tokens.keys() - self._asked - self._beginning:
             held = definitions.get(name)
             if held is not None and held.autostart:
@@ -355,6 +383,6 @@ class Agent:
                 if held is not None and owning.candidates(held, others):
                     self._tokens.pop(name, None)
                     await owning.hand_back(engine, name, token)
-            lease, self._lease = self._lease, None
+            lease, self._lease, self._left = self._lease, None, True
             await leases.release(engine, lease)
         self._until = 0.0

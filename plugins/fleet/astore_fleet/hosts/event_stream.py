@@ -1,4 +1,4 @@
-"""The events of all hosts as one stream: forwarding a Manager's, and reading them.
+"""The events of all hosts as one stream: forwarding a Manager's.
 
 A forwarder publishes the events of the pools that its host looks after, and then keeps their snapshots: a snapshot never has
 what was not told. If the host dies between the two, the next one finds the same changes, and tells them again: an event has an
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
-from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Self
 
 import msgspec
 
 import astore.events as kinds
-from astore.errors import AstoreError, StoreError
+from astore.errors import AstoreError, StoreError, reason
 from astore.event_bus import Subscription
 from astore.events import (
     Event,
-    Lagged,
     PoolEvent,
     VolumeAdded,
     VolumeChanged,
@@ -30,13 +28,12 @@ from astore.events import (
     VolumeProgress,
     VolumeRemoved,
 )
+from astore.logs import get_logger
 from astore.manager import Manager
 from astore.model import Snapshot, VolumeInfo
 from astore.pools.pool import Pool
-from astore_fleet.engine import Engine, Message
-from astore_fleet.mirror import Mirror
-from astore_fleet.names import unescaped
-from astore_fleet.records import FleetEvent
+from astore_fleet.engine import Refused
+from astore_fleet.records import PARTIAL
 from astore_fleet.store.nats_store import NatsStore
 
 WINDOW = 128
@@ -54,12 +51,10 @@ SETTLE_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 """Seconds before the engine is tried again."""
 
-MOST_WAITING = 100_000
-"""How many events wait for a slow reader; then the oldest are lost, and counted."""
+REFUSED_SECONDS = 60.0
+"""Seconds for which the engine may refuse all events of a kind before they are passed over."""
 
 _DEFINITIONS = (kinds.PoolDefined, kinds.PoolUndefined, kinds.PoolAutostartChanged)
-
-_CLASSES = {name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Event)}
 
 
 def identity(info: VolumeInfo) -> str:
@@ -123,6 +118,18 @@ class EventIds:
         return f"{self._session}:{event.seq}"
 
 
+def encoded(event: Event, largest: int) -> tuple[bytes, bool]:
+    """Return an event's body, and whether the references of its volume were left out because there were too many.
+
+    :param largest: the most bytes. A larger body is returned if nothing can be left out.
+    """
+    data = msgspec.json.encode(event)
+    if len(data) <= largest or not isinstance(event, VolumeAdded | VolumeChanged):
+        return data, False
+    lighter = msgspec.structs.replace(event.volume, references=())
+    return msgspec.json.encode(msgspec.structs.replace(event, volume=lighter)), True
+
+
 def _digest(*parts: str) -> str:
     return blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
@@ -142,19 +149,23 @@ class Forwarder:
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
         self._moved: dict[str, int] = {}  # by uuid: the last event before the pool came or went
+        self._refused: dict[type[Event], float] = {}  # by kind: since when the engine has refused all
         self._seq = 0
+        self._batch: list[Event] = []  # what has to be told first
+        self._log = get_logger().bind(host=store.host)
         self._pause: asyncio.Timeout | None = None  # while it waits for events
 
     async def run(self) -> None:
-        """Forward until the Manager is closed, or the task is cancelled."""
-        async with self._manager.events(since=0) as events:
+        """Forward until the Manager is closed, or the task is cancelled. If it failed, it goes on where it was."""
+        async with self._manager.events(since=self._seq) as events:
             while True:
+                while self._batch:
+                    self._batch = await self._publish(self._batch)
+                await self._save()
                 batch = await self._next(events)
                 if batch is None:
                     return
-                while batch:
-                    batch = await self._publish(batch)
-                await self._save()
+                self._batch = batch
 
     def moved(self, uuid: str) -> None:
         """Note that a pool came, or went: earlier events are another host's, and its next snapshot is kept in any case."""
@@ -195,14 +206,26 @@ class Forwarder:
         ours = {event.seq: self._is_ours(event) for event in batch}
         told = [one for one in batch if ours[one.seq] and self._ids.is_news(one, self._before(one))]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
-        again = {event.seq for event, outcome in zip(told, outcomes, strict=True) if isinstance(outcome, StoreError)}
-        again |= {seq for seq, known in ours.items() if known is None}
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, StoreError):
+        again = {seq for seq, known in ours.items() if known is None}
+        for event, outcome in zip(told, outcomes, strict=True):
+            if outcome is None:
+                self._refused.pop(type(event), None)
+            elif isinstance(outcome, Refused | ValueError) and self._is_hopeless(event, outcome):
+                self._log.error("an event cannot be told", kind=type(event).__name__, error=reason(outcome))
+                self._make_dirty(event)
+            elif isinstance(outcome, StoreError):
+                again.add(event.seq)
+            else:
                 raise outcome
         if again:
             await asyncio.sleep(RETRY_SECONDS)
         return [event for event in batch if event.seq in again]
+
+    def _is_hopeless(self, event: Event, error: Exception) -> bool:
+        """Return whether an event is passed over: no engine takes it, or this one has refused its kind for long."""
+        if not isinstance(error, Refused) or error.errno == errno.EMSGSIZE:
+            return True
+        return time.monotonic() - self._refused.setdefault(type(event), time.monotonic()) >= REFUSED_SECONDS
 
     def _is_ours(self, event: Event) -> bool | None:
         if isinstance(event, VolumeProgress):
@@ -218,10 +241,16 @@ class Forwarder:
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
         id = self._ids.of(event, self._before(event))
-        seq = await engine.publish(engine.names.events, subject, msgspec.json.encode(event), id=id)
+        data, partial = encoded(event, engine.largest)
+        headers = {PARTIAL: "1"} if partial else None
+        seq = await engine.publish(engine.names.events, subject, data, headers, id=id)
         if isinstance(event, PoolEvent):
             told = self._store.snapshots.told
             told[event.pool] = max(seq, told.get(event.pool, 0))
+        self._make_dirty(event)
+
+    def _make_dirty(self, event: Event) -> None:
+        """Have the snapshot kept of the pool that an event has changed."""
         if isinstance(event, VolumeEvent | kinds.PoolRefreshed | kinds.PoolStateChanged | kinds.PoolStarted):
             due = max(time.monotonic(), self._kept.get(event.pool, 0.0) + SAVE_SECONDS)
             if self._changes_nothing(event):
@@ -253,7 +282,9 @@ class Forwarder:
             except LookupError:
                 self._dirty.pop(name, None)
                 self._kept.pop(name, None)
-            except (AstoreError, OSError):
+            except (AstoreError, OSError) as error:
+                if isinstance(error, Refused):
+                    self._log.error("a snapshot was refused", pool=name, error=reason(error))
                 self._dirty[name] = time.monotonic() + SAVE_SECONDS
 
     async def _keep(self, pool: Pool) -> None:
@@ -273,67 +304,3 @@ class Forwarder:
             with contextlib.suppress(LookupError):
                 saved = self._manager.pool(event.pool).parts.record.saved
         return Snapshot.EMPTY if saved is None else saved.snapshot
-
-
-class FleetEvents:
-    """Reads the events of all hosts: ``async with fleet.events() as events: async for event in events: ...``.
-
-    :param since: go on after the event of this number; 0: from the first that is kept; None: from now on.
-    """
-
-    def __init__(self, engine: Engine, since: int | None) -> None:
-        self._engine = engine
-        self._since = since
-        self._mirror: Mirror | None = None
-        self._waiting: deque[FleetEvent] = deque()
-        self._missed = 0
-        self._last_missed = 0
-
-    async def __aenter__(self) -> Self:
-        state = (await self._engine.info(self._engine.names.events))["state"]
-        since = int(state["last_seq"]) if self._since is None else self._since
-        first = int(state["first_seq"])
-        if since and since + 1 < first:
-            self._miss(first - 1 - since, first - 1)
-        self._mirror = Mirror(self._engine, self._engine.names.events, self._take, since=since)
-        await self._mirror.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End. May be called twice."""
-        if self._mirror is not None:
-            await self._mirror.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> FleetEvent:
-        if self._mirror is None:
-            raise RuntimeError("enter the events first: async with fleet.events() as events")
-        while not self._waiting and not self._missed:
-            self._mirror.changed.clear()
-            await self._mirror.changed.wait()
-        if self._missed:
-            missed, self._missed = self._missed, 0
-            lagged = Lagged(seq=self._last_missed, time=time.time(), missed=missed)
-            return FleetEvent(self._last_missed, "", time.time(), lagged)
-        return self._waiting.popleft()
-
-    def _miss(self, count: int, last: int) -> None:
-        self._missed += count
-        self._last_missed = last
-
-    def _take(self, message: Message) -> None:
-        parts = message.subject.split(".")
-        if len(parts) != 6 or (kind := _CLASSES.get(parts[5])) is None:
-            return
-        try:
-            event = msgspec.json.decode(message.data, type=kind)
-        except Exception:  # anybody may have written anything
-            return
-        if len(self._waiting) >= MOST_WAITING:
-            self._miss(1, self._waiting.popleft().seq)
-        self._waiting.append(FleetEvent(message.seq, unescaped(parts[3]), message.time, event))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 import nats.errors
@@ -54,13 +54,19 @@ def subject(engine: Engine, host: str) -> str:
     return engine.names.told(f"refresh.{escaped(host)}")
 
 
-async def ask(engine: Engine, host: str, question: Question) -> AsyncIterator[tuple[str, JobRecord]]:
-    """Yield the answers of a host; perhaps not all."""
-    client = await engine.client()
-    inbox = client.new_inbox()
-    listening = await client.subscribe(inbox)
+async def ask(engine: Engine, host: str, question: Question) -> AsyncGenerator[tuple[str, JobRecord], None]:
+    """Yield the answers of a host; perhaps not all, and none if it cannot be asked (the question may be too large)."""
     try:
-        await client.publish(subject(engine, host), msgspec.msgpack.encode(question), reply=inbox)
+        client = await engine.client()
+        inbox = client.new_inbox()
+        listening = await client.subscribe(inbox)
+    except (StoreError, OSError, nats.errors.Error):
+        return
+    try:
+        try:
+            await client.publish(subject(engine, host), msgspec.msgpack.encode(question), reply=inbox)
+        except (OSError, nats.errors.Error):
+            return
         while True:
             try:
                 message = await heeding(listening.next_msg(timeout=SILENT_SECONDS))

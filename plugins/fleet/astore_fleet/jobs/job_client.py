@@ -14,7 +14,7 @@ import nats.errors
 
 from astore.backend import Progress as OnProgress
 from astore.cancellation import bounded, shielded
-from astore.errors import AstoreError, PoolInaccessibleError, PoolNotFoundError
+from astore.errors import AstoreError, PoolInaccessibleError, PoolNotFoundError, StoreError
 from astore.model import PoolDef
 from astore_fleet.ending import heeding
 from astore_fleet.jobs import job_queue
@@ -63,6 +63,9 @@ class JobClient:
         try:
             async with asyncio.timeout(None if timeout is None else timeout + GRACE_SECONDS):
                 host = self._host(pool)
+                if kind not in AGAIN:
+                    await engine.info(engine.names.jobs)  # it tells the server's time
+                    job = msgspec.structs.replace(job, since=time.monotonic() + engine.clock)
                 await job_queue.submit(engine, job, host)
                 record = await self._wait(job, listening, on_progress)
         except asyncio.CancelledError:
@@ -125,7 +128,14 @@ class JobClient:
             record, seq = await job_queue.record_of(engine, job.id)
             if record is not None:
                 record = await job_queue.give_up_if_dead(engine, self._state, job.id, record, seq)
+                if record.state == "unknown":
+                    await self._drop(job)
                 return None if record.state == "claimed" else record
+            if job_queue.too_old(job_queue.age(engine, job, job.since)):
+                if await job_queue.write_record(engine, job.id, job_queue.expired(), seq) is None:
+                    return None  # somebody has it: look again
+                await self._drop(job)
+                return job_queue.expired()
         host = self._host(job.pool)
         waiting = await job_queue.waiting(engine, job.pool, job.what)
         if not waiting and (job.kind in AGAIN or (await job_queue.record_of(engine, job.id))[0] is None):
@@ -139,6 +149,12 @@ class JobClient:
         if job.kind in AGAIN:
             return
         engine = self._store.engine
-        await job_queue.write_record(engine, job.id, JobRecord(state="cancelled"), 0)
+        if await job_queue.write_record(engine, job.id, JobRecord(state="cancelled"), 0) is not None:
+            await self._drop(job)
         client = await engine.client()
         await client.publish(engine.names.told("cancel"), job.id.encode())
+
+    async def _drop(self, job: Job) -> None:
+        """Remove a job from the queue that must not run any more, if that is possible; its record says so, too."""
+        with contextlib.suppress(StoreError):
+            await job_queue.drop(self._store.engine, job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from astore.store.contract import OutdatedError
@@ -12,7 +14,11 @@ from astore_fleet.placement.fleet_state import FleetState
 from astore_fleet.records import Owner
 
 RECORD_SECONDS = 3600.0
-"""Seconds that the record of a job is kept."""
+"""Seconds that the record of a job is kept. A job that may not run twice is begun in the first half of them only: whatever a
+record says of it is there then."""
+
+DUPLICATE_SECONDS = 120.0
+"""Seconds within which the engine knows a write again. It must not be longer than a record is kept."""
 
 _decode_job = msgspec.msgpack.Decoder(Job).decode
 _decode_record = msgspec.msgpack.Decoder(JobRecord).decode
@@ -28,7 +34,8 @@ async def make_streams(engine: Engine) -> None:
         max_msgs_per_subject=1,
         discard_new_per_subject=True,
     )
-    await engine.make_bucket(names.results, max_age=int(RECORD_SECONDS * 1e9))
+    window = min(DUPLICATE_SECONDS, RECORD_SECONDS)
+    await engine.make_bucket(names.results, max_age=int(RECORD_SECONDS * 1e9), duplicate_window=int(window * 1e9))
 
 
 def decoded(message: Message) -> Job | None:
@@ -76,6 +83,60 @@ async def write_record(engine: Engine, job: str, record: JobRecord, after: int) 
         return None
 
 
+class Claim:
+    """A job that this host has claimed. Its record stays as long as it is renewed."""
+
+    def __init__(self, engine: Engine, job: str, mine: JobRecord, seq: int) -> None:
+        self._engine = engine
+        self._job = job
+        self._mine = mine
+        self._seq = seq
+
+    async def renew(self) -> None:
+        """Write the record again, unless somebody has changed it."""
+        self._seq = await write_record(self._engine, self._job, self._mine, self._seq) or self._seq
+
+    async def settle(self, record: JobRecord) -> None:
+        """Write the outcome, unless somebody else has written one."""
+        if await write_record(self._engine, self._job, record, self._seq) is None:
+            found, seq = await record_of(self._engine, self._job)
+            if found is None or found == self._mine:  # it was away for too long, or the answer to renewing was lost
+                await write_record(self._engine, self._job, record, seq)
+
+
+async def claim(engine: Engine, job: Job, me: Owner) -> Claim | None:
+    """Claim a job; return None if there is a record of it: it was claimed, cancelled or done before."""
+    mine = JobRecord(state="claimed", host=me.host, session=me.session)
+    seq = await write_record(engine, job.id, mine, 0)
+    return None if seq is None else Claim(engine, job.id, mine, seq)
+
+
+def age(engine: Engine, job: Job, kept: float) -> float:
+    """Return the seconds since a job was first asked for. :param kept: when the engine kept its message."""
+    return max(time.monotonic() + engine.clock - (job.since or kept), 0.0)
+
+
+def too_old(seconds: float) -> bool:
+    """Return whether a job of this age is not begun any more: what a record said of it may be gone."""
+    return seconds > RECORD_SECONDS / 2
+
+
+def expired() -> JobRecord:
+    """Return the record of a job that is too old."""
+    words = (
+        f"it has waited for more than {RECORD_SECONDS / 2:g} s: it is not begun any more, and may have been done before"
+    )
+    return JobRecord(state="unknown", failure=failure_of(JobUnknownError(words)))
+
+
+async def drop(engine: Engine, job: Job) -> None:
+    """Remove a job from the queue, wherever it waits."""
+    for subject in await waiting(engine, job.pool, job.what):
+        message = await engine.last(engine.names.jobs, subject)
+        if message is not None:
+            await engine.remove(engine.names.jobs, message.seq)
+
+
 def unknown(record: JobRecord) -> JobRecord:
     """Return the record of a job that was claimed by a host which does not tell its outcome any more."""
     words = f"host {record.host!r} went away before it told the outcome: the work may be done, in part, or not at all"
@@ -104,7 +165,7 @@ async def move(engine: Engine, state: FleetState, pool: str, host: str, what: st
         if job is not None:
             record, seq = (None, 0) if job.kind in AGAIN else await record_of(engine, job.id)
             if record is None:
-                await submit(engine, job, host)
+                await submit(engine, msgspec.structs.replace(job, since=job.since or message.time), host)
             else:
                 found = await give_up_if_dead(engine, state, job.id, record, seq)
                 if found.state == "claimed":

@@ -36,6 +36,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     :ivar kind: ``refresh``, ``refresh-full``, or a verb of :mod:`astore_fleet.jobs.verbs`. :ivar arguments: plain values.
     :ivar seconds: after which it is given up, from when the engine kept it; None: never.
+    :ivar since: when it was first asked for, by the server's clock, in seconds since the epoch; it stays when the job is queued
+        again elsewhere. 0: when the engine kept the message.
     """
 
     id: str
@@ -43,11 +45,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     arguments: dict[str, Any] = {}
     seconds: float | None = None
+    since: float = 0.0
 
     @property
     def what(self) -> str:
         """The last part of its subject: jobs that are coalesced share it."""
         return self.kind if self.kind in AGAIN else f"do.{self.id}"
+
+
+LARGEST = 500_000
+"""The most bytes of a volume's record in a job's."""
+
+
+def fitting(volume: VolumeInfo | None) -> VolumeInfo | None:
+    """Return a volume's record that fits into a message: one with too many references has none."""
+    if volume is None or not volume.references or len(msgspec.msgpack.encode(volume)) <= LARGEST:
+        return volume
+    return msgspec.structs.replace(volume, references=())
 
 
 class Failure(msgspec.Struct, frozen=True):

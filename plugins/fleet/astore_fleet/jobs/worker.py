@@ -1,7 +1,8 @@
 """Worker: runs the jobs that are queued for its host.
 
 A job stays in the queue until it is done. If the worker dies, the engine gives it out again: a refresh is run again; any other
-job has a record that it was claimed, and becomes ``unknown``.
+job has a record that it was claimed, and becomes ``unknown``. Records do not stay for ever: a job that is so old that its
+record may be gone is not begun.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from nats.aio.msg import Msg
 
 from astore.cancellation import bounded
 from astore.errors import AstoreError, PoolNotFoundError, StoreError
+from astore.logs import get_logger
 from astore.manager import Manager
-from astore_fleet.ending import heeding
+from astore_fleet.ending import end, heeding
 from astore_fleet.engine import ANSWER_SECONDS
 from astore_fleet.jobs import bulk, job_queue
-from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, Progress, failure_of, timed_out
+from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, Progress, failure_of, fitting, timed_out
 from astore_fleet.jobs.verbs import act
 from astore_fleet.names import escaped
 from astore_fleet.placement.fleet_state import FleetState
@@ -60,6 +62,7 @@ class Worker:
         self._me = me
         self._holds = holds
         self._state = state
+        self._log = get_logger().bind(host=me.host)
         self._running: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._answerer = bulk.Answerer(store.engine, manager, holds)
         self._cancelled: set[str] = set()
@@ -111,6 +114,9 @@ class Worker:
                     await self._take(message)
             except (AstoreError, OSError, TimeoutError, nats.errors.Error):
                 await asyncio.sleep(0.2)
+            except Exception as error:  # of one job: the others go on
+                self._log.error("a job could not be run", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(1.0)
 
     async def _next(self) -> Msg | None:
         engine, names = self._store.engine, self._store.engine.names
@@ -173,27 +179,36 @@ class Worker:
             await asyncio.sleep(NOT_YET_SECONDS)
             await message.nak()
             return
+        job = msgspec.structs.replace(job, since=job.since or message.metadata.timestamp.timestamp())
         await job_queue.submit(self._store.engine, job, "" if owner is None else owner.host)
         await self._done(message)
 
     async def _do(self, job: Job, message: Msg) -> None:
-        engine, claim = self._store.engine, 0
+        engine, claim = self._store.engine, None
         if job.kind not in AGAIN:
-            mine = JobRecord(state="claimed", host=self._me.host, session=self._me.session)
-            seq = await job_queue.write_record(engine, job.id, mine, 0)
-            if seq is None:
+            await engine.info(engine.names.jobs)  # it tells the server's time
+            claim = await job_queue.claim(engine, job, self._me)
+            if claim is None:
                 await self._claimed_before(job, message)
                 return
-            claim = seq
+        age = job_queue.age(
+            engine, job, message.metadata.timestamp.timestamp()
+        )  # after the claim: nothing comes between
         progress: list[Progress] = []
-        alive = asyncio.get_running_loop().create_task(self._stay_alive(job, message, progress))
+        alive = asyncio.get_running_loop().create_task(self._stay_alive(job, message, progress, claim))
         try:
-            record = await self._outcome(job, message, progress)
+            if claim is not None and job_queue.too_old(age):
+                record = job_queue.expired()
+            else:
+                record = await self._outcome(job, age, progress)
         finally:
             alive.cancel()
-        if claim:
-            await job_queue.write_record(engine, job.id, record, claim)
+        if claim is not None:
+            await end([alive])
+            await claim.settle(record)
         await self._done(message)
+        if progress:  # the last, which is told even of a job that takes no time
+            await self._tell(job, msgspec.msgpack.encode(progress.pop()))
         await self._tell(job, msgspec.msgpack.encode(record))
 
     async def _claimed_before(self, job: Job, message: Msg) -> None:
@@ -210,11 +225,9 @@ class Worker:
                 return  # another host does it; the engine asks again
         await self._done(message)
 
-    async def _outcome(self, job: Job, message: Msg, progress: list[Progress]) -> JobRecord:
+    async def _outcome(self, job: Job, age: float, progress: list[Progress]) -> JobRecord:
         """Run a job to its end, and return its record; never raises, except CancelledError when the agent ends."""
         record = partial(JobRecord, host=self._me.host, session=self._me.session)
-        engine = self._store.engine
-        age = max(time.monotonic() + engine.clock - message.metadata.timestamp.timestamp(), 0.0)
         try:
             async with asyncio.timeout(None if job.seconds is None else max(job.seconds - age, 0.0)) as limit:
                 pool = self._manager.pool(job.pool)
@@ -226,7 +239,7 @@ class Worker:
                     progress[:] = [Progress(done, total)]
 
                 volume = await act(job.kind, self._manager, pool, job.arguments, tell)
-                return record(state="done", volume=volume)
+                return record(state="done", volume=fitting(volume))
         except asyncio.CancelledError:
             if job.kind in AGAIN or job.id not in self._cancelled:
                 raise
@@ -238,9 +251,11 @@ class Worker:
         except Exception as error:  # a backend may raise anything
             return record(state="failed", failure=failure_of(error))
 
-    async def _stay_alive(self, job: Job, message: Msg, progress: list[Progress]) -> None:
-        """Say that the job goes on, and how far it is."""
-        said = time.monotonic()
+    async def _stay_alive(
+        self, job: Job, message: Msg, progress: list[Progress], claim: job_queue.Claim | None
+    ) -> None:
+        """Say that the job goes on, and how far it is; renew its claim."""
+        said = renewed = time.monotonic()
         while True:
             await asyncio.sleep(TELL_SECONDS)
             with contextlib.suppress(StoreError, OSError, nats.errors.Error):
@@ -249,6 +264,9 @@ class Worker:
                 if time.monotonic() - said > ACK_SECONDS / 4:
                     await message.in_progress()
                     said = time.monotonic()
+                if claim is not None and time.monotonic() - renewed > job_queue.RECORD_SECONDS / 4:
+                    await claim.renew()
+                    renewed = time.monotonic()
 
     async def _tell(self, job: Job, data: bytes) -> None:
         client = await self._store.engine.client()

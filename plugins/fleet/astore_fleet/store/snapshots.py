@@ -24,6 +24,7 @@ from astore.store.contract import LastSeen, OutdatedError, merged
 from astore_fleet.engine import Engine, Message
 from astore_fleet.mirror import MARK_SECONDS
 from astore_fleet.names import unescaped
+from astore_fleet.records import PARTIAL
 from astore_fleet.store.columns import Columns, columns_of, records_of
 
 T = TypeVar("T")
@@ -31,7 +32,10 @@ T = TypeVar("T")
 FORMAT = 2
 
 PIECE = 700_000
-"""The most bytes of a message's body; servers take 1 MiB unless told otherwise."""
+"""The most bytes of a message's body; servers take 1 MiB unless told otherwise. Of one that takes less, what it takes."""
+
+MOST_ERROR = 1000
+"""The most characters of an error in a head."""
 
 HEAD = "Astore-Head"
 """The header that holds a :class:`Head`, as JSON."""
@@ -77,10 +81,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Body).decode
 
 
-def pack(uuid: str, started_at: float, seen: LastSeen, events: int = 0) -> tuple[Head, list[bytes]]:
+def pack(uuid: str, started_at: float, seen: LastSeen, events: int = 0, piece: int = PIECE) -> tuple[Head, list[bytes]]:
     """Return a snapshot as a head, and the bodies of its messages. Blocks for some 10 µs a volume.
 
-    :param events: the last event of the pool that the snapshot has; 0: unknown.
+    :param events: the last event of the pool that the snapshot has; 0: unknown. :param piece: the most bytes of a body.
     """
     snapshot = seen.snapshot
     body = _Body(
@@ -93,7 +97,7 @@ def pack(uuid: str, started_at: float, seen: LastSeen, events: int = 0) -> tuple
         columns_of(snapshot.volumes),
     )
     packed = zlib.compress(_encode(body), 1)
-    bodies = [packed[start : start + PIECE] for start in range(0, len(packed), PIECE)]
+    bodies = [packed[start : start + piece] for start in range(0, len(packed), piece)]
     head = Head(
         format=FORMAT,
         uuid=uuid,
@@ -106,7 +110,7 @@ def pack(uuid: str, started_at: float, seen: LastSeen, events: int = 0) -> tuple
         allocation=snapshot.allocation,
         available=snapshot.available,
         since=seen.since,
-        error=seen.error,
+        error=None if seen.error is None else seen.error[:MOST_ERROR],
         pieces=len(bodies) if len(bodies) > 1 else 0,
         token=secrets.token_hex(6) if len(bodies) > 1 else "",
         events=events,
@@ -189,7 +193,8 @@ class SnapshotShelf:
             # the owner knows all, and its clock may have been put back since it kept the last one
             now = merged(None if token is not None and same_run else known.seen, seen, same_run=same_run)
             uuid = "" if seen.definition is None else seen.definition.uuid or ""
-            new, bodies = await _on(lane, pack, uuid, started_at, now, self.told.get(name, 0))
+            piece = min(PIECE, engine.largest)
+            new, bodies = await _on(lane, pack, uuid, started_at, now, self.told.get(name, 0), piece)
             await self._write_pieces(name, new, bodies)
             headers = {HEAD: json.dumps(msgspec.to_builtins(new))}
             body = b"" if new.pieces else bodies[0]
@@ -272,6 +277,8 @@ class SnapshotShelf:
         names, changes, seq = self._engine.names, dict[str, VolumeInfo | None](), head.events
         while head.events and (found := await self._engine.next(names.events, seq + 1, names.events_of(head.uuid))):
             seq, kind = found.seq, found.subject.rpartition(".")[2]
+            if PARTIAL in found.headers:
+                continue  # an older record, or none: the next refresh reads the volume again
             with contextlib.suppress(msgspec.MsgspecError):  # anybody may have written anything
                 if kind in ("VolumeAdded", "VolumeChanged"):
                     event = msgspec.json.decode(found.data, type=VolumeAdded)

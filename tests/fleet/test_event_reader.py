@@ -1,0 +1,96 @@
+"""Reading the events of a fleet: slowly, from long ago, and after some are not kept any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+
+import msgspec
+import pytest
+from core_fakes import eventually
+
+import astore
+from astore_fleet import Fleet, FleetEvent, FleetEvents
+from astore_fleet.client import event_reader
+from beds.nats import NatsBed
+
+WAITING = 20
+"""How many events wait in the reader, in these tests."""
+
+KEPT = 600
+
+
+async def tell(fleet: Fleet, first: int, last: int, size: int = 10) -> None:
+    """Have events kept. :param size: how many bytes each has, at least."""
+    engine = fleet.store.engine
+
+    async def publish(number: int) -> None:
+        event = astore.PoolStartFailed(pool=f"p{number}", uuid="u", time=time.time(), reason="x" * size)
+        subject = engine.names.event("one", "u", "PoolStartFailed")
+        await engine.publish(engine.names.events, subject, msgspec.json.encode(event))
+
+    for number in range(first, last, 50):
+        await asyncio.gather(*(publish(one) for one in range(number, min(number + 50, last))))
+
+
+async def read(events: FleetEvents, count: int) -> list[FleetEvent]:
+    """Read events; take a break after each tenth."""
+    found: list[FleetEvent] = []
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            found.append(await anext(events))
+            if len(found) % 10 == 0:
+                await asyncio.sleep(0.001)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_reader, "MOST_WAITING", WAITING)
+
+
+async def test_a_slow_reader_misses_nothing(fleet: Fleet) -> None:
+    """More events than wait in the reader are read in order, without a gap; meanwhile the engine holds the others."""
+    await tell(fleet, 0, KEPT, size=100_000)  # more than a window of the engine
+    async with fleet.events(since=0) as events:
+        await eventually(lambda: len(vars(events)["_waiting"]) == WAITING, "the reader is full")
+        await asyncio.sleep(0.5)
+        assert len(vars(events)["_waiting"]) == WAITING
+        found = await read(events, KEPT)
+        await tell(fleet, KEPT, KEPT + 3 * WAITING)
+        found += await read(events, 3 * WAITING)
+    assert [one.seq for one in found] == list(range(1, KEPT + 3 * WAITING + 1))
+    assert len({one.event.pool for one in found if isinstance(one.event, astore.PoolEvent)}) == len(found)
+
+
+async def test_events_that_are_not_kept_any_more(fleet: Fleet) -> None:
+    """A reader that begins before the first event that is kept, or is overtaken, is told how many it has missed, in order."""
+    await tell(fleet, 0, 100)
+    engine = fleet.store.engine
+    await engine.api(f"STREAM.PURGE.{engine.names.events}", seq=41)
+    async with fleet.events(since=10) as events:
+        found = await read(events, 61)
+        lagged = found[0].event
+        assert isinstance(lagged, astore.Lagged)
+        assert (lagged.missed, lagged.seq, found[0].seq) == (30, 40, 40)
+        assert [one.seq for one in found[1:]] == list(range(41, 101))
+    async with fleet.events(since=0) as events:
+        assert [one.seq for one in await read(events, 60)] == list(range(41, 101))
+
+
+async def test_a_reader_that_is_overtaken(one_server: NatsBed, fleet_name: str) -> None:
+    """What is removed while the engine holds it back is counted between what came before and what follows."""
+    async with await Fleet.connect(one_server.url, fleet_name, host="client") as fleet:
+        await tell(fleet, 0, KEPT, size=200_000)
+        async with fleet.events(since=0) as events:
+            first = await read(events, 1)
+            await fleet.store.engine.api(f"STREAM.PURGE.{fleet.store.engine.names.events}", seq=KEPT - 9)
+            found = first
+            while found[-1].seq < KEPT:
+                found += await read(events, 1)
+    missed = [one for one in found if isinstance(one.event, astore.Lagged)]
+    assert len(missed) == 1
+    for before, after in pairwise(found):
+        gap = after.event.missed if isinstance(after.event, astore.Lagged) else 1
+        assert after.seq == before.seq + gap
