@@ -259,6 +259,8 @@ def look(work: Callable[[Standing], Answer | OnSession], settings: Settings) -> 
     from astore.cli.standing import standing
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
+        if settings.kept is not None:  # what the shell's Manager knows is in the folder once it is closed
+            settings.kept.runner.run(settings.kept.aclose())
         found = work(standing(settings.state_dir, settings.timeout))
         if isinstance(found, Answer):
             present(found, settings)

@@ -22,6 +22,7 @@ class Job:
     :ivar parent: the job that this one assists.
     :ivar abandoned: whether its caller has gone. :ivar stuck: whether its thread is counted as stuck.
     :ivar overdue: whether its thread no longer counts against the cap of all lanes.
+    :ivar timer: of its deadline; None also if nobody waits for it.
     :ivar returned: whether its ``result`` was sent to the loop. Nobody else undoes that if the job is abandoned afterwards.
     """
 
@@ -38,6 +39,7 @@ class Job:
         "result",
         "returned",
         "stuck",
+        "timer",
     )
 
     def __init__(
@@ -60,6 +62,7 @@ class Job:
         self.stuck: bool = False
         self.overdue: bool = False
         self.returned: bool = False
+        self.timer: asyncio.TimerHandle | None = None
         self.result: Any = None
 
 

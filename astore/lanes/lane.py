@@ -66,22 +66,23 @@ class PoolLane:
         self._threads.submit(job)
         if self._threads.starting:
             loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
-        timer = loop.call_later(limit, self._expire, job, limit, patience) if limit != float("inf") else None
+        if limit != float("inf"):
+            job.timer = loop.call_later(limit, self._expire, job, limit, patience)
         try:
             return cast(T, await future)
         except asyncio.CancelledError:
             # The thread cannot be interrupted. Its timer stays, so that it counts as stuck after its deadline.
-            if not self._threads.abandon(job) and timer is not None:
-                timer.cancel()
-            timer = None
+            if not self._threads.abandon(job) and job.timer is not None:
+                job.timer.cancel()
+            job.timer = None
             if future.done() and not future.cancelled():
                 future.exception()  # it came together with the cancellation, and is known now
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if job.timer is not None:
+                job.timer.cancel()
             # break the cycle: the traceback of an error holds this frame, and the future holds the error
-            job.future = None
+            job.future = job.timer = None
             del future
 
     def assist(self, func: Callable[[], None], count: int = 1) -> None:
@@ -122,12 +123,13 @@ class PoolLane:
 
     def _expire(self, job: Job, limit: float, patience: Patience | None) -> None:
         """Fail a call at its deadline. On the loop."""
+        job.timer = None
         future = job.future
         if not job.abandoned and (future is None or (future.done() and not future.cancelled())):
             return  # the caller has it, or is about to take it
         if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
             self._threads.set_overdue(job)
-            job.loop.call_later(more, self._expire, job, limit + more, patience)
+            job.timer = job.loop.call_later(more, self._expire, job, limit + more, patience)
             return
         running = self._threads.expire(job)
         if future is not None and not future.done():

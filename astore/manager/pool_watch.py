@@ -75,7 +75,7 @@ class PoolWatch:
         self._due = 0.0
         self._busy = False
         self._ended_at = self._whole_ended_at = 0.0
-        self._took = 0.0
+        self._took = self._listened = 0.0  # seconds: to listen and refresh; to listen
         self._free_at = -math.inf  # when the refreshes so far have had no more than their share of the time
         self._listed_at = 0.0  # when the last refresh of the whole pool began
         self._whole_at = 0.0  # when the next one is due, though nothing be heard
@@ -248,7 +248,7 @@ class PoolWatch:
         self._busy = False
         self._ended_at = time.monotonic()
         if outcome is not None:
-            self._took, self._whole_ended_at = self._ended_at - self._listed_at, self._ended_at
+            self._took, self._whole_ended_at = self._listened + outcome.seconds, self._ended_at
             share = min(self._took * SHARE, MOST)
             self._free_at = max(self._free_at, self._ended_at - share) + share
 
@@ -267,6 +267,7 @@ class PoolWatch:
             self._told = None
         if self._told is None:
             await self._listen(life)
+        self._listened = time.monotonic() - began
         if self._whole and self._until_whole() <= 0:
             self._whole = self._hurry = False
             self._names.clear()

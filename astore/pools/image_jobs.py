@@ -48,7 +48,8 @@ async def check(member: Member, refresh: Callable[[], Awaitable[VolumeInfo]]) ->
     if why is not None:
         return ImageCheck("skipped", note=why)
     try:
-        code, document, said = await _asked("check", info, _unused(member, info))
+        async with member.pool.services.programs:
+            code, document, said = await _asked("check", info, _unused(member, info))
     except VolumeBusyError:
         return ImageCheck("skipped", note="it is in use")
     verdict = _VERDICTS.get(code, "failed")
@@ -69,7 +70,8 @@ async def snapshots(member: Member, info: VolumeInfo) -> tuple[ImageSnapshot, ..
         )
     if (why := _why_unread(info)) is not None:
         raise StorageError(f"volume {name!r}: {why}", errno=EOPNOTSUPP, pool=pool.name)
-    code, document, said = await _asked("info", info, _used_too(member, info))
+    async with pool.services.programs:
+        code, document, said = await _asked("info", info, _used_too(member, info))
     if code:
         raise StorageError(f"volume {name!r}: {_failure(code, said)}", errno=EIO, pool=pool.name)
     return tuple(

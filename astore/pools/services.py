@@ -32,10 +32,15 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+PROGRAMS = 4
+"""How many programs at once look into images for callers."""
+
+
 class Services:
     """The threads, the backends, the event bus and the log of one Manager.
 
     :ivar lanes: None while the Manager is closed; each opening makes new ones. :ivar watched: whether a watch is on.
+    :ivar programs: for those that look into images.
     :param max_threads: how many blocking calls may run at once. :param call_timeout: their default deadline in seconds.
     :param secrets: has the values of secrets.
     """
@@ -58,6 +63,7 @@ class Services:
         self.lanes: Lanes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watched = False
+        self.programs = asyncio.Semaphore(PROGRAMS)
         self._closing = False
         self._left_busy: list[tuple[PoolDef, str, PoolLane]] = []
 
@@ -71,6 +77,7 @@ class Services:
         self.bus.open()
         self.registry.listen(self.bus.publish)
         self.lanes = Lanes(self._max_threads)
+        self.programs = asyncio.Semaphore(PROGRAMS)  # it belongs to an event loop
         STARTER.acquire()
         return self.lanes
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from typing import Any
 
 import pytest
+from core_fakes import eventually
 from memory_blocks import memory
 
 from astore.backend import Context
@@ -170,3 +172,50 @@ async def test_a_look_that_fails(storage: Any, context: Context, monkeypatch: py
     assert list(storage.images) == [LEFT]
     await refresh(session)
     assert storage.images == {}
+
+
+async def test_a_write_that_never_returns(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume whose making hangs for ever, and was given up, is a leftover as any other: this process may remove it."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    begun, going = threading.Event(), threading.Event()
+    real = memory.MemoryVolume.write
+
+    def hang(volume: Any, data: Any, offset: int) -> None:
+        begun.set()
+        going.wait(60)
+        real(volume, data, offset)
+
+    monkeypatch.setattr(memory.MemoryVolume, "write", hang)
+    monkeypatch.setattr("astore.blocks.open_blocks.CLOSE_SECONDS", 0.05)
+    making = session._new(VolumeDef("a", capacity=512), 512)
+    new = await making.__aenter__()
+    writing = asyncio.ensure_future(new.pwrite(b"x" * 512, 0))
+    await eventually(begun.is_set, "the write")
+    assert IN_PROGRESS
+    await new.aclose()
+    assert not IN_PROGRESS
+    going.set()
+    await asyncio.wait([writing])
+    writing.exception()
+    assert not await making.__aexit__(RuntimeError, RuntimeError("given up"), None)
+
+
+async def test_taken_for_a_leftover_at_birth(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new image that somebody else's first look holds is not removed just then, and another one is made."""
+    session: Any = block_session(memory.MemoryPool(storage), context)
+    lock, remove = memory.MemoryVolume.lock, memory.MemoryPool.remove
+    tries = []
+
+    def locked(volume: Any) -> bool:
+        tries.append(volume)
+        return len(tries) > 1 and bool(lock(volume))
+
+    def busy_once(pool: Any, name: str) -> None:
+        if len(tries) == 1:
+            raise OSError(errno.EBUSY, "it is open elsewhere")
+        remove(pool, name)
+
+    monkeypatch.setattr(memory.MemoryVolume, "lock", locked)
+    monkeypatch.setattr(memory.MemoryPool, "remove", busy_once)
+    assert (await session.create_volume(VolumeDef("a", capacity=512))).name == "a"
+    assert len(tries) == 2

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from astore import ImageCheck, Manager, PoolDef, StorageError, Target
+from astore.commands import Command
 from astore.model import VolumeInfo
+from astore.pools.services import PROGRAMS
 from astore.pools.volume import Volume
 from astore.volume_io import qemu_img
 
@@ -285,3 +287,32 @@ async def test_of_the_library(tmp_path: Path) -> None:
         assert await raw.check() == ImageCheck("skipped", note="a raw image has no structure to check")
         with pytest.raises(StorageError, match="only qcow2 images have snapshots inside"):
             await raw.image_snapshots()
+
+
+async def test_few_programs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many volumes a program asks about, a few instances of qemu-img run."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        await asyncio.to_thread(make, "create", "-q", "-f", "qcow2", folder / f"disk{number}", "1M")
+    running, most = 0, 0
+    run = Command.run
+
+    def counted(command: Command) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return run(command)
+        finally:
+            with lock:
+                running -= 1
+
+    lock = threading.Lock()
+    monkeypatch.setattr(Command, "run", counted)
+    async with Manager(tmp_path / "state") as manager:
+        pool = await manager.create(PoolDef(name="images", type="dir", target=Target(path=str(folder))))
+        found = await asyncio.gather(*(pool.volume(info.name).check() for info in pool.volumes))
+    assert [one.verdict for one in found] == ["ok"] * 12
+    assert most <= PROGRAMS

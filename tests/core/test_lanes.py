@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -336,6 +337,22 @@ async def test_a_patient_caller_keeps_its_result(lanes: Lanes, gate: Gate) -> No
         await asyncio.sleep(0.05)
     await lane.run(int)
     assert not discarded
+
+
+async def test_a_patient_caller_keeps_no_result_waiting(lanes: Lanes, gate: Gate) -> None:
+    """What a call returned is not kept until its caller's patience would have ended."""
+    lane = lanes.lane("a", timeout=0.05)
+
+    class Result:
+        """Something that can be referred to weakly."""
+
+    with patient(600):
+        task = start(lane, lambda: gate(Result()), discard=lambda _: None)
+        await asyncio.sleep(0.1)
+        gate.open()
+        kept = weakref.ref(await task)
+    del task
+    await eventually(lambda: kept() is None, "the end of the result")
 
 
 async def test_a_caller_that_is_closed(lanes: Lanes, gate: Gate) -> None:

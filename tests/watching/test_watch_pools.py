@@ -382,6 +382,26 @@ async def test_many_names_right_after_a_few(tmp_path: Path, monkeypatch: pytest.
             assert backend.count("refresh") == count
 
 
+async def test_the_wait_for_anothers_refresh_is_not_its_own(tmp_path: Path, backend: FakeBackend) -> None:
+    """A poll that waited for somebody's long refresh is not made rare by that."""
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch(max_staleness=0.1):
+            await watched(pool, "polled")
+            (one,) = _watches(manager)
+            hold = backend.hold("refresh", "pool")
+            full = asyncio.ensure_future(pool.refresh(full=True))
+            await hold.reached()
+            await eventually(lambda: one._busy, "the poll")
+            began = time.monotonic()
+            await asyncio.sleep(1.0)
+            backend.unhold()
+            hold.release()
+            await full
+            await eventually(lambda: one._listed_at >= began - 0.2 and not one._busy, "the end of the poll")
+            assert one._took < 0.9
+
+
 async def test_listing_anew_takes_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that must be listed every so often is not listed all the time because that takes long; its bound says so."""
     backend = TellingBackend()

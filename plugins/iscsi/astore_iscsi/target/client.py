@@ -227,8 +227,9 @@ class Client:
         :raises OSError: no portal answers. TimeoutError: no unit does.
         """
         usual = self._context.timeout
-        # A quarter, for a refresh has twice its caller's time: its caller should learn which units are silent.
-        patience = max(usual / 2, at_least(usual) / 4)
+        # The caller of a refresh should learn which units are silent, and not only at the end of the time that it gives. (A
+        # quarter, for a refresh has twice its caller's time.)
+        patience = max(usual / 2, min(at_least(usual) / 4, usual))
         connection = await self.connect()
         since = min(connection.silent.values(), default=None)
         if since is not None and asyncio.get_running_loop().time() - since > SILENT_SECONDS:

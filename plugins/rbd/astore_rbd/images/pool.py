@@ -95,6 +95,8 @@ class RbdPool(BlockPool):
         with self._connecting:
             if self._link is not old:
                 return
+            if self._closed or self._lane.given_up:
+                raise OSError(errno.EBADF, "the pool is closed, or nobody waits for it")
             cluster = self._connect()
             with self._lock:
                 if not self._closed:
