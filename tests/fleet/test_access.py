@@ -254,9 +254,25 @@ def test_whose_answers() -> None:
         (Access(user="reader", inbox_prefix="_INBOX.mine"), "_INBOX.mine"),
     ):
         assert access.options().get("inbox_prefix") == prefix
+    for url, access, prefix in (
+        ("nats://reader:secret@one:4222", Access(), "_INBOX.reader"),
+        ("reader:secret@one", Access(), "_INBOX.reader"),
+        ("nats://reader:secret@one", Access(user="admin", password="x"), "_INBOX.admin"),
+        ("nats://reader:secret@one", Access(token="x"), None),
+        ("nats://secret@one", Access(), None),
+        ("nats://one", Access(), None),
+    ):
+        assert access.options([url]).get("inbox_prefix") == prefix
     for wrong in ("", ">", "_INBOX.*", "_INBOX.", "two words"):
         with pytest.raises(DefinitionError, match="cannot begin with"):
             Access(inbox_prefix=wrong)
+
+
+async def test_a_user_in_the_url(example: Bed, admin: Fleet) -> None:
+    """A user whose name and password stand in the URL is answered, as one who is named beside it."""
+    url = example.server.url.replace("nats://", "nats://reader:change-me-reader@")
+    async with await Fleet.connect(url, "prod", host="one", access=Access(tls=example.tls)) as fleet:
+        assert fleet.pools() == admin.pools()
 
 
 async def test_the_example_cluster(tmp_path: Path) -> None:

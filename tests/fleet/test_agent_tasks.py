@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from core_fakes import eventually
-from fleet_support import SECONDS, folder, registry, shared, until
+from fleet_support import SECONDS, HeldSession, folder, registry, shared, until
 
 import astore
 from astore.cli.app import run
 from astore.errors import StoreError
 from astore_fleet import Agent, Fleet
+from astore_fleet.engine import Closed
 from astore_fleet.hosts import supervision
 from astore_fleet.hosts.event_stream import Forwarder
+from astore_fleet.jobs import job_queue
+from astore_fleet.jobs.job_records import Job
 from astore_fleet.jobs.worker import Worker
 from beds.nats import NatsBed
 
@@ -164,3 +167,97 @@ async def test_owners_that_are_read_anew_meanwhile(
         await eventually(lambda: pool.info.owner == "two", "the other has it")
         assert cleared
         assert agent.valid
+
+
+async def begun(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A deletion that is running on the host ``one``, until it is cancelled."""
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(HeldSession, "gate", gate, raising=False)
+    pool = await fleet.define(shared("slow", tmp_path / "none", "held"), hosts=["one"])
+    await eventually(lambda: (pool.info.owner, pool.info.state) == ("one", "running"), "it runs")
+    job = Job(id="j", pool="slow", kind="delete", arguments={"volume": "a"})
+    await job_queue.submit(fleet.store.engine, job, "one")
+    await eventually(Path(f"{gate}.log").exists, "it has begun")
+    return job
+
+
+async def state_of(fleet: Fleet, job: Job) -> str:
+    """What the record of a job says."""
+    record, _ = await job_queue.record_of(fleet.store.engine, job.id)
+    return "" if record is None else record.state
+
+
+async def test_an_agent_that_leaves_tells_what_came_of_its_jobs(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that takes a while to clean up after it was cancelled does so, and has an outcome when its agent has left."""
+    real, cleaned = HeldSession.delete_volume, []
+
+    async def slow(self: HeldSession, info: astore.VolumeInfo) -> None:
+        try:
+            await real(self, info)
+        finally:
+            await asyncio.sleep(1.0)
+            cleaned.append(info.name)
+
+    monkeypatch.setattr(HeldSession, "delete_volume", slow)
+    async with (
+        await Fleet.connect(one_server.url, fleet_name, host="one") as client,
+        client.agent(seconds=SECONDS, registry=registry()),
+    ):
+        job = await begun(fleet, tmp_path, monkeypatch)
+    assert cleaned == ["a"]
+    assert await state_of(fleet, job) == "cancelled"
+    assert not await job_queue.waiting(fleet.store.engine, "slow")
+
+
+async def test_an_agent_that_has_ended_works_no_more(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a task always fails, the jobs that run are cancelled before the lease is given back, and none is taken."""
+    monkeypatch.setattr(supervision, "FIRST_SECONDS", 0.01)
+    async with (
+        await Fleet.connect(one_server.url, fleet_name, host="one") as client,
+        client.agent(seconds=SECONDS, registry=registry()) as agent,
+    ):
+        job = await begun(fleet, tmp_path, monkeypatch)
+        fail(monkeypatch, Agent, "_place_once", lambda: KeyError("unforeseen"), 100)
+        with pytest.raises(astore.AstoreError, match="unforeseen"):
+            await agent.wait()
+        assert await state_of(fleet, job) == "cancelled"
+        later = Job(id="later", pool="slow", kind="delete", arguments={"volume": "b"})
+        await job_queue.submit(fleet.store.engine, later, "one")
+        await asyncio.sleep(0.5)
+        assert await state_of(fleet, later) == ""
+
+
+async def test_a_lease_that_is_renewed_too_late(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that was on its way when the lease was given back is given back, too."""
+    monkeypatch.setattr(supervision, "FIRST_SECONDS", 0.01)
+    async with (
+        await Fleet.connect(one_server.url, fleet_name, host="one") as client,
+        client.agent(seconds=60.0, registry=registry()) as agent,
+    ):
+        parts = vars(agent)
+        parts["_left"], parts["_lease"], parts["_until"] = True, None, 0.0
+        await agent._take_lease()
+        assert not agent.valid
+        await eventually(lambda: not fleet.hosts(), "it has no lease")
+
+
+async def test_a_connection_that_has_ended_ends_the_agent(
+    one_server: NatsBed, fleet_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the server does not let the client in any more, whoever waits for the agent learns that."""
+    monkeypatch.setattr(supervision, "FIRST_SECONDS", 0.01)
+    async with (
+        await Fleet.connect(one_server.url, fleet_name, host="one") as client,
+        client.agent(seconds=SECONDS, registry=registry()) as agent,
+    ):
+        await (await agent.store.engine.client()).close()
+        async with asyncio.timeout(60):
+            with pytest.raises(astore.AstoreError, match="has ended") as ended:
+                await agent.wait()
+        assert isinstance(ended.value.__cause__, Closed)

@@ -14,6 +14,7 @@ from fleet_support import SECONDS, folder, process, shared, until
 
 import astore
 from astore_fleet import Fleet, FleetPool, JobUnknownError
+from astore_fleet.jobs import job_queue
 from beds.nats import NatsBed
 
 
@@ -107,6 +108,26 @@ async def test_a_job_of_a_killed_host_is_unknown_and_never_run_twice(
         gate.touch()
         await pool.delete_volume("b")
         assert log.read_text().split() == ["a", "b"]
+
+
+async def test_a_job_that_has_failed_is_not_begun(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A job that waited for a host which went away does not run when that is back: its caller was told that it failed."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    async with process(one_server, fleet_name, "one", gate) as one:
+        pool = await fleet.define(shared("slow", tmp_path / "none", "held"), hosts=["one"])
+        await owned(fleet, "slow", "one")
+        one.send_signal(signal.SIGSTOP)
+        with pytest.raises(astore.PoolInaccessibleError, match="unreachable"):
+            await pool.delete_volume("a")
+        assert await job_queue.waiting(fleet.store.engine, "slow") == {}
+        one.send_signal(signal.SIGCONT)
+        await eventually(lambda: pool.info.reachable, "it is back")
+        await pool.refresh(timeout=60)
+        await pool.delete_volume("b")
+        assert Path(f"{gate}.log").read_text().split() == ["b"]
 
 
 async def test_a_refresh_of_a_killed_host_is_done_elsewhere(

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from core_fakes import cancelling, eventually
+from fleet_history import UNCLOSED
 from fleet_support import RECORDS, SECONDS, HeldSession, process, registry, shared
 
 from astore_fleet import Agent, Fleet, FleetPool, JobUnknownError
+from astore_fleet.engine import AWAY_SECONDS
 from astore_fleet.jobs import job_client, job_queue
 from astore_fleet.jobs.job_records import Job, JobRecord
 from beds.nats import NatsBed
@@ -162,6 +164,56 @@ async def test_an_outcome_is_kept_although_the_answer_to_renewing_was_lost(short
     await other.settle(JobRecord(state="done"))
     found = [(await job_queue.record_of(engine, one.id))[0] for one in (first, second)]
     assert [one and one.state for one in found] == ["done", "unknown"]
+
+
+async def test_a_claim_is_renewed_although_an_answer_was_lost(short: Fleet) -> None:
+    """A claim that was renewed without its holder's knowledge, or is gone, is renewed again."""
+    engine, agent = short.store.engine, short.agent()
+    for gone in (False, True):
+        job = delete("a")
+        claim = await job_queue.claim(engine, job, agent.me)
+        assert claim is not None
+        claimed, seq = await job_queue.record_of(engine, job.id)
+        assert claimed is not None
+        if gone:
+            await engine.purge(engine.names.results, engine.names.result(job.id))
+        else:
+            await job_queue.write_record(engine, job.id, claimed, seq)
+        _, before = await job_queue.record_of(engine, job.id)
+        await claim.renew()
+        record, first = await job_queue.record_of(engine, job.id)
+        await claim.renew()
+        _, second = await job_queue.record_of(engine, job.id)
+        assert record == claimed
+        assert before < first < second
+
+
+@UNCLOSED
+async def test_an_outcome_waits_for_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome of a job that ends while the engine is away is kept once that is back, and nothing calls it unknown."""
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(HeldSession, "gate", gate, raising=False)
+    with NatsBed(tmp_path / "nats") as bed:
+        async with (
+            await Fleet.connect(bed.url, "away", host="one") as client,
+            client.agent(seconds=60.0, registry=registry()),
+            await Fleet.connect(bed.url, "away", host="client") as fleet,
+        ):
+            await running(fleet, tmp_path)
+            job, engine = delete("a"), fleet.store.engine
+            await job_queue.submit(engine, job, "one")
+            await eventually(lambda: log_of(gate) == ["a"], "it has begun")
+            bed.servers[0].end(kill=True)
+            gate.touch()
+            await asyncio.sleep(AWAY_SECONDS + 1.0)
+            bed.servers[0].start()
+            await eventually(lambda: engine.connected, "it is back")
+            async with asyncio.timeout(60):
+                while await job_queue.waiting(engine, "slow"):
+                    await asyncio.sleep(0.1)
+            record, _ = await job_queue.record_of(engine, job.id)
+            assert record is not None
+            assert record.state == "done"
 
 
 async def test_an_unknown_job_waits_no_more(short: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ async def test_the_server_is_gone(tmp_path: Path) -> None:
                 ):
                     with pytest.raises(StoreError):
                         await read()
+                    task = asyncio.current_task()
+                    assert task is not None
+                    assert task.cancelling() == 0
                 report = await fleet.refresh_all()
                 assert len(report.failed) == POOLS
                 assert {type(one.error) for one in report.failed} == {StoreError}

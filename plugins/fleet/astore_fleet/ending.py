@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+from astore.cancellation import TaskGroup
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ async def heeding(call: Awaitable[T]) -> T:
 async def together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run calls at once. If one fails, cancel the others, and raise what it has raised: no group, which nobody expects."""
     try:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for call in calls:
                 group.create_task(call)
     except BaseExceptionGroup as failed:

@@ -94,6 +94,10 @@ class Denied(Refused):
     """The server does not let this client do that."""
 
 
+class Closed(StoreError):
+    """The connection was ended for good, for example because the server does not let this client in any more."""
+
+
 class Engine:
     """A connection to the servers of one fleet.
 
@@ -140,7 +144,7 @@ class Engine:
                     reconnected_cb=self._returned,
                     name="astore",
                     **_CONNECTION,
-                    **self._access.options(),
+                    **self._access.options(self.servers),
                 )
         except (TimeoutError, OSError, ImportError, nats.errors.Error) as error:
             await bounded(client.close(), ANSWER_SECONDS)
@@ -196,9 +200,11 @@ class Engine:
         return StoreError(f"{self.name}: {one_line(what)}", errno=number)
 
     async def client(self) -> Client:
-        """Return the connected client. :raises StoreError: it has been away for AWAY_SECONDS, or was closed."""
+        """Return the connected client. :raises StoreError: it has been away for AWAY_SECONDS. Closed: it does not come back."""
         if self._client is None:
             raise self.error("it is not connected", errno.ENOTCONN)
+        if self._client.is_closed:
+            raise Closed(f"{self.name}: {one_line(str(self._client.last_error or 'closed'))}", errno=errno.ENOTCONN)
         if not self._connected.is_set():
             try:
                 async with asyncio.timeout(max(self._away_since + AWAY_SECONDS - time.monotonic(), 0)):
@@ -246,8 +252,7 @@ class Engine:
 
     async def make_stream(self, name: str, subjects: str, **settings: object) -> None:
         """Create a stream unless it exists."""
-        known = await self.api(f"STREAM.INFO.{name}")
-        if "error" not in known:
+        if "error" not in await self.api(f"STREAM.INFO.{name}"):
             return
         wanted = {
             "name": name,
@@ -270,9 +275,8 @@ class Engine:
 
     async def make_bucket(self, stream: str, **settings: object) -> None:
         """Create a stream of keys and values, as the ``nats kv`` command has them, unless it exists."""
-        subjects = f"$KV.{stream.removeprefix('KV_')}.>"
         keys = {"max_msgs_per_subject": 1, "allow_rollup_hdrs": True, "deny_delete": True}
-        await self.make_stream(stream, subjects, **keys, **settings)
+        await self.make_stream(stream, f"$KV.{stream.removeprefix('KV_')}.>", **keys, **settings)
 
     async def info(self, stream: str, **request: object) -> Answer:
         """Return what JetStream says about a stream. :raises StoreError: there is none."""
@@ -393,5 +397,4 @@ def _is_limit(error: Answer) -> bool:
 def _seconds(text: str) -> float:
     """Return a time of the engine (RFC 3339 in nanoseconds), in seconds since the epoch."""
     whole, _, fraction = text.rstrip("Z").partition(".")
-    moment = datetime.fromisoformat(f"{whole}+00:00")
-    return moment.timestamp() + float(f"0.{fraction or 0}")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")

@@ -27,6 +27,7 @@ from astore.registry import BackendRegistry
 from astore.store.contract import Lease, OutdatedError, Run
 from astore_fleet import leases
 from astore_fleet.ending import end
+from astore_fleet.engine import Closed
 from astore_fleet.hosts.event_stream import Forwarder
 from astore_fleet.hosts.supervision import keep_up
 from astore_fleet.jobs.worker import Worker
@@ -133,8 +134,8 @@ class Agent:
         await self._stack.aclose()
 
     async def _end_tasks(self) -> None:
+        await self._worker.aclose()  # first: its jobs have time to end, and to tell what came of them
         await end(set(self._tasks))
-        await self._worker.aclose()
 
     async def _keep_up(self, call: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -143,6 +144,7 @@ class Agent:
             self._leaving, self._failure = True, error
             self._log.error("the agent ends: a task of it fails again and again", task=name, error=reason(error))
             try:
+                await bounded(self._worker.aclose(), 5.0)  # no work goes on without a lease
                 await bounded(self._hand_over(), 5.0)
             finally:
                 self._left, self._until = True, 0.0
@@ -199,14 +201,19 @@ class Agent:
         began, data = time.monotonic(), msgspec.json.encode(self.info)
         engine, name = self.store.engine, f"{HOST}{self.store.host}"
         if self._lease is None:
-            self._lease = await leases.acquire(engine, name, self.me.session, self._seconds, data)
+            lease = await leases.acquire(engine, name, self.me.session, self._seconds, data)
         else:
-            self._lease = await leases.renew(engine, self._lease, self._seconds, data)
+            lease = await leases.renew(engine, self._lease, self._seconds, data)
+        self._lease = lease
         if not self.valid:  # it is new, or was over: first see what this host has, and what others have taken
-            assert isinstance(self._lease.token, int)
-            await self.state.leases.sync(self._lease.token)
+            assert isinstance(lease.token, int)
+            await self.state.leases.sync(lease.token)
             await self.state.ownership.sync()
             self._lose_taken()
+        if self._left:  # it was given back meanwhile
+            self._lease = None
+            await leases.release(engine, lease)
+            return
         self._until = began + self._seconds
 
     async def _renew(self) -> None:
@@ -219,6 +226,8 @@ class Agent:
             except OutdatedError:  # it was away for too long
                 self._lease = None
                 self._until = 0.0
+            except Closed:  # it cannot be renewed any more
+                raise
             except StoreError as error:
                 self._log.debug("the lease was not renewed", error=reason(error))
 

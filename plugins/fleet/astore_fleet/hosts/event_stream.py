@@ -15,6 +15,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 import msgspec
+import nats.errors
 
 import astore.events as kinds
 from astore.errors import AstoreError, StoreError, reason
@@ -210,20 +211,22 @@ class Forwarder:
         for event, outcome in zip(told, outcomes, strict=True):
             if outcome is None:
                 self._refused.pop(type(event), None)
-            elif isinstance(outcome, Refused | ValueError) and self._is_hopeless(event, outcome):
+            elif not isinstance(outcome, Exception):
+                raise outcome
+            elif self._is_hopeless(event, outcome):
                 self._log.error("an event cannot be told", kind=type(event).__name__, error=reason(outcome))
                 self._make_dirty(event)
-            elif isinstance(outcome, StoreError):
-                again.add(event.seq)
             else:
-                raise outcome
+                again.add(event.seq)
         if again:
             await asyncio.sleep(RETRY_SECONDS)
         return [event for event in batch if event.seq in again]
 
     def _is_hopeless(self, event: Event, error: Exception) -> bool:
         """Return whether an event is passed over: no engine takes it, or this one has refused its kind for long."""
-        if not isinstance(error, Refused) or error.errno == errno.EMSGSIZE:
+        if not isinstance(error, Refused):
+            return not isinstance(error, StoreError | OSError | nats.errors.Error)
+        if error.errno == errno.EMSGSIZE:
             return True
         return time.monotonic() - self._refused.setdefault(type(event), time.monotonic()) >= REFUSED_SECONDS
 
@@ -286,6 +289,9 @@ class Forwarder:
                 if isinstance(error, Refused):
                     self._log.error("a snapshot was refused", pool=name, error=reason(error))
                 self._dirty[name] = time.monotonic() + SAVE_SECONDS
+            except Exception as error:  # of one pool: the others go on
+                self._log.error("a snapshot cannot be kept", pool=name, error=f"{type(error).__name__}: {error}")
+                self._dirty[name] = time.monotonic() + SAME_SECONDS
 
     async def _keep(self, pool: Pool) -> None:
         record = pool.parts.record

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from astore.errors import StoreError, reason
+from astore_fleet.engine import Closed
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
@@ -34,10 +35,11 @@ async def keep_up(call: Callable[[], Awaitable[None]], name: str, log: BoundLogg
         began = time.monotonic()
         try:
             return await call()
-        except (StoreError, OSError, TimeoutError, nats.errors.Error) as error:
-            log.warning("a task of the agent begins again", task=name, error=reason(error))
-            await asyncio.sleep(FIRST_SECONDS)
         except Exception as error:
+            if isinstance(error, StoreError | OSError | nats.errors.Error) and not isinstance(error, Closed):
+                log.warning("a task of the agent begins again", task=name, error=reason(error))
+                await asyncio.sleep(FIRST_SECONDS)
+                continue
             failures = 1 if time.monotonic() - began > CALM_SECONDS else failures + 1
             log.error(
                 "a task of the agent failed", task=name, failures=failures, error=f"{type(error).__name__}: {error}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import nats.errors
@@ -16,10 +16,9 @@ from nats.aio.msg import Msg
 
 from astore.errors import StoreError
 from astore.manager import Manager
-from astore.model import RefreshOutcome
 from astore_fleet.ending import end, heeding
 from astore_fleet.engine import Engine
-from astore_fleet.jobs.job_records import JobRecord, failure_of
+from astore_fleet.jobs.job_records import JobRecord, failure_of, fitting
 from astore_fleet.names import escaped
 
 ALIVE_SECONDS = 1.0
@@ -27,9 +26,6 @@ ALIVE_SECONDS = 1.0
 
 SILENT_SECONDS = 5.0
 """Seconds without any after which a host is not waited for."""
-
-LARGEST = 500_000
-"""The most bytes of an answer; a larger one leaves the names of what has changed out."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -111,7 +107,8 @@ class Answerer:
 
         async def work() -> None:
             for pool in waiting:
-                await self._tell(reply, Answer(pool, await self._refresh(pool, question)))
+                record = fitting(await self._refresh(pool, question), self._engine.largest)
+                await self._tell(reply, Answer(pool, record))
 
         try:
             await asyncio.gather(*(work() for _ in range(max(question.limit, 1))))
@@ -124,7 +121,7 @@ class Answerer:
             outcome = await self._manager.pool(pool).refresh(full=question.full, timeout=question.timeout)
         except Exception as error:  # a backend may raise anything
             return JobRecord(state="failed", failure=failure_of(error))
-        return JobRecord(state="done", outcome=fitting(outcome))
+        return JobRecord(state="done", outcome=outcome)
 
     async def _stay_alive(self, reply: str) -> None:
         while True:
@@ -135,11 +132,3 @@ class Answerer:
         with contextlib.suppress(StoreError, OSError, nats.errors.Error):
             client = await self._engine.client()
             await client.publish(reply, msgspec.msgpack.encode(answer))
-
-
-def fitting(outcome: RefreshOutcome) -> RefreshOutcome:
-    """Return an outcome that fits into a message: one with too many names has none. (The events have them.)"""
-    names: Sequence[str] = (*outcome.added, *outcome.changed, *outcome.removed)
-    if sum(len(name) for name in names) + sum(len(one.message) for one in outcome.errors) < LARGEST // 4:
-        return outcome
-    return msgspec.structs.replace(outcome, added=(), changed=(), removed=(), errors=outcome.errors[:100])

@@ -50,7 +50,7 @@ class JobClient:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> JobRecord:
-        """Have a job done, and return its record. If the caller is cancelled, so is the job (a refresh goes on for others).
+        """Have a job done, and return its record. If this raises, the job is cancelled (a refresh goes on for others).
 
         :param timeout: seconds; it counts from when the engine has the job.
         :raises: what the work raises on its host. PoolNotFoundError: no such pool. PoolInaccessibleError: its host is not
@@ -60,20 +60,22 @@ class JobClient:
         engine = self._store.engine
         client = await engine.client()
         listening = await client.subscribe(engine.names.told(told_of(job)))
+        asked = False
         try:
-            async with asyncio.timeout(None if timeout is None else timeout + GRACE_SECONDS):
+            async with asyncio.timeout(None if timeout is None else timeout + GRACE_SECONDS) as limit:
                 host = self._host(pool)
                 if kind not in AGAIN:
                     await engine.info(engine.names.jobs)  # it tells the server's time
                     job = msgspec.structs.replace(job, since=time.monotonic() + engine.clock)
+                asked = True
                 await job_queue.submit(engine, job, host)
                 record = await self._wait(job, listening, on_progress)
-        except asyncio.CancelledError:
-            await shielded(bounded(self._cancel(job)))
+        except BaseException as error:
+            if asked:
+                await shielded(bounded(self._cancel(job)))
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise timed_out(job) from None
             raise
-        except TimeoutError:
-            await shielded(bounded(self._cancel(job)))
-            raise timed_out(job) from None
         finally:
             with contextlib.suppress(Exception):
                 await listening.unsubscribe()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import msgspec
 
+from astore.errors import StoreError
 from astore.store.contract import OutdatedError
-from astore_fleet.engine import Engine, Full, Message
+from astore_fleet.engine import Closed, Engine, Full, Message, Refused
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, JobUnknownError, failure_of
 from astore_fleet.names import unescaped
 from astore_fleet.placement.fleet_state import FleetState
@@ -19,6 +21,12 @@ record says of it is there then."""
 
 DUPLICATE_SECONDS = 120.0
 """Seconds within which the engine knows a write again. It must not be longer than a record is kept."""
+
+FIRST_SECONDS = 0.1
+"""Seconds before an outcome that was not written is written again; twice as many after each further failure."""
+
+MOST_SECONDS = 2.0
+"""The most of them."""
 
 _decode_job = msgspec.msgpack.Decoder(Job).decode
 _decode_record = msgspec.msgpack.Decoder(JobRecord).decode
@@ -94,14 +102,36 @@ class Claim:
 
     async def renew(self) -> None:
         """Write the record again, unless somebody has changed it."""
-        self._seq = await write_record(self._engine, self._job, self._mine, self._seq) or self._seq
+        seq = await write_record(self._engine, self._job, self._mine, self._seq)
+        if seq is None and await self._is_mine():
+            seq = await write_record(self._engine, self._job, self._mine, self._seq)
+        self._seq = seq or self._seq
 
     async def settle(self, record: JobRecord) -> None:
-        """Write the outcome, unless somebody else has written one."""
-        if await write_record(self._engine, self._job, record, self._seq) is None:
-            found, seq = await record_of(self._engine, self._job)
-            if found is None or found == self._mine:  # it was away for too long, or the answer to renewing was lost
-                await write_record(self._engine, self._job, record, seq)
+        """Write the outcome, unless somebody else has written one. If the engine is away, try again for RECORD_SECONDS.
+
+        :raises Refused: the engine does not take it. StoreError: it was away for too long.
+        """
+        pause, until = FIRST_SECONDS, time.monotonic() + RECORD_SECONDS
+        while True:
+            try:
+                if await write_record(self._engine, self._job, record, self._seq) is not None:
+                    return
+                if not await self._is_mine():
+                    return
+            except StoreError as error:
+                if isinstance(error, Refused | Closed) or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MOST_SECONDS)
+
+    async def _is_mine(self) -> bool:
+        """Return whether the record is still the claim, or gone; note its sequence, which a lost answer leaves unknown."""
+        found, seq = await record_of(self._engine, self._job)
+        if found is not None and found != self._mine:
+            return False
+        self._seq = seq
+        return True
 
 
 async def claim(engine: Engine, job: Job, me: Owner) -> Claim | None:

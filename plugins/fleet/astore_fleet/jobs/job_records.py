@@ -53,17 +53,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind if self.kind in AGAIN else f"do.{self.id}"
 
 
-LARGEST = 500_000
-"""The most bytes of a volume's record in a job's."""
-
-
-def fitting(volume: VolumeInfo | None) -> VolumeInfo | None:
-    """Return a volume's record that fits into a message: one with too many references has none."""
-    if volume is None or not volume.references or len(msgspec.msgpack.encode(volume)) <= LARGEST:
-        return volume
-    return msgspec.structs.replace(volume, references=())
-
-
 class Failure(msgspec.Struct, frozen=True):
     """An error as plain values."""
 
@@ -84,6 +73,53 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     outcome: RefreshOutcome | None = None
     volume: VolumeInfo | None = None
     failure: Failure | None = None
+
+
+LARGEST = 500_000
+"""The most bytes of a record."""
+
+SHORT = 200
+"""The most characters of each text of a failure that is too large."""
+
+
+def fitting(record: JobRecord, largest: int) -> JobRecord:
+    """Return a record that fits into a message: of one that is too large, the details are left out. (The events have them.)
+
+    :param largest: the most bytes that the server takes.
+    """
+    for less in (_lighter, _bare):
+        if len(msgspec.msgpack.encode(record)) <= min(LARGEST, largest):
+            break
+        record = less(record)
+    return record
+
+
+def _lighter(record: JobRecord) -> JobRecord:
+    """Return a record without the names of volumes that a refresh found, and without the references of a volume."""
+    outcome, volume = record.outcome, record.volume
+    if outcome is not None:
+        outcome = msgspec.structs.replace(outcome, added=(), changed=(), removed=(), errors=outcome.errors[:100])
+    if volume is not None:
+        volume = msgspec.structs.replace(volume, references=())
+    return msgspec.structs.replace(record, outcome=outcome, volume=volume)
+
+
+def _bare(record: JobRecord) -> JobRecord:
+    """Return a record without the errors of a refresh, with short texts of a failure only."""
+    outcome, failure = record.outcome, record.failure
+    if outcome is not None:
+        outcome = msgspec.structs.replace(outcome, errors=())
+    if failure is not None:
+        attributes = {name: _short(value) for name, value in failure.attributes.items()}
+        failure = Failure(failure.type, [_short(one) for one in failure.arguments[:5]], attributes)
+    return msgspec.structs.replace(record, outcome=outcome, failure=failure)
+
+
+def _short(value: Any) -> Any:
+    """Return a value of a failure with as much of it as may be sent in any case."""
+    if isinstance(value, str):
+        return value[:SHORT]
+    return [] if isinstance(value, list) else value
 
 
 class Progress(msgspec.Struct, frozen=True):

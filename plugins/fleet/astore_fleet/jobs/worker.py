@@ -66,6 +66,7 @@ class Worker:
         self._running: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._answerer = bulk.Answerer(store.engine, manager, holds)
         self._cancelled: set[str] = set()
+        self._closing = False
         self._pools: Counter[str] = Counter()
 
     def busy(self, pool: str) -> bool:
@@ -77,7 +78,7 @@ class Worker:
         await job_queue.move(self._store.engine, self._state, pool, self._me.host)
 
     async def run(self) -> None:
-        """Run jobs until the task is cancelled."""
+        """Run jobs until the task is cancelled, or the worker is closed."""
         engine = self._store.engine
         client = await engine.client()
         cancels = await client.subscribe(engine.names.told("cancel"), cb=self._cancel)
@@ -90,7 +91,8 @@ class Worker:
                     await one.unsubscribe()
 
     async def aclose(self) -> None:
-        """Cancel what runs. May be called twice."""
+        """Take no more jobs, cancel what runs, and wait until that is told. Bounded. May be called twice."""
+        self._closing = True
         await self._answerer.aclose()
         running = set(self._running.values())
         self._cancelled |= self._running.keys()
@@ -107,10 +109,12 @@ class Worker:
 
     async def _pull(self) -> None:
         """Ask for a job, run it, and ask for the next one."""
-        while True:
+        while not self._closing:
             try:
                 message = await self._next()
-                if message is not None:
+                if message is not None and self._closing:
+                    await message.nak()
+                elif message is not None:
                     await self._take(message)
             except (AstoreError, OSError, TimeoutError, nats.errors.Error):
                 await asyncio.sleep(0.2)
@@ -201,11 +205,13 @@ class Worker:
                 record = job_queue.expired()
             else:
                 record = await self._outcome(job, age, progress)
+            record = fitting(record, engine.largest)
+            if claim is not None:
+                await claim.settle(record)  # until then the engine must not give the job out again
         finally:
             alive.cancel()
         if claim is not None:
             await end([alive])
-            await claim.settle(record)
         await self._done(message)
         if progress:  # the last, which is told even of a job that takes no time
             await self._tell(job, msgspec.msgpack.encode(progress.pop()))
@@ -233,13 +239,13 @@ class Worker:
                 pool = self._manager.pool(job.pool)
                 if job.kind in AGAIN:
                     outcome = await pool.refresh(full=job.kind == "refresh-full")
-                    return record(state="done", outcome=bulk.fitting(outcome))
+                    return record(state="done", outcome=outcome)
 
                 def tell(done: int, total: int | None) -> None:
                     progress[:] = [Progress(done, total)]
 
                 volume = await act(job.kind, self._manager, pool, job.arguments, tell)
-                return record(state="done", volume=fitting(volume))
+                return record(state="done", volume=volume)
         except asyncio.CancelledError:
             if job.kind in AGAIN or job.id not in self._cancelled:
                 raise
