@@ -191,7 +191,7 @@ def test_as_root(demo: Start) -> None:
 
 def test_a_fleet(demo: Start) -> None:
     """``make demo FLEET=yes``: the pools of a host that was killed go on, on other hosts; nothing of it is left."""
-    run = demo(program="demo.fleet", ordinary=True)
+    run = demo(program="demo.fleet")
     code, out, err = run.finish()
     assert (code, err) == (0, "")
     before, words, after = out.partition("is killed (-9)")

@@ -260,7 +260,7 @@ def look(work: Callable[[Standing], Answer | OnSession], settings: Settings) -> 
 
     with logs(True) if settings.verbose else nullcontext(), reported(settings), interruptions_raise():
         if settings.kept is not None:  # what the shell's Manager knows is in the folder once it is closed
-            settings.kept.runner.run(settings.kept.aclose())
+            run(settings.kept.aclose, settings.kept.runner)
         found = work(standing(settings.state_dir, settings.timeout))
         if isinstance(found, Answer):
             present(found, settings)

@@ -216,6 +216,34 @@ async def test_an_outcome_waits_for_the_engine(tmp_path: Path, monkeypatch: pyte
             assert record.state == "done"
 
 
+async def test_a_job_that_is_over_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that leaves while the outcome of a job is being written waits for that."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    monkeypatch.setattr(HeldSession, "gate", gate, raising=False)
+    settling, real = asyncio.Event(), job_queue.Claim.settle
+
+    async def slowly(claim: job_queue.Claim, record: JobRecord) -> None:
+        settling.set()
+        await asyncio.sleep(0.5)
+        await real(claim, record)
+
+    monkeypatch.setattr(job_queue.Claim, "settle", slowly)
+    with NatsBed(tmp_path / "nats") as bed:
+        async with await Fleet.connect(bed.url, "leaves", host="client") as fleet:
+            async with (
+                await Fleet.connect(bed.url, "leaves", host="one") as client,
+                client.agent(seconds=60.0, registry=registry()),
+            ):
+                await running(fleet, tmp_path)
+                job, engine = delete("a"), fleet.store.engine
+                await job_queue.submit(engine, job, "one")
+                await settling.wait()
+            record, _ = await job_queue.record_of(engine, job.id)
+            assert record is not None
+            assert record.state == "done"
+
+
 async def test_an_unknown_job_waits_no_more(short: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
     """The job of a killed host is removed once its caller has learned that nobody knows its outcome."""
     gate = tmp_path / "gate"

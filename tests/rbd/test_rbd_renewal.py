@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -60,7 +61,9 @@ class Links:
         return cast(Cluster, self.made[-1])
 
     def pool(self) -> RbdPool:
-        return RbdPool(self.connect, self.connect(), cast(Lane, None), "images", allocation=False)
+        return RbdPool(
+            self.connect, self.connect(), cast(Lane, SimpleNamespace(given_up=False)), "images", allocation=False
+        )
 
 
 @pytest.fixture(autouse=True)

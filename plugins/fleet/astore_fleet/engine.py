@@ -202,7 +202,7 @@ class Engine:
     async def client(self) -> Client:
         """Return the connected client. :raises StoreError: it has been away for AWAY_SECONDS. Closed: it does not come back."""
         if self._client is None:
-            raise self.error("it is not connected", errno.ENOTCONN)
+            raise Closed(f"{self.name}: it is not connected", errno=errno.ENOTCONN)
         if self._client.is_closed:
             raise Closed(f"{self.name}: {one_line(str(self._client.last_error or 'closed'))}", errno=errno.ENOTCONN)
         if not self._connected.is_set():

@@ -124,18 +124,19 @@ class Agent:
         :raises AstoreError: always; its cause is why a task of the agent failed again and again.
         """
         await self._failed.wait()
-        message = f"the agent of host {self.store.host!r} has ended: {self._failure}"
-        raise AstoreError(message) from self._failure
+        raise AstoreError(f"the agent of host {self.store.host!r} has ended: {self._failure}") from self._failure
 
     async def aclose(self) -> None:
         """Hand back what others can take over, and leave. Pools stay active. May be called twice."""
         self._leaving = True
-        await bounded(self._hand_over(), 5.0)
+        await bounded(self._hand_over(), 7.0)
         await self._stack.aclose()
 
     async def _end_tasks(self) -> None:
-        await self._worker.aclose()  # first: its jobs have time to end, and to tell what came of them
-        await end(set(self._tasks))
+        try:
+            await self._worker.aclose()
+        finally:
+            await end(set(self._tasks))
 
     async def _keep_up(self, call: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -144,8 +145,7 @@ class Agent:
             self._leaving, self._failure = True, error
             self._log.error("the agent ends: a task of it fails again and again", task=name, error=reason(error))
             try:
-                await bounded(self._worker.aclose(), 5.0)  # no work goes on without a lease
-                await bounded(self._hand_over(), 5.0)
+                await bounded(self._hand_over(), 7.0)
             finally:
                 self._left, self._until = True, 0.0
                 self._failed.set()
@@ -382,7 +382,9 @@ class Agent:
         return any([await self.store.snapshots.has(name, host) for host in self.store.table.elsewhere(name)])
 
     async def _hand_over(self) -> None:
-        """Hand back the pools, and give the lease back."""
+        """End the jobs, hand back the pools, and give the lease back."""
+        # first: no work goes on without a lease, and what came of it is told by a host that has one
+        await self._worker.aclose()
         engine, tokens = self.store.engine, dict(self._tokens)
         if self.valid and self._lease is not None:
             await self._forwarder.settle()

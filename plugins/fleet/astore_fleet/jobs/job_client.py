@@ -52,6 +52,8 @@ class JobClient:
     ) -> JobRecord:
         """Have a job done, and return its record. If this raises, the job is cancelled (a refresh goes on for others).
 
+        If the engine is away just then, it cannot be told: the job may still begin, until half of its record's time is over.
+
         :param timeout: seconds; it counts from when the engine has the job.
         :raises: what the work raises on its host. PoolNotFoundError: no such pool. PoolInaccessibleError: its host is not
             there. JobUnknownError: the host went away meanwhile. TimeoutError. StoreError: the engine does not answer.

@@ -66,6 +66,7 @@ class Worker:
         self._running: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._answerer = bulk.Answerer(store.engine, manager, holds)
         self._cancelled: set[str] = set()
+        self._settling: set[str] = set()  # the jobs that are over, whose outcome is being written
         self._closing = False
         self._pools: Counter[str] = Counter()
 
@@ -95,15 +96,17 @@ class Worker:
         self._closing = True
         await self._answerer.aclose()
         running = set(self._running.values())
-        self._cancelled |= self._running.keys()
-        for task in running:
-            task.cancel()
+        for job in tuple(self._running):
+            self._end(job)
         if running:
             await bounded(asyncio.wait(running))
 
     async def _cancel(self, message: Msg) -> None:
-        job = message.data.decode("ascii", "replace")
-        if job in self._running:
+        self._end(message.data.decode("ascii", "replace"))
+
+    def _end(self, job: str) -> None:
+        """Cancel a job, unless it is over."""
+        if job in self._running and job not in self._settling:
             self._cancelled.add(job)
             self._running[job].cancel()
 
@@ -206,9 +209,11 @@ class Worker:
             else:
                 record = await self._outcome(job, age, progress)
             record = fitting(record, engine.largest)
+            self._settling.add(job.id)
             if claim is not None:
                 await claim.settle(record)  # until then the engine must not give the job out again
         finally:
+            self._settling.discard(job.id)
             alive.cancel()
         if claim is not None:
             await end([alive])
