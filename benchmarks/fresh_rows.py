@@ -148,7 +148,7 @@ def _nfs_row(bench: Bench) -> Row:
     folder = bench.folder / "guest"
     folder.mkdir()
     said = uml.run_in_guest([sys.executable, str(program)], folder, timeout=600)
-    work = "event of a file that is changed on an NFS server, polled each 0.9 s, attributes cached for 1 s, p99"
+    work = "event of a file that is changed on an NFS server, polled each second, attributes cached for 1 s, p99"
     return _told_row(bench, work, json.loads(said.splitlines()[-1]), 2.0)
 
 

@@ -32,8 +32,9 @@ SHARE = 10.0
 """A pool that changes all the time is refreshed for one in SHARE of the time at most. One that does not has two refreshes free:
 what changes right after a look is not found late."""
 
-HALF = 2.0
-"""A pool that is told of changes only while it is listed every so often is listed for one in HALF of the time at most."""
+LISTING_SHARE = 2.0
+"""A pool that must be listed every so often, so that it goes on being told, is listed for one in LISTING_SHARE of the time at
+most."""
 
 SWEEP = 600.0
 """Seconds between two refreshes of a pool that is told of everything."""
@@ -177,7 +178,7 @@ class PoolWatch:
         told = self._told
         if told is not None and told.complete:
             again = SWEEP if told.again is None else min(told.again, self._most_stale)
-            sweep = max(again, (self._took - self._listened) * HALF, 0.01)
+            sweep = max(again, (self._took - self._listened) * LISTING_SHARE, 0.01)
             late = sweep if sweep > again and told.again is not None else min(told.bound, sweep)
             bound = round(max(late, WRITING), 3)
             self.parts.record.freshness = Freshness(told.way, pushed=True, bound=bound, note=told.note)

@@ -44,8 +44,11 @@ async def test_an_image_of_very_many_files(fleet: Fleet, one_server: NatsBed, fl
             await eventually(lambda: fleet.pool("images").info.state == "running", "it runs")
             (images / f"z-{host}.img").write_bytes(b"")
             seen = await until(events, astore.VolumeAdded, f"z-{host}.img")
-            wide = [one for one in seen if isinstance(one.event, astore.VolumeAdded) and one.event.name == "wide.vmdk"]
-            assert [(one.partial, len(one.event.volume.references)) for one in wide] == [(True, 0)]  # type: ignore[attr-defined]
+            assert [
+                (one.partial, len(one.event.volume.references))
+                for one in seen
+                if isinstance(one.event, astore.VolumeAdded) and one.event.name == "wide.vmdk"
+            ] == [(True, 0)]
             assert not seen[-1].partial
             await eventually(lambda count=number: fleet.pool("images").info.volumes == count, "its snapshot is kept")
             volume = (await fleet.find(name="wide.vmdk")).info

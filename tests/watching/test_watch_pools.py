@@ -405,10 +405,12 @@ async def test_the_wait_for_anothers_refresh_is_not_its_own(tmp_path: Path, back
 async def test_listing_anew_takes_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that must be listed every so often is not listed all the time because that takes long; its bound says so."""
     backend = TellingBackend()
-    monkeypatch.setattr(pool_watch, "HALF", 1e6)
+    monkeypatch.setattr(pool_watch, "LISTING_SHARE", 1e6)
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
         pool = await started(manager, fake("pool"))
-        backend.open_sessions[0].again = 0.001  # type: ignore[attr-defined]
+        session = backend.open_sessions[0]
+        assert isinstance(session, TellingSession)
+        monkeypatch.setattr(session, "again", 0.001)
         async with manager.watch():
             await watched(pool, "told")
             (one,) = _watches(manager)
@@ -417,7 +419,7 @@ async def test_listing_anew_takes_its_share(tmp_path: Path, monkeypatch: pytest.
             assert pool.info.freshness.bound >= (one._took - one._listened) * 1e6 * 0.9
 
 
-async def test_started_again_while_something_is_told(tmp_path: Path) -> None:
+async def test_started_again_while_something_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first look after a start is at the whole pool, whatever is told meanwhile."""
     backend = TellingBackend()
     async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
@@ -435,11 +437,8 @@ async def test_started_again_while_something_is_told(tmp_path: Path) -> None:
                 tell(frozenset({"a"}), False)
                 return told
 
-            TellingSession.watch = tells  # type: ignore[method-assign]
-            try:
-                listed = one._listed_at
-                await pool.start()
-                await watched(pool, "told")
-            finally:
-                TellingSession.watch = watch  # type: ignore[method-assign]
+            monkeypatch.setattr(TellingSession, "watch", tells)
+            listed = one._listed_at
+            await pool.start()
+            await watched(pool, "told")
             assert one._listed_at > listed

@@ -198,9 +198,8 @@ class Worker:
             if claim is None:
                 await self._claimed_before(job, message)
                 return
-        age = job_queue.age(
-            engine, job, message.metadata.timestamp.timestamp()
-        )  # after the claim: nothing comes between
+        # after the claim, so that nothing comes between
+        age = job_queue.age(engine, job, message.metadata.timestamp.timestamp())
         progress: list[Progress] = []
         alive = asyncio.get_running_loop().create_task(self._stay_alive(job, message, progress, claim))
         try:
