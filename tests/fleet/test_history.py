@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,10 +54,14 @@ def number_of(definition: PoolDef) -> int:
 
 
 async def write_and_read(
-    store: NatsStore, history: list[Operation], steps: dict[str, list[Step]], draw: random.Random
+    store: NatsStore,
+    history: list[Operation],
+    steps: dict[str, list[Step]],
+    draw: random.Random,
+    enough: Callable[[], bool],
 ) -> None:
-    """Read, and write by what was read, until there are enough operations."""
-    while len(history) < OPERATIONS:
+    """Read, and write by what was read, until there is enough of everything."""
+    while not enough():
         began = time.monotonic()
         try:
             contents = await store.read()
@@ -168,6 +173,10 @@ async def test_the_history_is_linearizable(tmp_path: Path) -> None:
     history: list[Operation] = []
     by_owners, stop = Owning(), asyncio.Event()
     steps: dict[str, list[Step]] = defaultdict(list)
+
+    def enough() -> bool:
+        return len(history) >= OPERATIONS and len(by_owners.written) >= OPERATIONS // 20 and by_owners.refused > 0
+
     async with cluster(tmp_path) as bed:
         stores = [NatsStore(bed.url, "history", host=f"h{number}") for number in range(CLIENTS)]
         seen: list[Message] = []
@@ -183,7 +192,7 @@ async def test_the_history_is_linearizable(tmp_path: Path) -> None:
                 )
                 for store in stores[:3]
             ]
-            await asyncio.gather(*(write_and_read(store, history, steps, draw) for store in stores))
+            await asyncio.gather(*(write_and_read(store, history, steps, draw, enough) for store in stores))
             stop.set()
             assert await troubles >= 1
             await asyncio.gather(*owners)
