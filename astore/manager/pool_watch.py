@@ -26,7 +26,7 @@ SOON = 0.02
 """Seconds from a notice to the refresh, so that what belongs together is seen together."""
 
 WRITING = 1.0
-"""Seconds between two looks at files that are being written to."""
+"""Seconds between the beginnings of two looks at files that are being written to."""
 
 SHARE = 10.0
 """A pool that changes all the time is refreshed for one in SHARE of the time at most. One that does not has two refreshes free:
@@ -78,7 +78,8 @@ class PoolWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._busy = False
-        self._ended_at = self._whole_ended_at = 0.0
+        self._began_at = 0.0  # when the last look began
+        self._bytes_at = self._whole_bytes_at = 0.0  # when new bytes may be looked at again: of a few names, of the pool
         self._took = self._listened = 0.0  # seconds: to listen and refresh; to listen
         self._free_at = -math.inf  # when the refreshes so far have had no more than their share of the time
         self._listed_at = 0.0  # when the last refresh of the whole pool began
@@ -144,8 +145,7 @@ class PoolWatch:
     def _after_notice(self) -> float:
         """Return in how many seconds to look at what was told."""
         if self._names:
-            pause = 0.0 if self._hurry else WRITING - (time.monotonic() - self._ended_at)
-            return max(SOON, pause)
+            return max(SOON, 0.0 if self._hurry else self._bytes_at - time.monotonic())
         return max(SOON, self._until_whole())
 
     def _until_whole(self) -> float:
@@ -153,7 +153,7 @@ class PoolWatch:
         now = time.monotonic()
         if now >= self._whole_at:
             return 0.0
-        return max(self._free_at - now, 0.0 if self._hurry else WRITING - (now - self._whole_ended_at))
+        return max(self._free_at, now if self._hurry else self._whole_bytes_at) - now
 
     def _schedule(self, seconds: float) -> None:
         """Look at the pool in so many seconds, or earlier if it was to be."""
@@ -220,6 +220,7 @@ class PoolWatch:
         """Look at the pool, and schedule the next look. Never raises."""
         record = self.parts.record
         outcome: RefreshOutcome | None = None
+        self._began_at = time.monotonic()
         try:
             if record.life is not None:
                 outcome = await self._refresh(record.life)
@@ -250,18 +251,19 @@ class PoolWatch:
 
     def _looked(self, outcome: RefreshOutcome | None = None) -> None:
         self._busy = False
-        self._ended_at = time.monotonic()
+        now = time.monotonic()
+        self._bytes_at = max(self._began_at + WRITING, now + min(now - self._began_at, WRITING))
         if outcome is not None:
-            self._took, self._whole_ended_at = self._listened + outcome.seconds, self._ended_at
+            self._took, self._whole_bytes_at = self._listened + outcome.seconds, self._bytes_at
             share = min(self._took * SHARE, MOST)
-            self._free_at = max(self._free_at, self._ended_at - share) + share
+            self._free_at = max(self._free_at, now - share) + share
 
     async def _refresh(self, life: Life) -> RefreshOutcome | None:
         """Refresh what may have changed."""
         if self._life is not life:
             self._forget()
             self._life = life
-        told, began = self._told, time.monotonic()
+        told, began = self._told, self._began_at
         due = began >= self._whole_at
         if due:  # however much is heard of some names
             self._whole = True
