@@ -1,17 +1,11 @@
-"""Find and remove the hidden volumes of work that ended without removing them.
-
-A hidden volume of work in progress is locked, but a volume without a lock may be one too: a client that loses its network
-for a while may lose its locks. So a process never removes a volume that it is working on itself, and removes one that another
-process may have made only if it has not changed for an hour. A session's first look goes by the locks alone.
-"""
+"""Find and remove the hidden volumes of work that ended without removing them; see :mod:`astore.volume_io.leftovers`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from astore.backend import Context
 from astore.blocks.calls import Calls
@@ -19,10 +13,8 @@ from astore.blocks.contract import Block, MakesBlocks
 from astore.blocks.open_blocks import BlockOpener
 from astore.cancellation import bounded, shielded
 from astore.errors import printable
-from astore.volume_io.volume_names import IN_PROGRESS, is_leftover, made_here
-
-EVERY = 3600.0
-"""Seconds from one look at all hidden volumes to the next, and how long a volume must stay unchanged."""
+from astore.volume_io.leftovers import Suspects
+from astore.volume_io.volume_names import IN_PROGRESS
 
 PAUSE = 300.0
 """Seconds without a look after one that took too long: each costs the refresh that makes it a call's deadline."""
@@ -32,23 +24,21 @@ class Leftovers:
     """The hidden volumes of one pool.
 
     :param calls: makes the pool's calls. :param opener: opens its volumes. :param makes: removes them.
-    :ivar clock: returns a time in seconds; for tests.
+    :ivar suspects: those that may be leftovers, by what was listed of them.
     """
 
     def __init__(self, calls: Calls, opener: BlockOpener, makes: MakesBlocks, context: Context) -> None:
-        self.clock: Callable[[], float] = time.monotonic
+        self.suspects: Suspects[Block] = Suspects()
         self._calls = calls
         self._opener = opener
         self._makes = makes
         self._context = context
-        self._looked: float | None = None  # when all hidden volumes were looked at last
-        self._due = True
         self._not_before: float | None = None
-        self._seen: dict[str, tuple[Block, float]] = {}  # others' volumes, and since when they are unchanged
 
     def look_again(self) -> None:
         """Have the next refresh look at all hidden volumes: work may have ended while the storage did not answer."""
-        self._due, self._not_before = True, None
+        self.suspects.look_again()
+        self._not_before = None
 
     @contextlib.contextmanager
     def looked_for_after_errors(self) -> Iterator[None]:
@@ -62,24 +52,14 @@ class Leftovers:
     async def remove(self, hidden: Sequence[Block]) -> None:
         """Remove leftovers among the hidden volumes that a refresh saw. In doubt a volume stays. Bounded, as one call is.
 
-        Volumes that this process left are removed at every call, others at the first one, after :meth:`look_again`, and every
-        hour. After a look that took too long there is none for a while.
+        After a look that took too long there is none for a while.
         """
-        now = self.clock()
+        now = self.suspects.clock()
         if self._not_before is not None and now < self._not_before:
             return
-        all_of_them = self._due or self._looked is None or now >= self._looked + EVERY
-        first = self._looked is None
-        blocks = [one for one in hidden if is_leftover(one.name) and (all_of_them or made_here(one.name))]
-        if all_of_them:
-            self._looked, self._due = now, False
-            there = {one.name for one in blocks}
-            self._seen = {name: seen for name, seen in self._seen.items() if name in there}
-        names = [
-            one.name
-            for one in blocks
-            if one.name not in IN_PROGRESS and (self._is_quiet(one) or first or made_here(one.name))
-        ]
+        blocks = {one.name: one for one in hidden}
+        among = self.suspects.among(blocks)
+        names = [name for name in among if self.suspects.may_go(name, blocks[name])]
         if not names:
             return
         self._not_before = now + PAUSE
@@ -88,15 +68,6 @@ class Leftovers:
         except asyncio.CancelledError:
             self.look_again()
             raise
-
-    def _is_quiet(self, block: Block) -> bool:
-        """Return whether a volume has not changed for an hour, as far as this pool has seen."""
-        now = self.clock()
-        before, since = self._seen.get(block.name, (None, now))
-        if before != block:
-            since = now
-        self._seen[block.name] = (block, since)
-        return now >= since + EVERY
 
     async def _remove(self, names: Sequence[str]) -> None:
         removed = 0

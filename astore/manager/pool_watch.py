@@ -79,7 +79,9 @@ class PoolWatch:
         self._due = 0.0
         self._busy = False
         self._began_at = 0.0  # when the last look began
-        self._bytes_at = self._whole_bytes_at = 0.0  # when new bytes may be looked at again: of a few names, of the pool
+        self._bytes_at = self._whole_bytes_at = (
+            0.0  # when new bytes may be looked at again: of a few names, of the pool
+        )
         self._took = self._listened = 0.0  # seconds: to listen and refresh; to listen
         self._free_at = -math.inf  # when the refreshes so far have had no more than their share of the time
         self._listed_at = 0.0  # when the last refresh of the whole pool began

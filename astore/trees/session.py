@@ -87,7 +87,7 @@ class WritableTreeSession(FileTreeSession):
         try:
             yield
         except OSError:
-            self.leftovers.look_again()
+            self.leftovers.suspects.look_again()
             raise
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenFile]:

@@ -13,11 +13,12 @@ from memory_blocks import memory
 
 from astore.backend import Context
 from astore.blocks import block_session
-from astore.blocks.leftovers import EVERY, PAUSE
+from astore.blocks.leftovers import PAUSE
 from astore.commands import LaneCommandRunner
 from astore.errors import StorageError
 from astore.logs import get_logger
 from astore.model import Snapshot, VolumeDef
+from astore.volume_io.leftovers import EVERY
 from astore.volume_io.volume_names import IN_PROGRESS
 
 LEFT = ".astore-1.tmp"
@@ -28,7 +29,7 @@ class Clock:
 
     def __init__(self, session: Any) -> None:
         self.now = 1000.0
-        session.leftovers.clock = lambda: self.now
+        session.leftovers.suspects.clock = lambda: self.now
 
 
 async def refresh(session: Any) -> None:
@@ -142,7 +143,7 @@ async def test_a_look_that_took_too_long(
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr("astore.blocks.leftovers.made_here", lambda name: True)
+        patch.setattr("astore.volume_io.leftovers.made_here", lambda name: True)
         storage.create(LEFT, 512)
         with monkeypatch.context() as hanging:
             hanging.setattr(memory.PoolOnTheLoop, "open", hang)
@@ -160,7 +161,7 @@ async def test_a_look_that_took_too_long(
 async def test_a_look_that_fails(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume of this process that cannot be removed yet is removed by a later refresh."""
     session: Any = block_session(memory.MemoryPool(storage), context)
-    monkeypatch.setattr("astore.blocks.leftovers.made_here", lambda name: True)
+    monkeypatch.setattr("astore.volume_io.leftovers.made_here", lambda name: True)
     storage.create(LEFT, 512)
 
     def busy(pool: Any, name: str) -> None:

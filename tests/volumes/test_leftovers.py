@@ -16,9 +16,9 @@ from astore.commands import LaneCommandRunner
 from astore.errors import PoolInaccessibleError
 from astore.lanes import Lanes
 from astore.model import Snapshot, VolumeDef
-from astore.trees.leftovers import EVERY
 from astore.trees.session import WritableTreeSession
 from astore.trees.writable_local import WritableLocalTree
+from astore.volume_io.leftovers import EVERY
 from astore.volume_io.local_file import LocalFile
 from astore.volume_io.volume_names import IN_PROGRESS, TEMPORARY
 
@@ -56,7 +56,7 @@ async def session(tmp_path: Path, lanes: Lanes) -> AsyncIterator[WritableTreeSes
     lane = lanes.lane("pool", limit=4, timeout=30)
     context = Context("pool", "", lane, LaneCommandRunner(lane, 30), structlog.get_logger(), 30)
     session = WritableTreeSession(WritableLocalTree(str(folder)), context)
-    session.leftovers.clock = Clock()
+    session.leftovers.suspects.clock = Clock()
     await session.refresh(Snapshot.EMPTY)
     yield session
     await session.aclose()
@@ -78,7 +78,7 @@ async def fail_once(session: WritableTreeSession, folder: Path, how: str) -> Non
 
 async def refresh(session: WritableTreeSession, at: float) -> None:
     """Refresh at a time of the test's own clock."""
-    clock = session.leftovers.clock
+    clock = session.leftovers.suspects.clock
     assert isinstance(clock, Clock)
     clock.now = at
     await session.refresh(Snapshot.EMPTY)
