@@ -13,6 +13,8 @@ from core_fakes import eventually
 import astore
 from astore_fleet import Fleet, FleetEvent, FleetEvents
 from astore_fleet.client import event_reader
+from astore_fleet.engine import Message
+from astore_fleet.mirror import Mirror
 from beds.nats import NatsBed
 
 WAITING = 20
@@ -94,3 +96,41 @@ async def test_a_reader_that_is_overtaken(one_server: NatsBed, fleet_name: str) 
     for before, after in pairwise(found):
         gap = after.event.missed if isinstance(after.event, astore.Lagged) else 1
         assert after.seq == before.seq + gap
+
+
+async def test_a_message_that_cannot_be_taken(fleet: Fleet) -> None:
+    """A mirror passes over a message that its taker fails on, and goes on after it."""
+    engine, taken = fleet.store.engine, list[int]()
+
+    def take(message: Message) -> None:
+        if message.data == b"2":
+            raise ZeroDivisionError
+        taken.append(int(message.data))
+
+    mirror = Mirror(engine, engine.names.events, take)
+    await mirror.open()
+    try:
+        for number in range(1, 4):
+            await engine.publish(engine.names.events, engine.names.event("one", "u", "x"), str(number).encode())
+        await eventually(lambda: taken == [1, 3], "the others")
+    finally:
+        await mirror.aclose()
+
+
+async def test_a_hold_that_fails(fleet: Fleet) -> None:
+    """What ends the reading of a stream unforeseen does not end the mirror."""
+    engine, taken, holds = fleet.store.engine, list[int](), list[int]()
+
+    async def hold() -> None:
+        holds.append(len(taken))
+        if len(holds) == 1:
+            raise ZeroDivisionError
+
+    mirror = Mirror(engine, engine.names.events, lambda message: taken.append(message.seq), hold=hold)
+    await mirror.open()
+    try:
+        for _ in range(3):
+            await engine.publish(engine.names.events, engine.names.event("one", "u", "x"), b"")
+        await eventually(lambda: taken == [1, 2, 3], "all")
+    finally:
+        await mirror.aclose()

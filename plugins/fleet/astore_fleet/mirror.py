@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import nats.errors
 from nats.aio.msg import Msg
 
-from astore.errors import StoreError
+from astore.errors import StoreError, reason
+from astore.logs import get_logger, prepare
 from astore_fleet.ending import end, heeding
 from astore_fleet.engine import ANSWER_SECONDS, Engine, Message
 
@@ -34,7 +35,8 @@ LATE_SECONDS = 0.05
 class Mirror:
     """Follows a stream. Close it with :meth:`aclose`.
 
-    :param take: called with each message, in the stream's order; never waits. :param reset: called before everything is read
+    :param take: called with each message, in the stream's order; never waits. A message that it fails on is logged and passed
+        over: whoever may write to the stream may write anything. :param reset: called before everything is read
         anew. :param filters: the subjects to follow; none: all. :param headers_only: leave bodies out.
     :param since: begin after this sequence instead of reading all that is kept, and never read anything anew.
     :param hold: awaited after each message: the engine holds back what follows until it returns.
@@ -142,8 +144,13 @@ class Mirror:
 
     async def _keep(self) -> None:
         while True:
-            with contextlib.suppress(StoreError, OSError, TimeoutError, nats.errors.Error):
+            try:
                 await self._follow()
+            except (StoreError, OSError, TimeoutError, nats.errors.Error):
+                pass
+            except Exception as error:  # nobody waits for this task: it goes on, or nothing would be read any more
+                await asyncio.to_thread(prepare)
+                get_logger().error("a stream was not followed", stream=self.stream, after=self.seq, error=reason(error))
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:
@@ -206,13 +213,15 @@ class Mirror:
         return int(made.get("num_pending", 0))
 
     def _taken(self, message: Msg, seq: int, at: float) -> None:
-        self._take(Message(message.subject, message.data, seq, message.headers or {}, at))
-        self._position = seq
-        self.seq = max(self.seq, seq)
-        self._heard = time.monotonic()
-        self.changed.set()
-        self._arrived.set()  # wakes those who wait now
-        self._arrived = asyncio.Event()
+        try:
+            self._take(Message(message.subject, message.data, seq, message.headers or {}, at))
+        finally:
+            self._position = seq
+            self.seq = max(self.seq, seq)
+            self._heard = time.monotonic()
+            self.changed.set()
+            self._arrived.set()  # wakes those who wait now
+            self._arrived = asyncio.Event()
 
     def _caught_up(self) -> None:
         self._heard = time.monotonic()
