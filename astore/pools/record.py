@@ -253,11 +253,7 @@ class PoolRecord:
         before = self.snapshot
         self.generation += 1
         self.snapshot = before.patched(patch, self.generation)
-        now = time.time()
-        self._recent |= {name: (now, item if isinstance(item, VolumeInfo) else None) for name, item in patch.items()}
-        if len(self._recent) > MOST_RECENT:
-            latest = sorted(self._recent.items(), key=lambda one: one[1][0])[-MOST_RECENT // 2 :]
-            self._recent = dict(latest)
+        self._note_recent(patch)
         pairs = {name: (before.get(name), self.snapshot.get(name)) for name in patch}
         both = {name: new.same_as(old) for name, (old, new) in pairs.items() if old is not None and new is not None}
         changes = Changes(
@@ -270,6 +266,18 @@ class PoolRecord:
         if self.state is not PoolState.INACCESSIBLE:
             self._set_state_by(self.snapshot)
         return self._outcome(changes, tuple(item for item in patch.values() if isinstance(item, EntryError)), seconds)
+
+    def _note_recent(self, patch: Mapping[str, VolumeInfo | EntryError | None]) -> None:
+        """Note what other processes must not lose. A volume that cannot be read is as it was."""
+        now = time.time()
+        for name, item in patch.items():
+            if not isinstance(item, EntryError):
+                self._recent[name] = (now, item)
+            elif not item.unreadable:
+                self._recent[name] = (now, None)
+        if len(self._recent) > MOST_RECENT:
+            latest = sorted(self._recent.items(), key=lambda one: one[1][0])[-MOST_RECENT // 2 :]
+            self._recent = dict(latest)
 
     def _set_state_by(self, snapshot: Snapshot) -> None:
         wrong = any(not error.skipped for error in snapshot.errors)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from volumes.real_servers import dir_pool
 
-from astore.errors import PoolInaccessibleError, StorageError, reason
+from astore.errors import PoolInaccessibleError, StorageError, VolumeInUseError, reason
 from astore.events import VolumeRemoved
 from astore.manager import Manager
-from astore.model import PoolState
+from astore.model import BackingStore, PoolState, VolumeDef
 from astore.testing.conformance.source import qcow2
 from astore.trees.local import LocalTree
 
@@ -86,3 +86,34 @@ def test_a_folder_that_may_not_be_read() -> None:
             os.seteuid(0)
             tree.close()
     assert reason(caught.value) == f"{folder}: Permission denied"
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+async def test_other_processes_keep_its_record_too(
+    new_fuse_fs: Callable[..., FuseFs], tmp_path: Path, skipped: bool
+) -> None:
+    """What one process could not read is not gone for the next one, and the volume that it stands on stays protected."""
+    fs = new_fuse_fs()
+    folder = fs.mount()
+    async with Manager(tmp_path / "state") as manager:
+        pool = await manager.define(dir_pool(folder))
+        await pool.start()
+        base = await pool.create_volume(VolumeDef("base.raw", 1 << 20))
+        await pool.create_volume(
+            VolumeDef("over.qcow2", 1 << 20, format="qcow2", backing=BackingStore(base.info.path, "raw"))
+        )
+    async with Manager(tmp_path / "state") as manager:
+        pool = manager.pool("p")
+        with fs.fail("open", errno.EACCES if skipped else errno.EIO, names="over.qcow2"):
+            with pytest.raises(StorageError):
+                await pool.volume("over.qcow2").refresh()
+            with pytest.raises(VolumeInUseError):
+                await pool.volume("base.raw").delete()
+    async with Manager(tmp_path / "state") as manager:
+        pool = manager.pool("p")
+        assert [one.name for one in pool.volumes] == ["base.raw", "over.qcow2"]
+        with (
+            fs.fail("open", errno.EACCES if skipped else errno.EIO, names="over.qcow2"),
+            pytest.raises(VolumeInUseError, match=r"over\.qcow2"),
+        ):
+            await pool.volume("base.raw").delete()
