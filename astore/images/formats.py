@@ -15,6 +15,11 @@ def format_of(name: str | None) -> Format:
     return _BY_NAME.get(name or "raw") or Format(name or "raw", None)
 
 
+def is_known(name: str) -> bool:
+    """Return whether there is a format of this name."""
+    return name in _BY_NAME
+
+
 def driver_of(name: str | None) -> str:
     """Return QEMU's name of the format that libvirt calls ``name``; an unknown word unchanged, which QEMU will refuse."""
     return format_of(name).driver or name or "raw"
@@ -48,6 +53,11 @@ def can_be_backed(name: str | None) -> bool:
 def can_be_backed_later(name: str | None) -> bool:
     """Return whether such images can be given the name of a backing file after they were made."""
     return format_of(name).backed_later
+
+
+def opens_backing(name: str | None) -> bool:
+    """Return whether qemu-img opens the backing file by its name to make such an image."""
+    return format_of(name).opens_backing
 
 
 def grows(name: str | None) -> bool:

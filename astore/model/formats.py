@@ -15,6 +15,7 @@ class Format(NamedTuple):
     :ivar converted: astore reads such images through QEMU, to convert them.
     :ivar backed: QEMU's driver takes a ``backing`` child.
     :ivar backed_later: an image can be given the name of a backing file after it was made.
+    :ivar opens_backing: qemu-img opens the backing file by its name, and what that names, to make such an image.
     :ivar grows: QEMU writes at the file's end, so the file must have its true size, and be able to grow.
     """
 
@@ -26,6 +27,7 @@ class Format(NamedTuple):
     converted: bool = False
     backed: bool = False
     backed_later: bool = False
+    opens_backing: bool = False
     grows: bool = False
 
 
@@ -45,7 +47,7 @@ FORMATS = (
     Format("qcow", "qcow", made=True, converted=True, backed=True, grows=True),
     Format("qcow2", "qcow2", made=True, converted=True, backed=True, backed_later=True),
     Format("qed", "qed", made=True, converted=True, backed=True, backed_later=True, grows=True),
-    Format("vmdk", "vmdk", made=True, converted=True, backed=True, grows=True),
+    Format("vmdk", "vmdk", made=True, converted=True, backed=True, opens_backing=True, grows=True),
     Format("luks", "luks", listed=False, made=True),
     Format("vhdx", "vhdx", listed=False, converted=True),
 )

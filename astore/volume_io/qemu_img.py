@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from astore.backend import CommandResult, Lane, Limits, QemuNode
 from astore.commands import LaneCommandRunner
-from astore.errors import CommandError, DefinitionError, LibvirtCode
+from astore.errors import CommandError, DefinitionError, LibvirtCode, printable
 from astore.images import formats
 from astore.lanes.own_thread import on_own_thread
 from astore.model import VolumeDef, VolumeType
@@ -89,10 +89,7 @@ def check_definition(definition: VolumeDef) -> None:
             libvirt_code=LibvirtCode.CONFIG_UNSUPPORTED,
         )
     if kind != "raw" and not formats.can_be_made(kind):
-        able = ", ".join(("raw", "dir", *(one for one in formats.WRITTEN if one != "luks")))
-        raise DefinitionError(
-            f"volumes of format {kind!r} can be kept but not created; formats that can: {able}", element="format"
-        )
+        raise DefinitionError(_cannot_be_made(kind), element="format")
     if definition.encryption is not None or kind == "luks":
         raise DefinitionError("an encrypted volume needs its secret, and astore keeps no secrets", element="encryption")
     if definition.compat is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", definition.compat):
@@ -110,6 +107,24 @@ def check_definition(definition: VolumeDef) -> None:
                 raise DefinitionError(f"volumes of format {kind!r} have no {what}", element=what)
     if definition.backing is not None and not formats.can_be_backed(kind):
         raise DefinitionError(f"volumes of format {kind!r} cannot be backed by others", element="backingStore")
+    if definition.backing is not None and formats.opens_backing(kind):
+        raise DefinitionError(
+            f"volumes of format {kind!r} are not made on others: qemu-img would open whatever files the other one names; "
+            "qcow2 and qed volumes can be",
+            element="backingStore",
+        )
+
+
+def _cannot_be_made(kind: str) -> str:
+    """Return why there can be no new volume of a format, and in which formats there can be."""
+    able = ("raw", "dir", *(one for one in formats.WRITTEN if one != "luks"))
+    if formats.is_known(kind):
+        return f"volumes of format {kind!r} can be kept but not created; formats that can: {', '.join(able)}"
+    from difflib import get_close_matches
+
+    near = sorted(get_close_matches(kind.lower(), able), key=lambda one: abs(len(one) - len(kind)))
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"there is no format {printable(kind)!r}{meant}; formats that can be made: {', '.join(able)}"
 
 
 def create_arguments(definition: VolumeDef, *, prealloc_metadata: bool = False) -> list[str]:

@@ -30,8 +30,8 @@ SECRET = b"SECRET " * 1000
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/sys", sys.prefix, sys.base_prefix)
 DEVICES = {"/dev/null", "/dev/urandom", "/dev/random", "/dev/zero"}
 PROGRAMS = {"qemu-img", Path(sys.executable).name, Path(os.path.realpath(sys.executable)).name}
-ALWAYS_REFUSED = {"upload", "grow uploaded", "clone uploaded"}
-"""Work on a header with a data file, that was uploaded."""
+ALWAYS_REFUSED = {"upload", "grow uploaded", "clone uploaded", "overlay of vmdk"}
+"""Work on a header with a data file, that was uploaded; and an overlay for which QEMU opens what it is over."""
 CHANGES = {
     *(
         "unlink",

@@ -76,6 +76,12 @@ class Worker:
             await self.tried(name, "resize overlay", lambda: made.resize(128 * MIB))
             await self.tried(name, "clone overlay", lambda: self._cloned(made))
             await made.delete(force=True)
+        for kind in ("qcow", "qed", "vmdk"):
+            for path in (name, volume.info.path):
+                over = VolumeDef("new", MIB, format=kind, backing=BackingStore(path))
+                made = await self.tried(name, f"overlay of {kind}", lambda one=over: self.pool.create_volume(one))
+                if made is not None:
+                    await made.delete(force=True)
 
     async def _cloned(self, volume: Any) -> None:
         made = await self.pool.copy_volume(volume, VolumeDef("newer", format="raw"))
