@@ -163,7 +163,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Count what is there already."""
     from astore.commands.starter import STARTER
 
-    session.config.stash[_check_key] = SessionCheck(grace=float(os.environ.get("ASTORE_TEST_GRACE", "15")))
+    session.config.stash[_check_key] = SessionCheck(grace=float(os.environ.get("ASTORE_TEST_GRACE", "60")))
     STARTER.acquire()  # one helper for all tests
     STARTER.start()
 

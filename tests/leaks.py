@@ -60,12 +60,12 @@ def tasks() -> Counter[str]:
 class LeakCheck:
     """Counts on making, compares on :meth:`problems`.
 
-    :ivar grace: seconds that the rest is given to go away.
+    :ivar grace: seconds that the rest is given to go away, on a busy machine too.
     :ivar native: also count the threads that are not Python's. (A Gluster connection's end some 10 s after it.)
     :ivar files: count descriptors.
     """
 
-    def __init__(self, *, grace: float = 5.0, native: bool = False, files: bool = True) -> None:
+    def __init__(self, *, grace: float = 30.0, native: bool = False, files: bool = True) -> None:
         self.grace = grace
         self.native = native
         self.files = files
@@ -117,7 +117,7 @@ class SessionCheck:
     :ivar grace: seconds that everything is given to end: a thread that finalises a Gluster connection takes 10.
     """
 
-    def __init__(self, grace: float = 15.0) -> None:
+    def __init__(self, grace: float = 60.0) -> None:
         self.grace = grace
         self._processes = _others()
         self._mounts = Counter(mount.target for mount in fuse.mounts())

@@ -286,10 +286,13 @@ async def test_coroutine_create_that_hangs(
     async def create(self: Any, name: str, size: int, definition: VolumeDef) -> None:
         self.pool.create(name, size, definition)
         made.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            monkeypatch.setattr("astore.cancellation.CLEANUP_SECONDS", 20.0)  # what comes now does not hang
 
     monkeypatch.setattr(memory.PoolOnTheLoop, "create", create)
-    session: Any = block_session(pool_of(storage, True), hasty(context, 0.05 if how == "late" else 20.0))
+    session: Any = block_session(pool_of(storage, True), hasty(context, 1.0 if how == "late" else 20.0))
     creating = asyncio.ensure_future(session.create_volume(VolumeDef("a", capacity=512)))
     await made.wait()
     if how == "cancelled":
@@ -393,7 +396,7 @@ async def test_leftovers_that_hang(storage: Any, context: Context, monkeypatch: 
         await asyncio.Event().wait()
 
     monkeypatch.setattr(memory.PoolOnTheLoop, "open", hanging)
-    session = block_session(pool_of(storage, True), hasty(context, 0.05))
+    session = block_session(pool_of(storage, True), hasty(context, 1.0))
     for _ in range(2):
         await session.refresh(Snapshot.EMPTY)
     assert len(opened) == 1

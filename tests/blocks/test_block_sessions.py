@@ -67,12 +67,16 @@ class Backend(memory.MemoryBackend):  # type: ignore[misc]
 
 
 async def started(
-    manager: Manager, storage: Any, make: Callable[[Any], Any] = memory.MemoryPool, name: str = "blocks"
+    manager: Manager,
+    storage: Any,
+    make: Callable[[Any], Any] = memory.MemoryPool,
+    name: str = "blocks",
+    timeout: float | None = None,
 ) -> Pool:
     """A started pool of such a backend."""
     manager.registry.register(Backend(storage, make), replace=True)
     pool = await manager.define(PoolDef(type="memory", name=name, source=Source(name=storage.name)))
-    await pool.start()
+    await pool.start(timeout=timeout)
     return pool
 
 
@@ -328,13 +332,13 @@ async def test_coroutine_that_hangs(tmp_path: Path, storage: Any, monkeypatch: p
         return self.pool.list(known)
 
     async with Manager(tmp_path / "state", registry=BackendRegistry(), call_timeout=0.1) as manager:
-        pool = await started(manager, storage, lambda of: memory.PoolOnTheLoop(memory.MemoryPool(of)))
+        pool = await started(manager, storage, lambda of: memory.PoolOnTheLoop(memory.MemoryPool(of)), timeout=60.0)
         monkeypatch.setattr(memory.PoolOnTheLoop, "list", hanging)
         with pytest.raises(LaneTimeoutError):
             await pool.refresh()
         assert pool.state is PoolState.INACCESSIBLE
         held.set()
-        await pool.refresh()
+        await pool.refresh(timeout=60.0)
         assert pool.state is PoolState.RUNNING
 
 
@@ -364,7 +368,7 @@ async def test_closed_by_the_last_call(storage: Any, context: Context, monkeypat
     with pytest.raises(OSError):
         async with session.open_volume(info):
             raise AssertionError("the session is closed")
-    assert closed == [0, 0]
+    await eventually(lambda: closed == [0, 0])
 
 
 @pytest.mark.parametrize("on_the_loop", [False, True])
@@ -423,8 +427,10 @@ async def test_closed_without_a_thread(storage: Any, monkeypatch: pytest.MonkeyP
     gate = Gate()
     async with session.open_volume(info) as file:
         assert isinstance(file, OpenBlocks)
+        hanging = asyncio.ensure_future(lane.run(gate, timeout=1.0))
+        await gate.reached()
         with pytest.raises(LaneTimeoutError):
-            await lane.run(gate, timeout=0.05)
+            await hanging
     await eventually(lambda: closed == [file.volume])
     gate.open()
     await eventually(lambda: not lane.stuck)

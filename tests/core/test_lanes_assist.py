@@ -56,7 +56,7 @@ def share(lane: PoolLane, items: int, helpers: int) -> set[str]:
                 took.add(str(threading.get_ident()))
                 if helpers:
                     try:
-                        there.wait(5)  # until two have come
+                        there.wait(60)  # until two have come
                     except threading.BrokenBarrierError:
                         return
 
@@ -119,8 +119,8 @@ async def test_assistants_share_the_deadline(lanes: Lanes, gate: Gate) -> None:
     lane = lanes.lane("a", limit=4)
     helpers = Gate()
 
-    task = assisted(lane, gate, helpers, 2, timeout=0.1)
-    await eventually(lambda: helpers.inside == 2)
+    task = assisted(lane, gate, helpers, 2, timeout=1.0)
+    await eventually(lambda: helpers.inside == 2 and gate.inside == 1)
     with pytest.raises(LaneTimeoutError):
         await task
     assert lane.stuck == 3
@@ -132,8 +132,9 @@ async def test_assistants_share_the_deadline(lanes: Lanes, gate: Gate) -> None:
     assert lanes.statistics().stuck == 0
 
 
-async def test_all_stuck_with_assistants(lanes: Lanes, gate: Gate) -> None:
-    """A call with assistants and one more hang: the lane has no thread left, and says so."""
+@pytest.mark.parametrize("helped", [True, False])
+async def test_all_stuck_with_assistants(lanes: Lanes, gate: Gate, helped: bool) -> None:
+    """A call that asks for help, and others, hang: the lane has no thread left, and says so, whether help came or not."""
     lane = lanes.lane("a", limit=3)
     helpers = Gate()
 
@@ -141,12 +142,14 @@ async def test_all_stuck_with_assistants(lanes: Lanes, gate: Gate) -> None:
         lane.assist(helpers)
         gate()
 
-    tasks = [asyncio.create_task(lane.run(principal, timeout=0.1)), asyncio.create_task(lane.run(gate, timeout=0.1))]
-    await asyncio.gather(*tasks, return_exceptions=True)
-    if lane.stuck < 3:  # the two calls took two threads first, and no assistant could start
-        assert helpers.entered == 0
-        with pytest.raises(LaneTimeoutError):
-            await lane.run(gate, timeout=0.02)
+    calls: list[Callable[[], None]] = [principal, gate] if helped else [gate, principal, gate]
+    tasks: list[asyncio.Task[None]] = []
+    for call in calls:  # the last thread is not for assistants
+        tasks.append(asyncio.create_task(lane.run(call, timeout=1.0)))
+        await eventually(lambda: gate.inside == len(tasks) and helpers.inside == helped)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, LaneTimeoutError) for result in results)
+    assert (lane.stuck, helpers.entered) == (3, helped)
     with pytest.raises(LaneStuckError):
         await lane.run(int)
     helpers.open()
@@ -156,7 +159,7 @@ async def test_all_stuck_with_assistants(lanes: Lanes, gate: Gate) -> None:
 
 async def test_assistants_of_a_cancelled_call(lanes: Lanes, gate: Gate) -> None:
     """They are stuck with it at its deadline."""
-    lane = lanes.lane("a", limit=4, timeout=0.05)
+    lane = lanes.lane("a", limit=4, timeout=1.0)
 
     task = assisted(lane, gate, gate, 2)
     await eventually(lambda: gate.inside == 3)
@@ -174,8 +177,8 @@ async def test_an_assistant_s_assistant(lanes: Lanes, gate: Gate) -> None:
     def helper() -> None:
         lane.assist(gate)
 
-    task = assisted(lane, gate, helper, timeout=0.2)
-    await eventually(lambda: gate.inside == 2)
+    task = assisted(lane, gate, helper, timeout=1.0)
+    await eventually(lambda: gate.inside == 2 and lane.statistics().running == 2)
     with pytest.raises(LaneTimeoutError):
         await task
     assert lane.stuck == 2
@@ -194,7 +197,7 @@ async def test_an_assistant_that_outlives_its_call(lanes: Lanes, gate: Gate) -> 
 
     def principal() -> None:
         lane.assist(helper)
-        inside.wait(5)
+        inside.wait(120)
 
     await lane.run(principal)
     assert lanes.statistics().lanes[0].running == 1
@@ -213,7 +216,7 @@ async def test_an_assistant_s_error_is_nobody_s(lanes: Lanes) -> None:
 
     def principal() -> bool:
         lane.assist(helper)
-        return failed.wait(5)
+        return failed.wait(120)
 
     assert await lane.run(principal)
     assert await lane.run(int, "1") == 1

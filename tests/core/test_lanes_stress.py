@@ -50,10 +50,11 @@ class Load:
             self.discarded[number] += 1
 
     async def call(self, number: int, lane: PoolLane, seconds: float, helpers: int, timeout: float) -> None:
+        stuck = lane.stuck  # there may be fewer at any moment, but not more until this waits
         try:
             result = await lane.run(self.work, number, lane, seconds, helpers, timeout=timeout, discard=self.discard)
         except LaneStuckError:
-            assert lane.stuck == lane.limit
+            assert stuck == lane.limit
             self.outcomes["stuck"] += 1
         except LaneTimeoutError:
             self.outcomes["late"] += 1

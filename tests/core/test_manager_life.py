@@ -162,7 +162,7 @@ async def test_left_beside_everything(manager: astore.Manager, backend: FakeBack
                 )
             ]
             await steps(rounds)
-        done, pending = await asyncio.wait(tasks, timeout=10)
+        done, pending = await asyncio.wait(tasks, timeout=100)
         assert not pending
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:

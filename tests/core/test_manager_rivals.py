@@ -44,18 +44,19 @@ async def test_a_look_that_was_given_up(manager: astore.Manager, other: astore.M
     await manager.reload()
     await other.define(fake("pool", "/new"))
     store = manager._keeper._store
-    read, go_on = store.read, asyncio.Event()
+    read, has_read = store.read, asyncio.Event()
 
     async def slowly(*args: Any) -> Any:
         found = await read(*args)
-        await go_on.wait()
+        has_read.set()
+        await asyncio.Event().wait()
         return found
 
     with pytest.MonkeyPatch.context() as slow:
         slow.setattr(store, "read", slowly)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await pool.start()
+        starting = asyncio.ensure_future(pool.start())
+        await has_read.wait()
+        await cancelling(starting)
     await pool.start()
     assert pool.definition.target.path == "/new"
 

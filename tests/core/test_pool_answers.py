@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_fakes import FakeBackend, eventually, fake, fake_registry, in_use, names, started, volume
+from core_fakes import FakeBackend, cancelling, eventually, fake, fake_registry, in_use, names, started, volume
 
 import astore
 from astore.backend import PoolSession
@@ -141,9 +141,10 @@ async def test_a_refresh_that_cannot_be_cancelled(
     pool: astore.Pool, backend: FakeBackend, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever waits for it is told of the stop; that the backend goes on is its own affair."""
-    going_on = asyncio.Event()
+    going_on, begun = asyncio.Event(), asyncio.Event()
 
     async def stubborn(*_: Any, **__: Any) -> Snapshot:
+        begun.set()
         while not going_on.is_set():
             try:
                 await going_on.wait()
@@ -153,10 +154,10 @@ async def test_a_refresh_that_cannot_be_cancelled(
 
     monkeypatch.setattr(pool.parts.record.life.session, "refresh", stubborn)
     waiting = asyncio.ensure_future(pool.refresh())
-    await asyncio.sleep(0.01)
+    await begun.wait()
     await pool.stop(force=True)
     with pytest.raises(astore.InvalidStateError, match="given up"):
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
     going_on.set()
 
 
@@ -177,7 +178,7 @@ async def test_closing_what_came_too_late(tmp_path: Path, backend: FakeBackend, 
             backend.hold("aclose")
         hold.release()
         with pytest.raises(astore.InvalidStateError):
-            await asyncio.wait_for(late, 10)
+            await asyncio.wait_for(late, 60)
         await eventually(lambda: in_use(manager) == {})
         backend.unhold()
 
@@ -252,21 +253,23 @@ async def test_records(pool: astore.Pool, backend: FakeBackend, monkeypatch: pyt
 
 async def test_a_stop_that_is_given_up(pool: astore.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for a refresh is told of the stop, also if that was cancelled while it waited for the backend."""
-    going_on = asyncio.Event()
+    going_on, begun, given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def stubborn(*_: Any, **__: Any) -> Snapshot:
+        begun.set()
         while not going_on.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await going_on.wait()
+            given_up.set()
         return Snapshot({})
 
     monkeypatch.setattr(pool.parts.record.life.session, "refresh", stubborn)
     waiting = asyncio.ensure_future(pool.refresh())
-    await asyncio.sleep(0.01)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await pool.stop()
+    await begun.wait()
+    stopping = asyncio.ensure_future(pool.stop())
+    await given_up.wait()
+    await cancelling(stopping)
     with pytest.raises(astore.InvalidStateError, match="given up"):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 60)
     going_on.set()
     await pool.stop()

@@ -156,13 +156,16 @@ async def test_a_start_that_is_late(manager: astore.Manager, pool: astore.Pool, 
     """A deadline that passes while connecting or while looking is a TimeoutError, and the pool is not started."""
     for operation in ("open", "refresh"):
         hold = backend.hold(operation)
-        with pytest.raises(astore.LaneTimeoutError):
-            await pool.start(timeout=0.02)
+        for timeout in (0.02, 0.2, 2.0, 20.0):  # a busy machine may be late before that
+            with pytest.raises(astore.LaneTimeoutError):
+                await pool.start(timeout=timeout)
+            assert pool.state is PoolState.INACTIVE
+            assert_nothing_left(manager, backend)
+            if hold.arrived:
+                break
         assert hold.arrived == 1
-        assert pool.state is PoolState.INACTIVE
-        assert_nothing_left(manager, backend)
         backend.unhold()
-    await pool.start(timeout=10)
+    await pool.start(timeout=60)
 
 
 async def test_started_without_a_look(pool: astore.Pool, backend: FakeBackend) -> None:
@@ -271,7 +274,7 @@ async def test_a_stop_by_force(
     backend.hold("stop")
     backend.hold("aclose")
     refresh = asyncio.ensure_future(pool.refresh())
-    await asyncio.wait_for(pool.stop(force=True), 10)
+    await asyncio.wait_for(pool.stop(force=True), 60)
     await asyncio.wait([refresh])
     assert (backend.count("stop"), backend.count("cut_loose")) == ((0, 1) if cuts else (1, 0))
     assert pool.state is PoolState.INACTIVE
@@ -323,7 +326,7 @@ async def test_stopping_what_cannot_be_attached(tmp_path: Path, backend: FakeBac
         pool = manager.pool("pool")
         assert (pool.active, names(pool)) == (True, ["a", "b", "c"])
         backend.hold("open")
-        await asyncio.wait_for(pool.stop(force=True), 10)
+        await asyncio.wait_for(pool.stop(force=True), 60)
         assert pool.state is PoolState.INACTIVE
         assert_nothing_left(manager, backend)
 

@@ -37,17 +37,11 @@ def faults() -> Iterator[Faults]:
 
 
 @pytest.fixture
-def call_timeout() -> float:
-    """Seconds that a call of the pool's may take."""
-    return 60.0
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, faults: Faults, call_timeout: float) -> AsyncIterator[Manager]:
+async def manager(tmp_path: Path, faults: Faults) -> AsyncIterator[Manager]:
     """A Manager whose pools of type ``dir`` have faults."""
     registry = BackendRegistry(group=None)
     registry.register(faults.into(OddFolders()))
-    async with Manager(tmp_path / "state", registry=registry, call_timeout=call_timeout) as manager:
+    async with Manager(tmp_path / "state", registry=registry) as manager:
         yield manager
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_fakes import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from volumes.model_file import GRAIN, BrokenFile, ModelFile, Steps, blobs, plain, sizes
@@ -405,8 +406,9 @@ async def test_storage_that_hangs(lanes: Lanes, path: Path, gate: threading.Even
 
 async def test_no_thread_to_be_had(lanes: Lanes, path: Path, gate: threading.Event) -> None:
     """Where all threads hang already, the first block is that error."""
-    lane = lanes.lane("stuck", limit=2, timeout=0.1)
-    hanging = [asyncio.ensure_future(lane.run(gate.wait)) for _ in range(2)]
+    lane = lanes.lane("stuck", limit=2)
+    hanging = [asyncio.ensure_future(lane.run(gate.wait, timeout=1.0)) for _ in range(2)]
+    await eventually(lambda: lane.statistics().running == 2)
     await asyncio.wait(hanging)
     for one in hanging:
         assert isinstance(one.exception(), LaneTimeoutError)
@@ -418,10 +420,12 @@ async def test_no_thread_to_be_had(lanes: Lanes, path: Path, gate: threading.Eve
 
 async def test_given_up_while_it_is_read(lane: PoolLane, path: Path, gate: threading.Event) -> None:
     """Whoever leaves early does not wait for what hangs, and what comes back late goes nowhere."""
+    hanging: list[int] = []
 
     def hang(offset: int) -> None:
         if offset >= 3 * BLOCK:
-            gate.wait(30)
+            hanging.append(offset)
+            gate.wait(120)
 
     file = ThreadedFile(path, hang)
     opened = Opened(lane, file)
@@ -431,10 +435,10 @@ async def test_given_up_while_it_is_read(lane: PoolLane, path: Path, gate: threa
         for _ in range(3):
             kept.append(await anext(blocks))
         waiting = asyncio.ensure_future(anext(blocks))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: len(hanging) == file.in_flight)
         waiting.cancel()
         await asyncio.wait([waiting])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     calls = file.calls
     gate.set()
     await opened.open_file.aclose()

@@ -56,9 +56,9 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def losable(gluster: GlusterBed) -> Iterator[Losable]:
-    """A volume whose clients wait for its brick for 2 s."""
+    """A volume whose clients wait for its brick for 5 to 10 s: a busy machine makes them wait for a while, too."""
     name = f"lost{next(_numbers)}"
-    with volume_in_memory(gluster, name, 512, {"network.ping-timeout": 2}) as brick:
+    with volume_in_memory(gluster, name, 512, {"network.ping-timeout": 5}) as brick:
         yield Losable(name, brick)
 
 
@@ -78,6 +78,7 @@ class Work:
         self._going = asyncio.Event()
         self._going.set()
         self._held = 0
+        self._wiped = 0.0
         self._tasks = {
             name: asyncio.ensure_future(self._again(name, getattr(self, f"_{name}"))) for name in self.rounds
         }
@@ -121,7 +122,10 @@ class Work:
             assert b"".join([bytes(first), *[bytes(block) async for block in blocks]]) == OLD
 
     async def _wipe(self, number: int) -> None:
-        await self.pool.volume("wiped").wipe("gutmann")
+        def progress(so_far: int, total: int | None) -> None:
+            self._wiped = so_far / total if total else 0.0
+
+        await self.pool.volume("wiped").wipe("gutmann", on_progress=progress)
 
     async def _go_on(self) -> None:
         if not self._going.is_set():
@@ -129,10 +133,14 @@ class Work:
             await self._going.wait()
 
     async def is_in_the_midst(self) -> None:
-        """Wait until all has been done once, and is being done again; upload and download go no further."""
+        """Wait until all has been done once, and is being done again; upload and download go no further.
+
+        The wipe takes longest: it is told of some progress, and has yet much to do.
+        """
         await eventually(lambda: all(count for name, count in self.rounds.items() if name != "wipe"), "all work")
         self._going.clear()
         await eventually(lambda: self._held == 2, "an upload and a download half-way")
+        await eventually(lambda: 0 < self._wiped < 0.5, "a wipe under way")
 
     async def errors(self) -> dict[str, StorageError]:
         """What each kind ends with."""

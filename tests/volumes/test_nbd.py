@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from core_fakes import eventually
 from volumes.nbd_client import (
     ABORT,
     ABOUT,
@@ -379,8 +380,7 @@ async def test_end_while_it_works(context: Context, folder: Path) -> None:
         async with serve(context, folder, file, close=False) as served:
             client = await stack.enter_async_context(served.client())
             client.send(READ, 0, 10)
-            while not gate.entered:
-                await asyncio.sleep(0.001)
+            await gate.reached()
         assert gate.inside == 1
         assert asyncio.all_tasks() == tasks
         assert await client.ended()
@@ -389,12 +389,7 @@ async def test_end_while_it_works(context: Context, folder: Path) -> None:
                 raise AssertionError("somebody answers")
     gate.open()
     await file.aclose()
-    for _ in range(500):
-        now = await asyncio.to_thread(lambda: len(os.listdir("/proc/self/fd")))
-        if now <= before:
-            break
-        await asyncio.sleep(0.01)
-    assert now <= before
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of all descriptors")
 
 
 async def test_client_that_goes_while_it_works(context: Context, folder: Path) -> None:

@@ -33,8 +33,10 @@ from astore.volume_io.uploads import LaneExecutor, chunks_of
 MIB = 1 << 20
 
 
-async def test_seen_for_a_moment(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
+async def test_seen_for_a_moment(pool: Pool, folder: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a refresh saw in its place, and was taken back in the same moment, is not shown."""
+    monkeypatch.setattr("astore.cancellation.CLEANUP_SECONDS", 60.0)
+    monkeypatch.setattr("astore.cancellation.HELD_SECONDS", 60.0)
     gate = faults.hang("tree.sync_folder")
     task = asyncio.ensure_future(pool.create_volume(VolumeDef("a", capacity=1)))
     await eventually(lambda: gate.inside)
@@ -136,15 +138,18 @@ async def test_received_in_the_last_moment(manager: Manager, odd: Pool, pool: Po
             assert copy is not None
             other.parts.refresher.apply({"new": None})
 
+    closing = asyncio.Event()
+
     class SlowToClose(OddSession):
         @contextlib.asynccontextmanager
         async def open_volume(self, info: VolumeInfo, *, write: bool = False) -> AsyncIterator[Any]:
             yield OddFile()
-            await asyncio.sleep(30)
+            closing.set()
+            await asyncio.sleep(600)
 
     odd.parts.record.life.session.__class__ = SlowToClose
     task = asyncio.ensure_future(other.copy_volume(odd.volume("x"), VolumeDef("new")))
-    await asyncio.sleep(0.05)
+    await closing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -367,8 +367,10 @@ async def test_many_at_once(far: Pool, near: Pool, tmp_path: Path) -> None:
         assert await disk_of(volume, tmp_path) == WANTED
 
 
-async def test_cancelled(far: Pool, tmp_path: Path, temporary: Path) -> None:
+async def test_cancelled(far: Pool, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever a conversion is cancelled, neither a volume nor a socket nor a program is left, and the next one works."""
+    monkeypatch.setattr("astore.cancellation.CLEANUP_SECONDS", 60.0)  # nothing hangs here, and all is waited for
+    monkeypatch.setattr("astore.cancellation.HELD_SECONDS", 60.0)
     raw = await filled(far)
     for kind in ("qcow2", "vmdk"):
         with nothing_left(temporary, far):

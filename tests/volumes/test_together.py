@@ -152,23 +152,18 @@ async def test_company_that_has_left(pool: Pool, faults: Faults, monkeypatch: py
     assert len(pool.volumes) == COUNT
 
 
-class TestOverdue:
-    """Storage that does not answer in time."""
-
-    @pytest.fixture
-    def call_timeout(self) -> float:
-        """A quarter of a second."""
-        return 0.25
-
-    async def test_hang(self, manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
-        """All are told, each by an error of its own, and what comes after all is removed."""
-        before = open_files()
-        gate = faults.hang("file.truncate")
-        results = await asyncio.gather(*create(pool, *(f"v{n}" for n in range(8))), return_exceptions=True)
-        assert all(isinstance(result, LaneTimeoutError) for result in results)
-        assert len({id(result) for result in results}) == 8
-        gate.open()
-        await eventually(lambda: quiet(manager) and not open_files() - before and not os.listdir(folder))
+async def test_overdue(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
+    """Where storage does not answer in time, all are told, each by an error of its own, and what comes after all is removed."""
+    before = open_files()
+    lane = pool.parts.record.life.lane
+    gate = faults.hang("file.truncate")
+    sound, lane.timeout = lane.timeout, 0.25  # only for what hangs
+    results = await asyncio.gather(*create(pool, *(f"v{n}" for n in range(8))), return_exceptions=True)
+    lane.timeout = sound
+    assert all(isinstance(result, LaneTimeoutError) for result in results)
+    assert len({id(result) for result in results}) == 8
+    gate.open()
+    await eventually(lambda: quiet(manager) and not open_files() - before and not os.listdir(folder))
 
 
 async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults: Faults) -> None:
@@ -176,8 +171,9 @@ async def test_stop_meanwhile(manager: Manager, pool: Pool, folder: Path, faults
     gate = faults.hang("file.sync")
     tasks = create(pool, *(f"v{n:02}" for n in range(COUNT)))
     await eventually(lambda: gate.inside)
+    files = pool.parts.record.life.session.opener.files
     stopping = asyncio.ensure_future(pool.stop(force=True))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: files.over)
     gate.open()
     await stopping
     results = await asyncio.gather(*tasks, return_exceptions=True)
