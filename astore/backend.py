@@ -23,16 +23,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import msgspec
 
-if TYPE_CHECKING:
-    from structlog.stdlib import BoundLogger
+from astore.model.definitions import Auth
 
+if TYPE_CHECKING:
     from astore.lanes.gil_turns import Aside, Turn
     from astore.model import DiscoveredSource, EntryError, FileStat, PoolDef, Snapshot, VolumeDef, VolumeInfo
-    from astore.model.definitions import Auth
     from astore.model.secrets import SecretName, SecretValue
 
 API_VERSION = 1
@@ -164,6 +163,34 @@ class Secrets(Protocol):
         """
 
 
+class Logger(Protocol):
+    """The methods of structlog's logger that a backend may use. ``event`` is the message. (Importing structlog takes long.)"""
+
+    def bind(self, **fields: Any) -> Self:
+        """Return a logger that adds these fields to every message."""
+
+    def unbind(self, *names: str) -> Self:
+        """Return a logger without these fields."""
+
+    def debug(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a message for developers."""
+
+    def info(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a message for those who read along."""
+
+    def warning(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a message that somebody should look at."""
+
+    def error(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a failure."""
+
+    def critical(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a failure that needs somebody at once."""
+
+    def exception(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        """Log a failure with the traceback of the error that is being handled."""
+
+
 class Context(msgspec.Struct, frozen=True):
     """The services that the core lends a backend for one pool (or one discovery).
 
@@ -177,7 +204,7 @@ class Context(msgspec.Struct, frozen=True):
     uuid: str
     lane: Lane
     run_command: CommandRunner
-    log: BoundLogger
+    log: Logger
     timeout: float = 60.0
     secrets: Secrets | None = None
 

@@ -42,6 +42,8 @@ import errno as _errno
 import os
 from collections.abc import Sequence
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
 
 class LibvirtCode(enum.IntEnum):
     """The error numbers of libvirt's storage driver, without ``VIR_ERR_`` (virErrorNumber in libvirt/virterror.h)."""
@@ -317,6 +319,24 @@ def reason(error: BaseException) -> str:
 def is_shortage(error: BaseException) -> bool:
     """Return whether an error says that this process or machine has no descriptor left, and nothing about the storage."""
     return isinstance(error, OSError) and error.errno in (_errno.EMFILE, _errno.ENFILE)
+
+
+def size(value: int) -> str:
+    """Format a number of bytes: ``10.00 GiB``, or ``512 B``."""
+    amount = float(value)
+    for unit in _UNITS:
+        if amount < 1024 or unit == _UNITS[-1]:
+            break
+        amount /= 1024
+    return f"{value} B" if unit == "B" else f"{amount:.2f} {unit}"
+
+
+def sizes(one: int, other: int) -> tuple[str, str]:
+    """Format two numbers of bytes, so that they look different if they are: ``1.00 MiB (1048577 bytes)``."""
+    texts = size(one), size(other)
+    if texts[0] != texts[1] or one == other:
+        return texts
+    return f"{texts[0]} ({one} bytes)", f"{texts[1]} ({other} bytes)"
 
 
 def printable(text: str) -> str:

@@ -12,12 +12,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import msgspec
 
 from astore.events import Event, Lagged
 from astore.model.record import Record
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    E = typing_extensions.TypeVar("E", bound=Event, default=Event)
+else:
+    E = TypeVar("E", bound=Event)  # its default needs Python 3.13
 
 DEFAULT_CAPACITY = 32_768
 """How many events the bus keeps."""
@@ -135,12 +142,12 @@ class EventBus:
         since: int | None = None,
         *,
         pools: Collection[str] | None = None,
-        kinds: Collection[type[Event]] | None = None,
-    ) -> Subscription:
+        kinds: Collection[type[E]] | None = None,
+    ) -> Subscription[E]:
         """Return a subscription; enter it with ``async with``.
 
         :param since: replay the events after this number; None replays none.
-        :param pools: only events about pools of these names. :param kinds: only events of these classes.
+        :param pools: only events about pools of these names. :param kinds: only events of these classes, and ``Lagged``.
         :raises ValueError: no event has the number ``since`` yet.
         """
         with self._lock:
@@ -212,8 +219,11 @@ class EventBus:
                 self.detach(cursor)
 
 
-class Subscription:
-    """An async iterator over events. Each subscription reads at its own pace."""
+class Subscription(Generic[E]):
+    """An async iterator over events of one type. Each subscription reads at its own pace.
+
+    A :class:`~astore.Lagged` stands for events that were missed, whatever the type.
+    """
 
     CHECKPOINT_EVERY = 64  # events delivered without waiting before other tasks get a turn
 
@@ -241,7 +251,7 @@ class Subscription:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> E | Lagged:
         signal = self._cursor.signal
         while True:
             if self._cursor.loop is None:
@@ -262,7 +272,7 @@ class Subscription:
             await signal.wait()
             signal.clear()
 
-    def receive_nowait(self) -> Event | None:
+    def receive_nowait(self) -> E | Lagged | None:
         """Return the next event, or None if there is none yet."""
         while True:
             found = self._bus.advance(self._cursor)
@@ -271,4 +281,4 @@ class Subscription:
             batch, seq = found
             event = batch.build(seq - batch.first)
             if self._cursor.kinds is None or isinstance(event, self._cursor.kinds):
-                return msgspec.structs.replace(event, seq=seq, time=batch.time)
+                return cast("E", msgspec.structs.replace(event, seq=seq, time=batch.time))

@@ -172,7 +172,7 @@ def check_name(name: str, format: str | None = None) -> None:
 
 def is_open_ended(found: ImageInfo, head: bytes) -> bool:
     """Return whether the bytes after a header may belong to it: a text, a VHD's parent's name, LUKS2's JSON area."""
-    if found.format == "vmdk":
+    if found.format == "vmdk" or head.startswith((b"#", b"KDMV", b"COWD")):  # a VDI may begin as VMDK
         return head.startswith(b"#") or 0 not in head[512:]
     return found.format == "luks" or any(one.kind is ReferenceKind.PARENT for one in found.references)
 
@@ -195,7 +195,7 @@ def check_head(head: bytes, padding: bytes) -> str:
         return "error"
     check_info(found)
     bare = outcome(without_references(found.format, head))
-    if found.format not in ("cow", "vpc"):
+    if found.format not in ("cow", "vpc") and not (found.format == "vdi" and found.references):
         assert isinstance(bare, ImageInfo), bare
         assert bare.backing is None, "a backing file is left"
         assert bare.capacity == found.capacity, "something else is changed"

@@ -120,10 +120,7 @@ def _wrong_state(error: InvalidStateError) -> str:
 
 _HINTS: tuple[tuple[type[BaseException], str], ...] = (
     (PoolNotFoundError, "`astore pool list --all` shows those there are"),
-    (
-        VolumeNotFoundError,
-        "`astore vol list POOL` shows a pool's volumes, `astore pool refresh POOL` looks for new ones",
-    ),
+    (VolumeNotFoundError, "`astore vol list POOL` shows a pool's volumes"),
     (VolumeBusyError, "try again when that is done"),
     (VolumeInUseError, "--force"),
     (VolumeExistsError, "choose another name"),
@@ -146,6 +143,38 @@ def transient() -> Iterator[None]:
         raise
 
 
+def _plugin_of(type: str) -> str:
+    """Return advice on a pool type that has no backend."""
+    from astore.xml.pool_source import POOL_TYPES
+
+    if type in EXTRAS:
+        return f"pip install 'astore[{EXTRAS[type]}]'"
+    if type in POOL_TYPES:
+        return "astore has none for it: install its plugin, if there is one"
+    return f"it is none of libvirt's pool types: {_misspelt(type)}"
+
+
+def without_plugin(type: str) -> str:
+    """Return why there is no backend for a pool type, with advice."""
+    from astore.xml.pool_source import POOL_TYPES
+
+    if type in POOL_TYPES:
+        return explain(UnknownBackendError(f"no backend for pool type {type!r} is installed", type=type))
+    return f"{type!r} is none of libvirt's pool types, and no plugin for it is installed: {_misspelt(type)}"
+
+
+def _misspelt(type: str) -> str:
+    from astore.cli.similar import closest
+    from astore.xml.pool_source import POOL_TYPES
+
+    alike = closest(type, ("dir", *EXTRAS), cutoff=0.6) or closest(type, POOL_TYPES, cutoff=0.6)
+    return f"did you mean {alike!r}?" if alike else "is it misspelt?"
+
+
+REFRESH_FIRST = "refresh it first"
+"""The words of an error on a volume that differs from what the last refresh found."""
+
+
 def _hint(error: BaseException) -> str:
     if notes := getattr(error, "__notes__", None):
         return str(notes[0])
@@ -156,7 +185,7 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"
     if isinstance(error, UnknownBackendError):
-        return f"pip install 'astore[{EXTRAS[error.type]}]'" if error.type in EXTRAS else "install its plugin"
+        return _plugin_of(error.type)
     if isinstance(error, StoreError) and error.errno in (EACCES, EPERM, EROFS, ENOTDIR):
         return "choose another state folder with --state-dir"
     if isinstance(error, PoolInaccessibleError) and error.pool and "build the pool" in error.message:
@@ -168,7 +197,9 @@ def _hint(error: BaseException) -> str:
         return "pip install 'astore[cli]'"
     if isinstance(error, VolumeNotFoundError) and (home := re.match("pool '([^']*)' has no volume ", str(error))):
         pool = shell_word(home[1])
-        return f"`astore vol list {pool}` shows its volumes, `astore pool refresh {pool}` looks for new ones"
+        return f"`astore vol list {pool}` shows its volumes"
+    if isinstance(error, StorageError) and REFRESH_FIRST in error.message:
+        return f"`astore pool refresh {shell_word(error.pool) if error.pool else 'POOL'}`"
     for kind, hint in _HINTS:
         if isinstance(error, kind):
             return hint

@@ -98,22 +98,30 @@ def _read_piece(file: str, number: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-async def target_for(file: str) -> Target:
+Check = Callable[[str, os.stat_result], None]
+"""Called with the real path and the status of a file before it is overwritten. May block. Raises CliError to refuse."""
+
+
+def _overwritten(path: str, found: os.stat_result) -> None:
+    """Let any file be overwritten."""
+
+
+async def target_for(file: str, check: Check = _overwritten) -> Target:
     """Choose the target for a file name; `-` is standard output. :raises CliError: there can be no such file."""
     if file == "-":
         return Stream(file)
-    return await in_thread(_target_for, file)
+    return await in_thread(_target_for, file, check)
 
 
-def _target_for(file: str) -> Target:
+def _target_for(file: str, check: Check) -> Target:
     with _said_of(file):
         try:
             mode = os.stat(file).st_mode
         except FileNotFoundError:
-            return NewFile(file)
+            return NewFile(file, check)
     if stat.S_ISDIR(mode):
         raise CliError(f"{file} is a directory: name a file in it")
-    return NewFile(file) if stat.S_ISREG(mode) else Stream(file)
+    return NewFile(file, check) if stat.S_ISREG(mode) else Stream(file, check)
 
 
 async def save(chunks: AsyncIterator[bytearray | Hole], target: Target) -> int:
@@ -147,8 +155,9 @@ class Stream:
 
     keeps_holes = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check: Check = _overwritten) -> None:
         self._path = path
+        self._check = check
         self._number = STANDARD_OUTPUT
 
     def open(self) -> None:
@@ -157,6 +166,11 @@ class Stream:
         with _said_of(self._path):
             if self._path != "-":
                 self._number = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    self._check(os.path.realpath(self._path), os.fstat(self._number))
+                except CliError:
+                    os.close(self._number)
+                    raise
             _widen(self._number)
 
     def write(self, piece: bytearray | Hole) -> None:
@@ -178,8 +192,9 @@ class NewFile:
 
     keeps_holes = True
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check: Check = _overwritten) -> None:
         self._path = path
+        self._check = check
         self._place = path
         self._beside: str | None = None
         self._number = -1
@@ -192,12 +207,15 @@ class NewFile:
             if self._over:
                 return
             self._place = os.path.realpath(self._path)  # so that a symbolic link stays a link
+            found = _found_at(self._place)
+            if found is not None:
+                self._check(self._place, found)
             folder, name = os.path.split(self._place)
             beside = os.path.join(folder, f".{name[:32]}.{secrets.token_hex(4)}.part")
             self._number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             self._beside = beside
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(self._number, stat.S_IMODE(os.stat(self._place).st_mode))
+            if found is not None:
+                os.fchmod(self._number, stat.S_IMODE(found.st_mode))
 
     def write(self, piece: bytearray | Hole) -> None:
         with self._turn, _said_of(self._path):
@@ -246,6 +264,12 @@ def _write_all(number: int, data: bytearray) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- small things
+
+
+def _found_at(path: str) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path)
+    return None
 
 
 def _wait_for(number: int, event: int) -> None:

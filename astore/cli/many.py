@@ -79,11 +79,13 @@ def answer(
     *,
     nothing: str = "no pool to do that to",
     warnings: Sequence[str] = (),
+    more: Callable[[Pool], str] = lambda pool: "",
 ) -> Answer:
     """Make the answer for several outcomes: a line for each success, and a line on stderr for each failure.
 
     :param done: the sentence for a success, with ``{name}`` and ``{file}``.
     :param nothing: the sentence if there are no outcomes. :param warnings: more lines for stderr.
+    :param more: returns the end of the sentence for a pool.
     """
     results = [
         {
@@ -102,7 +104,7 @@ def answer(
         for outcome in outcomes:
             if outcome.error is None and outcome.pool is not None:
                 name = outcome.pool.name if outcome.volume is None else outcome.volume
-                output.line(done.format(name=repr(name), file=outcome.file))
+                output.line(done.format(name=repr(name), file=outcome.file) + more(outcome.pool))
         if not outcomes:
             output.line(nothing)
 

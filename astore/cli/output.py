@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 from astore.cli.exits import CliError, Exit
 from astore.errors import printable
+from astore.errors import size as size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from astore.cli.documents import Document
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 BAR_WIDTH = 8
 FOLDED_WIDTH = 10
 """The smallest width, in characters, to which a narrow terminal folds a column."""
@@ -78,16 +78,6 @@ def xml_answer(text: str) -> Answer:
 def escaped_xml(text: str) -> str:
     """Write control characters of an XML document as character references, which mean the same."""
     return "".join(c if c.isprintable() or c == "\n" else f"&#{ord(c)};" for c in text)
-
-
-def size(value: int) -> str:
-    """Format a number of bytes: ``10.00 GiB``, or ``512 B``."""
-    amount = float(value)
-    for unit in _UNITS:
-        if amount < 1024 or unit == _UNITS[-1]:
-            break
-        amount /= 1024
-    return f"{value} B" if unit == "B" else f"{amount:.2f} {unit}"
 
 
 def yes_no(value: bool) -> str:

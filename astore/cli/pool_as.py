@@ -11,7 +11,7 @@ from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit, explain, transient
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, xml_answer
-from astore.cli.pools import build_options, check_overwriting, without_backend
+from astore.cli.pools import build_options, check_overwriting, when_taken, without_backend
 from astore.cli.session import Session, command
 from astore.errors import DefinitionError
 
@@ -58,8 +58,9 @@ async def define_as(session: Session, name: str, type: str, print_xml: bool, **g
         return xml_answer(xml)
     session.ticker.begin("defining")
     with _without_lines():
-        outcomes = [Outcome(name, await session.manager.define(xml), None)]
-    return answer("define", outcomes, "pool {name} defined", warnings=without_backend(outcomes))
+        made = await session.manager.define(xml)
+    warnings = without_backend(session, [made])
+    return answer("define", [Outcome(name, made, None)], "pool {name} defined", warnings=warnings, more=when_taken)
 
 
 @command("create-as")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from astore.cancellation import shielded
 from astore.cli.documents import Document
-from astore.cli.exits import CliError, explain, shell_word
+from astore.cli.exits import CliError, explain
 from astore.cli.output import Answer, complain
 from astore.cli.parameters import pool_argument
+from astore.cli.pools import when_taken, without_backend
 from astore.cli.session import Session, command
 from astore.errors import AstoreError, DefinitionError
 
@@ -39,7 +40,7 @@ async def edit(session: Session, name: str) -> Answer:
         while True:
             text = await to_thread.run_sync(_edited, draft, abandon_on_cancel=True)
             if text == before.encode():
-                return _told(pool, edited=False)
+                return _told(session, pool, edited=False)
             try:
                 await _store(session, pool, before, text)
             except (AstoreError, CliError) as error:
@@ -47,7 +48,7 @@ async def edit(session: Session, name: str) -> Answer:
                     kept = True
                     raise CliError(f"{explain(error)}: nothing was stored; your text is in {draft}") from error
             else:
-                return _told(pool, edited=True)
+                return _told(session, pool, edited=True)
     finally:
         if not kept:
             await shielded(to_thread.run_sync(_removed, draft))
@@ -98,11 +99,9 @@ def again(problem: str) -> bool:
     return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 
 
-def _told(pool: Pool, *, edited: bool) -> Answer:
+def _told(session: Session, pool: Pool, *, edited: bool) -> Answer:
     document: Document = {"pool": pool.name, "uuid": pool.uuid, "edited": edited}
-    line = f"pool {pool.name!r} is unchanged"
-    if edited:
-        line = f"pool {pool.name!r} is defined anew"
-        if pool.active:
-            line += f": its next start takes it (`astore pool stop {shell_word(pool.name)}` first)"
-    return Answer(document, lambda output: output.line(line))
+    if not edited:
+        return Answer(document, lambda output: output.line(f"pool {pool.name!r} is unchanged"))
+    line = f"pool {pool.name!r} is defined anew{when_taken(pool)}"
+    return Answer(document, lambda output: output.line(line), without_backend(session, [pool]))

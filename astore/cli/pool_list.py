@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from astore.cli.command_line import option
 from astore.cli.completion import complete_type
 from astore.cli.exits import shell_word
-from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
-from astore.cli.session import view
+from astore.cli.output import Answer, Cell, Column, Output, complain, size, state_cell, when, yes_no
+from astore.cli.session import view, without_folder
 from astore.model import PoolState
 
 if TYPE_CHECKING:
@@ -59,13 +60,11 @@ def list_pools(
     problems = [f"{file.path} is damaged: {file.error}: repair it or remove it" for file in damaged]
     problems += [f"pool {name!r} may be active: {why}" for name, why in sorted(standing.unknown.items())]
     problems += [line for pool in pools for line in stale(pool.info)]
+    problems += [] if names_only or uuids_only else without_folder()
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)
-    wanted = "such" if filtered or everything else "inactive" if inactive else "active"
-    empty = "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
-    if standing.all:
-        empty = f"no {wanted} pools: `astore pool list --all` shows all there are ({len(standing.all)})"
+    empty = _empty(standing, "such" if filtered or everything else "inactive" if inactive else "active")
 
     def show(output: Output) -> None:
         if names_only or uuids_only:
@@ -77,6 +76,7 @@ def list_pools(
             _detailed(output, pools, shown, empty)
         else:
             _brief(output, pools, shown, empty)
+        _hint(output, empty if standing.all and not (pools or names_only or uuids_only) else "")
 
     def document() -> Document:
         from astore.cli.pool_views import pool_document
@@ -87,6 +87,13 @@ def list_pools(
     return Answer(document, show, problems)
 
 
+def _empty(standing: Standing, wanted: str) -> str:
+    """Return the sentence for a list without pools. :param wanted: which are listed."""
+    if not standing.all:
+        return "no pools yet: `astore pool define FILE` makes one from libvirt's XML"
+    return f"no {wanted} pools: `astore pool list --all` shows all there are ({len(standing.all)})"
+
+
 def stale(info: PoolInfo) -> list[str]:
     """Return the line that says since when a pool is inaccessible, and how old its list is; none if it is not."""
     if info.state != PoolState.INACCESSIBLE:
@@ -95,6 +102,12 @@ def stale(info: PoolInfo) -> list[str]:
     since = f" since {when(info.since)}" if info.since else ""
     word = shell_word(info.name)
     return [f"pool {info.name!r} is inaccessible{since}, {age}: `astore pool refresh {word}` tries again"]
+
+
+def _hint(output: Output, text: str) -> None:
+    """Tell a user whose output goes to a file or a program what a table on a terminal would say."""
+    if text and not output.terminal and sys.stderr.isatty():
+        complain(text)
 
 
 def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:

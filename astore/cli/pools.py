@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from astore.cli.command_line import argument, option
-from astore.cli.exits import CliError, Exit, explain, transient
+from astore.cli.exits import CliError, Exit, shell_word, transient, without_plugin
 from astore.cli.many import Outcome, answer, chosen, each
 from astore.cli.output import Answer
 from astore.cli.parameters import limit_option, pool_arguments
 from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
-from astore.errors import UnknownBackendError
 
 if TYPE_CHECKING:
     from astore.model import PoolDef
@@ -68,7 +67,8 @@ async def define(session: Session, files: tuple[str, ...], validate: bool, allow
         return await session.manager.define(await _allowing(document, allowed))
 
     outcomes = await _from_files(session, files, "defining", act)
-    return answer("define", outcomes, "pool {name} defined from {file}", warnings=without_backend(outcomes))
+    warnings = without_backend(session, [one.pool for one in outcomes if one.pool is not None])
+    return answer("define", outcomes, "pool {name} defined from {file}", warnings=warnings, more=when_taken)
 
 
 @command("create")
@@ -182,18 +182,25 @@ def _some(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def without_backend(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a line for each pool that cannot be started here, since no backend is installed for its type."""
-    pools = [one.pool for one in outcomes if one.pool is not None and not one.pool.info.backend]
-    return [f"pool {pool.name!r} cannot be started yet: {_lacking(pool.type)}" for pool in pools]
+def without_backend(session: Session, pools: Sequence[Pool]) -> list[str]:
+    """Return a line for each new definition by which no pool can be started here, since its type has no backend."""
+    types = [(pool.name, _stored(pool).type) for pool in pools]
+    lacking = [(name, type) for name, type in types if type not in session.manager.registry]
+    return [f"pool {name!r} cannot be started yet: {without_plugin(type)}" for name, type in lacking]
 
 
-def _lacking(type: str) -> str:
-    from astore.xml.pool_source import POOL_TYPES
+def when_taken(pool: Pool) -> str:
+    """Return the end of a line about a new definition that an active pool does not run by."""
+    if not pool.active or _stored(pool) == pool.definition:
+        return ""
+    return f": its next start takes it (`astore pool stop {shell_word(pool.name)}` first)"
 
-    if type in POOL_TYPES:
-        return explain(UnknownBackendError(f"no backend for pool type {type!r} is installed", type=type))
-    return f"{type!r} is none of libvirt's pool types, and no plugin for it is installed: is it misspelt?"
+
+def _stored(pool: Pool) -> PoolDef:
+    """Return the definition that a pool's next start takes."""
+    from astore.model import PoolDef
+
+    return PoolDef.from_xml(pool.to_xml(inactive=True)) if pool.active else pool.definition
 
 
 async def _allowing(xml: bytes, options: Sequence[str]) -> bytes | PoolDef:

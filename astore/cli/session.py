@@ -5,6 +5,7 @@ Only the commands that need asyncio and the Manager import them. The others read
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -155,9 +156,12 @@ class Session(NamedTuple):
 
         try:
             return self.manager.pool(name)
-        except PoolNotFoundError:
+        except PoolNotFoundError as error:
             with suppress(PoolNotFoundError):
                 return self.manager.pool_by_uuid(name)
+            from astore.cli.similar import closest, suggest
+
+            suggest(error, closest(name, (pool.name for pool in self.manager.pools())))
             raise
 
     async def in_time(self, call: Coroutine[Any, Any, T]) -> T:
@@ -266,6 +270,14 @@ def look(work: Callable[[Standing], Answer | OnSession], settings: Settings) -> 
             present(found, settings)
             return
     perform(found, settings)
+
+
+def without_folder() -> list[str]:
+    """Return a line if the state folder was named and does not exist, which virsh's text leaves out."""
+    settings = click.get_current_context().ensure_object(Settings)
+    if settings.state_dir is None or settings.virsh or settings.quiet or os.path.lexists(settings.state_dir):
+        return []
+    return [f"there is no state folder {settings.state_dir}"]
 
 
 def with_secrets(work: Callable[[SecretFiles], Answer], settings: Settings) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -33,8 +34,8 @@ HISTORY_LINES = 1000
 def shell(context: click.Context) -> None:
     """Run commands one after the other: those that are typed, or the lines of standard input.
 
-    Each line is a command without `astore` in front; `#` begins a comment, and `quit` ends. The exit code is 0 if all commands
-    succeeded, 4 if some failed, and 1 if all did.
+    Each line is a command, or several with `;` between them; `#` begins a comment, and `quit` ends. The exit code is 0 if all
+    commands succeeded, 4 if some failed, and 1 if all did.
     """
     settings = context.ensure_object(Settings)
     terminal = sys.stdin.isatty()
@@ -43,11 +44,11 @@ def shell(context: click.Context) -> None:
         kept = KeptManager(runner)
         try:
             with _history() if terminal else nullcontext():
-                for line in _typed() if terminal else sys.stdin:
-                    if line.strip() in ("quit", "exit"):
+                for words in _commands(_typed() if terminal else sys.stdin):
+                    if words in (["quit"], ["exit"]):
                         break
-                    code = _run(line, msgspec.structs.replace(settings, kept=kept))
-                    codes += [] if code is None else [code]
+                    code = Exit.USAGE if words is None else _run(words, msgspec.structs.replace(settings, kept=kept))
+                    codes.append(code)
                     if code == Exit.INTERRUPTED and not terminal:
                         break
         finally:
@@ -64,17 +65,37 @@ def _code_of(codes: list[int], terminal: bool) -> int:
     return Exit.PARTIAL if len(failed) < len(codes) else Exit.FAILED
 
 
-def _run(line: str, settings: Settings) -> int | None:
-    """Run a line. Return its exit code, or None if there is no command in it."""
+def _commands(lines: Iterable[str]) -> Iterator[list[str] | None]:
+    """Yield the words of each command; None for a line that cannot be read, and that was complained of."""
+    for line in lines:
+        try:
+            commands = split(line)
+        except ValueError as error:
+            complain(f"{error}: {line.strip()}")
+            yield None
+        else:
+            yield from (words for words in commands if words)
+
+
+def split(line: str) -> list[list[str]]:
+    """Return the words of the commands of a line, without `astore` or `virsh` in front. :raises ValueError: a quote is open."""
+    commands = []
+    for match in _COMMAND.finditer(line):
+        words = shlex.split(match[0], comments=True)
+        commands.append(words[1:] if words[:1] in (["astore"], ["virsh"]) else words)
+    return commands
+
+
+_COMMAND = re.compile(
+    r"""(?: [^;#'"\\] | \\. | '[^']*' | "(?:[^"\\]|\\.)*" | \#.*\Z | ['"\\].*\Z )+""", re.VERBOSE | re.DOTALL
+)
+"""What is between semicolons outside of quotes. An open quote, and a comment, last to the end of the line."""
+
+
+def _run(words: list[str], settings: Settings) -> int:
+    """Run a command. Return its exit code."""
     from astore.cli.app import run
 
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError as error:
-        complain(f"{error}: {line.strip()}")
-        return Exit.USAGE
-    if not words:
-        return None
     if words[0] in ("shell", "demo"):
         complain(f"`{words[0]}` does not run in a shell")
         return Exit.USAGE
@@ -151,7 +172,7 @@ def candidates(before: str, incomplete: str) -> list[str]:
     from astore.cli.app import app
 
     try:
-        words = shlex.split(before)
+        words = split(f"{before} ")[-1]
     except ValueError:
         return []
     found = ShellComplete(app, {}, "astore", "_ASTORE_COMPLETE").get_completions(words, incomplete)

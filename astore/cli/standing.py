@@ -80,7 +80,11 @@ class Standing(NamedTuple):
         by_uuid = [pool for pool in self.all if pool.info.uuid == uuid]
         for pool in by_name or by_uuid:
             return pool
-        raise PoolNotFoundError(f"there is no pool {name!r}", what=name)
+        from astore.cli.similar import closest, suggest
+
+        error = PoolNotFoundError(f"there is no pool {name!r}", what=name)
+        suggest(error, closest(name, (pool.info.name for pool in self.all)))
+        raise error
 
 
 def standing(state_dir: str | None, timeout: float | None = None) -> Standing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -28,11 +29,12 @@ class UploadSource:
     """The content that an upload writes.
 
     :param file: a path, ``-`` for standard input, or an ``https://`` URL. :param unpack: unpack what is compressed by its name.
+    :raises CliError: it is another URL.
     """
 
     def __init__(self, file: str, *, unpack: bool) -> None:
         self.file = file
-        self._remote = file.startswith(("https://", "http://"))
+        self._remote = _is_https(file)
         name = file.partition("?")[0].partition("#")[0] if self._remote else file
         self._program = PROGRAMS.get(os.path.splitext(name)[1]) if unpack else None
 
@@ -70,8 +72,37 @@ class UploadSource:
                 await shielded(in_thread(stream.close))
 
 
+def _is_https(file: str) -> bool:
+    """Return whether a name is an https URL. :raises CliError: it is one that cannot be read."""
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", file, re.IGNORECASE)
+    if found is None:
+        return False
+    shown, scheme = _without_user(file), found[1].lower()
+    if scheme == "file":
+        raise CliError(f"{shown}: give the file's path instead of a URL")
+    if scheme == "http":
+        raise CliError(f"{shown}: what comes by http may have been changed on its way: use https, or {_CURL}")
+    if scheme != "https":
+        raise CliError(f"{shown}: only https is read: {_CURL}")
+    if shown != file:
+        raise CliError(f"{shown}: astore sends no user and password: {_CURL}")
+    return True
+
+
+_CURL = "`curl URL | astore vol upload VOLUME -`"
+
+
+def _without_user(url: str) -> str:
+    """Return a URL without its user and password."""
+    scheme, _, rest = url.partition("://")
+    server, slash, path = rest.partition("/")
+    if "@" not in server and "@" in path and ":" in server:  # a slash in a password
+        server, slash, path = f"@{path.rpartition('@')[2]}", "", ""
+    return f"{scheme}://{server.rpartition('@')[2]}{slash}{path}"
+
+
 def _request(url: str) -> HTTPResponse:
-    """Open a URL. :raises CliError: it is no https, or the server does not have it."""
+    """Open a URL. :raises CliError: the server does not answer, or does not have it."""
     from urllib.error import HTTPError, URLError
     from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
 
@@ -79,13 +110,11 @@ def _request(url: str) -> HTTPResponse:
         """Follow redirections to https only."""
 
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            if not newurl.startswith("https://"):
+            if not newurl.lower().startswith("https://"):
                 fp.close()
-                raise URLError(f"it redirects to {newurl}, which is not https")
+                raise URLError(f"it redirects to {_without_user(newurl)}, which is not https")
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    if not url.startswith("https://"):
-        raise CliError(f"{url}: what comes by http may have been changed on its way: use https")
     try:
         opener = build_opener(ProxyHandler(), HTTPSHandler(), OnlyHttps())
         found: HTTPResponse = opener.open(url, timeout=ANSWER_SECONDS)
@@ -150,7 +179,8 @@ class _Unpacking:
         if self._problem is not None:
             raise self._problem
         if code:
-            raise CliError(f"{self._file}: {' '.join(said.split()) or f'it cannot be unpacked: exit code {code}'}")
+            why = " ".join(said.split()) or f"it cannot be unpacked: exit code {code}"
+            raise CliError(f"{self._file}: {why}: --no-unpack writes it as it is")
 
     def end(self) -> None:
         """End the program, and close its pipes."""

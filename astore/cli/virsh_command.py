@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 from click.core import ParameterSource
@@ -16,17 +16,18 @@ from astore.cli.virsh import Verb
 class _Words(click.Argument):
     """The words of a command line that belong to no option.
 
-    :param slots: the options that they fill, in order. :param required: the names of the parameters that must be filled.
+    :param slots: the options that they fill, in order. :param arguments: by parameter name, those that are arguments of ours.
     """
 
-    def __init__(self, slots: Sequence[click.Option], required: Sequence[str]) -> None:
+    def __init__(self, slots: Sequence[click.Option], arguments: Mapping[str, click.Argument]) -> None:
         super().__init__(["words"], nargs=-1, required=False, type=click.UNPROCESSED)
         self._slots = slots
-        self._required = required
+        self._arguments = arguments
 
     def get_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Return the options that must be given."""
-        return [slot.metavar or slot.opts[0] for slot in self._slots if slot.name in self._required]
+        """Return the arguments of ours, in virsh's order."""
+        found = (self._arguments.get(slot.name) for slot in self._slots)
+        return [argument.make_metavar(ctx) for argument in found if argument is not None]
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete for the option that the next word fills."""
@@ -44,9 +45,9 @@ class VirshCommand(Command):
 
     def __init__(self, name: str, verb: Verb, ours: click.Command) -> None:
         parameters = {parameter.name: parameter for parameter in ours.params}
-        arguments = [parameter for parameter in ours.params if isinstance(parameter, click.Argument)]
+        arguments = {one.name: one for one in ours.params if isinstance(one, click.Argument)}
         virsh = {mine: option for option, mine in verb.slots}
-        made = {one.name: _option(one, virsh.get(one.name, one.name)) for one in arguments}
+        made = {one.name: _option(one, virsh.get(one.name, one.name)) for one in arguments.values()}
         for mine, option in virsh.items():
             found = parameters[mine]
             if isinstance(found, click.Option) and f"--{option}" not in found.opts:
@@ -54,8 +55,8 @@ class VirshCommand(Command):
         params = [made.get(parameter.name, parameter) for parameter in ours.params]
         by_name = {one.name: one for one in params if isinstance(one, click.Option)}
         self._slots = [by_name[mine] for _, mine in verb.slots]
-        self._required = {one.name: one for one in arguments if one.required}
-        words = _Words(self._slots, list(self._required))
+        self._required = {name: one for name, one in arguments.items() if one.required}
+        words = _Words(self._slots, arguments)
         super().__init__(
             name,
             callback=ours.callback,

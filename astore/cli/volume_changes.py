@@ -76,7 +76,12 @@ def parse_size(text: str, what: str) -> int:
 @argument(
     "capacity", type=SIZE, required=False, metavar="CAPACITY", help="10G, 512MiB ...; by default the backing volume's."
 )
-@option("--allocation", type=SIZE, metavar="SIZE", help="How much space to take at once (raw).")
+@option(
+    "--allocation",
+    type=SIZE,
+    metavar="SIZE",
+    help="How much space to take at once (raw): none by default; vol-create-as takes all.",
+)
 @format_option
 @option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
 @option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
@@ -100,7 +105,8 @@ async def create(
 
     definition = await _definition(session, pool, name, backed=backing is not None, **given)
     if definition.capacity is None and backing is None and definition.format != "dir":
-        raise CliError(f"say how large to make {name!r}: `astore vol create POOL NAME CAPACITY`", Exit.USAGE)
+        typed = click.get_current_context().command_path
+        raise CliError(f"say how large to make {name!r}: `{typed} POOL NAME CAPACITY`", Exit.USAGE)
     if backing is not None:
         place = BackingStore(_backing_path(session, pool, backing), backing_format)
         definition = msgspec.structs.replace(definition, backing=place)
@@ -109,7 +115,7 @@ async def create(
     as_what, problems = "", list[str]()
     if not given["format"]:
         as_what = f" (format {definition.format})"
-        problems = [] if session.settings.virsh else _misleading(definition)
+        problems = [] if session.settings.virsh else misleading(name, definition.format)
     try:
         return await _create(session, pool, definition, prealloc_metadata, as_what, problems)
     except DefinitionError as error:
@@ -120,12 +126,12 @@ async def create(
         raise CliError(f"{explain(error)}: {_where_backing_is(session, backing)}", Exit.USAGE) from error
 
 
-def _misleading(definition: VolumeDef) -> list[str]:
-    """Return a warning if a volume's name ends like one of another format; else none."""
-    end = definition.name.rpartition(".")[2].lower()
-    if end == definition.format or end not in {one.name for one in FORMATS if one.made and one.listed}:
+def misleading(name: str, format: str | None) -> list[str]:
+    """Return a warning if a new volume's name ends like one of another format; else none."""
+    end = name.rpartition(".")[2].lower()
+    if end == format or end not in {one.name for one in FORMATS if one.made and one.listed}:
         return []
-    return [f"volume {definition.name!r} is {definition.format}, whatever its name says: --format {end} makes {end}"]
+    return [f"volume {name!r} is {format}, whatever its name says: --format {end} makes {end}"]
 
 
 async def _definition(
@@ -237,7 +243,7 @@ async def resize(
     try:
         await session.in_time(volume.resize(amount, delta=delta, shrink=shrink, allocate=allocate, force=force))
     except DefinitionError as error:
-        if shrink or delta or not 0 < amount < volume.info.capacity:
+        if shrink or delta or amount >= volume.info.capacity:
             raise
         raise CliError(f"{explain(error)} with --shrink", Exit.USAGE) from error
     return told(volume, f"resized to {size(volume.info.capacity)}")

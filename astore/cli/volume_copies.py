@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec.structs import replace
 
 from astore.cancellation import shielded
 from astore.cli.command_line import argument, option
@@ -14,12 +17,13 @@ from astore.cli.parameters import force_option, pool_argument, pool_option, volu
 from astore.cli.same_content import same_content
 from astore.cli.schemas import validate_option
 from astore.cli.session import Session, command
-from astore.cli.volume_changes import SIZE, definition_from, format_option, told
-from astore.cli.volumes import find_volume, parted_address, volume_command
-from astore.errors import PoolNotFoundError, printable
+from astore.cli.volume_changes import SIZE, definition_from, format_option, misleading, told
+from astore.cli.volumes import ANSWER_SECONDS, find_volume, parted_address, volume_command
+from astore.errors import DefinitionError, PoolNotFoundError, VolumeExistsError, VolumeNotFoundError, printable, sizes
 from astore.images.references import are_relative
 
 if TYPE_CHECKING:
+    from astore.model import VolumeDef
     from astore.pools.pool import Pool
     from astore.pools.volume import Volume
 
@@ -67,15 +71,16 @@ async def clone(
     from astore.model import VolumeDef
 
     target, name = _goal(session, volume, name, to)
-    if print_xml:
+    wanted = VolumeDef(name, capacity=capacity, format=format)
+    if print_xml and session.settings.virsh:
         return xml_answer(_with_name(volume.to_xml(), name))
+    if print_xml:
+        return xml_answer((await _meant(session, volume, target, wanted)).to_xml())
     session.ticker.begin_bytes(f"copying {volume.name}")
-    made = await session.in_time(
-        target.copy_volume(
-            volume, VolumeDef(name, capacity=capacity, format=format), on_progress=session.ticker.progress
-        )
-    )
+    made = await session.in_time(target.copy_volume(volume, wanted, on_progress=session.ticker.progress))
     problems = [*_left_out(volume, made), *_no_effect(prealloc_metadata)]
+    if not (format or session.settings.virsh):
+        problems += misleading(name, made.info.format)
     return told(made, f"cloned from {volume.name!r}", problems, source=volume.name)
 
 
@@ -85,6 +90,26 @@ def _goal(session: Session, volume: Volume, name: str, to: str | None) -> tuple[
         return session.pool(to), name
     address = parted_address(session, name)
     return (volume.pool, name) if address is None else address
+
+
+async def _meant(session: Session, volume: Volume, target: Pool, wanted: VolumeDef) -> VolumeDef:
+    """Return the whole definition of a copy. :raises VolumeExistsError: the pool has such a volume. DefinitionError."""
+    from astore.model import VolumeDef
+
+    with suppress(VolumeNotFoundError):
+        await target.find(wanted.name, timeout=session.settings.timeout or ANSWER_SECONDS)
+        raise VolumeExistsError(f"pool {target.name!r}: there is a volume {printable(wanted.name)!r} already")
+    source = VolumeDef.from_xml(volume.to_xml())
+    capacity = volume.info.capacity if wanted.capacity is None else wanted.capacity
+    if capacity < volume.info.capacity:
+        less, more = sizes(capacity, volume.info.capacity)
+        raise DefinitionError(f"{less} are less than the {more} of volume {volume.name!r}", element="capacity")
+    if wanted.format not in (None, source.format) or (
+        target.name != volume.pool.name and are_relative(volume.info.references)
+    ):
+        format = wanted.format or source.format
+        return VolumeDef(wanted.name, capacity=capacity, format=format, permissions=source.permissions)
+    return replace(source, name=wanted.name, capacity=capacity, timestamps=None)
 
 
 def _left_out(volume: Volume, made: Volume) -> list[str]:

@@ -122,8 +122,9 @@ async def _cut_off(volume: Volume, length: int, force: bool) -> None:
 
 async def _download(session: Session, volume: Volume, file: str, offset: int, length: int | None, sparse: bool) -> int:
     from astore.cli.local_files import opened, save, target_for
+    from astore.cli.replacing import Replacing
 
-    target = await target_for(file)
+    target = await target_for(file, Replacing(session.manager.pools(active=True)).check)
     call = volume.download(
         offset=offset, length=length, sparse=sparse and target.keeps_holes, on_progress=session.ticker.progress
     )

@@ -14,13 +14,13 @@ import click
 from astore.cli import documents
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_pool
-from astore.cli.exits import CliError, Exit, shell_word
+from astore.cli.exits import REFRESH_FIRST, CliError, Exit, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, when
 from astore.cli.parameters import LIMIT, pool_option, volume_argument
 from astore.cli.pool_list import stale
-from astore.cli.session import OnSession, Session, Work, command, view
+from astore.cli.session import OnSession, Session, Work, command, view, without_folder
 from astore.cli.xpath import filtered, xpath_options
-from astore.errors import printable
+from astore.errors import StorageError, printable
 from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def _list_all(pools: Sequence[Listed], details: bool, names_only: bool) -> Answe
         )
         _show_table(output, volumes, details, with_pools=True, empty=empty)
 
-    return Answer(document, show, [line for pool in pools for line in stale(pool.info)])
+    problems = [] if names_only else without_folder()
+    return Answer(document, show, [*problems, *(line for pool in pools for line in stale(pool.info))])
 
 
 def _show_table(
@@ -124,7 +125,13 @@ def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click
     def decorate(work: Work) -> click.Command:
         @functools.wraps(work)
         async def on_volume(session: Session, volume: str, pool: str | None, **arguments: object) -> Answer:
-            return await work(session, await find_volume(session, volume, pool), **arguments)
+            found = await find_volume(session, volume, pool)
+            try:
+                return await work(session, found, **arguments)
+            except StorageError as error:
+                if REFRESH_FIRST in error.message:
+                    error.add_note(f"`astore pool refresh {shell_word(found.pool.name)}`")
+                raise
 
         return command(name, signed=signed)(volume_argument(pool_option(on_volume)))
 
@@ -219,6 +226,40 @@ async def find_volume(session: Session, text: str, pool: str | None) -> Volume:
 
     ``POOL/NAME`` and ``POOL:NAME`` are the name in a pool. What the last refreshes did not see is looked for in the storage.
     """
+    from astore.errors import VolumeNotFoundError
+
+    try:
+        return await _found(session, text, pool)
+    except VolumeNotFoundError as error:
+        from astore.cli.similar import suggest
+
+        suggest(error, _meant(session, error.what, text, pool))
+        raise
+
+
+def _meant(session: Session, what: str, text: str, pool: str | None) -> str | None:
+    """Return what a user may have meant by a path, a ``POOL/NAME`` or a name that leads to no volume.
+
+    :param what: the part that was not found of what was typed, ``text``.
+    """
+    from astore.cli.similar import closest
+
+    pools = session.manager.pools(active=True)
+    if os.path.isabs(what):
+        folder, name = os.path.split(what)
+        paths = (info.path for one in pools for info in one.snapshot.volumes)
+        found = closest(name, (os.path.basename(path) for path in paths if os.path.dirname(path) == folder))
+        return None if found is None else os.path.join(folder, found)
+    address = None if pool is not None else parted_address(session, text)
+    homes = [session.pool(pool)] if pool is not None else pools if address is None else [address[0]]
+    if pool is None and address is None and "/" in text:
+        typed, _, name = text.partition("/")
+        found = closest(typed, (one.name for one in homes if one.snapshot.get(name) is not None))
+        return None if found is None else f"{found}/{name}"
+    return closest(what, (info.name for one in homes for info in one.snapshot.volumes))
+
+
+async def _found(session: Session, text: str, pool: str | None) -> Volume:
     from astore.errors import PoolNotFoundError, VolumeNotFoundError
 
     text = await _whole_path(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from urllib.parse import quote
 
 from astore.images.errors import ImageError
@@ -22,6 +23,9 @@ LONGEST_BACKING_NAME = 1023
 _UNSPEAKABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # characters that an XML document cannot hold (XML 1.0, 2.2 "Characters"), and so no name that is reported
 
+_FARTHEST = LARGEST - (1 << 30) + 1
+"""The largest file that QEMU reads, in bytes (its BDRV_MAX_LENGTH)."""
+
 ENCODED = "is named with bytes that are not text (written as % and two digits)"
 """The doubt of a reference whose name is percent-encoded, since records are text. Linux and QEMU take any bytes."""
 
@@ -32,6 +36,16 @@ def name_at(head: bytes, offset: int, length: int, format: str) -> bytes:
     if end > len(head):
         raise ImageError(f"the backing file name at {offset}, {length} bytes, lies beyond the header", format=format)
     return head[offset:end].partition(b"\0")[0]
+
+
+def far_name(offset: int, length: int, read: Callable[[int, int], bytes]) -> bytes | None:
+    """Read a backing file's name anywhere in a file, as QEMU does: NULs follow the file's end. None if it is too far."""
+    return None if offset + length > _FARTHEST else read(offset, length).ljust(length, b"\0")
+
+
+def whole_sectors(size: int) -> int:
+    """Round a virtual size down to sectors of 512 bytes: a QEMU disk ends there."""
+    return size & ~511
 
 
 def named(

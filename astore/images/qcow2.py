@@ -22,6 +22,7 @@ from astore.images.fields import (
     named,
     text_of,
     unknown_version,
+    whole_sectors,
 )
 from astore.model import ImageInfo, Reference, ReferenceKind
 
@@ -95,7 +96,7 @@ def read(head: bytes) -> ImageInfo | None:
     references = _references(head, offset, length, cluster, header_length, incompatible)
     return ImageInfo(
         _FORMAT,
-        size,
+        whole_sectors(size),
         references,
         "1.1" if version == 3 else "0.10",
         _FEATURES[compatible & COMPATIBLE_LAZY_REFCOUNTS, incompatible & INCOMPATIBLE_EXTENDED_L2],
@@ -161,12 +162,11 @@ def _extensions(head: bytes, start: int, end: int) -> tuple[str | None, bytes, s
 
 
 def first_cluster(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
-    """Read the first cluster, where it is longer than ``head``; None if it is not."""
+    """Read the first cluster, where it is longer than ``head``; None if it is not. For QEMU, NULs follow the file's end."""
     cluster_bits = _HEAD(head)[3] if len(head) >= _V2_SIZE else 0
     if not 9 <= cluster_bits <= 21 or 1 << cluster_bits <= len(head):
         return None
-    whole = read(0, 1 << cluster_bits)
-    return whole if len(whole) > len(head) else None
+    return read(0, 1 << cluster_bits).ljust(1 << cluster_bits, b"\0")
 
 
 def reaches_beyond(head: bytes) -> bool | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from astore.images.errors import ImageError
-from astore.images.fields import backing, checked_name_length, checked_size, cut_off, name_at
+from astore.images.fields import HEADER_SIZE, backing, checked_name_length, checked_size, cut_off, far_name, name_at
 from astore.model import ImageInfo
 
 # cluster_size, table_size, header_size (clusters), features, compat_features, autoclear_features, l1_table_offset,
 # image_size, backing_filename_offset, backing_filename_size
 _HEAD = struct.Struct("<4xIIIQQQQQII")
+_NAME = struct.Struct("<II")
+_NAME_AT = 56
 _FORMAT = "qed"
 _HAS_BACKING = 1 << 0
 _BACKING_IS_RAW = 1 << 2
@@ -42,3 +45,20 @@ def reaches_beyond(head: bytes) -> bool:
     """Return whether the backing name ends beyond ``head``."""
     _, _, _, features, _, _, _, _, offset, length = _HEAD.unpack_from(head)
     return bool(features & _HAS_BACKING and length and offset + length > len(head))
+
+
+def with_far_name(head: bytes, read: Callable[[int, int], bytes]) -> bytes | None:
+    """Return ``head``, followed by a backing name that ends beyond it; None if there is none.
+
+    The header then says that the name is there.
+    """
+    if len(head) < _HEAD.size or not reaches_beyond(head):
+        return None
+    cluster, _, clusters, *_, offset, length = _HEAD.unpack_from(head)
+    if length > _LONGEST_BACKING_NAME or offset + length > cluster * clusters:
+        return None
+    name = far_name(offset, length, read)
+    if name is None:
+        return None
+    moved = head[:_NAME_AT] + _NAME.pack(HEADER_SIZE, length) + head[_NAME_AT + _NAME.size :]
+    return moved.ljust(HEADER_SIZE, b"\0") + name

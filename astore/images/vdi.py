@@ -32,4 +32,5 @@ def read(head: bytes) -> ImageInfo | None:
     size, block = _SIZES.unpack_from(head, 0x170)
     if not block:
         raise ImageError("its block size is 0", format=_FORMAT)
-    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), cluster_size=block)
+    whole = size + 511 & ~511  # QEMU rounds it up
+    return ImageInfo(_FORMAT, checked_size(whole, _FORMAT), cluster_size=block)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 
 from astore.images.errors import ImageError
-from astore.images.fields import checked_size, speakable
+from astore.images.fields import checked_size, speakable, whole_sectors
 from astore.model import ImageInfo, Reference, ReferenceKind
 
 MAGIC = b"vhdxfile"
@@ -65,7 +65,7 @@ def read_on(read: Reader) -> ImageInfo:
     references: tuple[Reference, ...] = ()
     if flags & _HAS_PARENT:
         references = (Reference(ReferenceKind.PARENT, _parent(read, items), _FORMAT, doubt=_DOUBT),)
-    return ImageInfo(_FORMAT, checked_size(size, _FORMAT), references, cluster_size=block or None)
+    return ImageInfo(_FORMAT, whole_sectors(checked_size(size, _FORMAT)), references, cluster_size=block or None)
 
 
 def _metadata_region(read: Reader) -> int:

@@ -8,6 +8,8 @@ at the next quotation mark.
 Extents are read from a descriptor file, and from a sparse file with a capacity of 0. An extent's size is the one in its
 line; QEMU takes it from the header of a sparse extent. QEMU reads a descriptor's first LONGEST_DESCRIPTOR bytes; so does
 astore, with a reader.
+
+A streamOptimized file may have its header at its end, in a footer. QEMU then takes the capacity from there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,15 @@ from astore.model import ImageInfo, Reference, ReferenceKind
 _SPARSE = struct.Struct("<4xIIQQQQ")
 _SPARSE_SIZE = 512
 _OFFSET_AT = 28
+_TABLE = struct.Struct("<56xQ")
+"""gdOffset, where the grain directory is (sectors)."""
+_AT_END = (1 << 64) - 1
+"""The gdOffset of a file whose header is at its end, in the footer."""
+# a marker: value, size, type, then NULs to the end of its sector
+_MARKER = struct.Struct("<QII")
+_FOOTER_SIZE = 3 * 512
+"""The footer's marker, the footer and the marker of the end, in bytes."""
+_FOOTER_MARKER = 3
 # version, flags, disk_sectors, granularity
 _COWD = struct.Struct("<4xIIII")
 _FORMAT = "vmdk"
@@ -87,7 +98,7 @@ def reaches_beyond(head: bytes) -> bool:
     """Return whether the descriptor ends beyond ``head``."""
     version, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
     split = not capacity and offset
-    if version > _NEWEST and not split:
+    if version > _NEWEST and not split and not _is_at_end(head):
         return False
     if _text_reaches_beyond(head, SPARSE_TEXT):
         return True
@@ -144,6 +155,32 @@ def with_whole_descriptor(head: bytes, read: Callable[[int, int], bytes]) -> byt
     text = read(begin, LONGEST_DESCRIPTOR)
     moved = head[:_OFFSET_AT] + struct.pack("<Q", HEADER_SIZE // 512) + head[_OFFSET_AT + 8 :]
     return moved.ljust(HEADER_SIZE, b"\0") + text + b"\0" if text else None
+
+
+def with_footer(head: bytes, read: Callable[[int, int], bytes], size: int) -> bytes:
+    """Return ``head`` with the header that QEMU reads: the footer's, if the first one says that it is at the file's end.
+
+    A footer's descriptor is not read: QEMU looks for it only by the first header.
+
+    :param size: the file's, in bytes.
+    :raises ImageError: there is no footer.
+    """
+    if len(head) < _SPARSE_SIZE or not _is_at_end(head):
+        return head
+    begin = (size + 511 & ~511) - _FOOTER_SIZE
+    footer = read(begin, _FOOTER_SIZE).ljust(_FOOTER_SIZE, b"\0") if begin >= 0 else bytes(_FOOTER_SIZE)
+    _, length, kind = _MARKER.unpack_from(footer)
+    header = footer[512:1024]
+    ended = _MARKER.unpack_from(footer, 1024) == (0, 0, 0)
+    if (length, kind) != (0, _FOOTER_MARKER) or header[:4] != b"KDMV" or not ended:
+        raise ImageError("its header is said to be at its end, and is not there", format=_FORMAT)
+    return header[:_OFFSET_AT] + bytes(8) + header[_OFFSET_AT + 8 :] + head[_SPARSE_SIZE:]
+
+
+def _is_at_end(head: bytes) -> bool:
+    """Return whether a sparse file has its header in the footer. QEMU looks for an embedded descriptor first."""
+    _, _, capacity, _, offset, _ = _SPARSE.unpack_from(head)
+    return bool(_TABLE.unpack_from(head)[0] == _AT_END and (capacity or not offset))
 
 
 def is_descriptor(head: bytes) -> bool:

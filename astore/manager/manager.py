@@ -15,9 +15,8 @@ import msgspec
 
 from astore.backend import Secrets
 from astore.cancellation import CLEANUP_SECONDS, cleanups_left_behind, shielded
-from astore.errors import BackendError, DefinitionError, LibvirtCode, SourceConflictError, reason
-from astore.event_bus import DEFAULT_CAPACITY, EventBus, Subscription
-from astore.events import Event
+from astore.errors import BackendError, LibvirtCode, SourceConflictError
+from astore.event_bus import DEFAULT_CAPACITY, E, EventBus, Subscription
 from astore.lanes import DEFAULT_MAX_THREADS, DEFAULT_TIMEOUT, Lanes
 from astore.lanes.lane import PoolLane
 from astore.logs import prepare
@@ -255,15 +254,8 @@ class Manager:
         """
         self._services.check_open()
         from astore.xml.pool import pool_from_xml
-        from astore.xml.pool_writing import pool_to_xml
 
-        if isinstance(definition, PoolDef):
-            try:
-                text: str | bytes = pool_to_xml(definition)
-            except (TypeError, ValueError, AttributeError) as error:
-                raise DefinitionError(f"this is not a definition of a pool: {reason(error)}") from error
-        else:
-            text = definition
+        text = definition.to_xml() if isinstance(definition, PoolDef) else definition
         wanted = pool_from_xml(text) if len(text) <= INLINE_XML else await self._lane.run(pool_from_xml, text)
         try:
             backend = await self.registry.get(wanted.type)
@@ -343,12 +335,12 @@ class Manager:
         since: int | None = None,
         *,
         pools: Collection[str] | None = None,
-        kinds: Collection[type[Event]] | None = None,
-    ) -> Subscription:
+        kinds: Collection[type[E]] | None = None,
+    ) -> Subscription[E]:
         """Return a subscription: ``async with manager.events() as events: async for event in events: ...``.
 
         :param since: replay the events after this number first. :param pools: only events about these pools.
-        :param kinds: only events of these classes (or their subclasses).
+        :param kinds: only events of these classes (or their subclasses), and :class:`astore.Lagged` if some were missed.
         """
         return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
 

@@ -1,7 +1,7 @@
 """The records that astore takes and returns: frozen, comparable, and made of plain values.
 
-Nothing here imports any other part of astore, except the XML reader and writer on demand. Every record is a frozen
-``msgspec.Struct``. The garbage collector does not track those that exist by the ten thousand (:class:`VolumeInfo`): they
+Nothing here imports any other part of astore, except its errors and the XML reader and writer, on demand. Every record is a
+frozen ``msgspec.Struct``. The garbage collector does not track those that exist by the ten thousand (:class:`VolumeInfo`): they
 cannot be part of a cycle.
 
 Sizes are in bytes, times in nanoseconds since the epoch where the name ends in ``_ns`` and in seconds since

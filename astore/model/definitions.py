@@ -184,9 +184,14 @@ class PoolDef(msgspec.Struct, frozen=True):
         return pool_from_xml(text)
 
     def to_xml(self, info: PoolInfo | None = None) -> str:
-        """Return libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it)."""
+        """Return libvirt pool XML; ``info`` supplies capacity, allocation and available (0 without it).
+
+        :raises DefinitionError: a field has another type than it should have, or XML cannot hold it.
+        """
+        from astore.model.field_types import check_fields
         from astore.xml import pool_to_xml
 
+        check_fields(self, paths=True)
         return pool_to_xml(self, info)
 
 
@@ -274,7 +279,12 @@ class VolumeDef(msgspec.Struct, frozen=True):
         return volume_from_xml(text, copied=copied)
 
     def to_xml(self) -> str:
-        """Return libvirt volume XML."""
+        """Return libvirt volume XML.
+
+        :raises DefinitionError: a field has another type than it should have, or XML cannot hold it.
+        """
+        from astore.model.field_types import check_fields
         from astore.xml import volume_def_to_xml
 
+        check_fields(self)
         return volume_def_to_xml(self)

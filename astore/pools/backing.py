@@ -11,6 +11,7 @@ from astore.images import formats
 from astore.images.paths import named_beside
 from astore.images.references import located
 from astore.model import BackingStore, Reference, ReferenceKind, VolumeDef
+from astore.model.field_types import check_fields
 from astore.names import check_volume_name
 from astore.places import place_here
 from astore.pools import graph
@@ -28,6 +29,7 @@ def accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> Vo
     :raises DefinitionError: it is not acceptable.
     """
     wanted = definition if isinstance(definition, VolumeDef) else VolumeDef.from_xml(definition, copied=copied)
+    check_fields(wanted)
     check_volume_name(wanted.name)
     for what, value in (("capacity", wanted.capacity), ("allocation", wanted.allocation)):
         if value is not None and not 0 <= value <= MOST_BYTES:

@@ -23,7 +23,7 @@ from astore.backend import (
     ServesVolumes,
 )
 from astore.cancellation import bounded, shielded
-from astore.errors import DefinitionError, StorageError, printable
+from astore.errors import DefinitionError, StorageError, printable, sizes
 from astore.images import formats
 from astore.images.references import are_relative
 from astore.model import KeptPermissions, Permissions, VolumeDef, VolumeInfo
@@ -88,9 +88,8 @@ def _copy_definition(old: VolumeInfo, wanted: VolumeDef) -> VolumeDef:
     if wanted.format is None:
         wanted = msgspec.structs.replace(wanted, format=old.format)
     if wanted.capacity is not None and wanted.capacity < old.capacity:
-        raise DefinitionError(
-            f"{wanted.capacity} bytes are less than the {old.capacity} of volume {old.name!r}", element="capacity"
-        )
+        less, more = sizes(wanted.capacity, old.capacity)
+        raise DefinitionError(f"{less} are less than the {more} of volume {old.name!r}", element="capacity")
     if wanted.permissions != Permissions():  # an empty element asks for the defaults
         wanted = msgspec.structs.replace(wanted, permissions=_permissions_of(old, wanted.permissions))
     return wanted

@@ -21,7 +21,9 @@ from astore.errors import (
     StorageError,
     VolumeExistsError,
     printable,
+    sizes,
 )
+from astore.images import formats
 from astore.model import ImageCheck, ImageSnapshot, ReferenceKind, VolumeInfo
 from astore.model.records import first_of
 from astore.names import check_volume_name
@@ -235,23 +237,15 @@ class Volume:
 
         :param delta: add ``capacity`` to the present one (with ``shrink``: subtract). :param shrink: allow a smaller one.
         :param allocate: allocate the space that it gains. :param force: even if other volumes are backed by it.
-        :raises DefinitionError: it would become smaller. VolumeBusyError, VolumeInUseError, CommandError, StorageError.
+        :raises DefinitionError: it would become smaller, or an image of 0 bytes. VolumeBusyError, VolumeInUseError,
+            CommandError, StorageError.
         """
         pool, name = self._member
         life, info = await begin_change(pool, name, "resize", force)
         target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
-        if not 0 < target <= MOST_BYTES or capacity < 0:
-            raise DefinitionError(
-                f"{target} bytes cannot be a volume's capacity",
-                element="capacity",
-                libvirt_code=LibvirtCode.INVALID_ARG,
-            )
-        if target < info.capacity and not shrink:
-            raise DefinitionError(
-                f"{target} bytes are less than the {info.capacity} that volume {name!r} has: shrinking must be asked for",
-                element="capacity",
-                libvirt_code=LibvirtCode.INVALID_ARG,
-            )
+        refusal = _no_capacity(capacity, target, info, shrink)
+        if refusal is not None:
+            raise DefinitionError(refusal, element="capacity", libvirt_code=LibvirtCode.INVALID_ARG)
         with pool.claims.claim(name, "resized"):
             session = await life.able("resize-volume")
             async with looking_again(pool, name), backing_for(self._member, target, "resizing") as backing:
@@ -385,3 +379,18 @@ class Volume:
         from astore.pools.disk import qemu_blockdev
 
         return qemu_blockdev(self._member, node_name)
+
+
+def _no_capacity(asked: int, target: int, info: VolumeInfo, shrink: bool) -> str | None:
+    """Return why a volume cannot get the capacity ``target``; None if it can. ``asked`` is what the caller gave."""
+    if asked < 0 or target > MOST_BYTES:
+        return f"{min(asked, target)} bytes cannot be a volume's capacity"
+    less, more = sizes(max(target, 0), info.capacity)
+    if target < info.capacity and not shrink:
+        return f"{less} are less than the {more} that volume {info.name!r} has: shrinking must be asked for"
+    if target < 0:
+        less, more = sizes(asked, info.capacity)
+        return f"volume {info.name!r} has {more}, and cannot become {less} smaller"
+    if target == 0 and shrink and not formats.is_raw(info.format):
+        return f"a volume of format {info.format!r} cannot be shrunk to nothing"
+    return None

@@ -34,14 +34,14 @@ def recognised(
     :raises ImageError: the header is malformed, and the file was not made raw.
     """
     try:
-        image = probe(head, read)
+        image = probe(head, read, size)
     except ImageError as error:
         made = _known(noted(), made)
         if made != "raw":
             raise
         return ImageInfo(error.format), made
-    if image is None and name.endswith(dmg.SUFFIX) and read is not None:
-        image = dmg.read_trailer(read(max(size - dmg.TRAILER, 0), dmg.TRAILER))
+    if (image is None or image.format == "iso") and name.endswith(dmg.SUFFIX) and read is not None:
+        image = dmg.read_trailer(read(max(size - dmg.TRAILER, 0), dmg.TRAILER)) or image
     if image is not None and (notes or image.references):
         made = _known(noted(), made)
     return image, made

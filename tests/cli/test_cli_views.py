@@ -85,10 +85,9 @@ def test_a_pool_without_backend_is_listed_as_such(astore: Any, tmp_path: Path) -
     xml = "<pool type='sheepdog'><name>blocks</name><source><host name='h'/><name>sheep</name></source></pool>"
     (tmp_path / "sheep.xml").write_text(xml)
     warning = astore("pool", "define", str(tmp_path / "sheep.xml"))
-    assert (warning.code, warning.complaint) == (
-        0,
-        "pool 'blocks' cannot be started yet: no backend for pool type 'sheepdog' is installed: install its plugin",
-    )
+    assert warning.code == 0
+    assert warning.complaint.startswith("pool 'blocks' cannot be started yet: no backend for pool type 'sheepdog' is ")
+    assert warning.complaint.endswith(": astore has none for it: install its plugin, if there is one")
     assert "inactive (no backend)" in astore.good("pool", "list", "--all").out
     listed = astore.good("pool", "list", "--all", "--json").shape(shapes.PoolList).pools
     assert [pool.has_backend for pool in listed] == [False]
@@ -186,13 +185,12 @@ def test_vol_info(astore: Any, make_pool: Make) -> None:
 
 
 def test_volumes_that_are_not_there(astore: Any, make_pool: Make) -> None:
-    """Returns 3 and says how to look for it."""
+    """Returns 3 and says where to look for it."""
     folder = make_pool()
     for arguments in (("no.raw",), ("no.raw", "--pool", "images"), (str(folder / "no.raw"), "--pool", "images")):
         ran = astore("vol", "info", *arguments)
         assert ran.code == 3
-        assert "` looks for new ones" in ran.complaint
-        assert "`astore pool refresh " in ran.complaint
+        assert "`astore vol list " in ran.complaint
 
 
 def test_a_name_that_several_pools_have(astore: Any, make_pool: Make) -> None:
@@ -302,6 +300,7 @@ def test_discovery_that_finds_nothing(astore: Any, monkeypatch: pytest.MonkeyPat
 
 def test_lists_without_rows(astore: Any, make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, a sentence says what to do; programs get the headings."""
+    astore.state_dir.mkdir(mode=0o700)
     assert astore.good("pool", "list").out.split()[0] == "Name"
     with monkeypatch.context() as patch:
         patch.setattr(sys.stdout, "isatty", lambda: True)

@@ -380,7 +380,7 @@ def test_extensions_that_go_on() -> None:
 
 
 def test_magic_at_the_beginning_comes_first() -> None:
-    """A file made to be two things is what its beginning says."""
+    """A file made to be ISO and another format is the other, as in QEMU, and a beginning without a version says nothing."""
     whole = patched(VALID["qcow2-3"].ljust(HEADER_SIZE, b"\0"), 32_769, b"CD001")
     assert probed(whole).format == "qcow2"
     whole = patched(vdi().ljust(HEADER_SIZE, b"\0"), 32_769, b"CD001")

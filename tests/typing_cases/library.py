@@ -3,7 +3,20 @@
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
-from astore import Hole, Manager, Pool, PoolDef, PoolInfo, RefreshOutcome, Volume, VolumeInfo
+from astore import (
+    Hole,
+    Lagged,
+    Manager,
+    Pool,
+    PoolDef,
+    PoolInfo,
+    RefreshOutcome,
+    Volume,
+    VolumeAdded,
+    VolumeInfo,
+)
+from astore.event_bus import Subscription
+from astore.events import Event
 
 
 async def downloads(volume: Volume, sparse: bool) -> bytes:
@@ -33,3 +46,14 @@ async def handles_and_records(manager: Manager) -> None:
     async with manager.events() as events:
         async for event in events:
             assert_type(event.seq, int)
+
+
+async def events_of_some_kinds(manager: Manager) -> None:
+    """Events have the type that ``kinds`` asks for; a reader that is too slow gets a Lagged, whatever the type."""
+    assert_type(manager.events(), Subscription[Event])
+    async with manager.events(kinds=(VolumeAdded,)) as events:
+        assert_type(events, Subscription[VolumeAdded])
+        async for event in events:
+            assert_type(event, VolumeAdded | Lagged)
+            if not isinstance(event, Lagged):
+                assert_type(event.volume, VolumeInfo)
