@@ -18,6 +18,7 @@ from beds.nats import NatsBed
 HOSTS = ("one", "two", "three")
 LEASE = 3.0
 POOLS = 6
+FILES = 3
 
 
 def say(text: str) -> None:
@@ -48,10 +49,18 @@ async def hosts(url: str) -> AsyncIterator[dict[str, Process]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true, half a minute at most."""
-    async with asyncio.timeout(30):
+    """Wait until a condition is true, two minutes at most."""
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def all_run(fleet: Fleet, without: str = "") -> bool:
+    """Return whether all pools run, on other hosts than that one, and all of their files are known."""
+    return all(
+        (one.reachable, one.state, one.volumes) == (True, "running", FILES) and one.owner != without
+        for one in fleet.pools()
+    )
 
 
 def show(fleet: Fleet) -> None:
@@ -67,25 +76,26 @@ async def main(folder: Path) -> None:
             for number in range(POOLS):
                 path = folder / f"shared{number}"
                 path.mkdir()
-                for file in range(3):
+                for file in range(FILES):
                     (path / f"{file}.img").write_bytes(b"x" * 4096)
                 xml = f"<pool type='dir'><name>shared{number}</name><target><path>{path}</path></target></pool>"
                 await fleet.define(xml, hosts=HOSTS)
-            await until(lambda: all(one.volumes == 3 for one in fleet.pools()))
+            await until(lambda: all_run(fleet))
             say(f"{POOLS} pools were defined that may run on each; a client sees them without asking a host:")
             show(fleet)
+            victim = next(one.owner for one in fleet.pools() if one.owner is not None)
             report = await fleet.refresh_all()
             say(f"All refreshed, each on its host: {report.seconds:.2f} s, {len(report.failed)} failed.")
-            victim = next(one.owner for one in fleet.pools() if one.owner is not None)
             say(f"Host {victim} is killed (-9) …")
             running[victim].kill()
             began = time.monotonic()
-            await until(lambda: all(one.reachable and one.owner != victim for one in fleet.pools()))
+            await until(lambda: all_run(fleet, without=victim))
             await fleet.refresh_all()
+            await until(lambda: all_run(fleet, without=victim))
             say(f"… and {time.monotonic() - began:.1f} s later (its lease lasted {LEASE:g} s) others have its pools:")
             show(fleet)
             await fleet.pool("shared0").create_volume("<volume><name>new</name><capacity>65536</capacity></volume>")
-            await until(lambda: fleet.pool("shared0").info.volumes == 4)
+            await until(lambda: fleet.pool("shared0").info.volumes == FILES + 1)
             found = await fleet.find(name="new")
             say(f"A volume made on its host: {found.info.path}, found in the last snapshot of {found.pool}.")
 

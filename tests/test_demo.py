@@ -82,7 +82,7 @@ class Demo:
 
     def finish(self) -> tuple[int, str, str]:
         """Its exit code and what (else) it wrote, when it has ended."""
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=400)
         return self.process.returncode, out.decode(), err.decode()
 
     def left(self) -> list[str]:
@@ -287,7 +287,7 @@ def test_a_reader_that_goes_away(demo: Start, program: str, more: tuple[str, ...
     run.read_until("Making storage")
     assert run.process.stdout is not None
     run.process.stdout.close()
-    run.process.wait(60)
+    run.process.wait(400)
     assert run.process.stderr is not None
     assert (run.process.returncode, run.process.stderr.read()) == (141, b"")
     assert run.leaves_nothing()

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 
 from astore import events as kinds
 from astore.cli import documents
-from astore.cli.events import as_document, in_words, what_happened
+from astore.cli.events import Lines, as_document, in_words, what_happened
 from astore.cli.output import when
 from astore.model import PoolState, Reference, ReferenceKind, VolumeInfo, VolumeType
 
@@ -188,16 +188,30 @@ def test_volumes_that_did_not_change_since(astore: Any, make_pool: Make) -> None
 
 
 @contextmanager
-def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Act on another thread, after half a second, and wait for the end of it."""
-    timer = threading.Timer(0.5, act)
-    timer.start()
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> Iterator[None]:
+    """Act on another thread, half a second after the command has begun to follow, and wait for the end of it."""
+    begun, real = threading.Event(), Lines.write_all
+
+    async def write_all(self: Lines, earlier: Sequence[kinds.Event], stream: AsyncIterator[kinds.Event]) -> None:
+        begun.set()
+        await real(self, earlier, stream)
+
+    def later() -> None:
+        begun.wait(120)
+        time.sleep(0.5)
+        act()
+
+    monkeypatch.setattr(Lines, "write_all", write_all)
+    thread = threading.Thread(target=later)
+    thread.start()
     yield
-    timer.join()
+    thread.join()
 
 
 @pytest.mark.parametrize("refresh", ["0", "10"])
-def test_what_other_processes_do_is_seen(astore: Any, make_pool: Make, tmp_path: Path, refresh: str) -> None:
+def test_what_other_processes_do_is_seen(
+    astore: Any, make_pool: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: str
+) -> None:
     """A pool that another invocation defines and stops meanwhile is told of, with refreshes of volumes or without."""
     make_pool("images")
     xml = astore.definition("late", tmp_path / "late")
@@ -208,7 +222,7 @@ def test_what_other_processes_do_is_seen(astore: Any, make_pool: Make, tmp_path:
         others.append(astore.process("pool", "stop", "images"))
 
     chosen = ("--kind", "PoolDefined", "--kind", "PoolStateChanged", "--kind", "PoolStopped")
-    with meanwhile(act):
+    with meanwhile(monkeypatch, act):
         ran = astore.good("events", "--json", "--refresh", refresh, "--for", "60", "--count", "3", *chosen)
     found = lines(ran.out)
     assert [other.code for other in others] == [0, 0]
@@ -219,14 +233,14 @@ def test_what_other_processes_do_is_seen(astore: Any, make_pool: Make, tmp_path:
     }
 
 
-def test_what_others_do_in_pools_is_seen(astore: Any, make_pool: Make) -> None:
+def test_what_others_do_in_pools_is_seen(astore: Any, make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes while the command runs is told of, long before the next refresh."""
     folder = make_pool()
 
     def act() -> None:
         os.link(folder / "base.qcow2", folder / "late.qcow2")
 
-    with meanwhile(act):
+    with meanwhile(monkeypatch, act):
         ran = astore.good("events", "--refresh", "3600", "--kind", "VolumeAdded", "--for", "60", "--count", "1")
     assert ran.out.endswith(" images: volume late.qcow2 added (qcow2, 10.00 GiB)\n")
 

@@ -153,22 +153,20 @@ def test_waiting_for_events(astore: Any, make_pool: Make) -> None:
     make_pool("images")
     assert astore.good("pool", "event", "--list").out == "lifecycle\nrefresh\n"
     assert astore("pool", "event").code == 2
-    with astore.running("pool-event", "--event", "lifecycle", "--loop", "--timestamp", "--timeout", "30") as process:
-        stopped = 0
+    with astore.running("pool-event", "--event", "lifecycle", "--loop", "--timestamp", "--timeout", "150") as process:
         lines: list[str] = []
         reader = threading.Thread(target=lambda: lines.extend(line.decode() for line in process.stdout))
         reader.start()
-        while not lines and stopped < 20:  # it may not have begun to look yet
+        while not lines and reader.is_alive():  # it may not have begun to look yet
             astore.good("pool", "stop", "images")
             astore.good("pool", "start", "images")
-            stopped += 1
             reader.join(timeout=1.0)
         process.terminate()
         reader.join()
     assert ": event 'lifecycle' for storage pool images: St" in lines[0]
     ran = astore("pool", "event", "--event", "refresh", "--timeout", "0.2")
     assert (ran.code, ran.out) == (1, "event loop timed out\nevents received: 0\n")
-    with astore.running("pool-event", "--event", "refresh", "--pool", "images", "--timeout", "60") as process:
+    with astore.running("pool-event", "--event", "refresh", "--pool", "images", "--timeout", "150") as process:
         reader = threading.Thread(target=lambda: lines.extend(line.decode() for line in process.stdout))
         del lines[:]
         reader.start()

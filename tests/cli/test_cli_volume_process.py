@@ -31,7 +31,7 @@ def ended(process: subprocess.Popen[bytes], number: signal.Signals) -> tuple[int
     """The code and the one line with which it ends when the signal comes, and comes again."""
     for _ in range(3):
         process.send_signal(number)
-    code = process.wait(10)
+    code = process.wait(120)
     assert process.stderr is not None
     return code, process.stderr.read().decode()
 
@@ -59,7 +59,7 @@ def test_nobody_reads(astore: Any, folder: Path, file: str) -> None:
     with astore.running("vol", "download", "a.raw", file) as process:
         assert process.stdout is not None
         if file == "-":
-            assert select.select([process.stdout], [], [], 30)[0]
+            assert select.select([process.stdout], [], [], 120)[0]
         else:
             eventually(lambda: _listens(process.pid))
         assert ended(process, signal.SIGINT) == (130, "astore: interrupted\n")

@@ -369,11 +369,11 @@ def test_too_late(astore: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(local_files, "STANDARD_INPUT", reading)
     try:
         os.write(writing, b"some")
-        ran = astore("vol", "upload", "a.raw", "-", "--timeout", "0.3")
+        ran = astore("vol", "upload", "a.raw", "-", "--timeout", "3")
     finally:
         os.close(writing)  # and with it the read that was left behind
     assert ran.code == 124
-    assert ran.complaint.startswith("not done within 0.3 s, 0 B were written to volume 'a.raw': give it more time")
+    assert ran.complaint.startswith("not done within 3 s, 0 B were written to volume 'a.raw': give it more time")
     os.close(reading)
 
 

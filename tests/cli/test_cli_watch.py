@@ -224,13 +224,23 @@ def test_few_drawings(make_pool: Make, terminal: Callable[..., Terminal]) -> Non
 # --------------------------------------------------------------------------------------------------------- elsewhere
 
 
+def told_by(astore: Any, *arguments: str) -> list[str]:
+    """The first two lines of a command, and what more it writes in a second and a half."""
+    with astore.running(*arguments) as process:
+        lines = [process.stdout.readline() for _ in range(2)]
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        return [line.decode().rstrip("\n") for line in lines + process.stdout.readlines()]
+
+
 def test_lines(astore: Any, make_pool: Make) -> None:
     """Where it is no terminal, it writes what `astore events` writes."""
     folder = make_pool()
     make_pool("other")
     (folder / "new.raw").touch()
-    ran = astore.good("watch", "images", "--max-staleness", "5", "--for", "3")
-    assert [line[20:] for line in ran.out.splitlines()] == [
+    lines = told_by(astore, "watch", "images", "--max-staleness", "5")
+    assert [line[20:] for line in lines] == [
         "images: volume new.raw added (raw, 0 B)",
         "images: refreshed: 1 added, 0 changed, 0 removed, 2 unchanged",
     ]
@@ -270,8 +280,8 @@ def test_without_retry(astore: Any, make_pool: Make) -> None:
     """--no-retry leaves a pool that failed as it is."""
     shutil.rmtree(make_pool("late", start=False))
     astore.good("pool", "autostart", "late")
-    ran = astore.good("watch", "--autostart", "--no-retry", "--json", "--for", "3")
-    assert [json.loads(line)["event"] for line in ran.out.splitlines()] == ["BackendRegistered", "PoolStartFailed"]
+    lines = told_by(astore, "watch", "--autostart", "--no-retry", "--json")
+    assert [json.loads(line)["event"] for line in lines] == ["BackendRegistered", "PoolStartFailed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

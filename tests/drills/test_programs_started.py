@@ -129,7 +129,7 @@ async def test_libraries_are_loaded_while_a_mount_hangs(manager: Manager, new_dr
     gate = drill.fs.hold("write", names="a.raw")
 
     async def hang() -> None:
-        await asyncio.to_thread(gate.wait)
+        await asyncio.to_thread(gate.wait, timeout=120)
         await frozen(drill)
 
     code, out, err = await output_of(["-c", HUNG, str(tmp_path / "state"), str(folder)], hang)

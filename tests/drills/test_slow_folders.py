@@ -66,7 +66,7 @@ async def test_callers_with_too_short_a_deadline(manager: Manager, new_drill: Ma
             await pool.refresh(timeout=1)
         assert pool.state is PoolState.RUNNING
     patient = asyncio.ensure_future(pool.refresh())
-    await asyncio.to_thread(gate.wait)
+    await asyncio.to_thread(gate.wait, timeout=120)
     gate.remove()
     assert len((await patient).added) == LONG
     assert drill.fs.calls()["readdir"] - before == LONG
@@ -83,7 +83,7 @@ async def test_a_listing_that_is_given_up_again_and_again(manager: Manager, new_
     for number in range(30):
         caller = asyncio.ensure_future(pool.refresh())
         if not number:
-            await asyncio.to_thread(gate.wait)
+            await asyncio.to_thread(gate.wait, timeout=120)
         (tmp_path / "well" / f"{number}.raw").touch()
         assert (await well.refresh()).added == (f"{number}.raw",)
         caller.cancel()
@@ -104,7 +104,7 @@ async def test_what_was_read_before_is_not_read_again(manager: Manager, new_dril
     for _ in range(3):
         gate = drill.fs.hold("open", first=31)
         caller = asyncio.ensure_future(pool.refresh())
-        await asyncio.to_thread(gate.wait)
+        await asyncio.to_thread(gate.wait, timeout=120)
         caller.cancel()
         await asyncio.wait([caller])
         gate.remove()
@@ -230,7 +230,7 @@ async def test_what_is_said_for_the_call_counts(manager: Manager, new_drill: Mak
         await pool.refresh()
     slow.remove()
     await eventually(lambda: quiet(manager), "the end of the scan")
-    await pool.refresh()
+    await pool.refresh(timeout=60)
     assert pool.state is PoolState.RUNNING
 
 
@@ -241,7 +241,7 @@ async def test_a_patient_refresh_that_is_given_up_late(manager: Manager, new_dri
     pool = await on(manager, drill)
     gate = drill.fs.hold("readdir", names="disk0000070.img")
     patient = asyncio.ensure_future(pool.refresh(timeout=60))
-    await asyncio.to_thread(gate.wait)
+    await asyncio.to_thread(gate.wait, timeout=120)
     await asyncio.sleep(1.5)
     await _cancelled(pool, patient)
     after = asyncio.ensure_future(pool.refresh(timeout=60))
@@ -265,4 +265,4 @@ async def test_a_slow_mount_has_the_callers_time(manager: Manager, new_drill: Ma
     os.close(claim)
     await start
     slow.remove()
-    assert (await pool.refresh()).errors == ()
+    assert (await pool.refresh(timeout=60)).errors == ()

@@ -52,7 +52,7 @@ async def inside(pool: Pool, drill: Drill, what: str) -> AsyncIterator[Rule]:
         work = asyncio.ensure_future(_download(pool))
     else:
         work = asyncio.ensure_future(pool.refresh(full=True))
-    await asyncio.to_thread(gate.wait)
+    await asyncio.to_thread(gate.wait, timeout=120)
     try:
         yield gate
     finally:

@@ -138,7 +138,7 @@ async def test_the_command_ends_with_its_agent(
     argv = ["fleet", "--url", one_server.url, "--name", fleet_name, "--host", "one", "agent"]
     assert await asyncio.to_thread(run, argv) not in (0, None)
     assert "the agent of host 'one' has ended" in capsys.readouterr().err
-    assert not fleet.hosts()
+    await eventually(lambda: not fleet.hosts(), "it has no lease")
 
 
 async def test_owners_that_are_read_anew_meanwhile(

@@ -62,7 +62,7 @@ def test_idle_ones_are_closed_in_time(
     fake: Fake, make: Callable[..., ConnectionCache], key: Callable[..., Key]
 ) -> None:
     """After ``idle_seconds`` without use, by a thread that ends with the last of them; one used meanwhile stays."""
-    cache = make(idle_seconds=0.2)
+    cache = make(idle_seconds=1.5)  # one is taken again before that
     one, two = cache.acquire(key("1")), cache.acquire(key("2"))
     one.drop()
     two.drop()

@@ -202,11 +202,11 @@ def test_nobody_answers() -> None:
         missing = Server("unix", "/nonexistent/socket", 0)
         began = time.monotonic()
         with pytest.raises(ConnectionRefusedError) as caught:
-            ask([down, silent, unknown, missing], 0.3)
-        assert time.monotonic() - began > 0.25
+            ask([down, silent, unknown, missing], 2.5)  # the others have to be known by then
+        assert time.monotonic() - began > 2.4
         refused, slow, nowhere, absent = caught.value.strerror.split("; ")
         assert f"{down}: {os.strerror(errno.ECONNREFUSED)}" in refused
-        assert slow == f"{silent}: no answer within 0.3 s"
+        assert slow == f"{silent}: no answer within 2.5 s"
         assert f"{unknown}: unknown host" in nowhere
         assert f"{missing}: {os.strerror(errno.ENOENT)}" in absent
         with pytest.raises(ConnectionRefusedError):
@@ -264,7 +264,7 @@ def test_a_host_of_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_asking_leaves_nothing() -> None:
     """No descriptor is left, whatever came of it; many threads may ask at once."""
     with listening() as up, refusing() as down, swallowing() as silent:
-        ask([up, down, silent], 0.1)
+        ask([up, down, silent], 5)
         before = len(os.listdir("/proc/self/fd"))
         threads = [threading.Thread(target=ask, args=([down, silent, up], 5)) for _ in range(8)]
         for thread in threads:

@@ -17,9 +17,11 @@ from watching_support import watched
 
 import astore
 from astore.backend import Context
+from astore.manager import pool_watch
 from astore.model import Snapshot
 from astore_gluster.backend import GlusterBackend
 from astore_gluster.servers import Server
+from astore_gluster.volume import told as told_module
 from astore_gluster.volume.connection import ConnectionCache, Key
 from astore_gluster.volume.options import BrickOptions, OptionsError, ask_options
 from astore_gluster.volume.session import GlusterSession
@@ -82,8 +84,11 @@ async def test_two_pools_of_one_volume(
     other: OtherClient,
     other_of: Callable[[str], OtherClient],
     manager: astore.Manager,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are told on one connection, each of its own files."""
+    monkeypatch.setattr(told_module, "AGAIN", 600.0)  # neither is listed unasked
+    monkeypatch.setattr(pool_watch, "MOST", 600.0)
     neighbour = await asyncio.to_thread(other_of, told_volume)
     pools = []
     for number, client in enumerate((other, neighbour)):
@@ -94,8 +99,10 @@ async def test_two_pools_of_one_volume(
             await watched(pool, "upcalls")
             await eventually(lambda pool=pool: pool.volumes, "the file of before")
         assert pollers() == 1
-        await asyncio.sleep(1.0)  # what was told of the new folders is over
-        taken = pools[1].snapshot.taken_at
+        taken = 0.0
+        while taken != pools[1].snapshot.taken_at:  # until what was told of the new folders is over
+            taken = pools[1].snapshot.taken_at
+            await asyncio.sleep(2.0)
         await asyncio.to_thread(other.truncate, f"{other.images}/old", 1000)
         await soon(lambda: pools[0].volume("old").info.physical == 1000, "the new size")
         await asyncio.to_thread(other.write, f"{other.images}/new", b"x")

@@ -28,7 +28,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str,
     folder = tmp_path_factory.mktemp("guest")
     program = Path(__file__).with_name("guest_pools.py")
     said = uml.run_in_guest(
-        [sys.executable, str(program), "/run/host/result.json"], folder, modules=("ipv6",), timeout=160
+        [sys.executable, str(program), "/run/host/result.json"], folder, modules=("ipv6",), timeout=500
     )
     seen = json.loads((folder / "result.json").read_text())
     console = (folder / "console").read_text(errors="replace")
@@ -168,7 +168,7 @@ def test_hung_mount_costs_its_pool_only(seen: Seen) -> None:
 def test_process_with_a_hung_mount_ends(seen: Seen) -> None:
     """Soon after leaving the Manager, however many of its threads hang in the kernel."""
     assert seen("hung nfs")["exit"] == 0, seen("hung nfs")["exit said"]
-    assert seen("hung nfs")["exit seconds"] < 10  # and not 60, which a call may take
+    assert seen("hung nfs")["exit seconds"] < 40  # and not 60, which a call may take
 
 
 def test_hung_mount_is_cut_loose(seen: Seen) -> None:

@@ -135,7 +135,7 @@ async def test_another_process_mounts(
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         with pytest.raises(TimeoutError, match="another process"):
-            await NetfsBackend().open(definition, make_context(timeout=1.0))
+            await NetfsBackend().open(definition, make_context(timeout=4.0))
         assert ids(definition) == []
         starting = asyncio.create_task(NetfsBackend().open(definition, make_context()))
         await asyncio.sleep(0.1)

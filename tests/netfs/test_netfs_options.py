@@ -380,10 +380,13 @@ async def test_a_mount_that_hangs(
 ) -> None:
     """At the deadline the file goes, with the command."""
     folder = telltale("exec sleep 600")
-    with pytest.raises(LaneTimeoutError) as caught:
-        await NetfsBackend().open(secretive, make_context(timeout=1.0))
+    for timeout in (1.0, 8.0, 64.0):  # more if it was killed before it had looked
+        with pytest.raises(LaneTimeoutError) as caught:
+            await NetfsBackend().open(secretive, make_context(timeout=timeout))
+        assert SECRET not in str(caught.value) and SHOUTED not in str(caught.value)
+        if (folder / "file").exists() and (folder / "file").read_text():
+            break
     check_what_it_saw(folder)
-    assert SECRET not in str(caught.value) and SHOUTED not in str(caught.value)
     assert list(place.iterdir()) == []
 
 
@@ -407,7 +410,7 @@ async def test_a_mount_that_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     check_what_it_saw(folder)
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + 120
     while list(place.iterdir()) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(0.01)  # one that was made for nobody is removed by its thread
     assert list(place.iterdir()) == []

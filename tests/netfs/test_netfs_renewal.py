@@ -79,6 +79,8 @@ async def test_nothing_to_follow(
     await asyncio.to_thread(gluster.delete_volume, new_volume)
     await refused(session, new_volume)
     assert (ids(definition), os.listdir(tmp_path / "trials")) == (mounted, [])
+    assert renewal.PAUSE == 10
+    monkeypatch.setattr(renewal, "PAUSE", 600)  # what follows may take longer than ten seconds
     await asyncio.to_thread(make_again, gluster, new_volume)
     await refused(session, new_volume)
     assert ids(definition) == mounted, "it has just tried"

@@ -67,7 +67,7 @@ async def test_slower_while_nothing_changes(
             assert one._interval == pytest.approx(0.4)
             assert pool.info.freshness is not None
             assert other.info.freshness is not None
-            assert pool.info.freshness.bound < 1 < other.info.freshness.bound
+            assert pool.info.freshness.bound < 10 < other.info.freshness.bound
             backend.put("new", volume("new"), "pool")
             await eventually(lambda: one._interval < 0.1, "quicker polls")
 
@@ -357,6 +357,32 @@ async def test_polls_are_counted_from_beginning_to_beginning(tmp_path: Path, mon
                 session.tell(frozenset({"a"}), True)
                 await asyncio.sleep(0.01)
             assert one._listed_at >= due
+
+
+async def test_looks_at_bytes_are_counted_from_beginning_to_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is written to all the time is looked at each second; with slow storage, half of the time at most."""
+    backend = TellingBackend()
+    monkeypatch.setattr(pool_watch, "WRITING", 1000.0)
+    async with astore.Manager(tmp_path / "state", registry=fake_registry(backend)) as manager:
+        pool = await started(manager, fake("pool"))
+        async with manager.watch():
+            await watched(pool, "told")
+            (one,) = _watches(manager)
+            hold = backend.hold("refresh", "pool")
+            one._hear(None, False)
+            await hold.reached()
+            began = one._began_at
+            await asyncio.sleep(0.05)
+            backend.unhold()
+            hold.release()
+            await eventually(lambda: not one._busy, "the end of the refresh")
+            assert one._bytes_at == one._whole_bytes_at == began + 1000.0
+            monkeypatch.setattr(pool_watch, "WRITING", 0.1)
+            one._began_at = before = time.monotonic() - 0.08
+            one._looked()
+            assert before + 0.16 <= one._bytes_at <= time.monotonic() + 0.1
 
 
 async def test_many_names_right_after_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
