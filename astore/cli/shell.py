@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -44,12 +44,10 @@ def shell(context: click.Context) -> None:
         kept = KeptManager(runner)
         try:
             with _history() if terminal else nullcontext():
-                for words in _commands(_typed() if terminal else sys.stdin):
-                    if words in (["quit"], ["exit"]):
+                for line in _typed() if terminal else sys.stdin:
+                    if not _run_line(line, msgspec.structs.replace(settings, kept=kept), codes):
                         break
-                    code = Exit.USAGE if words is None else _run(words, msgspec.structs.replace(settings, kept=kept))
-                    codes.append(code)
-                    if code == Exit.INTERRUPTED and not terminal:
+                    if codes[-1:] == [Exit.INTERRUPTED] and not terminal:
                         break
         finally:
             runner.run(kept.aclose())
@@ -65,16 +63,22 @@ def _code_of(codes: list[int], terminal: bool) -> int:
     return Exit.PARTIAL if len(failed) < len(codes) else Exit.FAILED
 
 
-def _commands(lines: Iterable[str]) -> Iterator[list[str] | None]:
-    """Yield the words of each command; None for a line that cannot be read, and that was complained of."""
-    for line in lines:
-        try:
-            commands = split(line)
-        except ValueError as error:
-            complain(f"{error}: {line.strip()}")
-            yield None
-        else:
-            yield from (words for words in commands if words)
+def _run_line(line: str, settings: Settings, codes: list[int]) -> bool:
+    """Run the commands of a line, up to one that is interrupted; add their exit codes. Return False at the shell's end."""
+    try:
+        commands = split(line)
+    except ValueError as error:
+        complain(f"{error}: {line.strip()}")
+        codes.append(Exit.USAGE)
+        return True
+    for words in commands:
+        if words in (["quit"], ["exit"]):
+            return False
+        if words:
+            codes.append(_run(words, msgspec.structs.replace(settings)))
+            if codes[-1] == Exit.INTERRUPTED:
+                break
+    return True
 
 
 def split(line: str) -> list[list[str]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 
 from astore.errors import NotFoundError, printable
 
-MOST_NAMES = 20_000
-"""How many names are compared."""
+MOST_NAMES = 2_000
+"""How many names are compared, at most. Of more, one that is alike is likely not the one that was meant."""
 
 MOST_LETTERS = 3
 """By how many letters a name may be longer or shorter."""
@@ -22,7 +21,9 @@ def closest(text: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
     from difflib import get_close_matches
 
     length = len(text)
-    known = {one.casefold(): one for one in islice(names, MOST_NAMES) if abs(len(one) - length) <= MOST_LETTERS}
+    known = {one.casefold(): one for one in names if abs(len(one) - length) <= MOST_LETTERS}
+    if len(known) > MOST_NAMES:
+        return None
     found = get_close_matches(text.casefold(), known, n=1, cutoff=cutoff)
     return known[found[0]] if found else None
 

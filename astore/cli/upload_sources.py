@@ -95,10 +95,12 @@ _CURL = "`curl URL | astore vol upload VOLUME -`"
 def _without_user(url: str) -> str:
     """Return a URL without its user and password."""
     scheme, _, rest = url.partition("://")
-    server, slash, path = rest.partition("/")
-    if "@" not in server and "@" in path and ":" in server:  # a slash in a password
-        server, slash, path = f"@{path.rpartition('@')[2]}", "", ""
-    return f"{scheme}://{server.rpartition('@')[2]}{slash}{path}"
+    server = re.split("[/?#]", rest, maxsplit=1)[0]
+    path = rest[len(server) :]
+    _, colon, port = server.rpartition(":")
+    if colon and not port.isdigit() and not server.startswith("[") and "@" in path:  # a slash in a password
+        server, path = path.rpartition("@")[2], ""
+    return f"{scheme}://{server.rpartition('@')[2]}{path}"
 
 
 def _request(url: str) -> HTTPResponse:

@@ -342,8 +342,7 @@ class LocalReading(Reading):
         return _fill(fd, head, HEADER_SIZE) if more(head) else head
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read ``length`` bytes at ``offset``."""
-        return os.pread(self._fd, length, offset)
+        return _fill(self._fd, b"", length, offset)
 
     def made(self) -> str | None:
         return noted_format(self._fd)
@@ -390,10 +389,10 @@ def _open_quietly(name: str, folder: int) -> int:
         return os.open(name, _FILE, dir_fd=folder)
 
 
-def _fill(fd: int, head: bytes, size: int) -> bytes:
+def _fill(fd: int, head: bytes, size: int, offset: int = 0) -> bytes:
     """Read on up to ``size`` bytes or the end of the file: a network file system may return fewer than requested."""
     while len(head) < size:
-        rest = os.pread(fd, size - len(head), len(head))
+        rest = os.pread(fd, size - len(head), offset + len(head))
         if not rest:
             break
         head += rest

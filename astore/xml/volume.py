@@ -6,7 +6,7 @@ import re
 
 from lxml import etree
 
-from astore.errors import LibvirtCode, printable
+from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import BackingStore, Encryption, Permissions, VolumeDef, VolumeInfo, VolumeType
 from astore.model.definitions import Extent, SourceDevice, Timestamps
 from astore.model.formats import FILE_FORMATS, PARTITION_FORMATS
@@ -278,6 +278,9 @@ def _add_timestamps(parent: Element, times: Timestamps | None) -> None:
 
 def _add_features(parent: Element, features: tuple[str, ...]) -> None:
     element = add(parent, "features")
+    for name in features:
+        if name not in _FEATURES:
+            raise DefinitionError(f"unknown feature {name!r}", element="features")
     for name in sorted(features, key=_FEATURES.index):
         add(element, name)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from astore import errors
+from astore.cli import upload_sources
 from astore.cli.exits import CliError, explain
 from astore.cli.local_files import in_thread, target_for
 from astore.cli.shell import candidates, split
@@ -207,6 +208,14 @@ def test_uploads_from_other_urls(astore: Any, folder: Path, url: str, line: str)
     ran = astore("vol", "upload", "a.raw", url)
     assert ran.code == 1
     assert ran.complaint == line.replace("CURL", "`curl URL | astore vol upload VOLUME -`")
+
+
+@pytest.mark.parametrize(
+    "rest", ["h:8443/images/foo@1.2.qcow2", "h:8443/x?sig=a@b", "[::1]/a@b", "[::1]:80/a@b", "h?x=a@b", "h/a@b"]
+)
+def test_urls_without_a_user(rest: str) -> None:
+    """An @ behind the server's name is no user's."""
+    assert upload_sources._is_https(f"https://{rest}")
 
 
 def test_a_scheme_in_capitals(astore: Any, folder: Path) -> None:

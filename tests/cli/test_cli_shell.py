@@ -160,4 +160,10 @@ def _talk(ours: int, until: Callable[..., None]) -> None:
     os.write(ours, b"pool inf\timages\n")
     until(b"running")
     until(b"astore> ")
+    os.write(ours, b"pool event --event lifecycle --loop; pool stop images\n")
+    until(b"lifecycle --loop; pool stop images\r\n")
+    until(b"astore> ", meanwhile=b"\x03")  # what follows on the line is dropped with it
+    os.write(ours, b"pool list --name\n")
+    until(b"\r\nimages\r\n")
+    until(b"astore> ")
     os.write(ours, b"\x04")

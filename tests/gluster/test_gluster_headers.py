@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -220,6 +221,9 @@ def test_short_reads(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
         gfapi, "h_anonymous_read", lambda fs, handle, at, n, offset: real(fs, handle, at, min(n, 1000), offset)
     )
     assert folder.tree.read_header(listed(folder.tree)["file"], always) == data[:HEADER_SIZE]
+    with contextlib.closing(folder.tree.reading(listed(folder.tree)["file"])) as reading:
+        assert reading.read(40_000, 7_000) == data[40_000:47_000]
+        assert reading.read(40_000, 20_000) == data[40_000:]
 
 
 def test_a_server_that_sends_no_attributes(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

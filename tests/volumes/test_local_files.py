@@ -21,7 +21,9 @@ from leaks import open_files
 from astore.model import VolumeDef
 from astore.trees import writable_local as local
 from astore.trees.leftovers import remove_leftover
+from astore.trees.local import LocalTree
 from astore.trees.placing import begin, found
+from astore.trees.tree import Entry
 from astore.trees.writable_local import WritableLocalTree
 from astore.volume_io.blocking_file import TreeFile
 from astore.volume_io.local_file import LocalFile
@@ -253,6 +255,11 @@ def test_file_calls(tree: WritableLocalTree, folder: Path, monkeypatch: pytest.M
     assert file.pread(100, 30) == b"6789"
     assert file.pread(5, 30) == b"6789"
     assert file.pread(5, 100) == b""
+    whole = LocalTree(str(folder))
+    (entry,) = (one for one in whole.scan(lambda name, found: True) if isinstance(one, Entry))
+    with contextlib.closing(whole.reading(entry)) as reading:
+        assert reading.read(4, len(data)) == bytes(data)
+        assert (reading.read(30, 100), reading.read(100, 5)) == (b"6789", b"")
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
     with pytest.raises(OSError):
         file.pwrite(b"x", 0)

@@ -149,8 +149,7 @@ class Mirror:
             except (StoreError, OSError, TimeoutError, nats.errors.Error):
                 pass
             except Exception as error:  # nobody waits for this task: it goes on, or nothing would be read any more
-                await asyncio.to_thread(prepare)
-                get_logger().error("a stream was not followed", stream=self.stream, after=self.seq, error=reason(error))
+                await self._complain("the reading of a stream ended", error)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:
@@ -175,7 +174,10 @@ class Mirror:
                 if place.sequence.consumer != expected:
                     return
                 expected += 1
-                self._taken(message, place.sequence.stream, place.timestamp.timestamp())
+                try:
+                    self._taken(message, place.sequence.stream, place.timestamp.timestamp())
+                except Exception as error:
+                    await self._complain("a message cannot be read", error)
                 if not place.num_pending:
                     self._caught_up()
                 if self._hold is not None:
@@ -183,6 +185,10 @@ class Mirror:
         finally:
             with contextlib.suppress(Exception):
                 await listening.unsubscribe()
+
+    async def _complain(self, what: str, error: Exception) -> None:
+        await asyncio.to_thread(prepare)
+        get_logger().error(what, stream=self.stream, sequence=self.seq, error=reason(error))
 
     async def _consume(self, inbox: str) -> int:
         """Make a consumer; return how many messages it has for us now."""

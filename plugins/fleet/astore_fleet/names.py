@@ -9,7 +9,7 @@ from astore.errors import DefinitionError
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-_")
 _FLEET = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ESCAPED = re.compile(r"=([0-9A-F]{2})")
+_ESCAPED = re.compile(rb"=([0-9A-F]{2})")
 
 
 def escaped(name: str) -> str:
@@ -24,7 +24,7 @@ def unescaped(part: str) -> str:
     """Return the name that a part of a subject stands for."""
     if "=" not in part:
         return part
-    raw = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), part).encode("latin-1")
+    raw = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), part.encode("utf-8", "surrogatepass"))
     return raw.decode("utf-8", "surrogateescape")
 
 

@@ -89,9 +89,10 @@ class GlusterReading(Reading):
         return count
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read bytes anywhere in the file."""
-        room = ctypes.create_string_buffer(length)
-        return room.raw[: self._read(ctypes.addressof(room), length, offset)]
+        room, done = ctypes.create_string_buffer(length), 0
+        while done < length and (count := self._read(ctypes.addressof(room) + done, length - done, offset + done)):
+            done += count
+        return room.raw[:done]
 
     def made(self) -> str | None:
         room = ctypes.create_string_buffer(NOTE_ROOM)
