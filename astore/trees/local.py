@@ -342,6 +342,7 @@ class LocalReading(Reading):
         return _fill(fd, head, HEADER_SIZE) if more(head) else head
 
     def read(self, offset: int, length: int) -> bytes:
+        """Read ``length`` bytes at ``offset``, fewer only at the end of the file."""
         return _fill(self._fd, b"", length, offset)
 
     def made(self) -> str | None:

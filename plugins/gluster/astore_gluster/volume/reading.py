@@ -89,6 +89,7 @@ class GlusterReading(Reading):
         return count
 
     def read(self, offset: int, length: int) -> bytes:
+        """Read bytes anywhere in the file, fewer only at its end."""
         room, done = ctypes.create_string_buffer(length), 0
         while done < length and (count := self._read(ctypes.addressof(room) + done, length - done, offset + done)):
             done += count
