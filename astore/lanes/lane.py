@@ -9,8 +9,11 @@ that other lanes lose nothing. If the call returns after all, the lane has its t
 from __future__ import annotations
 
 import asyncio
+import atexit
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 from astore.errors import LaneTimeoutError
 from astore.lanes.gil_turns import Aside, Turn, Turns
@@ -151,6 +154,7 @@ class Lanes:
             raise ValueError("max_threads must be at least 1")
         self.max_threads = max_threads
         self._threads = SharedThreads(max_threads)
+        _all_threads.add(self._threads)
         self._turns = Turns()
 
     def lane(self, name: str, *, limit: int = 4, timeout: float = DEFAULT_TIMEOUT) -> PoolLane:
@@ -176,3 +180,13 @@ class Lanes:
     def statistics(self) -> LanesStatistics:
         """Return the counts at this moment."""
         return self._threads.statistics()
+
+
+_all_threads: WeakSet[SharedThreads] = WeakSet()
+
+
+@atexit.register
+def _let_threads_begin() -> None:
+    """Wait for threads that were started a moment ago: CPython 3.11 aborts if one begins while it finalizes itself."""
+    while any(threads.starting for threads in tuple(_all_threads)):
+        time.sleep(0.001)

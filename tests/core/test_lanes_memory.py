@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from core_fakes import run_python
 
 from astore.lanes import Lanes
 
@@ -67,6 +68,47 @@ def test_little_memory(tmp_path: Path, mebibytes: int) -> None:
     )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     print(f"{mebibytes} MiB: {done.stdout}")
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_thread_that_is_late_at_exit(comes: bool) -> None:
+    """The interpreter waits until it has begun, for LOST_SECONDS at most."""
+    done = run_python(textwrap.dedent(EXIT).replace("COMES", str(comes)), timeout=200.0)
+    assert (done.stdout, done.stderr) == ("begun\nended\n" if comes else "ended\n", "")
+
+
+EXIT = """
+    import _thread, asyncio, atexit, threading, time
+    from astore.lanes import Lanes, threads
+
+    threads.LOST_SECONDS = 1.0
+    atexit.register(lambda: print("ended", flush=True))  # after those that are registered by an import
+    from astore.lanes import lane
+
+    atexit.unregister(lane._let_threads_begin)
+    atexit.register(lane._let_threads_begin)
+    go_on, start = threading.Event(), _thread.start_new_thread
+
+    def late(func, arguments):
+        def begin():
+            go_on.wait()
+            time.sleep(0.2)
+            print("begun", flush=True)
+            func(*arguments)
+
+        if COMES:
+            start(begin, ())
+
+    async def main():
+        global lanes
+        lanes = Lanes(1)
+        _thread.start_new_thread = late
+        asyncio.ensure_future(lanes.lane("a").run(int))
+        await asyncio.sleep(0)
+        go_on.set()
+
+    asyncio.run(main())
+"""
 
 
 async def test_a_thread_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
