@@ -291,6 +291,18 @@ class GlusterBed:
         processes.end(lambda: self.brick_pids(name, index))
         _forget(pid_files)
 
+    def revive(self, name: str) -> bool:
+        """Start the bricks of a volume that have ended by themselves. :returns: whether there were any.
+
+        Gluster 10.3's may: a killed client can have its brick end with SIGSEGV, in what it logs of that client.
+        """
+        if len(self.brick_pids(name)) == len(self._volumes[name].bricks):
+            return False
+        for node in self._nodes:
+            _forget((node.folder / "run" / "vols" / name).glob("*.pid"))
+        self.start_volume(name, force=True)
+        return True
+
     def stop_brick(self, name: str, index: int | None = None) -> None:
         """SIGSTOP a volume's brick processes (or one): clients hang until ``network.ping-timeout``, 42 s by default."""
         pids = self.brick_pids(name, index)

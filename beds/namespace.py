@@ -116,6 +116,11 @@ def enter_private_namespaces() -> None:
     os.environ[_MARK] = _identity()
 
 
+def claim_namespaces() -> None:
+    """Take this process's own namespaces for private ones: it is in a guest (:mod:`beds.uml`), where nobody else is."""
+    os.environ[_MARK] = _identity()
+
+
 def cover(folder: str) -> bool:
     """Cover a folder of the machine with an empty tmpfs. A missing folder is created, for this namespace alone.
 

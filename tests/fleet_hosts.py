@@ -1,4 +1,4 @@
-"""Hosts of a fleet in network namespaces, the servers beside them, and what may befall both.
+"""Hosts of a fleet in network namespaces, the servers beside them, and the storage that the hosts share.
 
 ``python fleet_hosts.py URL FLEET HOST SECONDS OFFSET`` is a host whose clock is off by OFFSET seconds; SIGUSR1 puts it
 forward by a minute, SIGUSR2 back. It prints which volumes its Manager has seen come, and whether its lease holds.
@@ -15,11 +15,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from unittest import mock
 
 from core_fakes import PATIENCE, eventually
+from fleet_storage import HeldTreeBackend, SharedStorage, Storage, begun_log, let_go, plain_folder
 from fleet_support import local, registry, shared
 
 import astore
@@ -27,11 +28,18 @@ from astore.errors import StoreError
 from astore_fleet import Agent, Fleet, FleetEvent
 from astore_fleet.engine import Message
 from astore_fleet.mirror import Mirror
+from astore_gluster.backend import GlusterBackend
+from astore_netfs import NetfsBackend
 from beds.hosts import HostNetwork, NetworkHost
 from beds.nats import NatsBed, NatsServer
 
 SECONDS = 2.0
 """How long a host's lease lasts."""
+
+LOCAL = ("own-one", "own-two")
+"""The pools of one host each."""
+
+POOLS = ("images", "work", *LOCAL)
 
 MINUTE = 60.0
 
@@ -39,11 +47,12 @@ MINUTE = 60.0
 class HostProcess:
     """A host: where it runs, its process, and what that has said."""
 
-    def __init__(self, folder: Path, name: str, place: NetworkHost, offset: float) -> None:
+    def __init__(self, folder: Path, name: str, place: NetworkHost, offset: float, seconds: float) -> None:
         self.folder = folder
         self.name = name
         self.place = place
         self.offset = offset
+        self.seconds = seconds
         self.said: list[str] = []
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -51,8 +60,8 @@ class HostProcess:
     async def start(self, url: str, fleet: str) -> None:
         """Start the process, and wait until the agent is there."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        argv = [*self.place.prefix, sys.executable, "-W", "error", __file__]
-        argv += [url, fleet, self.name, str(SECONDS), str(self.offset)]
+        argv = [*self.place.prefix, "unshare", "--mount", sys.executable, "-W", "error", __file__]
+        argv += [url, fleet, self.name, str(self.seconds), str(self.offset)]
         self._process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=self._log(), env=environment)
         before = len(self.said)
         self._reader = asyncio.ensure_future(self._read(self._process))
@@ -90,15 +99,19 @@ class HostProcess:
 
 
 class Scene:
-    """Two hosts, ``one`` and ``two``, with a folder that both see and one each of their own.
+    """Two hosts, ``one`` and ``two``, with storage that both see (the pools ``images`` and ``work``) and a folder for each.
 
-    The clock of ``one`` is a minute ahead, that of ``two`` a minute behind.
+    The clock of ``one`` is a minute ahead, that of ``two`` a minute behind. The storage of ``images`` is the scene's; ``work``
+    is a folder where creating a volume waits until it may.
 
-    :ivar fleet: a client beside the bridge. :ivar events: all events so far. :ivar writes: all writes of the state's stream.
+    :ivar fleet: a client beside the bridge. :ivar folders: where this process sees the files of each pool.
+    :ivar events: all events so far. :ivar writes: all writes of the state's stream.
     """
 
-    def __init__(self, folder: Path, bed: NatsBed, fleet: Fleet, hosts: Mapping[str, HostProcess]) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, bed: NatsBed, fleet: Fleet, hosts: Mapping[str, HostProcess], images: SharedStorage
+    ) -> None:
+        self.folders = {name: folder / name for name in POOLS} | {"images": images.folder}
         self.bed = bed
         self.fleet = fleet
         self.hosts = hosts
@@ -133,7 +146,34 @@ class Scene:
     def write(self, pool: str, *names: str) -> None:
         """Make files in a pool."""
         for name in names:
-            (self.folder / pool / name).write_bytes(b"x" * 1024)
+            (self.folders[pool] / name).write_bytes(b"x" * 1024)
+
+    async def define(self, images: SharedStorage) -> None:
+        """Define the pools, and wait until they run where they may."""
+        for name in ("work", *LOCAL):
+            self.folders[name].mkdir()
+        await self.fleet.define(images.definition, hosts=["one"])
+        await self.fleet.define(shared("work", self.folders["work"], HeldTreeBackend.type), hosts=["one"])
+        for name in LOCAL:
+            await self.fleet.define(local(name, self.folders[name]), hosts=[name.rpartition("-")[2]])
+            await self.owned(name, name.rpartition("-")[2])
+        await self.owned("images", "one")
+        await self.owned("work", "one")
+
+    async def begin_work(self, name: str) -> asyncio.Task[astore.VolumeInfo]:
+        """Ask for a volume of the pool ``work``, and wait until the host has begun."""
+        made = asyncio.ensure_future(self.fleet.pool("work").create_volume(astore.VolumeDef(name, capacity=4096)))
+        await eventually(lambda: made.done() or name in self.begun(), f"{name} has begun")
+        return made
+
+    def let_work_go(self, name: str) -> None:
+        """Let a volume that was asked for be created."""
+        let_go(self.folders["work"], name)
+
+    def begun(self) -> list[str]:
+        """Return the volumes of the pool ``work`` that hosts have begun to create, each as often as that."""
+        log = begun_log(self.folders["work"])
+        return log.read_text().split() if log.exists() else []
 
     def added(self) -> list[tuple[str, str]]:
         """Return which volumes were told to have come, by pool."""
@@ -160,7 +200,7 @@ class Scene:
         """Wait until the snapshot of a pool has as many volumes as its folder has files."""
 
         def so() -> bool:
-            return self.fleet.pool(pool).info.volumes == len(os.listdir(self.folder / pool))
+            return self.fleet.pool(pool).info.volumes == len(os.listdir(self.folders[pool]))
 
         await eventually(so, f"the snapshot of {pool} is kept")
 
@@ -170,7 +210,8 @@ class Scene:
         await eventually(lambda: len(self.fleet.hosts()) == len(self.hosts), "all hosts are there")
 
     def check(self) -> None:
-        """Check that nothing was told twice, and that each snapshot was written by the token of its owner."""
+        """Check that nothing was told or done twice, and that each snapshot was written by the token of its owner."""
+        assert len(self.begun()) == len(set(self.begun())), "work was done twice"
         for told in (self.added(), self.removed()):
             doubled = {name for _, name in (Counter(told) - Counter(set(told)))}
             assert not doubled, [one for one in self.events if getattr(one.event, "name", "") in doubled]
@@ -196,25 +237,31 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(folder: Path, servers: int) -> AsyncIterator[Scene]:
-    """Make servers and hosts, each in a namespace of its own, and a client."""
-    with contextlib.ExitStack() as stack:
+async def scene(
+    folder: Path, servers: int = 1, storage: Storage = plain_folder, seconds: float = SECONDS
+) -> AsyncIterator[Scene]:
+    """Make servers and hosts, each in a namespace of its own, and a client.
+
+    :param storage: of the pool ``images``. :param seconds: how long a host's lease lasts.
+    """
+    async with contextlib.AsyncExitStack() as stack:
         network = await asyncio.to_thread(stack.enter_context, HostNetwork())
+        images = await stack.enter_async_context(storage(folder))
         places = [await asyncio.to_thread(network.host, f"n{number}") for number in range(1, servers + 1)]
         bed = NatsBed(folder / "nats", places=places)
         stack.callback(bed.close)
         await asyncio.to_thread(bed.start)
         hosts = {}
         for name, offset in (("one", MINUTE), ("two", -MINUTE)):
-            hosts[name] = HostProcess(folder, name, await asyncio.to_thread(network.host, name), offset)
+            hosts[name] = HostProcess(folder, name, await asyncio.to_thread(network.host, name), offset, seconds)
         async with await _connect(bed, servers) as fleet:
-            made = Scene(folder, bed, fleet, hosts)
+            made = Scene(folder, bed, fleet, hosts, images)
             ended = asyncio.Event()
             following = asyncio.ensure_future(made.follow(ended))
             try:
                 for host in hosts.values():
                     await host.start(bed.url, "faults")
-                await _define(made)
+                await made.define(images)
                 yield made
             finally:
                 ended.set()
@@ -234,113 +281,6 @@ async def _connect(bed: NatsBed, servers: int) -> Fleet:
                 raise
 
 
-async def _define(made: Scene) -> None:
-    for name in ("images", "own-one", "own-two"):
-        (made.folder / name).mkdir()
-    await made.fleet.define(shared("images", made.folder / "images"), hosts=["one"])
-    for name in ("own-one", "own-two"):
-        await made.fleet.define(local(name, made.folder / name), hosts=[name.rpartition("-")[2]])
-        await made.owned(name, name.rpartition("-")[2])
-    await made.owned("images", "one")
-
-
-# ------------------------------------------------------------------------------------------------------ what may befall
-
-
-@contextlib.asynccontextmanager
-async def killed(made: Scene) -> AsyncIterator[None]:
-    """The host ``one`` is killed, and started again."""
-    await made.hosts["one"].end()
-    yield
-    await made.hosts["one"].start(made.bed.url, "faults")
-
-
-@contextlib.asynccontextmanager
-async def stopped(made: Scene) -> AsyncIterator[None]:
-    """The host ``one`` is stopped, and goes on."""
-    made.hosts["one"].send(signal.SIGSTOP)
-    yield
-    made.hosts["one"].send(signal.SIGCONT)
-
-
-def _link(trouble: Callable[[NetworkHost], None]) -> Callable[[Scene], contextlib.AbstractAsyncContextManager[None]]:
-    @contextlib.asynccontextmanager
-    async def fault(made: Scene) -> AsyncIterator[None]:
-        place = made.hosts["one"].place
-        await asyncio.to_thread(trouble, place)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(place.mend)
-
-    return fault
-
-
-HOST_FAULTS: Mapping[str, Callable[[Scene], contextlib.AbstractAsyncContextManager[None]]] = {
-    "killed": killed,
-    "stopped": stopped,
-    "cut": _link(NetworkHost.cut),
-    "mute": _link(NetworkHost.mute),
-    "deaf": _link(NetworkHost.deafen),
-}
-"""What takes the host ``one`` away, and brings it back."""
-
-
-@contextlib.asynccontextmanager
-async def server_killed(made: Scene) -> AsyncIterator[None]:
-    """The leading server is killed, and started again."""
-    server = await made.leader()
-    await asyncio.to_thread(lambda: server.end(kill=True))
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(server.start)
-
-
-@contextlib.asynccontextmanager
-async def server_stopped(made: Scene) -> AsyncIterator[None]:
-    """The leading server is stopped, and goes on."""
-    server = await made.leader()
-    server.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.signal(signal.SIGCONT)
-
-
-@contextlib.asynccontextmanager
-async def server_cut(made: Scene) -> AsyncIterator[None]:
-    """The leading server's link is cut, and mended."""
-    server = await made.leader()
-    assert server.place is not None
-    await asyncio.to_thread(server.place.cut)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(server.place.mend)
-
-
-@contextlib.asynccontextmanager
-async def all_killed(made: Scene) -> AsyncIterator[None]:
-    """All servers are killed, and started again."""
-    for server in made.bed.servers:
-        await asyncio.to_thread(lambda one=server: one.end(kill=True))
-    try:
-        yield
-    finally:
-        for server in made.bed.servers:
-            await asyncio.to_thread(server.start)
-
-
-SERVER_FAULTS: Mapping[str, Callable[[Scene], contextlib.AbstractAsyncContextManager[None]]] = {
-    "server-killed": server_killed,
-    "server-stopped": server_stopped,
-    "server-cut": server_cut,
-    "all-killed": all_killed,
-}
-"""What takes servers away, and brings them back."""
-
-
 # ------------------------------------------------------------------------------------------------------ a host's program
 
 
@@ -354,6 +294,9 @@ async def _tell_lease(agent: Agent) -> None:
 
 
 async def _serve(url: str, fleet: str, host: str, seconds: str, offset: str) -> None:
+    backends = registry()
+    for backend in (GlusterBackend(), NetfsBackend(), HeldTreeBackend()):
+        backends.register(backend)
     real, off = time.time, [float(offset)]
 
     def step(by: float) -> None:
@@ -369,7 +312,7 @@ async def _serve(url: str, fleet: str, host: str, seconds: str, offset: str) -> 
     with mock.patch.object(time, "time", now):
         async with (
             await Fleet.connect(url, fleet, host=host) as client,
-            client.agent(seconds=float(seconds), registry=registry()) as agent,
+            client.agent(seconds=float(seconds), registry=backends) as agent,
             agent.manager.events(since=0) as events,
         ):
             print("ready", flush=True)

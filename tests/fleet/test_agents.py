@@ -129,6 +129,39 @@ async def test_pools_that_come_back_at_once_are_active(
         await eventually(settled, "each pool is active where its owner is")
 
 
+async def test_a_pool_that_comes_back_before_it_was_left_is_active(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host could not stop a pool that another has taken, and looks after it again: it begins anew, and goes on."""
+    tried, away = dict[str, int](), True
+
+    def leaving(agent: Agent) -> None:
+        real = agent.store.snapshots.has
+
+        async def has(name: str, host: str) -> bool:
+            if away:
+                tried[agent.store.host] = tried.get(agent.store.host, 0) + 1
+                raise astore.StoreError("no answer")
+            return await real(name, host)
+
+        monkeypatch.setattr(agent.store.snapshots, "has", has)
+
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        leaving(a)
+        leaving(b)
+        pool = await fleet.define(shared("images", folder(tmp_path, "images", "x.img")), hosts=["a"])
+        await eventually(lambda: pool.info.owner == "a" and pool.info.state == "running", "it runs on a")
+        await pool.place(hosts=("b",))
+        await eventually(lambda: tried.get("a") and b.manager.pools(active=True), "b has it, and a has not stopped it")
+        await pool.place(hosts=("a",))
+        await eventually(lambda: pool.info.owner == "a" and tried.get("b"), "a has it again, and b has not stopped it")
+        await eventually(lambda: tried["b"] > 3, "a has had some time")
+        away = False
+        await eventually(lambda: not b.manager.pools(active=True), "b has stopped it")
+        await pool.refresh(timeout=60)
+        assert (pool.info.state, list(fleet.store.table.runs["images"])) == ("running", ["a"])
+
+
 async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
     """Verbs are done on the pool's host, with results and errors as locally."""
     async with host(one_server, fleet_name, "a"):

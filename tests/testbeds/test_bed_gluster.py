@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -57,6 +58,18 @@ def test_a_killed_brick_comes_back(gluster: GlusterBed, fuse_mount: Path, new_vo
     assert gluster.brick_pids(new_volume) == []
     processes.wait_until(lambda: _error(fuse_mount) == errno.ENOTCONN, 10, "the mount fails")
     gluster.start_volume(new_volume, force=True)
+    processes.wait_until(lambda: _error(fuse_mount) == 0, 20, "the mount works")
+
+
+def test_a_brick_that_has_ended_by_itself_is_revived(gluster: GlusterBed, fuse_mount: Path, new_volume: str) -> None:
+    """A brick that has crashed is started again; one that runs is left alone."""
+    (fuse_mount / "file").write_text("x")
+    assert not gluster.revive(new_volume)
+    for pid in gluster.brick_pids(new_volume):
+        os.kill(pid, signal.SIGSEGV)
+    processes.wait_until(lambda: not gluster.brick_pids(new_volume), 10, "the brick has ended")
+    assert gluster.revive(new_volume)
+    assert not gluster.revive(new_volume)
     processes.wait_until(lambda: _error(fuse_mount) == 0, 20, "the mount works")
 
 

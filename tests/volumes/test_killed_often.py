@@ -10,13 +10,16 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from volumes.real_servers import dir_pool, gluster_pool, names_on, netfs_pool, volume_in_memory
 
+from astore.errors import StorageError
 from astore.manager import Manager
+from astore.pools.pool import Pool
 from astore.volume_io.volume_names import TEMPORARY
 from beds import fuse
 
@@ -86,6 +89,18 @@ asyncio.run(main(*sys.argv[1:]))
 SERVED = [pytest.mark.root, pytest.mark.gluster]
 
 
+class Storage(NamedTuple):
+    """Where the killed processes work.
+
+    :ivar definition: of the pool. :ivar folder: of this machine, where its files are.
+    :ivar revive: starts a server that has ended by itself, and returns whether it had.
+    """
+
+    definition: str
+    folder: Path
+    revive: Callable[[], bool]
+
+
 class Killed:
     """What processes said that they did, and what is found after they were killed.
 
@@ -93,8 +108,8 @@ class Killed:
     :ivar uncertain: what the killed process was at: it may be done or not.
     """
 
-    def __init__(self, definition: str, folder: Path) -> None:
-        self.definition = definition
+    def __init__(self, storage: Storage, folder: Path) -> None:
+        self.storage = storage
         self.state = folder / "state"
         self.folders = folder / "folders"
         self.pools: set[str] = set()
@@ -103,7 +118,14 @@ class Killed:
 
     async def once(self, seed: int) -> None:
         """Run a process, and kill it at a random moment after it is ready."""
-        argv = [sys.executable, "-c", PROGRAM, self.definition, *map(os.fspath, (self.state, self.folders)), str(seed)]
+        argv = [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            self.storage.definition,
+            *map(os.fspath, (self.state, self.folders)),
+            str(seed),
+        ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None
@@ -132,7 +154,15 @@ class Killed:
                 else:
                     self.volumes.add(name)
 
-    async def check(self, seed: int, kept: Path) -> None:
+    async def _start(self, pool: Pool) -> None:
+        try:
+            await pool.start()
+        except StorageError:
+            if not await asyncio.to_thread(self.storage.revive):
+                raise
+            await pool.start()
+
+    async def check(self, seed: int) -> None:
         """Check what the next process finds, and begin with that."""
         what, name = self.uncertain or ("", "")
         async with Manager(self.state) as manager:
@@ -143,8 +173,8 @@ class Killed:
             pool = manager.pool("storage")
             if pool.active:
                 await pool.stop()
-            await pool.start()
-            left = set(await asyncio.to_thread(names_on, kept))
+            await self._start(pool)
+            left = set(await asyncio.to_thread(names_on, self.storage.folder))
             assert not [one for one in left if one.startswith(TEMPORARY)], f"seed {seed}: {left}"
             volumes = {one.name for one in pool.volumes}
             assert volumes == left, f"seed {seed}"
@@ -157,13 +187,13 @@ class Killed:
 
 
 @pytest.fixture
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
-    """A pool's definition, and the folder of this machine where its files are."""
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+    """The storage that the parameter names."""
     kind: str = request.param
     target = tmp_path / "pool"
     target.mkdir()
     if kind == "dir":
-        yield dir_pool(target, "storage").to_xml(), target
+        yield Storage(dir_pool(target, "storage").to_xml(), target, lambda: False)
         return
     bed = request.getfixturevalue("gluster")
     with volume_in_memory(bed, f"often-{kind}", 512) as brick:
@@ -171,7 +201,7 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             definition = gluster_pool(bed, f"often-{kind}", "storage")
         else:
             definition = netfs_pool(bed, f"often-{kind}", target, "storage")
-        yield definition.to_xml(), brick
+        yield Storage(definition.to_xml(), brick, lambda: bed.revive(f"often-{kind}"))
         await asyncio.to_thread(fuse.release, target)
 
 
@@ -186,14 +216,13 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     ],
     indirect=True,
 )
-async def test_killed_often(storage: tuple[str, Path], tmp_path: Path) -> None:
+async def test_killed_often(storage: Storage, tmp_path: Path) -> None:
     """After each kill the state can be read, what was done is there, and the next start removes what was not."""
-    definition, kept = storage
-    drill = Killed(definition, tmp_path)
+    drill = Killed(storage, tmp_path)
     first = int(os.environ.get("ASTORE_KILLS_SEED", "1"))
     for seed in range(first, first + KILLS):
         await drill.once(seed)
-        await drill.check(seed, kept)
+        await drill.check(seed)
     async with Manager(drill.state) as manager:
         for pool in manager.pools(active=True):
             await pool.stop()

@@ -29,7 +29,7 @@ from astore_fleet import leases
 from astore_fleet.ending import end
 from astore_fleet.engine import Closed
 from astore_fleet.hosts.event_stream import Forwarder
-from astore_fleet.hosts.supervision import keep_up
+from astore_fleet.hosts.supervision import any_set, keep_up
 from astore_fleet.jobs.worker import Worker
 from astore_fleet.placement import owning
 from astore_fleet.placement.fleet_state import HOST, FleetState
@@ -183,7 +183,7 @@ class Agent:
         until = time.monotonic() + 1.5 * self._seconds + 1.0
         while True:
             try:
-                await self._take_lease()
+                return await self._take_lease()
             except OutdatedError:
                 self._lease = None
                 if time.monotonic() > until:
@@ -193,8 +193,6 @@ class Agent:
             except StoreError:  # an engine that has much to do answers late
                 if time.monotonic() > until:
                     raise
-            else:
-                return
             await asyncio.sleep(0.2)
 
     async def _take_lease(self) -> None:
@@ -236,15 +234,7 @@ class Agent:
     async def _place(self) -> None:
         """Take and hand back pools as hosts, owners and definitions change."""
         while True:
-            signs = (self.state.changed, self.state.ownership.changed, self.store.defined)
-            woken = [asyncio.ensure_future(sign.wait()) for sign in signs]
-            try:
-                await asyncio.wait(woken, timeout=self._seconds / 3, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for one in woken:
-                    one.cancel()
-            for sign in signs:
-                sign.clear()
+            await any_set((self.state.changed, self.state.ownership.changed, self.store.defined), self._seconds / 3)
             await asyncio.sleep(0.02)  # several changes at once
             try:
                 await self._place_once()
@@ -260,7 +250,11 @@ class Agent:
             if owned.owner == self.me and name not in self._tokens:  # the answer to taking it was lost
                 self._taken(name, owned.token)
         for name in self._to_leave:
-            if not self._turn(name).locked():  # else it is tried now
+            if self._turn(name).locked() or name in self._beginning:  # it is tried now
+                continue
+            if name in self._tokens:
+                self._spawn_begin(name)
+            else:
                 self._spawn(self._leave(name), f"astore fleet leaves {name}")
         definitions, engine = self.store.table.definitions, self.store.engine
         wrong = owning.lent_wrongly(self.me, self.state, definitions)
@@ -317,8 +311,7 @@ class Agent:
 
     def _moved(self, name: str) -> None:
         held = self.store.table.definitions.get(name)
-        definition = None if held is None else held.definition()
-        if isinstance(definition, PoolDef):
+        if held is not None and isinstance(definition := held.definition(), PoolDef):
             self._forwarder.moved(definition.uuid or "")
 
     def _turn(self, name: str) -> asyncio.Lock:
@@ -330,6 +323,8 @@ class Agent:
             try:
                 if name not in self._tokens:  # it has gone on meanwhile
                     return
+                if name in self._to_leave:
+                    await self._stop(name)
                 await self.manager.reload(thoroughly=False)
                 pool = self.manager.pool(name)
                 others = self.store.table.elsewhere(name)
@@ -364,18 +359,24 @@ class Agent:
             try:
                 while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
-                pool, back = self.manager.pool(name), name in self._tokens
-                # one that is back begins anew with what another host has told of it, if one has begun
-                if pool.active and (not back or self.store.table.elsewhere(name)):
-                    if self.state.owner(name) is None:
-                        return  # nobody has taken it: look again later
-                    with contextlib.suppress(InvalidStateError):  # somebody was faster
-                        await pool.stop()
-                self._to_leave.discard(name)
+                if (
+                    name in self._to_leave and name not in self._tokens
+                ):  # else it was done, or is done by beginning anew
+                    await self._stop(name)
             except PoolNotFoundError:
                 self._to_leave.discard(name)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
+
+    async def _stop(self, name: str) -> None:
+        """Stop a pool that another host has, or had meanwhile: then it begins anew here, with what that has told of it."""
+        pool = self.manager.pool(name)
+        if pool.active and (name not in self._tokens or self.store.table.elsewhere(name)):
+            if self.state.owner(name) is None:
+                return  # nobody has taken it: look again later
+            with contextlib.suppress(InvalidStateError):  # somebody was faster
+                await pool.stop()
+        self._to_leave.discard(name)
 
     async def _taken_over(self, name: str) -> bool:
         """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""

@@ -1,10 +1,10 @@
-"""Keeping the tasks of an agent up: one that fails begins again; if that does not help, the agent has to end."""
+"""Keeping the tasks of an agent up, and waking them: one that fails begins again; if that does not help, the agent ends."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -47,3 +47,15 @@ async def keep_up(call: Callable[[], Awaitable[None]], name: str, log: BoundLogg
             if failures >= MOST_FAILURES:
                 raise
             await asyncio.sleep(FIRST_SECONDS * 2 ** (failures - 1))
+
+
+async def any_set(signs: Iterable[asyncio.Event], seconds: float) -> None:
+    """Wait until one of these is set, for so many seconds at most; then clear them all."""
+    woken = {asyncio.ensure_future(sign.wait()): sign for sign in signs}
+    try:
+        await asyncio.wait(woken, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in woken:
+            one.cancel()
+    for sign in woken.values():
+        sign.clear()
