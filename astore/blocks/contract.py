@@ -35,6 +35,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     :ivar version: differs after each change of the volume, if the storage keeps such a number.
     :ivar changed_ns: when it was changed last, in ns since the epoch; 0: not known.
     :ivar references: the volumes that it reads missing data from, as a clone does.
+    :ivar features: what the storage calls the abilities of this volume, such as ``exclusive-lock``.
     :ivar extras: see :class:`astore.model.VolumeInfo`, such as ``internal snapshots``.
     """
 
@@ -45,6 +46,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     version: int | str = 0
     changed_ns: int = 0
     references: tuple[Reference, ...] = ()
+    features: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
 
 

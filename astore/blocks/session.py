@@ -121,6 +121,7 @@ class BlockSession(PoolSession):
             mtime_ns=block.changed_ns,
             ctime_ns=block.changed_ns,
             references=block.references,
+            features=block.features,
             extras=block.extras,
             device=self.pool.device or 0,
             made="raw",

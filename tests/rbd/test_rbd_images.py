@@ -55,6 +55,10 @@ async def test_astore_sees_what_rbd_made(pool: astore.Pool, ceph: CephBed, where
     assert outcome.added == ("one", "two")
     assert [one.capacity for one in pool.volumes] == [3 * MIB, 5 * MIB]
     kept = pool.volume("two").info
+    assert pool.volume("one").info.features == tuple(
+        json.loads(ceph.rbd("info", "--format=json", f"{where}/one"))["features"]
+    )
+    assert kept.features == ("layering",)
     ceph.rbd("resize", "--size", "4M", f"{where}/one", "--no-progress")
     ceph.rbd("snap", "create", "--no-progress", f"{where}/one@before")
     ceph.rbd("snap", "protect", f"{where}/one@before")
@@ -62,6 +66,9 @@ async def test_astore_sees_what_rbd_made(pool: astore.Pool, ceph: CephBed, where
     outcome = await pool.refresh()
     assert (outcome.added, outcome.changed, outcome.unchanged) == (("child",), ("one",), 1)
     assert pool.volume("two").info is kept
+    ceph.rbd("feature", "disable", f"{where}/child", "fast-diff")
+    assert (await pool.refresh()).changed == ("child",)
+    assert "fast-diff" not in pool.volume("child").info.features
     assert pool.volume("one").info.extras == ("internal snapshots",)
     assert pool.volume("child").info.backing_path == f"rbd:{where}/one@before"
     assert [link.volume for link in pool.volume("child").backing_chain()] == [pool.volume("child"), pool.volume("one")]

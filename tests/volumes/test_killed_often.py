@@ -51,17 +51,20 @@ async def main(definition, state, folders, seed):
             volumes = [one.name for one in pool.volumes]
             others = [one.name for one in manager.pools() if one.name != "storage"]
             if work == "create":
-                told("begins", "make", name)
+                told("begins", "make", name, "zeros")
                 await pool.create_volume(VolumeDef(name, capacity=300_000, allocation=300_000))
                 told("done", "make", name)
             elif work == "upload":
-                told("begins", "make", name)
+                told("begins", "make", name, "empty")
                 disk = await pool.create_volume(VolumeDef(name, capacity=0))
-                await disk.upload(name.encode() * 50_000)
                 told("done", "make", name)
+                told("begins", "fill", name, "its-name")
+                await disk.upload(name.encode() * 50_000)
+                told("done", "fill", name)
             elif work == "copy" and volumes:
-                told("begins", "make", name)
-                await pool.copy_volume(pool.volume(rng.choice(volumes)), VolumeDef(name))
+                source = rng.choice(volumes)
+                told("begins", "make", name, source)
+                await pool.copy_volume(pool.volume(source), VolumeDef(name))
                 told("done", "make", name)
             elif work == "define":
                 folder = f"{folders}/{name}"
@@ -101,11 +104,22 @@ class Storage(NamedTuple):
     revive: Callable[[], bool]
 
 
+class Content(NamedTuple):
+    """A text, so many times; that many zeros if it is empty."""
+
+    text: str
+    times: int
+
+    def data(self) -> bytes:
+        """Return the bytes."""
+        return (self.text.encode() or b"\0") * self.times
+
+
 class Killed:
     """What processes said that they did, and what is found after they were killed.
 
-    :ivar pools: the pools that are defined; :ivar volumes: the volumes that were made.
-    :ivar uncertain: what the killed process was at: it may be done or not.
+    :ivar pools: the pools that are defined; :ivar volumes: the volumes that were made, with what is in them: a text, so
+        many times, or that many zeros if it is empty. :ivar uncertain: what the killed process was at: it may be done or not.
     """
 
     def __init__(self, storage: Storage, folder: Path) -> None:
@@ -113,8 +127,8 @@ class Killed:
         self.state = folder / "state"
         self.folders = folder / "folders"
         self.pools: set[str] = set()
-        self.volumes: set[str] = set()
-        self.uncertain: tuple[str, str] | None = None
+        self.volumes: dict[str, Content] = {}
+        self.uncertain: tuple[str, str, str] | None = None
 
     async def once(self, seed: int) -> None:
         """Run a process, and kill it at a random moment after it is ready."""
@@ -140,19 +154,27 @@ class Killed:
         rest, _ = await process.communicate()
         said += rest.decode().rsplit("\n", 1)[0].split("\n")
         self.uncertain = None
-        for line_ in said:
-            how, _, work = line_.partition(" ")
-            what, _, name = work.partition(" ")
+        for one in said:
+            how, _, work = one.partition(" ")
             if how == "begins":
-                self.uncertain = what, name
+                what, name, *more = work.split()
+                self.uncertain = what, name, more[0] if more else ""
             elif how == "done":
+                assert self.uncertain is not None
+                self._done(*self.uncertain)
                 self.uncertain = None
-                if what == "define":
-                    self.pools.add(name)
-                elif what == "undefine":
-                    self.pools.discard(name)
-                else:
-                    self.volumes.add(name)
+
+    def _done(self, what: str, name: str, content: str) -> None:
+        if what == "define":
+            self.pools.add(name)
+        elif what == "undefine":
+            self.pools.discard(name)
+        else:
+            self.volumes[name] = self._content(name, content)
+
+    def _content(self, name: str, content: str) -> Content:
+        known = {"zeros": Content("", 300_000), "empty": Content("", 0), "its-name": Content(name, 50_000)}
+        return known.get(content) or self.volumes[content]
 
     async def _start(self, pool: Pool) -> None:
         try:
@@ -164,7 +186,7 @@ class Killed:
 
     async def check(self, seed: int) -> None:
         """Check what the next process finds, and begin with that."""
-        what, name = self.uncertain or ("", "")
+        what, name, content = self.uncertain or ("", "", "")
         async with Manager(self.state) as manager:
             found = {pool.name for pool in manager.pools()}
             expected = self.pools - {name} if what in ("define", "undefine") else self.pools
@@ -178,12 +200,17 @@ class Killed:
             assert not [one for one in left if one.startswith(TEMPORARY)], f"seed {seed}: {left}"
             volumes = {one.name for one in pool.volumes}
             assert volumes == left, f"seed {seed}"
-            assert volumes - {name} == self.volumes - {name}, f"seed {seed}: the killed process was at {self.uncertain}"
+            assert volumes - {name} == self.volumes.keys() - {name}, f"seed {seed}: it was killed at {self.uncertain}"
+            if what == "make" and name in volumes:  # complete, or not there
+                self._done(what, name, content)
+            partial = {name} if what == "fill" else set[str]()  # any part of it may be there
+            for one in volumes - partial:
+                data = await asyncio.to_thread((self.storage.folder / one).read_bytes)
+                assert data == self.volumes[one].data(), f"seed {seed}: {one}, it was killed at {self.uncertain}"
             assert not pool.info.errors, f"seed {seed}"
-            for one in pool.volumes:
-                if len(volumes) > 10:
-                    await pool.volume(one.name).delete()
-            self.volumes = {one.name for one in pool.volumes}
+            for one in volumes if len(volumes) > 10 else partial:
+                await pool.volume(one).delete()
+            self.volumes = {one.name: self.volumes[one.name] for one in pool.volumes}
 
 
 @pytest.fixture

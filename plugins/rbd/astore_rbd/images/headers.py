@@ -5,6 +5,7 @@ The encodings are those of Ceph's ``src/include/encoding.h``: little-endian numb
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import struct
@@ -35,6 +36,21 @@ _PARENT = struct.Struct("<BBIq").unpack_from
 
 KNOWN_INCOMPATIBLE = 0x1FF
 """The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
+
+_NAMES = (
+    "layering",
+    "striping",
+    "exclusive-lock",
+    "object-map",
+    "fast-diff",
+    "deep-flatten",
+    "journaling",
+    "data-pool",
+    "operations",
+    "migrating",
+    "non-primary",
+)
+"""What ``rbd info`` calls the features, from the lowest bit (Ceph's include/rbd/features.h)."""
 
 _LARGEST_MAP = 64 << 20
 
@@ -68,6 +84,13 @@ class Header(NamedTuple):
     def whole(self) -> int:
         """The bytes of all objects that the image can have."""
         return -(-self.size >> self.order) << self.order
+
+
+@functools.cache
+def feature_names(features: int) -> tuple[str, ...]:
+    """Return the names of an image's features; a bit that has none is its number, such as ``feature-11``."""
+    bits = [bit for bit in range(64) if features >> bit & 1]
+    return tuple(_NAMES[bit] if bit < len(_NAMES) else f"feature-{bit}" for bit in bits)
 
 
 def has_map(features: int, flags: int) -> bool:

@@ -244,6 +244,7 @@ def block_of(name: str, seen: Seen, references: tuple[Reference, ...]) -> Block:
         version=seen.version or 0,
         changed_ns=header.changed_ns,
         references=references,
+        features=headers.feature_names(header.features),
         extras=("internal snapshots",) if seen.snapshots else (),
     )
 
