@@ -17,9 +17,11 @@ from core_fakes import cancelling, eventually
 from fleet_history import UNCLOSED
 from fleet_support import RECORDS, SECONDS, HeldSession, process, registry, shared
 
+from astore.errors import StoreError
 from astore_fleet import Agent, Fleet, FleetPool, JobUnknownError
 from astore_fleet.engine import AWAY_SECONDS
 from astore_fleet.jobs import job_client, job_queue
+from astore_fleet.jobs.job_client import JobClient
 from astore_fleet.jobs.job_records import Job, JobRecord
 from beds.nats import NatsBed
 
@@ -216,6 +218,45 @@ async def test_an_outcome_waits_for_the_engine(tmp_path: Path, monkeypatch: pyte
             record, _ = await job_queue.record_of(engine, job.id)
             assert record is not None
             assert record.state == "done"
+
+
+@UNCLOSED
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_caller_waits_for_the_engine(patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a job learns its outcome although the engine was away for a while; for too long, it is a StoreError."""
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(HeldSession, "gate", gate, raising=False)
+    look, failed = JobClient._look, list[StoreError]()
+
+    async def looking(client: JobClient, job: Job) -> JobRecord | None:
+        try:
+            return await look(client, job)
+        except StoreError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(JobClient, "_look", looking)
+    if not patient:
+        monkeypatch.setattr(job_client, "ABSENCE_SECONDS", 0.0)
+    with NatsBed(tmp_path / "nats") as bed:
+        async with (
+            await Fleet.connect(bed.url, "waits", host="one") as client,
+            client.agent(seconds=120.0, registry=registry()),
+            await Fleet.connect(bed.url, "waits", host="client") as fleet,
+        ):
+            pool = await running(fleet, tmp_path)
+            asked = asyncio.ensure_future(pool.delete_volume("a"))
+            await eventually(lambda: log_of(gate) == ["a"], "it has begun")
+            bed.servers[0].end(kill=True)
+            await eventually(lambda: len(failed) >= (2 if patient else 1), "the engine is away")
+            if not patient:
+                with pytest.raises(StoreError):
+                    await asked
+            gate.touch()
+            bed.servers[0].start()
+            await eventually(lambda: fleet.store.engine.connected, "it is back")
+            if patient:
+                await asked
 
 
 async def test_a_job_that_is_over_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

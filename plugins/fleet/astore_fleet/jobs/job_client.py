@@ -17,6 +17,7 @@ from astore.cancellation import bounded, shielded
 from astore.errors import AstoreError, PoolInaccessibleError, PoolNotFoundError, StoreError
 from astore.model import PoolDef
 from astore_fleet.ending import heeding
+from astore_fleet.engine import Closed, Refused
 from astore_fleet.jobs import job_queue
 from astore_fleet.jobs.job_records import AGAIN, Job, JobRecord, JobUnknownError, Progress, error_of, timed_out
 from astore_fleet.jobs.worker import told_of
@@ -29,6 +30,12 @@ LOOK_SECONDS = 2.0
 
 GRACE_SECONDS = 5.0
 """Seconds that a host has to tell that a job's time is over."""
+
+ABSENCE_SECONDS = 30.0
+"""Seconds that a caller waits for servers that were there when the engine got its job."""
+
+NOT_AGAIN = (Closed, Refused)
+"""What does not become better by waiting."""
 
 _decode = msgspec.msgpack.Decoder(JobRecord).decode
 _decode_progress = msgspec.msgpack.Decoder(Progress).decode
@@ -56,7 +63,8 @@ class JobClient:
 
         :param timeout: seconds; it counts from when the engine has the job.
         :raises: what the work raises on its host. PoolNotFoundError: no such pool. PoolInaccessibleError: its host is not
-            there. JobUnknownError: the host went away meanwhile. TimeoutError. StoreError: the engine does not answer.
+            there. JobUnknownError: the host went away meanwhile. TimeoutError. StoreError: the engine does not answer, or has
+            not for ABSENCE_SECONDS once it had the job.
         """
         job = Job(id=uuid.uuid4().hex, pool=pool, kind=kind, arguments=dict(arguments or {}), seconds=timeout)
         engine = self._store.engine
@@ -108,13 +116,19 @@ class JobClient:
         return ""
 
     async def _wait(self, job: Job, listening: Any, on_progress: OnProgress | None) -> JobRecord:
-        look = time.monotonic() + LOOK_SECONDS
+        look = answered = time.monotonic() + LOOK_SECONDS
         while True:
             try:
                 message = await heeding(listening.next_msg(timeout=max(look - time.monotonic(), 0.01)))
             except (TimeoutError, nats.errors.TimeoutError):
                 look = time.monotonic() + LOOK_SECONDS
-                record = await self._look(job)
+                try:
+                    record = await self._look(job)
+                except StoreError as error:  # servers that come back, or choose a leader, know what became of it
+                    if isinstance(error, NOT_AGAIN) or time.monotonic() > answered + ABSENCE_SECONDS:
+                        raise
+                    continue
+                answered = time.monotonic()
                 if record is not None:
                     return record
                 continue
