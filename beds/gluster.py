@@ -298,8 +298,10 @@ class GlusterBed:
         """
         if len(self.brick_pids(name)) == len(self._volumes[name].bricks):
             return False
+        running = {str(pid) for pid in self.brick_pids(name)}
         for node in self._nodes:
-            _forget((node.folder / "run" / "vols" / name).glob("*.pid"))
+            pid_files = (node.folder / "run" / "vols" / name).glob("*.pid")
+            _forget(path for path in pid_files if path.read_text().strip() not in running)
         self.start_volume(name, force=True)
         return True
 

@@ -36,8 +36,8 @@ from beds.nats import NatsBed, NatsServer
 SECONDS = 2.0
 """How long a host's lease lasts."""
 
-LOCAL = ("own-one", "own-two")
-"""The pools of one host each."""
+LOCAL = ("own-one", "own-two", "also-two")
+"""The pools of one host each. With them ``two`` has so many that it takes no other from ``one`` to even out."""
 
 POOLS = ("images", "work", *LOCAL)
 
@@ -111,6 +111,7 @@ class Scene:
     def __init__(
         self, folder: Path, bed: NatsBed, fleet: Fleet, hosts: Mapping[str, HostProcess], images: SharedStorage
     ) -> None:
+        self.revive = images.revive
         self.folders = {name: folder / name for name in POOLS} | {"images": images.folder}
         self.bed = bed
         self.fleet = fleet

@@ -31,10 +31,12 @@ class SharedStorage(NamedTuple):
     """Where the pool ``images`` of a scene is.
 
     :ivar definition: of the pool, which may run anywhere. :ivar folder: where this process sees its files.
+    :ivar revive: starts a server that a killed client has made end.
     """
 
     definition: str
     folder: Path
+    revive: Callable[[], object] = lambda: None
 
 
 Storage = Callable[[Path], contextlib.AbstractAsyncContextManager[SharedStorage]]
@@ -56,7 +58,11 @@ async def gluster_volume(folder: Path) -> AsyncIterator[SharedStorage]:
         await asyncio.to_thread(bed.create_volume, "images", options={"network.ping-timeout": 5})
         made = await asyncio.to_thread(bed.mount, "images")
         source = f"<host name='{SERVER}'/><name>images</name><dir path='/'/>"
-        yield SharedStorage(f"<pool type='gluster'><name>images</name><source>{source}</source></pool>", made)
+        yield SharedStorage(
+            f"<pool type='gluster'><name>images</name><source>{source}</source></pool>",
+            made,
+            lambda: bed.revive("images"),
+        )
 
 
 @contextlib.asynccontextmanager

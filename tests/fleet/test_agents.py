@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from core_fakes import eventually
-from fleet_support import SECONDS, folder, local, registry, shared, until
+from fleet_support import SECONDS, HeldSession, folder, local, registry, shared, until
 
 import astore
 from astore_fleet import Agent, Fleet
@@ -136,15 +137,15 @@ async def test_a_pool_that_comes_back_before_it_was_left_is_active(
     tried, away = dict[str, int](), True
 
     def leaving(agent: Agent) -> None:
-        real = agent.store.snapshots.has
+        real = agent.store.snapshots.kept_since
 
-        async def has(name: str, host: str) -> bool:
+        async def kept_since(name: str, host: str, token: int) -> bool:
             if away:
                 tried[agent.store.host] = tried.get(agent.store.host, 0) + 1
                 raise astore.StoreError("no answer")
-            return await real(name, host)
+            return await real(name, host, token)
 
-        monkeypatch.setattr(agent.store.snapshots, "has", has)
+        monkeypatch.setattr(agent.store.snapshots, "kept_since", kept_since)
 
     async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
         leaving(a)
@@ -159,7 +160,83 @@ async def test_a_pool_that_comes_back_before_it_was_left_is_active(
         away = False
         await eventually(lambda: not b.manager.pools(active=True), "b has stopped it")
         await pool.refresh(timeout=60)
-        assert (pool.info.state, list(fleet.store.table.runs["images"])) == ("running", ["a"])
+        await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["a"], "it runs on a alone")
+        await eventually(lambda: pool.info.state == "running", "all know")
+
+
+async def test_a_pool_is_left_once_its_work_is_done(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is drained while it works on a pool ends the work, and then stops the pool."""
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(HeldSession, "gate", gate, raising=False)
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        pool = await fleet.define(shared("slow", tmp_path / "none", "held"), hosts=["a"])
+        await eventually(lambda: (pool.info.owner, pool.info.state) == ("a", "running"), "it runs on a")
+        working = asyncio.ensure_future(pool.delete_volume("a"))
+        await eventually(Path(f"{gate}.log").exists, "it has begun")
+        await pool.place(hosts=("b",))
+        await eventually(lambda: b.manager.pools(active=True), "b has it")
+        assert [one.name for one in a.manager.pools(active=True)] == ["slow"]
+        gate.touch()
+        await working
+        await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
+        await eventually(lambda: list(fleet.store.table.runs.get("slow", ())) == ["b"], "it runs on b alone")
+
+
+async def test_the_end_of_a_run_that_was_not_written(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool whose end could not be written is stopped again, until the engine knows."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        pool = await fleet.define(shared("images", folder(tmp_path, "images", "x.img")), hosts=["a"])
+        await eventually(lambda: (pool.info.owner, pool.info.state) == ("a", "running"), "it runs on a")
+        real, failed = a.store.end_run, list[str]()
+
+        async def end_run(name: str, started_at: float) -> None:
+            if not failed:
+                failed.append(name)
+                raise astore.StoreError("no answer")
+            await real(name, started_at)
+
+        monkeypatch.setattr(a.store, "end_run", end_run)
+        await pool.place(hosts=("b",))
+        await eventually(lambda: failed and b.manager.pools(active=True), "b has it")
+        await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["b"], "it runs on b alone")
+        await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
+
+
+async def test_a_pool_that_is_lost_while_it_begins_anew(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that comes back, and goes again while it is being stopped here, is active on its owner's host alone."""
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        pool = await fleet.define(shared("images", folder(tmp_path, "images", "x.img")), hosts=["a"])
+        await eventually(lambda: (pool.info.owner, pool.info.state) == ("a", "running"), "it runs on a")
+        leaving, held, go = a._handover._leave, asyncio.Event(), asyncio.Event()
+
+        async def not_yet(name: str) -> None:
+            if go.is_set():
+                await leaving(name)
+
+        async def slowly(self: astore.Pool, **_: bool) -> None:
+            held.set()
+            await go.wait()
+            await real(self)
+
+        real = astore.Pool.stop
+        monkeypatch.setattr(a._handover, "_leave", not_yet)
+        await pool.place(hosts=("b",))
+        await eventually(lambda: b.manager.pools(active=True), "b has it, and a has not stopped it")
+        monkeypatch.setattr(astore.Pool, "stop", slowly)
+        await pool.place(hosts=("a",))
+        await held.wait()
+        await pool.place(hosts=("b",))
+        await eventually(lambda: pool.info.owner == "b", "b has it again")
+        go.set()
+        await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["b"], "it runs on b alone")
+        await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
+        await eventually(lambda: pool.info.state == "running", "it goes on")
 
 
 async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

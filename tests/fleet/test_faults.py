@@ -62,4 +62,4 @@ def test_faults_on_nfs(tmp_path: Path) -> None:
     argv = [sys.executable, str(program), str(ROUNDS or 1), *few]
     timeout = 1000.0 * max(ROUNDS, 1)
     said = uml.run_in_guest(argv, tmp_path, modules=("bridge", "veth"), timeout=timeout)
-    assert said.splitlines()[-1] == "all as it should be", said
+    assert "all as it should be" in said.splitlines(), said

@@ -179,7 +179,7 @@ class Killed:
     async def _start(self, pool: Pool) -> None:
         try:
             await pool.start()
-        except StorageError:
+        except (StorageError, TimeoutError):
             if not await asyncio.to_thread(self.storage.revive):
                 raise
             await pool.start()
@@ -203,6 +203,7 @@ class Killed:
             assert volumes - {name} == self.volumes.keys() - {name}, f"seed {seed}: it was killed at {self.uncertain}"
             if what == "make" and name in volumes:  # complete, or not there
                 self._done(what, name, content)
+            assert what != "fill" or name in volumes, f"seed {seed}"
             partial = {name} if what == "fill" else set[str]()  # any part of it may be there
             for one in volumes - partial:
                 data = await asyncio.to_thread((self.storage.folder / one).read_bytes)

@@ -13,22 +13,20 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import NoReturn, Self
-from weakref import WeakValueDictionary
 
 import msgspec
 
 from astore.cancellation import bounded
-from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, StoreError, reason
+from astore.errors import AstoreError, InvalidStateError, StoreError, reason
 from astore.logs import get_logger
 from astore.manager import Manager
-from astore.manager.many import start_pools
-from astore.model import PoolDef
 from astore.registry import BackendRegistry
-from astore.store.contract import Lease, OutdatedError, Run
+from astore.store.contract import Lease, OutdatedError
 from astore_fleet import leases
 from astore_fleet.ending import end
 from astore_fleet.engine import Closed
 from astore_fleet.hosts.event_stream import Forwarder
+from astore_fleet.hosts.handover import Handover
 from astore_fleet.hosts.supervision import any_set, keep_up
 from astore_fleet.jobs.worker import Worker
 from astore_fleet.placement import owning
@@ -39,14 +37,8 @@ from astore_fleet.store.nats_store import NatsStore
 EVENTS = 1 << 20
 """How many events a host keeps while the engine is away."""
 
-AT_ONCE = 16
-"""How many pools are started, stopped or taken over at once."""
-
 MOST_MOVED = 16
 """How many pools a host hands to others at once, to even out."""
-
-HANDOVER_SECONDS = 10.0
-"""Seconds to wait until the next host has a pool active, before it is stopped here."""
 
 
 class Agent:
@@ -81,18 +73,16 @@ class Agent:
         self._tokens = store.snapshots.tokens
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._beginning: set[str] = set()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a pool is begun or left, not both
-        self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
-        self._to_leave: set[str] = set()  # pools that are to be stopped here
         self._leaving = False  # it takes no pools any more
         self._left = False  # it renews its lease no more
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
-        self._worker = Worker(self.manager, store, self.me, self._ready, self.state)
         self._log = get_logger().bind(host=store.host)
+        self._handover = Handover(
+            self.manager, store, self.state, self._tokens, self._forwarder, self._spawn, self._log
+        )
+        self._worker = self._handover.worker = Worker(self.manager, store, self.me, self._ready, self.state)
 
     async def __aenter__(self) -> Self:
         try:
@@ -176,7 +166,7 @@ class Agent:
         return (self.valid or None) if pool in self._tokens else False
 
     def _ready(self, pool: str) -> bool:
-        return self.holds(pool) and pool not in self._beginning
+        return self.holds(pool) and self._handover.ready(pool)
 
     async def _come(self) -> None:
         """Take the host's lease. :raises InvalidStateError: another agent of this host has it."""
@@ -249,13 +239,7 @@ class Agent:
         for name, owned in self.state.owners.items():
             if owned.owner == self.me and name not in self._tokens:  # the answer to taking it was lost
                 self._taken(name, owned.token)
-        for name in self._to_leave:
-            if self._turn(name).locked() or name in self._beginning:  # it is tried now
-                continue
-            if name in self._tokens:
-                self._spawn_begin(name)
-            else:
-                self._spawn(self._leave(name), f"astore fleet leaves {name}")
+        self._handover.go_on()
         definitions, engine = self.store.table.definitions, self.store.engine
         wrong = owning.lent_wrongly(self.me, self.state, definitions)
         wrong += [
@@ -279,10 +263,6 @@ class Agent:
             if taken is not None:
                 self.state.note(name, self.me, taken)
                 self._taken(name, taken)
-        for name in self._tokens.keys() - self._asked - self._beginning:
-            held = definitions.get(name)
-            if held is not None and held.autostart:
-                self._spawn_begin(name)
 
     def _lose_taken(self) -> None:
         """Take note of the pools that are other hosts' by now, or nobody's."""
@@ -293,94 +273,11 @@ class Agent:
 
     def _taken(self, name: str, token: int) -> None:
         self._tokens[name] = token
-        self._moved(name)
-        self._spawn_begin(name)
-
-    def _spawn_begin(self, name: str) -> None:
-        self._beginning.add(name)
-        self._spawn(self._begin(name), f"astore fleet begins {name}")
+        self._handover.taken(name)
 
     def _lose(self, name: str) -> None:
-        if self._tokens.pop(name, None) is None:
-            return
-        self._asked.discard(name)
-        if name in self.store.table.definitions:
-            self._moved(name)
-            self._to_leave.add(name)
-            self._spawn(self._leave(name), f"astore fleet leaves {name}")
-
-    def _moved(self, name: str) -> None:
-        held = self.store.table.definitions.get(name)
-        if held is not None and isinstance(definition := held.definition(), PoolDef):
-            self._forwarder.moved(definition.uuid or "")
-
-    def _turn(self, name: str) -> asyncio.Lock:
-        return self._turns.setdefault(name, asyncio.Lock())
-
-    async def _begin(self, name: str) -> None:
-        """Begin to look after a pool: have it active if it was active on the host before, or is started automatically."""
-        async with self._turn(name), self._slots:
-            try:
-                if name not in self._tokens:  # it has gone on meanwhile
-                    return
-                if name in self._to_leave:
-                    await self._stop(name)
-                await self.manager.reload(thoroughly=False)
-                pool = self.manager.pool(name)
-                others = self.store.table.elsewhere(name)
-                run = max(others.values(), key=lambda one: one.started_at, default=None)
-                if not pool.active and run is not None and run.uuid == pool.uuid:
-                    adopted = Run(run.definition, run.uuid, run.started_at)  # the same run: its snapshot counts here
-                    await self.store.begin_run(adopted, persistent=True)
-                    await self.manager.reload(thoroughly=False)
-                if pool.autostart:
-                    self._asked.add(name)
-                if not pool.active and pool.autostart:
-                    await start_pools([pool], limit=1, timeout=None)
-                self._beginning.discard(name)
-                await self._worker.gather(name)
-                if pool.active and run is not None:
-                    await pool.refresh()
-                gone = [host for host in others if host not in self.state.hosts]
-                if gone and pool.active:
-                    await self._forwarder.settle()  # first the snapshot of this host
-                for host in gone:
-                    if self.holds(name):
-                        await self.store.forget_run(name, host)
-            except (AstoreError, OSError) as error:
-                self._log.warning("a pool was taken over with an error", pool=name, error=reason(error))
-            finally:
-                self._beginning.discard(name)
-
-    async def _leave(self, name: str) -> None:
-        """Stop a pool that another host looks after now, once it is active there."""
-        async with self._turn(name), self._slots:
-            until = time.monotonic() + HANDOVER_SECONDS
-            try:
-                while time.monotonic() < until and name not in self._tokens and not await self._taken_over(name):  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-                if (
-                    name in self._to_leave and name not in self._tokens
-                ):  # else it was done, or is done by beginning anew
-                    await self._stop(name)
-            except PoolNotFoundError:
-                self._to_leave.discard(name)
-            except (AstoreError, OSError) as error:
-                self._log.warning("a pool was left with an error", pool=name, error=reason(error))
-
-    async def _stop(self, name: str) -> None:
-        """Stop a pool that another host has, or had meanwhile: then it begins anew here, with what that has told of it."""
-        pool = self.manager.pool(name)
-        if pool.active and (name not in self._tokens or self.store.table.elsewhere(name)):
-            if self.state.owner(name) is None:
-                return  # nobody has taken it: look again later
-            with contextlib.suppress(InvalidStateError):  # somebody was faster
-                await pool.stop()
-        self._to_leave.discard(name)
-
-    async def _taken_over(self, name: str) -> bool:
-        """Return whether a pool is active on another host, which has kept a snapshot: it may have begun with this host's."""
-        return any([await self.store.snapshots.has(name, host) for host in self.store.table.elsewhere(name)])
+        if self._tokens.pop(name, None) is not None:
+            self._handover.lost(name)
 
     async def _hand_over(self) -> None:
         """End the jobs, hand back the pools, and give the lease back."""

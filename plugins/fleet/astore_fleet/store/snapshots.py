@@ -249,10 +249,10 @@ class SnapshotShelf:
         if (head := head_of(kept)) is not None:
             await self._drop_pieces(name, head, host)
 
-    async def has(self, name: str, host: str) -> bool:
-        """Return whether the engine has a snapshot that a host has kept of a pool."""
+    async def kept_since(self, name: str, host: str, token: int) -> bool:
+        """Return whether a host has kept a snapshot of a pool since it got its token."""
         message = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, host))
-        return message is not None and not message.deleted
+        return message is not None and not message.deleted and message.seq > token
 
     async def load(
         self, runs: Mapping[str, float], hosts: Mapping[str, Iterable[str]], *, lane: Lane | None

@@ -49,6 +49,7 @@ _NAMES = (
     "operations",
     "migrating",
     "non-primary",
+    "dirty-cache",
 )
 """What ``rbd info`` calls the features, from the lowest bit (Ceph's include/rbd/features.h)."""
 
@@ -88,7 +89,7 @@ class Header(NamedTuple):
 
 @functools.cache
 def feature_names(features: int) -> tuple[str, ...]:
-    """Return the names of an image's features; a bit that has none is its number, such as ``feature-11``."""
+    """Return the names of an image's features; a bit that has none is its number, such as ``feature-12``."""
     bits = [bit for bit in range(64) if features >> bit & 1]
     return tuple(_NAMES[bit] if bit < len(_NAMES) else f"feature-{bit}" for bit in bits)
 
