@@ -181,8 +181,8 @@ async def lose_a_host(made: Scene, fault: str, word: str) -> None:
 async def lose_servers(made: Scene, fault: str, word: str) -> None:
     """Have servers lost and back: all Managers go on meanwhile, and what changed is told in the end.
 
-    Work that was being done meanwhile is done once. Its end is known unless its host's lease was over for a moment, as it
-    may be while a new leader is elected, or all servers were away for long.
+    Work that was being done meanwhile is done once. Its end is known, and good, unless its host's lease was over for a
+    moment, as it may be while a new leader is elected, or all servers were away for long.
     """
     working = await made.begin_work(f"{word}-made")
     gone = len(made.bed.servers) == 1 or fault == "all-killed"
@@ -198,7 +198,7 @@ async def lose_servers(made: Scene, fault: str, word: str) -> None:
                 await made.told(f"own-{name}", f"{word}-away")
         made.let_work_go(f"{word}-made")
     await made.all_there()
-    with contextlib.suppress(JobUnknownError, *([astore.StoreError] if gone else [])):
+    with contextlib.suppress(JobUnknownError, astore.StorageError, *([astore.StoreError] if gone else [])):
         assert (await working).name == f"{word}-made"
     assert made.begun().count(f"{word}-made") == 1
     for name in made.hosts:

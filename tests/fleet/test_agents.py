@@ -164,6 +164,28 @@ async def test_a_pool_that_comes_back_before_it_was_left_is_active(
         await eventually(lambda: pool.info.state == "running", "all know")
 
 
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_pool_that_is_not_started_automatically_goes_on(
+    gone: bool, fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path
+) -> None:
+    """A pool that somebody started is active on its next host, with what was known of it, and on that alone."""
+    async with contextlib.AsyncExitStack() as stack:
+        a = await stack.enter_async_context(host(one_server, fleet_name, "a"))
+        b = await stack.enter_async_context(host(one_server, fleet_name, "b"))
+        pool = await fleet.define(shared("images", folder(tmp_path, "images", "x.img")), hosts=["a"], autostart=False)
+        await eventually(lambda: pool.info.owner == "a", "a has it")
+        await pool.start()
+        await eventually(lambda: pool.info.volumes == 1, "its snapshot is kept")
+        await pool.place(hosts=("b",) if not gone else ("a", "b"))
+        if gone:
+            await fleet.drain("a")
+        await eventually(lambda: b.manager.pools(active=True), "it is active on b")
+        assert [one.name for one in b.manager.pool("images").volumes] == ["x.img"]
+        await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
+        await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["b"], "it runs on b alone")
+        await eventually(lambda: (pool.info.state, pool.info.volumes) == ("running", 1), "all know")
+
+
 async def test_a_pool_is_left_once_its_work_is_done(
     fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

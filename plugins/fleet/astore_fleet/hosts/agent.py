@@ -80,7 +80,7 @@ class Agent:
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._log = get_logger().bind(host=store.host)
         self._handover = Handover(
-            self.manager, store, self.state, self._tokens, self._forwarder, self._spawn, self._log
+            self.manager, store, self.me, self.state, self._tokens, self._forwarder, self._spawn, self._log
         )
         self._worker = self._handover.worker = Worker(self.manager, store, self.me, self._ready, self.state)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, VolumeBusyError, reason
+from astore.errors import AstoreError, InvalidStateError, PoolNotFoundError, StoreError, VolumeBusyError, reason
 from astore.manager import Manager
 from astore.manager.many import start_pools
 from astore.model import PoolDef
@@ -17,6 +17,7 @@ from astore.store.contract import Run
 from astore_fleet.hosts.event_stream import Forwarder
 from astore_fleet.jobs.worker import Worker
 from astore_fleet.placement.fleet_state import FleetState
+from astore_fleet.records import Owner
 from astore_fleet.store.nats_store import NatsStore
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Handover:
         self,
         manager: Manager,
         store: NatsStore,
+        me: Owner,
         state: FleetState,
         tokens: Mapping[str, int],
         forwarder: Forwarder,
@@ -49,6 +51,7 @@ class Handover:
         self.worker: Worker
         self._manager = manager
         self._store = store
+        self._me = me
         self._state = state
         self._tokens = tokens
         self._forwarder = forwarder
@@ -59,6 +62,7 @@ class Handover:
         self._waiting: set[str] = set()  # pools that are to begin
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._stale: set[str] = set()  # pools whose run here is from before they were lost: it ends, or begins anew
+        self._seen: set[str] = set()  # stale pools that their owner was seen to have active
         self._resumed: set[str] = set()  # stale pools that were active, and are to be so again
 
     def ready(self, pool: str) -> bool:
@@ -75,11 +79,16 @@ class Handover:
         self._asked.discard(name)
         self._waiting.discard(name)
         self._moved(name)
+        self._seen.discard(name)
         self._stale.add(name)
         self._spawn_leave(name)
 
     def go_on(self) -> None:
-        """Try again what did not succeed; start what is to be started automatically by now."""
+        """Try again what did not succeed; start what is to be started automatically by now; leave what others have."""
+        for pool in self._manager.pools(active=True):
+            owner = self._state.owner(pool.name)
+            if pool.name not in self._tokens and pool.name not in self._stale and owner not in (None, self._me):
+                self.lost(pool.name)
         for name in self._tokens.keys() - self._asked:
             held = self._store.table.definitions.get(name)
             if held is not None and held.autostart:
@@ -91,6 +100,9 @@ class Handover:
                 self._spawn_begin(name)
             else:
                 self._spawn_leave(name)
+        for name in self._tokens:
+            if self._gone(name) and self.ready(name) and not self._turn(name).locked():
+                self._spawn(self._forget(name), f"astore fleet forgets {name}")
 
     def _moved(self, name: str) -> None:
         held = self._store.table.definitions.get(name)
@@ -111,80 +123,111 @@ class Handover:
 
     async def _begin(self, name: str) -> None:
         """Have a pool active if it was active on the host before, or is started automatically."""
-        async with self._turn(name), self._slots:
+        async with self._turn(name):
             token = self._tokens.get(name)
+            if token is None or self.ready(name):
+                return
             try:
-                if token is not None and not self.ready(name):
-                    await self._begin_by(name, token)
+                async with self._slots:
+                    adopted = await self._begin_by(name, token)
+                if self.ready(name):
+                    await self.worker.gather(name)
+                    if adopted:
+                        await self._manager.pool(name).refresh()
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was taken over with an error", pool=name, error=reason(error))
 
-    async def _begin_by(self, name: str, token: int) -> None:
-        await self._manager.reload(thoroughly=False)
+    async def _begin_by(self, name: str, token: int) -> bool:
+        """Begin, unless the pool goes on meanwhile; return whether it is active as it was on another host."""
+        table = self._store.table
+        await self._manager.reload(thoroughly=name in self._stale)
         pool = self._manager.pool(name)
-        others = self._store.table.elsewhere(name)
-        if name in self._stale and pool.active and others:
+        if name in self._stale and pool.active and table.elsewhere(name):
             await self._begin_anew(pool)
-            others = self._store.table.elsewhere(name)
-        run = max(others.values(), key=lambda one: one.started_at, default=None)
-        if self._tokens.get(name) != token:  # it has gone on meanwhile, and is left, or begun by another token
-            return
+        run = max(table.elsewhere(name).values(), key=lambda one: one.started_at, default=None)
+        if self._tokens.get(name) != token:  # it is left, or begun by another token
+            return False
         if not pool.active and run is not None and run.uuid == pool.uuid:
             adopted = Run(run.definition, run.uuid, run.started_at)  # the same run: its snapshot counts here
-            await self._store.begin_run(adopted, persistent=True)
+            await self._store.begin_run(adopted, persistent=True, ours=False)
             await self._manager.reload(thoroughly=False)
+        if not pool.active and (pool.autostart or name in self._resumed):
+            error = (await start_pools([pool], limit=1, timeout=None))[name]
+            if isinstance(error, StoreError):
+                raise error
+        if self._tokens.get(name) != token:
+            return False
         if pool.autostart:
             self._asked.add(name)
-        if not pool.active and (pool.autostart or name in self._resumed):
-            await start_pools([pool], limit=1, timeout=None)
-        if self._tokens.get(name) != token:
-            return
         self._resumed.discard(name)
         self._stale.discard(name)
         self._waiting.discard(name)
-        await self.worker.gather(name)
-        if pool.active and run is not None:
-            await pool.refresh()
-        await self._forget(pool, [host for host in others if host not in self._state.hosts])
+        return pool.active and run is not None
 
     async def _begin_anew(self, pool: Pool) -> None:
         """Stop a run from before: another host has, or had, the pool, and knows better what was told of it."""
         self._resumed.add(pool.name)
         try:
             await pool.stop()
+        except StoreError:
+            raise
         except (AstoreError, OSError) as error:  # it works, or its storage hangs: it goes on as it is
             self._log.warning("a pool could not begin anew", pool=pool.name, error=reason(error))
         else:
             self._moved(pool.name)
             await self._manager.reload(thoroughly=False)
 
-    async def _forget(self, pool: Pool, gone: Collection[str]) -> None:
-        """Remove the runs of hosts that are gone, after this host has kept a snapshot."""
-        if gone and pool.active:
-            await self._forwarder.settle()
-        for host in gone:
-            if pool.name in self._tokens:
-                await self._store.forget_run(pool.name, host)
+    def _gone(self, name: str) -> list[str]:
+        """Return the hosts that are gone, and whose run of a pool is still known."""
+        return [host for host in self._store.table.elsewhere(name) if host not in self._state.hosts]
+
+    async def _forget(self, name: str) -> None:
+        """Remove the runs of hosts that are gone, once this host has kept a snapshot."""
+        async with self._turn(name):
+            token = self._tokens.get(name)
+            try:
+                if token is None or not await self._store.snapshots.kept_since(name, self._me.host, token):
+                    return
+                for host in self._gone(name):
+                    if self._tokens.get(name) == token:
+                        await self._store.forget_run(name, host)
+            except StoreError as error:
+                self._log.debug("runs of hosts that are gone are still known", pool=name, error=reason(error))
 
     # --------------------------------------------------------------------------------------------------- leaving
 
     async def _leave(self, name: str) -> None:
         """Stop a pool that another host looks after now, once it is active there."""
-        async with self._turn(name), self._slots:
+        async with self._turn(name):
             until = time.monotonic() + HANDOVER_SECONDS
             try:
                 pool = self._manager.pool(name)
                 while time.monotonic() < until and self._left(name) and self._runs(pool):
+                    if self._nobodys(name):
+                        return  # look again later
                     if await self._taken_over(name):
                         break
                     await asyncio.sleep(0.1)
                 if self._left(name):
-                    await self._stop(pool)
+                    async with self._slots:
+                        await self._stop(pool)
             except PoolNotFoundError:
-                if name not in self._tokens:
-                    self._stale.discard(name)
+                await self._end_unknown(name)
             except (AstoreError, OSError) as error:
                 self._log.warning("a pool was left with an error", pool=name, error=reason(error))
+
+    async def _end_unknown(self, name: str) -> None:
+        """End the run of a pool that the Manager does not know any more, if it is still known to the engine."""
+        try:
+            run = self._store.table.run(name)
+            if run is not None and name not in self._tokens:
+                await self._store.end_run(name, run.started_at)
+                await self._manager.reload()
+        except AstoreError as error:
+            self._log.debug("the end of a run was not written", pool=name, error=reason(error))
+        else:
+            if name not in self._tokens:
+                self._stale.discard(name)
 
     def _left(self, name: str) -> bool:
         """Return whether a pool is to be stopped here: not if it has come back, and begins anew."""
@@ -193,10 +236,15 @@ class Handover:
     def _runs(self, pool: Pool) -> bool:
         return pool.active or self._store.table.run(pool.name) is not None
 
+    def _nobodys(self, name: str) -> bool:
+        """Return whether a pool that is defined has no owner that is there."""
+        return name in self._store.table.definitions and not self._state.present(self._state.owner(name))
+
     async def _stop(self, pool: Pool) -> None:
-        name, table = pool.name, self._store.table
-        if self._state.owner(name) is None and name in table.definitions:
-            return  # nobody has taken it: look again later
+        name = pool.name
+        waits = name in self._store.table.definitions and (self._nobodys(name) or name not in self._seen)
+        if waits and self._runs(pool):
+            return  # its owner does not have it active: look again later
         if pool.active:
             self._resumed.add(name)
             try:
@@ -206,9 +254,11 @@ class Handover:
             except InvalidStateError:  # somebody was faster
                 pass
             await self._manager.reload(thoroughly=False)
-        run = table.run(name)
+            pool = self._manager.pool(name)
+        run = self._store.table.run(name)
         if run is not None and not pool.active:  # its end could not be written
             await self._store.end_run(name, run.started_at)
+            await self._manager.reload()
         if self._left(name) and not self._runs(pool):
             self._resumed.discard(name)
             self._stale.discard(name)
@@ -218,4 +268,5 @@ class Handover:
         owned = self._state.owners.get(name)
         if owned is None or owned.owner is None or owned.owner.host not in self._store.table.elsewhere(name):
             return False
+        self._seen.add(name)
         return await self._store.snapshots.kept_since(name, owned.owner.host, owned.token)

@@ -108,7 +108,10 @@ class Answerer:
         async def work() -> None:
             for pool in waiting:
                 record = fitting(await self._refresh(pool, question), self._engine.largest)
-                await self._tell(reply, Answer(pool, record))
+                if record.failure is None or self._holds(
+                    pool
+                ):  # else it has gone on meanwhile: who asks finds it there
+                    await self._tell(reply, Answer(pool, record))
 
         try:
             await asyncio.gather(*(work() for _ in range(max(question.limit, 1))))

@@ -207,6 +207,9 @@ class Worker:
                 record = job_queue.expired()
             else:
                 record = await self._outcome(job, age, progress)
+            if claim is None and record.failure is not None and not self._holds(job.pool):
+                await self._pass_on(job, message)  # the pool has gone on meanwhile, and the refresh with it
+                return
             record = fitting(record, engine.largest)
             self._settling.add(job.id)
             if claim is not None:

@@ -251,19 +251,20 @@ class NatsStore(Store):
 
         await self._change(name, attempt)
 
-    async def begin_run(self, run: Run, *, persistent: bool) -> None:
+    async def begin_run(self, run: Run, *, persistent: bool, ours: bool = True) -> None:
+        """See :meth:`Store.begin_run`. :param ours: False: the Manager of this store learns of it by its next reload."""
         name = run.name
 
         async def attempt(last: int) -> int:
             theirs, held = self.table.run(name), self.table.definitions.get(name)
             if theirs is not None and theirs.started_at != run.started_at:
                 raise self._outdated(f"pool {name!r} was started meanwhile")
-            stored = None if held is None else held.definition()
-            other = isinstance(stored, PoolDef) and stored.uuid != run.uuid
+            other = held is not None and isinstance(stored := held.definition(), PoolDef) and stored.uuid != run.uuid
             if other or (persistent and held is None):
                 raise self._outdated(f"pool {name!r} was undefined meanwhile")
             if theirs != run:
-                return await self._write(name, self.engine.names.run(name, self.host), last, encoded(run), {})
+                subject, by = self.engine.names.run(name, self.host), {} if ours else {BY: ""}
+                return await self._write(name, subject, last, encoded(run), by)
             return 0
 
         await self._change(name, attempt)
@@ -311,7 +312,7 @@ class NatsStore(Store):
         self, name: str, subject: str, last: int, data: bytes, headers: dict[str, str], *, at: int | None = None
     ) -> int:
         names = self.engine.names
-        headers[BY] = self.engine.session
+        headers.setdefault(BY, self.engine.session)
         try:
             return await self.engine.publish(
                 names.pools, subject, data, headers, after=last, among=names.of_pool(name), at=at
