@@ -53,9 +53,12 @@ class Place:
         return {"driver": "gluster", "volume": found.volume, "path": "/" + "/".join(found.parts), "server": server}
 
     async def qemu_img(self, *arguments: str | Path) -> str:
-        """Run qemu-img in the pool's folder; it must end well."""
+        """Run qemu-img in the pool's folder; it must end well (see :func:`images.qemu_images.create` for the second try)."""
         argv = ["qemu-img", *map(os.fspath, arguments)]
-        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, cwd=self.folder)
+        for _ in range(40):
+            done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, cwd=self.folder)
+            if "accurate CPU usage" not in done.stderr:
+                break
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
