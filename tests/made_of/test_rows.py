@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from images.qemu_images import create
 from made_of.conftest import ALL
 from made_of.places import MIB, Place, json_name
 
@@ -483,7 +484,9 @@ async def _pool_below(place: Place, manager: Manager, name: str) -> Pool:
 async def test_luks(place: Place) -> None:
     """19: The capacity of a LUKS image is the disk's; a header of LUKS2 does not keep a raw disk from being resized."""
     secret = ("--object", "secret,id=s,data=x")
-    await place.qemu_img("create", "-q", "-f", "luks", *secret, "-o", "key-secret=s,iter-time=10", "l.luks", "8M")
+    path = place.folder / "l.luks"
+    options = ("-f", "luks", *secret, "-o", "key-secret=s,iter-time=10")
+    await asyncio.to_thread(create, path, *options, str(path), "8M")
     volume = await place.volume("l.luks")
     assert volume.info.capacity == 8 * MIB
     raw = await place.pool.create_volume(VolumeDef("r", capacity=MIB))

@@ -266,15 +266,6 @@ FUSE_MAGIC = "65735546"
 """The kind of a FUSE mount, in statfs(2)."""
 
 
-def _works(folder: Path) -> bool:
-    """Whether a mount is there whose client lives. Asked in another process, as tests' loops may not wait."""
-    try:
-        fuse.client_pid(folder)
-    except LookupError:
-        return False
-    return True
-
-
 def _unmount(folder: Path, lazy: bool) -> None:
     """Unmount, also if a refresh is there just now."""
     eventually_gone = time.monotonic() + 30
