@@ -110,13 +110,14 @@ def wake_nfs() -> None:
 
 
 def _no_grace() -> bool:
+    """Whether the time of grace has ended; ends it if not."""
+    ending = Path("/proc/fs/nfsd/v4_end_grace")
     try:
-        Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+        ending.write_text("Y")
     except OSError as error:
-        if error.errno != errno.EBUSY:  # it is being started
+        if error.errno != errno.EBUSY:  # nfsd is being started, or the time has ended by itself
             raise
-        return False
-    return True
+    return ending.read_text() == "Y\n"
 
 
 def has_cifs() -> bool:
