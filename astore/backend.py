@@ -256,6 +256,9 @@ class Backend(abc.ABC):
     volume_formats: ClassVar[tuple[str, ...]] = ("raw",)
     """The formats that new volumes may have, the default first, for the capabilities document; empty: there can be none."""
 
+    asks_as_initiator: ClassVar[bool] = False
+    """Whether ``discover`` takes the name of the initiator that asks, where servers show themselves to some of them only."""
+
     lane_threads: ClassVar[int] = 4
     """How many threads each pool may use for blocking calls at once."""
 
@@ -325,6 +328,8 @@ class DiscoversSources(Protocol):
         self, host: str | None, context: Context, *, port: int | None = None
     ) -> Sequence[DiscoveredSource]:
         """Return the sources that a host offers.
+
+        A backend whose :attr:`Backend.asks_as_initiator` is true has a parameter ``initiator: str | None = None`` too.
 
         :raises DefinitionError: the type needs a host and none is given, or it is no host name.
         :raises OSError: the host does not answer. CommandError: the program that asks it is missing.

@@ -169,6 +169,7 @@ def test_sdists_have_tests_and_docs(built: Path) -> None:
         assert {"LICENSE", "README.md", "pyproject.toml"} <= names[name]
     ours = names["astore"]
     assert {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "constraints.txt", "scripts/setup.sh"} <= ours
+    assert {"debian/control", ".ci/run", ".github/workflows/ci.yml"} <= ours
     assert {"tests/test_packages.py", "docs/concepts.md", "beds/__init__.py", "plugins/gluster/pyproject.toml"} <= ours
     assert not [one for one in ours if one.startswith((".venv", "build/", "dist/", ".git/"))]
 

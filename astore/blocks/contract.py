@@ -37,6 +37,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     :ivar references: the volumes that it reads missing data from, as a clone does.
     :ivar features: what the storage calls the abilities of this volume, such as ``exclusive-lock``.
     :ivar extras: see :class:`astore.model.VolumeInfo`, such as ``internal snapshots``.
+    :ivar unfinished: it cannot be opened, only be removed: its creation or its removal was cut off within the storage. No
+        pool shows it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[Reference, ...] = ()
     features: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    unfinished: bool = False
 
 
 class BlockVolume(abc.ABC):
@@ -155,7 +158,7 @@ class MakesBlocks(Protocol):
         """
 
     def remove(self, name: str) -> Answer[None]:
-        """Remove a volume. :raises OSError: ENOENT; EBUSY: it is in use."""
+        """Remove a volume, or an unfinished one that has a hidden name. :raises OSError: ENOENT; EBUSY: it is in use."""
 
 
 @runtime_checkable

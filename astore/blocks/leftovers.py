@@ -59,39 +59,44 @@ class Leftovers:
             return
         blocks = {one.name: one for one in hidden}
         among = self.suspects.among(blocks)
-        names = [name for name in among if self.suspects.may_go(name, blocks[name])]
-        if not names:
+        found = [blocks[name] for name in among]
+        going = [one for one in found if self.suspects.may_go(one.name, one, locks=not one.unfinished)]
+        if not going:
             return
         self._not_before = now + PAUSE
         try:
-            await bounded(self._remove(names), self._context.timeout)
+            await bounded(self._remove(going), self._context.timeout)
         except asyncio.CancelledError:
             self.look_again()
             raise
 
-    async def _remove(self, names: Sequence[str]) -> None:
+    async def _remove(self, going: Sequence[Block]) -> None:
         removed = 0
-        for name in names:
+        for one in going:
             try:
-                removed += await self._remove_one(name)
+                removed += await self._remove_one(one)
             except TimeoutError:
                 break  # the others would take as long
             except OSError:
                 pass
             except Exception as error:  # a backend may raise anything, and its pool is of use all the same
-                self._context.log.warning("an unfinished volume stays", volume=printable(name), reason=repr(error))
+                self._context.log.warning("an unfinished volume stays", volume=printable(one.name), reason=repr(error))
         else:
             self._not_before = None
         if removed:
             self._context.log.info("removed unfinished volumes", count=removed)
 
-    async def _remove_one(self, name: str) -> bool:
-        """Remove an unfinished volume, if its lock shows that no process is making it; return whether it was removed.
+    async def _remove_one(self, found: Block) -> bool:
+        """Remove a hidden volume, unless its lock shows that a process is making it; return whether it was removed.
 
         :raises OSError: EOPNOTSUPP: this storage has no locks. Other errors: the storage failed.
         """
+        name = found.name
         if name in IN_PROGRESS:
             return False
+        if found.unfinished:
+            await self._calls.run(self._makes.remove, name)
+            return True
         opened = await self._opener.opened(name, True)
         try:
             if not await opened.run(opened.volume.lock):

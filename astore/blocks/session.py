@@ -69,6 +69,8 @@ class BlockSession(PoolSession):
                 found[one.name] = old
             elif one.name.startswith(TEMPORARY):
                 hidden.append(one)
+            elif one.unfinished:
+                continue
             elif isinstance(record := self.record(one), EntryError):
                 errors.append(record)
             else:
@@ -93,6 +95,8 @@ class BlockSession(PoolSession):
         found = await self.calls.run(self.pool.look, name)
         if not isinstance(found, Block):
             return found
+        if found.unfinished:
+            return None
         return self.record(found) if found.name == name else None  # None: names may differ in case alone, for example
 
     def record(self, block: Block) -> VolumeInfo | EntryError:

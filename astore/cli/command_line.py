@@ -73,7 +73,12 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 
 class Command(click.Command):
-    """A command whose help ends with examples, and shows general options nowhere."""
+    """A command whose help ends with examples, and shows general options nowhere.
+
+    :ivar examples: two lines, if it is another distribution's command.
+    """
+
+    examples: tuple[str, ...] = ()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options."""
@@ -89,7 +94,7 @@ class Command(click.Command):
         """Write two examples, and where the general options are."""
         from astore.cli.examples import examples_of
 
-        if lines := examples_of(ctx.command_path):
+        if lines := self.examples or examples_of(ctx.command_path):
             with formatter.section("Examples"):
                 for line in lines:
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from astore.cli.command_line import option
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     shell_complete=complete_type,
 )
 @option("--details", is_flag=True, help="With sizes, persistence and errors.")
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
 @option("--uuid", "uuids_only", is_flag=True, help="UUIDs alone, one in a line.")
 def list_pools(
@@ -46,6 +47,7 @@ def list_pools(
     transient: bool,
     types: tuple[str, ...],
     details: bool,
+    in_bytes: bool,
     names_only: bool,
     uuids_only: bool,
 ) -> Answer:
@@ -64,6 +66,7 @@ def list_pools(
     shown = damaged if (everything or inactive) and not (types or transient or autostart) else ()
 
     filtered = bool(types or autostart is not None or persistent or transient)
+    write = str if in_bytes else size
     empty = _empty(standing, "such" if filtered or everything else "inactive" if inactive else "active")
 
     def show(output: Output) -> None:
@@ -73,9 +76,9 @@ def list_pools(
                     " ".join(([pool.info.uuid] if uuids_only else []) + ([pool.info.name] if names_only else []))
                 )
         elif details:
-            _detailed(output, pools, shown, empty)
+            _detailed(output, pools, shown, empty, write)
         else:
-            _brief(output, pools, shown, empty)
+            _brief(output, pools, shown, empty, write)
         _hint(output, empty if standing.all and not (pools or names_only or uuids_only) else "")
 
     def document() -> Document:
@@ -110,7 +113,9 @@ def _hint(output: Output, text: str) -> None:
         complain(text)
 
 
-def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
+def _brief(
+    output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str, write: Callable[[int], str]
+) -> None:
     columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True), Column("Autostart")]
     columns += [Column("Volumes", right=True), Column("Capacity", right=True), Column("Used")]
     rows: list[list[Cell | str]] = []
@@ -118,14 +123,16 @@ def _brief(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Dama
         info = pool.info
         sizes: list[Cell | str] = ["-"] * 3
         if info.active:
-            sizes = [str(info.volumes), size(info.capacity), output.bar(info.allocation, info.capacity)]
+            sizes = [str(info.volumes), write(info.capacity), output.bar(info.allocation, info.capacity)]
         state = state_cell(info.state, backend=info.backend)
         rows.append([info.name, info.type, state, yes_no(info.autostart), *sizes])
     rows += [[file.name, "-", state_cell("damaged"), *["-"] * 4] for file in damaged]
     output.table(columns, rows, empty=empty)
 
 
-def _detailed(output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str) -> None:
+def _detailed(
+    output: Output, pools: Sequence[StandingPool], damaged: Sequence[Damaged], empty: str, write: Callable[[int], str]
+) -> None:
     columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True)]
     columns += [Column("Autostart"), Column("Persistent")]
     columns += [Column(title, right=True) for title in ("Volumes", "Capacity", "Allocation", "Available")]
@@ -135,7 +142,7 @@ def _detailed(output: Output, pools: Sequence[StandingPool], damaged: Sequence[D
         info = pool.info
         sizes: list[Cell | str] = ["-"] * 6
         if info.active:
-            sizes = [str(info.volumes), size(info.capacity), size(info.allocation), size(info.available)]
+            sizes = [str(info.volumes), write(info.capacity), write(info.allocation), write(info.available)]
             sizes += [output.bar(info.allocation, info.capacity), when(info.taken_at)]
         state = state_cell(info.state, backend=info.backend)
         rows.append(

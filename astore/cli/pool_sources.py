@@ -27,6 +27,7 @@ _SPEC_HELP = "A file with libvirt's <source> document, which names host and port
 
 type_argument = argument("type", metavar="TYPE", help="A pool type.", shell_complete=complete_type)
 host_argument = argument("host", required=False, metavar="HOST", help="The host to ask.")
+initiator_option = option("--initiator", metavar="IQN", help="The initiator's name to ask under.")
 port_argument = argument("port", required=False, type=Whole(min=1, max=65535), metavar="PORT", help="Its port.")
 
 
@@ -35,9 +36,10 @@ port_argument = argument("port", required=False, type=Whole(min=1, max=65535), m
 @host_argument
 @port_argument
 @option("--spec", metavar="FILE", help=_SPEC_HELP)
+@initiator_option
 @option("--xml", is_flag=True, help="libvirt's <sources> document.")
 @option("--define", "new", metavar="NAME", help="Define a pool of this name with the source that was found.")
-@option("--source", "wanted", metavar="SOURCE", help="With --define: which one, by its directory or name.")
+@option("--source", "wanted", metavar="SOURCE", help="With --define: which one, by its directory, name or device.")
 @option("--target", metavar="PATH", help="With --define: where to mount it.")
 async def discover(
     session: Session,
@@ -45,6 +47,7 @@ async def discover(
     host: str | None,
     port: int | None,
     spec: str | None,
+    initiator: str | None,
     xml: bool,
     new: str | None,
     wanted: str | None,
@@ -53,17 +56,17 @@ async def discover(
     """Ask a host which sources it offers for pools of a type."""
     if new is None and (wanted or target):
         raise CliError("--source and --target describe a new pool: say its name with --define", Exit.USAGE)
-    found = await _discovered(session, type, host, port, spec)
+    found = await _discovered(session, type, host, port, spec, initiator)
     if new is not None:
         return await _defined(session, PoolDef(type, new, target=Target(target)), found, wanted)
     return xml_answer(found.to_xml()) if xml else _sources(type, [item.source for item in found])
 
 
 async def _defined(session: Session, new: PoolDef, found: Sequence[DiscoveredSource], wanted: str | None) -> Answer:
-    """Define a pool with the only source that was found, or with the one of this directory or name."""
-    chosen = [one.source for one in found if wanted is None or wanted in (one.source.directory, one.source.name)]
+    """Define a pool with the only source that was found, or with the one of this directory, name or device."""
+    chosen = [one.source for one in found if wanted is None or wanted in _names(one.source)]
     if len(chosen) != 1:
-        names = ", ".join(printable(one.source.directory or one.source.name or "-") for one in found[:SHOWN])
+        names = ", ".join(printable((*_names(one.source), "-")[0]) for one in found[:SHOWN])
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         if not found:
             raise CliError("nothing was found: no pool is defined", Exit.NOT_FOUND)
@@ -72,13 +75,25 @@ async def _defined(session: Session, new: PoolDef, found: Sequence[DiscoveredSou
     return answer("define", [Outcome(new.name, pool, None)], "pool {name} defined")
 
 
+def _names(source: Source) -> list[str]:
+    """Return what tells a source from the others of its host."""
+    return [name for name in (source.directory, source.name, *(one.path for one in source.devices)) if name]
+
+
 async def _discovered(
-    session: Session, type: str, host: str | None = None, port: int | None = None, spec: str | None = None
+    session: Session,
+    type: str,
+    host: str | None = None,
+    port: int | None = None,
+    spec: str | None = None,
+    initiator: str | None = None,
 ) -> DiscoveredSources:
     document_ = None if spec is None else await read_definition(spec)
     session.ticker.begin("asking")
     try:
-        return await session.in_time(session.manager.discover(type, host, port=port, spec=document_))
+        return await session.in_time(
+            session.manager.discover(type, host, port=port, spec=document_, initiator=initiator)
+        )
     except DefinitionError as error:
         if host is None and spec is None and error.element == "host":
             raise CliError(f"say which host to ask: `astore pool discover {type} HOST`", Exit.USAGE) from error
@@ -86,9 +101,12 @@ async def _discovered(
 
 
 def _sources(type: str, sources: Sequence[Source]) -> Answer:
-    fields = ("hosts", "directory", "name", "format")
-    document = {"type": type, "sources": [{name: getattr(one, name) for name in fields} for one in sources]}
-    return Answer(document, lambda output: _show_sources(output, type, sources))
+    fields = ("hosts", "directory", "name", "format", "initiator")
+    found = [
+        {**{name: getattr(one, name) for name in fields}, "devices": [device.path for device in one.devices]}
+        for one in sources
+    ]
+    return Answer({"type": type, "sources": found}, lambda output: _show_sources(output, type, sources))
 
 
 def _show_sources(output: Output, type: str, sources: Sequence[Source]) -> None:
@@ -98,7 +116,7 @@ def _show_sources(output: Output, type: str, sources: Sequence[Source]) -> None:
     rows = [
         [
             ", ".join(host.name if host.port is None else f"{host.name}:{host.port}" for host in source.hosts) or "-",
-            source.name or "-",
+            source.name or ", ".join(one.path for one in source.devices) or "-",
             source.directory or "-",
             source.format or "-",
         ]
@@ -154,9 +172,12 @@ async def find_sources_by_file(session: Session, type: str, spec: str | None) ->
 @type_argument
 @host_argument
 @port_argument
-async def find_sources(session: Session, type: str, host: str | None, port: int | None) -> Answer:
+@initiator_option
+async def find_sources(
+    session: Session, type: str, host: str | None, port: int | None, initiator: str | None
+) -> Answer:
     """Print libvirt's <sources> document for a host."""
-    return xml_answer((await _discovered(session, type, host, port)).to_xml())
+    return xml_answer((await _discovered(session, type, host, port, initiator=initiator)).to_xml())
 
 
 @command("pool-capabilities")

@@ -41,7 +41,7 @@ _AS = (
 )
 
 VERBS: Mapping[str, Verb] = {
-    "find-storage-pool-sources-as": Verb("pool_sources:find_sources", "type host port", "@xml"),
+    "find-storage-pool-sources-as": Verb("pool_sources:find_sources", "type host port initiator", "@xml"),
     "find-storage-pool-sources": Verb("pool_sources:find_sources_by_file", "type srcSpec=spec", "@xml"),
     "pool-autostart": Verb("pools:autostart", _POOL, "@autostart"),
     "pool-build": Verb("pools:build", _POOL, "Pool {asked} built"),

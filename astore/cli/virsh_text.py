@@ -107,9 +107,10 @@ def _pool_list(document: Document, arguments: Document, quiet: bool) -> list[str
         ]
         return table(titles, rows, quiet)
     sizes = ("capacity", "allocation", "available")
+    write: Callable[[int], str] = str if arguments["in_bytes"] else pretty
     rows = [
         [pool["name"], pool["state"], _yes_no(pool["autostart"]), _yes_no(pool["persistent"])]
-        + [pretty(pool[name]) if pool["active"] else "-" for name in sizes]
+        + [write(pool[name]) if pool["active"] else "-" for name in sizes]
         for pool in pools
     ]
     return table([*titles, "Persistent", "Capacity", "Allocation", "Available"], rows, quiet)
@@ -138,8 +139,9 @@ def _volume_list(document: Document, arguments: Document, quiet: bool) -> list[s
     rows = [[volume["name"], volume["path"]] for volume in volumes]
     if not arguments["details"]:
         return table(["Name", "Path"], rows, quiet)
+    write: Callable[[int], str] = str if arguments["in_bytes"] else pretty
     rows = [
-        [*row, volume["type"], pretty(volume["capacity"]), pretty(volume["allocation"])]
+        [*row, volume["type"], write(volume["capacity"]), write(volume["allocation"])]
         for row, volume in zip(rows, volumes, strict=True)
     ]
     return table(["Name", "Path", "Type", "Capacity", "Allocation"], rows, quiet)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from stat import filemode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -44,22 +44,34 @@ def shown_format(info: VolumeInfo) -> str:
 @view("list")
 @argument("name", required=False, metavar="POOL", help="A pool's name or UUID.", shell_complete=complete_pool)
 @option("--details", is_flag=True, help="With types, times and paths.")
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @option("--name", "names_only", is_flag=True, help="Names alone, one in a line; POOL/NAME for all pools.")
-def list_volumes(standing: Standing, name: str | None, details: bool, names_only: bool) -> Answer | OnSession:
+def list_volumes(
+    standing: Standing, name: str | None, details: bool, in_bytes: bool, names_only: bool
+) -> Answer | OnSession:
     """List the volumes of a pool, or of all active pools, as the last refreshes found them."""
+    shown = _Shown(details, str if in_bytes else size, names_only)
     if name is None:
-        return _list_all(standing.pools(active=True), details, names_only)
+        return _list_all(standing.pools(active=True), shown)
     pool = standing.pool(name)
     if pool.info.active and pool.snapshot.generation:
-        return _list(pool, details, names_only)
+        return _list(pool, shown)
 
     async def refreshed(session: Session) -> Answer:
-        return _list(await looked_at(session, name), details, names_only)
+        return _list(await looked_at(session, name), shown)
 
     return refreshed
 
 
-def _list(pool: Listed, details: bool, names_only: bool) -> Answer:
+class _Shown(NamedTuple):
+    """What a list shows of its volumes. ``write`` writes a size."""
+
+    details: bool
+    write: Callable[[int], str]
+    names_only: bool
+
+
+def _list(pool: Listed, shown: _Shown) -> Answer:
     info, snapshot = pool.info, pool.snapshot
     volumes = [(info.name, volume) for volume in snapshot.volumes]
     taken_at = snapshot.taken_at or None
@@ -69,18 +81,18 @@ def _list(pool: Listed, details: bool, names_only: bool) -> Answer:
         return {"pool": info.name, "refreshed_at": taken_at, "volumes": found}
 
     def show(output: Output) -> None:
-        if names_only:
+        if shown.names_only:
             for _, volume in volumes:
                 output.value(volume.name)
             return
         word = shell_word(info.name)
         empty = f"`astore vol create {word} NAME 10G` makes one, `astore pool refresh {word}` looks for new ones"
-        _show_table(output, volumes, details, empty=f"pool {printable(info.name)!r} has no volumes: {empty}")
+        _show_table(output, volumes, shown, empty=f"pool {printable(info.name)!r} has no volumes: {empty}")
 
     return Answer(document, show, stale(info))
 
 
-def _list_all(pools: Sequence[Listed], details: bool, names_only: bool) -> Answer:
+def _list_all(pools: Sequence[Listed], shown: _Shown) -> Answer:
     """List the volumes of all active pools. Those that have no snapshot yet are left as they are."""
     volumes = [(pool.info.name, volume) for pool in pools for volume in pool.snapshot.volumes]
 
@@ -88,30 +100,30 @@ def _list_all(pools: Sequence[Listed], details: bool, names_only: bool) -> Answe
         return {"pool": None, "refreshed_at": None, "volumes": [documents.volume(pool, info) for pool, info in volumes]}
 
     def show(output: Output) -> None:
-        if names_only:
+        if shown.names_only:
             for pool, volume in volumes:
                 output.value(f"{pool}/{volume.name}")
             return
         empty = (
             "no active pool has volumes: `astore pool list --all` shows the pools, `astore pool start POOL` starts one"
         )
-        _show_table(output, volumes, details, with_pools=True, empty=empty)
+        _show_table(output, volumes, shown, with_pools=True, empty=empty)
 
-    problems = [] if names_only else without_folder()
+    problems = [] if shown.names_only else without_folder()
     return Answer(document, show, [*problems, *(line for pool in pools for line in stale(pool.info))])
 
 
 def _show_table(
-    output: Output, volumes: Sequence[tuple[str, VolumeInfo]], details: bool, *, with_pools: bool = False, empty: str
+    output: Output, volumes: Sequence[tuple[str, VolumeInfo]], shown: _Shown, *, with_pools: bool = False, empty: str
 ) -> None:
     columns = [Column("Name", folds=True), Column("Format"), Column("Capacity", right=True)]
     columns += [Column("Allocation", right=True), Column("Backing file", folds=True)]
-    columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)] if details else []
+    columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)] if shown.details else []
     rows: list[list[Cell | str]] = []
     for pool, info in volumes:
-        row: list[Cell | str] = [info.name, shown_format(info), size(info.capacity), size(info.allocation)]
+        row: list[Cell | str] = [info.name, shown_format(info), *map(shown.write, (info.capacity, info.allocation))]
         row.append(info.backing or "-")
-        row += [info.type, when(info.mtime_ns / 1e9), info.path] if details else []
+        row += [info.type, when(info.mtime_ns / 1e9), info.path] if shown.details else []
         rows.append([pool, *row] if with_pools else row)
     output.table([Column("Pool", folds=True), *columns] if with_pools else columns, rows, empty=empty)
 

@@ -118,8 +118,10 @@ def _server(node: Node) -> Node:
 
 
 def servers_of(node: Node) -> list[Any]:
-    """Return the servers of a node: a list, an object with the keys 0, 1, … or a single server."""
+    """Return the servers of a node: a list, an object with the keys 0, 1, …, or a single server."""
     servers = node.get("server")
+    if isinstance(servers, list):
+        return servers
     if not isinstance(servers, dict):
         return []
     return [servers[key] for key in sorted(servers)] if "0" in servers else [servers]
@@ -168,3 +170,28 @@ PROTOCOLS = {
 """QEMU's protocol drivers, by name."""
 GONE = frozenset({"sheepdog", "tftp"})
 """Drivers that QEMU 7.2 no longer has."""
+
+
+def url_of(node: Node) -> str | None:
+    """Return the URL by which QEMU's programs open a node: its place, and for ``rbd`` the monitors and the user as well.
+
+    None: QEMU has no URL for it.
+    """
+    protocol = PROTOCOLS.get(text_at(node, "driver") or "")
+    url = None if protocol is None or protocol.describe is None else protocol.describe(node)
+    if url is None or node["driver"] != "rbd":
+        return url
+    options = {
+        "id": text_at(node, "user") or "",
+        "mon_host": ";".join(filter(None, map(_monitor, servers_of(node)))),
+        "auth_client_required": ";".join(node.get("auth-client-required", ())),
+    }
+    return url + "".join(f":{key}={value.translate(_RBD_ESCAPES)}" for key, value in options.items() if value)
+
+
+def _monitor(server: Any) -> str | None:
+    host, port = text_at(server, "host"), text_at(server, "port")
+    if host is None:
+        return None
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host

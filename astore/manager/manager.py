@@ -360,18 +360,25 @@ class Manager:
         return Watch(self._services, self._catalogue, self._keeper, max_staleness, retry)
 
     async def discover(
-        self, type: str, host: str | None = None, *, port: int | None = None, spec: str | bytes | None = None
+        self,
+        type: str,
+        host: str | None = None,
+        *,
+        port: int | None = None,
+        spec: str | bytes | None = None,
+        initiator: str | None = None,
     ) -> DiscoveredSources:
         """Return the sources that a host offers for pools of a type. ``to_xml()`` returns libvirt's ``<sources>``.
 
-        :param spec: a libvirt ``<source>`` document that names host and port, instead of these parameters.
+        :param spec: a libvirt ``<source>`` document that names host, port and initiator, instead of these parameters.
+        :param initiator: the name under which to ask, where servers show themselves to some initiators only.
         :raises BackendError: the type has no usable backend. UnsupportedOperationError: its backend cannot discover.
             DefinitionError: no host is named, or it is none. OSError, CommandError, TimeoutError: the host, or the program
             that asks it, failed or did not answer.
         """
         from astore.manager.discovery import discover_sources
 
-        return await discover_sources(self._services, type, host, port, spec)
+        return await discover_sources(self._services, type, host, port, spec, initiator)
 
     async def capabilities(self) -> str:
         """Return libvirt's ``<storagepoolCapabilities>`` document: its pool types and those of all usable backends."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from lxml import etree
 
 from astore.backend import DiskSource, QemuNode
 from astore.errors import DefinitionError
-from astore.images import formats
+from astore.images import formats, protocols
 from astore.model import VolumeInfo, VolumeType
 from astore.pools import graph, naming
 from astore.pools.graph import Layer
@@ -57,6 +59,19 @@ def qemu_blockdev(volume: Member, node_name: str | None) -> QemuNode:
     if node_name is not None:
         node["node-name"] = node_name
     return node
+
+
+def qemu_uri(volume: Member) -> str:
+    """See :meth:`astore.Volume.qemu_uri`. Where QEMU has no URL, it is ``json:`` and the node.
+
+    :raises BackendLoadError: it is on the network, and its pool's backend is not loaded: refresh the pool first.
+        UnsupportedOperationError: the backend does not name volumes. BackendError: it failed.
+    """
+    if volume.info.type is not VolumeType.NETWORK:
+        return volume.info.path
+    node = naming.blockdev(volume.pool, volume.info)
+    url = protocols.url_of(node)
+    return f"json:{json.dumps(node)}" if url is None else url
 
 
 def _images(volume: Member) -> list[Layer]:

@@ -368,8 +368,10 @@ class Volume:
         return disk_xml(self._member, target, bus, readonly=readonly)
 
     def qemu_uri(self) -> str:
-        """Return its path or URL, as QEMU's programs take it."""
-        return self.info.path
+        """Return its path or URL, without secrets, as QEMU takes it. :raises: as :func:`astore.pools.disk.qemu_uri`."""
+        from astore.pools.disk import qemu_uri
+
+        return qemu_uri(self._member)
 
     def qemu_blockdev(self, node_name: str | None = None) -> dict[str, Any]:
         """Return the argument of QEMU's ``blockdev-add`` (or, as JSON, of ``-blockdev``), with every host.

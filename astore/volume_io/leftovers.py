@@ -3,7 +3,7 @@
 A hidden volume of work in progress is locked, but one without a lock may be one too: a server that was restarted has forgotten
 its locks, and a client that loses its network for a while may lose them. So a process never removes a volume that it is working
 on itself, and removes one that another process may have made only if it has not changed for an hour. A pool's first look goes
-by the locks alone.
+by the locks alone, where there are any.
 """
 
 from __future__ import annotations
@@ -54,11 +54,14 @@ class Suspects(Generic[State]):
             self._seen = {name: seen for name, seen in tuple(self._seen.items()) if name in there}
         return [name for name in names if name not in IN_PROGRESS]
 
-    def may_go(self, name: str, state: State) -> bool:
-        """Return whether a volume that is like this now may be removed if nobody has it locked. Any thread may call this."""
+    def may_go(self, name: str, state: State, *, locks: bool = True) -> bool:
+        """Return whether a volume that is like this now may be removed if nobody has it locked. Any thread may call this.
+
+        :param locks: False: such a volume cannot be locked, which says nothing about its maker.
+        """
         now = self.clock()
         before, since = self._seen.get(name, (None, now))
         if before != state:
             since = now
         self._seen[name] = (state, since)
-        return self._first or made_here(name) or now >= since + EVERY
+        return (self._first and locks) or made_here(name) or now >= since + EVERY

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from astore.deferred import lazily
 
 if TYPE_CHECKING:
-    from astore.xml.documents import DiscoveredSources, capabilities_to_xml, host_from_xml
+    from astore.xml.documents import DiscoveredSources, capabilities_to_xml
     from astore.xml.pool import pool_from_xml
     from astore.xml.pool_source import POOL_TYPES
     from astore.xml.pool_writing import pool_to_xml
@@ -23,7 +23,6 @@ __all__ = [
     "POOL_TYPES",
     "DiscoveredSources",
     "capabilities_to_xml",
-    "host_from_xml",
     "parse_size",
     "pool_from_xml",
     "pool_to_xml",

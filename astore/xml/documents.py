@@ -12,7 +12,7 @@ from astore.model import DiscoveredSource, Host
 from astore.model.formats import FILE_FORMATS
 from astore.xml.pool_source import DEFAULT_FORMATS, FORMATS, read_format, read_host
 from astore.xml.pool_writing import add_source
-from astore.xml.reading import Element, all_of, parse
+from astore.xml.reading import Element, all_of, parse, string_of
 from astore.xml.writing import add, render
 
 
@@ -83,8 +83,8 @@ class DiscoveredSources(tuple[DiscoveredSource, ...]):
         return render(root)
 
 
-def host_from_xml(text: str | bytes, type: str) -> Host:
-    """Read the one host that a ``<source>`` names: the input of ``virsh find-storage-pool-sources``.
+def asked_in_xml(text: str | bytes, type: str) -> tuple[Host, str | None]:
+    """Read the one host and the initiator that a ``<source>`` names: the input of ``virsh find-storage-pool-sources``.
 
     :param type: the pool type of the sources.
     :raises DefinitionError: it is not such a document, or does not name exactly one host.
@@ -98,4 +98,4 @@ def host_from_xml(text: str | bytes, type: str) -> Host:
             element="host",
             libvirt_code=LibvirtCode.CONFIG_UNSUPPORTED,
         )
-    return hosts[0]
+    return hosts[0], string_of(root, "./initiator/iqn/@name")

@@ -7,6 +7,7 @@ import errno
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from core_fakes import eventually
 from memory_blocks import memory
@@ -19,7 +20,7 @@ from astore.errors import StorageError
 from astore.logs import get_logger
 from astore.model import Snapshot, VolumeDef
 from astore.volume_io.leftovers import EVERY
-from astore.volume_io.volume_names import IN_PROGRESS
+from astore.volume_io.volume_names import IN_PROGRESS, new_hidden_name
 
 LEFT = ".astore-1.tmp"
 
@@ -102,6 +103,43 @@ async def test_seen_at_first(storage: Any, context: Context) -> None:
     clock.now += EVERY
     await refresh(session)
     assert storage.images == {}
+
+
+async def test_never_made(storage: Any, context: Context) -> None:
+    """What has a name alone has no lock: a hidden name of this process goes at once, another's an hour later.
+
+    What this process is making stays.
+    """
+
+    class Names(memory.MemoryPool):
+        def list(self, known: Any) -> Any:
+            return [msgspec.structs.replace(one, unfinished=True) for one in super().list(known)]
+
+        def look(self, name: str) -> Any:
+            return msgspec.structs.replace(super().look(name), unfinished=True)
+
+        def open(self, name: str, write: bool) -> Any:
+            raise FileNotFoundError(errno.ENOENT, "it has no header")
+
+    session: Any = block_session(Names(storage), context)
+    clock = Clock(session)
+    making = new_hidden_name()
+    for name in (new_hidden_name(), making, LEFT, "half"):
+        storage.create(name, 512)
+    IN_PROGRESS.add(making)
+    try:
+        assert (await session.refresh(Snapshot.EMPTY)).volumes == ()
+    finally:
+        IN_PROGRESS.discard(making)
+    assert await session.refresh_volume("half") is None
+    assert list(storage.images) == [making, LEFT, "half"]
+    clock.now += EVERY - 1
+    await fail(session, storage)
+    await refresh(session)
+    assert list(storage.images) == [LEFT, "half"]
+    clock.now += EVERY
+    await refresh(session)
+    assert list(storage.images) == ["half"], "it is somebody else's"
 
 
 async def test_in_progress(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

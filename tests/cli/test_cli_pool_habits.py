@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_page as shapes
 import pytest
 
-from astore.model import DiscoveredSource, Host, Source
+from astore.model import Device, DiscoveredSource, Host, Source
 from astore.xml.documents import DiscoveredSources
 
 Make = Callable[..., Path]
@@ -246,6 +247,13 @@ def test_a_discovered_source_is_defined(astore: Any, monkeypatch: pytest.MonkeyP
     assert astore.good(*command, "--source", "/exports/b").out == "pool 'share' defined\n"
     shown = astore.good("pool", "dumpxml", "share", "--xpath", "//dir/@path | //target/path/text()").out
     assert shown == ' path="/exports/b"\n/mnt/share\n'
+    target = "iqn.2026-01.test:disks"
+    found[:] = [Source(hosts=(Host("san"),), devices=(Device(target),), initiator="iqn.2026-01.test:me")]
+    assert target in astore.good("pool", "discover", "iscsi-direct", "san").out
+    listed = astore.good("pool", "discover", "iscsi-direct", "san", "--json").shape(shapes.Sources)
+    assert (listed.sources[0].devices, listed.sources[0].initiator) == ((target,), "iqn.2026-01.test:me")
+    asked = ("pool", "discover", "iscsi-direct", "san", "--initiator", "iqn.2026-01.test:me", "--define", "luns")
+    assert astore.good(*asked, "--source", target).out == "pool 'luns' defined\n"
     found.clear()
     assert astore(*command).code == 3
     assert astore("pool", "discover", "netfs", "nas", "--target", "/x").code == 2

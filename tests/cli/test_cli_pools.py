@@ -151,6 +151,21 @@ def test_autostart(astore: Any, make_pool: Make) -> None:
     assert sorted(astore.good("pool", "start", "--all").out.splitlines()) == ["pool 'a' started", "pool 'b' started"]
 
 
+def test_autostart_again(astore: Any, make_pool: Make) -> None:
+    """What was not ready fails, with an exit code for systemd; the next try starts just that."""
+    folder = make_pool("late", start=False)
+    make_pool("ready", start=False)
+    for name in ("late", "ready"):
+        astore.good("pool", "autostart", name)
+    away = folder.rename(folder.with_name("away"))
+    ran = astore("pool", "start", "--autostart")
+    assert ran.code != 0
+    assert ran.out == "pool 'ready' started\n"
+    assert str(folder) in ran.complaint
+    away.rename(folder)
+    assert astore.good("pool", "start", "--autostart").out == "pool 'late' started\n"
+
+
 def test_pools_go_by_their_uuid_too(astore: Any, make_pool: Make) -> None:
     """A UUID is accepted in place of a name, as virsh does."""
     make_pool()

@@ -60,6 +60,11 @@ def test_list_for_people(astore: Any, make_pool: Make) -> None:
     assert heading.split()[-1] == "Error"
     assert first.split()[4] == "yes"
     assert second.split()[5:] == ["-"] * 7
+    pool = astore.good("pool", "list", "--json").shape(shapes.PoolList).pools[0]
+    for name in ("pool list", "pool-list"):
+        exact = astore.good(*name.split(), "--details", "--bytes").out.splitlines()
+        assert str(pool.capacity) in next(line for line in exact if "active" in line).split(), exact
+    assert str(pool.capacity) in astore.good("pool", "list", "--bytes").out.splitlines()[1].split()
     uuid, name = astore.good("pool", "list", "--name", "--uuid").out.split()
     assert (len(uuid), name) == (36, "active")
 
@@ -155,6 +160,8 @@ def test_vol_list(astore: Any, make_pool: Make) -> None:
     assert base.split()[:4] == ["base.qcow2", "qcow2", "10.00", "GiB"]
     assert web.split()[-1] == "base.qcow2"
     assert astore.good("vol", "list", "images", "--details").out.splitlines()[1].endswith(str(folder / "base.qcow2"))
+    assert astore.good("vol", "list", "images", "--bytes").out.splitlines()[1].split()[2] == str(10 << 30)
+    assert str(10 << 30) in astore.good("vol-list", "images", "--details", "--bytes").out.split()
     assert astore.good("vol", "list", "images", "--name").out == "base.qcow2\nweb.qcow2\n"
     listed = astore.good("vol", "list", "images", "--json").shape(shapes.VolumeList)
     assert [volume.name for volume in listed.volumes] == ["base.qcow2", "web.qcow2"]

@@ -80,6 +80,8 @@ def test_every_command_has_two_examples_that_parse(astore: Any) -> None:
     assert set(EXAMPLES) == own
     for name, lines in EXAMPLES.items():
         shown = astore.good(*name.split(), "--help").out
+        assert not re.search(r"\b(INTEGER|TEXT|FLOAT|BOOLEAN|RANGE)\b", shown)
+        assert shown.count("General options") == 1
         for line in lines:
             assert f"  {line}\n" in shown
             words = re.search(r"astore (.*?)(?: [|&<>]|\)|$)", line)

@@ -25,6 +25,7 @@ import astore
 from astore.cli.app import run
 from astore.errors import StoreError
 from astore_fleet import Access, Fleet
+from astore_fleet.commands.hosts import EXAMPLES
 from beds.nats import NatsBed, NatsServer
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,15 @@ async def agent(bed: NatsBed, fleet: str, host: str) -> AsyncIterator[asyncio.su
 def astore_on(one_server: NatsBed, fleet_name: str, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command on the test's fleet: ``astore --fleet URL --fleet-name NAME``."""
     return Command(["--fleet", one_server.url, "--fleet-name", fleet_name], capsys)
+
+
+@pytest.mark.parametrize(("command", "lines"), EXAMPLES.items(), ids=lambda value: getattr(value, "name", ""))
+def test_help_shows_two_examples(capsys: pytest.CaptureFixture[str], command: Any, lines: tuple[str, str]) -> None:
+    """Each line is one that can be typed: with --help it says what its command does, and shows itself."""
+    for line in lines:
+        assert run([*shlex.split(line)[1:], "--help"]) == 0
+        out, err = capsys.readouterr()
+        assert (command.help.splitlines()[0] in " ".join(out.split()), f"  {line}\n" in out, err) == (True, True, "")
 
 
 async def test_pools_and_volumes_from_afar(

@@ -7,11 +7,11 @@ import errno
 import subprocess
 
 import pytest
-from iscsi_support import MIB, TIMEOUT, NewPool
+from iscsi_support import INITIATOR, MIB, TIMEOUT, NewPool
 
 from astore.errors import DefinitionError, StorageError
 from astore.manager import Manager
-from astore.model import Device, Host
+from astore.model import Device, Host, PoolDef
 from astore_iscsi.discovery import source_of
 from astore_iscsi.target.answers import Told
 from beds.iscsi import ADDRESS, IscsiBed, Target
@@ -63,6 +63,29 @@ def test_told_sources() -> None:
     assert found.source.hosts == (asked, Host("10.0.0.1"), Host("2001:db8::1", 860))
     assert found.source.devices == (Device("iqn.2026-01.a:x"),)
     assert source_of(Told("../x", ()), asked) is None
+
+
+async def test_asked_as_an_initiator(target: Target, manager: Manager) -> None:
+    """The sources are those that the initiator may see, and have its name: a pool can be defined of one."""
+    target.add_lun(1, MIB)
+    for operation, *whom in (("unbind", "--initiator-address", "ALL"), ("bind", "--initiator-name", INITIATOR)):
+        target.bed.tgtadm("target", operation, "--tid", str(target.number), *whom)
+    port = target.bed.port
+    assert target.iqn not in str(await manager.discover("iscsi-direct", ADDRESS, port=port))
+    spec = f"<source><host name='{ADDRESS}' port='{port}'/><initiator><iqn name='{INITIATOR}'/></initiator></source>"
+    for found in (
+        await manager.discover("iscsi-direct", ADDRESS, port=port, initiator=INITIATOR),
+        await manager.discover("iscsi-direct", spec=spec),
+    ):
+        (mine,) = (one.source for one in found if one.source.devices[0].path == target.iqn)
+        assert mine.initiator == INITIATOR
+    pool = await manager.define(PoolDef("iscsi-direct", "found", source=mine))
+    await pool.start()
+    assert [one.name for one in pool.volumes] == ["unit:0:0:1"]
+    with pytest.raises(DefinitionError, match="netfs know no initiators"):
+        await manager.discover("netfs", ADDRESS, initiator=INITIATOR)
+    with pytest.raises(DefinitionError, match="is not the name"):
+        await manager.discover("iscsi-direct", ADDRESS, initiator="me and you")
 
 
 async def test_no_answer(manager: Manager, own_bed: IscsiBed) -> None:

@@ -15,6 +15,7 @@ import pytest
 from core_fakes import eventually
 from iscsi_support import INITIATOR, MIB, TIMEOUT, NewPool, Passwords, definition_of
 from leaks import LeakCheck
+from secret_traces import show_nowhere
 
 from astore.errors import AstoreError, PoolInaccessibleError, StorageError
 from astore.manager import Manager
@@ -70,6 +71,14 @@ async def test_chap(target: IscsiTarget, manager: Manager) -> None:
     nobody = await manager.define(definition_of(target, auth=None))
     with pytest.raises(StorageError, match="the login was refused"):
         await nobody.start()
+
+
+def test_password_is_shown_nowhere(target: IscsiTarget, tmp_path: Path) -> None:
+    """Not in what the command prints and logs, nor in what it keeps beside the secret."""
+    target.require_chap("another", "correct horse")
+    target.add_lun(1, MIB)
+    auth = Auth("chap", "another", secret_usage="luns")
+    show_nowhere(tmp_path, definition_of(target, auth=auth), "iscsi", "luns", Passwords.password)
 
 
 async def test_secret_that_is_not_there(target: IscsiTarget, manager: Manager, tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ async def test_copies_between_pools(manager: Manager, target: IscsiTarget, new_p
             assert done.returncode == 0, done.stdout + done.stderr
     node = disk.qemu_blockdev()
     assert node["file"]["initiator-name"] == INITIATOR
-    argv = ["qemu-img", "info", "--output=json", f"json:{json.dumps(node)}"]
-    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True)
-    assert done.returncode == 0 and f'"virtual-size": {8 * MIB}' in done.stdout, done.stdout + done.stderr
+    for name in (f"json:{json.dumps(node)}", disk.qemu_uri()):
+        argv = ["qemu-img", "info", "--output=json", name]
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True)
+        assert done.returncode == 0 and f'"virtual-size": {8 * MIB}' in done.stdout, done.stdout + done.stderr

@@ -167,6 +167,30 @@ async def test_a_busy_unit_is_asked_again_later() -> None:
     assert times[-1] - times[0] >= 0.02 * (1 + 2 + 4) * 0.9
 
 
+async def test_unit_attention_is_asked_again() -> None:
+    """A unit that was reset answers with UNIT ATTENTION, here the first command of each kind: it is asked again."""
+    told: set[int] = set()
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        if cdb[0] not in told:
+            told.add(cdb[0])
+            return Answer(2, Sense(6, 0x2900)), b""
+        if cdb[0] == 0xA0:
+            return GOOD, struct.pack(">IxxxxHxxxxxx", 8, 1)
+        return (GOOD, b"x" * 4096) if cdb[0] == 0x88 else disk(lun, cdb)
+
+    client, connection = client_of(unit)
+    (found,) = await IscsiPool(client, "key").list({})
+    assert isinstance(found, Block)
+    volume = UnitVolume(client, Unit(1), found.id, Capacity(BLOCKS, 4096, True, True), Limits())
+    buffer = bytearray(4096)
+    assert await volume.read_into(buffer, 0) == 4096
+    assert buffer == b"x" * 4096
+    await volume.write(b"y" * 4096, 0)
+    assert connection.written == [b"y" * 4096] * 2
+    assert {0xA0, 0x12, 0x9E, 0x88, 0x8A} <= told
+
+
 async def test_a_silent_unit_owes_few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a target is listed, a unit that says nothing is asked once on a connection; others are not concerned."""
     silent = True

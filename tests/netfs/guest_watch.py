@@ -107,15 +107,18 @@ async def stop_and_start(manager: astore.Manager, pool: astore.Pool) -> Seen:
 async def hang(manager: astore.Manager, pool: astore.Pool) -> Seen:
     """The server is gone for a while: another pool's changes are told as ever; then a change on the server is seen."""
     poll_every(1)
-    times = []
+    times: list[float] = []
+    states: list[Any] = []
     async with manager.watch(max_staleness=1), manager.events(kinds={astore.PoolRetry}) as retries:
         local = manager.pool("local")
         await watched(pool, "polled")
         await watched(local)
+        before = pool.volumes
         await asyncio.to_thread(servers.hang_nfs)
         try:
             for number in range(2):
                 await anext(retries)
+                states.append([pool.state, pool.volumes == before])
                 began = time.monotonic()
                 await by_another_process(f"echo x > {number}", LOCAL)
                 await eventually(lambda number=number: str(number) in local.snapshot.by_name, "a notice")  # type: ignore[misc]
@@ -124,7 +127,7 @@ async def hang(manager: astore.Manager, pool: astore.Pool) -> Seen:
             await asyncio.to_thread(servers.wake_nfs)
         await by_another_process("echo x > after", servers.EXPORT)
         await eventually(lambda: "after" in pool.snapshot.by_name, "the pool that hung")
-    return {"times": times}
+    return {"times": times, "states": states}
 
 
 async def forced(manager: astore.Manager, pool: astore.Pool) -> Seen:

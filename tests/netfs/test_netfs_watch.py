@@ -340,9 +340,10 @@ class TestGuest:
         assert seen(trial) == {"wrong": [], "mounted": False}
 
     def test_server_that_hangs(self, seen: Trial) -> None:
-        """It costs another pool nothing, and is caught up with afterwards."""
+        """The pool is inaccessible, with its volumes, which costs another pool nothing, and is caught up with afterwards."""
         assert len(seen("hang")["times"]) == 2
         assert max(seen("hang")["times"]) < LATE
+        assert seen("hang")["states"] == [["inaccessible", True]] * 2
 
     def test_stopped_by_force(self, seen: Trial) -> None:
         """The mount of a watched pool whose server is gone is taken away; the pool starts again and is told."""

@@ -23,6 +23,7 @@ import astore
 from astore.errors import AstoreError, PoolInaccessibleError, StorageError
 from astore.model import Auth, PoolState, VolumeDef
 from astore.testing.secrets import GivenSecrets
+from astore.volume_io.volume_names import new_hidden_name
 from astore_rbd.cluster import Cluster, Settings
 from astore_rbd.images import reading
 from beds.processes import wait_until
@@ -281,13 +282,16 @@ async def test_removed_while_read(pool: astore.Pool, other: OtherClient, monkeyp
 async def test_removed_while_downloaded(pool: astore.Pool, other: OtherClient) -> None:
     """A download of an image that somebody removes ends in an error or in zeros, and not in a hanging call."""
     disk = await pool.create_volume(VolumeDef("disk", capacity=64 * MIB))
-    await disk.upload(os.urandom(MIB))
+    data, seen = os.urandom(2 * MIB) + bytes(62 * MIB), 0
+    await disk.upload(data[: 2 * MIB])
     with contextlib.suppress(AstoreError):
         async with disk.download() as blocks:
-            await anext(aiter(blocks))
-            other.remove("disk")
-            async for _ in blocks:
-                pass
+            async for block in blocks:
+                assert bytes(block) in (data[seen : seen + len(block)], bytes(len(block)))
+                seen += len(block)
+                if "disk" in other.names():
+                    other.remove("disk")
+    assert seen
     await pool.refresh()
     assert pool.volumes == ()
 
@@ -360,17 +364,53 @@ def finished(other: OtherClient) -> list[str]:
 
 
 async def test_unfinished_by_librbd(pool: astore.Pool, ceph: CephBed, where: str, other: OtherClient) -> None:
-    """An image whose client was killed within librbd's own creation has no header: astore shows none, rbd removes it."""
-    other.create("half", MIB)
-    with other.open("half").closing() as image:
-        header = f"rbd_header.{image.image_id()}"
+    """An image whose client was killed within librbd's own creation has no header: no pool shows it.
+
+    Its name goes if it is one of this process's hidden ones.
+    """
     name, _, namespace = where.partition("/")
-    ceph.run("rados", "-p", name, "-N", namespace, "rm", header)
+    for half in ("half", new_hidden_name()):
+        other.create(half, MIB)
+        with other.open(half).closing() as image:
+            header = f"rbd_header.{image.image_id()}"
+        ceph.run("rados", "-p", name, "-N", namespace, "rm", header)
     await pool.refresh()
     assert (pool.volumes, pool.info.errors) == ((), 0)
     assert finished(other) == [] and other.names() == {"half"}
     ceph.rbd("rm", "--no-progress", f"{where}/half")
     assert other.names() == set()
+
+
+@pytest.mark.timeout(300)
+async def test_removal_cut_off(pool: astore.Pool, ceph: CephBed, where: str, other: OtherClient) -> None:
+    """An image whose client was killed while it removed it is no volume any more. A hidden one is removed to the end."""
+    hidden = new_hidden_name()
+    of_pool, _, namespace = where.partition("/")
+    rados = ("rados", "-p", of_pool, "-N", namespace)
+    for kept in ("before", "after"):
+        other.create(kept, MIB)
+        ceph.rbd("trash", "mv", f"{where}/{kept}")
+    for name in ("cut", hidden):
+        ceph.rbd("create", "--size", "64G", "--image-feature", "layering", f"{where}/{name}")
+        with other.open(name).closing() as image:
+            trashed = f"id_{image.image_id()}"
+        argv = ["rbd", "-c", str(ceph.configuration), "rm", "--no-progress", f"{where}/{name}"]
+        child = await asyncio.to_thread(subprocess.Popen, argv, stdin=subprocess.DEVNULL)
+        try:
+            while trashed not in await asyncio.to_thread(ceph.run, *rados, "listomapkeys", "rbd_trash"):
+                assert child.poll() is None
+        finally:
+            child.kill()
+            await asyncio.to_thread(child.wait, 30)
+    assert other.names() == {"cut", hidden}
+    async with asyncio.timeout(200):
+        while hidden in other.names():  # as long as the cluster takes the killed client for a living one
+            await pool.refresh()
+            assert (pool.volumes, pool.info.errors) == ((), 0)
+    assert other.names() == {"cut"}
+    volume = await pool.create_volume(VolumeDef("cut", capacity=MIB))
+    await pool.refresh(full=True)
+    assert (volume.info.capacity, [one.name for one in pool.volumes]) == (MIB, ["cut"])
 
 
 @pytest.mark.timeout(300)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from lxml import etree
+from secret_traces import show_nowhere
 
 import astore
 from astore.errors import StorageError, VolumeBusyError, VolumeInUseError
 from astore.model import VolumeDef
-from astore_rbd.images import listing, reading
-from tests.rbd.clients import OtherClient, definition_of
+from astore_rbd.images import headers, listing, reading
+from tests.rbd.clients import USAGE, OtherClient, definition_of
 
 if TYPE_CHECKING:
     from beds.ceph import CephBed
 
 pytestmark = pytest.mark.ceph
+
+SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+DOMAIN = """<domain type='qemu'><name>d</name><memory>65536</memory><os><type arch='x86_64'>hvm</type></os>
+<devices>{}</devices></domain>"""
 
 MIB = 1 << 20
 DATA = os.urandom(5 * MIB)
@@ -105,7 +113,58 @@ async def test_unchanged_images_are_not_read(
     asked.clear()
     await asyncio.to_thread(other.put, "007", b"changed")
     assert (await pool.refresh()).changed == ("007",)
-    assert asked == {0: 100, 6: 1}
+    assert asked == {0: 100, 6: 1, 1: 1}  # and the trash, since there are other names
+
+
+async def test_headers_that_are_not_understood(
+    pool: astore.Pool, ceph: CephBed, where: str, other: OtherClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images whose headers have a feature that this plugin does not know are opened, and are the same volumes."""
+    other.put_all({"one": b"x", "two": b""})
+    ceph.rbd("snap", "create", "--no-progress", f"{where}/one@s")
+    ceph.rbd("snap", "protect", f"{where}/one@s")
+    ceph.rbd("clone", f"{where}/one@s", f"{where}/child")
+    await pool.refresh()
+    before = pool.volumes
+    monkeypatch.setattr(headers, "KNOWN_INCOMPATIBLE", 0)
+    real, opened = listing.opened, []
+
+    def spy(cluster: Any, name: str) -> Any:
+        opened.append(name)
+        return real(cluster, name)
+
+    monkeypatch.setattr(listing, "opened", spy)
+    await pool.refresh(full=True)
+    assert (sorted(opened), pool.info.errors) == (["child", "one", "two"], 0)
+    assert pool.volumes == before
+
+
+async def test_options_for_new_images(manager: astore.Manager, ceph: CephBed, where: str) -> None:
+    """The definition's options of librbd give new images their features, their data pool and the size of their objects."""
+    ceph.create_pool("imagedata")
+    wanted = {
+        "rbd_default_features": "layering,exclusive-lock",
+        "rbd_default_data_pool": "imagedata",
+        "rbd_default_order": "20",
+    }
+    pool = await manager.define(definition_of(ceph, where, **wanted))
+    await pool.start()
+    disk = await pool.create_volume(VolumeDef("disk", capacity=8 * MIB))
+    await disk.upload(DATA)
+    made = image(ceph, where, "disk")
+    assert (made["data_pool"], made["object_size"]) == ("imagedata", MIB)
+    assert made["features"] == ["layering", "exclusive-lock", "data-pool"]
+    assert set(disk.info.features) == set(made["features"])
+    assert len(ceph.run("rados", "-p", "imagedata", "--all", "ls").split()) >= 5
+    changed = time.mktime(time.strptime(made["modify_timestamp"]))
+    await pool.refresh()
+    assert disk.info.mtime_ns // 10**9 >= changed > time.time() - 600
+
+
+def test_key_is_shown_nowhere(ceph: CephBed, where: str, tmp_path: Path) -> None:
+    """Not in what the command prints and logs, nor in what it keeps beside the secret."""
+    ceph.rbd("create", "--size", "3M", f"{where}/one")
+    show_nowhere(tmp_path, definition_of(ceph, where), "ceph", USAGE, base64.b64decode(ceph.key))
 
 
 async def test_allocation(ceph: CephBed, manager: astore.Manager, where: str, other: OtherClient) -> None:
@@ -167,6 +226,9 @@ async def test_disk_of_a_clone(pool: astore.Pool) -> None:
     assert source.find("auth").get("username") == "admin"
     assert source.find("auth/secret").get("type") == "ceph"
     assert disk.find("backingStore") is None
+    domain = etree.fromstring(DOMAIN.format(copy.disk_xml()))
+    schema = await asyncio.to_thread(lambda: etree.RelaxNG(etree.parse(SCHEMA)))
+    schema.assertValid(domain)
     node = copy.qemu_blockdev()
     assert node["file"]["image"] == "copy"
     assert "backing" not in node

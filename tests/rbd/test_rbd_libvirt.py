@@ -16,6 +16,7 @@ from lxml import etree
 
 import astore
 from astore.model import PoolDef, Target, VolumeDef
+from astore_rbd.backend import RbdBackend
 from tests.rbd.clients import USAGE, OtherClient, definition_of
 
 if TYPE_CHECKING:
@@ -225,9 +226,12 @@ async def test_qemu_reads_it(ceph_without_keys: CephBed, manager: astore.Manager
     data = os.urandom(2 * MIB)
     await disk.upload(data)
     (tmp_path / "same").write_bytes(data)
-    node = json.dumps(disk.qemu_blockdev())
+    names = f"json:{json.dumps(disk.qemu_blockdev())}", disk.qemu_uri()
     program = shutil.which("qemu-img")
     assert program is not None
-    argv = [program, "compare", "-F", "raw", f"json:{node}", str(tmp_path / "same")]
-    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
+    for name in names:
+        argv = [program, "compare", "-f", "raw", "-F", "raw", name, str(tmp_path / "same")]
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=False, timeout=200)
+        assert done.returncode == 0, (name, done.stderr)
+    backend = RbdBackend()
+    assert backend.volume_named(pool.definition, disk.qemu_uri()) == "a disk"

@@ -420,12 +420,12 @@ async def test_the_wait_for_anothers_refresh_is_not_its_own(tmp_path: Path, back
             await hold.reached()
             await eventually(lambda: one._busy, "the poll")
             began = time.monotonic()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(3.0)
             backend.unhold()
             hold.release()
             await full
             await eventually(lambda: one._listed_at >= began - 0.2 and not one._busy, "the end of the poll")
-            assert one._took < 0.9
+            assert one._took < 2
 
 
 async def test_listing_anew_takes_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

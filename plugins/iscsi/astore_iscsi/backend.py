@@ -26,6 +26,7 @@ class IscsiBackend(Backend):
 
     type = "iscsi-direct"
     volume_formats: ClassVar[tuple[str, ...]] = ()  # nobody makes volumes
+    asks_as_initiator: ClassVar[bool] = True
 
     def require(self) -> None:
         """Load libiscsi. :raises BackendLoadError: it is missing or too old."""
@@ -89,14 +90,15 @@ class IscsiBackend(Backend):
         return block_session(IscsiPool(client, portals[0]), context)
 
     async def discover(
-        self, host: str | None, context: Context, *, port: int | None = None
+        self, host: str | None, context: Context, *, port: int | None = None, initiator: str | None = None
     ) -> Sequence[DiscoveredSource]:
         """Return a portal's targets, see :func:`astore_iscsi.discovery.discover`."""
         if host is None:
             raise DefinitionError(
                 "discovering iscsi-direct sources needs a host", element="host", libvirt_code=LibvirtCode.INVALID_ARG
             )
-        return await discover(check_portal(Host(host, port)), context)
+        name = None if initiator is None else check_name(initiator, "initiator", "initiator")
+        return await discover(check_portal(Host(host, port)), context, name)
 
     disk_source = staticmethod(naming.disk_source)
     blockdev = staticmethod(naming.blockdev)

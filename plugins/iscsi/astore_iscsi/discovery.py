@@ -24,16 +24,17 @@ MAX_SOURCES: Final = 20_000
 """The most targets of one portal."""
 
 
-async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]:
+async def discover(host: Host, context: Context, initiator: str | None = None) -> tuple[DiscoveredSource, ...]:
     """Ask a portal for its targets.
 
+    :param initiator: who asks; it is in the sources then.
     :return: sources with the portal that was asked, and then those that the target names.
     :raises StorageError: it does not answer, or does not tell.
     """
     portal = portal_of(host)
     try:
         async with asyncio.timeout(context.timeout):
-            login = Login(INITIATOR, None, secrets.randbits(40))
+            login = Login(initiator or INITIATOR, None, secrets.randbits(40))
             addresses = await addresses_of(portal, context)
             connection = await connected(addresses, libiscsi.load(), login, context.timeout / 3)
             try:
@@ -46,18 +47,20 @@ async def discover(host: Host, context: Context) -> tuple[DiscoveredSource, ...]
         raise _failed(error.strerror or str(error), error.errno or errno.EIO, host) from error
     if len(told) > MAX_SOURCES:
         raise _failed(f"it offers more than {MAX_SOURCES}", errno.EMSGSIZE, host)
-    sources = (source_of(one, host) for one in told)
+    sources = (source_of(one, host, initiator) for one in told)
     return tuple(sorted((one for one in sources if one is not None), key=lambda one: one.source.devices[0].path))
 
 
-def source_of(told: Told, host: Host) -> DiscoveredSource | None:
+def source_of(told: Told, host: Host, initiator: str | None = None) -> DiscoveredSource | None:
     """Return the source of a target; None if it has an impossible name: a server's names are checked like a user's."""
     with contextlib.suppress(DefinitionError):
         name = check_name(told.name, "target", "device")
         asked = portal_of(host)
         others = dict.fromkeys(portal for text in told.portals if (portal := parse_portal(text)) not in (None, asked))
         hosts = [host, *(Host(one.host, None if one.port == DEFAULT_PORT else one.port) for one in others if one)]
-        return DiscoveredSource("iscsi-direct", Source(hosts=tuple(hosts), devices=(Device(name),)))
+        return DiscoveredSource(
+            "iscsi-direct", Source(hosts=tuple(hosts), devices=(Device(name),), initiator=initiator)
+        )
     return None
 
 

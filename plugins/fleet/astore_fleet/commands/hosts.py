@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import click
 import msgspec
 
 from astore.cli import documents
-from astore.cli.command_line import Number, Option, argument, option
+from astore.cli.command_line import Command, Number, Option, argument, option
 from astore.cli.output import Answer, Cell, Column, Output, yes_no
 from astore.events import VolumeEvent
 from astore_fleet.commands.place import PLACE, Opened, Place, assigned, fleet_command, place_options
@@ -138,5 +139,18 @@ async def events(opened: Opened, since: int | None) -> Answer:
     return Answer(None, lambda output: None)
 
 
-for _command in (status, list_hosts, leases, drain, undrain, agent, events):
+EXAMPLES: Mapping[click.Command, tuple[str, str]] = {
+    status: ("astore fleet status", "astore fleet --url nats://nats1:4222 --name prod status --json"),
+    list_hosts: ("astore fleet hosts", "astore fleet hosts --json"),
+    leases: ("astore fleet leases", "astore fleet leases --json"),
+    drain: ("astore fleet drain kvm7", "astore fleet drain kvm7 --json"),
+    undrain: ("astore fleet undrain kvm7", "astore fleet undrain kvm7 --json"),
+    agent: ("astore fleet --url nats://nats1:4222 agent", "astore fleet --host kvm7 agent --label rack=r2"),
+    events: ("astore fleet events", "astore fleet events --since 0 --json"),
+}
+"""What the help of each command shows, in the order of the group's help."""
+
+for _command, _lines in EXAMPLES.items():
+    assert isinstance(_command, Command)
+    _command.examples = _lines
     fleet.add_command(_command)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from astore.volume_io.volume_names import is_leftover
 from astore_rbd.cluster import Cluster
 from astore_rbd.images.headers import Parent
 from astore_rbd.images.image import RbdVolume
@@ -62,10 +63,19 @@ def clone(cluster: Cluster, source: bytes, id: int, name: bytes, size: int) -> N
 def remove(cluster: Cluster, name: bytes) -> None:
     """Remove an image, and the snapshots that only served clones that are gone. Blocks.
 
+    A hidden image that cannot be opened is one whose creation or removal was cut off: librbd removes what there is of it.
+
     :raises OSError: ENOENT; EBUSY, ENOTEMPTY: it has clones or snapshots, or a client has it open.
     """
     lib = cluster.lib
-    with RbdVolume(cluster, name, write=False).closing() as image:
+    try:
+        found = RbdVolume(cluster, name, write=False)
+    except FileNotFoundError:
+        if not is_leftover(os.fsdecode(name)):
+            raise
+        checked(lib.rbd_remove(cluster.io, name))
+        return
+    with found.closing() as image:
         parent = image.parent()
         _require_unopened(cluster, image)
         snapshots = [snapshot for _, snapshot in image.snapshots()]

@@ -34,6 +34,9 @@ _SNAPSHOTS = struct.Struct("<QI").unpack_from
 _TIME = struct.Struct("<II").unpack_from
 _PARENT = struct.Struct("<BBIq").unpack_from
 
+_MOST = struct.pack("<Q", 1024)
+"""How many images of the trash are asked for at once."""
+
 KNOWN_INCOMPATIBLE = 0x1FF
 """The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
 
@@ -130,6 +133,29 @@ def snapshots_question(id: str, snapshots: Iterable[int]) -> Question:
     """Return the question for the names of an image's snapshots."""
     asked = tuple(Method(b"get_snapshot_name", struct.pack("<Q", one)) for one in snapshots)
     return Question(b"rbd_header." + os.fsencode(id), asked)
+
+
+def trash_question(after: str) -> Question:
+    """Return the question for the ids of images in the trash, those after one in their order; see :func:`trashed_in`."""
+    return Question(b"rbd_trash", (Method(b"trash_list", struct.pack("<I", len(after)) + os.fsencode(after) + _MOST),))
+
+
+def trashed_in(answer: Answer) -> list[str]:
+    """Return the ids of some images in the trash; none if there are no more, or the answer is none."""
+    (data,) = answer.parts or (None,)
+    found: list[str] = []
+    if data is None or answer.result < 0:
+        return found
+    try:
+        (count,), at = struct.unpack_from("<I", data), 4
+        for _ in range(count):
+            id, at = _text(data, at)
+            found.append(id)
+            (length,) = struct.unpack_from("<I", data, at + 2)  # of what else is known of it
+            at += 6 + length
+    except struct.error:
+        return []
+    return found
 
 
 def text_in(answer: Answer) -> str | None:

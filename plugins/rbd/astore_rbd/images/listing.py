@@ -54,7 +54,9 @@ class Listing:
     def __init__(self, cluster: Cluster, *, allocation: bool) -> None:
         self._cluster = cluster
         self._allocation = allocation
-        self._names: tuple[int, dict[str, str]] = (0, {})  # the version of rbd_directory, and the ids by name
+        self._version = 0  # of rbd_directory
+        self._names: dict[str, str] = {}  # the ids of all images by name; "" is the id of an image of the old format
+        self._removing: dict[str, str] = {}  # of those whose removal has begun
         self._seen: dict[str, Seen] = {}
         self._snapshots: dict[Parent, str] = {}  # the names of parents' snapshots
 
@@ -65,11 +67,11 @@ class Listing:
         :raises OSError: the cluster does not answer.
         """
         ids = self._ids(again=not known)
-        errors: list[EntryError] = []
+        others: list[Block | EntryError] = [_unfinished(name, id) for name, id in self._removing.items()]
         unchanged = self._unchanged(ids, step) if known else {}
         changed = set(ids.values()) - {one.id for one in unchanged.values()}
         self._snapshots = {one: name for one, name in self._snapshots.items() if known and one.image not in changed}
-        seen = unchanged | self._read(((name, id) for name, id in ids.items() if name not in unchanged), errors, step)
+        seen = unchanged | self._read(((name, id) for name, id in ids.items() if name not in unchanged), others, step)
         if self._allocation:
             seen |= self._allocations(seen, step)
         names = {id: name for name, id in ids.items() if id}
@@ -80,14 +82,17 @@ class Listing:
             same = old is not None and self._seen.get(name) == one and old.references == references
             blocks.append(old if same and old is not None else block_of(name, one, references))
         self._seen = seen
-        return blocks + errors
+        return blocks + others
 
     def _ids(self, *, again: bool) -> dict[str, str]:
         """Return the ids of all images by name; ``""`` is the id of an image of the old format."""
         version = ask(self._cluster, _DIRECTORY).version
-        if again or version != self._names[0] or not version:
-            self._names = version, _listed(self._cluster)
-        return self._names[1]
+        if again or version != self._version or not version or self._removing:
+            listed, removing = _listed(self._cluster), _in_trash(self._cluster)
+            self._names = {name: id for id, name in listed if id not in removing}
+            self._removing = {name: id for id, name in listed if id in removing and name not in self._names}
+            self._version = version
+        return self._names
 
     def _unchanged(self, ids: Mapping[str, str], step: Step) -> dict[str, Seen]:
         """Return the images whose headers have the versions that they had."""
@@ -101,10 +106,14 @@ class Listing:
             if answer.result == 0 and answer.version == one.version
         }
 
-    def _read(self, wanted: Iterable[tuple[str, str]], errors: list[EntryError], step: Step) -> dict[str, Seen]:
-        """Read headers; open the images whose headers are not understood."""
+    def _read(self, wanted: Iterable[tuple[str, str]], others: list[Block | EntryError], step: Step) -> dict[str, Seen]:
+        """Read headers; open the images whose headers are not understood.
+
+        :param others: gets what has no header, and what cannot be read.
+        """
         found: dict[str, Seen] = {}
         odd: list[str] = []
+        headless: dict[str, str] = {}
         asked = ((item, headers.header_question(item[1])) for item in wanted)
         for (name, id), answer in ask_all(self._cluster, asked, step):
             header = headers.header_in(answer) if id else None
@@ -112,17 +121,20 @@ class Listing:
                 odd.append(name)
             else:
                 found[name] = Seen(id, answer.version, header)
+            if answer.result == -errno.ENOENT:
+                headless[name] = id
         found |= self._with_snapshots(found, step)
         for name in odd:
             step()
             try:
                 found[name] = opened(self._cluster, name)
-            except FileNotFoundError:
-                pass  # removed meanwhile, or not yet complete
+            except FileNotFoundError:  # removed meanwhile, not yet complete, or never to be
+                if name in headless:
+                    others.append(_unfinished(name, headless[name]))
             except OSError as error:
                 if error.errno in GONE:
                     raise
-                errors.append(EntryError(printable(name), reason(error), error.errno))
+                others.append(EntryError(printable(name), reason(error), error.errno))
         return found
 
     def _with_snapshots(self, seen: Mapping[str, Seen], step: Step) -> dict[str, Seen]:
@@ -249,8 +261,13 @@ def block_of(name: str, seen: Seen, references: tuple[Reference, ...]) -> Block:
     )
 
 
-def _listed(cluster: Cluster) -> dict[str, str]:
-    """Return the ids of a pool's images by name. Blocks."""
+def _unfinished(name: str, id: str) -> Block:
+    """Return an image that is not yet, or no longer, one that can be opened."""
+    return Block(name=name, id=headers.number_of(id), size=0, unfinished=True)
+
+
+def _listed(cluster: Cluster) -> list[tuple[str, str]]:
+    """Return the ids and names of a pool's images, with those whose removal has begun. Blocks."""
     lib = cluster.lib
     count = ctypes.c_size_t(1024)
     while True:
@@ -260,6 +277,19 @@ def _listed(cluster: Cluster) -> dict[str, str]:
             break
     checked(result, "the list of images")
     texts = (ctypes.c_char_p * (2 * count.value)).from_buffer(found)[:]  # in turn ids and names
-    ids = {os.fsdecode(name or b""): os.fsdecode(id or b"") for id, name in zip(texts[::2], texts[1::2], strict=True)}
+    ids = [(os.fsdecode(id or b""), os.fsdecode(name or b"")) for id, name in zip(texts[::2], texts[1::2], strict=True)]
     lib.rbd_image_spec_list_cleanup(found, count.value)
     return ids
+
+
+def _in_trash(cluster: Cluster) -> set[str]:
+    """Return the ids of the images in the trash, where an image is from the begin of its removal to its end. Blocks.
+
+    ``rbd_trash_list`` leaves out those that are being removed.
+    """
+    found: set[str] = set()
+    page = [""]
+    while page:
+        page = headers.trashed_in(ask(cluster, headers.trash_question(page[-1])))
+        found.update(page)
+    return found

@@ -23,6 +23,9 @@ from astore_rbd.naming import key_of
 
 T = TypeVar("T")
 
+_MAKING: set[str] = set()
+"""The hidden names of images that a thread of this process is making, perhaps later than its caller waited."""
+
 
 class _Link(NamedTuple):
     """A connection, and what was listed through it."""
@@ -145,7 +148,7 @@ class RbdPool(BlockPool):
 
     def create(self, name: str, size: int, definition: VolumeDef) -> None:
         encoded = os.fsencode(name)
-        with self._used() as cluster:
+        with self._used() as cluster, _making(name):
             with cloning.options(cluster) as options:
                 checked(cluster.lib.rbd_create4(cluster.io, encoded, size, options))
             if not definition.allocation:
@@ -160,10 +163,12 @@ class RbdPool(BlockPool):
 
     def clone(self, source: Block, name: str, size: int, definition: VolumeDef) -> None:
         """Make a clone that reads through a new snapshot of an image; see :class:`astore.blocks.ClonesBlocks`."""
-        with self._used() as cluster:
+        with self._used() as cluster, _making(name):
             cloning.clone(cluster, os.fsencode(source.name), source.id, os.fsencode(name), size)
 
     def remove(self, name: str) -> None:
+        if name in _MAKING:  # its header, which comes last, would stay
+            raise OSError(errno.EBUSY, "it is being made")
         with self._used() as cluster:
             cloning.remove(cluster, os.fsencode(name))
 
@@ -174,3 +179,13 @@ class RbdPool(BlockPool):
     def rename(self, old: str, new: str) -> None:
         with self._used() as cluster:
             checked(cluster.lib.rbd_rename(cluster.io, os.fsencode(old), os.fsencode(new)))
+
+
+@contextlib.contextmanager
+def _making(name: str) -> Iterator[None]:
+    """Keep an image that is being made from being removed."""
+    _MAKING.add(name)
+    try:
+        yield
+    finally:
+        _MAKING.discard(name)
