@@ -53,7 +53,7 @@ class DemoStorage:
     def __init__(self, output: Output, images: int, fill: Callable[[Path, int], None] = fill_by_hand) -> None:
         self.output = output
         self.images = images
-        self.stack = contextlib.ExitStack()
+        self.stack: contextlib.ExitStack = contextlib.ExitStack()
         self.definitions: list[PoolDef] = []
         self.folders: dict[tuple[str, ...], Path] = {}
         self._fill = fill

@@ -24,9 +24,11 @@ class Verb:
     __slots__ = ("place", "says", "slots")
 
     def __init__(self, place: str, slots: str = "", says: str = "") -> None:
-        self.place = place
-        self.slots = tuple((name, ours or name.replace("-", "_")) for name, _, ours in map(_parted, slots.split()))
-        self.says = says
+        self.place: str = place
+        self.slots: tuple[tuple[str, str], ...] = tuple(
+            (name, ours or name.replace("-", "_")) for name, _, ours in map(_parted, slots.split())
+        )
+        self.says: str = says
 
 
 def _parted(text: str) -> tuple[str, str, str]:

@@ -46,9 +46,10 @@ class Starter:
         self.control = control
         self.poll: select.epoll = select.epoll()
         self.poll.register(control, select.EPOLLIN)
-        self.woken, waker = socket.socketpair()
+        woken, waker = socket.socketpair()
         waker.setblocking(False)
-        self.waker = waker
+        self.woken: socket.socket = woken
+        self.waker: socket.socket = waker
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         self.poll.register(self.woken, select.EPOLLIN)
         self.channels: dict[int, tuple[socket.socket, int]] = {}  # the channel and the program of a descriptor

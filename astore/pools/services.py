@@ -63,7 +63,7 @@ class Services:
         self.lanes: Lanes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watched = False
-        self.programs = asyncio.Semaphore(PROGRAMS)
+        self.programs: asyncio.Semaphore = asyncio.Semaphore(PROGRAMS)
         self._closing = False
         self._left_busy: list[tuple[PoolDef, str, PoolLane]] = []
 

@@ -34,7 +34,7 @@ class SystemdCredentials:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         found = folder if folder is not None else os.environ.get("CREDENTIALS_DIRECTORY")
-        self.folder = Path(found) if found else None
+        self.folder: Path | None = Path(found) if found else None
 
     def value(self, name: SecretName) -> bytes | None:
         """Return the value of a secret; None if there is no such credential. Blocks.

@@ -49,7 +49,7 @@ class SecretFiles:
     """
 
     def __init__(self, state_dir: str | os.PathLike[str]) -> None:
-        self.folder = Path(state_dir) / "secrets"
+        self.folder: Path = Path(state_dir) / "secrets"
         self._state = LockedFolder(state_dir)
 
     # --------------------------------------------------------------------------------------------------- reading

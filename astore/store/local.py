@@ -89,7 +89,7 @@ class LocalStore(Store, KeepsSnapshots):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder: Path = Path(folder)
-        self.name = f"state folder {self.folder}"
+        self.name: str = f"state folder {self.folder}"
         self._files = LockedFolder(folder)
         self._definitions = DefinitionFiles(self._files)
         self._runs = RunFiles(self._files)

@@ -50,7 +50,7 @@ class HiddenFile:
         self.file = file
         self.name: str = definition.name
         self.permissions: Permissions = definition.permissions or Permissions()
-        self.made = "raw" if definition.format in (None, "raw") else None
+        self.made: str | None = "raw" if definition.format in (None, "raw") else None
         self._inode = -1
         self._named = False
 

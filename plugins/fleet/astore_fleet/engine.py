@@ -109,12 +109,12 @@ class Engine:
     def __init__(
         self, url: str | Sequence[str], fleet: str, *, replicas: int | None = None, access: Access | None = None
     ) -> None:
-        self.servers = [one.strip() for one in (url.split(",") if isinstance(url, str) else url)]
-        self.names = Names(fleet)
-        self.replicas = replicas or (3 if len(self.servers) >= 3 else 1)
-        self.session = uuid.uuid4().hex
+        self.servers: list[str] = [one.strip() for one in (url.split(",") if isinstance(url, str) else url)]
+        self.names: Names = Names(fleet)
+        self.replicas: int = replicas or (3 if len(self.servers) >= 3 else 1)
+        self.session: str = uuid.uuid4().hex
         # seconds from the monotonic clock, which never jumps, to the servers' clock
-        self.clock = time.time() - time.monotonic()
+        self.clock: float = time.time() - time.monotonic()
         self.ends: dict[str, float] = {}  # of leases of this client, by the monotonic clock
         self._access = access or Access()
         self._client: Client | None = None

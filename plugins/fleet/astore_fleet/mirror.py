@@ -59,8 +59,9 @@ class Mirror:
     ) -> None:
         self.engine = engine
         self.stream = stream
-        self.seq = self._position = since or 0
-        self.changed = asyncio.Event()
+        self.seq: int = since or 0
+        self._position = self.seq
+        self.changed: asyncio.Event = asyncio.Event()
         self._again = since is None
         self._hold = hold
         self._barrier = barrier

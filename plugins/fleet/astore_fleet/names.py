@@ -38,13 +38,13 @@ class Names:
         if not _FLEET.fullmatch(fleet):
             raise DefinitionError(f"{fleet!r} cannot be a fleet's name: use letters, digits, '-' and '_'")
         self.fleet = fleet
-        self.pools = f"KV_astore-{fleet}-pools"
-        self.state = f"KV_astore-{fleet}-state"
-        self.leases = f"KV_astore-{fleet}-leases"
-        self.results = f"KV_astore-{fleet}-results"
-        self.jobs = f"astore-{fleet}-jobs"
-        self.events = f"astore-{fleet}-events"
-        self.barrier = f"$KV.astore-{fleet}-pools.=.barrier"
+        self.pools: str = f"KV_astore-{fleet}-pools"
+        self.state: str = f"KV_astore-{fleet}-state"
+        self.leases: str = f"KV_astore-{fleet}-leases"
+        self.results: str = f"KV_astore-{fleet}-results"
+        self.jobs: str = f"astore-{fleet}-jobs"
+        self.events: str = f"astore-{fleet}-events"
+        self.barrier: str = f"$KV.astore-{fleet}-pools.=.barrier"
 
     # pools: definitions and runs
 

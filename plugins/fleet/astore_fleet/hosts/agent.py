@@ -59,13 +59,13 @@ class Agent:
         registry: BackendRegistry | None = None,
         max_staleness: float | None = None,
     ) -> None:
-        self.me = Owner(store.host, uuid.uuid4().hex)
+        self.me: Owner = Owner(store.host, uuid.uuid4().hex)
         self.store = store
         info = HostInfo(host=store.host, session=self.me.session, labels=dict(labels or {}), seconds=seconds)
         self.info = info
         store.shows = lambda held: bool(owning.candidates(held, [info]))
-        self.manager = Manager(store=store, registry=registry, event_capacity=EVENTS)
-        self.state = FleetState(store.engine, snapshots=False)
+        self.manager: Manager = Manager(store=store, registry=registry, event_capacity=EVENTS)
+        self.state: FleetState = FleetState(store.engine, snapshots=False)
         self._seconds = seconds
         self._max_staleness = max_staleness
         self._lease: Lease | None = None

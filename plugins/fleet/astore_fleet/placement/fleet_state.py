@@ -47,11 +47,13 @@ class FleetState:
         self.drained: set[str] = set()
         self.owners: dict[str, Owned] = {}
         self.heads: dict[str, Kept] = {}
-        self.changed = asyncio.Event()
+        self.changed: asyncio.Event = asyncio.Event()
         names = engine.names
         state = f"$KV.{names.state.removeprefix('KV_')}"
-        self.leases = Mirror(engine, names.leases, self._take_lease, self._reset_leases)
-        self.ownership = Mirror(engine, names.state, self._take_owner, self.owners.clear, filters=[f"{state}.*.own"])
+        self.leases: Mirror = Mirror(engine, names.leases, self._take_lease, self._reset_leases)
+        self.ownership: Mirror = Mirror(
+            engine, names.state, self._take_owner, self.owners.clear, filters=[f"{state}.*.own"]
+        )
         self.snapshots: Mirror | None = None
         if snapshots:
             filters = [f"{state}.*.snap.*"]

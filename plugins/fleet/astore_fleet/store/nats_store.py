@@ -75,14 +75,14 @@ class NatsStore(Store):
         replicas: int | None = None,
         access: Access | None = None,
     ) -> None:
-        self.engine = Engine(url, fleet, replicas=replicas, access=access)
-        self.host = host or socket.gethostname()
-        self.name = self.engine.name
-        self.snapshots = SnapshotShelf(self.engine, self.host)
-        self.table = PoolTable(self.host, self.engine.session)
+        self.engine: Engine = Engine(url, fleet, replicas=replicas, access=access)
+        self.host: str = host or socket.gethostname()
+        self.name: str = self.engine.name
+        self.snapshots: SnapshotShelf = SnapshotShelf(self.engine, self.host)
+        self.table: PoolTable = PoolTable(self.host, self.engine.session)
         self.shows: Callable[[Held], bool] | None = None
         self.new: New | None = None
-        self.defined = asyncio.Event()
+        self.defined: asyncio.Event = asyncio.Event()
         self._mirror: Mirror | None = None
         self._lane: Lane | None = None
 

@@ -12,6 +12,7 @@ from astore.store.contract import Damaged, Run, StoredPool, Version
 from astore.store.run_files import boot_id
 from astore_fleet.engine import Message
 from astore_fleet.names import unescaped
+from astore_fleet.records import Placement
 from astore_fleet.store.definition_headers import AUTOSTART, BY, HOST, PLACE, SAME, VERSION, placement_of
 
 MOST_STEPS = 4096
@@ -42,13 +43,13 @@ class Held:
     __slots__ = ("_parsed", "autostart", "data", "defined_by", "name", "path", "placement", "version")
 
     def __init__(self, name: str, message: Message) -> None:
-        self.name = name
-        self.path = message.subject
-        self.data = message.data
-        self.version = Version(message.headers.get(VERSION) or f"by hand {message.seq}")
-        self.autostart = message.headers.get(AUTOSTART) == "1"
-        self.defined_by = message.headers.get(HOST, "")
-        self.placement = placement_of(message.headers.get(PLACE))
+        self.name: str = name
+        self.path: str = message.subject
+        self.data: bytes = message.data
+        self.version: Version = Version(message.headers.get(VERSION) or f"by hand {message.seq}")
+        self.autostart: bool = message.headers.get(AUTOSTART) == "1"
+        self.defined_by: str = message.headers.get(HOST, "")
+        self.placement: Placement = placement_of(message.headers.get(PLACE))
         self._parsed: PoolDef | str | None = None
 
     @property
@@ -86,8 +87,8 @@ class PoolTable:
         self.definitions: dict[str, Held] = {}
         self.runs: dict[str, dict[str, HeldRun]] = {}
         self.last: dict[str, int] = {}
-        self.relevant = 0
-        self.defined = 0
+        self.relevant: int = 0
+        self.defined: int = 0
         self.written_by: dict[str, str] = {}
         self._steps: dict[int, int] = {}
 
