@@ -157,8 +157,12 @@ class MakesBlocks(Protocol):
         :raises OSError: EEXIST: the name is taken. ENOSPC …
         """
 
-    def remove(self, name: str) -> Answer[None]:
-        """Remove a volume, or an unfinished one that has a hidden name. :raises OSError: ENOENT; EBUSY: it is in use."""
+    def remove(self, name: str, id: int | None = None) -> Answer[None]:
+        """Remove a volume, or an unfinished one that has a hidden name.
+
+        :param id: of the volume that is meant, which may have lost its name to another one meanwhile; None: any.
+        :raises OSError: ENOENT; EBUSY: it is in use; EAGAIN: its name leads to another volume.
+        """
 
 
 @runtime_checkable

@@ -190,7 +190,7 @@ class MakingSession(BlockSession):
     ) -> AsyncIterator[NewBlocks]:
         """Create a volume: unfinished inside the block, placed at its end, and removed if the block fails.
 
-        :param make: creates it, instead of the pool's ``create``.
+        :param make: creates it with the bytes of another, instead of the pool's ``create``.
         :raises VolumeExistsError: the name is taken. StorageError: the storage failed.
         """
         name = checked_name(definition.name)
@@ -267,7 +267,7 @@ class MakingSession(BlockSession):
         there = await self.calls.run(self.pool.look, name)
         if isinstance(there, Block) and there.id == id:
             with contextlib.suppress(FileNotFoundError):
-                await self.calls.run(self._makes.remove, name)
+                await self.calls.run(self._makes.remove, name, id)
 
     # ------------------------------------------------------------------------------------------------------ removing
 
@@ -280,7 +280,7 @@ class MakingSession(BlockSession):
         async with self.opener.volume(volume, write=True):
             pass  # no other writer has it open
         with worded(volume.name, "delete"):
-            await self.calls.to_the_end(self._makes.remove, volume.name)
+            await self.calls.to_the_end(self._makes.remove, volume.name, volume.inode)
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:
         """Refresh, and remove unfinished volumes that nobody works on; see :class:`Leftovers`."""

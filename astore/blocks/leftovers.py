@@ -95,19 +95,19 @@ class Leftovers:
         if name in IN_PROGRESS:
             return False
         if found.unfinished:
-            await self._calls.run(self._makes.remove, name)
+            await self._calls.run(self._makes.remove, name)  # what it is tells nobody
             return True
         opened = await self._opener.opened(name, True)
         try:
             if not await opened.run(opened.volume.lock):
                 return False
             try:
-                await self._calls.run(self._makes.remove, name)
+                await self._calls.run(self._makes.remove, name, opened.volume.id)
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
                 await shielded(opened.aclose())  # this storage removes no open volume
-                await self._calls.run(self._makes.remove, name)
+                await self._calls.run(self._makes.remove, name, opened.volume.id)
             return True
         finally:
             await shielded(opened.aclose())

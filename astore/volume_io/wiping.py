@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from astore.backend import Lane, VolumeFile
 from astore.errors import DefinitionError, LibvirtCode, StorageError
@@ -94,12 +94,12 @@ async def wipe(file: VolumeFile, algorithm: str, count: Count, lane: Lane) -> No
         await _verify(file, ranges, PASSES[algorithm][-1] or b"\0", count)
 
 
-def _blocks(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(at, min(at + BLOCK, stop)) for start, stop in ranges for at in range(start, stop, BLOCK)]
+def _blocks(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + BLOCK, stop)) for start, stop in ranges for at in range(start, stop, BLOCK))
 
 
 async def _one_pass(file: VolumeFile, ranges: list[tuple[int, int]], pattern: Pass, count: Count, lane: Lane) -> None:
-    blocks = iter(_blocks(ranges))
+    blocks = _blocks(ranges)
     width = 1 if pattern is None else len(pattern)
     whole = b"" if pattern is None else pattern * (BLOCK // width + 2)
 

@@ -209,9 +209,10 @@ class MemoryPool(BlockPool):
     def create(self, name: str, size: int, definition: VolumeDef) -> None:
         self.storage.create(name, size, definition.allocation or 0)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, id: int | None = None) -> None:
         with self.storage.lock:
-            self.storage.image(name)
+            if id not in (None, self.storage.image(name).id):
+                raise failure(errno.EAGAIN, name)
             del self.storage.images[name]
 
     def resize(self, volume: MemoryVolume, size: int, allocate: bool) -> None:
@@ -327,9 +328,9 @@ class PoolOnTheLoop(BlockPool):
         await asyncio.sleep(0)
         self.pool.create(name, size, definition)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, id: int | None = None) -> None:
         await asyncio.sleep(0)
-        self.pool.remove(name)
+        self.pool.remove(name, id)
 
     async def resize(self, volume: VolumeOnTheLoop, size: int, allocate: bool) -> None:
         await asyncio.sleep(0)

@@ -372,11 +372,11 @@ async def test_leftovers_are_locked(
     locked: list[bool] = []
     real = memory.MemoryPool.remove
 
-    def remove(pool: Any, name: str) -> None:
+    def remove(pool: Any, name: str, id: int | None = None) -> None:
         locked.append(image.owner is not None)
         if busy and locked[-1]:
             raise OSError(errno.EBUSY, "it is open")
-        real(pool, name)
+        real(pool, name, id)
 
     monkeypatch.setattr(memory.MemoryPool, "remove", remove)
     await block_session(memory.MemoryPool(storage), context).refresh(Snapshot.EMPTY)

@@ -202,7 +202,7 @@ async def test_a_look_that_fails(storage: Any, context: Context, monkeypatch: py
     monkeypatch.setattr("astore.volume_io.leftovers.made_here", lambda name: True)
     storage.create(LEFT, 512)
 
-    def busy(pool: Any, name: str) -> None:
+    def busy(pool: Any, name: str, id: int | None = None) -> None:
         raise OSError(errno.EBUSY, "no")
 
     with monkeypatch.context() as patch:
@@ -249,10 +249,10 @@ async def test_taken_for_a_leftover_at_birth(storage: Any, context: Context, mon
         tries.append(volume)
         return len(tries) > 1 and bool(lock(volume))
 
-    def busy_once(pool: Any, name: str) -> None:
+    def busy_once(pool: Any, name: str, id: int | None = None) -> None:
         if len(tries) == 1:
             raise OSError(errno.EBUSY, "it is open elsewhere")
-        remove(pool, name)
+        remove(pool, name, id)
 
     monkeypatch.setattr(memory.MemoryVolume, "lock", locked)
     monkeypatch.setattr(memory.MemoryPool, "remove", busy_once)

@@ -453,3 +453,20 @@ async def test_leftover_that_hangs(manager: Manager, storage: Any, monkeypatch: 
     await pool.start()
     assert storage.images == {}
     await eventually(lambda: quiet(manager))
+
+
+async def test_another_volume_is_not_deleted(storage: Any, context: Context) -> None:
+    """A volume that takes the name between the check and the removal stays."""
+
+    class Quick(memory.MemoryPool):  # type: ignore[misc]
+        def remove(self, name: str, id: int | None = None) -> None:
+            storage.images["moved"] = storage.images.pop(name)
+            storage.create(name, 512)
+            super().remove(name, id)
+
+    session: Any = block_session(Quick(storage), context)
+    made = await session.create_volume(VolumeDef("a", capacity=MIB))
+    with pytest.raises(StorageError) as caught:
+        await session.delete_volume(made)
+    assert caught.value.errno == errno.EAGAIN
+    assert sorted(storage.images) == ["a", "moved"]

@@ -62,9 +62,11 @@ virsh vol-upload data.raw content images --offset 2097152 --length 1000000
 task 10: list the disks of a pool
 virsh vol-list images
 virsh vol-list images | awk 'NR > 2 && NF { print $1 }'
+virsh vol-list --pool images --details
 
 task 11: look at a disk
 virsh vol-info data.raw --pool images
+virsh vol-info --vol data.raw --pool images --physical
 virsh vol-info --pool images --bytes web.qcow2 | grep -v Allocation
 virsh vol-dumpxml new.raw images --xpath '//permissions/mode' --wrap
 

@@ -191,6 +191,60 @@ async def test_unit_attention_is_asked_again() -> None:
     assert {0xA0, 0x12, 0x9E, 0x88, 0x8A} <= told
 
 
+async def test_attention_that_a_listing_gets() -> None:
+    """A unit tells once that it was replaced, here to a listing: an open volume is looked at before its next write."""
+    name, attention = b"a", False
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        nonlocal attention
+        if cdb[0] == 0xA0:
+            return GOOD, struct.pack(">IxxxxHxxxxxx", 8, 1)
+        if cdb[0] == 0x12:
+            return GOOD, identification(descriptor(0, 3, name * 16))
+        if attention:
+            attention = False
+            return Answer(2, Sense(6, 0x3F0E)), b""
+        return disk(lun, cdb)
+
+    client, connection = client_of(unit)
+    pool = IscsiPool(client, "key")
+    volume = await pool.open("unit:0:0:1", True)
+    await volume.write(b"y" * 4096, 0)
+    name, attention = b"b", True
+    assert len(await pool.list({})) == 1
+    assert not attention
+    with pytest.raises(OSError, match="another unit now"):
+        await volume.write(b"z" * 4096, 0)
+    assert connection.written == [b"y" * 4096]
+
+
+async def test_a_unit_that_fails_to_say_what_it_is() -> None:
+    """It is an error, and not another unit, which nobody could tell from it."""
+    fails = False
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        return (Answer(2, Sense(4, 0x4400)), b"") if fails and cdb[0] == 0x12 else disk(lun, cdb)
+
+    client, _ = client_of(unit)
+    pool = IscsiPool(client, "key")
+    assert isinstance(await pool.look("unit:0:0:1"), Block)
+    fails = True
+    assert isinstance(await pool.look("unit:0:0:1"), EntryError)
+    with pytest.raises(OSError, match="hardware error"):
+        await pool.open("unit:0:0:1", True)
+
+
+async def test_two_writers_of_one_process() -> None:
+    """Whatever pools they belong to, until the first one closes the unit."""
+    pools = [IscsiPool(client_of(disk)[0], "key") for _ in range(2)]
+    one, two = [await pool.open("unit:0:0:1", True) for pool in pools]
+    assert await one.lock() and await one.lock()
+    assert not await two.lock()
+    await one.close()
+    assert await two.lock()
+    await two.close()
+
+
 async def test_a_silent_unit_owes_few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a target is listed, a unit that says nothing is asked once on a connection; others are not concerned."""
     silent = True

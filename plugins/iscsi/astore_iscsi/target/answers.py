@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from astore_iscsi import libiscsi
 from astore_iscsi.libiscsi import Discovered, Portal
-from astore_iscsi.scsi import ABORTED, UNIT_ATTENTION, Sense, UnitError
+from astore_iscsi.scsi import ABORTED, ILLEGAL_REQUEST, UNIT_ATTENTION, Sense, UnitError
 
 _AUTHENTICATION: Final = 0x0201
 _AUTHORIZATION: Final = 0x0202
@@ -48,6 +48,11 @@ class Answer(NamedTuple):
     def attention(self) -> bool:
         """Whether the unit wants to tell first that something has changed. The command has to be sent again."""
         return self.sense is not None and self.sense.key == UNIT_ATTENTION
+
+    @property
+    def refused(self) -> bool:
+        """Whether the unit does not know the command, or what it asks for."""
+        return self.sense is not None and self.sense.key == ILLEGAL_REQUEST
 
     @property
     def busy(self) -> bool:

@@ -184,7 +184,7 @@ class Client:
             if answer.status == libiscsi.GOOD:
                 return answer.short
             if answer.attention:
-                self._changes += 1
+                self._note_change()
             elif answer.busy:
                 await asyncio.sleep(pause)
                 pause *= 2
@@ -216,6 +216,7 @@ class Client:
         while True:
             room = bytearray(length)
             await self.run(Unit(0), scsi.report_luns(length), into=memory_of(room))
+            self._note_change()  # the units need tell no more what this list has told
             whole, found = scsi.parse_luns(room)
             if whole <= length or length >= 8 + 8 * scsi.REPORT_LUNS_MOST:
                 return found
@@ -236,9 +237,13 @@ class Client:
             connection.destroy(ConnectionLost(errno.ETIMEDOUT, f"a unit has not answered for {SILENT_SECONDS:g} s"))
             connection = await self.connect()
         try:
-            return await Survey(connection, self.target, luns).run(patience)
+            return await Survey(connection, self.target, luns, self._note_change).run(patience)
         except ConnectionLost:
-            return await Survey(await self.connect(), self.target, luns).run(patience)
+            return await Survey(await self.connect(), self.target, luns, self._note_change).run(patience)
+
+    def _note_change(self) -> None:
+        """Note that another unit may be behind a number: units in use are looked at before their next command."""
+        self._changes += 1
 
     async def unit(self, lun: int) -> tuple[int, int, Unit]:
         """Return a unit's peripheral device type, what identifies it, and the unit, which must stay the same one from now on.
@@ -250,7 +255,10 @@ class Client:
         try:
             await self._inquire(Unit(lun), room, scsi.VPD_IDENTIFICATION)
             id = scsi.parse_identification(room, self.target, lun)
-        except UnitError:  # an old one: nothing tells it from another with its number
+        except UnitError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # an old one: nothing tells it from another with its number
             await self._inquire(Unit(lun), room)
             return room[0], scsi.parse_identification(bytes(4), self.target, lun), Unit(lun)
         unit = Unit(lun, id)

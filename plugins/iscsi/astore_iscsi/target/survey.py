@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -53,9 +53,11 @@ class Survey:
     """One round of questions to units, on one connection.
 
     :param target: its name, which identifies units that do not tell what they are.
+    :param changed: called when a unit tells that something has changed, which it tells once.
     """
 
-    def __init__(self, connection: Connection, target: str, luns: Sequence[int]) -> None:
+    def __init__(self, connection: Connection, target: str, luns: Sequence[int], changed: Callable[[], None]) -> None:
+        self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._target = target
@@ -126,6 +128,8 @@ class Survey:
             return
         if not self._owed[number]:
             self._connection.silent.pop(self._luns[number], None)
+        if answer.attention:
+            self._changed()
         if answer.status != libiscsi.GOOD and tries and (answer.attention or answer.busy):
             pause = PAUSE * 2 ** (TRIES - 1 - tries) if answer.busy else 0.0
             self._loop.call_later(pause, self._send, number, question, tries)
@@ -157,14 +161,14 @@ class Survey:
         kind = identification[0] if told else None
         lun = self._luns[number]
         found = Found(kind, scsi.parse_identification(identification if told else bytes(4), self._target, lun))
-        if None in (ready, identified, measured):
+        if ready is None or identified is None or measured is None:
             found.wrong = OSError(errno.ETIMEDOUT, f"the unit does not answer within {patience:g} s")
             return found
-        assert ready is not None
-        assert measured is not None
         try:
             if ready.status != libiscsi.GOOD:
                 raise ready.error()
+            if not told and not identified.refused:  # else it would be taken for another unit
+                raise identified.error()
             if measured.status != libiscsi.GOOD:
                 raise measured.error()
             found.capacity = scsi.parse_capacity(self._room[at + _IDENTIFICATION : at + _ROOM])

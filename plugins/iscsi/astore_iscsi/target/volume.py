@@ -21,6 +21,9 @@ PIECE: Final = 256 << 10
 UNMAPPED_AT_ONCE: Final = 1 << 30
 """The most bytes that one command unmaps, if the unit tells no limit."""
 
+_WRITTEN: Final[set[tuple[str, int]]] = set()
+"""The targets and ids of the units that this process has open for writing."""
+
 STATES: Final = 64
 """How many ranges one question for unmapped blocks returns at most."""
 
@@ -42,6 +45,7 @@ class UnitVolume(BlockVolume):
         self._partial = asyncio.Lock()
         grains = not 0 < limits.unmap < limits.grain  # else nothing that it unmaps need be unmapped
         self._discards = limits.unmaps_same or (limits.unmaps and capacity.zeros and grains)
+        self._lock: tuple[str, int] | None = None
         self._tells_holes = capacity.thin and capacity.zeros
 
     async def size(self) -> int:
@@ -191,9 +195,22 @@ class UnitVolume(BlockVolume):
             raise OSError(errno.EIO, "the unit tells nothing about its holes")
         return states
 
+    async def lock(self) -> bool:
+        """Lock the unit within this process: pools may have some of their portals in common, and all of their units."""
+        wanted = self._client.target, self.id
+        if wanted in _WRITTEN:
+            return self._lock is not None
+        _WRITTEN.add(wanted)
+        self._lock = wanted
+        return True
+
     async def close(self) -> None:
         """Wait for the commands of callers that were cancelled: they may still write."""
-        await self._unit.idle()
+        try:
+            await self._unit.idle()
+        finally:
+            if self._lock is not None:
+                _WRITTEN.discard(self._lock)
 
 
 async def _together(calls: list[Coroutine[Any, Any, None]]) -> None:

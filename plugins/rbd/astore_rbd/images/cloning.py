@@ -57,15 +57,17 @@ def clone(cluster: Cluster, source: bytes, id: int, name: bytes, size: int) -> N
         larger = size > parent.size()
     if larger:
         with RbdVolume(cluster, name, write=True).closing() as made_clone:
-            made_clone.resize(size, False)
+            made_clone.resize(size)
 
 
-def remove(cluster: Cluster, name: bytes) -> None:
+def remove(cluster: Cluster, name: bytes, id: int | None = None) -> None:
     """Remove an image, and the snapshots that only served clones that are gone. Blocks.
 
     A hidden image that cannot be opened is one whose creation or removal was cut off: librbd removes what there is of it.
 
-    :raises OSError: ENOENT; EBUSY, ENOTEMPTY: it has clones or snapshots, or a client has it open.
+    :param id: of the image that is meant; None: any.
+    :raises OSError: ENOENT; EBUSY, ENOTEMPTY: it has clones or snapshots, or a client has it open. EAGAIN: its name leads to
+        another image.
     """
     lib = cluster.lib
     try:
@@ -76,6 +78,7 @@ def remove(cluster: Cluster, name: bytes) -> None:
         checked(lib.rbd_remove(cluster.io, name))
         return
     with found.closing() as image:
+        _require_same(id, image)
         parent = image.parent()
         _require_unopened(cluster, image)
         snapshots = [snapshot for _, snapshot in image.snapshots()]
@@ -85,8 +88,12 @@ def remove(cluster: Cluster, name: bytes) -> None:
             raise OSError(errno.ENOTEMPTY, f"it has snapshots: {', '.join(others)}")
     if snapshots:
         with RbdVolume(cluster, name, write=True).closing() as image:
+            _require_same(id, image)
             for snapshot in snapshots:
                 _drop_snapshot(image, snapshot)
+    elif id is not None:  # the wait for other clients may have been long
+        with RbdVolume(cluster, name, write=False).closing() as image:
+            _require_same(id, image)
     result = lib.rbd_remove(cluster.io, name)
     if result == -errno.ENOENT and _is_there(cluster, name):
         # Since Ceph 15 librbd writes a note before it removes an image, and hides it if that fails.
@@ -95,6 +102,12 @@ def remove(cluster: Cluster, name: bytes) -> None:
     if parent is not None:
         with contextlib.suppress(OSError):
             _forget_clone(cluster, parent)
+
+
+def _require_same(id: int | None, image: RbdVolume) -> None:
+    """Check which image it is. :raises OSError: EAGAIN: it is another."""
+    if id not in (None, image.id):
+        raise OSError(errno.EAGAIN, "its name leads to another image")
 
 
 def _require_unopened(cluster: Cluster, image: RbdVolume) -> None:

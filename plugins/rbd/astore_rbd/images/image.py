@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,9 @@ AHEAD = 1 << 40
 
 AHEAD_WITHOUT_MAP = 1 << 30
 """The same, if each object must be asked."""
+
+SEARCH_SECONDS = 5.0
+"""After this time, a search for data that has found none goes on in another call."""
 
 _ZEROS = bytes(4 << 20)
 
@@ -150,7 +154,10 @@ class RbdVolume(BlockVolume):
         size = self.size()
         step = AHEAD if mapped else AHEAD_WITHOUT_MAP
         found: tuple[int, int] | None = None
+        until = time.monotonic() + SEARCH_SECONDS
         while offset < size:
+            if found is None and time.monotonic() > until:
+                return offset, min(offset + GRAIN, size)  # it may be data: so the caller's next call goes on from there
             here = self._data_in(offset, min(step, size - offset), mapped)
             if here is None or (found is not None and here[0] != found[1]):
                 if found is not None:
@@ -184,16 +191,20 @@ class RbdVolume(BlockVolume):
             checked(result)
         return (max(found[0], offset), min(found[1], offset + length)) if found else None
 
-    def resize(self, size: int, allocate: bool) -> None:
-        """Give the image another size, and write zeros to what it gains if that must be allocated."""
+    def resize(self, size: int, allocates: Callable[[], None] | None = None) -> None:
+        """Give the image another size. :param allocates: see :meth:`allocate`; None: what it gains takes no space."""
         before = self.size()
         checked(self.lib.rbd_resize(self._image, size))
-        if allocate:
-            self.allocate(before, size)
+        if allocates is not None:
+            self.allocate(before, size, allocates)
 
-    def allocate(self, start: int, end: int) -> None:
-        """Write zeros from one offset up to another. librbd keeps what is written, even if it is zeros."""
+    def allocate(self, start: int, end: int, step: Callable[[], None]) -> None:
+        """Write zeros from one offset up to another. librbd keeps what is written, even if it is zeros.
+
+        :param step: called before each piece; what it raises ends the work.
+        """
         while start < end:
+            step()
             some = min(end - start, len(_ZEROS))
             self.write(_ZEROS if some == len(_ZEROS) else _ZEROS[:some], start)
             start += some

@@ -110,6 +110,11 @@ class RbdPool(BlockPool):
                 raise OSError(errno.EBADF, "the pool is closed")
         in_a_thread(old.cluster.close)  # librados may wait for servers; open images keep it until they are closed
 
+    def _step(self) -> None:
+        """End a long call for whose end nobody waits any more. :raises TimeoutError: so it is."""
+        if self._lane.given_up:
+            raise TimeoutError("nobody waits for this any more")
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -130,8 +135,7 @@ class RbdPool(BlockPool):
 
         def step() -> None:
             turn.step()
-            if self._lane.given_up:
-                raise TimeoutError("nobody waits for this listing any more")
+            self._step()
 
         def listed(link: _Link) -> list[Block | EntryError]:
             with turn:
@@ -155,7 +159,7 @@ class RbdPool(BlockPool):
                 return
             try:
                 with RbdVolume(cluster, encoded, write=True).closing() as image:
-                    image.allocate(0, definition.allocation)
+                    image.allocate(0, definition.allocation, self._step)
             except BaseException:
                 with contextlib.suppress(OSError):
                     cloning.remove(cluster, encoded)
@@ -166,15 +170,15 @@ class RbdPool(BlockPool):
         with self._used() as cluster, _making(name):
             cloning.clone(cluster, os.fsencode(source.name), source.id, os.fsencode(name), size)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, id: int | None = None) -> None:
         if name in _MAKING:  # its header, which comes last, would stay
             raise OSError(errno.EBUSY, "it is being made")
         with self._used() as cluster:
-            cloning.remove(cluster, os.fsencode(name))
+            cloning.remove(cluster, os.fsencode(name), id)
 
     def resize(self, volume: BlockVolume, size: int, allocate: bool) -> None:
         assert isinstance(volume, RbdVolume)
-        volume.resize(size, allocate)
+        volume.resize(size, self._step if allocate else None)
 
     def rename(self, old: str, new: str) -> None:
         with self._used() as cluster:
