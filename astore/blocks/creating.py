@@ -266,8 +266,11 @@ class MakingSession(BlockSession):
         """Remove the volume ``name``, if it has this id."""
         there = await self.calls.run(self.pool.look, name)
         if isinstance(there, Block) and there.id == id:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 await self.calls.run(self._makes.remove, name, id)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EAGAIN):  # it has gone, or lost its name
+                    raise
 
     # ------------------------------------------------------------------------------------------------------ removing
 

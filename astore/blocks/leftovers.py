@@ -95,7 +95,7 @@ class Leftovers:
         if name in IN_PROGRESS:
             return False
         if found.unfinished:
-            await self._calls.run(self._makes.remove, name)  # what it is tells nobody
+            await self._calls.run(self._makes.remove, name)  # nothing can be opened that would tell its id
             return True
         opened = await self._opener.opened(name, True)
         try:

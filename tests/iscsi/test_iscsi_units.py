@@ -211,11 +211,46 @@ async def test_attention_that_a_listing_gets() -> None:
     volume = await pool.open("unit:0:0:1", True)
     await volume.write(b"y" * 4096, 0)
     name, attention = b"b", True
-    assert len(await pool.list({})) == 1
+    assert isinstance(await pool.look("unit:0:0:1"), Block)
     assert not attention
     with pytest.raises(OSError, match="another unit now"):
         await volume.write(b"z" * 4096, 0)
     assert connection.written == [b"y" * 4096]
+
+
+async def test_a_busy_unit_is_looked_at_again() -> None:
+    """A unit that is too busy to say what it is, after a listing, is asked again before it is written."""
+    busy = 0
+
+    def unit(lun: int, cdb: bytes) -> Said:
+        nonlocal busy
+        if cdb[0] == 0x12 and busy:
+            busy -= 1
+            return BUSY
+        return disk(lun, cdb)
+
+    client, connection = client_of(unit)
+    volume = await IscsiPool(client, "key").open("unit:0:0:1", True)
+    client._note_change()
+    busy = 2
+    await volume.write(b"y" * 4096, 0)
+    assert (busy, connection.written) == (0, [b"y" * 4096])
+
+
+async def test_attention_that_nobody_waits_for() -> None:
+    """What a unit tells once counts, also if the caller whose command was answered so was cancelled."""
+    client, connection = client_of(lambda lun, cdb: None if cdb[0] == 0x88 else disk(lun, cdb))
+    volume = await IscsiPool(client, "key").open("unit:0:0:1", False)
+    changes = client._changes
+    reading = asyncio.ensure_future(volume.read_into(bytearray(4096), 0))
+    while not connection.unanswered:
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    connection.unanswered.pop()(Answer(2, Sense(6, 0x3F0E)))
+    assert client._changes == changes + 1
+    await volume.close()
 
 
 async def test_a_unit_that_fails_to_say_what_it_is() -> None:

@@ -42,41 +42,64 @@ class Unit:
     """A logical unit in use.
 
     :ivar id: what identifies it, if it must stay the same one; None: any unit with this number.
-    :ivar checked: the client's number of changes when that was checked last.
+    :ivar checked: the client's number of changes when that was checked last. :ivar left: called when no command is under way
+        any more; see :meth:`idle`.
     """
 
     def __init__(self, lun: int, id: int | None = None) -> None:
         self.lun = lun
         self.id = id
         self.checked = -1
+        self.left: Callable[[], None] | None = None
         self._commands = 0
         self._idle: asyncio.Future[None] | None = None
 
-    async def command(self, connection: Connection, cdb: bytes, memory: Memory | None, writes: bool = False) -> Answer:
+    async def command(
+        self,
+        connection: Connection,
+        cdb: bytes,
+        memory: Memory | None,
+        changed: Callable[[], None],
+        writes: bool = False,
+    ) -> Answer:
         """Send a command and return the answer. If this is cancelled, the command goes on, and its memory stays in use.
 
+        :param changed: called if the unit tells that something has changed, which it tells once, whoever waits for it.
         :raises ConnectionLost: there is no answer.
         """
         future: asyncio.Future[Answer | OSError] = asyncio.get_running_loop().create_future()
-        connection.send(self.lun, cdb, memory, writes, partial(self._done, future))
+        connection.send(self.lun, cdb, memory, writes, partial(self._done, future, changed))
         self._commands += 1
         answer = await future
         if isinstance(answer, OSError):
             raise answer
         return answer
 
-    def _done(self, future: asyncio.Future[Answer | OSError], answer: Answer | OSError) -> None:
+    def _done(
+        self, future: asyncio.Future[Answer | OSError], changed: Callable[[], None], answer: Answer | OSError
+    ) -> None:
         self._commands -= 1
+        if isinstance(answer, Answer) and answer.attention:
+            changed()
         if not future.done():
             future.set_result(answer)
-        if not self._commands and self._idle is not None and not self._idle.done():
+        if self._commands:
+            return
+        if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+        if self.left is not None:
+            self.left()
 
     async def idle(self) -> None:
         """Wait until no command uses memory any more, those of cancelled callers included."""
         while self._commands:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
+
+    @property
+    def busy(self) -> bool:
+        """Whether commands are under way."""
+        return self._commands > 0
 
 
 class Client:
@@ -172,10 +195,13 @@ class Client:
         answer: Answer | None = None
         for _ in range(TRIES):
             connection = await self.connect()
+            refused: Answer | None = None
             try:
                 if unit.id is not None and unit.checked != self._changes:
-                    await self._check(connection, unit)
-                answer = await unit.command(connection, cdb, into or data, data is not None)
+                    refused = await self._check(connection, unit)
+                answer = refused or await unit.command(
+                    connection, cdb, into or data, self._note_change, data is not None
+                )
             except ConnectionLost as error:
                 losses += 1
                 if losses == LOSSES:
@@ -184,8 +210,8 @@ class Client:
             if answer.status == libiscsi.GOOD:
                 return answer.short
             if answer.attention:
-                self._note_change()
-            elif answer.busy:
+                continue
+            if answer.busy:
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
@@ -193,17 +219,21 @@ class Client:
         assert answer is not None
         raise answer.error()
 
-    async def _check(self, connection: Connection, unit: Unit) -> None:
-        """Check that a number leads to the unit that it led to. :raises UnitError: ESTALE: it does not."""
+    async def _check(self, connection: Connection, unit: Unit) -> Answer | None:
+        """Check that a number leads to the unit that it led to.
+
+        :return: None: it does; the answer, if the unit does not tell now. :raises UnitError: ESTALE: it does not.
+        """
         changes = self._changes
         room = bytearray(scsi.IDENTIFICATION)
         ask = scsi.inquiry(len(room), scsi.VPD_IDENTIFICATION)
-        answer = await unit.command(connection, ask, memory_of(room))
+        answer = await unit.command(connection, ask, memory_of(room), self._note_change)
         if answer.status != libiscsi.GOOD:
-            raise answer.error()
+            return answer
         if room[0] not in scsi.DISKS or scsi.parse_identification(room, self.target, unit.lun) != unit.id:
             raise UnitError(errno.ESTALE, f"LUN {unit.lun} of target {self.target} is another unit now")
         unit.checked = changes
+        return None
 
     def _worded(self, error: OSError) -> OSError:
         return type(error)(error.errno, f"iSCSI target {self.target}: {error.strerror}")
@@ -215,8 +245,10 @@ class Client:
         length = LIST
         while True:
             room = bytearray(length)
-            await self.run(Unit(0), scsi.report_luns(length), into=memory_of(room))
-            self._note_change()  # the units need tell no more what this list has told
+            try:
+                await self.run(Unit(0), scsi.report_luns(length), into=memory_of(room))
+            finally:
+                self._note_change()  # the units need tell no more what this list has told
             whole, found = scsi.parse_luns(room)
             if whole <= length or length >= 8 + 8 * scsi.REPORT_LUNS_MOST:
                 return found

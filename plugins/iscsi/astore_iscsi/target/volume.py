@@ -209,8 +209,14 @@ class UnitVolume(BlockVolume):
         try:
             await self._unit.idle()
         finally:
-            if self._lock is not None:
-                _WRITTEN.discard(self._lock)
+            if self._unit.busy:
+                self._unit.left = self._unlock
+            else:
+                self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            _WRITTEN.discard(self._lock)
 
 
 async def _together(calls: list[Coroutine[Any, Any, None]]) -> None:

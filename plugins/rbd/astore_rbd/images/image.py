@@ -39,7 +39,7 @@ AHEAD_WITHOUT_MAP = 1 << 30
 """The same, if each object must be asked."""
 
 SEARCH_SECONDS = 5.0
-"""After this time, a search for data that has found none goes on in another call."""
+"""After this time, a search for data goes on in another call."""
 
 _ZEROS = bytes(4 << 20)
 
@@ -156,8 +156,11 @@ class RbdVolume(BlockVolume):
         found: tuple[int, int] | None = None
         until = time.monotonic() + SEARCH_SECONDS
         while offset < size:
-            if found is None and time.monotonic() > until:
-                return offset, min(offset + GRAIN, size)  # it may be data: so the caller's next call goes on from there
+            if time.monotonic() > until:
+                return found or (
+                    offset,
+                    min(offset + GRAIN, size),
+                )  # it may be data: the caller's next call goes on there
             here = self._data_in(offset, min(step, size - offset), mapped)
             if here is None or (found is not None and here[0] != found[1]):
                 if found is not None:
