@@ -283,13 +283,14 @@ def _listed(cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def _in_trash(cluster: Cluster) -> set[str]:
-    """Return the ids of the images in the trash, where an image is from the begin of its removal to its end. Blocks.
+    """Return the ids of the images in the trash, where an image is while it is being removed. Blocks.
 
     ``rbd_trash_list`` leaves out those that are being removed.
     """
     found: set[str] = set()
     page = [""]
     while page:
-        page = headers.trashed_in(ask(cluster, headers.trash_question(page[-1])))
+        answer = ask(cluster, headers.trash_question(page[-1]))
+        page = [id for id in headers.trashed_in(answer) if id not in found]  # whatever the cluster answers, this ends
         found.update(page)
     return found
