@@ -2,7 +2,8 @@
  *
  *   rbd_limit MONITOR POOL ROUNDS
  *
- * Declarations by hand, so that no header files of Ceph are needed. For each round it prints total=SECONDS.
+ * Declarations by hand, so that no header files of Ceph are needed. For each round it prints total=SECONDS: the first one is,
+ * like the first refresh of a pool, also the first use of the connection.
  */
 #include <stdint.h>
 #include <stdio.h>

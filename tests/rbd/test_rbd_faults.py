@@ -26,7 +26,6 @@ from astore.testing.secrets import GivenSecrets
 from astore.volume_io.volume_names import new_hidden_name
 from astore_rbd.cluster import Cluster, Settings
 from astore_rbd.images import reading
-from beds.processes import wait_until
 from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
 
 if TYPE_CHECKING:
@@ -292,32 +291,6 @@ async def test_removed_while_downloaded(pool: astore.Pool, other: OtherClient) -
                 if "disk" in other.names():
                     other.remove("disk")
     assert seen
-    await pool.refresh()
-    assert pool.volumes == ()
-
-
-async def test_full(manager: astore.Manager, ceph: CephBed) -> None:
-    """In a pool without room all work fails at once, and trimming an image makes room for its deletion."""
-    ceph.create_pool("full")
-    pool = await started(manager, ceph, "full")
-    disk = await pool.create_volume(VolumeDef("disk", capacity=64 * MIB))
-    await disk.upload(os.urandom(8 * MIB))
-    ceph.ceph("osd", "pool", "set-quota", "full", "max_bytes", str(MIB))
-    await asyncio.to_thread(
-        wait_until, lambda: "full_quota" in ceph.ceph("osd", "dump"), 200, "the pool is full", every=0.2
-    )
-    began = time.monotonic()
-    with pytest.raises(AstoreError, match=r"disk.*quota") as caught:
-        await disk.upload(os.urandom(64 * MIB))
-    assert caught.value.errno in (errno.EDQUOT, errno.ENOSPC)  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 20, "and not as late as when no server answers"
-    with pytest.raises(AstoreError, match="quota"):
-        await pool.create_volume(VolumeDef("new", capacity=MIB))
-    with pytest.raises(AstoreError, match="trim"):
-        await disk.delete()
-    await disk.wipe("trim")
-    await asyncio.to_thread(wait_until, lambda: "full_quota" not in ceph.ceph("osd", "dump"), 200, "room", every=0.2)
-    await disk.delete()
     await pool.refresh()
     assert pool.volumes == ()
 

@@ -92,6 +92,31 @@ async def test_astore_sees_what_rbd_made(pool: astore.Pool, ceph: CephBed, where
         await pool.volume("renamed").delete(force=True)
 
 
+async def test_more_than_there_is_room_for(
+    pool: astore.Pool, ceph: CephBed, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image whose header does not fit into the memory for it is opened, and its record is the same."""
+    ceph.rbd("create", "--size", "3M", f"{where}/base")
+    for snapshot in ("one", "two"):
+        ceph.rbd("snap", "create", "--no-progress", f"{where}/base@{snapshot}")
+    ceph.rbd("snap", "protect", f"{where}/base@two")
+    ceph.rbd("clone", f"{where}/base@two", f"{where}/clone")
+    await pool.refresh()
+    before = pool.volumes
+    usual, opened = headers._ASKED, []
+
+    def noted(cluster: Any, name: str) -> listing.Seen:
+        opened.append(name)
+        return open_(cluster, name)
+
+    open_ = listing.opened
+    monkeypatch.setattr(listing, "opened", noted)
+    small = tuple(method._replace(room=20) if method.name == b"get_snapcontext" else method for method in usual)
+    monkeypatch.setattr(headers, "_ASKED", small)
+    assert not (await pool.refresh(full=True)).changed
+    assert (opened, pool.volumes) == (["base"], before)
+
+
 async def test_unchanged_images_are_not_read(
     pool: astore.Pool, other: OtherClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

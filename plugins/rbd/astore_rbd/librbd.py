@@ -177,7 +177,7 @@ class Librbd(CLibrary, type="rbd", name="Ceph", product="Ceph", oldest="14.2"):
     rados_ioctx_pool_stat: Call = waits("0.56", _int, _ptr, _ptr)
     rados_create_read_op: Callable[[], Pointer] = quick("0.80", _ptr)
     rados_release_read_op: Void = quick("0.80", None, _ptr)
-    rados_read_op_exec: Void = quick("0.80", None, _ptr, _text, _text, _text, _size, _ptr, _ptr, _ptr)
+    rados_read_op_exec_user_buf: Void = quick("0.80", None, _ptr, _text, _text, _text, _size, _ptr, _size, _ptr, _ptr)
     rados_read_op_assert_exists: Void = quick("0.80", None, _ptr)
     rados_read_op_read: Void = quick("0.80", None, _ptr, _u64, _size, _ptr, _ptr, _ptr)
     rados_aio_read_op_operate: Call = quick("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
@@ -188,7 +188,6 @@ class Librbd(CLibrary, type="rbd", name="Ceph", product="Ceph", oldest="14.2"):
     rados_aio_get_version: Call = quick("0.56", _u64, _ptr)
     rados_aio_release: Void = quick("0.56", None, _ptr)
     rados_aio_cancel: Call = waits("0.94", _int, _ptr, _ptr)
-    rados_buffer_free: Void = quick("0.56", None, _ptr)
 
     rbd_list2: Call = waits("14.0", _int, _ptr, _ptr, _ptr)
     rbd_image_spec_list_cleanup: Void = quick("14.0", None, _ptr, _size)

@@ -19,12 +19,12 @@ _HEAD = struct.pack("<Q", 0xFFFFFFFFFFFFFFFE)
 """CEPH_NOSNAP: the image itself, none of its snapshots."""
 
 _ASKED = (
-    Method(b"get_size", _HEAD),
-    Method(b"get_features", _HEAD + b"\x01"),
-    Method(b"get_flags", _HEAD),
-    Method(b"get_snapcontext"),
-    Method(b"get_modify_timestamp"),
-    Method(b"parent_get"),
+    Method(b"get_size", _HEAD, 9),
+    Method(b"get_features", _HEAD + b"\x01", 16),
+    Method(b"get_flags", _HEAD, 8),
+    Method(b"get_snapcontext", b"", 12 + 8 * 64),
+    Method(b"get_modify_timestamp", b"", 8),
+    Method(b"parent_get", b"", 512),
 )
 
 _SIZE = struct.Struct("<BQ").unpack_from
@@ -34,8 +34,11 @@ _SNAPSHOTS = struct.Struct("<QI").unpack_from
 _TIME = struct.Struct("<II").unpack_from
 _PARENT = struct.Struct("<BBIq").unpack_from
 
-_MOST = struct.pack("<Q", 1024)
+_MOST = 64
 """How many images of the trash are asked for at once."""
+
+_TRASHED = 4096
+"""The room in bytes for what the trash has of an image: names of objects have at most 2,048 (``osd_max_object_name_len``)."""
 
 KNOWN_INCOMPATIBLE = 0x1FF
 """The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
@@ -137,7 +140,8 @@ def snapshots_question(id: str, snapshots: Iterable[int]) -> Question:
 
 def trash_question(after: str) -> Question:
     """Return the question for the ids of images in the trash, those after one in their order; see :func:`trashed_in`."""
-    return Question(b"rbd_trash", (Method(b"trash_list", struct.pack("<I", len(after)) + os.fsencode(after) + _MOST),))
+    arguments = struct.pack("<I", len(after)) + os.fsencode(after) + struct.pack("<Q", _MOST)
+    return Question(b"rbd_trash", (Method(b"trash_list", arguments, _MOST * _TRASHED),))
 
 
 def trashed_in(answer: Answer) -> list[str]:

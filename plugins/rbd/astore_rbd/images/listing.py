@@ -269,7 +269,7 @@ def _unfinished(name: str, id: str) -> Block:
 def _listed(cluster: Cluster) -> list[tuple[str, str]]:
     """Return the ids and names of a pool's images, with those whose removal has begun. Blocks."""
     lib = cluster.lib
-    count = ctypes.c_size_t(1024)
+    count = ctypes.c_size_t(16384)
     while True:
         found = (ImageSpec * max(count.value, 1))()
         result = lib.rbd_list2(cluster.io, found, ctypes.byref(count))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import itertools
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +20,22 @@ from astore_rbd.librbd import Pointer, failure
 
 T = TypeVar("T")
 
-IN_FLIGHT = 64
+IN_FLIGHT = 256
 """How many operations are under way at once."""
+
+MEMORY = 256 << 20
+"""How many bytes of objects are under way at once, unless one object is larger."""
 
 STEP = 32
 """How many operations end between two calls of ``step``."""
 
 
 class Method(NamedTuple):
-    """A method of the class ``rbd``: its name, and its encoded arguments."""
+    """A method of the class ``rbd``: its name, its encoded arguments, and the longest answer in bytes that is taken."""
 
     name: bytes
     arguments: bytes = b""
+    room: int = 2048
 
 
 class Question(NamedTuple):
@@ -44,12 +50,49 @@ class Answer(NamedTuple):
     """What an object answered.
 
     :ivar result: 0, or a negative errno of the first part that failed. :ivar version: the object's version.
-    :ivar parts: the methods' answers, or the bytes; None after a failure.
+    :ivar parts: the methods' answers, or the bytes; None after a failure, or where the room did not do.
     """
 
     result: int
     version: int
     parts: tuple[bytes | None, ...]
+
+
+class _Kind:
+    """What questions of a kind ask, and where their answers are in memory: lengths and results, then the bytes of each.
+
+    :ivar size: of the answers' memory. :ivar calls: for each method, its name, its arguments, their length, where the bytes of
+        its answer begin, their room, and where their length and the method's result are. :ivar into: of the first answer,
+        where its bytes, their length and its result are.
+    """
+
+    def __init__(self, methods: tuple[Method, ...], length: int) -> None:
+        rooms = [method.room for method in methods] or [length]
+        count = len(rooms)
+        counts = struct.Struct(f"{count}Q{count}i")
+        *starts, self.size = itertools.accumulate(rooms, initial=counts.size)
+        self.calls = [
+            (name, arguments, len(arguments), start, room, 8 * number, 8 * count + 4 * number)
+            for number, ((name, arguments, room), start) in enumerate(zip(methods, starts, strict=False))
+        ]
+        self.into = starts[0], 0, 8 * count
+        self._counts = counts.unpack_from
+        self._places = list(zip(starts, range(count), range(count, 2 * count), strict=True))
+
+    def parts(self, memory: memoryview, result: int) -> tuple[bytes | None, ...]:
+        """Copy the answers of an operation; None for each if it failed, and for one that its room did not hold."""
+        if result < 0:
+            return (None,) * len(self._places)
+        found = self._counts(memory)
+        return tuple(
+            [
+                None if found[status] < 0 else bytes(memory[at : at + found[length]])
+                for at, length, status in self._places
+            ]
+        )
+
+
+_kind_of = functools.lru_cache(maxsize=64)(_Kind)
 
 
 class _Asked:
@@ -65,43 +108,35 @@ class _Asked:
         self._operation: Pointer = None
         self._completion = ctypes.c_void_p()
         self._at_completion = ctypes.byref(self._completion)
-        self._length = 0
-        self._buffer: ctypes.Array[ctypes.c_char] | None = None
-        self._prepare(())
+        self._methods: tuple[Method, ...] | None = None
+        self.length = 0
 
-    def _prepare(self, methods: tuple[Method, ...]) -> None:
-        """Make room for the answers of these methods: pointers to the data, their lengths, and the results."""
-        self._methods = methods
-        count = max(len(methods), 1)
-        self._answers = struct.Struct(f"{count}Q{count}Q{count}i")
-        self._room = ctypes.create_string_buffer(self._answers.size)
-        data = self._at = ctypes.addressof(self._room)
-        lengths, results = data + 8 * count, data + 16 * count
-        self._after_data = lengths, results
-        self._calls = [
-            (name, arguments, len(arguments), data + 8 * number, lengths + 8 * number, results + 4 * number)
-            for number, (name, arguments) in enumerate(methods)
-        ]
+    def _prepare(self, methods: tuple[Method, ...], length: int) -> None:
+        """Make room for the answers."""
+        self._methods, self.length = methods, length
+        self._kind = _kind_of(methods, length)
+        memory = ctypes.create_string_buffer(self._kind.size)
+        self._memory = memoryview(memory)
+        self._at = ctypes.addressof(memory)
 
     def send(self, question: Question) -> None:
         """Begin an operation, after the answer of the one before."""
         lib = self._lib
-        if question.methods is not self._methods:
-            self._prepare(question.methods)
-        else:
-            ctypes.memset(self._at, 0, self._answers.size)
+        object, methods, length = question
+        if methods is not self._methods or length != self.length:
+            self._prepare(methods, length)
+        at = self._at
         operation = self._operation = lib.rados_create_read_op()
-        ask_method = lib.rados_read_op_exec
-        for call in self._calls:
-            ask_method(operation, b"rbd", *call)
-        self._length = question.length
-        if question.length:
-            self._buffer = ctypes.create_string_buffer(question.length)
-            lib.rados_read_op_read(operation, 0, question.length, self._buffer, *self._after_data)
-        elif not self._calls:
+        ask_method = lib.rados_read_op_exec_user_buf
+        for name, arguments, given, start, room, count, result in self._kind.calls:
+            ask_method(operation, b"rbd", name, arguments, given, at + start, room, at + count, at + result)
+        if length:
+            start, count, result = self._kind.into
+            lib.rados_read_op_read(operation, 0, length, at + start, at + count, at + result)
+        elif not methods:
             lib.rados_read_op_assert_exists(operation)
         lib.rados_aio_create_completion(None, None, None, self._at_completion)
-        self._began = lib.rados_aio_read_op_operate(operation, self._io, self._completion, question.object, 0)
+        self._began = lib.rados_aio_read_op_operate(operation, self._io, self._completion, object, 0)
 
     def cancel(self) -> None:
         """Let the operation end at once."""
@@ -117,24 +152,11 @@ class _Asked:
             if not lib.rados_aio_is_complete(completion):
                 lib.rados_aio_wait_for_complete(completion)
             result = lib.rados_aio_get_return_value(completion)
-            return Answer(min(result, 0), lib.rados_aio_get_version(completion), self._parts(result))
+            version = lib.rados_aio_get_version(completion)
+            return Answer(min(0, result), version, self._kind.parts(self._memory, result))
         finally:
             lib.rados_aio_release(completion)
             lib.rados_release_read_op(self._operation)
-
-    def _parts(self, result: int) -> tuple[bytes | None, ...]:
-        """Take the parts of an answer out of librados's memory, and free that."""
-        found = self._answers.unpack_from(self._room)
-        if self._length:
-            count, status = found[1:]
-            return (ctypes.string_at(self._buffer or 0, count) if status >= 0 else None,)
-        count = len(self._calls)
-        parts: list[bytes | None] = []
-        for data, length, status in zip(found[:count], found[count : 2 * count], found[2 * count :], strict=False):
-            parts.append((ctypes.string_at(data, length) if data else b"") if status >= 0 and result >= 0 else None)
-            if data:
-                self._lib.rados_buffer_free(data)
-        return tuple(parts)
 
 
 def ask_all(
@@ -151,12 +173,13 @@ def ask_all(
     """
     under_way: deque[tuple[T, _Asked]] = deque()
     free: list[_Asked] = []
-    count = 0
+    count = held = 0
 
     def next_answer() -> tuple[T, Answer]:
-        nonlocal count
+        nonlocal count, held
         key, asked = under_way.popleft()
         answer = asked.answer()
+        held -= asked.length
         free.append(asked)
         if answer.result == -errno.ETIMEDOUT:
             raise failure(answer.result)
@@ -167,10 +190,11 @@ def ask_all(
 
     try:
         for key, question in questions:
-            if len(under_way) >= IN_FLIGHT:
+            while under_way and (len(under_way) >= IN_FLIGHT or held + question.length > MEMORY):
                 yield next_answer()
             asked = free.pop() if free else _Asked(cluster, cluster.io if io is None else io)
             asked.send(question)
+            held += question.length
             under_way.append((key, asked))
         while under_way:
             yield next_answer()
