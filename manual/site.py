@@ -26,6 +26,7 @@ CONTENTS = {
         "docs/porting-from-libvirt",
         "docs/from-proxmox",
         "docs/at-boot",
+        "docs/fleet",
     ),
     "Pool types": ("plugins/*/README",),
     "In depth": ("docs/freshness", "docs/secrets", "docs/cli", "docs/differences-from-libvirt", "docs/benchmarks"),

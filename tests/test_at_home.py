@@ -15,7 +15,18 @@ import trio
 from fastapi import FastAPI
 
 import astore
-from astore import InvalidStateError, Manager, Pool, PoolDef, Reference, ReferenceKind, RefreshOutcome, Target, Volume
+from astore import (
+    InvalidStateError,
+    Manager,
+    Pool,
+    PoolDef,
+    PoolRefreshed,
+    Reference,
+    ReferenceKind,
+    RefreshOutcome,
+    Target,
+    Volume,
+)
 
 
 @pytest.fixture
@@ -138,6 +149,24 @@ async def test_other_loops_and_threads_are_told(manager: Manager, pool: Pool) ->
     }
     assert wrong == {}
     assert (await pool.refresh()).unchanged == 1
+
+
+async def test_events_are_read_in_another_loop(manager: Manager, pool: Pool) -> None:
+    """Unlike calls, a subscription works in any thread's event loop: an event wakes it there."""
+    entered = threading.Event()
+    found: list[object] = []
+
+    async def read() -> None:
+        async with manager.events(kinds={PoolRefreshed}) as events:
+            entered.set()
+            found.append(await asyncio.wait_for(anext(events), 60))
+
+    thread = threading.Thread(target=lambda: asyncio.run(read()))
+    thread.start()
+    assert await asyncio.to_thread(entered.wait, 60)
+    await pool.refresh()
+    await asyncio.to_thread(thread.join, 120)
+    assert [type(one) for one in found] == [PoolRefreshed]
 
 
 async def test_calls_can_be_sent_into_the_loop(pool: Pool) -> None:

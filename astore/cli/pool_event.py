@@ -51,26 +51,35 @@ async def pool_event(
     manager = session.manager
     followed = alongside(partial(follow_folder, manager))
     count = 0
-    timed_out = True
-    async with ended_after(session.settings.timeout), followed:
-        async with manager.events(0, pools=chosen, kinds=tuple(_LIFECYCLE)) as stream:
-            found = _lifecycle(stream) if event == "lifecycle" else _refreshes(session, chosen)
-            async for when, pool_name, word in found:
-                begin = f"{timestamp(when)}: " if stamped else ""
-                line = f"{begin}event '{event}' for storage pool {printable(pool_name)}{f': {word}' if word else ''}"
-                await to_thread.run_sync(_put, line, abandon_on_cancel=True)
-                count += 1
-                if not loop:
-                    break
-        timed_out = False
+    ended = "event loop timed out"
+    try:
+        async with ended_after(session.settings.timeout), followed:
+            async with manager.events(0, pools=chosen, kinds=tuple(_LIFECYCLE)) as stream:
+                found = _lifecycle(stream) if event == "lifecycle" else _refreshes(session, chosen)
+                async for when, pool_name, word in found:
+                    begin = f"{timestamp(when)}: " if stamped else ""
+                    said = f": {word}" if word else ""
+                    line = f"{begin}event '{event}' for storage pool {printable(pool_name)}{said}"
+                    await to_thread.run_sync(_put, line, abandon_on_cancel=True)
+                    count += 1
+                    if not loop:
+                        break
+            ended = ""
+    except asyncio.CancelledError:  # Ctrl-C: the usual end of --loop, as in virsh
+        task = asyncio.current_task()
+        if task is None or session.settings.kept is not None or task.uncancel():  # a shell drops the rest of the line
+            raise
+        ended = "event loop interrupted"
 
     def show(output: Output) -> None:
-        if timed_out:
-            output.line("event loop timed out")
+        if ended:
+            output.line(ended)
         output.line(f"events received: {count}")
 
     return Answer(
-        {"event": event, "count": count, "timed_out": timed_out}, show, code=Exit.OK if count else Exit.FAILED
+        {"event": event, "count": count, "timed_out": "timed out" in ended},
+        show,
+        code=Exit.OK if count else Exit.FAILED,
     )
 
 

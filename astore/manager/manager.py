@@ -341,6 +341,7 @@ class Manager:
 
         :param since: replay the events after this number first. :param pools: only events about these pools.
         :param kinds: only events of these classes (or their subclasses), and :class:`astore.Lagged` if some were missed.
+        :return: it may be read in any thread's event loop.
         """
         return self._services.bus.subscribe(since, pools=pools, kinds=kinds)
 

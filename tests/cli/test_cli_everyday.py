@@ -1,4 +1,4 @@
-"""Twenty everyday tasks, as a script for virsh: astore in virsh's place does and prints the same."""
+"""Scripts for virsh, the twenty everyday tasks among them: astore in virsh's place does and prints the same."""
 
 from __future__ import annotations
 
@@ -59,28 +59,51 @@ def content(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.libvirt
-@pytest.mark.qemu
-@pytest.mark.root
-def test_twenty_tasks(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> None:
-    """What is printed is the same, and what is on the disks."""
-    text = SCRIPT.read_text()
-    assert len(re.findall(r"(?m)^task \d+:", text)) == 20
-    with_virsh = ran(text, tmp_path / "one", {**os.environ, "VIRSH_DEFAULT_CONNECT_URI": libvirt_bed.uri})
-    programs = tmp_path / "programs"
+def with_both(script: Path, astore: Any, uri: str, folder: Path) -> tuple[str, str]:
+    """What the script prints with virsh, in the folder ``one``, and with astore in its place, in ``two``."""
+    text = script.read_text()
+    with_virsh = ran(text, folder / "one", {**os.environ, "VIRSH_DEFAULT_CONNECT_URI": uri})
+    programs = folder / "programs"
     programs.mkdir()
     program = programs / "astore"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m astore "$@"\n')
     program.chmod(0o755)
     # fifty processes: they must not compile the same modules again and again
-    environment = astore.environment(PYTHONPYCACHEPREFIX=str(tmp_path / "bytecode"))
+    environment = astore.environment(PYTHONPYCACHEPREFIX=str(folder / "bytecode"))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PATH"] = f"{programs}:{os.environ['PATH']}"
-    with_astore = ran(text.replace("virsh", "astore"), tmp_path / "two", environment)
-    assert with_astore.replace("astore", "virsh").splitlines() == with_virsh.replace("astore", "virsh").splitlines()
+    with_astore = ran(text.replace("virsh", "astore"), folder / "two", environment)
+    return with_virsh.replace("astore", "virsh"), with_astore.replace("astore", "virsh")
+
+
+@pytest.mark.libvirt
+@pytest.mark.qemu
+@pytest.mark.root
+def test_twenty_tasks(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> None:
+    """What is printed is the same, and what is on the disks."""
+    assert len(re.findall(r"(?m)^task \d+:", SCRIPT.read_text())) == 20
+    theirs, ours = with_both(SCRIPT, astore, libvirt_bed.uri, tmp_path)
+    assert ours.splitlines() == theirs.splitlines()
     assert content(tmp_path / "two") == content(tmp_path / "one")
     images = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.qcow2")]
     assert images
     for image in images:
         both = [str(tmp_path / whose / image) for whose in ("one", "two")]
         subprocess.run(["qemu-img", "compare", "-U", *both], check=True, capture_output=True)
+
+
+@pytest.mark.libvirt
+@pytest.mark.root
+def test_events(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> None:
+    """What is printed of what happens to pools is the same."""
+    theirs, ours = with_both(SCRIPT.with_name("events.sh"), astore, libvirt_bed.uri, tmp_path)
+    assert "was not told" not in theirs
+    assert ours.splitlines() == theirs.splitlines()
+
+
+@pytest.mark.libvirt
+@pytest.mark.root
+def test_secrets(astore: Any, libvirt_bed: LibvirtBed, tmp_path: Path) -> None:
+    """What is printed of secrets is the same."""
+    theirs, ours = with_both(SCRIPT.with_name("secrets.sh"), astore, libvirt_bed.secrets_uri, tmp_path)
+    assert ours.splitlines() == theirs.splitlines()

@@ -9,6 +9,7 @@ from typing import Any
 
 import json_page as shapes
 import pytest
+from core_fakes import PATIENCE
 
 from astore.model import Device, DiscoveredSource, Host, Source
 from astore.xml.documents import DiscoveredSources
@@ -77,6 +78,16 @@ def test_validated_definitions(astore: Any, tmp_path: Path) -> None:
     astore.good("pool", "define", str(file))
     file.write_text(text.replace("<odd/>", ""))
     astore.good("pool", "define", "--validate", str(file))
+    astore.good("pool", "start", "a")
+    text = "<volume><name>v</name><capacity>1024</capacity><target/><odd/></volume>"
+    for command, more in (("vol-create", ()), ("vol-create-from", ("w",))):
+        file.write_text(text)
+        ran = astore(command, "a", str(file), *more, "--validate")
+        assert (ran.code, "schema does not allow it" in ran.complaint) == (1, True)
+        file.write_text(text.replace("<odd/>", ""))
+        astore.good(command, "a", str(file), *more, "--validate")
+        if not more:
+            astore.good("vol", "rename", "a/v", "w")
 
 
 @pytest.fixture
@@ -147,6 +158,24 @@ def test_a_mistake_is_offered_again(
     editor('if grep -q broken "$1"; then sed -i s,broken,path,g "$1"; else sed -i s,path,broken,g "$1"; fi')
     assert astore.good("pool", "edit", "images").out == "pool 'images' is unchanged\n"
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("answer", [b"\n", b"n\n", b"\x04"])
+def test_the_question_on_a_terminal(
+    astore: Any, make_pool: Make, editor: Callable[[str], None], tmp_path: Path, answer: bytes
+) -> None:
+    """The mistake is told; Return edits it again, and a no or Ctrl-D says where the text is."""
+    make_pool("images", start=False)
+    editor(
+        f'if [ -e {tmp_path}/mended ]; then cp {tmp_path}/mended "$1"; '
+        f'else sed s,images-folder,other, "$1" >{tmp_path}/mended; echo "<pool" >"$1"; fi'
+    )
+    with astore.terminal("pool", "edit", "images", TMPDIR=str(tmp_path)) as terminal:
+        terminal.until(b"edit it again? [Y/n] ")
+        terminal.type(answer)
+        terminal.until(b"pool 'images' is defined anew" if answer == b"\n" else b"your text is in ")
+        assert terminal.process.wait(PATIENCE) == (0 if answer == b"\n" else 1)
+    assert ("/other" in astore.good("pool", "dumpxml", "images").out) is (answer == b"\n")
 
 
 def test_waiting_for_events(astore: Any, make_pool: Make) -> None:

@@ -112,6 +112,7 @@ async def _work_on_pools(astore_on: Command) -> None:
     assert await astore_on("pool list --name --host one") == "images\n"
     assert await astore_on("pool list --name --inactive") == ""
     (pool,) = (await astore_on.json("pool list"))["pools"]
+    assert f" {pool['capacity']} " in await astore_on("pool list --bytes")
     info = await astore_on.json(f"pool info {pool['uuid']}")
     assert (info["pool"]["name"], info["pool"]["volumes"], info["pool"]["host"]) == ("images", 1, "one")
     assert "May run on:" in await astore_on("pool info images")
@@ -136,6 +137,8 @@ async def _work_on_volumes(astore_on: Command, fleet: Fleet) -> None:
     await eventually(lambda: fleet.pool("images").info.volumes == 3, "the snapshot")
     assert await astore_on("vol list images --name") == "a.img\nb\nc\n"
     assert await astore_on("vol list --name --bigger-than 1MiB") == "images/b\nimages/c\n"
+    sizes = {int(line.split()[3]) for line in (await astore_on("vol list images --bytes")).splitlines()[1:]}
+    assert sizes == {one["capacity"] for one in (await astore_on.json("vol list images"))["volumes"]}
     volume = await astore_on.json("vol info c")
     assert (volume["pool"], volume["host"], volume["capacity"]) == ("images", "one", 2 << 20)
     assert (await astore_on("vol path c")).rstrip() == volume["path"]

@@ -58,8 +58,13 @@ def age_of(seconds: float | None) -> str:
     return "never" if seconds is None else f"{duration(seconds)} ago"
 
 
-def show_pools(output: Output, found: Sequence[FleetPoolInfo], empty: str = "there is no pool") -> None:
-    """Write a table of pools."""
+def show_pools(
+    output: Output,
+    found: Sequence[FleetPoolInfo],
+    empty: str = "there is no pool",
+    write: Callable[[int], str] = size,
+) -> None:
+    """Write a table of pools. :param write: writes sizes."""
     columns = [Column("Name", folds=True), Column("Type"), Column("State", folds=True), Column("Host", folds=True)]
     columns += [Column("Autostart"), Column("Volumes", right=True), Column("Capacity", right=True), Column("Used")]
     columns.append(Column("Seen", right=True))
@@ -71,7 +76,7 @@ def show_pools(output: Output, found: Sequence[FleetPoolInfo], empty: str = "the
             one.owner or "-",
             yes_no(one.autostart),
             str(one.volumes),
-            size(one.capacity),
+            write(one.capacity),
             output.bar(one.allocation, one.capacity),
             age_of(one.age),
         ]
@@ -86,6 +91,7 @@ def show_pools(output: Output, found: Sequence[FleetPoolInfo], empty: str = "the
 @option("--autostart/--no-autostart", default=None, help="Only those with, or without, that mark.")
 @option("--type", "types", multiple=True, metavar="TYPE", help="Only these types (also T1,T2).")
 @option("--host", metavar="HOST", help="Only those that this host looks after.")
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @option("--name", "names_only", is_flag=True, help="Names alone, one in a line.")
 @option("--uuid", "uuids_only", is_flag=True, help="UUIDs alone, one in a line.")
 async def list_pools(
@@ -95,6 +101,7 @@ async def list_pools(
     autostart: bool | None,
     types: tuple[str, ...],
     host: str | None,
+    in_bytes: bool,
     names_only: bool,
     uuids_only: bool,
 ) -> Answer:
@@ -114,7 +121,8 @@ async def list_pools(
             for one in pools:
                 output.value(" ".join(([one.uuid] if uuids_only else []) + ([one.name] if names_only else [])))
         else:
-            show_pools(output, pools, "no such pools: `astore --fleet URL pool list --all` shows all there are")
+            empty = "no such pools: `astore --fleet URL pool list --all` shows all there are"
+            show_pools(output, pools, empty, str if in_bytes else size)
 
     return Answer(lambda: {"pools": [pool_document(one) for one in pools], "damaged": []}, show)
 

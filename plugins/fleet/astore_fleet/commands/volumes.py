@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -70,14 +70,16 @@ async def find_volume(opened: Opened, text: str, pool: str | None) -> FleetVolum
 # --------------------------------------------------------------------------------------------------------- looking
 
 
-def show_volumes(output: Output, found: Sequence[FleetVolume], details: bool, empty: str) -> None:
-    """Write a table of volumes."""
+def show_volumes(
+    output: Output, found: Sequence[FleetVolume], details: bool, empty: str, write: Callable[[int], str] = size
+) -> None:
+    """Write a table of volumes. :param write: writes sizes."""
     columns = [Column("Pool", folds=True), Column("Name", folds=True), Column("Format")]
     columns += [Column("Capacity", right=True), Column("Allocation", right=True), Column("Backing file", folds=True)]
     columns += [Column("Type"), Column("Changed"), Column("Path", folds=True)] if details else []
     rows: list[list[Cell | str]] = []
     for pool, _, info, _ in ((one.pool, one.host, one.info, one.age) for one in found):
-        row: list[Cell | str] = [pool, info.name, shown_format(info), size(info.capacity), size(info.allocation)]
+        row: list[Cell | str] = [pool, info.name, shown_format(info), write(info.capacity), write(info.allocation)]
         row.append(info.backing or "-")
         rows.append([*row, info.type, when(info.mtime_ns / 1e9), info.path] if details else row)
     output.table(columns, rows, empty=empty)
@@ -86,6 +88,7 @@ def show_volumes(output: Output, found: Sequence[FleetVolume], details: bool, em
 @fleet_command("list")
 @argument("name", required=False, metavar="POOL", help="A pool's name or UUID.")
 @option("--details", is_flag=True, help="With types, times and paths.")
+@option("--bytes", "in_bytes", is_flag=True, help="Sizes in bytes.")
 @option("--name", "names_only", is_flag=True, help="Names alone, one in a line; POOL/NAME for all pools.")
 @option("--matching", metavar="TEXT", help="A part of the name.")
 @option("--format", metavar="FORMAT", help="Such as qcow2.")
@@ -95,6 +98,7 @@ async def list_volumes(
     opened: Opened,
     name: str | None,
     details: bool,
+    in_bytes: bool,
     names_only: bool,
     matching: str | None,
     format: str | None,
@@ -121,7 +125,7 @@ async def list_volumes(
             for one in found:
                 output.value(one.info.name if pool is not None else f"{one.pool}/{one.info.name}")
         else:
-            show_volumes(output, found, details, "no volume is known, or none matches")
+            show_volumes(output, found, details, "no volume is known, or none matches", str if in_bytes else size)
 
     return Answer(document, show)
 
