@@ -127,12 +127,14 @@ def servers_of(node: Node) -> list[Any]:
     return [servers[key] for key in sorted(servers)] if "0" in servers else [servers]
 
 
-def _address(server: Any) -> str | None:
+def _address(server: Any, *, quoted: bool = True) -> str | None:
     host, port = text_at(server, "host"), text_at(server, "port")
     if host is None:
         return None
-    host = f"[{quote(host, safe=':')}]" if ":" in host else quote(host, safe="")
-    return f"{host}:{quote(port, safe='')}" if port else host
+    if quoted:
+        host, port = quote(host, safe=":" if ":" in host else ""), quote(port or "", safe="")
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -183,15 +185,7 @@ def url_of(node: Node) -> str | None:
         return url
     options = {
         "id": text_at(node, "user") or "",
-        "mon_host": ";".join(filter(None, map(_monitor, servers_of(node)))),
+        "mon_host": ";".join(filter(None, (_address(server, quoted=False) for server in servers_of(node)))),
         "auth_client_required": ";".join(node.get("auth-client-required", ())),
     }
     return url + "".join(f":{key}={value.translate(_RBD_ESCAPES)}" for key, value in options.items() if value)
-
-
-def _monitor(server: Any) -> str | None:
-    host, port = text_at(server, "host"), text_at(server, "port")
-    if host is None:
-        return None
-    host = f"[{host}]" if ":" in host else host
-    return f"{host}:{port}" if port else host
