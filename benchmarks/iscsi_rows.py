@@ -108,7 +108,7 @@ async def _streams(bench: Bench, bed: IscsiBed, folder: Path, mebibytes: int) ->
     for kind, work in (("up", "upload"), ("down", "download")):
         other, mine = median(times[f"qemu-{kind}"]), median(times[kind])
         name = f"iscsi-direct, {work} of {mebibytes} MiB (qemu-img)"
-        rows.append(Row(name, other, None, mine, "≥ 0.9 × qemu-img", other / mine, other / mine >= 0.9))
+        rows.append(Row(name, None, other, mine, "≥ 0.9 × qemu-img", other / mine, other / mine >= 0.9))
     return rows
 
 

@@ -19,6 +19,7 @@ import astore
 from astore.model import VolumeDef
 from astore_rbd import librbd
 from astore_rbd.cluster import Cluster, settings_of
+from astore_rbd.images import reading
 from beds.ceph import CephBed, missing
 from benchmarks.bench import Bench
 from benchmarks.row import Row
@@ -140,8 +141,8 @@ def _limit(bench: Bench) -> Path | None:
 
 
 def _c_seconds(program: Path, bed: CephBed, pool: str) -> float:
-    """Return the seconds of the first reading through a new connection, as is a pool's first refresh."""
-    argv = [str(program), f"{bed.host}:{bed.port}", pool, "1"]
+    """Return the seconds of the first reading through a new connection, as is a pool's first refresh; as many at once."""
+    argv = [str(program), f"{bed.host}:{bed.port}", pool, "1", str(reading.IN_FLIGHT)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     (seconds,) = re.findall(r"total=([0-9.]+)", done.stdout)
     return float(seconds)

@@ -14,11 +14,16 @@ import time
 PATIENCE = 200.0
 """Seconds after which a test that waits for something has failed."""
 
+AGAIN = 5.0
+"""Seconds after which a key that was overlooked is pressed again."""
+
 
 class Terminal:
     """A program on a terminal of its own. ``seen`` is all that it has written."""
 
-    def __init__(self, argv: list[str], environment: dict[str, str], columns: int = 120) -> None:
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], columns: int = 120, kind: str = "xterm-256color"
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
         self.settings = termios.tcgetattr(theirs)
@@ -29,7 +34,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**environment, "TERM": "xterm-256color"},
+            env={**environment, "TERM": kind},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -41,6 +46,16 @@ class Terminal:
         while not all(text.encode() in self.seen for text in texts):
             assert time.monotonic() < deadline, self.seen
             self._read()
+
+    def pass_by(self, text: str, meanwhile: str = "") -> None:
+        """Read up to this text, and forget all of it. :param meanwhile: typed again and again until it comes."""
+        deadline, again = time.monotonic() + PATIENCE, time.monotonic() + AGAIN
+        while text.encode() not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if not self._read() and meanwhile and time.monotonic() > again:
+                self.type(meanwhile)
+                again = time.monotonic() + AGAIN
+        self.seen = self.seen.partition(text.encode())[2]
 
     def type(self, keys: str) -> None:
         """Type something."""

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import click
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 
 from astore import events as kinds
 from astore.cli.command_line import option
 from astore.cli.completion import complete_pool
+from astore.cli.entry import FLUSH_SECONDS
 from astore.cli.events import POLL_SECONDS, alongside, ended_after, follow_folder, pools_named
 from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Output, writing
@@ -51,7 +52,12 @@ async def pool_event(
     manager = session.manager
     followed = alongside(partial(follow_folder, manager))
     count = 0
-    ended = "event loop timed out"
+    timed_out = True
+
+    async def told(line: str) -> None:
+        if not session.settings.json:
+            await to_thread.run_sync(_put, line, abandon_on_cancel=True)
+
     try:
         async with ended_after(session.settings.timeout), followed:
             async with manager.events(0, pools=chosen, kinds=tuple(_LIFECYCLE)) as stream:
@@ -60,24 +66,23 @@ async def pool_event(
                     begin = f"{timestamp(when)}: " if stamped else ""
                     said = f": {word}" if word else ""
                     line = f"{begin}event '{event}' for storage pool {printable(pool_name)}{said}"
-                    await to_thread.run_sync(_put, line, abandon_on_cancel=True)
+                    await told(line)
                     count += 1
                     if not loop:
                         break
-            ended = ""
-    except asyncio.CancelledError:  # Ctrl-C: the usual end of --loop, as in virsh
-        task = asyncio.current_task()
-        if task is None or session.settings.kept is not None or task.uncancel():  # a shell drops the rest of the line
-            raise
-        ended = "event loop interrupted"
+            timed_out = False
+    except asyncio.CancelledError:  # by a signal
+        with move_on_after(FLUSH_SECONDS, shield=True):  # nobody may read what is written
+            await told(f"event loop interrupted\nevents received: {count}" + "\n" * session.settings.virsh)
+        raise
 
     def show(output: Output) -> None:
-        if ended:
-            output.line(ended)
+        if timed_out:
+            output.line("event loop timed out")
         output.line(f"events received: {count}")
 
     return Answer(
-        {"event": event, "count": count, "timed_out": "timed out" in ended},
+        {"event": event, "count": count, "timed_out": timed_out},
         show,
         code=Exit.OK if count else Exit.FAILED,
     )

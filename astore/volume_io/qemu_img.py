@@ -91,7 +91,10 @@ def check_definition(definition: VolumeDef) -> None:
     if kind != "raw" and not formats.can_be_made(kind):
         raise DefinitionError(_cannot_be_made(kind), element="format")
     if definition.encryption is not None or kind == "luks":
-        raise DefinitionError("an encrypted volume needs its secret, and astore keeps no secrets", element="encryption")
+        raise DefinitionError(
+            "encrypted volumes are not made: astore's secrets are those that pools are reached with",
+            element="encryption",
+        )
     if definition.compat is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", definition.compat):
         raise DefinitionError(f"compat {definition.compat!r} is no version", element="compat")
     for feature in definition.features or ():

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import pytest
-from core_fakes import PATIENCE
+from terminals import Terminal
 
 T = TypeVar("T")
 
@@ -53,33 +48,6 @@ class Ran(NamedTuple):
         lines = self.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("astore: "), self.err
         return lines[0].removeprefix("astore: ")
-
-
-class Terminal:
-    """What somebody at a terminal sees and types."""
-
-    AGAIN = 5.0
-    """Seconds after which a key that was overlooked is pressed again."""
-
-    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
-        self.process = process
-        self._terminal = terminal
-        self._seen = b""
-
-    def type(self, text: bytes) -> None:
-        """Press keys."""
-        os.write(self._terminal, text)
-
-    def until(self, text: bytes, meanwhile: bytes = b"") -> None:
-        """Read up to a text. :param meanwhile: typed again and again until it comes."""
-        deadline = time.monotonic() + PATIENCE
-        while text not in self._seen:
-            assert time.monotonic() < deadline, self._seen
-            if select.select([self._terminal], [], [], self.AGAIN)[0]:
-                self._seen += os.read(self._terminal, 1 << 16)
-            elif meanwhile:
-                self.type(meanwhile)
-        self._seen = self._seen.partition(text)[2]
 
 
 class Invocations:
@@ -147,24 +115,12 @@ class Invocations:
 
     @contextlib.contextmanager
     def terminal(self, *arguments: str, **environment: str) -> Iterator[Terminal]:
-        """As a process with a terminal of its own."""
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            self.argv(*arguments, interrupted=True),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=self.environment(TERM="dumb", **environment),
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(theirs)
+        """As a process with a terminal of its own, which has no colours."""
+        terminal = Terminal(self.argv(*arguments, interrupted=True), self.environment(**environment), kind="dumb")
         try:
-            yield Terminal(process, ours)
+            yield terminal
         finally:
-            process.kill()
-            process.wait()
-            os.close(ours)
+            terminal.close()
 
     def definition(self, name: str, target: Path, type_: str = "dir") -> str:
         """The path of a file that defines a pool."""

@@ -20,14 +20,13 @@ task 1: wait for what happens to pools
 virsh pool-event --list
 mkdir folder
 virsh pool-define-as watched dir --target "$PWD/folder" >changed
-virsh pool-event --event lifecycle --loop >events &
+virsh pool-event --event lifecycle --loop >events 2>changed &
 changed Started "pool-start watched" "pool-destroy watched"
 changed Stopped "pool-destroy watched" "pool-start watched"
 changed Undefined "pool-undefine watched" "pool-define-as watched dir --target $PWD/folder"
 changed Defined "pool-define-as watched dir --target $PWD/folder" "pool-undefine watched"
 kill -INT $!
 wait $!
-echo "ended with $?"
 sort -u events | grep event.*for
 tail -3 events | grep -v for | sed 's/[0-9][0-9]*/N/'
 

@@ -160,9 +160,9 @@ def test_a_mistake_is_offered_again(
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("answer", [b"\n", b"n\n", b"\x04"])
+@pytest.mark.parametrize("answer", ["\n", "n\n", "\x04"])
 def test_the_question_on_a_terminal(
-    astore: Any, make_pool: Make, editor: Callable[[str], None], tmp_path: Path, answer: bytes
+    astore: Any, make_pool: Make, editor: Callable[[str], None], tmp_path: Path, answer: str
 ) -> None:
     """The mistake is told; Return edits it again, and a no or Ctrl-D says where the text is."""
     make_pool("images", start=False)
@@ -171,11 +171,11 @@ def test_the_question_on_a_terminal(
         f'else sed s,images-folder,other, "$1" >{tmp_path}/mended; echo "<pool" >"$1"; fi'
     )
     with astore.terminal("pool", "edit", "images", TMPDIR=str(tmp_path)) as terminal:
-        terminal.until(b"edit it again? [Y/n] ")
+        terminal.pass_by("edit it again? [Y/n] ")
         terminal.type(answer)
-        terminal.until(b"pool 'images' is defined anew" if answer == b"\n" else b"your text is in ")
-        assert terminal.process.wait(PATIENCE) == (0 if answer == b"\n" else 1)
-    assert ("/other" in astore.good("pool", "dumpxml", "images").out) is (answer == b"\n")
+        terminal.pass_by("pool 'images' is defined anew" if answer == "\n" else "your text is in ")
+        assert terminal.process.wait(PATIENCE) == (0 if answer == "\n" else 1)
+    assert ("/other" in astore.good("pool", "dumpxml", "images").out) is (answer == "\n")
 
 
 def test_waiting_for_events(astore: Any, make_pool: Make) -> None:

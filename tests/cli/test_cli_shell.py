@@ -47,7 +47,7 @@ def test_a_batch(astore: Any, make_pool: Make) -> None:
 
 def test_a_batch_takes_no_longer_than_a_few_processes(astore: Any, make_pool: Make) -> None:
     """Two hundred commands need one start, so that they take less than three times the processor time of one, and usually less
-    than twice. The best of five counts.
+    than twice. The best of five pairs counts.
     """
     make_pool("images")
 
@@ -57,10 +57,12 @@ def test_a_batch_takes_no_longer_than_a_few_processes(astore: Any, make_pool: Ma
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    one = min(seconds("vol", "path", "images/web.qcow2") for _ in range(5))
-    many = min(seconds("shell", stdin=b"vol path images/web.qcow2\n" * 200) for _ in range(5))
-    print(f"{many / one:.2f} times one")
-    assert many < 3 * one
+    def ratio() -> float:
+        return seconds("shell", stdin=b"vol path images/web.qcow2\n" * 200) / seconds("vol", "path", "images/web.qcow2")
+
+    best = min(ratio() for _ in range(5))
+    print(f"{best:.2f} times one")
+    assert best < 3
 
 
 def test_what_the_shell_did_is_listed(astore: Any, make_pool: Make) -> None:
@@ -105,23 +107,23 @@ def test_on_a_terminal(astore: Any, make_pool: Make, tmp_path: Path) -> None:
     """A prompt that completes; Ctrl-C drops the line, Ctrl-D ends; the history is kept."""
     make_pool("images")
     with astore.terminal("shell", HOME=str(tmp_path)) as terminal:
-        type, until = terminal.type, terminal.until
-        until(b"astore> ")
-        type(b"nonsense")
-        until(b"nonsense")
-        type(b"\x03")
-        until(b"astore> ", meanwhile=b"\x03")  # Python's prompt overlooks one that comes just before it waits for a key
-        type(b"vol path images/web.qc\t\n")
-        type(b"pool inf\timages\n")
-        until(b"running")
-        until(b"astore> ")
-        type(b"pool event --event lifecycle --loop; pool stop images\n")
-        until(b"lifecycle --loop; pool stop images\r\n")
-        until(b"astore> ", meanwhile=b"\x03")  # what follows on the line is dropped with it
-        type(b"pool list --name\n")
-        until(b"\r\nimages\r\n")
-        until(b"astore> ")
-        type(b"\x04")
+        type, until = terminal.type, terminal.pass_by
+        until("astore> ")
+        type("nonsense")
+        until("nonsense")
+        type("\x03")
+        until("astore> ", meanwhile="\x03")  # Python's prompt overlooks one that comes just before it waits for a key
+        type("vol path images/web.qc\t\n")
+        type("pool inf\timages\n")
+        until("running")
+        until("astore> ")
+        type("pool event --event lifecycle --loop; pool stop images\n")
+        until("lifecycle --loop; pool stop images\r\n")
+        until("astore> ", meanwhile="\x03")  # what follows on the line is dropped with it
+        type("pool list --name\n")
+        until("\r\nimages\r\n")
+        until("astore> ")
+        type("\x04")
         assert terminal.process.wait(timeout=PATIENCE) == 0
     history = tmp_path / ".local/state/astore/history"
     assert "pool info images" in history.read_text()

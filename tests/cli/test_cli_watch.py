@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
+import os
 import shutil
 import signal
 import struct
@@ -316,5 +318,31 @@ def test_interrupted_while_nobody_reads(astore: Any, make_pool: Make) -> None:
         while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0] < full:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+
+
+def test_pool_event_interrupted_while_nobody_reads(astore: Any, make_pool: Make) -> None:
+    """So with the line of an event that waits to be read, and with those that tell of the end."""
+    make_pool()
+    with astore.running("pool-event", "--event", "lifecycle", "--loop") as process:
+        tasks = Path(f"/proc/{process.pid}/task")
+        filler = os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(filler, bytes(1 << 12))
+        os.close(filler)
+
+        def writes() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                return any((task / "syscall").read_text().startswith("1 0x1 ") for task in tasks.iterdir())
+            return False
+
+        deadline = time.monotonic() + PATIENCE
+        while not writes():  # it may not have begun to look yet
+            assert time.monotonic() < deadline
+            astore.good("pool", "stop", "images")
+            astore.good("pool", "start", "images")
+            time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130

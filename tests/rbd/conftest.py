@@ -20,7 +20,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def ceph_without_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephBed]:
-    """A cluster that asks no client for a key: libvirt's private daemon keeps no secrets."""
+    """A cluster that asks no client for a key."""
     from beds.ceph import CephBed
 
     with CephBed(tmp_path_factory.mktemp("open-ceph"), keys=False) as bed:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import pytest
 from core_fakes import eventually, quiet
 
 import astore
-from astore.errors import AstoreError, PoolInaccessibleError, StorageError
-from astore.model import Auth, PoolState, VolumeDef
+from astore.errors import AstoreError, PoolInaccessibleError, StorageError, VolumeBusyError
+from astore.model import Auth, Host, PoolState, VolumeDef
 from astore.testing.secrets import GivenSecrets
 from astore.volume_io.volume_names import new_hidden_name
 from astore_rbd.cluster import Cluster, Settings
@@ -92,24 +93,38 @@ async def test_osd_stopped(
 ) -> None:
     """Every kind of work fails within the deadline, no thread stays behind, and the pool is well again after it."""
     pool = await started(manager, ceph, where)
-    disk = await pool.create_volume(VolumeDef("disk", capacity=8 * MIB))
+    names = ("disk", "read", "wiped", "old", "gone", "base")
+    disk, read, wiped, old, gone, base = [await pool.create_volume(VolumeDef(name, capacity=8 * MIB)) for name in names]
     await disk.upload(b"before")
     before = pool.volumes
     making = asyncio.create_task(pool.create_volume(VolumeDef("large", capacity=4096 * MIB, allocation=4096 * MIB)))
-    await eventually(lambda: any(has_data(other, name) for name in other.names() - {"disk"}), "an unfinished image")
+    await eventually(lambda: any(has_data(other, name) for name in other.names() - {*names}), "an unfinished image")
+
+    async def download() -> None:
+        async with read.download() as blocks:
+            async for _ in blocks:
+                pass
+
     async with paused(ceph, "osd", clusters):
         work = {
             "refresh": pool.refresh(),
             "create": pool.create_volume(VolumeDef("new", capacity=MIB)),
             "upload": disk.upload(b"after"),
-            "resize": disk.resize(16 * MIB),
+            "download": download(),
+            "wipe": wiped.wipe(),
+            "rename": old.rename("renamed"),
+            "delete": gone.delete(),
+            "clone": pool.copy_volume(base, VolumeDef("clone")),
         }
         began = time.monotonic()
-        results = await asyncio.gather(*work.values(), return_exceptions=True)
+        results = dict(zip(work, await asyncio.gather(*work.values(), return_exceptions=True), strict=True))
         assert time.monotonic() - began < IN_TIME
-        assert {name for name, result in zip(work, results, strict=True) if isinstance(result, AstoreError)} == set(
-            work
-        )
+        assert {name: type(one) for name, one in results.items() if isinstance(one, VolumeBusyError)} == {}
+        assert {name for name, one in results.items() if isinstance(one, AstoreError)} == set(work), results
+        began = time.monotonic()
+        with pytest.raises(AstoreError, match="disk"):
+            await disk.resize(16 * MIB)
+        assert time.monotonic() - began < IN_TIME
         assert pool.state is PoolState.INACCESSIBLE
         assert pool.volumes == before
         with pytest.raises(AstoreError, match="large"):
@@ -117,9 +132,13 @@ async def test_osd_stopped(
         await eventually(lambda: quiet(manager), "an end of all calls")
     await well_again(pool)
     await eventually_clean(pool, other)
-    assert other.names() == {"disk"}
+    await pool.refresh()  # the cluster may have done later what it was asked for
+    assert {one.name for one in pool.volumes} == other.names()
+    assert {"disk", "read", "wiped", "base"} <= other.names() <= {*names, "renamed"}
+    assert ("old" in other.names()) != ("renamed" in other.names())
     assert other.content("disk")[:6] in (b"before", b"aftere")
     await disk.upload(b"after")
+    await base.delete()
 
 
 def has_data(other: OtherClient, name: str) -> bool:
@@ -186,6 +205,34 @@ async def test_monitor_stopped(manager: astore.Manager, ceph: CephBed, where: st
     while not second.active:
         with contextlib.suppress(AstoreError):
             await second.start()
+
+
+async def test_deadlines_without_options(tmp_path: Path, ceph: CephBed, ceph_pool: str) -> None:
+    """A definition that sets no timeouts has shorter ones than the Manager's calls: no thread waits longer than its call."""
+    async with astore.Manager(tmp_path / "state", secrets=secrets_of(ceph), call_timeout=8) as manager:
+        pool = await manager.define(definition_of(ceph, ceph_pool))
+        async with paused(ceph, "mon", []):
+            with pytest.raises(
+                AstoreError, match="or not to this user with this key"
+            ):  # librados gave up, and not the call
+                await pool.start()
+            await eventually(lambda: quiet(manager), "an end of all calls")
+
+
+@pytest.mark.parametrize("name", ["usage", "uuid"])
+async def test_first_monitor_is_dead(tmp_path: Path, ceph: CephBed, ceph_pool: str, name: str) -> None:
+    """Another host of the definition is a monitor that answers. The secret is found by its usage or its uuid."""
+    definition = definition_of(ceph, ceph_pool)
+    uuid = "8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11"
+    source = msgspec.structs.replace(definition.source, hosts=(Host("127.0.0.1", 1), *definition.source.hosts))
+    if name == "uuid":
+        source = msgspec.structs.replace(source, auth=Auth("ceph", "admin", secret_uuid=uuid))
+    secrets = GivenSecrets({uuid if name == "uuid" else USAGE: base64.b64decode(ceph.key)})
+    async with astore.Manager(tmp_path / "state", secrets=secrets) as manager:
+        pool = await manager.define(msgspec.structs.replace(definition, source=source))
+        await pool.start()
+        assert pool.state is PoolState.RUNNING
+        await pool.stop()
 
 
 async def test_shut_out(manager: astore.Manager, ceph: CephBed, where: str, other: OtherClient) -> None:
@@ -403,6 +450,7 @@ async def test_killed(tmp_path: Path, ceph: CephBed, where: str, other: OtherCli
         try:
             wanted = 1 if work == "creating" else 3
             await eventually(lambda: len(finished(other)) > wanted, "an image of the child")
+            await asyncio.sleep(random.random() / 2)  # somewhere in the work
         finally:
             child.send_signal(signal.SIGKILL)
             await asyncio.to_thread(child.wait, 30)

@@ -124,13 +124,13 @@ async def test_unchanged_images_are_not_read(
     other.put_all({f"{n:03}": b"" for n in range(100)})
     await pool.refresh()
     asked: Counter[int] = Counter()
-    send = reading._Asked.send
+    prepare = reading._Asked.prepare
 
     def spy(self: Any, question: reading.Question) -> None:
         asked[len(question.methods)] += 1
-        send(self, question)
+        prepare(self, question)
 
-    monkeypatch.setattr(reading._Asked, "send", spy)
+    monkeypatch.setattr(reading._Asked, "prepare", spy)
     before = pool.volumes
     await pool.refresh()
     assert all(one is two for one, two in zip(before, pool.volumes, strict=True))

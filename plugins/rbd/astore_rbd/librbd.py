@@ -181,6 +181,8 @@ class Librbd(CLibrary, type="rbd", name="Ceph", product="Ceph", oldest="14.2"):
     rados_read_op_assert_exists: Void = quick("0.80", None, _ptr)
     rados_read_op_read: Void = quick("0.80", None, _ptr, _u64, _size, _ptr, _ptr, _ptr)
     rados_aio_read_op_operate: Call = quick("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
+    rados_aio_read_op_operate_waiting: Call = waits("0.80", _int, _ptr, _ptr, _ptr, _text, _int)
+    """The same, for operations that read: librados has them wait while too many bytes are under way."""
     rados_aio_create_completion: Call = quick("0.56", _int, _ptr, _ptr, _ptr, _ptr)
     rados_aio_is_complete: Call = quick("0.56", _int, _ptr)
     rados_aio_wait_for_complete: Call = waits("0.56", _int, _ptr)
@@ -238,7 +240,7 @@ class Librbd(CLibrary, type="rbd", name="Ceph", product="Ceph", oldest="14.2"):
     rbd_snap_list_end: Void = quick("0.56", None, _ptr)
 
     def __init__(self, rados: ctypes.CDLL, rbd: ctypes.CDLL) -> None:
-        super().__init__(lambda name: (rbd if name.startswith("rbd_") else rados, name))
+        super().__init__(lambda name: (rbd if name.startswith("rbd_") else rados, name.removesuffix("_waiting")))
 
 
 def _load() -> Librbd:

@@ -19,12 +19,12 @@ _HEAD = struct.pack("<Q", 0xFFFFFFFFFFFFFFFE)
 """CEPH_NOSNAP: the image itself, none of its snapshots."""
 
 _ASKED = (
-    Method(b"get_size", _HEAD, 9),
-    Method(b"get_features", _HEAD + b"\x01", 16),
-    Method(b"get_flags", _HEAD, 8),
-    Method(b"get_snapcontext", b"", 12 + 8 * 64),
-    Method(b"get_modify_timestamp", b"", 8),
-    Method(b"parent_get", b"", 512),
+    Method(b"get_size", _HEAD, 64),
+    Method(b"get_features", _HEAD + b"\x01", 64),
+    Method(b"get_flags", _HEAD, 64),
+    Method(b"get_snapcontext", b"", 12 + 8 * 510),  # the kernel's client takes no more; an image with more is opened
+    Method(b"get_modify_timestamp", b"", 64),
+    Method(b"parent_get"),
 )
 
 _SIZE = struct.Struct("<BQ").unpack_from
@@ -34,11 +34,8 @@ _SNAPSHOTS = struct.Struct("<QI").unpack_from
 _TIME = struct.Struct("<II").unpack_from
 _PARENT = struct.Struct("<BBIq").unpack_from
 
-_MOST = 64
-"""How many images of the trash are asked for at once."""
-
-_TRASHED = 4096
-"""The room in bytes for what the trash has of an image: names of objects have at most 2,048 (``osd_max_object_name_len``)."""
+_TRASHED = 256 << 10
+"""The room in bytes for what the trash has of some images."""
 
 KNOWN_INCOMPATIBLE = 0x1FF
 """The features that may be among the incompatible ones of an image whose header is understood: those up to OPERATIONS."""
@@ -129,19 +126,23 @@ def id_question(name: bytes) -> Question:
 
 def name_question(id: str) -> Question:
     """Return the question for the name of the image of an id."""
-    return Question(b"rbd_directory", (Method(b"dir_get_name", struct.pack("<I", len(id)) + os.fsencode(id)),))
+    return Question(b"rbd_directory", (Method(b"dir_get_name", _packed(id)),))
 
 
 def snapshots_question(id: str, snapshots: Iterable[int]) -> Question:
     """Return the question for the names of an image's snapshots."""
-    asked = tuple(Method(b"get_snapshot_name", struct.pack("<Q", one)) for one in snapshots)
+    asked = tuple(Method(b"get_snapshot_name", struct.pack("<Q", one), 512) for one in snapshots)
     return Question(b"rbd_header." + os.fsencode(id), asked)
 
 
-def trash_question(after: str) -> Question:
+def trash_question(after: str, most: int) -> Question:
     """Return the question for the ids of images in the trash, those after one in their order; see :func:`trashed_in`."""
-    arguments = struct.pack("<I", len(after)) + os.fsencode(after) + struct.pack("<Q", _MOST)
-    return Question(b"rbd_trash", (Method(b"trash_list", arguments, _MOST * _TRASHED),))
+    return Question(b"rbd_trash", (Method(b"trash_list", _packed(after) + struct.pack("<Q", most), _TRASHED),))
+
+
+def _packed(text: str) -> bytes:
+    data = os.fsencode(text)
+    return struct.pack("<I", len(data)) + data
 
 
 def trashed_in(answer: Answer) -> list[str]:

@@ -290,7 +290,9 @@ def _in_trash(cluster: Cluster) -> set[str]:
     found: set[str] = set()
     page = [""]
     while page:
-        answer = ask(cluster, headers.trash_question(page[-1]))
+        answer = ask(cluster, headers.trash_question(page[-1], 64))
+        if answer.parts == (None,) and not answer.result:  # names are too long for so many
+            answer = ask(cluster, headers.trash_question(page[-1], 1))
         page = [id for id in headers.trashed_in(answer) if id not in found]  # whatever the cluster answers, this ends
         found.update(page)
     return found

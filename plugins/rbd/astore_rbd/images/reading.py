@@ -20,11 +20,11 @@ from astore_rbd.librbd import Pointer, failure
 
 T = TypeVar("T")
 
-IN_FLIGHT = 256
+IN_FLIGHT = 128
 """How many operations are under way at once."""
 
-MEMORY = 256 << 20
-"""How many bytes of objects are under way at once, unless one object is larger."""
+MEMORY = 32 << 20
+"""How many bytes there is room for at once, unless one answer needs more. librados waits at 100 MiB, writes included."""
 
 STEP = 32
 """How many operations end between two calls of ``step``."""
@@ -39,7 +39,7 @@ class Method(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is asked of an object: methods' answers, or its bytes from 0 up to ``length``; its version in any case."""
+    """What is asked of an object: either methods' answers, or its bytes from 0 up to ``length``; its version in any case."""
 
     object: bytes
     methods: tuple[Method, ...] = ()
@@ -61,15 +61,16 @@ class Answer(NamedTuple):
 class _Kind:
     """What questions of a kind ask, and where their answers are in memory: lengths and results, then the bytes of each.
 
-    :ivar size: of the answers' memory. :ivar calls: for each method, its name, its arguments, their length, where the bytes of
-        its answer begin, their room, and where their length and the method's result are. :ivar into: of the first answer,
-        where its bytes, their length and its result are.
+    :ivar blank: lengths and results of answers that have not come. :ivar size: of all, in bytes. :ivar calls: for each method,
+        its name, its arguments, their length, where the bytes of its answer begin, their room, and where their length and the
+        method's result are. :ivar into: of the first answer, where its bytes, their length and its result are.
     """
 
     def __init__(self, methods: tuple[Method, ...], length: int) -> None:
         rooms = [method.room for method in methods] or [length]
         count = len(rooms)
         counts = struct.Struct(f"{count}Q{count}i")
+        self.blank = b"\xff" * counts.size
         *starts, self.size = itertools.accumulate(rooms, initial=counts.size)
         self.calls = [
             (name, arguments, len(arguments), start, room, 8 * number, 8 * count + 4 * number)
@@ -98,10 +99,11 @@ _kind_of = functools.lru_cache(maxsize=64)(_Kind)
 class _Asked:
     """An operation, and the memory for its answers; one at a time, and again and again.
 
-    :param io: the I/O context.
+    :ivar size: of that memory, in bytes. :param io: the I/O context.
     """
 
     def __init__(self, cluster: Cluster, io: Pointer) -> None:
+        self.size = 0
         self._lib = cluster.lib
         self._io = io
         self._began = -1
@@ -109,34 +111,38 @@ class _Asked:
         self._completion = ctypes.c_void_p()
         self._at_completion = ctypes.byref(self._completion)
         self._methods: tuple[Method, ...] | None = None
-        self.length = 0
+        self._length = 0
 
-    def _prepare(self, methods: tuple[Method, ...], length: int) -> None:
-        """Make room for the answers."""
-        self._methods, self.length = methods, length
-        self._kind = _kind_of(methods, length)
-        memory = ctypes.create_string_buffer(self._kind.size)
-        self._memory = memoryview(memory)
-        self._at = ctypes.addressof(memory)
+    def prepare(self, question: Question) -> None:
+        """Make room for the answers, and forget those of the operation before."""
+        _, methods, length = question
+        if methods is not self._methods or length != self._length:
+            assert not (methods and length)
+            self._methods, self._length = methods, length
+            self._kind = _kind_of(methods, length)
+            self.size = self._kind.size
+            memory = ctypes.create_string_buffer(self.size)
+            self._memory = memoryview(memory).cast("B")
+            self._at = ctypes.addressof(memory)
+        blank = self._kind.blank
+        self._memory[: len(blank)] = blank
 
-    def send(self, question: Question) -> None:
+    def send(self, object: bytes) -> None:
         """Begin an operation, after the answer of the one before."""
-        lib = self._lib
-        object, methods, length = question
-        if methods is not self._methods or length != self.length:
-            self._prepare(methods, length)
-        at = self._at
+        lib, at = self._lib, self._at
         operation = self._operation = lib.rados_create_read_op()
         ask_method = lib.rados_read_op_exec_user_buf
         for name, arguments, given, start, room, count, result in self._kind.calls:
             ask_method(operation, b"rbd", name, arguments, given, at + start, room, at + count, at + result)
-        if length:
+        operate = lib.rados_aio_read_op_operate
+        if self._length:
             start, count, result = self._kind.into
-            lib.rados_read_op_read(operation, 0, length, at + start, at + count, at + result)
-        elif not methods:
+            lib.rados_read_op_read(operation, 0, self._length, at + start, at + count, at + result)
+            operate = lib.rados_aio_read_op_operate_waiting
+        elif not self._methods:
             lib.rados_read_op_assert_exists(operation)
         lib.rados_aio_create_completion(None, None, None, self._at_completion)
-        self._began = lib.rados_aio_read_op_operate(operation, self._io, self._completion, object, 0)
+        self._began = operate(operation, self._io, self._completion, object, 0)
 
     def cancel(self) -> None:
         """Let the operation end at once."""
@@ -144,7 +150,7 @@ class _Asked:
             self._lib.rados_aio_cancel(self._io, self._completion)
 
     def answer(self) -> Answer:
-        """Wait for the answer. Call it once for each operation."""
+        """Wait for the answer, and return it. This, or :meth:`end`, is called once for each operation."""
         lib, completion = self._lib, self._completion
         try:
             if self._began < 0:
@@ -155,8 +161,17 @@ class _Asked:
             version = lib.rados_aio_get_version(completion)
             return Answer(min(0, result), version, self._kind.parts(self._memory, result))
         finally:
-            lib.rados_aio_release(completion)
-            lib.rados_release_read_op(self._operation)
+            self._release()
+
+    def end(self) -> None:
+        """Wait for the answer, and drop it."""
+        if self._began >= 0:
+            self._lib.rados_aio_wait_for_complete(self._completion)
+        self._release()
+
+    def _release(self) -> None:
+        self._lib.rados_aio_release(self._completion)
+        self._lib.rados_release_read_op(self._operation)
 
 
 def ask_all(
@@ -167,7 +182,8 @@ def ask_all(
 ) -> Iterator[tuple[T, Answer]]:
     """Ask many objects; yield each question's key and its answer, in order. Blocks.
 
-    :param questions: with keys. They are taken as they are sent, up to :data:`IN_FLIGHT` ahead of the answers.
+    :param questions: with keys. They are taken as they are sent, up to :data:`IN_FLIGHT` ahead of the answers, as long as these
+        fit into :data:`MEMORY`.
     :param step: called now and then; what it raises ends the work. :param io: an I/O context instead of the cluster's own.
     :raises OSError: an object did not answer in time. That ends all: the others would take as long.
     """
@@ -179,8 +195,10 @@ def ask_all(
         nonlocal count, held
         key, asked = under_way.popleft()
         answer = asked.answer()
-        held -= asked.length
-        free.append(asked)
+        if held <= MEMORY:
+            free.append(asked)
+        else:
+            held -= asked.size
         if answer.result == -errno.ETIMEDOUT:
             raise failure(answer.result)
         count += 1
@@ -190,11 +208,13 @@ def ask_all(
 
     try:
         for key, question in questions:
-            while under_way and (len(under_way) >= IN_FLIGHT or held + question.length > MEMORY):
+            while under_way and (len(under_way) >= IN_FLIGHT or held > MEMORY):
                 yield next_answer()
             asked = free.pop() if free else _Asked(cluster, cluster.io if io is None else io)
-            asked.send(question)
-            held += question.length
+            held -= asked.size
+            asked.prepare(question)
+            held += asked.size
+            asked.send(question.object)
             under_way.append((key, asked))
         while under_way:
             yield next_answer()
@@ -202,7 +222,7 @@ def ask_all(
         for _, asked in under_way:
             asked.cancel()
         for _, asked in under_way:
-            asked.answer()
+            asked.end()
 
 
 def ask(cluster: Cluster, question: Question, io: int | None = None) -> Answer:
