@@ -200,7 +200,7 @@ async def lose_servers(made: Scene, fault: str, word: str) -> None:
     await made.all_there()
     with contextlib.suppress(JobUnknownError, astore.StorageError, *([astore.StoreError] if gone else [])):
         assert (await working).name == f"{word}-made"
-    assert made.begun().count(f"{word}-made") == 1
+    assert made.begun().count(f"{word}-made") == 1, working
     for name in made.hosts:
         await made.owned(f"own-{name}", name)
         await made.told(f"own-{name}", f"{word}-away", *([f"{word}-late"] if gone else []))

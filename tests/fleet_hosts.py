@@ -162,10 +162,15 @@ class Scene:
         await self.owned("work", "one")
 
     async def begin_work(self, name: str) -> asyncio.Task[astore.VolumeInfo]:
-        """Ask for a volume of the pool ``work``, and wait until the host has begun."""
-        made = asyncio.ensure_future(self.fleet.pool("work").create_volume(astore.VolumeDef(name, capacity=4096)))
-        await eventually(lambda: made.done() or name in self.begun(), f"{name} has begun")
-        return made
+        """Ask for a volume of the pool ``work``, and wait until the host has begun. If it is refused before, ask again."""
+        while True:
+            made = asyncio.ensure_future(self.fleet.pool("work").create_volume(astore.VolumeDef(name, capacity=4096)))
+            await eventually(lambda made=made: made.done() or name in self.begun(), f"{name} has begun")
+            if name in self.begun():
+                return made
+            error = made.exception()
+            assert isinstance(error, astore.StorageError), error
+            print(f"{name} is asked for again: {error!r}")
 
     def let_work_go(self, name: str) -> None:
         """Let a volume that was asked for be created."""

@@ -261,6 +261,52 @@ async def test_a_pool_that_is_lost_while_it_begins_anew(
         await eventually(lambda: pool.info.state == "running", "it goes on")
 
 
+async def test_an_old_run_does_not_end_the_present_one(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pool that has come back finds in its old run does not have the host that has it active stop it: a run goes on."""
+    images = folder(tmp_path, "images", "x.img")
+    async with host(one_server, fleet_name, "a") as a, host(one_server, fleet_name, "b") as b:
+        pool = await fleet.define(shared("images", images), hosts=["a"])
+        await eventually(lambda: (pool.info.owner, pool.info.state) == ("a", "running"), "it runs on a")
+        leaving, held, go, asked = a._handover._leave, asyncio.Event(), asyncio.Event(), [0]
+
+        async def not_yet(name: str) -> None:
+            if go.is_set():
+                await leaving(name)
+
+        async def slowly(self: astore.Pool, **_: bool) -> None:
+            if self is a.manager.pool("images"):
+                held.set()
+                await go.wait()
+            await real(self)
+
+        async def kept_since(name: str, host: str, token: int) -> bool:
+            found = await kept(name, host, token)
+            asked[0] += 1
+            return found
+
+        real, kept = astore.Pool.stop, b.store.snapshots.kept_since
+        monkeypatch.setattr(a._handover, "_leave", not_yet)
+        monkeypatch.setattr(astore.Pool, "stop", slowly)
+        monkeypatch.setattr(b.store.snapshots, "kept_since", kept_since)
+        await pool.place(hosts=("b",))
+        await eventually(lambda: b.manager.pools(active=True), "b has it, and a has not stopped it")
+        await eventually(lambda: "b" in fleet.store.table.runs.get("images", ()), "all know")
+        run = fleet.store.table.runs["images"]["b"]
+        await pool.place(hosts=("a",))
+        await held.wait()
+        (images / "y.img").touch()
+        await a.manager.pool("images").refresh()
+        asked[0] = 0
+        await eventually(lambda: asked[0] > 20, "b asks whether it has been taken over")
+        assert b.manager.pools(active=True)
+        go.set()
+        await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["a"], "it runs on a alone")
+        assert fleet.store.table.runs["images"]["a"].started_at == run.started_at
+        await eventually(lambda: (pool.info.state, pool.info.volumes) == ("running", 2), "it goes on")
+
+
 async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
     """Verbs are done on the pool's host, with results and errors as locally."""
     async with host(one_server, fleet_name, "a"):

@@ -140,12 +140,22 @@ class Forwarder:
 
     :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
         of the pool waits until the lease is renewed, or the pool is another host's.
+    :param outdated: returns whether a pool's run here is from before another host had the pool: its snapshots are not kept,
+        which would tell that host that the pool has been taken over.
     """
 
-    def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        store: NatsStore,
+        session: str,
+        owns: Callable[[str], bool | None],
+        outdated: Callable[[str], bool],
+    ) -> None:
         self._manager = manager
         self._store = store
         self._owns = owns
+        self._outdated = outdated
         self._ids = EventIds(session)
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
@@ -274,7 +284,7 @@ class Forwarder:
                 return  # there are others to tell first
             try:
                 pool, ours = self._manager.pool(name), self._owns(name)
-                if ours is None:
+                if ours is None or (ours and self._outdated(name)):
                     self._dirty[name] = time.monotonic() + RETRY_SECONDS
                     continue
                 if pool.active and ours:

@@ -69,6 +69,10 @@ class Handover:
         """Return whether a pool has begun here."""
         return pool not in self._waiting and pool not in self._stale
 
+    def outdated(self, pool: str) -> bool:
+        """Return whether a pool's run here is from before another host had the pool: it ends, or begins anew."""
+        return pool in self._stale
+
     def taken(self, name: str) -> None:
         """Begin to look after a pool."""
         self._moved(name)
