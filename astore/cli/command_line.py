@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +80,24 @@ class Command(click.Command):
     """
 
     examples: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words. Where negative numbers are allowed, other unknown options are errors all the same."""
+        try:
+            if ctx.ignore_unknown_options and not ctx.resilient_parsing:
+                parser = self.make_parser(ctx)
+                parser.ignore_unknown_options = False
+                parser.parse_args([word for word in args if not re.match(r"-[0-9]", word)])
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from astore.cli.virsh import VERBS
+
+            verb = "-".join(ctx.command_path.split()[-2:])
+            if verb in VERBS and error.option_name.lstrip("-") in dict(VERBS[verb].slots):
+                raise click.UsageError(
+                    f"No such option {error.option_name!r}: `astore {verb}` takes virsh's options", ctx
+                ) from error
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options."""

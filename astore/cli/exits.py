@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from errno import EACCES, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EBADF, EDQUOT, ENOSPC, ENOTDIR, EPERM, EROFS
 
 from astore.errors import (
     AstoreError,
@@ -175,12 +175,20 @@ REFRESH_FIRST = "refresh it first"
 """The words of an error on a volume that differs from what the last refresh found."""
 
 
+def why_unread(file: str, error: OSError) -> str:
+    """Return why a file, or standard input (`-`), cannot be read."""
+    if file == "-" and error.errno == EBADF:
+        return "it is closed, or has the commands of `astore shell`: name a file instead"
+    return error.strerror or str(error)
+
+
 def _hint(error: BaseException) -> str:
     if notes := getattr(error, "__notes__", None):
         return str(notes[0])
-    if isinstance(error, CommandError) and error.returncode is None:
+    command = next((one for one in (error, error.__cause__) if isinstance(one, CommandError)), None)
+    if command is not None and command.returncode is None:
         return "install it"
-    if isinstance(error, CommandError) and os.path.basename(error.argv[0]).startswith("mount") and os.geteuid() != 0:
+    if command is not None and os.path.basename(command.argv[0]).startswith("mount") and os.geteuid() != 0:
         return "mounting takes root"
     if isinstance(error, StorageError) and error.errno in (ENOSPC, EDQUOT):
         return "make room there, and try again"

@@ -20,7 +20,7 @@ import anyio
 from anyio import to_thread
 
 from astore.cancellation import shielded
-from astore.cli.exits import CliError
+from astore.cli.exits import CliError, why_unread
 from astore.volume_io.blocks import Hole
 
 T = TypeVar("T")
@@ -294,4 +294,4 @@ def _said_of(file: str, stream: str = "standard output") -> Iterator[None]:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and file == "-":
             raise
-        raise CliError(f"{stream if file == '-' else file}: {error.strerror}") from error
+        raise CliError(f"{stream if file == '-' else file}: {why_unread(file, error)}") from error

@@ -43,11 +43,19 @@ def _mode(text: str) -> int:
     return int(text, 8)
 
 
+def _number(text: str) -> int:
+    """Return a user's or group's number. :raises ValueError: none can have it; the largest means "as it was" (chown(2))."""
+    number = int(text)
+    if number >= 0xFFFFFFFF:
+        raise ValueError(text)
+    return number
+
+
 def _user(text: str) -> int:
     import pwd
 
     try:
-        return int(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
+        return _number(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
     except (KeyError, ValueError):
         raise CliError(f"--owner {printable(text)!r}: there is no such user", Exit.USAGE) from None
 
@@ -56,6 +64,6 @@ def _group(text: str) -> int:
     import grp
 
     try:
-        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+        return _number(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
         raise CliError(f"--group {printable(text)!r}: there is no such group", Exit.USAGE) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from astore.cli.command_line import argument, option
-from astore.cli.exits import CliError, Exit, shell_word, transient, without_plugin
+from astore.cli.exits import CliError, Exit, shell_word, transient, why_unread, without_plugin
 from astore.cli.many import Outcome, answer, chosen, each
 from astore.cli.output import Answer
 from astore.cli.parameters import limit_option, pool_arguments
@@ -248,7 +248,7 @@ def _read(file: str) -> bytes:
         with open(file, "rb") as stream:
             return stream.read(_LARGEST + 1)
     except OSError as error:
-        raise CliError(f"cannot be read: {error.strerror}") from error
+        raise CliError(f"cannot be read: {why_unread(file, error)}") from error
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from astore.cli.command_line import argument, option
-from astore.cli.exits import CliError, Exit
+from astore.cli.exits import CliError, Exit, why_unread
 from astore.cli.output import Answer, Column, Output
 from astore.cli.session import secret_command
 from astore.cli.xpath import filtered, xpath_options
@@ -150,7 +150,8 @@ def _read(file: str) -> bytes:
             with open(file, "rb") as stream:
                 content = stream.read(_LARGEST + 1)
     except OSError as error:
-        raise CliError(f"{'standard input' if file == '-' else file} cannot be read: {error.strerror}") from error
+        shown = "standard input" if file == "-" else file
+        raise CliError(f"{shown} cannot be read: {why_unread(file, error)}") from error
     if len(content) > _LARGEST:
         raise CliError(f"{'standard input' if file == '-' else file} is longer than {_LARGEST} bytes")
     return content

@@ -21,6 +21,7 @@ import msgspec
 from astore.cli.command_line import Command
 from astore.cli.exits import Exit
 from astore.cli.interruptions import SIGNALS
+from astore.cli.local_files import STANDARD_INPUT
 from astore.cli.output import complain
 from astore.cli.session import KeptManager, Settings, common_options
 
@@ -43,8 +44,8 @@ def shell(context: click.Context) -> None:
     with asyncio.Runner() as runner:
         kept = KeptManager(runner)
         try:
-            with _history() if terminal else nullcontext():
-                for line in _typed() if terminal else sys.stdin:
+            with _history() if terminal else nullcontext(), nullcontext(_typed()) if terminal else _batch() as lines:
+                for line in lines:
                     if not _run_line(line, msgspec.structs.replace(settings, kept=kept), codes):
                         break
                     if codes[-1:] == [Exit.INTERRUPTED] and not terminal:
@@ -52,6 +53,21 @@ def shell(context: click.Context) -> None:
         finally:
             runner.run(kept.aclose())
     context.exit(_code_of(codes, terminal))
+
+
+@contextmanager
+def _batch() -> Iterator[Iterator[str]]:
+    """Yield the lines of standard input. The commands get none that can be read: they would take the lines after theirs."""
+    kept = os.dup(STANDARD_INPUT)
+    writable = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(writable, STANDARD_INPUT)
+    os.close(writable)
+    try:
+        with open(kept, encoding="utf-8-sig", errors="surrogateescape", closefd=False) as lines:
+            yield lines
+    finally:
+        os.dup2(kept, STANDARD_INPUT)
+        os.close(kept)
 
 
 def _code_of(codes: list[int], terminal: bool) -> int:

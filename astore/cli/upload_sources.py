@@ -105,6 +105,7 @@ def _without_user(url: str) -> str:
 
 def _request(url: str) -> HTTPResponse:
     """Open a URL. :raises CliError: the server does not answer, or does not have it."""
+    from http.client import HTTPException
     from urllib.error import HTTPError, URLError
     from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
 
@@ -124,7 +125,7 @@ def _request(url: str) -> HTTPResponse:
     except HTTPError as error:
         error.close()
         raise CliError(f"{url}: the server says {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = getattr(error, "reason", error)
         raise CliError(f"{url}: {reason(why) if isinstance(why, OSError) else why}") from error
 

@@ -78,7 +78,9 @@ class VirshCommand(Command):
                 words = []
         if ctx.resilient_parsing:
             return rest
-        if words:
+        if ctx.allow_extra_args:
+            ctx.args = words
+        elif words:
             ctx.fail(f"Got unexpected extra argument{'s' if len(words) > 1 else ''} ({' '.join(words)})")
         for name, argument in self._required.items():
             if ctx.params[name] in (None, ()):

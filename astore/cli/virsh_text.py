@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,6 +14,9 @@ from astore.cli.exits import CliError, Exit
 from astore.cli.output import Answer, Output, escaped_xml, text_width
 from astore.cli.virsh import VERBS
 from astore.errors import printable
+
+if TYPE_CHECKING:
+    from astore.model import VolumeDef
 
 Document = Mapping[str, Any]
 
@@ -209,3 +212,30 @@ def timestamp(seconds: float) -> str:
     """Format seconds since the epoch as virsh does for events: UTC, with milliseconds."""
     whole = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
     return f"{whole}.{int(seconds * 1000) % 1000:03d}+0000"
+
+
+def new_volume_document(new: VolumeDef, given: Mapping[str, Any]) -> str:
+    """Return the document of a new volume that virsh sends to libvirt: what was given on the command line, and nothing else."""
+    from lxml import etree
+
+    root = etree.Element("volume")
+
+    def add(parent: Any, tag: str, text: object = None, **attributes: str) -> Any:
+        added = etree.SubElement(parent, tag, attributes)
+        added.text = None if text is None else str(text)
+        return added
+
+    add(root, "name", new.name)
+    add(root, "capacity", given["capacity"])
+    if given["allocation"] is not None:
+        add(root, "allocation", given["allocation"])
+    if given["format"]:
+        add(add(root, "target"), "format", type=given["format"])
+    if new.backing is not None:
+        place = add(root, "backingStore")
+        add(place, "path", new.backing.path)
+        if new.backing.format:
+            add(place, "format", type=new.backing.format)
+    etree.indent(root)
+    text = etree.tostring(root, encoding="unicode")
+    return re.sub(r'<format type="([^"\']*)"/>', r"<format type='\1'/>", text) + "\n"

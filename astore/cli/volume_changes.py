@@ -13,7 +13,7 @@ import msgspec
 from astore.cli import documents
 from astore.cli.command_line import argument, option
 from astore.cli.completion import complete_algorithm, complete_format, complete_volume
-from astore.cli.exits import CliError, Exit, explain
+from astore.cli.exits import CliError, Exit, explain, shell_word
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Column, Output, size, xml_answer
 from astore.cli.ownership import permissions_for
@@ -21,7 +21,8 @@ from astore.cli.parameters import force_option, pool_argument, pool_option
 from astore.cli.pools import read_definition
 from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
-from astore.cli.volumes import find_volume, parted_address, volume_command
+from astore.cli.virsh_text import new_volume_document
+from astore.cli.volumes import find_volume, new_address, parted_address, volume_command
 from astore.errors import DefinitionError, printable, reason
 from astore.model.formats import FORMATS
 
@@ -111,7 +112,7 @@ async def create(
         place = BackingStore(_backing_path(session, pool, backing), backing_format)
         definition = msgspec.structs.replace(definition, backing=place)
     if print_xml:
-        return xml_answer(definition.to_xml())
+        return xml_answer(new_volume_document(definition, given) if session.settings.virsh else definition.to_xml())
     as_what, problems = "", list[str]()
     if not given["format"]:
         as_what = f" (format {definition.format})"
@@ -305,6 +306,12 @@ async def _deleted(session: Session, text: str, pool: str | None, force: bool) -
 @force_option
 async def rename(session: Session, volume: Volume, name: str, force: bool) -> Answer:
     """Give a volume another name in its pool."""
+    pool, name = new_address(session, name) or (volume.pool, name)
+    if pool is not volume.pool:
+        where = shell_word(f"{pool.name}/{name}")
+        raise CliError(
+            f"it stays in its pool {volume.pool.name!r}: `astore vol move VOLUME {where}` moves it", Exit.USAGE
+        )
     renamed = await session.in_time(volume.rename(name, force=force))
     return told(renamed, f"renamed from {volume.name!r}")
 

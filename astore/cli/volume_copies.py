@@ -18,7 +18,7 @@ from astore.cli.same_content import same_content
 from astore.cli.schemas import validate_option
 from astore.cli.session import Session, command
 from astore.cli.volume_changes import SIZE, definition_from, format_option, misleading, told
-from astore.cli.volumes import ANSWER_SECONDS, find_volume, parted_address, volume_command
+from astore.cli.volumes import ANSWER_SECONDS, find_volume, new_address, volume_command
 from astore.errors import DefinitionError, PoolNotFoundError, VolumeExistsError, VolumeNotFoundError, printable, sizes
 from astore.images.references import are_relative
 
@@ -88,8 +88,7 @@ def _goal(session: Session, volume: Volume, name: str, to: str | None) -> tuple[
     """Return the pool and the name of a new volume, which may be given as ``POOL/NAME``."""
     if to is not None:
         return session.pool(to), name
-    address = parted_address(session, name)
-    return (volume.pool, name) if address is None else address
+    return new_address(session, name) or (volume.pool, name)
 
 
 async def _meant(session: Session, volume: Volume, target: Pool, wanted: VolumeDef) -> VolumeDef:
@@ -168,7 +167,7 @@ async def move(session: Session, volume: str, to: str, pool: str | None, force: 
     try:
         target, name = session.pool(to), source.name
     except PoolNotFoundError:
-        address = parted_address(session, to)
+        address = new_address(session, to)
         if address is None:
             raise
         target, name = address

@@ -281,6 +281,11 @@ async def _found(session: Session, text: str, pool: str | None) -> Volume:
         for info in home.volumes if "/" in text else ():
             if text in (info.key, info.path):
                 return home.volume(info.name)
+        address = parted_address(session, text) if home.snapshot.get(text) is None else None
+        if address is not None and address[0] is home:
+            text = address[1]
+        elif address is not None and "/" in text:
+            raise CliError(f"{printable(text)!r} is not in pool {home.name!r}: leave out --pool", Exit.USAGE)
         return await home.find(text, timeout=limit)
     try:
         return session.manager.volume_by_path(text)
@@ -317,6 +322,17 @@ def parted_address(session: Session, text: str) -> tuple[Pool, str] | None:
             with suppress(PoolNotFoundError):
                 return session.pool(pool), name
     return None
+
+
+def new_address(session: Session, text: str) -> tuple[Pool, str] | None:
+    """Return the pool and the name of a volume that is to be made; None if the text is its name alone.
+
+    :raises PoolNotFoundError: it begins with the name of no pool and a slash.
+    """
+    found = parted_address(session, text)
+    if found is None and "/" in text:
+        session.pool(text.partition("/")[0])
+    return found
 
 
 async def _asked(pools: Sequence[Pool], name: str, limit: float) -> tuple[list[Pool], list[Pool]]:

@@ -36,11 +36,28 @@ def filtered(text: str, expression: str | None, wrap: bool) -> Answer:
     if not isinstance(found, list):
         raise CliError(f"--xpath {printable(expression)!r} chooses no nodes, but computes {found!r}", Exit.USAGE)
     nodes = [_written(one) for one in found]
-    if wrap:
-        xml = "\n".join(["<nodes>", *(f"  {node}" for node in nodes), "</nodes>"]) if nodes else "<nodes/>"
-    else:
-        xml = "\n".join(nodes)
+    xml = _wrapped(found) if wrap else "\n".join(nodes)
     return Answer({"xml": xml}, lambda output: output.xml(xml) if xml else None)
+
+
+def _wrapped(nodes: list[Any]) -> str:
+    """Write one element with these nodes in it; attributes become its own."""
+    from lxml import etree
+
+    root = etree.Element("nodes")
+    for node in nodes:
+        if etree.iselement(node):
+            root.append(deepcopy(node))
+            root[-1].tail = None
+        elif getattr(node, "is_attribute", False):
+            root.set(node.attrname, str(node))
+        elif len(root):
+            root[-1].tail = f"{root[-1].tail or ''}{node}"
+        else:
+            root.text = f"{root.text or ''}{node}"
+    if len(root) and root.text is None and all(one.tail is None for one in root):
+        etree.indent(root)
+    return etree.tostring(root, encoding="unicode")
 
 
 def _written(node: Any) -> str:

@@ -36,6 +36,8 @@ virsh -q pool-uuid images | wc -c
 virsh pool-name "$(virsh -q pool-uuid images)"
 
 task 6: make a raw disk and a qcow2 disk
+virsh vol-create-as images data.raw 8M --print-xml
+virsh vol-create-as images data.raw 8M --allocation 1K --format raw --print-xml
 virsh vol-create-as images data.raw 8M
 virsh vol-create-as --pool images --name base.qcow2 --capacity 1G --format qcow2 --allocation 0
 
@@ -69,6 +71,10 @@ virsh vol-info data.raw --pool images
 virsh vol-info --vol data.raw --pool images --physical
 virsh vol-info --pool images --bytes web.qcow2 | grep -v Allocation
 virsh vol-dumpxml new.raw images --xpath '//permissions/mode' --wrap
+virsh vol-dumpxml new.raw images --xpath '//permissions' --wrap
+virsh vol-dumpxml new.raw images --xpath '//capacity/@unit' --wrap
+virsh vol-dumpxml new.raw images --xpath '//capacity/text()' --wrap
+virsh pool-dumpxml images --xpath '//target | //name' --wrap
 
 task 12: find a disk
 virsh vol-path data.raw images

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -314,6 +315,36 @@ def test_mounting_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(error) == "mount failed: mounting takes root"
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert explain(error) == "mount failed"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_mount_that_fails_has_its_advice(
+    astore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """So has the error of the pool that is started, which is another one."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if there:
+        (programs / "mount").write_text("#!/bin/sh\necho must be superuser >&2\nexit 32\n")
+        (programs / "mount").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    target = tmp_path / "target"
+    target.mkdir()
+    astore.good(
+        "pool",
+        "define-as",
+        "share",
+        "netfs",
+        "--source-host",
+        "127.0.0.1",
+        "--source-path",
+        "/x",
+        "--target",
+        str(target),
+    )
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    ran = astore("pool", "start", "share")
+    assert (ran.code, ran.complaint.rpartition(": ")[2]) == (1, "mounting takes root" if there else "install it")
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])

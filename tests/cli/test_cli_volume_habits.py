@@ -97,6 +97,41 @@ def test_moving_a_volume(astore: Any, make_pool: Make, tmp_path: Path) -> None:
     assert astore("vol", "move", "images/b.raw", "nobody").code == 3
 
 
+def test_new_names_are_addresses(astore: Any, make_pool: Make) -> None:
+    """A new name may be given with its pool; a pool that is not there is told, and so is a volume's pool that is another."""
+    folder = make_pool("images")
+    make_pool("archive")
+    (folder / "a.raw").write_bytes(DATA)
+    astore.good("pool", "refresh", "images")
+    astore.good("vol", "rename", "images/a.raw", "images:b.raw")
+    astore.good("vol", "rename", "b.raw", "images/c.raw")
+    assert (folder / "c.raw").read_bytes() == DATA
+    ran = astore("vol", "rename", "c.raw", "archive/c.raw")
+    assert (ran.code, "`astore vol move VOLUME archive/c.raw` moves it" in ran.complaint) == (2, True)
+    for command in (("rename", "c.raw", "nope/d"), ("clone", "c.raw", "nope/d"), ("move", "c.raw", "nope/d")):
+        ran = astore("vol", *command)
+        assert (ran.code, ran.complaint.partition(":")[0]) == (3, "there is no pool 'nope'")
+    assert astore.good("vol", "path", "images/c.raw", "--pool", "images").out == f"{folder}/c.raw\n"
+    assert astore.good("vol", "path", "images:c.raw", "--pool", "images").out == f"{folder}/c.raw\n"
+    assert "is not in pool 'archive'" in astore("vol", "path", "images/c.raw", "--pool", "archive").complaint
+    assert "no such user" in astore("vol", "create", "images", "e", "1K", "--owner", "99999999999").complaint
+    for source in ("https://localhost:no/x", "https://localhost/a b"):
+        ran = astore("vol", "upload", "c.raw", source)
+        assert (ran.code, "fault of astore" in ran.complaint) == (1, False)
+
+
+def test_options_that_are_not_there(astore: Any, make_pool: Make) -> None:
+    """Virsh's options under our names lead to virsh's; so do misspelt ones, also where a negative number is a word."""
+    make_pool("images")
+    for words, verb in (("vol info --vol a", "vol-info"), ("pool define-as --name a", "pool-define-as")):
+        ran = astore(*words.split())
+        assert (ran.code, f"`astore {verb}` takes virsh's options" in ran.complaint) == (2, True)
+    for words in ("vol resize images/web.qcow2 1M --shrnk", "vol-resize web.qcow2 1M --pol images"):
+        assert "Did you mean" in astore(*words.split()).complaint
+    ran = astore("secret-set-value", "8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11", "dmFs")
+    assert "Other users can see arguments" in ran.complaint and "dmFs" not in ran.err
+
+
 def test_a_copy_that_differs_is_removed(astore: Any, make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the volume stays where it is."""
     folder, other = make_pool("images"), make_pool("archive")
