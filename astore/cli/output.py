@@ -165,11 +165,14 @@ class Output:
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], *, empty: str = "") -> None:
         """Write a table. Nothing is cut off: on a terminal that is too narrow, each row becomes a paragraph.
 
-        :param empty: the sentence that a terminal gets if there are no rows; elsewhere the headings are written.
+        :param empty: the sentence that a terminal gets if there are no rows. Elsewhere the headings are written, and the
+            sentence to a stderr that is a terminal.
         """
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         if not self.terminal:
             self._plain_table(columns, cells)
+            if empty and not rows and sys.stderr.isatty():
+                complain(empty)
         elif empty and not rows:
             self.line(empty)
         elif self._fits(columns, cells):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from astore.cli.command_line import option
 from astore.cli.completion import complete_type
 from astore.cli.exits import shell_word
-from astore.cli.output import Answer, Cell, Column, Output, complain, size, state_cell, when, yes_no
+from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
 from astore.cli.session import view, without_folder
 from astore.model import PoolState
 
@@ -79,7 +78,6 @@ def list_pools(
             _detailed(output, pools, shown, empty, write)
         else:
             _brief(output, pools, shown, empty, write)
-        _hint(output, empty if standing.all and not (pools or names_only or uuids_only) else "")
 
     def document() -> Document:
         from astore.cli.pool_views import pool_document
@@ -105,12 +103,6 @@ def stale(info: PoolInfo) -> list[str]:
     since = f" since {when(info.since)}" if info.since else ""
     word = shell_word(info.name)
     return [f"pool {info.name!r} is inaccessible{since}, {age}: `astore pool refresh {word}` tries again"]
-
-
-def _hint(output: Output, text: str) -> None:
-    """Tell a user whose output goes to a file or a program what a table on a terminal would say."""
-    if text and not output.terminal and sys.stderr.isatty():
-        complain(text)
 
 
 def _brief(

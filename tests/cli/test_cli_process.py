@@ -44,7 +44,8 @@ def shell(astore: Any, script: str, **environment: str) -> subprocess.CompletedP
         (
             "astore pool define - <&-",
             1,
-            "astore: standard input: cannot be read: Bad file descriptor\n",
+            "astore: standard input: cannot be read: it is closed, or has the commands of `astore shell`: "
+            "name a file instead\n",
         ),
         ("astore pool list >&- 2>&- <&-", 1, ""),
     ],

@@ -156,7 +156,7 @@ def test_xml_that_is_none(astore: Any, folder: Path, document: str | None, said:
         ("info images/nothing", 3, "has no volume 'nothing': `astore vol list images` shows its volumes"),
         ("delete base.qcow2", 1, "--force"),
         ("rename a.raw base.qcow2", 1, "choose another name"),
-        ("rename a.raw x/y", 1, "the volume name 'x/y' has a '/'"),
+        ("rename a.raw x/y", 3, "there is no pool 'x'"),
         ("rename base.qcow2 b.qcow2", 1, "--force"),
         ("chain nothing", 3, "`astore vol list POOL`"),
         ("dependents nothing", 3, "`astore vol list POOL`"),

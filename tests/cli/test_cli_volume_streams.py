@@ -156,7 +156,10 @@ def test_standard_input_that_cannot_be_read(
     with (tmp_path / "file").open("wb") as stream:
         monkeypatch.setattr(local_files, "STANDARD_INPUT", stream.fileno())
         ran = astore("vol", "upload", "a.raw", "-")
-    assert (ran.code, ran.complaint) == (1, "standard input: Bad file descriptor")
+    assert (ran.code, ran.complaint) == (
+        1,
+        "standard input: it is closed, or has the commands of `astore shell`: name a file instead",
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- download
