@@ -44,8 +44,10 @@ def shell(astore: Any, script: str, **environment: str) -> subprocess.CompletedP
         (
             "astore pool define - <&-",
             1,
-            "astore: standard input: cannot be read: it is closed, or has the commands of `astore shell`: "
-            "name a file instead\n",
+            (
+                "astore: standard input: cannot be read: it is closed, or has the commands of `astore shell`: "
+                "name a file instead\n"
+            ),
         ),
         ("astore pool list >&- 2>&- <&-", 1, ""),
     ],
