@@ -44,11 +44,12 @@ def descriptors() -> list[str]:
     return sorted(found)
 
 
-def close_idle() -> None:
-    """End libgfapi's connections that nobody uses, which are kept for a while."""
+async def close_idle() -> None:
+    """End libgfapi's connections that nobody uses, which are kept for a while. That takes it 10 s."""
     from astore_gluster.volume.connection import CONNECTIONS
 
     CONNECTIONS.close_idle()
+    await eventually(lambda: not any(CONNECTIONS.statistics().values()), "the end of all connections")
 
 
 async def recovered(pool: astore.Pool) -> None:
@@ -117,7 +118,7 @@ async def test_random_work_and_faults(gluster: GlusterBed, ceph: CephBed, iscsi:
             await eventually(lambda: quiet(manager) and not manager.statistics().cleanups)
             for pool in pools:
                 await pool.stop()
-        await asyncio.to_thread(close_idle)
+        await close_idle()
         after = descriptors(), asyncio.all_tasks()
         print(f"descriptors that were not open before: {[one for one in after[0] if one not in before[0]]}")
     finally:
