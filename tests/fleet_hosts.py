@@ -163,7 +163,7 @@ class Scene:
 
     async def begin_work(self, name: str) -> asyncio.Task[astore.VolumeInfo]:
         """Ask for a volume of the pool ``work``, and wait until the host has begun. If it is refused before, ask again."""
-        while True:
+        for _ in range(60):
             made = asyncio.ensure_future(self.fleet.pool("work").create_volume(astore.VolumeDef(name, capacity=4096)))
             await eventually(lambda made=made: made.done() or name in self.begun(), f"{name} has begun")
             if name in self.begun():
@@ -171,6 +171,8 @@ class Scene:
             error = made.exception()
             assert isinstance(error, astore.StorageError), error
             print(f"{name} is asked for again: {error!r}")
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"{name} is refused again and again")
 
     def let_work_go(self, name: str) -> None:
         """Let a volume that was asked for be created."""

@@ -85,19 +85,36 @@ class Command(click.Command):
         """Parse the words. Where negative numbers are allowed, other unknown options are errors all the same."""
         try:
             if ctx.ignore_unknown_options and not ctx.resilient_parsing:
-                parser = self.make_parser(ctx)
-                parser.ignore_unknown_options = False
-                parser.parse_args([word for word in args if not re.match(r"-[0-9]", word)])
+                self._check_options(ctx, args)
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            from astore.cli.app import INSTEAD
             from astore.cli.virsh import VERBS
 
             verb = "-".join(ctx.command_path.split()[-2:])
-            if verb in VERBS and error.option_name.lstrip("-") in dict(VERBS[verb].slots):
-                raise click.UsageError(
-                    f"No such option {error.option_name!r}: `astore {verb}` takes virsh's options", ctx
-                ) from error
-            raise
+            known = verb in VERBS and error.option_name.lstrip("-") in dict(VERBS[verb].slots)
+            if not known or INSTEAD in ctx.meta:
+                raise
+            said = f"No such option {error.option_name!r}: `astore {verb}` takes virsh's options"
+            raise click.UsageError(said, ctx) from error
+
+    def _check_options(self, ctx: click.Context, args: list[str]) -> None:
+        """Check that words which look like options are. :raises click.NoSuchOption: one is not, and no number either."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        known = {name: one for one in options for name in (*one.opts, *one.secondary_opts)}
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                break
+            name, has_value, _ = word.partition("=")
+            if not re.match(r"-[^0-9]", word):
+                continue
+            if name not in known and word[:2] not in known:
+                from difflib import get_close_matches
+
+                raise click.NoSuchOption(name, possibilities=get_close_matches(name, known), ctx=ctx)
+            if name in known and not (known[name].is_flag or has_value):
+                next(words, None)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options."""

@@ -186,7 +186,7 @@ def _hint(error: BaseException) -> str:
     if notes := getattr(error, "__notes__", None):
         return str(notes[0])
     command = next((one for one in (error, error.__cause__) if isinstance(one, CommandError)), None)
-    if command is not None and command.returncode is None:
+    if command is not None and command.returncode is None and "is not installed" in str(command):
         return "install it"
     if command is not None and os.path.basename(command.argv[0]).startswith("mount") and os.geteuid() != 0:
         return "mounting takes root"

@@ -289,9 +289,12 @@ def _widen(number: int) -> None:
 @contextlib.contextmanager
 def _said_of(file: str, stream: str = "standard output") -> Iterator[None]:
     """Turn an OSError into a CliError that names the file, or the stream for `-`. A broken pipe of standard output passes."""
+    reading = stream == "standard input"
     try:
         yield
     except OSError as error:
         if isinstance(error, BrokenPipeError) and file == "-":
             raise
-        raise CliError(f"{stream if file == '-' else file}: {why_unread(file, error)}") from error
+        raise CliError(
+            f"{stream if file == '-' else file}: {why_unread(file, error) if reading else error.strerror}"
+        ) from error

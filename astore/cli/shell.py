@@ -59,11 +59,13 @@ def shell(context: click.Context) -> None:
 def _batch() -> Iterator[Iterator[str]]:
     """Yield the lines of standard input. The commands get none that can be read: they would take the lines after theirs."""
     kept = os.dup(STANDARD_INPUT)
-    writable = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(writable, STANDARD_INPUT)
-    os.close(writable)
+    unreadable = os.open("/", os.O_PATH)  # whoever opens /dev/stdin is told that it is a directory
+    os.dup2(unreadable, STANDARD_INPUT)
+    os.close(unreadable)
+    encoding = sys.stdin.encoding
+    encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     try:
-        with open(kept, encoding="utf-8-sig", errors="surrogateescape", closefd=False) as lines:
+        with open(kept, encoding=encoding, errors="surrogateescape", newline="\n", closefd=False) as lines:
             yield lines
     finally:
         os.dup2(kept, STANDARD_INPUT)

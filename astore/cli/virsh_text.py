@@ -218,6 +218,7 @@ def new_volume_document(new: VolumeDef, given: Mapping[str, Any]) -> str:
     """Return the document of a new volume that virsh sends to libvirt: what was given on the command line, and nothing else."""
     from lxml import etree
 
+    whole = etree.fromstring(new.to_xml())  # which checks what is written
     root = etree.Element("volume")
 
     def add(parent: Any, tag: str, text: object = None, **attributes: str) -> Any:
@@ -226,11 +227,17 @@ def new_volume_document(new: VolumeDef, given: Mapping[str, Any]) -> str:
         return added
 
     add(root, "name", new.name)
-    add(root, "capacity", given["capacity"])
+    if given["capacity"] is not None:
+        add(root, "capacity", given["capacity"])
     if given["allocation"] is not None:
         add(root, "allocation", given["allocation"])
-    if given["format"]:
-        add(add(root, "target"), "format", type=given["format"])
+    permissions = whole.find("target/permissions")
+    if given["format"] or permissions is not None:
+        target = add(root, "target")
+        if given["format"]:
+            add(target, "format", type=given["format"])
+        if permissions is not None:
+            target.append(permissions)
     if new.backing is not None:
         place = add(root, "backingStore")
         add(place, "path", new.backing.path)

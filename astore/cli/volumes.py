@@ -281,12 +281,15 @@ async def _found(session: Session, text: str, pool: str | None) -> Volume:
         for info in home.volumes if "/" in text else ():
             if text in (info.key, info.path):
                 return home.volume(info.name)
-        address = parted_address(session, text) if home.snapshot.get(text) is None else None
-        if address is not None and address[0] is home:
-            text = address[1]
-        elif address is not None and "/" in text:
+        try:
+            return await home.find(text, timeout=limit)
+        except VolumeNotFoundError:
+            address = parted_address(session, text)
+            if address is None:
+                raise
+        if address[0] is not home:
             raise CliError(f"{printable(text)!r} is not in pool {home.name!r}: leave out --pool", Exit.USAGE)
-        return await home.find(text, timeout=limit)
+        return await home.find(address[1], timeout=limit)
     try:
         return session.manager.volume_by_path(text)
     except VolumeNotFoundError:
@@ -325,13 +328,16 @@ def parted_address(session: Session, text: str) -> tuple[Pool, str] | None:
 
 
 def new_address(session: Session, text: str) -> tuple[Pool, str] | None:
-    """Return the pool and the name of a volume that is to be made; None if the text is its name alone.
+    """Return the pool and the name of a volume that is to be made; None if the text is its name alone, as in virsh.
 
     :raises PoolNotFoundError: it begins with the name of no pool and a slash.
     """
+    if session.settings.virsh:
+        return None
     found = parted_address(session, text)
-    if found is None and "/" in text:
-        session.pool(text.partition("/")[0])
+    pool, slash, _ = text.partition("/")
+    if found is None and slash and pool.strip("."):  # and not a path
+        session.pool(pool)
     return found
 
 

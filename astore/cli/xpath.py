@@ -33,7 +33,7 @@ def filtered(text: str, expression: str | None, wrap: bool) -> Answer:
         found = etree.fromstring(text).xpath(expression)
     except (etree.XPathError, ValueError) as error:
         raise CliError(f"--xpath {printable(expression)!r}: {error}", Exit.USAGE) from error
-    if not isinstance(found, list):
+    if not isinstance(found, list) or any(isinstance(one, tuple) for one in found):  # tuples: of namespaces
         raise CliError(f"--xpath {printable(expression)!r} chooses no nodes, but computes {found!r}", Exit.USAGE)
     nodes = [_written(one) for one in found]
     xml = _wrapped(found) if wrap else "\n".join(nodes)

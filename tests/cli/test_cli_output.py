@@ -243,7 +243,13 @@ WRONG_STATE = errors.InvalidStateError
         (errors.VolumeExistsError("it is there"), 1, "choose another name"),
         (errors.TransferError("full", errno=errno.ENOSPC), 1, "make room there, and try again"),
         (errors.StorageError("full", errno=errno.EDQUOT), 1, "make room there, and try again"),
-        (errors.CommandError("no qemu-img", argv=["qemu-img"], returncode=None, stderr=""), 1, "install it"),
+        (
+            errors.CommandError(
+                "the program 'qemu-img' is not installed", argv=["qemu-img"], returncode=None, stderr=""
+            ),
+            1,
+            "install it",
+        ),
         (errors.CommandError("mount failed\x1b", argv=["mount"], returncode=1, stderr=""), 1, "mount failed\\x1b"),
         (UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range(128)"), 1, "LC_ALL=C.UTF-8"),
         (KeyError("x"), 1, "--verbose shows where it happened"),

@@ -49,13 +49,14 @@ def test_commands_do_not_read_the_batch(astore: Any, make_pool: Make) -> None:
     """A command that reads standard input is refused, and the lines after it are commands, as many as there are."""
     folder = make_pool("images")
     reading = ["vol upload images/new -", "secret set cifs files", "secret-set-value 8a9b4d8e -", "pool define -"]
+    reading += ["vol upload images/new /dev/stdin --replace"]
     lines = ["vol create images new 1M", *reading, *["vol path images/new"] * 3000]
     ran = astore.process("shell", stdin=b"\xef\xbb\xbf" + "\n".join(lines).encode())
     assert ran.out.count(f"{folder}/new\n") == 3000
     assert (folder / "new").read_bytes() == bytes(1 << 20)
     refused = [line for line in ran.err.splitlines() if "has the commands of `astore shell`" in line]
     assert len(refused) == 3
-    assert len(ran.err.splitlines()) == 4
+    assert len(ran.err.splitlines()) == 5
     assert astore.good("secret", "list", "--json").json() == {"secrets": []}
 
 

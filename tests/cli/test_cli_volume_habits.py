@@ -120,6 +120,20 @@ def test_new_names_are_addresses(astore: Any, make_pool: Make) -> None:
         assert (ran.code, "fault of astore" in ran.complaint) == (1, False)
 
 
+def test_a_name_is_rather_a_name_than_an_address(astore: Any, make_pool: Make) -> None:
+    """A file whose name looks like an address beside --pool is meant by it, even if the last refresh has not seen it."""
+    folder = make_pool("images")
+    (folder / "a.raw").write_bytes(DATA)
+    astore.good("pool", "refresh", "images")
+    (folder / "images:a.raw").write_bytes(b"odd")
+    astore.good("vol-delete", "images:a.raw", "--pool", "images")
+    assert (folder / "a.raw").read_bytes() == DATA
+    assert not (folder / "images:a.raw").exists()
+    astore.good("vol-clone", "a.raw", "images:b.raw", "--pool", "images")
+    assert (folder / "images:b.raw").read_bytes() == DATA
+    assert "has a '/'" in astore("vol", "rename", "a.raw", "/tmp/x").complaint
+
+
 def test_options_that_are_not_there(astore: Any, make_pool: Make) -> None:
     """Virsh's options under our names lead to virsh's; so do misspelt ones, also where a negative number is a word."""
     make_pool("images")
@@ -128,6 +142,8 @@ def test_options_that_are_not_there(astore: Any, make_pool: Make) -> None:
         assert (ran.code, f"`astore {verb}` takes virsh's options" in ran.complaint) == (2, True)
     for words in ("vol resize images/web.qcow2 1M --shrnk", "vol-resize web.qcow2 1M --pol images"):
         assert "Did you mean" in astore(*words.split()).complaint
+    options = ("--vol", "web.qcow2", "--pool", "images", "--shrink", "--delta", "--capacity", "-1M")
+    assert "changed by -1M" in astore.good("vol-resize", *options).out
     ran = astore("secret-set-value", "8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11", "dmFs")
     assert "Other users can see arguments" in ran.complaint and "dmFs" not in ran.err
 

@@ -250,6 +250,8 @@ async def test_a_pool_that_is_lost_while_it_begins_anew(
         monkeypatch.setattr(a._handover, "_leave", not_yet)
         await pool.place(hosts=("b",))
         await eventually(lambda: b.manager.pools(active=True), "b has it, and a has not stopped it")
+        await eventually(lambda: "b" in fleet.store.table.runs.get("images", ()), "all know")
+        run = fleet.store.table.runs["images"]["b"]
         monkeypatch.setattr(astore.Pool, "stop", slowly)
         await pool.place(hosts=("a",))
         await held.wait()
@@ -259,6 +261,7 @@ async def test_a_pool_that_is_lost_while_it_begins_anew(
         await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["b"], "it runs on b alone")
         await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
         await eventually(lambda: pool.info.state == "running", "it goes on")
+        assert fleet.store.table.runs["images"]["b"].started_at == run.started_at
 
 
 async def test_an_old_run_does_not_end_the_present_one(

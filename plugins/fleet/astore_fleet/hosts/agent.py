@@ -84,6 +84,7 @@ class Agent:
         self._handover = Handover(
             self.manager, store, self.me, self.state, self._tokens, self._forwarder, self._spawn, self._log
         )
+        store.snapshots.outdated = self._handover.outdated
         self._worker = self._handover.worker = Worker(self.manager, store, self.me, self._ready, self.state)
 
     async def __aenter__(self) -> Self:

@@ -190,7 +190,7 @@ class Forwarder:
         if self._pause is not None:
             self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
-            if not self._dirty and self._manager.statistics().events.last_seq <= self._seq:
+            if all(map(self._outdated, self._dirty)) and self._manager.statistics().events.last_seq <= self._seq:
                 return
             await asyncio.sleep(0.02)
 

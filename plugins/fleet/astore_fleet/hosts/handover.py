@@ -62,7 +62,7 @@ class Handover:
         self._waiting: set[str] = set()  # pools that are to begin
         self._asked: set[str] = set()  # pools whose autostart mark was heeded: who stops one later means it
         self._stale: set[str] = set()  # pools whose run here is from before they were lost: it ends, or begins anew
-        self._seen: set[str] = set()  # stale pools that their owner was seen to have active
+        self._seen: set[str] = set()  # stale pools that their owner was seen to have taken over
         self._resumed: set[str] = set()  # stale pools that were active, and are to be so again
 
     def ready(self, pool: str) -> bool:
@@ -146,7 +146,7 @@ class Handover:
         table = self._store.table
         await self._manager.reload(thoroughly=name in self._stale)
         pool = self._manager.pool(name)
-        if name in self._stale and pool.active and table.elsewhere(name):
+        if pool.active and await self._is_behind(name):
             await self._begin_anew(pool)
         run = max(table.elsewhere(name).values(), key=lambda one: one.started_at, default=None)
         if self._tokens.get(name) != token:  # it is left, or begun by another token
@@ -167,6 +167,12 @@ class Handover:
         self._stale.discard(name)
         self._waiting.discard(name)
         return pool.active and run is not None
+
+    async def _is_behind(self, name: str) -> bool:
+        """Return whether another host, which has a run of a pool, has kept its snapshot later than this one."""
+        elsewhere = self._store.table.elsewhere(name)
+        newest = await self._store.snapshots.newest(name, (self._me.host, *elsewhere)) if elsewhere else None
+        return newest not in (None, self._me.host)
 
     async def _begin_anew(self, pool: Pool) -> None:
         """Stop a run from before: another host has, or had, the pool, and knows better what was told of it."""
@@ -272,5 +278,7 @@ class Handover:
         owned = self._state.owners.get(name)
         if owned is None or owned.owner is None or owned.owner.host not in self._store.table.elsewhere(name):
             return False
+        if not await self._store.snapshots.kept_since(name, owned.owner.host, owned.token):
+            return False
         self._seen.add(name)
-        return await self._store.snapshots.kept_since(name, owned.owner.host, owned.token)
+        return True

@@ -171,6 +171,7 @@ class SnapshotShelf:
     :ivar told: by pool name, the sequence of the last event that was told of a pool while it was this host's.
     :ivar tokens: by pool name, the sequence of the pool's owner while that is this host: its snapshots are written on the
         condition that the owner has not changed.
+    :ivar outdated: says of a pool whether its run here is from before another host had it: its snapshots are not kept.
     """
 
     def __init__(self, engine: Engine, host: str) -> None:
@@ -178,6 +179,7 @@ class SnapshotShelf:
         self._host = host
         self.tokens: dict[str, int] = {}
         self.told: dict[str, int] = {}
+        self.outdated: Callable[[str], bool] = lambda _: False
         self._written: dict[str, _Written] = {}
         self._unpacking = asyncio.Lock()  # threads that unpack at once would only take the interpreter from each other
 
@@ -186,6 +188,8 @@ class SnapshotShelf:
 
         :raises OutdatedError: another host looks after the pool. StoreError: it was not kept.
         """
+        if self.outdated(name):
+            return
         names, engine = self._engine.names, self._engine
         subject, token = names.snapshot(name, self._host), self.tokens.get(name)
         for _ in range(TRIES):
@@ -253,6 +257,15 @@ class SnapshotShelf:
         """Return whether a host has kept a snapshot of a pool since it got its token."""
         message = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, host))
         return message is not None and not message.deleted and message.seq > token
+
+    async def newest(self, name: str, hosts: Iterable[str]) -> str | None:
+        """Return which of these hosts has kept a snapshot of a pool last; None: none of them has one."""
+        found = dict[str, int]()
+        for host in hosts:
+            message = await self._engine.last(self._engine.names.state, self._engine.names.snapshot(name, host))
+            if message is not None and not message.deleted:
+                found[host] = message.seq
+        return max(found, key=lambda host: found[host], default=None)
 
     async def load(
         self, runs: Mapping[str, float], hosts: Mapping[str, Iterable[str]], *, lane: Lane | None
