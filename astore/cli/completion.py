@@ -57,6 +57,8 @@ def complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -
         names = defined - active
     elif verb in _OF_ACTIVE:
         names = active
+    given = ctx.params.get(param.name or "")
+    names -= set(given) if isinstance(given, tuple) else set()
     return sorted(name for name in names if name.startswith(incomplete) and printable(name) == name)
 
 

@@ -84,7 +84,9 @@ def parse_size(text: str, what: str) -> int:
     help="How much space to take at once (raw): none by default; vol-create-as takes all.",
 )
 @format_option
-@option("--backing-vol", "backing", metavar="NAME", help="The volume, or file, that it is backed by.")
+@option(
+    "--backing-vol", "backing", metavar="NAME", help="The volume, or file, behind it.", shell_complete=complete_volume
+)
 @option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
 @prealloc_metadata_option
 @option("--mode", metavar="OCTAL", help="Permissions (default 0600).")

@@ -114,6 +114,8 @@ def test_candidates(astore: Any, make_pool: Make) -> None:
     make_pool("isos", start=False)
     assert candidates("", "po") == ["pool "]
     assert candidates("pool start ", "i") == ["isos "]
+    assert candidates("pool start isos ", "i") == []
+    assert candidates("vol create images new 1M --backing-vol ", "w") == ["web.qcow2 "]
     assert candidates("vol info ", "w") == ["web.qcow2 "]
     assert candidates("vol 'info ", "w") == []
 
