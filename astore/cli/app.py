@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import astore
+from astore.cli.command_line import INSTEAD
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
@@ -135,9 +136,6 @@ OPTIONS = "astore.options"
 They are looked for if an option before the command is unknown, and by the help. The callback of one may put a click Group into
 ``context.meta`` under INSTEAD.
 """
-
-INSTEAD = "astore.instead"
-"""The group whose commands are used instead of those of ``astore``."""
 
 
 class _Root(Verbs):

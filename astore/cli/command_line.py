@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+INSTEAD = "astore.instead"
+"""In ``context.meta``: the group whose commands are used instead of those of ``astore``."""
+
 
 class Number(click.FloatRange):
     """A number in a range, for people: click calls it a "float range"."""
@@ -88,7 +91,6 @@ class Command(click.Command):
                 self._check_options(ctx, args)
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            from astore.cli.app import INSTEAD
             from astore.cli.virsh import VERBS
 
             verb = "-".join(ctx.command_path.split()[-2:])

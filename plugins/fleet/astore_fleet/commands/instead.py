@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import click
 
-from astore.cli.app import INSTEAD, POOL, VOLUME, app
+from astore.cli.app import POOL, VOLUME, app
+from astore.cli.command_line import INSTEAD
 from astore.cli.exits import CliError, Exit
 from astore.cli.virsh import VERBS
 from astore_fleet.commands import pools, volumes
