@@ -351,9 +351,9 @@ def test_differences_are_documented() -> None:
 
 
 async def test_encrypted_volumes_are_not_made(bed: Bed) -> None:
-    """astore reads and writes what is said of encryption; it has no secrets, and makes no volume that needs one."""
+    """astore reads and writes what is said of encryption, and makes no volume that needs a secret of its own."""
     document = _document(f"<encryption format='luks'>{SECRET}</encryption>")
     definition = VolumeDef.from_xml(document)
     assert "<encryption" in definition.to_xml()
-    with pytest.raises(DefinitionError, match="needs its secret"):
+    with pytest.raises(DefinitionError, match="are not made"):
         await bed.astores.create_volume(definition)
