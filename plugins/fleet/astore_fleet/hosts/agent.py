@@ -77,9 +77,7 @@ class Agent:
         self._left = False  # it renews its lease no more
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
-        self._forwarder = Forwarder(
-            self.manager, store, self.me.session, self.owns, lambda pool: self._handover.outdated(pool)
-        )
+        self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
         self._log = get_logger().bind(host=store.host)
         self._handover = Handover(
             self.manager, store, self.me, self.state, self._tokens, self._forwarder, self._spawn, self._log

@@ -140,22 +140,12 @@ class Forwarder:
 
     :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
         of the pool waits until the lease is renewed, or the pool is another host's.
-    :param outdated: returns whether a pool's run here is from before another host had the pool: its snapshots are not kept,
-        which would tell that host that the pool has been taken over.
     """
 
-    def __init__(
-        self,
-        manager: Manager,
-        store: NatsStore,
-        session: str,
-        owns: Callable[[str], bool | None],
-        outdated: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
         self._manager = manager
         self._store = store
         self._owns = owns
-        self._outdated = outdated
         self._ids = EventIds(session)
         self._dirty: dict[str, float] = {}  # by pool name: when its snapshot is to be kept
         self._kept: dict[str, float] = {}  # by pool name: when it was kept last
@@ -190,7 +180,10 @@ class Forwarder:
         if self._pause is not None:
             self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
-            if all(map(self._outdated, self._dirty)) and self._manager.statistics().events.last_seq <= self._seq:
+            if (
+                all(map(self._store.snapshots.outdated, self._dirty))
+                and self._manager.statistics().events.last_seq <= self._seq
+            ):
                 return
             await asyncio.sleep(0.02)
 
@@ -284,7 +277,7 @@ class Forwarder:
                 return  # there are others to tell first
             try:
                 pool, ours = self._manager.pool(name), self._owns(name)
-                if ours is None or (ours and self._outdated(name)):
+                if ours is None or (ours and self._store.snapshots.outdated(name)):
                     self._dirty[name] = time.monotonic() + RETRY_SECONDS
                     continue
                 if pool.active and ours:

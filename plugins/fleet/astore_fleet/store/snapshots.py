@@ -171,7 +171,8 @@ class SnapshotShelf:
     :ivar told: by pool name, the sequence of the last event that was told of a pool while it was this host's.
     :ivar tokens: by pool name, the sequence of the pool's owner while that is this host: its snapshots are written on the
         condition that the owner has not changed.
-    :ivar outdated: says of a pool whether its run here is from before another host had it: its snapshots are not kept.
+    :ivar outdated: says of a pool whether its run here is from before another host had it. Its snapshots are not kept: they
+        would tell that host that the pool has been taken over.
     """
 
     def __init__(self, engine: Engine, host: str) -> None:
