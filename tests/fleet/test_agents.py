@@ -310,6 +310,63 @@ async def test_an_old_run_does_not_end_the_present_one(
         await eventually(lambda: (pool.info.state, pool.info.volumes) == ("running", 2), "it goes on")
 
 
+@pytest.mark.parametrize("taken", [True, False])
+async def test_events_of_a_pool_that_comes_back(
+    taken: bool, fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run saw while its pool was another host's is told once: by that host, or by this one if that host never had it."""
+    images = folder(tmp_path, "images", "x.img")
+    async with (
+        fleet.events(since=0) as events,
+        host(one_server, fleet_name, "a") as a,
+        host(one_server, fleet_name, "b") as b,
+    ):
+        pool = await fleet.define(shared("images", images), hosts=["a"])
+        other = await fleet.define(shared("other", folder(tmp_path, "other")), hosts=["a"])
+        await eventually(lambda: {pool.info.owner, other.info.owner} == {"a"}, "a has them")
+        await eventually(lambda: (pool.info.state, pool.info.volumes) == ("running", 1), "it runs on a")
+        leaving, beginning, go = a._handover._leave, b._handover._begin, asyncio.Event()
+
+        async def not_yet(name: str) -> None:
+            if go.is_set():
+                await leaving(name)
+
+        async def perhaps(name: str) -> None:
+            if taken or name != "images":
+                await beginning(name)
+
+        monkeypatch.setattr(a._handover, "_leave", not_yet)
+        monkeypatch.setattr(b._handover, "_begin", perhaps)
+        await pool.place(hosts=("b",))
+        await eventually(lambda: a._handover.outdated("images") and pool.info.owner == "b", "b has it")
+        if taken:
+            await eventually(lambda: "b" in fleet.store.table.runs.get("images", ()), "b has it active")
+            await eventually(lambda: b.manager.pools(active=True) and b._ready("images"), "it has begun on b")
+        (images / "y.img").touch()
+        await a.manager.pool("images").refresh()
+        if taken:
+            await b.manager.pool("images").refresh()
+        (tmp_path / "other" / "z.img").touch()
+        await a.manager.pool("other").refresh()
+        seen = await until(events, astore.VolumeAdded, "z.img")
+        assert ("y.img" in [getattr(one.event, "name", "") for one in seen]) <= taken, "no other pool waits"
+        await pool.place(hosts=("a",))
+        go.set()
+        await eventually(lambda: a._ready("images"), "it has begun on a")
+        await a.manager.pool("images").refresh()
+        (images / "last.img").touch()
+        await pool.refresh(timeout=60)
+        seen += await until(events, astore.VolumeAdded, "last.img")
+        told = [
+            (type(one.event).__name__, one.event.name)
+            for one in seen
+            if isinstance(one.event, astore.events.VolumeEvent)
+        ]
+        assert told.count(("VolumeAdded", "y.img")) == 1
+        assert told.count(("VolumeAdded", "x.img")) == 1
+        assert [kind for kind, _ in told if kind == "VolumeRemoved"] == []
+
+
 async def test_jobs(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:
     """Verbs are done on the pool's host, with results and errors as locally."""
     async with host(one_server, fleet_name, "a"):

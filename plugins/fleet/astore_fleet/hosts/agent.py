@@ -163,7 +163,9 @@ class Agent:
         return self.valid and pool in self._tokens
 
     def owns(self, pool: str) -> bool | None:
-        """Return whether this host looks after a pool; None: it did, and its lease is over."""
+        """Return whether this host looks after a pool; None: it did, and its lease is over, or its run is outdated."""
+        if self._handover.outdated(pool):
+            return None
         return (self.valid or None) if pool in self._tokens else False
 
     def _ready(self, pool: str) -> bool:

@@ -55,6 +55,9 @@ RETRY_SECONDS = 0.5
 REFUSED_SECONDS = 60.0
 """Seconds for which the engine may refuse all events of a kind before they are passed over."""
 
+MOST_HELD = 1 << 20
+"""How many events of pools wait until it is known whether this host has them, at most."""
+
 _DEFINITIONS = (kinds.PoolDefined, kinds.PoolUndefined, kinds.PoolAutostartChanged)
 
 
@@ -138,8 +141,8 @@ def _digest(*parts: str) -> str:
 class Forwarder:
     """Publishes a Manager's events, and keeps the snapshots of its pools.
 
-    :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over. Then what is told
-        of the pool waits until the lease is renewed, or the pool is another host's.
+    :param owns: returns whether this host looks after a pool, by name; None: it did, and its lease is over, or its run is from
+        before another host had it. Then what is told of the pool waits until that is known; other pools do not wait.
     """
 
     def __init__(self, manager: Manager, store: NatsStore, session: str, owns: Callable[[str], bool | None]) -> None:
@@ -153,6 +156,7 @@ class Forwarder:
         self._refused: dict[type[Event], float] = {}  # by kind: since when the engine has refused all
         self._seq = 0
         self._batch: list[Event] = []  # what has to be told first
+        self._held: dict[str, list[Event]] = {}  # by pool name: what waits until it is known whose the pool is
         self._log = get_logger().bind(host=store.host)
         self._pause: asyncio.Timeout | None = None  # while it waits for events
 
@@ -160,6 +164,7 @@ class Forwarder:
         """Forward until the Manager is closed, or the task is cancelled. If it failed, it goes on where it was."""
         async with self._manager.events(since=self._seq) as events:
             while True:
+                self._batch = self._decided() + self._batch
                 while self._batch:
                     self._batch = await self._publish(self._batch)
                 await self._save()
@@ -169,9 +174,13 @@ class Forwarder:
                 self._batch = batch
 
     def moved(self, uuid: str) -> None:
-        """Note that a pool came, or went: earlier events are another host's, and its next snapshot is kept in any case."""
-        self._ids.forget(uuid)
+        """Note that a pool came: earlier events are another host's, and its next snapshot is kept in any case."""
+        self.came_back(uuid)
         self._moved[uuid] = self._manager.statistics().events.last_seq
+
+    def came_back(self, uuid: str) -> None:
+        """Note that a pool that goes on came back: its next snapshot is kept in any case."""
+        self._ids.forget(uuid)
 
     async def settle(self) -> None:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
@@ -180,17 +189,16 @@ class Forwarder:
         if self._pause is not None:
             self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
-            if (
-                all(map(self._store.snapshots.outdated, self._dirty))
-                and self._manager.statistics().events.last_seq <= self._seq
-            ):
+            told = not self._batch and self._manager.statistics().events.last_seq <= self._seq
+            if told and all(map(self._store.snapshots.outdated, self._dirty)):
                 return
             await asyncio.sleep(0.02)
 
     async def _next(self, events: Subscription) -> list[Event] | None:
         """Return the next events; none of them if a snapshot waits to be kept; None: the Manager is closed."""
         batch: list[Event] = []
-        due = min(self._dirty.values(), default=None)
+        again = [time.monotonic() + RETRY_SECONDS] if self._held else []
+        due = min([*self._dirty.values(), *again], default=None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0.001)) as self._pause:
                 try:
@@ -205,12 +213,27 @@ class Forwarder:
             self._seq = batch[-1].seq
         return batch
 
+    def _decided(self) -> list[Event]:
+        """Return the events that were held of pools of which it is known by now whether this host has them."""
+        known = [name for name in self._held if self._owns(name) is not None]
+        return [event for name in known for event in self._held.pop(name)]
+
+    def _hold(self, event: PoolEvent) -> None:
+        if sum(map(len, self._held.values())) >= MOST_HELD:
+            longest = max(self._held, key=lambda name: len(self._held[name]))
+            self._log.error("too many events wait: those of a pool are not told", pool=longest)
+            del self._held[longest]
+        self._held.setdefault(event.pool, []).append(event)
+
     async def _publish(self, batch: list[Event]) -> list[Event]:
-        """Publish events; return those that have to be tried again."""
+        """Publish events; return those that have to be tried again. Those of pools that wait are held."""
         ours = {event.seq: self._is_ours(event) for event in batch}
+        for event in batch:
+            if ours[event.seq] is None and isinstance(event, PoolEvent):
+                self._hold(event)
         told = [one for one in batch if ours[one.seq] and self._ids.is_news(one, self._before(one))]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
-        again = {seq for seq, known in ours.items() if known is None}
+        again = set[int]()
         for event, outcome in zip(told, outcomes, strict=True):
             if outcome is None:
                 self._refused.pop(type(event), None)
@@ -240,7 +263,9 @@ class Forwarder:
             return self._store.table.written_by.get(event.pool) == self._store.engine.session
         if not isinstance(event, PoolEvent):
             return True
-        return event.seq > self._moved.get(event.uuid, 0) and self._owns(event.pool)
+        return event.seq > self._moved.get(event.uuid, 0) and (
+            None if event.pool in self._held else self._owns(event.pool)
+        )
 
     async def _tell(self, event: Event) -> None:
         engine = self._store.engine
@@ -277,7 +302,7 @@ class Forwarder:
                 return  # there are others to tell first
             try:
                 pool, ours = self._manager.pool(name), self._owns(name)
-                if ours is None or (ours and self._store.snapshots.outdated(name)):
+                if ours is None or name in self._held:
                     self._dirty[name] = time.monotonic() + RETRY_SECONDS
                     continue
                 if pool.active and ours:

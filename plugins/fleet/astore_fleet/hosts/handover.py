@@ -75,14 +75,14 @@ class Handover:
 
     def taken(self, name: str) -> None:
         """Begin to look after a pool."""
-        self._moved(name)
+        if name not in self._stale:  # what its run told meanwhile counts if it goes on
+            self._moved(name)
         self._spawn_begin(name)
 
     def lost(self, name: str) -> None:
         """Leave a pool, once it is active on the host that has it."""
         self._asked.discard(name)
         self._waiting.discard(name)
-        self._moved(name)
         self._seen.discard(name)
         self._stale.add(name)
         self._spawn_leave(name)
@@ -148,6 +148,10 @@ class Handover:
         pool = self._manager.pool(name)
         if pool.active and await self._is_behind(name):
             await self._begin_anew(pool)
+        elif name in self._stale and pool.active:
+            self._forwarder.came_back(pool.uuid)
+        elif name in self._stale:
+            self._moved(name)
         run = max(table.elsewhere(name).values(), key=lambda one: one.started_at, default=None)
         if self._tokens.get(name) != token:  # it is left, or begun by another token
             return False
