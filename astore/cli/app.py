@@ -109,18 +109,21 @@ class Verbs(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from difflib import get_close_matches
+            near = self._near(ctx, args[0])
+            meant = f": did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}{meant}", ctx) from error
 
-            near = get_close_matches(args[0], (*self.list_commands(ctx), *self.unlisted()), cutoff=0.7)
-            near = near or [
-                f"{name} {args[0]}"
-                for name in self.list_commands(ctx)
-                if isinstance(group := self.get_command(ctx, name), click.Group) and args[0] in group.list_commands(ctx)
-            ]
-            if not near:
-                raise
-            names = " or ".join(f"`{name}`" for name in near)
-            raise click.UsageError(f"There is no command {args[0]!r}: did you mean {names}?", ctx) from error
+    def _near(self, ctx: click.Context, name: str) -> list[str]:
+        """Return the commands that one may have meant by a name that none has: `vol check` by `vol-check` or `check`."""
+        from difflib import get_close_matches
+
+        group, _, verb = name.partition("-")
+        own = [*self.list_commands(ctx)]
+        groups = {one: found for one in own if isinstance(found := self.get_command(ctx, one), click.Group)}
+        if group in groups and verb in groups[group].list_commands(ctx):
+            return [f"{group} {verb}"]
+        near = get_close_matches(name, (*own, *self.unlisted()), cutoff=0.7)
+        return near or [f"{one} {name}" for one, found in groups.items() if name in found.list_commands(ctx)]
 
     def unlisted(self) -> Iterable[str]:
         """Return the names of commands that the help does not list."""

@@ -293,8 +293,23 @@ def text_width(text: str) -> int:
     return cell_len(text)
 
 
+_place = ""
+"""Where the command stands that is run now."""
+
+
+@contextmanager
+def complaints_of(place: str) -> Iterator[None]:
+    """Have complaints begin with the place of the command that they are about, such as "line 3"."""
+    global _place
+    before, _place = _place, f"{place}: " if place else ""
+    try:
+        yield
+    finally:
+        _place = before
+
+
 def complain(text: str) -> None:
     """Write one line to stderr, after the program's name. A closed stderr is no error."""
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"astore: {printable(text)}\n")
+        sys.stderr.write(f"astore: {_place}{printable(text)}\n")
         sys.stderr.flush()

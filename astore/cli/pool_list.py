@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from astore.cli.command_line import option
 from astore.cli.completion import complete_type
-from astore.cli.exits import shell_word
+from astore.cli.exits import explain, shell_word
 from astore.cli.output import Answer, Cell, Column, Output, size, state_cell, when, yes_no
 from astore.cli.session import view, without_folder
+from astore.errors import PoolInaccessibleError
 from astore.model import PoolState
 
 if TYPE_CHECKING:
@@ -137,8 +138,7 @@ def _detailed(
             sizes = [str(info.volumes), write(info.capacity), write(info.allocation), write(info.available)]
             sizes += [output.bar(info.allocation, info.capacity), when(info.taken_at)]
         state = state_cell(info.state, backend=info.backend)
-        rows.append(
-            [info.name, info.type, state, yes_no(info.autostart), yes_no(info.persistent), *sizes, info.error or "-"]
-        )
+        error = "-" if info.error is None else explain(PoolInaccessibleError(info.error, pool=info.name))
+        rows.append([info.name, info.type, state, yes_no(info.autostart), yes_no(info.persistent), *sizes, error])
     rows += [[file.name, "-", state_cell("damaged"), "-", "yes", *["-"] * 6, file.error] for file in damaged]
     output.table(columns, rows, empty=empty)

@@ -19,10 +19,10 @@ import click
 import msgspec
 
 from astore.cli.command_line import Command
-from astore.cli.exits import Exit
+from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import SIGNALS
 from astore.cli.local_files import STANDARD_INPUT
-from astore.cli.output import complain
+from astore.cli.output import complain, complaints_of
 from astore.cli.session import KeptManager, Settings, common_options
 
 PROMPT = "astore> "
@@ -35,8 +35,8 @@ HISTORY_LINES = 1000
 def shell(context: click.Context) -> None:
     """Run commands one after the other: those that are typed, or the lines of standard input.
 
-    Each line is a command, or several with `;` between them; `#` begins a comment, and `quit` ends. The exit code is 0 if all
-    commands succeeded, 4 if some failed, and 1 if all did.
+    Each line is a command, or several with `;` between them; `#` begins a comment, and `quit` ends. Errors tell the number of
+    their line. The exit code is 0 if all commands succeeded, 4 if some failed, and 1 if all did.
     """
     settings = context.ensure_object(Settings)
     terminal = sys.stdin.isatty()
@@ -45,8 +45,10 @@ def shell(context: click.Context) -> None:
         kept = KeptManager(runner)
         try:
             with _history() if terminal else nullcontext(), nullcontext(_typed()) if terminal else _batch() as lines:
-                for line in lines:
-                    if not _run_line(line, msgspec.structs.replace(settings, kept=kept), codes):
+                for number, line in enumerate(lines, 1):
+                    with complaints_of("" if terminal else f"line {number}"):
+                        goes_on = _run_line(line, msgspec.structs.replace(settings, kept=kept), codes)
+                    if not goes_on:
                         break
                     if codes[-1:] == [Exit.INTERRUPTED] and not terminal:
                         break
@@ -58,7 +60,11 @@ def shell(context: click.Context) -> None:
 @contextmanager
 def _batch() -> Iterator[Iterator[str]]:
     """Yield the lines of standard input. The commands get none that can be read: they would take the lines after theirs."""
-    kept = os.dup(STANDARD_INPUT)
+    try:
+        os.read(STANDARD_INPUT, 0)
+        kept = os.dup(STANDARD_INPUT)
+    except OSError as error:
+        raise CliError(f"standard input has no commands: {error.strerror}") from error
     unreadable = os.open("/", os.O_PATH)  # whoever opens /dev/stdin is told that it is a directory
     os.dup2(unreadable, STANDARD_INPUT)
     os.close(unreadable)

@@ -18,8 +18,8 @@ from astore.errors import CommandError, reason
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-PROGRAMS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bzip2"}
-"""The program that unpacks a file, by the end of its name."""
+PROGRAMS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2"}
+"""The program that unpacks a file, by the end of its name, in whatever case."""
 
 ANSWER_SECONDS = 60.0
 """Seconds that a server may take to answer, or to send more."""
@@ -36,7 +36,7 @@ class UploadSource:
         self.file = file
         self._remote = _is_https(file)
         name = file.partition("?")[0].partition("#")[0] if self._remote else file
-        self._program = PROGRAMS.get(os.path.splitext(name)[1]) if unpack else None
+        self._program = PROGRAMS.get(os.path.splitext(name)[1].lower()) if unpack else None
 
     async def size(self) -> int | None:
         """Return how many bytes it has, or None if that is not known before they were read."""

@@ -219,14 +219,22 @@ def test_completion_is_shown_and_installed(
 
 @pytest.mark.parametrize(
     ("words", "meant"),
-    [("pool undefin", "`undefine`"), ("pool-lst", "`pool-list`"), ("vol uplaod x y", "`upload`"), ("wach", "`watch`")],
+    [
+        ("pool undefin", "`undefine`"),
+        ("pool-lst", "`pool-list`"),
+        ("vol uplaod x y", "`upload`"),
+        ("wach", "`watch`"),
+        ("vol-check images/a", "`vol check`?"),
+        ("pool-stop images", "`pool stop`?"),
+        ("snapshots", "`vol snapshots`?"),
+    ],
 )
 def test_a_command_that_is_misspelt(astore: Any, words: str, meant: str) -> None:
     """The line names the commands that may be meant, ours and virsh's."""
     ran = astore(*words.split())
     assert ran.code == 2
     assert f": did you mean {meant}" in ran.complaint
-    assert astore("nonsense").complaint.startswith("No such command 'nonsense'")
+    assert astore("nonsense").complaint.startswith("There is no command 'nonsense'")
 
 
 def test_completion_for_a_shell_that_nobody_knows(astore: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,16 @@ def test_a_batch(astore: Any, make_pool: Make) -> None:
     assert path.endswith("/a b.raw")
     assert title.split() == ["Name", "Path"]
     assert "web.qcow2\n" not in ran.out.partition("----")[2].replace("images-folder/web.qcow2\n", "")
-    assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["astore"] * 4
+    assert [line.split(": ")[:2] for line in ran.err.splitlines()] == [["astore", f"line {n}"] for n in (6, 8, 9, 10)]
     assert astore.process("shell", stdin=b"pool list\n").code == 0
     assert astore.process("shell", stdin=b"pool lust\n").code == 1
+
+
+def test_no_standard_input(astore: Any, tmp_path: Path) -> None:
+    """A shell whose standard input is closed says so."""
+    argv = [sys.executable, "-m", "astore", "--state-dir", str(tmp_path), "shell"]
+    ran = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *argv], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "astore: standard input has no commands: Bad file descriptor\n")
 
 
 def test_commands_do_not_read_the_batch(astore: Any, make_pool: Make) -> None:

@@ -69,6 +69,15 @@ def test_list_for_people(astore: Any, make_pool: Make) -> None:
     assert (len(uuid), name) == (36, "active")
 
 
+def test_list_of_a_pool_that_cannot_be_reached(astore: Any, make_pool: Make) -> None:
+    """Its error says what may be typed: a pool that is active is stopped before it is built."""
+    folder = make_pool("images")
+    folder.rename(folder.with_name("elsewhere"))
+    astore("pool", "refresh", "images")
+    row = astore("pool", "list", "--details").out.splitlines()[1]
+    assert row.endswith("`astore pool stop images`, then `astore pool build images`")
+
+
 def test_a_damaged_definition_is_shown(astore: Any, make_pool: Make) -> None:
     """A file that cannot be read is a row of the list and a line on stderr; the other pools are served."""
     make_pool("good")

@@ -165,7 +165,7 @@ def test_a_copy_that_differs_is_removed(astore: Any, make_pool: Make, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("end", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress), (".zst", None)]
+    ("end", "pack"), [(".gz", gzip.compress), (".XZ", lzma.compress), (".bz2", bz2.compress), (".zst", None), (".zstd", None)]
 )
 def test_compressed_files_are_unpacked(
     astore: Any, folder: Path, tmp_path: Path, end: str, pack: Callable[[bytes], bytes] | None
@@ -174,7 +174,7 @@ def test_compressed_files_are_unpacked(
     file = tmp_path / f"content{end}"
     if pack is None:
         (tmp_path / "content").write_bytes(DATA)
-        subprocess.run(["zstd", "-q", str(tmp_path / "content")], check=True)
+        subprocess.run(["zstd", "-q", str(tmp_path / "content"), "-o", str(file)], check=True)
     else:
         file.write_bytes(pack(DATA))
     astore.good("vol", "upload", "a.raw", str(file), "--replace")
