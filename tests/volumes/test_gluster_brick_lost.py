@@ -210,11 +210,11 @@ async def test_brick_of_a_gluster_pool(gluster: GlusterBed, losable: Losable, ma
 
 
 @pytest.mark.fuse
-@pytest.mark.parametrize("how", ["stopped", "client killed"])
+@pytest.mark.parametrize("how", ["killed", "stopped", "client killed"])
 async def test_mount_of_a_netfs_pool(
     gluster: GlusterBed, losable: Losable, manager: Manager, tmp_path: Path, how: str
 ) -> None:
-    """So where the brick stops under a FUSE mount; or the client of that is killed."""
+    """So where the brick is killed, or stops, under a FUSE mount; or the client of that is killed."""
     target = tmp_path / "pool"
     target.mkdir()
     ways = brick_ways(gluster, losable.name) | {"client killed": (lambda: fuse.kill(target), lambda: None)}
