@@ -28,7 +28,7 @@ unexport PYTHON PYTHONPATH PYTHONHOME PYTHONUNBUFFERED
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench soak fresh lint types deb clean
+.PHONY: help demo test docs bench soak fresh lint deb clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
@@ -69,9 +69,6 @@ fresh:  ## run make demo and make test on a new machine: a minimal Debian in a f
 lint:  ## put style in order, and check style, types and imports
 	@PYTHON='$(PYTHON)' scripts/setup.sh lint
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy --strict && $(BIN)/lint-imports --no-logo --no-cache
-
-types:  ## check the types as users see them, by pyright (needs npm)
-	@PYTHON='$(PYTHON)' scripts/types.sh
 
 deb:  ## build the Debian package, install it on a new machine, use it and remove it (as root)
 	@scripts/setup.sh deb

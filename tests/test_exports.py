@@ -90,7 +90,7 @@ def _untyped(module: Path) -> list[str]:
 
 
 def test_public_attributes_have_types() -> None:
-    """Type checkers that infer differently agree on each; `make types` counts, and needs npm."""
+    """Type checkers that infer differently agree on each; tests/test_typing.py counts them by pyright."""
     root = Path(__file__).parent.parent
     modules = [*root.glob("astore/**/*.py"), *root.glob("plugins/*/astore_*/**/*.py")]
     assert len(modules) > 200

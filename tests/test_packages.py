@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_blocks import blocks, commands
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -213,7 +214,7 @@ def test_what_setup_installs() -> None:
 
 def installations() -> Iterator[str]:
     """README's lines that install astore, without their comments."""
-    yield from re.findall(r'^pip install "(astore\[[^"]+\])"', README, re.MULTILINE)
+    yield from re.findall(r'^\$ pip install "(astore\[[^"]+\])"', README, re.MULTILINE)
 
 
 EXPECTED = {
@@ -228,6 +229,24 @@ EXPECTED = {
 
 def test_the_readme_installs_each_extra() -> None:
     assert list(installations()) == list(EXPECTED)
+
+
+def test_the_first_commands_of_the_first_page(index: Path, tmp_path: Path) -> None:
+    """docs/start.md: a new environment, an installation into it, and the demonstration. The index is a folder here."""
+    (block,) = [one for one in blocks(ROOT / "docs" / "start.md") if one.text.startswith("$ python3 -m venv ")]
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(index),
+    }
+    argv = ["bash", "-euo", "pipefail", "-c", "\n".join([*commands(block.text), "command -v astore"])]
+    done = subprocess.run(argv, env=settings, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refreshed in" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "astore-env" / "bin" / "astore")
 
 
 @pytest.mark.parametrize("what", EXPECTED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from installed import build_wheel, make_environment
 
 ROOT = Path(__file__).parent.parent
 FOR_DEVELOPERS = ("beds", "benchmarks", "demo", "examples", "manual", "plugins", "tests")
@@ -17,26 +16,14 @@ FOR_DEVELOPERS = ("beds", "benchmarks", "demo", "examples", "manual", "plugins",
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    argv = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.iterdir()
-    return built
+    """The wheel of this checkout."""
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with the wheel and, from the environment of the tests, what it depends on."""
-    environment = tmp_path_factory.mktemp("environment") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    (site,) = environment.glob("lib/python*/site-packages")
-    for found in Path(sysconfig.get_path("purelib")).iterdir():
-        if found.suffix != ".pth" and not found.name.startswith(("astore", "_editable")):
-            (site / found.name).symlink_to(found)
-    argv = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "-q"]
-    subprocess.run([*argv, "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)], check=True)
-    return environment / "bin" / "python"
+    return make_environment(tmp_path_factory.mktemp("environment") / "venv", wheel)
 
 
 def run(argv: list[str | Path], folder: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from core_fakes import eventually
-from doc_blocks import blocks
+from doc_blocks import blocks, commands
 from fleet_support import SECONDS, folder, local, registry
 
 import astore
@@ -233,8 +233,8 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("astore_f
 async def test_the_first_commands_of_a_page(page: str, tmp_path: Path) -> None:
     """A server, a host and a definition make a fleet, by the commands that the page begins with; the port is this test's."""
     port = str(NatsServer(tmp_path, 1).port)
-    block = next(one.text for one in blocks(ROOT / page) if one.kind == "text")
-    server, agent, *rest = (shlex.split(line, comments=True) for line in block.replace("4222", port).splitlines())
+    block = next(one.text for one in blocks(ROOT / page) if one.text.startswith("$ nats-server "))
+    server, agent, *rest = (shlex.split(line, comments=True) for line in commands(block.replace("4222", port)))
     assert server[0] == "nats-server"
     assert rest[0][-5:] == ["pool", "define", "images.xml", "--on", "one"]
     if "-c" in server:

@@ -1,4 +1,4 @@
-"""What type checkers make of the library; tests/test_typing.py runs mypy over it, ``make types`` pyright. Nothing runs it."""
+"""What type checkers make of the library; tests/test_typing.py runs mypy and pyright over it. Nothing runs it."""
 
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
