@@ -94,7 +94,8 @@ class Lane(Protocol):
         """Return a turn at work that computes more than it waits, such as listing a folder. Call it on a lane thread.
 
         Enter the turn, and call its ``step()`` after every 64 or so small pieces of work. Python threads that compute at
-        the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing:
+        the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing,
+        unless it does so for long while other pools compute:
         see :mod:`astore.lanes.gil_turns`.
         """
 
@@ -208,8 +209,8 @@ class Context(msgspec.Struct, frozen=True):
     timeout: float = 60.0
     secrets: Secrets | None = None
 
-    async def secret(self, wanted: Auth | SecretName) -> SecretValue:
-        """Return the value of the secret of a login: bytes that ``repr()`` does not show.
+    async def secret(self, name: SecretName) -> SecretValue:
+        """Return the value of a secret, such as that of a login: bytes that ``repr()`` does not show.
 
         Ask for it when you log in, and do not keep it: it may be another one next time. It is the value as libvirt hands it
         out: a key's bytes, where tools print base64 text.
@@ -220,9 +221,8 @@ class Context(msgspec.Struct, frozen=True):
         import asyncio
 
         from astore.errors import SecretNotFoundError
-        from astore.model.secrets import SecretName, SecretValue
+        from astore.model.secrets import SecretValue
 
-        name = wanted if isinstance(wanted, SecretName) else wanted.secret
         found = None
         if self.secrets is not None:
             try:

@@ -19,7 +19,8 @@ from astore.model import (
     Source,
     Target,
 )
-from astore.xml.pool_source import FORMATS, POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
+from astore.xml.pool_source import FORMATS
 
 LETTERS = string.ascii_letters + string.digits
 words = st.text(LETTERS + "._-", min_size=1, max_size=12).filter(lambda text: text[0] not in "-.")

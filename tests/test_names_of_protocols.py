@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from astore.cli.exits import EXTRAS
+from astore.xml.known_types import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,29 +14,33 @@ PROTOCOLS = re.compile(r"gluster|netfs|gfapi|rbd|ceph|iscsi", re.IGNORECASE)
 
 MAY_NAME = {
     "astore/xml/": "the grammar of libvirt's documents, whose elements depend on the pool's type",
-    "astore/model/definitions.py": "the element rbd:option of libvirt's <pool>",
-    "astore/model/secrets.py": "the usage types of libvirt's <secret>",
-    "astore/secrets/values.py": "how libvirt reads the value of a secret of one usage type",
     "astore/images/protocols.py": "the grammar of QEMU's nodes, as headers have them",
     "astore/images/references.py": "the protocols that QEMU knows in the name of a backing file",
     "astore/places.py": "the kernel's file system types on which calls may hang",
     "astore/mounts.py": "an example of such a type",
     "astore/trees/mount_caches.py": "the same types, whose clients answer from caches",
-    "astore/cli/exits.py": "the extras with which astore's own distribution installs a backend",
     "astore/cli/examples.py": "the examples in the help of the command",
-    "astore/cli/pool_as.py": "the options of virsh's pool-define-as, in words",
-    "astore/cli/secrets.py": "the usage types of libvirt's <secret>",
+    "astore/cli/pool_as.py": "examples of types and formats in the help",
     "astore/cli/demo": "the demonstration, on servers of its own",
 }
 """Files, by the beginnings of their paths, that have a reason to name a protocol."""
 
 
-def _naming() -> set[str]:
+BLOCK_PROTOCOLS = re.compile(r"rbd|ceph|iscsi", re.IGNORECASE)
+
+MAY_NAME_BLOCKS = ("astore/xml/", "astore/images/", "astore/places.py", "astore/trees/mount_caches.py")
+"""The grammars of libvirt and QEMU, and the kernel's file systems."""
+
+
+def _naming(words: re.Pattern[str] = PROTOCOLS) -> set[str]:
     return {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "astore").rglob("*.py")
-        if PROTOCOLS.search(path.read_text())
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "astore").rglob("*.py") if words.search(path.read_text())
     }
+
+
+def test_core_names_no_block_storage() -> None:
+    """Help, examples, records and secrets name none either."""
+    assert sorted(path for path in _naming(BLOCK_PROTOCOLS) if not path.startswith(MAY_NAME_BLOCKS)) == []
 
 
 def test_core_names_no_protocol() -> None:

@@ -49,10 +49,6 @@ class Exit(enum.IntEnum):
     """The reader of the output is gone: 128 + SIGPIPE."""
 
 
-EXTRAS = {"gluster": "gluster", "iscsi-direct": "iscsi", "netfs": "netfs", "rbd": "rbd"}
-"""The extras of astore's distribution that install a backend, by the types of pools."""
-
-
 class CliError(Exception):
     """An error of the command line itself. Its text is the line to print."""
 
@@ -145,7 +141,7 @@ def transient() -> Iterator[None]:
 
 def _plugin_of(type: str) -> str:
     """Return advice on a pool type that has no backend."""
-    from astore.xml.pool_source import POOL_TYPES
+    from astore.xml.known_types import EXTRAS, POOL_TYPES
 
     if type in EXTRAS:
         return f"pip install 'astore[{EXTRAS[type]}]'"
@@ -156,7 +152,7 @@ def _plugin_of(type: str) -> str:
 
 def without_plugin(type: str) -> str:
     """Return why there is no backend for a pool type, with advice."""
-    from astore.xml.pool_source import POOL_TYPES
+    from astore.xml.known_types import POOL_TYPES
 
     if type in POOL_TYPES:
         return explain(UnknownBackendError(f"no backend for pool type {type!r} is installed", type=type))
@@ -165,7 +161,7 @@ def without_plugin(type: str) -> str:
 
 def _misspelt(type: str) -> str:
     from astore.cli.similar import closest
-    from astore.xml.pool_source import POOL_TYPES
+    from astore.xml.known_types import EXTRAS, POOL_TYPES
 
     alike = closest(type, ("dir", *EXTRAS), cutoff=0.6) or closest(type, POOL_TYPES, cutoff=0.6)
     return f"did you mean {alike!r}?" if alike else "is it misspelt?"

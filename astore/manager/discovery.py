@@ -9,7 +9,7 @@ from astore.names import check_host
 from astore.plugin_calls import answer
 from astore.pools.services import Services
 from astore.xml.documents import DiscoveredSources, asked_in_xml, capabilities_to_xml
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 
 
 async def discover_sources(

@@ -96,10 +96,9 @@ class Auth(msgspec.Struct, frozen=True):
     secret_usage: str | None = None
     secret_type: str | None = None
 
-    @property
-    def secret(self) -> SecretName:
-        """The name of the secret. As in libvirt, a login of type ``chap`` has a secret of usage ``iscsi``."""
-        return SecretName("iscsi" if self.type == "chap" else self.type, self.secret_uuid, self.secret_usage)
+    def secret(self, usage_type: str) -> SecretName:
+        """Return the name of the secret. :param usage_type: that the secret must have, by the type of the pool."""
+        return SecretName(usage_type, self.secret_uuid, self.secret_usage)
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -142,7 +141,7 @@ class PoolDef(msgspec.Struct, frozen=True):
     """The definition of a pool: what libvirt's ``<pool>`` document says.
 
     ``uuid`` is None until the pool is defined. ``mount_options`` are the ``fs:option`` names, ``config_options``
-    the ``rbd:option`` pairs; ``foreign`` holds the top-level elements of namespaces that astore does not know, as XML
+    the pairs of a type's own options; ``foreign`` holds the top-level elements of namespaces that astore does not know, as XML
     text, so that they survive a round trip. ``allowed_options`` names the mount options that a backend refuses unless they
     are listed here, such as ``suid`` (``astore:allow`` in a document); see the backend's documentation. ``mount_secret`` names
     the secret that is the password of a mount (``astore:secret``).

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-USAGES = ("none", "volume", "ceph", "iscsi", "tls", "vtpm", "cifs")
-"""libvirt 9.0's usage types in its order, and ``cifs``, which is astore's own."""
-
 
 class SecretName(msgspec.Struct, frozen=True):
     """What names a secret in a definition: its ``uuid``, or its ``usage``.
 
-    :ivar type: the usage type that the secret must have: ``ceph``, ``iscsi``, ``cifs`` …
+    :ivar type: the usage type that the secret must have: one of :data:`astore.xml.secret.USAGES`.
     """
 
     type: str
@@ -34,9 +31,8 @@ class SecretName(msgspec.Struct, frozen=True):
 class SecretDef(msgspec.Struct, frozen=True):
     """The definition of a secret: libvirt's ``<secret>``. A definition has no value.
 
-    :ivar uuid: None until the secret is defined. :ivar usage_type: one of :data:`USAGES`.
-    :ivar usage: the name of the use: of ``ceph``, ``tls``, ``vtpm`` or ``cifs`` a name, of ``iscsi`` a target, of ``volume`` a
-        path; None for ``none``.
+    :ivar uuid: None until the secret is defined. :ivar usage_type: one of :data:`astore.xml.secret.USAGES`.
+    :ivar usage: the name of the use: a path if it is of a volume, a target's name, or any other name; None for ``none``.
     :ivar ephemeral: whether no disk may keep it. :ivar private: whether nobody is shown the value, as is true of all here.
     """
 

@@ -7,19 +7,20 @@ import binascii
 
 from astore.errors import DefinitionError
 from astore.model import SecretValue
+from astore.xml.known_types import BASE64_USAGES
 
 LARGEST_VALUE = 65_536
 """The longest value, in bytes: REMOTE_SECRET_VALUE_MAX of libvirt's protocol."""
 
 
 def value_from_text(text: bytes, usage_type: str) -> SecretValue:
-    """Return the value that a text means: of usage ``ceph`` the key that it is the base64 of, else the text.
+    """Return the value that a text means: of some usages the key that it is the base64 of, else the text.
 
     :param text: a newline at its end is not part of it.
     :raises DefinitionError: it is empty, too long, or no base64; the error does not show it.
     """
     text = text.removesuffix(b"\n").removesuffix(b"\r")
-    return value_from_base64(text) if usage_type == "ceph" else checked(text)
+    return value_from_base64(text) if usage_type in BASE64_USAGES else checked(text)
 
 
 def value_from_base64(text: bytes) -> SecretValue:

@@ -11,8 +11,8 @@ from astore.deferred import lazily
 
 if TYPE_CHECKING:
     from astore.xml.documents import DiscoveredSources, capabilities_to_xml
+    from astore.xml.known_types import POOL_TYPES
     from astore.xml.pool import pool_from_xml
-    from astore.xml.pool_source import POOL_TYPES
     from astore.xml.pool_writing import pool_to_xml
     from astore.xml.reading import LARGEST_DOCUMENT, parse_size
     from astore.xml.secret import secret_from_xml, secret_to_xml
@@ -34,5 +34,5 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazily(
-    __name__, __all__, ("pool_source", "reading", "pool", "pool_writing", "volume", "documents", "secret")
+    __name__, __all__, ("known_types", "reading", "pool", "pool_writing", "volume", "documents", "secret")
 )

@@ -12,7 +12,8 @@ from lxml import etree
 from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import PoolDef, SecretName, Source, Target
 from astore.names import check_allowed_option, check_mount_option, check_path, check_pool_name, normal_path
-from astore.xml.pool_source import NAMED, NO_TARGET, POOL_TYPES, source_of
+from astore.xml.known_types import POOL_TYPES
+from astore.xml.pool_source import NAMED, NO_TARGET, source_of
 from astore.xml.reading import (
     ASTORE_NAMESPACE,
     FS_NAMESPACE,

@@ -13,6 +13,7 @@ import msgspec
 from astore.errors import LibvirtCode
 from astore.model import Adapter, Auth, Device, FreeExtent, Host, PciAddress, Source
 from astore.names import normal_path
+from astore.xml.known_types import AUTH_TYPES, POOL_TYPES
 from astore.xml.reading import (
     Element,
     all_of,
@@ -25,24 +26,6 @@ from astore.xml.reading import (
     wrong,
     yes_no,
 )
-
-POOL_TYPES = (
-    "dir",
-    "fs",
-    "netfs",
-    "logical",
-    "disk",
-    "iscsi",
-    "iscsi-direct",
-    "scsi",
-    "mpath",
-    "rbd",
-    "sheepdog",
-    "gluster",
-    "zfs",
-    "vstorage",
-)
-"""libvirt 9.0's pool types."""
 
 # the parts that the source of each type has, and must have (storage_conf.c, poolTypeInfo)
 NAMED = frozenset({"logical", "rbd", "sheepdog", "gluster", "zfs", "vstorage"})
@@ -259,7 +242,7 @@ def _auth(element: Element | None) -> Auth | None:
     username = string_of(element, "./@username")
     if username is None:
         raise wrong(element, "it has no attribute 'username'")
-    type_ = choice(element, element.get("type"), "type", ("chap", "ceph"), _UNSUPPORTED)
+    type_ = choice(element, element.get("type"), "type", AUTH_TYPES, _UNSUPPORTED)
     secret = element.find("secret")
     if secret is None:
         raise wrong(element, "it has no <secret>")

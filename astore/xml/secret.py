@@ -6,7 +6,7 @@ from lxml import etree
 
 from astore.errors import DefinitionError, LibvirtCode, printable
 from astore.model import SecretDef
-from astore.model.secrets import USAGES
+from astore.xml.known_types import USAGES
 from astore.xml.reading import Element, all_of, parse, safe, string_of, uuid_of, wrong
 from astore.xml.writing import add, add_given, render
 

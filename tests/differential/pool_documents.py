@@ -10,7 +10,7 @@ from differential.oracle import LibvirtRefusedError, Oracle
 from lxml import etree
 
 from astore import DefinitionError, PoolDef
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 from astore.xml.reading import FS_NAMESPACE, RBD_NAMESPACE, string_of
 
 NO_BACKEND = "this libvirt has no backend for the type"

@@ -12,7 +12,7 @@ from differential.oracle import Oracle
 from lxml import etree
 
 import astore
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 
 pytestmark = pytest.mark.libvirt
 

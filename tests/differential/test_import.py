@@ -18,7 +18,7 @@ from differential.oracle import LibvirtRefusedError, Oracle
 from lxml import etree
 
 from astore.cli.app import run
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 from beds import processes
 from beds.libvirt import LibvirtBed
 

@@ -34,7 +34,7 @@ from lxml import etree
 from strategies import pool_definitions
 
 from astore import DefinitionError, PoolDef
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 
 pytestmark = pytest.mark.libvirt
 

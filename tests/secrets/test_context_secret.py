@@ -34,8 +34,9 @@ class LockedBackend(Backend):
         return (("name", definition.name),)
 
     async def open(self, definition: PoolDef, context: Context) -> PoolSession:
-        assert definition.source.auth is not None
-        value = await context.secret(definition.source.auth)
+        auth = definition.source.auth
+        assert auth is not None
+        value = await context.secret(auth.secret("iscsi" if auth.type == "chap" else auth.type))
         context.log.warning("logged in", secret=value, definition=definition, context=context)
         self.got.append(value)
         return LockedSession()
@@ -74,16 +75,16 @@ CHAP = pool(Auth("chap", "joe", secret_uuid=UUID))
 
 
 @pytest.mark.parametrize(
-    ("auth", "name"),
+    ("auth", "usage_type", "name"),
     [
-        (Auth("ceph", "a", secret_usage="u"), SecretName("ceph", usage="u")),
-        (Auth("chap", "a", secret_uuid=UUID), SecretName("iscsi", UUID)),
-        (Auth("own", "a", secret_usage="u", secret_type="ignored"), SecretName("own", usage="u")),
+        (Auth("ceph", "a", secret_usage="u"), "ceph", SecretName("ceph", usage="u")),
+        (Auth("chap", "a", secret_uuid=UUID), "iscsi", SecretName("iscsi", UUID)),
+        (Auth("own", "a", secret_usage="u", secret_type="ignored"), "own", SecretName("own", usage="u")),
     ],
 )
-def test_the_name_of_a_logins_secret(auth: Auth, name: SecretName) -> None:
-    """The usage that libvirt looks for."""
-    assert auth.secret == name
+def test_the_name_of_a_logins_secret(auth: Auth, usage_type: str, name: SecretName) -> None:
+    """Its usage type is the backend's to say."""
+    assert auth.secret(usage_type) == name
 
 
 async def test_from_the_state_folder(tmp_path: Path, registry: BackendRegistry, got: list[SecretValue]) -> None:

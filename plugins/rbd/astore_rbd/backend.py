@@ -73,7 +73,7 @@ class RbdBackend(Backend):
         auth = definition.source.auth
         key = None
         if auth is not None:
-            key = base64.b64encode(await context.secret(auth)).decode()
+            key = base64.b64encode(await context.secret(auth.secret("ceph"))).decode()
         settings = settings_of(definition, key, context.timeout)
 
         def connect() -> Cluster:
