@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from doc_blocks import blocks, commands
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import astore
@@ -225,6 +226,19 @@ EXPECTED = {
     "astore[cli,rbd]": {"dir", "rbd"},
     "astore[cli,fleet]": {"dir"},
 }
+
+
+def test_what_the_tests_need_is_pinned() -> None:
+    """Their tools, and what those and astore need, have the versions that were tested together."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    (tools,) = re.findall(r"^TOOLS='(.*)'$", (ROOT / "scripts" / "setup.sh").read_text(), re.MULTILINE)
+    ours = [text for name in FOLDERS for text in project(name)["dependencies"]]
+    found = needed([*tools.split(), *ours, *project("astore")["optional-dependencies"]["cli"]], {})
+    assert len(found) > 50
+    assert {name: pinned.get(canonicalize_name(name)) for name in found} == {
+        name: one.version for name, one in found.items()
+    }
 
 
 def test_the_readme_installs_each_extra() -> None:
