@@ -15,6 +15,7 @@ import click
 
 import astore
 from astore.cli.command_line import INSTEAD
+from astore.cli.completion import completion_of
 from astore.cli.exits import CliError, Exit
 from astore.cli.interruptions import ignore_interruptions
 from astore.cli.output import complain, drop_stdout
@@ -129,6 +130,15 @@ class Verbs(click.Group):
         """Return the names of commands that the help does not list."""
         return self._hidden
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of our names and options. Where there are none, return those of the names not listed."""
+        found = super().shell_complete(ctx, incomplete)
+        if found or not incomplete:
+            return found
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in self._hidden if name.startswith(incomplete)]
+
 
 COMMANDS = "astore.commands"
 """Distributions announce a command here: the entry point's name is the command's, its object a click Command."""
@@ -233,7 +243,7 @@ def _completion(context: click.Context, parameter: click.Parameter, shell: str |
 
         act = script if parameter.name == "show_completion" else install
         try:
-            said = act(context.find_root().command, "" if shell == _THIS else shell)
+            said = act("" if shell == _THIS else shell)
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the script'}: {error.strerror}") from error
         print(said)
@@ -249,6 +259,7 @@ def _completion_option(name: str, help: str) -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_completion,
+        shell_complete=completion_of("bash", "zsh", "fish"),
         help=help,
     )
 
@@ -298,9 +309,9 @@ def run(argv: Sequence[str], command: click.Command | None = None, settings: Set
     command = app if command is None else command
     try:
         if instruction := os.environ.get("_ASTORE_COMPLETE"):
-            from click.shell_completion import shell_complete
+            from astore.cli.completion_shells import answer
 
-            return shell_complete(app, {}, "astore", "_ASTORE_COMPLETE", instruction)
+            return answer(app, instruction)
         with command.make_context(command.name, list(argv), obj=settings) as context:
             command.invoke(context)
         sys.stdout.flush()

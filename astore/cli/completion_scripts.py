@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 import shellingham
-from click.shell_completion import get_completion_class
+
+from astore.cli.completion_shells import SCRIPTS
 
 _PLACES = {
     "bash": ".local/share/bash-completion/completions/astore",
@@ -15,21 +16,18 @@ _PLACES = {
 }
 """Paths below the user's home: bash-completion's, the one in zsh's documentation, and fish's."""
 
-_AUTOLOADED = ("$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _astore")
-"""How click's script for zsh finds out that zsh calls it as a function, which it does the first time only, and our way."""
-
 _ZSH_LINE = "fpath+=~/.zfunc; autoload -Uz compinit; compinit"
 
 
-def script(app: click.Command, shell: str) -> str:
+def script(shell: str) -> str:
     """Return the script for a shell. :param shell: "" is the one that runs this process.
 
     :raises click.UsageError: there is none for this shell.
     """
-    return _script(app, _known(shell))
+    return SCRIPTS[_known(shell)].rstrip("\n")
 
 
-def install(app: click.Command, shell: str) -> str:
+def install(shell: str) -> str:
     """Install the script for a shell, and return a line that says where.
 
     :param shell: "" is the one that runs this process.
@@ -38,7 +36,7 @@ def install(app: click.Command, shell: str) -> str:
     shell = _known(shell)
     place = Path.home() / _PLACES[shell]
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(_script(app, shell))
+    place.write_text(SCRIPTS[shell])
     if shell == "zsh":
         settings = Path.home() / ".zshrc"
         before = settings.read_bytes() if settings.exists() else b""
@@ -56,9 +54,3 @@ def _known(shell: str) -> str:
     if shell not in _PLACES:
         raise click.UsageError(f"there is no completion for {shell}, only for {', '.join(_PLACES)}")
     return str(shell)
-
-
-def _script(app: click.Command, shell: str) -> str:
-    found = get_completion_class(shell)
-    assert found is not None
-    return found(app, {}, "astore", "_ASTORE_COMPLETE").source().replace(*_AUTOLOADED)

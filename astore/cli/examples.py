@@ -70,9 +70,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "astore vol download images/a.raw a.raw --sparse",
         "astore vol download images/a.raw - | gzip > a.gz",
     ),
-    "secret set": ("astore secret set cifs files", "astore secret set ceph client.admin --file key"),
+    "secret set": ("astore secret set cifs files", "astore secret set volume disk1 --file key"),
     "secret list": ("astore secret list", "astore secret list --json"),
-    "secret remove": ("astore secret remove cifs files", "astore secret remove ceph client.admin"),
+    "secret remove": ("astore secret remove cifs files", "astore secret remove volume disk1"),
     "secret define": ("astore secret define secret.xml", "astore secret define - < secret.xml"),
     "secret set-value": (
         "astore secret set-value 8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11 --file key",
@@ -94,7 +94,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "help": ("astore help vol create", "astore help pool-define-as"),
     "find-storage-pool-sources-as": (
         "astore find-storage-pool-sources-as netfs nas",
-        "astore find-storage-pool-sources-as --type iscsi-direct --host san --initiator iqn.2026-01.org.example:host",
+        "astore find-storage-pool-sources-as --type gluster --host san",
     ),
     "find-storage-pool-sources": (
         "astore find-storage-pool-sources netfs source.xml",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from astore.cli.command_line import Number, Whole, argument, option
-from astore.cli.completion import complete_pool, complete_volume
+from astore.cli.completion import complete_format, complete_pool, complete_volume
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +34,13 @@ limit_option = option(
 )
 volume_argument = argument("volume", metavar="VOLUME", help="A name, a key or a path.", shell_complete=complete_volume)
 pool_option = option("--pool", metavar="POOL", help="Where to look for a name.", shell_complete=complete_pool)
+backing_format_option = option(
+    "--backing-vol-format",
+    "backing_format",
+    metavar="FORMAT",
+    help="Its format, if no pool knows it.",
+    shell_complete=complete_format,
+)
 force_option = option("--force", is_flag=True, help="Even if other volumes are backed by it.")
 duration_option = option("--for", "duration", type=Number(min=0), metavar="SECONDS", help="End after this time.")
 

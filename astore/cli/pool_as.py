@@ -6,25 +6,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from astore.cli.command_line import argument, option
-from astore.cli.completion import complete_type
+from astore.cli.command_line import argument, complete_files, option
+from astore.cli.completion import (
+    complete_secret,
+    complete_source_format,
+    complete_type,
+    complete_usage,
+    completion_of,
+)
 from astore.cli.exits import CliError, Exit, explain, transient
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, xml_answer
 from astore.cli.pools import build_options, check_overwriting, when_taken, without_backend
 from astore.cli.session import Session, command
 from astore.errors import DefinitionError
+from astore.xml.known_types import AUTH_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     ("source-host", "HOST", "The server that has the storage."),
-    ("source-path", "PATH", "The folder on the server, or in the Gluster volume."),
-    ("source-dev", "DEVICE", "The block device, or the iSCSI target's name."),
-    ("source-name", "NAME", "The name of the Gluster volume, volume group or Ceph pool."),
+    ("source-path", "PATH", "The folder on the server, or in its volume."),
+    ("source-dev", "DEVICE", "The block device, or the target's name."),
+    ("source-name", "NAME", "The name of the volume, group or pool on the server."),
     ("target", "PATH", "The folder on this machine: the pool itself, or where it is mounted."),
     ("source-format", "FORMAT", "nfs, glusterfs, cifs ..."),
-    ("auth-type", "TYPE", "chap or ceph."),
+    ("auth-type", "TYPE", ", ".join(AUTH_TYPES) + "."),
     ("auth-username", "USER", "Who logs in."),
     ("secret-usage", "USAGE", "The secret's usage."),
     ("secret-uuid", "UUID", "The secret's UUID."),
@@ -36,15 +43,25 @@ _OPTIONS = (
     ("adapter-parent-wwpn", "WWPN", "Its parent's port name."),
     ("adapter-parent-fabric-wwn", "WWN", "Its parent's fabric name."),
     ("source-protocol-ver", "VERSION", "The version of NFS to mount with."),
-    ("source-initiator", "IQN", "The initiator's iSCSI name."),
+    ("source-initiator", "IQN", "The initiator's name (IQN)."),
 )
+
+_COMPLETED: Mapping[str, Callable[..., Any]] = {
+    "source-dev": complete_files,
+    "target": complete_files,
+    "source-format": complete_source_format,
+    "auth-type": completion_of(*AUTH_TYPES),
+    "secret-usage": complete_usage,
+    "secret-uuid": complete_secret,
+}
+"""The completions of options, by their names."""
 
 
 def definition_options(command: F) -> F:
     """Add the arguments and options that describe a pool."""
     decorated = option("--print-xml", is_flag=True, help="Only print the definition.")(command)
     for name, metavar, help in reversed(_OPTIONS):
-        decorated = option(f"--{name}", metavar=metavar, help=help)(decorated)
+        decorated = option(f"--{name}", metavar=metavar, help=help, shell_complete=_COMPLETED.get(name))(decorated)
     type_ = argument("type", metavar="TYPE", help="dir, netfs, gluster ...", shell_complete=complete_type)
     return argument("name", metavar="NAME", help="The pool's name.")(type_(decorated))
 

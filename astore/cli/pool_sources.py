@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from astore.cli.command_line import Whole, argument, option
+from astore.cli.command_line import Whole, argument, complete_files, option
 from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.many import Outcome, answer
@@ -40,7 +40,7 @@ port_argument = argument("port", required=False, type=Whole(min=1, max=65535), m
 @option("--xml", is_flag=True, help="libvirt's <sources> document.")
 @option("--define", "new", metavar="NAME", help="Define a pool of this name with the source that was found.")
 @option("--source", "wanted", metavar="SOURCE", help="With --define: which one, by its directory, name or device.")
-@option("--target", metavar="PATH", help="With --define: where to mount it.")
+@option("--target", metavar="PATH", help="With --define: where to mount it.", shell_complete=complete_files)
 async def discover(
     session: Session,
     type: str,
@@ -133,7 +133,7 @@ async def capabilities(session: Session, xml: bool) -> Answer:
     session.ticker.begin("loading backends")
     if xml:
         return xml_answer(await session.manager.capabilities())
-    from astore.xml.pool_source import POOL_TYPES
+    from astore.xml.known_types import POOL_TYPES
 
     registry = session.manager.registry
     await registry.load_all()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from astore.cli.command_line import argument, option
+from astore.cli.completion import complete_pool_uuid
 from astore.cli.output import Answer, Cell, Output, size, state_cell, when, yes_no
 from astore.cli.parameters import pool_argument
 from astore.cli.session import view
@@ -83,7 +84,7 @@ def dumpxml(standing: Standing, name: str, inactive: bool, xpath: str | None, wr
 
 
 @view("pool-name")
-@argument("uuid", metavar="UUID")
+@argument("uuid", metavar="UUID", shell_complete=complete_pool_uuid)
 def pool_name(standing: Standing, uuid: str) -> Answer:
     """Print the name of the pool with a UUID."""
     return _identity(standing.pool(uuid), "name")

@@ -9,11 +9,12 @@ import click
 import msgspec
 
 from astore.cli.command_line import argument, option
+from astore.cli.completion import complete_secret, complete_usage
 from astore.cli.exits import CliError, Exit, why_unread
 from astore.cli.output import Answer, Column, Output
 from astore.cli.session import secret_command
 from astore.cli.xpath import filtered, xpath_options
-from astore.model.secrets import USAGES
+from astore.xml.known_types import USAGES
 
 if TYPE_CHECKING:
     from astore.cli.documents import Document
@@ -24,12 +25,15 @@ _LARGEST = 1 << 20
 """The most bytes to read of a definition or a value."""
 
 usage_arguments = (
+    argument("usage_type", metavar="TYPE", type=click.Choice(USAGES[1:]), help=", ".join(USAGES[1:]) + "."),
     argument(
-        "usage_type", metavar="TYPE", type=click.Choice(USAGES[1:]), help="ceph, iscsi, cifs, volume, tls or vtpm."
+        "usage",
+        metavar="NAME",
+        help="The name that definitions use: <secret usage='NAME'/>.",
+        shell_complete=complete_usage,
     ),
-    argument("usage", metavar="NAME", help="The name that definitions use: <secret usage='NAME'/>."),
 )
-uuid_argument = argument("uuid", metavar="UUID", help="A secret's UUID.")
+uuid_argument = argument("uuid", metavar="UUID", help="A secret's UUID.", shell_complete=complete_secret)
 file_option = option("--file", metavar="FILE", help="Read the value from a file; `-` is standard input.")
 
 
@@ -43,8 +47,8 @@ def _with_usage(function: Any) -> Any:
 def set_secret(secrets: SecretFiles, usage_type: str, usage: str, file: str | None) -> Answer:
     """Keep a value under a name; define the secret if there is none of this name.
 
-    The value is the text without the newline at its end; of type ceph, the key as `ceph auth get-key` prints it. It is read
-    from standard input, or asked for on a terminal.
+    The value is the text without the newline at its end; of a type whose keys are printed as base64, the key. It is read from
+    standard input, or asked for on a terminal.
     """
     from astore.secrets import value_from_text
 

@@ -44,7 +44,10 @@ def shell(context: click.Context) -> None:
     with asyncio.Runner() as runner:
         kept = KeptManager(runner)
         try:
-            with _history() if terminal else nullcontext(), nullcontext(_typed()) if terminal else _batch() as lines:
+            with (
+                _history(settings.state_dir) if terminal else nullcontext(),
+                nullcontext(_typed()) if terminal else _batch() as lines,
+            ):
                 for number, line in enumerate(lines, 1):
                     with complaints_of("" if terminal else f"line {number}"):
                         goes_on = _run_line(line, msgspec.structs.replace(settings, kept=kept), codes)
@@ -157,7 +160,7 @@ def _typed() -> Iterator[str]:
 
 
 @contextmanager
-def _history() -> Iterator[None]:
+def _history(state_dir: str | None) -> Iterator[None]:
     """Give the prompt its history and completion. A history that cannot be read or written is no error."""
     import readline
 
@@ -166,7 +169,7 @@ def _history() -> Iterator[None]:
         readline.read_history_file(file)
     readline.set_history_length(HISTORY_LINES)
     readline.set_completer_delims(" \t\n")
-    readline.set_completer(_Completer())
+    readline.set_completer(_Completer(state_dir))
     readline.parse_and_bind("tab: complete")
     try:
         yield
@@ -181,7 +184,8 @@ def _history() -> Iterator[None]:
 class _Completer:
     """Completes words as the completion of bash does."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: str | None) -> None:
+        self._state_dir = state_dir
         self._found: list[str] = []
 
     def __call__(self, text: str, state: int) -> str | None:
@@ -189,19 +193,28 @@ class _Completer:
         if state == 0:
             import readline
 
-            self._found = candidates(readline.get_line_buffer()[: readline.get_begidx()], text)
+            self._found = candidates(readline.get_line_buffer()[: readline.get_begidx()], text, self._state_dir)
         return self._found[state] if state < len(self._found) else None
 
 
-def candidates(before: str, incomplete: str) -> list[str]:
-    """Return the words that may complete ``incomplete`` after the words ``before`` it, each with a space behind."""
-    from click.shell_completion import ShellComplete
+def candidates(before: str, incomplete: str, state_dir: str | None = None) -> list[str]:
+    """Return what may replace ``incomplete`` behind the text ``before`` it, in quotes if need be.
 
+    A space is behind each, unless the word goes on. :param state_dir: the state folder, unless the line names another.
+    """
     from astore.cli.app import app
+    from astore.cli.completion import PART
+    from astore.cli.completion_shells import completions, in_bash, typed
 
-    try:
-        words = split(f"{before} ")[-1]
-    except ValueError:
-        return []
-    found = ShellComplete(app, {}, "astore", "_ASTORE_COMPLETE").get_completions(words, incomplete)
-    return [f"{item.value} " for item in found if item.type == "plain"]
+    line = before + incomplete
+    command = [found[0] for found in _COMMAND.finditer(line) if found.end() == len(line)]
+    words, last, raw, _ = typed(command[0] if command else "")
+    words = words[1:] if words[:1] in (("astore",), ("virsh",)) else words
+    words = words if state_dir is None else ("--state-dir", state_dir, *words)
+    kept = raw.removesuffix(incomplete)
+    found = []
+    for item in completions(app, words, last):
+        text = in_bash(item.value, kept)
+        if text is not None and item.type in ("plain", PART):
+            found.append(text if item.type == PART else f"{text}{typed(kept).quote} ")
+    return found

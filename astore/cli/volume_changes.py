@@ -17,7 +17,7 @@ from astore.cli.exits import CliError, Exit, explain, shell_word
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Column, Output, size, xml_answer
 from astore.cli.ownership import permissions_for
-from astore.cli.parameters import force_option, pool_argument, pool_option
+from astore.cli.parameters import backing_format_option, force_option, pool_argument, pool_option
 from astore.cli.pools import read_definition
 from astore.cli.schemas import validate_option, validated
 from astore.cli.session import Session, command
@@ -87,7 +87,7 @@ def parse_size(text: str, what: str) -> int:
 @option(
     "--backing-vol", "backing", metavar="NAME", help="The volume, or file, behind it.", shell_complete=complete_volume
 )
-@option("--backing-vol-format", "backing_format", metavar="FORMAT", help="Its format, if no pool knows it.")
+@backing_format_option
 @prealloc_metadata_option
 @option("--mode", metavar="OCTAL", help="Permissions (default 0600).")
 @option("--owner", metavar="USER", help="A name or a number (default: the pool's <permissions>, else who makes it).")
@@ -319,7 +319,7 @@ async def rename(session: Session, volume: Volume, name: str, force: bool) -> An
 
 
 @volume_command("set-format")
-@argument("format", metavar="FORMAT", help="`raw`, or what its header says.")
+@argument("format", metavar="FORMAT", help="`raw`, or what its header says.", shell_complete=complete_format)
 async def set_format(session: Session, volume: Volume, format: str) -> Answer:
     """Set the format of a volume that was made raw and has the header of another format."""
     await session.in_time(volume.set_format(format))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from astore.cancellation import shielded
 from astore.cli.command_line import argument, option
-from astore.cli.completion import complete_pool
+from astore.cli.completion import complete_new_volume, complete_pool
 from astore.cli.exits import CliError, Exit, code_of, explain, shell_word
 from astore.cli.output import Answer, xml_answer
 from astore.cli.parameters import force_option, pool_argument, pool_option, volume_argument
@@ -50,7 +50,7 @@ to_option = option(
 
 
 @volume_command("clone")
-@argument("name", metavar="NAME", help="The new volume's name, also as POOL/NAME.")
+@argument("name", metavar="NAME", help="The new volume's name, also as POOL/NAME.", shell_complete=complete_new_volume)
 @to_option
 @format_option
 @option("--capacity", type=SIZE, metavar="SIZE", help="The new volume's capacity, if larger.")

@@ -15,7 +15,7 @@ import json_page as shapes
 import pytest
 
 import astore as library
-from astore.xml.pool_source import POOL_TYPES
+from astore.xml.known_types import POOL_TYPES
 
 Make = Callable[..., Path]
 
