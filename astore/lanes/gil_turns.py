@@ -5,9 +5,10 @@ before a waiting thread is awake: it holds the lock for a whole switch interval 
 Sixteen such threads make the event loop wait for sixteen intervals, and because of the lock are no faster than one.
 So each takes a :class:`Turn`, and the loop has one rival.
 
-Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. A thread that has not
-confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits longer than that for
-another's storage.
+Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work, it
+rests for half of the time while other pools compute: its storage may be served by this machine's processors, too. A thread
+that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits longer than
+that for another's storage.
 """
 
 from __future__ import annotations
@@ -36,8 +37,14 @@ STEP = 64
 WAITS = 16
 """Voluntary context switches (getrusage(2)) between two steps that show a thread to be waiting more than computing."""
 
+PATIENT = 1.0
+"""Seconds after which work that waits for its storage rests while other pools compute."""
+
 COMPANY = 0.1
 """Seconds after a turn in which more are expected: refreshes come in many calls, and often one after the other."""
+
+MOST_POOLS = 8
+"""Of how many pools it is known that they had turns last."""
 
 SHORT = 0.0005
 """Seconds; after a turn that was shorter no more are expected."""
@@ -54,16 +61,20 @@ class Turn:
     Use it only on the thread that created it, except ``held``. Fields without an underscore change only under the lock of
     :class:`Turns`, except ``confirmed``, which the thread writes.
 
-    :ivar held: whether the thread has the turn now. :ivar long: whether it has been at work for more than SLICE seconds.
-    :ivar since: since when it waits. :ivar starved: whether it was passed over for STARVED seconds before its present turn.
+    One that is not entered goes without a turn: its steps only let it rest.
+
+    :param pool: whose work it is. :ivar held: whether the thread has the turn now.
+    :ivar long: whether it has been at work for more than SLICE seconds. :ivar since: since when it waits.
+    :ivar starved: whether it was passed over for STARVED seconds before its present turn.
     """
 
     __slots__ = (
-        *("_breathed", "_entered", "_switches", "_turns", "_without"),
-        *("began", "confirmed", "granted", "held", "long", "starved", "since"),
+        *("_breathed", "_entered", "_rested", "_switches", "_turns", "_without"),
+        *("began", "confirmed", "granted", "held", "long", "pool", "starved", "since"),
     )
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, pool: object = None) -> None:
+        self.pool = pool
         self.granted: threading.Event = threading.Event()
         self.held = False
         self.began: float = 0.0
@@ -72,18 +83,19 @@ class Turn:
         self.starved = False
         self.since: float = 0.0
         self._turns = turns
-        self._entered = 0.0
-        self._without = False  # whether it goes on without a turn, because it mostly waits
+        self._entered = self._rested = time.monotonic()
+        self._without = True  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
         self._switches = 0
 
     def __enter__(self) -> Self:
         self._without = self.long = False
-        self._entered = time.monotonic()
+        self._entered = self._rested = time.monotonic()
         self._take()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._without = True
         self._turns.release(self)
 
     def step(self) -> None:
@@ -92,6 +104,7 @@ class Turn:
         Call it after about STEP small pieces of work.
         """
         if self._without:
+            self._rest()
             return
         turns = self._turns
         if _switches() - self._switches >= WAITS:
@@ -109,6 +122,14 @@ class Turn:
         if now - self._breathed > BREATH:
             self._breathed = _breathe()
         self._switches = _switches()
+
+    def _rest(self) -> None:
+        """Rest for as long as the last step took, if this is long work and other pools compute."""
+        now = time.monotonic()
+        if now - self._entered > PATIENT and self._turns.others_than(self.pool, now):
+            time.sleep(min(now - self._rested, SLICE))
+            now = time.monotonic()
+        self._rested = now
 
     def _take(self) -> None:
         self._turns.take(self)
@@ -154,6 +175,7 @@ class Turns:
         self._long_waiting: deque[Turn] = deque()  # they let the others go first, for STARVED seconds
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
+        self._pools: dict[object, float] = {}  # until when, by the pools that had turns last
 
     @property
     def wanted(self) -> int:
@@ -173,6 +195,13 @@ class Turns:
             return True
         with self._lock:
             return self._heard_of(now)
+
+    def others_than(self, pool: object, now: float) -> bool:
+        """Return whether another pool's thread has a turn, or had one that was not short within the last COMPANY seconds."""
+        with self._lock:
+            if self._holder is not None and self._holder.pool is not pool and self._heard_of(now):
+                return True
+            return any(one is not pool and now < until for one, until in self._pools.items())
 
     def give_way(self, most: float) -> float:
         """Wait while a thread has a turn, ``most`` seconds at most; return the seconds waited. For :class:`Aside`."""
@@ -209,7 +238,10 @@ class Turns:
                 turn.held = False
                 now = time.monotonic()
                 if now - turn.began > SHORT:
-                    self._company = now + COMPANY
+                    self._pools.pop(turn.pool, None)
+                    self._company = self._pools[turn.pool] = now + COMPANY
+                    if len(self._pools) > MOST_POOLS:
+                        del self._pools[next(iter(self._pools))]
                 self._holder = None
             self._pass_on()
             if self._holder is None:

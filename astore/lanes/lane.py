@@ -105,7 +105,7 @@ class PoolLane:
 
     def turn(self) -> Turn:
         """Return a turn at computing for this thread; see :meth:`astore.backend.Lane.turn`."""
-        return Turn(self._turns)
+        return Turn(self._turns, self._record)
 
     def aside(self, most: float) -> Aside:
         """Return background work for this thread; see :meth:`astore.backend.Lane.aside`."""

@@ -105,7 +105,7 @@ class Refresh:
                 self._list()
                 if self._tree.readers == 1:
                     self._read_chunks(self._turn)
-            self._read_chunks()
+            self._read_chunks(self._turn)
             self._wait_for_assistants()
             if self._read:
                 self._see_to_names(int(taken_at * 1e9))
@@ -229,7 +229,11 @@ class Refresh:
             raise RuntimeError("the refresh was given up")
 
     def _read_chunks(self, turn: Turn | None = None) -> None:
-        """Read and probe until the queue is empty. Runs on several threads at once."""
+        """Read and probe until the queue is empty. Runs on several threads at once.
+
+        :param turn: this thread's; None: it has none yet.
+        """
+        turn = self._lane.turn() if turn is None else turn
         with self._lock:
             self._reading += 1
         try:
@@ -245,8 +249,7 @@ class Refresh:
                         wrong = read_one(self._tree, entry, self._read, self._previous(entry[0]), notes=self._notes)
                         if wrong is not None:
                             self._errors.append(wrong)
-                    if turn is not None:
-                        turn.step()
+                    turn.step()
                 finally:
                     if chunk:
                         self._chunks.append(chunk)

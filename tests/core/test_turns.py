@@ -220,6 +220,40 @@ def test_company(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not hung.in_company  # it was not heard of
 
 
+def test_long_waiting_rests_beside_other_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that waits for its storage, for long, rests while another pool computes; not for its own pool's turns."""
+    rests: list[float] = []
+    monkeypatch.setattr(module, "LEASE", 60.0)
+    monkeypatch.setattr(module, "SHORT", -1.0)
+    monkeypatch.setattr(module, "COMPANY", 60.0)
+    monkeypatch.setattr(module.time, "sleep", rests.append)
+    turns = Turns()
+    listing, assistant, short = (Turn(turns, pool) for pool in ("slow", "slow", "fast"))
+    monkeypatch.setattr(module, "PATIENT", -1.0)
+    with listing:
+        assistant.step()
+        assert rests == [], "it is the same pool's"
+    listing.step()
+    assert rests == []
+    with short:
+        listing.step()
+        assistant.step()
+        assert len(rests) == 2
+        monkeypatch.setattr(module, "PATIENT", 60.0)
+        listing.step()
+        assert len(rests) == 2, "it has not been long"
+    monkeypatch.setattr(module, "PATIENT", -1.0)
+    listing.step()
+    assert len(rests) == 3, "the other pool had its turn just now"
+    for number in range(module.MOST_POOLS):
+        monkeypatch.setattr(module, "COMPANY", 0.0)
+        with Turn(turns, number):
+            pass
+    listing.step()
+    assert len(rests) == 3, "what is known of others is over"
+    assert all(0 <= rest <= module.SLICE for rest in rests)
+
+
 def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work without haste waits for others no longer than it may, all in all; and lets go of the lock in company only."""
     breaths = 0
