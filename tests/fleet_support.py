@@ -22,7 +22,7 @@ from core_fakes import PATIENCE, FakeBackend, FakeSession
 from astore.backends.directory import DirectoryBackend
 from astore.model import VolumeInfo
 from astore.registry import BackendRegistry
-from astore_fleet import Fleet, FleetEvent
+from astore_fleet import Agent, Fleet, FleetEvent
 from astore_fleet.jobs import job_queue
 from beds.nats import NatsBed
 
@@ -106,6 +106,16 @@ async def until(events: AsyncIterator[FleetEvent], kind: type, name: str) -> lis
             if isinstance(one.event, kind) and getattr(one.event, "name", "") == name:
                 return seen
     raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def host(bed: NatsBed, fleet: str, name: str, **labels: str) -> AsyncIterator[Agent]:
+    """A host of the fleet."""
+    async with (
+        await Fleet.connect(bed.url, fleet, host=name) as client,
+        client.agent(labels=labels, seconds=SECONDS, registry=registry()) as agent,
+    ):
+        yield agent
 
 
 @contextlib.asynccontextmanager

@@ -197,7 +197,7 @@ class PoolRecord:
         """Note that the pool was stopped. The caller closes the life."""
         if self.life is not None:
             self.life.ended = True
-        self.life = None
+        self.life = self.saved = None
         self.snapshot = Snapshot.EMPTY
         self._recent = {}
         self.set_state(PoolState.INACTIVE)

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from core_fakes import eventually
-from fleet_support import SECONDS, HeldSession, folder, local, registry, shared, until
+from fleet_support import HeldSession, folder, host, local, shared, until
 
 import astore
 from astore_fleet import Agent, Fleet
 from beds.nats import NatsBed
-
-
-@contextlib.asynccontextmanager
-async def host(bed: NatsBed, fleet: str, name: str, **labels: str) -> AsyncIterator[Agent]:
-    """A host of the fleet."""
-    async with (
-        await Fleet.connect(bed.url, fleet, host=name) as client,
-        client.agent(labels=labels, seconds=SECONDS, registry=registry()) as agent,
-    ):
-        yield agent
 
 
 async def test_pools_are_spread_and_read(fleet: Fleet, one_server: NatsBed, fleet_name: str, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False  # it takes no pools any more
         self._left = False  # it renews its lease no more
+        self._untold = False  # nobody tells what happens any more
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
         self._forwarder = Forwarder(self.manager, store, self.me.session, self.owns)
@@ -82,7 +83,7 @@ class Agent:
         self._handover = Handover(
             self.manager, store, self.me, self.state, self._tokens, self._forwarder, self._spawn, self._log
         )
-        store.snapshots.outdated = self._handover.outdated
+        store.snapshots.withheld = self._withheld
         self._worker = self._handover.worker = Worker(self.manager, store, self.me, self._ready, self.state)
 
     async def __aenter__(self) -> Self:
@@ -128,6 +129,7 @@ class Agent:
             await self._worker.aclose()
         finally:
             await end(set(self._tasks))
+            self._untold = True
 
     async def _keep_up(self, call: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -167,6 +169,9 @@ class Agent:
         if self._handover.outdated(pool):
             return None
         return (self.valid or None) if pool in self._tokens else False
+
+    def _withheld(self, pool: str) -> bool:
+        return self._untold or self._handover.outdated(pool)
 
     def _ready(self, pool: str) -> bool:
         return self.holds(pool) and self._handover.ready(pool)

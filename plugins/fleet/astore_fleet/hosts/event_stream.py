@@ -89,9 +89,13 @@ class EventIds:
         """Return whether a snapshot of this pool has been kept."""
         return uuid in self._saved
 
+    def save_again(self, uuid: str) -> None:
+        """Have a pool's next snapshot kept in any case."""
+        self._saved.discard(uuid)
+
     def forget(self, uuid: str) -> None:
         """Forget a pool that this host looks after no more."""
-        self._saved.discard(uuid)
+        self.save_again(uuid)
         self._known = {one: state for one, state in self._known.items() if one[0] != uuid}
         self._removed = {one for one in self._removed if one[0] != uuid}
 
@@ -105,20 +109,23 @@ class EventIds:
         before = kept.get(event.name)
         return before is None or identity(before) != identity(event.volume)
 
-    def of(self, event: Event, kept: Snapshot) -> str:
-        """Return the id of an event: the same for the same change, also if another host finds it.
+    def of(self, event: Event, kept: Snapshot, run: float | None) -> str:
+        """Return the id of an event: the same for the same change in a run, also if another host finds it.
 
         :param kept: the pool's last snapshot that the engine has, which another host would compare with.
+        :param run: when the pool was started; None: it is not active any more.
         """
+        if run is None:
+            return f"{self._session}:{event.seq}"
         if isinstance(event, VolumeAdded | VolumeChanged):
             state = self._known[event.uuid, event.name] = identity(event.volume)
-            return _digest(event.uuid, type(event).__name__, event.name, state)
+            return _digest(event.uuid, f"{run}", type(event).__name__, event.name, state)
         if isinstance(event, VolumeRemoved):
             before = kept.get(event.name)
             self._removed.add((event.uuid, event.name))
             known = self._known.get((event.uuid, event.name)) or (None if before is None else identity(before))
             if known is not None:
-                return _digest(event.uuid, "removed", event.name, known)
+                return _digest(event.uuid, f"{run}", "removed", event.name, known)
         return f"{self._session}:{event.seq}"
 
 
@@ -157,6 +164,7 @@ class Forwarder:
         self._seq = 0
         self._batch: list[Event] = []  # what has to be told first
         self._held: dict[str, list[Event]] = {}  # by pool name: what waits until it is known whose the pool is
+        self._held_count = 0
         self._log = get_logger().bind(host=store.host)
         self._pause: asyncio.Timeout | None = None  # while it waits for events
 
@@ -166,7 +174,8 @@ class Forwarder:
             while True:
                 self._batch = self._decided() + self._batch
                 while self._batch:
-                    self._batch = await self._publish(self._batch)
+                    again = await self._publish(self._batch[:WINDOW])
+                    self._batch = again + self._batch[WINDOW:]
                 await self._save()
                 batch = await self._next(events)
                 if batch is None:
@@ -175,22 +184,22 @@ class Forwarder:
 
     def moved(self, uuid: str) -> None:
         """Note that a pool came: earlier events are another host's, and its next snapshot is kept in any case."""
-        self.came_back(uuid)
+        self._ids.forget(uuid)
         self._moved[uuid] = self._manager.statistics().events.last_seq
 
     def came_back(self, uuid: str) -> None:
         """Note that a pool that goes on came back: its next snapshot is kept in any case."""
-        self._ids.forget(uuid)
+        self._ids.save_again(uuid)
 
     async def settle(self) -> None:
         """Wait until what has happened so far has been told, and the snapshots are kept. Bounded."""
         now = time.monotonic()
         self._dirty = dict.fromkeys(self._dirty, now)
-        if self._pause is not None:
+        if self._pause is not None and not self._pause.expired():
             self._pause.reschedule(now)
         while time.monotonic() < now + SETTLE_SECONDS:
             told = not self._batch and self._manager.statistics().events.last_seq <= self._seq
-            if told and all(map(self._store.snapshots.outdated, self._dirty)):
+            if told and all(self._owns(name) is None for name in (*self._dirty, *self._held)):
                 return
             await asyncio.sleep(0.02)
 
@@ -216,21 +225,23 @@ class Forwarder:
     def _decided(self) -> list[Event]:
         """Return the events that were held of pools of which it is known by now whether this host has them."""
         known = [name for name in self._held if self._owns(name) is not None]
-        return [event for name in known for event in self._held.pop(name)]
+        decided = [event for name in known for event in self._held.pop(name)]
+        self._held_count -= len(decided)
+        return decided
 
     def _hold(self, event: PoolEvent) -> None:
-        if sum(map(len, self._held.values())) >= MOST_HELD:
-            longest = max(self._held, key=lambda name: len(self._held[name]))
-            self._log.error("too many events wait: those of a pool are not told", pool=longest)
-            del self._held[longest]
+        """Hold an event. If there are too many, a :class:`Lagged` takes the place of those of the pool that has most."""
+        if self._held_count >= MOST_HELD:
+            longest = max(self._held.values(), key=len)
+            missed = sum(one.missed if isinstance(one, kinds.Lagged) else 1 for one in longest)
+            self._held_count -= len(longest) - 1
+            longest[:] = [kinds.Lagged(seq=longest[-1].seq, time=longest[-1].time, missed=missed)]
         self._held.setdefault(event.pool, []).append(event)
+        self._held_count += 1
 
     async def _publish(self, batch: list[Event]) -> list[Event]:
         """Publish events; return those that have to be tried again. Those of pools that wait are held."""
         ours = {event.seq: self._is_ours(event) for event in batch}
-        for event in batch:
-            if ours[event.seq] is None and isinstance(event, PoolEvent):
-                self._hold(event)
         told = [one for one in batch if ours[one.seq] and self._ids.is_news(one, self._before(one))]
         outcomes = await asyncio.gather(*(self._tell(event) for event in told), return_exceptions=True)
         again = set[int]()
@@ -244,6 +255,9 @@ class Forwarder:
                 self._make_dirty(event)
             else:
                 again.add(event.seq)
+        for event in batch:
+            if ours[event.seq] is None and isinstance(event, PoolEvent):
+                self._hold(event)
         if again:
             await asyncio.sleep(RETRY_SECONDS)
         return [event for event in batch if event.seq in again]
@@ -271,7 +285,7 @@ class Forwarder:
         engine = self._store.engine
         uuid = event.uuid if isinstance(event, PoolEvent) else "-"
         subject = engine.names.event(self._store.host, uuid, type(event).__name__)
-        id = self._ids.of(event, self._before(event))
+        id = self._ids.of(event, self._before(event), self._run_of(event))
         data, partial = encoded(event, engine.largest)
         headers = {PARTIAL: "1"} if partial else None
         seq = await engine.publish(engine.names.events, subject, data, headers, id=id)
@@ -330,6 +344,13 @@ class Forwarder:
         record.saved = seen
         self._kept[pool.name] = time.monotonic()
         self._ids.saved(pool.uuid)
+
+    def _run_of(self, event: Event) -> float | None:
+        """Return when an event's pool was started; None: it is not active any more."""
+        with contextlib.suppress(LookupError):
+            if isinstance(event, PoolEvent) and (life := self._manager.pool(event.pool).parts.record.life) is not None:
+                return life.started_at
+        return None
 
     def _before(self, event: Event) -> Snapshot:
         """Return the last snapshot of an event's pool that the engine has."""

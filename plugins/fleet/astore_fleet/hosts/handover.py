@@ -90,9 +90,10 @@ class Handover:
     def go_on(self) -> None:
         """Try again what did not succeed; start what is to be started automatically by now; leave what others have."""
         for pool in self._manager.pools(active=True):
-            owner = self._state.owner(pool.name)
-            if pool.name not in self._tokens and pool.name not in self._stale and owner not in (None, self._me):
-                self.lost(pool.name)
+            name, owner = pool.name, self._state.owner(pool.name)
+            elsewhere = owner != self._me and (owner is not None or name in self._store.table.definitions)
+            if name not in self._tokens and name not in self._stale and elsewhere:
+                self.lost(name)
         for name in self._tokens.keys() - self._asked:
             held = self._store.table.definitions.get(name)
             if held is not None and held.autostart:
@@ -146,8 +147,9 @@ class Handover:
         table = self._store.table
         await self._manager.reload(thoroughly=name in self._stale)
         pool = self._manager.pool(name)
-        if pool.active and await self._is_behind(name):
+        if pool.active and (not pool.persistent or name in self._seen or await self._is_behind(name)):
             await self._begin_anew(pool)
+            pool = self._manager.pool(name)
         elif name in self._stale and pool.active:
             self._forwarder.came_back(pool.uuid)
         elif name in self._stale:
@@ -167,9 +169,8 @@ class Handover:
             return False
         if pool.autostart:
             self._asked.add(name)
-        self._resumed.discard(name)
-        self._stale.discard(name)
-        self._waiting.discard(name)
+        for told in (self._resumed, self._stale, self._waiting, self._seen):
+            told.discard(name)
         return pool.active and run is not None
 
     async def _is_behind(self, name: str) -> bool:
@@ -183,9 +184,9 @@ class Handover:
         self._resumed.add(pool.name)
         try:
             await pool.stop()
-        except StoreError:
+        except (StoreError, VolumeBusyError):  # it is tried again
             raise
-        except (AstoreError, OSError) as error:  # it works, or its storage hangs: it goes on as it is
+        except (AstoreError, OSError) as error:  # its storage hangs: it goes on as it is
             self._log.warning("a pool could not begin anew", pool=pool.name, error=reason(error))
         else:
             self._moved(pool.name)

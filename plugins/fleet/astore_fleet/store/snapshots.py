@@ -171,8 +171,8 @@ class SnapshotShelf:
     :ivar told: by pool name, the sequence of the last event that was told of a pool while it was this host's.
     :ivar tokens: by pool name, the sequence of the pool's owner while that is this host: its snapshots are written on the
         condition that the owner has not changed.
-    :ivar outdated: says of a pool whether its run here is from before another host had it. Its snapshots are not kept: they
-        would tell that host that the pool has been taken over.
+    :ivar withheld: says of a pool whether its snapshots are not kept: its run here is from before another host had it, and
+        they would tell that host that the pool has been taken over; or they would have what nobody tells.
     """
 
     def __init__(self, engine: Engine, host: str) -> None:
@@ -180,7 +180,7 @@ class SnapshotShelf:
         self._host = host
         self.tokens: dict[str, int] = {}
         self.told: dict[str, int] = {}
-        self.outdated: Callable[[str], bool] = lambda _: False
+        self.withheld: Callable[[str], bool] = lambda _: False
         self._written: dict[str, _Written] = {}
         self._unpacking = asyncio.Lock()  # threads that unpack at once would only take the interpreter from each other
 
@@ -189,7 +189,7 @@ class SnapshotShelf:
 
         :raises OutdatedError: another host looks after the pool. StoreError: it was not kept.
         """
-        if self.outdated(name):
+        if self.withheld(name):
             return
         names, engine = self._engine.names, self._engine
         subject, token = names.snapshot(name, self._host), self.tokens.get(name)
