@@ -79,7 +79,9 @@ class IscsiBackend(Backend):
         async def login() -> Login:
             if auth is None:
                 return Login(source.initiator or "", target, isid)
-            return Login(source.initiator or "", target, isid, auth.username, await context.secret(auth.secret("iscsi")))
+            return Login(
+                source.initiator or "", target, isid, auth.username, await context.secret(auth.secret("iscsi"))
+            )
 
         client = Client(portals, target, login, context)
         try:
