@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import subprocess
@@ -105,19 +106,19 @@ def wake_nfs() -> None:
     """Serve (again)."""
     run("rpc.nfsd", "2")
     wait_until(lambda: listens(2049), "nfsd listens")
-    # there is nobody who had anything open before: without the 90 s in which they would have it back
-    wait_until(_no_grace, "the end of the time of grace")
+    # there is nobody who had anything open or locked before: without the 90 s in which they would have it back
+    for ending in (Path("/proc/fs/nfsd/v4_end_grace"), Path("/proc/fs/lockd/nlm_end_grace")):
+        wait_until(functools.partial(_no_grace, ending), "the end of the time of grace")
 
 
-def _no_grace() -> bool:
-    """Whether the time of grace has ended; ends it if not."""
-    ending = Path("/proc/fs/nfsd/v4_end_grace")
+def _no_grace(ending: Path) -> bool:
+    """Whether a time of grace has ended, by its file; ends it if not."""
     try:
         ending.write_text("Y")
     except OSError as error:
         if error.errno != errno.EBUSY:  # nfsd is being started, or the time has ended by itself
             raise
-    return ending.read_text() == "Y\n"
+    return ending.read_text().startswith("Y")
 
 
 def has_cifs() -> bool:

@@ -74,7 +74,7 @@ async def define_as(session: Session, name: str, type: str, print_xml: bool, **g
     if print_xml:
         return xml_answer(xml)
     session.ticker.begin("defining")
-    with _without_lines():
+    with without_lines(_ADVICE):
         made = await session.manager.define(xml)
     warnings = without_backend(session, [made])
     return answer("define", [Outcome(name, made, None)], "pool {name} defined", warnings=warnings, more=when_taken)
@@ -99,13 +99,16 @@ async def create_as(
     if print_xml:
         return xml_answer(xml)
     session.ticker.begin("creating")
-    with _without_lines(), transient():
+    with without_lines(_ADVICE), transient():
         made = await session.manager.create(xml, build=build, timeout=session.settings.timeout)
     return answer("create", [Outcome(name, made, None)], "pool {name} created")
 
 
+_ADVICE = "`--help` names the options, --print-xml prints what they make"
+
+
 @contextmanager
-def _without_lines() -> Iterator[None]:
+def without_lines(advice: str) -> Iterator[None]:
     """Leave out where in the document an error is: the user gave options. :raises CliError: instead of such an error."""
     try:
         yield
@@ -113,7 +116,7 @@ def _without_lines() -> Iterator[None]:
         if error.line is None:
             raise
         what = explain(error).partition(": ")[2]
-        raise CliError(f"{what}: `--help` names the options, --print-xml prints what they make") from error
+        raise CliError(f"{what}: {advice}") from error
 
 
 # ----------------------------------------------------------------------------------------------------- the document

@@ -12,6 +12,7 @@ from astore.cli.completion import complete_type
 from astore.cli.exits import CliError, Exit
 from astore.cli.many import Outcome, answer
 from astore.cli.output import Answer, Cell, Column, Output, xml_answer, yes_no
+from astore.cli.pool_as import without_lines
 from astore.cli.pools import read_definition
 from astore.cli.session import Session, command
 from astore.errors import DefinitionError, printable
@@ -71,7 +72,8 @@ async def _defined(session: Session, new: PoolDef, found: Sequence[DiscoveredSou
         if not found:
             raise CliError("nothing was found: no pool is defined", Exit.NOT_FOUND)
         raise CliError(f"say which one to define with --source: {names}{more}", Exit.USAGE)
-    pool = await session.manager.define(msgspec.structs.replace(new, source=chosen[0]))
+    with without_lines("`--help` names the options, such as --target and --initiator"):
+        pool = await session.manager.define(msgspec.structs.replace(new, source=chosen[0]))
     return answer("define", [Outcome(new.name, pool, None)], "pool {name} defined")
 
 

@@ -286,3 +286,8 @@ def test_a_discovered_source_is_defined(astore: Any, monkeypatch: pytest.MonkeyP
     found.clear()
     assert astore(*command).code == 3
     assert astore("pool", "discover", "netfs", "nas", "--target", "/x").code == 2
+    found[:] = [Source(hosts=(Host("san"),), devices=(Device(target),))]
+    ran = astore("pool", "discover", "iscsi-direct", "san", "--define", "other")
+    assert ran.complaint == (
+        "an iscsi-direct pool needs an initiator: `--help` names the options, such as --target and --initiator"
+    )

@@ -165,7 +165,8 @@ def test_a_copy_that_differs_is_removed(astore: Any, make_pool: Make, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("end", "pack"), [(".gz", gzip.compress), (".XZ", lzma.compress), (".bz2", bz2.compress), (".zst", None), (".zstd", None)]
+    ("end", "pack"),
+    [(".gz", gzip.compress), (".XZ", lzma.compress), (".bz2", bz2.compress), (".zst", None), (".zstd", None)],
 )
 def test_compressed_files_are_unpacked(
     astore: Any, folder: Path, tmp_path: Path, end: str, pack: Callable[[bytes], bytes] | None

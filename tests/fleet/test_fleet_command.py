@@ -167,7 +167,7 @@ async def test_what_works_on_one_machine_only_is_refused(
         "pool build images --no-overwrite": "`pool build` works",
         "secret list": "`secret` works",
         "vol-list images": "`vol-list` works",
-        "pool nonsense": "There is no command 'nonsense'",
+        "pool nonsense": "No such command 'nonsense'",
         "nonsense": "There is no command 'nonsense'",
     }.items():
         assert words in await astore_on(line, code=2)

@@ -104,6 +104,30 @@ async def discover(manager: astore.Manager) -> Seen:
     return {"found": [[item.source.format, item.source.directory, item.source.hosts[0].name] for item in found]}
 
 
+async def shell(*lines: str) -> list[Any]:
+    """The exit code of ``astore shell`` on a state folder of its own, and what its commands wrote."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "astore.cli", "shell"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "ASTORE_STATE_DIR": "/run/command-state", "COLUMNS": "200"},
+    )
+    said, _ = await process.communicate("\n".join(lines).encode())
+    return [process.returncode, said.decode().splitlines()]
+
+
+async def define_found(manager: astore.Manager, name: str, host: str) -> Seen:
+    """The command defines a pool of the export that it finds on a host; another process uses it."""
+    define = f"pool discover netfs {host} --define {name} --target /run/mnt/{name}"
+    seen: Seen = {"defined": await shell(define, f"pool build {name}", f"pool start {name}"), "mounts": mounted(name)}
+    seen["used"] = await shell(f"vol create {name} new.raw 1M", f"vol list {name} --name", f"pool stop {name}")
+    seen["mounts after"] = mounted(name)
+    seen["served"] = (servers.EXPORT / "new.raw").stat().st_size
+    (servers.EXPORT / "new.raw").unlink()
+    return seen
+
+
 async def live(manager: astore.Manager, pool_def: astore.PoolDef, served: Path) -> Seen:
     """A pool's life: start, refresh, a second process, stop; it is forgotten afterwards."""
     name = pool_def.name
@@ -301,6 +325,8 @@ async def main(result: Path) -> None:
             result.write_text(json.dumps(seen))
 
         await tried("discover", discover)
+        await tried("defined", define_found, "found", HOST)
+        await tried("defined by ipv6", define_found, "found6", HOST6)
         for name, kind, version, host, directory in (
             ("nfs42", "nfs", "4.2", HOST, "/"),
             ("nfs3", "nfs", "3", HOST, str(servers.EXPORT)),

@@ -149,6 +149,22 @@ def test_exports_are_discovered(seen: Seen) -> None:
     assert seen("discover")["found"] == [["nfs", "/run/export", "127.0.0.1"]]
 
 
+@pytest.mark.parametrize(
+    ("trial", "name", "source"),
+    [("defined", "found", "127.0.0.1:/run/export"), ("defined by ipv6", "found6", "[::1]:/run/export")],
+)
+def test_the_command_defines_what_is_discovered(seen: Seen, trial: str, name: str, source: str) -> None:
+    """The pool is built, mounted from the export, and used by a second process, which stops it."""
+    trial_seen = seen(trial)
+    assert trial_seen["defined"] == [0, [f"pool '{name}' {done}" for done in ("defined", "built", "started")]]
+    ((_, kind, mounted_source, _),) = trial_seen["mounts"]
+    assert (kind[:3], mounted_source) == ("nfs", source)
+    created, *listed, stopped = trial_seen["used"][1]
+    assert (created, listed) == ("volume 'new.raw' created (format raw)", ["a.raw", "b.raw", "new.raw", "sub"])
+    assert (trial_seen["used"][0], stopped) == (0, f"pool '{name}' stopped")
+    assert (trial_seen["served"], trial_seen["mounts after"]) == (1 << 20, [])
+
+
 def test_stale_handle_is_mounted_anew(seen: Seen) -> None:
     """An export that was replaced on the server (ESTALE) is mounted anew by the next refresh."""
     stale = seen("stale")
