@@ -146,14 +146,15 @@ def sizes(volumes: int) -> Sizes:
 def grown(measured: Sequence[Sizes]) -> dict[str, float]:
     """Return what has grown too much from the second third of the samples to the last, and how many times.
 
-    Medians are compared: a fault that holds calls up, and so their memory, is seen in some samples only.
+    The lowest tenths are compared: work that is under way, and calls that a fault holds up, only add to what there is.
     """
     third = len(measured) // 3
     early, late = measured[third : 2 * third], measured[2 * third :]
     found = {}
     for name, most in GROWTH.items():
         before, after = (
-            statistics.median(getattr(one.without_volumes(), name) for one in part) for part in (early, late)
+            statistics.quantiles((getattr(one.without_volumes(), name) for one in part), n=10)[0]
+            for part in (early, late)
         )
         if after > most * before:
             found[name] = after / before
