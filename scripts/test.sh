@@ -23,7 +23,7 @@ part() {  # part NAME PYTEST_ARGUMENT…
     COVERAGE_FILE=.coverage.part-$name "$bin/python" -m pytest --durations=15 -o cache_dir=".pytest_cache/$name" \
         --cov=astore --cov-branch --cov-report= "$@"
 }
-conformance="tests/conformance tests/drills tests/fleet"
+conformance="tests/conformance tests/fleet"
 storage="tests/gluster tests/netfs tests/testbeds tests/volumes"
 qemu="tests/differential tests/images tests/iscsi tests/made_of tests/rbd"
 work=$(mktemp -d)
