@@ -158,7 +158,7 @@ class MakesBlocks(Protocol):
         """
 
     def remove(self, name: str, id: int | None = None) -> Answer[None]:
-        """Remove a volume, or an unfinished one that has a hidden name.
+        """Remove a volume, or an unfinished one that has a hidden name, or the id that is given.
 
         :param id: of the volume that is meant, which may have lost its name to another one meanwhile; None: any.
         :raises OSError: ENOENT; EBUSY: it is in use; EAGAIN: its name leads to another volume.

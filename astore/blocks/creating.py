@@ -282,7 +282,7 @@ class MakingSession(BlockSession):
         """
         async with self.opener.volume(volume, write=True):
             pass  # no other writer has it open
-        with worded(volume.name, "delete"):
+        with worded(volume.name, "delete"), self.leftovers.removing(volume.name, volume.inode):
             await self.calls.to_the_end(self._makes.remove, volume.name, volume.inode)
 
     async def refresh(self, previous: Snapshot, *, full: bool = False) -> Snapshot:

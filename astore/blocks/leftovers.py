@@ -1,4 +1,8 @@
-"""Find and remove the hidden volumes of work that ended without removing them; see :mod:`astore.volume_io.leftovers`."""
+"""Find and remove the hidden volumes of work that ended without removing them; see :mod:`astore.volume_io.leftovers`.
+
+So are volumes whose removal was asked for here and cut off within the storage: what is left of them has their names, and
+nobody sees it.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,14 @@ class Leftovers:
         self._makes = makes
         self._context = context
         self._not_before: float | None = None
+        self._cut_off: dict[str, int] = {}  # the ids of volumes whose removal failed, by name
+
+    @contextlib.contextmanager
+    def removing(self, name: str, id: int) -> Iterator[None]:
+        """Note a volume whose removal fails inside the block: if it has begun, the next refresh completes it."""
+        self._cut_off[name] = id
+        yield
+        del self._cut_off[name]
 
     def look_again(self) -> None:
         """Have the next refresh look at all hidden volumes: work may have ended while the storage did not answer."""
@@ -61,6 +73,7 @@ class Leftovers:
         among = self.suspects.among(blocks)
         found = [blocks[name] for name in among]
         going = [one for one in found if self.suspects.may_go(one.name, one, locks=not one.unfinished)]
+        going += [one for one in hidden if one.unfinished and self._cut_off.get(one.name) == one.id]
         if not going:
             return
         self._not_before = now + PAUSE
@@ -95,7 +108,9 @@ class Leftovers:
         if name in IN_PROGRESS:
             return False
         if found.unfinished:
-            await self._calls.run(self._makes.remove, name)  # nothing can be opened that would tell its id
+            # nothing can be opened that would tell its id
+            await self._calls.run(self._makes.remove, name, found.id if name in self._cut_off else None)
+            self._cut_off.pop(name, None)
             return True
         opened = await self._opener.opened(name, True)
         try:

@@ -67,10 +67,8 @@ class BlockSession(PoolSession):
             same = known.get(one.name) is one
             if same and old is not None and old is self._records.get(one.name):
                 found[one.name] = old
-            elif one.name.startswith(TEMPORARY):
+            elif one.name.startswith(TEMPORARY) or one.unfinished:
                 hidden.append(one)
-            elif one.unfinished:
-                continue
             elif isinstance(record := self.record(one), EntryError):
                 errors.append(record)
             else:
@@ -136,7 +134,7 @@ class BlockSession(PoolSession):
         return existing(await self.refresh_volume(name), name)
 
     async def tidy(self, hidden: Sequence[Block]) -> None:
-        """Handle the unfinished volumes that a refresh saw. The base class leaves them alone."""
+        """Handle the hidden and the unfinished volumes that a refresh saw. The base class leaves them alone."""
 
     def open_volume(self, volume: VolumeInfo, *, write: bool = False) -> AbstractAsyncContextManager[OpenBlocks]:
         """Open a volume's bytes; see :meth:`astore.blocks.open_blocks.BlockOpener.volume`."""

@@ -105,6 +105,33 @@ async def test_seen_at_first(storage: Any, context: Context) -> None:
     assert storage.images == {}
 
 
+async def test_removal_that_was_cut_off(storage: Any, context: Context) -> None:
+    """What is left of a volume whose removal failed half-way goes with the next refresh; what others have left stays."""
+
+    half, tried = {"theirs"}, []
+
+    class Cut(memory.MemoryPool):
+        def list(self, known: Any) -> Any:
+            return [msgspec.structs.replace(one, unfinished=one.name in half) for one in super().list(known)]
+
+        def remove(self, name: str, id: int | None = None) -> Any:
+            tried.append((name, id))
+            if name not in half:
+                half.add(name)
+                raise OSError(errno.ETIMEDOUT, "no answer")
+            return super().remove(name, id)
+
+    session: Any = block_session(Cut(storage), context)
+    for name in ("mine", "theirs"):
+        storage.create(name, 512)
+    (mine,) = (await session.refresh(Snapshot.EMPTY)).volumes
+    with pytest.raises(OSError, match="no answer"):
+        await session.delete_volume(mine)
+    assert (await session.refresh(Snapshot.EMPTY)).volumes == ()
+    assert list(storage.images) == ["theirs"]
+    assert tried == [("mine", mine.inode)] * 2
+
+
 async def test_never_made(storage: Any, context: Context) -> None:
     """What has a name alone has no lock: a hidden name of this process goes at once, another's an hour later.
 

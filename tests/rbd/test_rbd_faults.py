@@ -27,6 +27,7 @@ from astore.testing.secrets import GivenSecrets
 from astore.volume_io.volume_names import new_hidden_name
 from astore_rbd.cluster import Cluster, Settings
 from astore_rbd.images import reading
+from astore_rbd.images.pool import RbdPool
 from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
 
 if TYPE_CHECKING:
@@ -399,6 +400,32 @@ async def test_unfinished_by_librbd(pool: astore.Pool, ceph: CephBed, where: str
     assert finished(other) == [] and other.names() == {"half"}
     ceph.rbd("rm", "--no-progress", f"{where}/half")
     assert other.names() == set()
+
+
+async def test_own_removal_cut_off(
+    pool: astore.Pool, ceph: CephBed, where: str, other: OtherClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal of a volume that the cluster has cut off half-way is completed by the next refresh."""
+    of_pool, _, namespace = where.partition("/")
+    real, removed = RbdPool.remove, list[str]()
+
+    def cut_off(self: RbdPool, name: str, id: int | None = None) -> None:
+        if removed:
+            return real(self, name, id)
+        removed.append(name)
+        ceph.run("rados", "-p", of_pool, "-N", namespace, "rm", header)
+        raise OSError(errno.EIO, "the OSD does not answer")
+
+    volume = await pool.create_volume(VolumeDef("a", capacity=MIB))
+    other.create("b", MIB)
+    with other.open("a").closing() as image:
+        header = f"rbd_header.{image.image_id()}"
+    monkeypatch.setattr(RbdPool, "remove", cut_off)
+    with pytest.raises(StorageError, match="delete"):
+        await volume.delete()
+    assert other.names() == {"a", "b"}
+    await pool.refresh()
+    assert ([one.name for one in pool.volumes], other.names()) == (["b"], {"b"})
 
 
 @pytest.mark.timeout(300)

@@ -13,6 +13,7 @@ from astore.volume_io.volume_names import is_leftover
 from astore_rbd.cluster import Cluster
 from astore_rbd.images.headers import Parent
 from astore_rbd.images.image import RbdVolume
+from astore_rbd.images.listing import is_listed
 from astore_rbd.librbd import checked
 from astore_rbd.naming import is_own_snapshot, new_snapshot_name
 
@@ -63,7 +64,8 @@ def clone(cluster: Cluster, source: bytes, id: int, name: bytes, size: int) -> N
 def remove(cluster: Cluster, name: bytes, id: int | None = None) -> None:
     """Remove an image, and the snapshots that only served clones that are gone. Blocks.
 
-    A hidden image that cannot be opened is one whose creation or removal was cut off: librbd removes what there is of it.
+    An image that cannot be opened is one whose creation or removal was cut off: librbd removes what there is of it, if its name
+    is hidden, or the directory has it under this id.
 
     :param id: of the image that is meant; None: any.
     :raises OSError: ENOENT; EBUSY, ENOTEMPTY: it has clones or snapshots, or a client has it open. EAGAIN: its name leads to
@@ -73,7 +75,7 @@ def remove(cluster: Cluster, name: bytes, id: int | None = None) -> None:
     try:
         found = RbdVolume(cluster, name, write=False)
     except FileNotFoundError:
-        if not is_leftover(os.fsdecode(name)):
+        if not (is_leftover(os.fsdecode(name)) if id is None else is_listed(cluster, os.fsdecode(name), id)):
             raise
         checked(lib.rbd_remove(cluster.io, name))
         return

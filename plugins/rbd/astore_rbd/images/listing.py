@@ -282,6 +282,11 @@ def _listed(cluster: Cluster) -> list[tuple[str, str]]:
     return ids
 
 
+def is_listed(cluster: Cluster, name: str, number: int) -> bool:
+    """Return whether the pool's directory has an image of this name, whose id has this number. Blocks."""
+    return any(one == name and headers.number_of(id) == number for id, one in _listed(cluster))
+
+
 def _in_trash(cluster: Cluster) -> set[str]:
     """Return the ids of the images in the trash, where an image is while it is being removed. Blocks.
 
