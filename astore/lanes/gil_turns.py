@@ -6,7 +6,7 @@ Sixteen such threads make the event loop wait for sixteen intervals, and because
 So each takes a :class:`Turn`, and the loop has one rival.
 
 Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work, it
-rests for half of the time while other pools compute: its storage may be served by this machine's processors, too. A thread
+rests for two thirds of the time while other pools compute: its storage may be served by this machine's processors, too. A thread
 that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits longer than
 that for another's storage.
 """
@@ -39,6 +39,9 @@ WAITS = 16
 
 PATIENT = 1.0
 """Seconds after which work that waits for its storage rests while other pools compute."""
+
+RESTS = 2.0
+"""How many times as long as it worked such work rests."""
 
 COMPANY = 0.1
 """Seconds after a turn in which more are expected: refreshes come in many calls, and often one after the other."""
@@ -124,10 +127,10 @@ class Turn:
         self._switches = _switches()
 
     def _rest(self) -> None:
-        """Rest for as long as the last step took, if this is long work and other pools compute."""
+        """Rest for twice as long as the last step took, if this is long work and other pools compute."""
         now = time.monotonic()
         if now - self._entered > PATIENT and self._turns.others_than(self.pool, now):
-            time.sleep(min(now - self._rested, SLICE))
+            time.sleep(min(RESTS * (now - self._rested), SLICE))
             now = time.monotonic()
         self._rested = now
 
