@@ -5,10 +5,10 @@ before a waiting thread is awake: it holds the lock for a whole switch interval 
 Sixteen such threads make the event loop wait for sixteen intervals, and because of the lock are no faster than one.
 So each takes a :class:`Turn`, and the loop has one rival.
 
-Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work, it
-rests for two thirds of the time while other pools compute: its storage may be served by this machine's processors, too. A thread
-that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits longer than
-that for another's storage.
+Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work,
+it rests for two thirds of the time while other pools compute: its storage may be served by this machine's processors, too.
+A thread that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits
+longer than that for another's storage.
 """
 
 from __future__ import annotations
