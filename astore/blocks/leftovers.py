@@ -42,10 +42,12 @@ class Leftovers:
 
     @contextlib.contextmanager
     def removing(self, name: str, id: int) -> Iterator[None]:
-        """Note a volume whose removal fails inside the block: if it has begun, the next refresh completes it."""
-        self._cut_off[name] = id
-        yield
-        del self._cut_off[name]
+        """Note a volume if its removal fails inside the block: if it had begun, the next refresh completes it."""
+        try:
+            yield
+        except BaseException:
+            self._cut_off[name] = id
+            raise
 
     def look_again(self) -> None:
         """Have the next refresh look at all hidden volumes: work may have ended while the storage did not answer."""
@@ -66,6 +68,8 @@ class Leftovers:
 
         After a look that took too long there is none for a while.
         """
+        cut_off = [one for one in hidden if one.unfinished and self._cut_off.get(one.name) == one.id]
+        self._cut_off = {one.name: one.id for one in cut_off}  # the removal of others had not begun, or was refused
         now = self.suspects.clock()
         if self._not_before is not None and now < self._not_before:
             return
@@ -73,7 +77,7 @@ class Leftovers:
         among = self.suspects.among(blocks)
         found = [blocks[name] for name in among]
         going = [one for one in found if self.suspects.may_go(one.name, one, locks=not one.unfinished)]
-        going += [one for one in hidden if one.unfinished and self._cut_off.get(one.name) == one.id]
+        going += cut_off
         if not going:
             return
         self._not_before = now + PAUSE

@@ -132,6 +132,43 @@ async def test_removal_that_was_cut_off(storage: Any, context: Context) -> None:
     assert tried == [("mine", mine.inode)] * 2
 
 
+async def test_removal_that_goes_on_or_was_refused(storage: Any, context: Context) -> None:
+    """A refresh leaves alone what a removal that goes on has left so far, and what is left of one that was refused before."""
+    half, refuse, tried = set[str](), True, []
+
+    class Slow(memory.MemoryPool):
+        def list(self, known: Any) -> Any:
+            return [msgspec.structs.replace(one, unfinished=one.name in half) for one in super().list(known)]
+
+        async def remove(self, name: str, id: int | None = None) -> None:
+            tried.append(name)
+            if refuse:
+                raise OSError(errno.EBUSY, "it has clones")
+            half.add(name)
+            begun.set()
+            await go_on.wait()
+            super().remove(name, id)
+
+    session: Any = block_session(Slow(storage), context)
+    storage.create("a", 512)
+    (disk,) = (await session.refresh(Snapshot.EMPTY)).volumes
+    with pytest.raises(OSError, match="it has clones"):
+        await session.delete_volume(disk)
+    await refresh(session)
+    half.add("a")  # by another client, later
+    await refresh(session)
+    assert tried == ["a"]
+    half.clear()
+    refuse, begun, go_on = False, asyncio.Event(), asyncio.Event()
+    removal = asyncio.ensure_future(session.delete_volume(disk))
+    await begun.wait()
+    await refresh(session)
+    assert tried == ["a", "a"]
+    go_on.set()
+    await removal
+    assert storage.images == {}
+
+
 async def test_never_made(storage: Any, context: Context) -> None:
     """What has a name alone has no lock: a hidden name of this process goes at once, another's an hour later.
 
