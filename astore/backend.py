@@ -695,6 +695,14 @@ class OpensVolumes(Protocol):
         """Open a volume's bytes for as long as the context lasts."""
 
 
+@runtime_checkable
+class TellsUsers(Protocol):
+    """Knows who has a volume open."""
+
+    async def volume_users(self, volume: VolumeInfo) -> Sequence[str]:
+        """Return who has a volume open for writing now, each in words; this process is not among them."""
+
+
 BACKEND_ABILITIES: Mapping[str, type] = {
     "discover": DiscoversSources,
     "build": BuildsPools,
@@ -719,6 +727,7 @@ SESSION_ABILITIES: Mapping[str, type] = {
     "resize-volume": ResizesVolumes,
     "wipe-volume": WipesVolumes,
     "open-volume": OpensVolumes,
+    "tell-users": TellsUsers,
 }
 """Abilities of sessions by the operation they allow."""
 

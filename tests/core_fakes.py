@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from stacks import of_all_threads
+
 from astore.backend import Backend, Context, PoolSession
 from astore.errors import BackendError, DefinitionError
 from astore.manager import Manager
@@ -32,7 +34,8 @@ async def eventually(condition: Callable[[], object], what: str = "the condition
     """Let the loop run until ``condition()`` is true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what} did not come about\n{await asyncio.to_thread(of_all_threads)}")
         await asyncio.sleep(0.002)
 
 

@@ -10,6 +10,7 @@ from astore.blocks.contract import (
     MakesBlocks,
     RenamesBlocks,
     ResizesBlocks,
+    TellsBlockUsers,
 )
 from astore.blocks.session import BlockSession
 
@@ -23,5 +24,6 @@ __all__ = [
     "MakesBlocks",
     "RenamesBlocks",
     "ResizesBlocks",
+    "TellsBlockUsers",
     "block_session",
 ]

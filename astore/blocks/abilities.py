@@ -6,10 +6,11 @@ Its class has those methods of :mod:`astore.backend`'s abilities for which the p
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from functools import cache
 
 from astore.backend import BackingFile, Context
-from astore.blocks.contract import BlockPool, MakesBlocks, RenamesBlocks, ResizesBlocks
+from astore.blocks.contract import BlockPool, MakesBlocks, RenamesBlocks, ResizesBlocks, TellsBlockUsers
 from astore.blocks.creating import MakingSession
 from astore.blocks.session import BlockSession
 from astore.cancellation import bounded, shielded
@@ -75,10 +76,22 @@ class RenamingSession(BlockSession):
             return renamed
 
 
+class TellingSession(BlockSession):
+    """The session of a pool with :class:`~astore.blocks.contract.TellsBlockUsers`."""
+
+    async def volume_users(self, volume: VolumeInfo) -> Sequence[str]:
+        """Return who has a volume open. :raises StorageError: EAGAIN: its name leads to another volume than ``volume``."""
+        assert isinstance(self.pool, TellsBlockUsers)
+        async with self.opener.volume(volume, what="look for users") as file:
+            with worded(volume.name, "look for the users of"):
+                return await file.run(self.pool.users, file.volume)
+
+
 _PARTS: tuple[tuple[type, type[BlockSession]], ...] = (
     (MakesBlocks, MakingSession),
     (ResizesBlocks, ResizingSession),
     (RenamesBlocks, RenamingSession),
+    (TellsBlockUsers, TellingSession),
 )
 
 

@@ -192,6 +192,17 @@ class ResizesBlocks(Protocol):
 
 
 @runtime_checkable
+class TellsBlockUsers(Protocol):
+    """A pool that knows who has a volume open."""
+
+    def users(self, volume: BlockVolume) -> Answer[Sequence[str]]:
+        """Return who has a volume open for writing now, each in words, such as ``client 4123 at 192.0.2.7``.
+
+        :param volume: open for reading. What this pool itself has open is not told.
+        """
+
+
+@runtime_checkable
 class RenamesBlocks(Protocol):
     """A pool that can rename volumes. New volumes then have hidden names until they are complete."""
 

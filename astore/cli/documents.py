@@ -6,6 +6,7 @@ of its document is that document.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,8 +30,8 @@ def failure(error: BaseException | None) -> Document | None:
     }
 
 
-def volume(pool: str, info: VolumeInfo) -> Document:
-    """Return the document of a volume's record."""
+def volume(pool: str, info: VolumeInfo, users: Sequence[str] | None = None) -> Document:
+    """Return the document of a volume's record. :param users: who else has it open; None: nobody was asked, or can tell."""
     found: Document = msgspec.to_builtins(info)
     del found["device"]
     for name in ("atime", "mtime", "ctime"):
@@ -44,6 +45,7 @@ def volume(pool: str, info: VolumeInfo) -> Document:
         "backing_path": info.backing_path,
         "backing_format": info.backing_format,
         "data_file": info.data_file,
+        "users": users,
     }
 
 

@@ -20,7 +20,7 @@ from astore.cli.parameters import LIMIT, pool_option, volume_argument
 from astore.cli.pool_list import stale
 from astore.cli.session import OnSession, Session, Work, command, view, without_folder
 from astore.cli.xpath import filtered, xpath_options
-from astore.errors import StorageError, printable
+from astore.errors import StorageError, UnsupportedOperationError, printable
 from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click
 @option("--physical", is_flag=True, help="With --virsh: the size of its file instead of its allocation.")
 async def show_info(session: Session, volume: Volume, in_bytes: bool, physical: bool) -> Answer:
     """Show one volume as it is now: format, sizes, backing file."""
-    await _look_anew(session, volume)
+    users = await _users(volume) if await _look_anew(session, volume) else None
     record = volume.info
     write = str if in_bytes else size
 
@@ -184,10 +184,11 @@ async def show_info(session: Session, volume: Volume, in_bytes: bool, physical: 
             ("Permissions", f"{filemode(record.mode)} {record.uid}:{record.gid}"),
             ("Changed", when(record.mtime_ns / 1e9)),
             ("Path", record.path),
+            ("Open elsewhere", ", ".join(users or ())),
         ]
         output.fields([(label, text) for label, text in pairs if text])
 
-    return Answer(documents.volume(volume.pool.name, record), show)
+    return Answer(documents.volume(volume.pool.name, record, users), show)
 
 
 @volume_command("dumpxml")
@@ -379,10 +380,20 @@ async def _whole_path(text: str) -> str:
     return await to_thread.run_sync(os.path.abspath, text)
 
 
-async def _look_anew(session: Session, volume: Volume) -> None:
-    """Refresh a volume. If its storage does not answer, it stays as the last refresh found it."""
+async def _look_anew(session: Session, volume: Volume) -> bool:
+    """Refresh a volume, and return whether its storage answers. If not, the volume stays as the last refresh found it."""
     try:
         await volume.refresh(timeout=session.settings.timeout or ANSWER_SECONDS)
     except Exception:
         if volume.pool.snapshot.get(volume.name) is None:
             raise
+        return False
+    return True
+
+
+async def _users(volume: Volume) -> tuple[str, ...] | None:
+    """Return who else has a volume open; None: its storage does not tell."""
+    try:
+        return await volume.users()
+    except UnsupportedOperationError:
+        return None

@@ -1,4 +1,4 @@
-"""Checks of new volumes' definitions, and the defaults that they take from their backing files."""
+"""Checks of volumes' definitions and capacities, and the defaults that they take from their backing files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 
 import msgspec
 
-from astore.errors import DefinitionError, LibvirtCode
+from astore.errors import DefinitionError, LibvirtCode, sizes
 from astore.images import formats
 from astore.images.paths import named_beside
 from astore.images.references import located
-from astore.model import BackingStore, Reference, ReferenceKind, VolumeDef
+from astore.model import BackingStore, Reference, ReferenceKind, VolumeDef, VolumeInfo
 from astore.model.field_types import check_fields
 from astore.names import check_volume_name
 from astore.places import place_here
@@ -40,6 +40,21 @@ def accepted(definition: VolumeDef | str | bytes, *, copied: bool = False) -> Vo
     if wanted.capacity is None and wanted.backing is None and not copied and not directory:
         raise DefinitionError(f"volume {wanted.name!r} needs a capacity", element="capacity")
     return wanted
+
+
+def no_capacity(asked: int, target: int, info: VolumeInfo, shrink: bool) -> str | None:
+    """Return why a volume cannot get the capacity ``target``; None if it can. ``asked`` is what the caller gave."""
+    if asked < 0 or target > MOST_BYTES:
+        return f"{min(asked, target)} bytes cannot be a volume's capacity"
+    less, more = sizes(max(target, 0), info.capacity)
+    if target < info.capacity and not shrink:
+        return f"{less} are less than the {more} that volume {info.name!r} has: shrinking must be asked for"
+    if target < 0:
+        less, more = sizes(asked, info.capacity)
+        return f"volume {info.name!r} has {more}, and cannot become {less} smaller"
+    if target == 0 and shrink and not formats.is_raw(info.format):
+        return f"a volume of format {info.format!r} cannot be shrunk to nothing"
+    return None
 
 
 def relying_on(base: Member | None) -> contextlib.AbstractContextManager[None]:

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import msgspec
 
-from astore.backend import DeletesVolumes, Progress, RenamesVolumes, ResizesVolumes, VolumeFile, WipesVolumes
-from astore.errors import (
-    DefinitionError,
-    LibvirtCode,
-    StorageError,
-    VolumeExistsError,
-    printable,
-    sizes,
+from astore.backend import (
+    DeletesVolumes,
+    Progress,
+    RenamesVolumes,
+    ResizesVolumes,
+    TellsUsers,
+    VolumeFile,
+    WipesVolumes,
 )
-from astore.images import formats
+from astore.errors import DefinitionError, LibvirtCode, StorageError, VolumeExistsError, printable
 from astore.model import ImageCheck, ImageSnapshot, ReferenceKind, VolumeInfo
 from astore.model.records import first_of
 from astore.names import check_volume_name
 from astore.plugin_calls import checked_record
 from astore.pools import graph, upload
-from astore.pools.backing import MOST_BYTES
+from astore.pools.backing import no_capacity
 from astore.pools.copies import backing_for
 from astore.pools.download import download
 from astore.pools.job_support import (
@@ -243,7 +243,7 @@ class Volume:
         pool, name = self._member
         life, info = await begin_change(pool, name, "resize", force)
         target = info.capacity + (-capacity if shrink else capacity) if delta else capacity
-        refusal = _no_capacity(capacity, target, info, shrink)
+        refusal = no_capacity(capacity, target, info, shrink)
         if refusal is not None:
             raise DefinitionError(refusal, element="capacity", libvirt_code=LibvirtCode.INVALID_ARG)
         with pool.claims.claim(name, "resized"):
@@ -345,6 +345,15 @@ class Volume:
 
     # --------------------------------------------------------------------------------------------- to others' eyes
 
+    async def users(self) -> tuple[str, ...]:
+        """Return who else has it open for writing now, one in words each, such as ``client 4123 at 192.0.2.7:0/99``.
+
+        :raises UnsupportedOperationError: the pool's storage does not tell. StorageError: EAGAIN: it is another volume now.
+        """
+        pool, info = self._member.pool, self.info
+        session = cast(TellsUsers, await require_usable(pool, "look into a volume").able("tell-users"))
+        return tuple(map(printable, await worked(pool, session.volume_users(info))))
+
     def backing_chain(self) -> tuple[ChainLink, ...]:
         """Return the files that it is made of, itself first, as far as the active pools know them.
 
@@ -381,18 +390,3 @@ class Volume:
         from astore.pools.disk import qemu_blockdev
 
         return qemu_blockdev(self._member, node_name)
-
-
-def _no_capacity(asked: int, target: int, info: VolumeInfo, shrink: bool) -> str | None:
-    """Return why a volume cannot get the capacity ``target``; None if it can. ``asked`` is what the caller gave."""
-    if asked < 0 or target > MOST_BYTES:
-        return f"{min(asked, target)} bytes cannot be a volume's capacity"
-    less, more = sizes(max(target, 0), info.capacity)
-    if target < info.capacity and not shrink:
-        return f"{less} are less than the {more} that volume {info.name!r} has: shrinking must be asked for"
-    if target < 0:
-        less, more = sizes(asked, info.capacity)
-        return f"volume {info.name!r} has {more}, and cannot become {less} smaller"
-    if target == 0 and shrink and not formats.is_raw(info.format):
-        return f"a volume of format {info.format!r} cannot be shrunk to nothing"
-    return None

@@ -14,7 +14,7 @@ from core_fakes import eventually, quiet
 from memory_blocks import less, memory
 
 from astore.backend import Context, abilities
-from astore.blocks import Block, BlockSession, block_session
+from astore.blocks import Block, BlockSession, BlockVolume, block_session
 from astore.blocks.open_blocks import OpenBlocks
 from astore.cancellation import bounded
 from astore.commands import LaneCommandRunner
@@ -133,6 +133,24 @@ async def test_abilities_of_its_own(storage: Any, context: Context) -> None:
     with pytest.raises(StorageError, match="never"):
         await session.delete_volume(made)
     await session.aclose()
+
+
+async def test_who_has_it_open(manager: Manager, storage: Any) -> None:
+    """A pool that knows says who has a volume open, in words that a terminal can show; others say that they cannot tell."""
+
+    class Telling(memory.MemoryPool):  # type: ignore[misc]
+        def users(self, volume: BlockVolume) -> list[str]:
+            return [f"volume {volume.id}'s \x1b[31mguest"]
+
+    storage.create("disk", 512)
+    pool = await started(manager, storage, Telling)
+    disk = pool.volume("disk")
+    assert await disk.users() == (f"volume {disk.info.inode}'s \\x1b[31mguest",)
+    await pool.stop()
+    pool = await started(manager, storage)
+    with pytest.raises(UnsupportedOperationError) as caught:
+        await pool.volume("disk").users()
+    assert caught.value.operation == "tell-users"
 
 
 async def test_read_only_pool(manager: Manager, storage: Any) -> None:

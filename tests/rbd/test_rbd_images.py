@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
 import os
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +19,7 @@ from lxml import etree
 from secret_traces import show_nowhere
 
 import astore
-from astore.errors import StorageError, VolumeBusyError, VolumeInUseError
+from astore.errors import StorageError, VolumeBusyError, VolumeInUseError, VolumeNotFoundError
 from astore.model import VolumeDef
 from astore_rbd.images import headers, listing, reading
 from tests.rbd.clients import USAGE, OtherClient, definition_of
@@ -292,6 +294,28 @@ async def test_delete_says_why_not(pool: astore.Pool, ceph: CephBed, where: str,
         assert "disk" in other.names()
     await disk.delete()
     assert other.names() == set()
+
+
+async def test_who_has_it_open(pool: astore.Pool, other: OtherClient) -> None:
+    """Other clients that have an image open for writing are told; readers and this pool's own work are not."""
+    disk = await pool.create_volume(VolumeDef("disk", capacity=MIB))
+    assert await disk.users() == ()
+    with other.open("disk", write=False).closing():
+        assert await disk.users() == ()
+    async with disk.open(write=True) as file:
+        await file.pwrite(b"x", 0)
+        assert await disk.users() == ()
+    with other.open("disk", write=True).closing():
+        (user,) = await disk.users()
+        assert re.fullmatch(rf"client {other.cluster.client} at .*127\.0\.0\.1:\d+/\d+", user)
+    assert await disk.users() == ()
+    other.remove("disk")
+    with pytest.raises(VolumeNotFoundError):
+        await disk.users()
+    other.create("disk", MIB)  # another one
+    with pytest.raises(StorageError) as caught:
+        await disk.users()
+    assert caught.value.errno == errno.EAGAIN
 
 
 async def test_snapshots_that_only_begin_as_ours(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from astore.volume_io.volume_names import is_leftover
 from astore_rbd.cluster import Cluster
 from astore_rbd.images.headers import Parent
-from astore_rbd.images.image import RbdVolume
+from astore_rbd.images.image import RbdVolume, in_words
 from astore_rbd.images.listing import is_listed
 from astore_rbd.librbd import checked
 from astore_rbd.naming import is_own_snapshot, new_snapshot_name
@@ -121,8 +121,7 @@ def _require_unopened(cluster: Cluster, image: RbdVolume) -> None:
         if not watchers:
             return
         time.sleep(OWN_PAUSE)  # librbd has yet to close the image in one of this client's calls that ended
-    who = ", ".join(sorted({f"client {id} at {address}" for id, address in watchers}))
-    raise OSError(errno.EBUSY, f"it is open elsewhere, by {who}")
+    raise OSError(errno.EBUSY, f"it is open elsewhere, by {', '.join(in_words(watchers))}")
 
 
 def _is_there(cluster: Cluster, name: bytes) -> bool:

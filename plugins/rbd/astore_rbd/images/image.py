@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from astore.blocks import BlockVolume
@@ -42,6 +42,11 @@ SEARCH_SECONDS = 5.0
 """After this time, a search for data goes on in another call."""
 
 _ZEROS = bytes(4 << 20)
+
+
+def in_words(clients: Iterable[tuple[int, str]]) -> list[str]:
+    """Return clients, given by their numbers and addresses, in words."""
+    return sorted({f"client {id} at {address}" for id, address in clients})
 
 
 class RbdVolume(BlockVolume):
@@ -252,6 +257,10 @@ class RbdVolume(BlockVolume):
         seen = [(one.id, (one.addr or b"?").decode()) for one in found[: count.value]]
         self.lib.rbd_watchers_list_cleanup(found, count.value)
         return seen
+
+    def users(self) -> list[str]:
+        """Return the other clients that have the image open for writing, in words."""
+        return in_words(one for one in self.watchers() if one[0] != self._cluster.client)
 
     # ----------------------------------------------------------------------------------------- what it is, and of what
 

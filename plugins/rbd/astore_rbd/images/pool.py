@@ -180,6 +180,10 @@ class RbdPool(BlockPool):
         assert isinstance(volume, RbdVolume)
         volume.resize(size, self._step if allocate else None)
 
+    def users(self, volume: BlockVolume) -> _Sequence[str]:
+        assert isinstance(volume, RbdVolume)
+        return volume.users()
+
     def rename(self, old: str, new: str) -> None:
         with self._used() as cluster:
             checked(cluster.lib.rbd_rename(cluster.io, os.fsencode(old), os.fsencode(new)))
