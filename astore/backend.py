@@ -90,13 +90,15 @@ class Lane(Protocol):
         """
         ...
 
-    def turn(self) -> Turn:
+    def turn(self, *, device: bool = False) -> Turn:
         """Return a turn at work that computes more than it waits, such as listing a folder. Call it on a lane thread.
 
         Enter the turn, and call its ``step()`` after every 64 or so small pieces of work. Python threads that compute at
         the same time are no faster, and hold up the event loop. A thread that waits for storage nevertheless loses nothing,
         unless it does so for long while other pools compute:
         see :mod:`astore.lanes.gil_turns`.
+
+        :param device: the storage is a device of this machine: the kernel counts what it reads for the thread that waits.
         """
 
     def aside(self, most: float) -> Aside:

@@ -254,8 +254,8 @@ async def _storm_rows(bench: Bench) -> list[Row]:
             done, seconds = ending.result()[0].split()
             during = sorted(probe.delays)
         exact = await _becomes_true(bench, pool, folder)
-    if seen := probe.told():
-        say("   the loop, when it was latest:", seen)
+    if seen := probe.latest:
+        say("   the loop, when it was latest:", seen.stacks)
     rate, late = int(done) / float(seconds), float("inf") if exact is None else exact
     p99 = _p99(during)
     bench.notes.append(

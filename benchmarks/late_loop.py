@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 LATE = 0.015
 """Seconds from which on the stacks are looked at."""
@@ -20,21 +20,34 @@ STEP = 0.002
 """Seconds between two timers of the probe, and between two looks of the thread beside it."""
 
 
+class Late(NamedTuple):
+    """What was seen while the loop was late.
+
+    :ivar seconds: how late. :ivar starved: seconds of them in which the loop's thread was ready to run and had no processor,
+        which are not astore's. :ivar stacks: the stacks' ends, the loop's first.
+    """
+
+    seconds: float
+    starved: float
+    stacks: str
+
+
 class LateLoop:
     """A probe of how late the event loop reaches a timer due every 2 ms. Use it as ``async with``.
 
-    :ivar delays: seconds, one for each timer. :ivar waits: of these, those in which the loop's thread was ready to run and had
-        no processor (the second number of /proc/thread-self/schedstat), which are not astore's.
+    The loop itself makes no call that lets go of the interpreter's lock: that would make it late.
+
+    :ivar delays: seconds, one for each timer.
     """
 
     def __init__(self) -> None:
         self.delays: list[float] = []
-        self.waits: list[float] = []
         self._due = time.perf_counter()
         self._loop_thread = threading.get_ident()
+        self._loop_task = threading.get_native_id()
         self._ended = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="late-loop", daemon=True)
-        self._seen: list[tuple[float, str]] = []
+        self._seen: list[Late] = []
 
     async def __aenter__(self) -> LateLoop:
         self._task = asyncio.create_task(self._measure())
@@ -47,26 +60,27 @@ class LateLoop:
         self._ended.set()
         self._watching.join()
 
-    def told(self) -> str:
-        """Return what was seen while the loop was latest: the stacks' ends, the loop's first; "" if it was never late."""
-        return max(self._seen, default=(0.0, ""))[1]
+    @property
+    def latest(self) -> Late | None:
+        """What was seen while the loop was latest; None if it was never late."""
+        return max(self._seen, default=None)
 
     async def _measure(self) -> None:
         while True:
-            self._due, waited = time.perf_counter() + STEP, _waited()
+            self._due = time.perf_counter() + STEP
             await asyncio.sleep(STEP)
             self.delays.append(max(time.perf_counter() - self._due, 0.0))
-            self.waits.append(_waited() - waited)
 
     def _watch(self) -> None:
         """Look at all stacks whenever the loop is late. On a thread of its own, which needs the interpreter as the loop does:
         one that is late itself says that another thread kept the interpreter.
         """
-        looked = time.perf_counter()
+        looked, starved, due = time.perf_counter(), self._starved(), self._due
         while not self._ended.wait(STEP):
             now = time.perf_counter()
-            late, itself = now - self._due, now - looked - STEP
-            looked = now
+            late, itself, looked = now - self._due, now - looked - STEP, now
+            if due != self._due:  # the loop has run
+                starved, due = self._starved(), self._due
             if late > LATE:
                 frames = sys._current_frames()
                 stacks = [
@@ -77,7 +91,14 @@ class LateLoop:
                     for ident, frame in frames.items()
                     if ident not in (self._loop_thread, threading.get_ident())
                 ]
-                self._seen.append((late, "\n".join(stacks)))
+                self._seen.append(Late(late, self._starved() - starved, "\n".join(stacks)))
+
+    def _starved(self) -> float:
+        """Return the seconds for which the loop's thread was ready to run, but had no processor (proc(5), schedstat)."""
+        try:
+            return int(Path(f"/proc/self/task/{self._loop_task}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
 
 def _ends(frame: FrameType | None, depth: int = 6) -> str:
@@ -87,14 +108,6 @@ def _ends(frame: FrameType | None, depth: int = 6) -> str:
         calls.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}:{frame.f_lineno}")
         frame = frame.f_back
     return " < ".join(calls)
-
-
-def _waited() -> float:
-    """Return the seconds for which this thread was ready to run, but had no processor."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
 
 
 @contextmanager

@@ -6,7 +6,8 @@ Sixteen such threads make the event loop wait for sixteen intervals, and because
 So each takes a :class:`Turn`, and the loop has one rival.
 
 Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work,
-it rests for two thirds of the time while other pools compute: its storage may be served by this machine's processors, too.
+it rests for six sevenths of the time while other pools compute: its storage may be served by this machine's processors, too.
+Its deadline is so much later.
 A thread that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits
 longer than that for another's storage.
 """
@@ -18,6 +19,8 @@ import threading
 import time
 from collections import deque
 from typing import Self
+
+from astore.lanes.job import rest
 
 LEASE = 0.005
 """Seconds after which a turn that was not confirmed goes to the next thread that waits."""
@@ -37,10 +40,15 @@ STEP = 64
 WAITS = 16
 """Voluntary context switches (getrusage(2)) between two steps that show a thread to be waiting more than computing."""
 
-PATIENT = 1.0
+READ = 8
+"""Blocks (getrusage(2)) of the least that is read from a device. A thread that works on one must have read so much for each of
+those WAITS: waiting for the interpreter's lock is a voluntary switch too, and one thread without a turn would make others so.
+"""
+
+PATIENT = 0.2
 """Seconds after which work that waits for its storage rests while other pools compute."""
 
-RESTS = 2.0
+RESTS = 6.0
 """How many times as long as it worked such work rests."""
 
 COMPANY = 0.1
@@ -66,17 +74,18 @@ class Turn:
 
     One that is not entered goes without a turn: its steps only let it rest.
 
-    :param pool: whose work it is. :ivar held: whether the thread has the turn now.
+    :param pool: whose work it is. :param device: see :meth:`astore.backend.Lane.turn`.
+    :ivar held: whether the thread has the turn now.
     :ivar long: whether it has been at work for more than SLICE seconds. :ivar since: since when it waits.
     :ivar starved: whether it was passed over for STARVED seconds before its present turn.
     """
 
     __slots__ = (
-        *("_breathed", "_entered", "_rested", "_switches", "_turns", "_without"),
+        *("_blocks", "_breathed", "_device", "_entered", "_rested", "_switches", "_turns", "_without"),
         *("began", "confirmed", "granted", "held", "long", "pool", "starved", "since"),
     )
 
-    def __init__(self, turns: Turns, pool: object = None) -> None:
+    def __init__(self, turns: Turns, pool: object = None, *, device: bool = False) -> None:
         self.pool = pool
         self.granted: threading.Event = threading.Event()
         self.held = False
@@ -89,7 +98,8 @@ class Turn:
         self._entered = self._rested = time.monotonic()
         self._without = True  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
-        self._switches = 0
+        self._device = device
+        self._switches = self._blocks = 0
 
     def __enter__(self) -> Self:
         self._without = self.long = False
@@ -110,7 +120,7 @@ class Turn:
             self._rest()
             return
         turns = self._turns
-        if _switches() - self._switches >= WAITS:
+        if self._waits():
             self._without = True
             turns.release(self)
             return
@@ -124,20 +134,31 @@ class Turn:
             return
         if now - self._breathed > BREATH:
             self._breathed = _breathe()
-        self._switches = _switches()
+        self._count()
+
+    def _waits(self) -> bool:
+        """Return whether it has mostly waited for its storage since the last step."""
+        used = resource.getrusage(resource.RUSAGE_THREAD)
+        if used.ru_nvcsw - self._switches < WAITS:
+            return False
+        return not self._device or used.ru_inblock - self._blocks >= WAITS * READ
+
+    def _count(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_THREAD)
+        self._switches, self._blocks = used.ru_nvcsw, used.ru_inblock
 
     def _rest(self) -> None:
-        """Rest for twice as long as the last step took, if this is long work and other pools compute."""
+        """Rest for RESTS times as long as the last step took, if this is long work and other pools compute."""
         now = time.monotonic()
         if now - self._entered > PATIENT and self._turns.others_than(self.pool, now):
-            time.sleep(min(RESTS * (now - self._rested), SLICE))
+            rest(min(RESTS * (now - self._rested), SLICE))
             now = time.monotonic()
         self._rested = now
 
     def _take(self) -> None:
         self._turns.take(self)
         self._breathed = self.began
-        self._switches = _switches()
+        self._count()
 
 
 # Aside and in_company exist for one row of the benchmarks, "another pool's refresh while volumes are created" (at most 1.2
@@ -281,7 +302,3 @@ def _breathe() -> float:
     """Release the interpreter's lock for as long as another thread takes to wake; return the time after it."""
     time.sleep(1e-6)
     return time.monotonic()
-
-
-def _switches() -> int:
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

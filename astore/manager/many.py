@@ -6,9 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
+import anyio.lowlevel
 
 from astore.model import RefreshOutcome, RefreshReport
 from astore.pools.pool import Pool
+
+AT_ONCE = 4
+"""With how many pools work begins in one round of the event loop: each takes up to a millisecond of it."""
 
 OnProgress = Callable[[int, int, RefreshOutcome], None]
 """Called after each pool with the number of pools done, the number of all, and the outcome; must not block."""
@@ -63,5 +67,7 @@ async def _each(pools: Sequence[Pool], call: Callable[[Pool], Awaitable[None]], 
             await call(pool)
 
     async with anyio.create_task_group() as group:
-        for _ in range(min(limit, len(pools))):
+        for number in range(min(limit, len(pools))):
+            if number and not number % AT_ONCE:
+                await anyio.lowlevel.checkpoint()
             group.start_soon(worker)

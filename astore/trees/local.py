@@ -98,7 +98,7 @@ class LocalTree(FileTree):
         self._works = 0  # how much work is under way, see work()
         self._folder: Folder | None = None  # kept open for it
         self._counting = False  # whether somebody watches, see untold
-        Folder(path)
+        self.on_device: bool = os.major(Folder(path).identity[0]) > 0
 
     def __repr__(self) -> str:
         return f"<LocalTree {self.path!r}{' closed' if self._closed else ''}>"
@@ -138,6 +138,7 @@ class LocalTree(FileTree):
             self._verify(folder.fd)
         with self._lock:
             self._check_open()
+            self.on_device = os.major(folder.identity[0]) > 0
             if self._works:
                 self._folder = folder
         return folder
@@ -284,9 +285,8 @@ class LocalTree(FileTree):
         identity = self._opened().identity
         known = self._place
         if known is None or known.identity != identity:
-            known = self._place = place_of(
-                self.path, {}
-            )  # may touch the mounts on the path: the caller is in them already
+            # this may touch the mounts on the path: the caller is in them already
+            known = self._place = place_of(self.path, {})
         return known
 
     def statvfs(self) -> tuple[int, int]:

@@ -65,7 +65,7 @@ class Refresh:
         self._notes = False
         self._failure: BaseException | None = None
         self.hidden: list[str] = []
-        self._turn = self._lane.turn()
+        self._turn = self._lane.turn(device=tree.on_device)
         self._seen = 0
         self._read_before = read_before
         self.began: float = time.monotonic()
@@ -233,7 +233,7 @@ class Refresh:
 
         :param turn: this thread's; None: it has none yet.
         """
-        turn = self._lane.turn() if turn is None else turn
+        turn = self._lane.turn(device=self._tree.on_device) if turn is None else turn
         with self._lock:
             self._reading += 1
         try:

@@ -71,6 +71,9 @@ class FileTree(abc.ABC):
     readers: ClassVar[int] = 1
     """How many threads should read headers at once."""
 
+    on_device: bool = False
+    """Whether it is on a device of this machine, as last opened; see :meth:`astore.backend.Lane.turn`."""
+
     has_folder: ClassVar[bool] = False
     """Whether it is a folder that the kernel can tell of, see :meth:`open_folder`."""
 

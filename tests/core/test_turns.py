@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from astore.lanes import gil_turns as module
 from astore.lanes.gil_turns import Aside, Turn, Turns
+from astore.trees.local import LocalTree
 
 PATIENCE = 60.0
 
@@ -134,7 +139,7 @@ def test_who_hangs_loses_it(spawn: Callable[[Callable[[], object]], threading.Th
             first = turn.began
             entered.release()
             over.wait(PATIENCE)
-            turn._switches = module._switches()  # what it waited for was this test, not its storage
+            turn._count()  # what it waited for was this test, not its storage
             turn.step()
             assert turn.began > first, "it was granted anew"
 
@@ -161,6 +166,43 @@ def test_who_waits_goes_on_without_one() -> None:
             assert (turn.held, other.held) == (False, True)
     with turn:
         assert turn.held
+
+
+def test_who_waits_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on a device waits for it only if it has read from it: waits for the interpreter's lock are no waits for storage."""
+    monkeypatch.setattr(module, "BREATH", PATIENCE)
+    real = resource.getrusage
+    read = [0]
+    monkeypatch.setattr(
+        resource, "getrusage", lambda who: SimpleNamespace(ru_nvcsw=real(who).ru_nvcsw, ru_inblock=read[0])
+    )
+    turns = Turns()
+    with Turn(turns, device=True) as turn:
+        for read[0], held in (
+            (0, True),
+            (module.WAITS * module.READ - 1, True),
+            (3 * module.WAITS * module.READ, False),
+        ):
+            for _ in range(2 * module.WAITS):
+                time.sleep(0.0001)
+            turn.step()
+            assert turn.held == held
+
+
+def test_reads_of_a_device_are_counted(tmp_path: Path) -> None:
+    """The kernel counts what a thread reads from a device, where a folder says that it is on one."""
+    tree = LocalTree(str(tmp_path))
+    if not tree.on_device:
+        assert os.major(os.stat(tmp_path).st_dev) == 0
+        return
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+        os.pread(file.fileno(), 4096, 0)
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_inblock - before >= module.READ
 
 
 def test_in_order(spawn: Callable[[Callable[[], object]], threading.Thread], monkeypatch: pytest.MonkeyPatch) -> None:
