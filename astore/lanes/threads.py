@@ -154,10 +154,8 @@ class SharedThreads:
     @property
     def starting(self) -> bool:
         """Whether a thread was started lately that has not begun: call :meth:`replace_lost` after LOST_SECONDS."""
-        try:
-            return time.monotonic() - self._starting[-1] <= LOST_SECONDS
-        except IndexError:  # without the lock: the event loop asks at each call
-            return False
+        starting = self._starting.copy()  # without the lock: the event loop asks at each call
+        return bool(starting) and time.monotonic() - starting[-1] <= LOST_SECONDS
 
     def replace_lost(self) -> None:
         """Start others for threads that were started long ago and have not begun, if there is work for them."""
