@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 from core_fakes import FakeBackend, eventually, fake, fake_registry
@@ -16,28 +15,7 @@ import astore
 from astore.manager import pool_watch
 from astore.manager.watching import Watch
 from astore.notices import FolderNotices
-
-
-class Counted(Coroutine[Any, Any, None]):
-    """A coroutine that tells of each await at which it waits."""
-
-    def __init__(self, call: Coroutine[Any, Any, None], waits: Callable[[], None]) -> None:
-        self._call = call
-        self._waits = waits
-
-    def send(self, value: Any) -> Any:
-        found = self._call.send(value)
-        self._waits()
-        return found
-
-    def throw(self, *error: Any) -> Any:
-        return self._call.throw(*error)
-
-    def close(self) -> None:
-        self._call.close()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._call.__await__()
+from astore.testing.conformance.awaits import Counted
 
 
 class Canceller:

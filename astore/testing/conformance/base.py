@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from astore.manager import Manager
 from astore.model import PoolDef, RefreshOutcome, Snapshot, VolumeInfo
 from astore.pools.pool import Pool
 from astore.registry import BackendRegistry
+from astore.testing.conformance.awaits import cancelled_at
 from astore.testing.conformance.source import SourceUnderTest
 
 PATIENCE = 30.0
@@ -37,9 +39,6 @@ UNSETTLED = 1.1
 
 FALSE_CAPACITY = 4_242_424_242
 """A capacity in bytes that no volume of the suite has."""
-
-STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
-"""The rounds of the loop after which a call is cancelled, near its start."""
 
 FRACTIONS = tuple(n / 8 for n in range(1, 9))
 """The fractions of its duration after which a call is cancelled."""
@@ -225,8 +224,8 @@ async def opened(backend: Backend, definition: PoolDef, context: Context) -> Asy
             await session.aclose()
 
 
-async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, seconds: float = 0.0) -> bool:
-    """Start ``call()``, and cancel it after some rounds of the loop and some seconds; return whether it was cancelled.
+async def cancel_after(call: Callable[[], Awaitable[object]], seconds: float | None) -> bool:
+    """Start ``call()``, and cancel it after some seconds; return whether it was cancelled. None: before it begins.
 
     An AstoreError counts as a result. Clean-ups that take longer than the call waits for them, as on slow storage, have ended
     when this returns.
@@ -236,11 +235,14 @@ async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, 
         await call()
 
     task = asyncio.ensure_future(body())
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    if seconds:
+    if seconds is not None:
         await asyncio.sleep(seconds)
     task.cancel()
+    return await _was_cancelled(task)
+
+
+async def _was_cancelled(task: asyncio.Task[None]) -> bool:
+    """Return how a task ends, and wait for clean-ups that take longer than it waits for them."""
     try:
         await task
     except asyncio.CancelledError:
@@ -257,7 +259,9 @@ async def cancel_when(call: Callable[[], Awaitable[object]], *, steps: int = 0, 
 async def cancel_everywhere(
     call: Callable[[], Awaitable[object]], between: Callable[[bool], Awaitable[object]]
 ) -> None:
-    """Cancel ``call()`` again and again, at its first steps and at moments spread over the time that it takes.
+    """Cancel ``call()`` again and again: before it begins, at each await, and at moments spread over the time that it takes.
+
+    The awaits are its own and those of the tasks that it begins.
 
     :param between: called after each call, with whether it was cancelled; restores the state in which ``call`` can begin.
     """
@@ -265,10 +269,14 @@ async def cancel_everywhere(
     await call()
     took = time.monotonic() - began
     await between(False)
-    for steps in STEPS:
-        await between(await cancel_when(call, steps=steps))
+    await between(await cancel_after(call, None))
+    for number in itertools.count(1):
+        task, told = await cancelled_at(call, number)
+        await between(await _was_cancelled(task))
+        if not told:
+            break
     for fraction in FRACTIONS:
-        await between(await cancel_when(call, seconds=took * fraction))
+        await between(await cancel_after(call, took * fraction))
 
 
 # --------------------------------------------------------------------------------------------------------- counts
