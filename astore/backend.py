@@ -702,7 +702,7 @@ class TellsUsers(Protocol):
     """Knows who has a volume open."""
 
     async def volume_users(self, volume: VolumeInfo) -> Sequence[str]:
-        """Return who has a volume open for writing now, each in words; this process is not among them."""
+        """Return a list of who has a volume open for writing now, in words. What this session itself has open is not told."""
 
 
 BACKEND_ABILITIES: Mapping[str, type] = {

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from astore.backend import Backend, Context, PoolSession
-from astore.errors import AstoreError, BackendError, reason
+from astore.errors import AstoreError, BackendError, printable, reason
 from astore.model import EntryError, PoolDef, Snapshot, VolumeInfo
 
 T = TypeVar("T")
@@ -54,6 +54,13 @@ def checked_entry(found: object, name: str) -> VolumeInfo | EntryError | None:
     if info.name != name:
         raise TypeError(f"it returned the record of {info.name!r} for {name!r}")
     return info
+
+
+def checked_words(found: object) -> tuple[str, ...]:
+    """Return a list of words, as they can be shown. :raises TypeError: the object is none."""
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"it returned {found!r} in place of a list of words")
+    return tuple(map(printable, found))
 
 
 def checked_definition(backend: Backend, definition: PoolDef) -> PoolDef:

@@ -35,7 +35,7 @@ async def eventually(condition: Callable[[], object], what: str = "the condition
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() >= deadline:
-            raise AssertionError(f"{what} did not come about\n{await asyncio.to_thread(of_all_threads)}")
+            raise AssertionError(f"{what} did not come about\n{of_all_threads()}")
         await asyncio.sleep(0.002)
 
 

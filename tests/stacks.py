@@ -10,7 +10,18 @@ import traceback
 
 
 def of_all_threads() -> str:
-    """Return the stacks of all threads: Python's, and the kernel's if this is root."""
+    """Return the stacks of all threads: Python's, and the kernel's if this is root.
+
+    On a thread of its own: an event loop must not read files, and its executor's threads may hang.
+    """
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(_stacks()), daemon=True)
+    thread.start()
+    thread.join(10.0)
+    return found[0] if found else "the stacks cannot be read"
+
+
+def _stacks() -> str:
     python = {thread.ident: thread.name for thread in threading.enumerate()}
     native = {str(thread.native_id): thread.name for thread in threading.enumerate()}
     parts = [

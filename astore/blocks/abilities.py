@@ -83,7 +83,7 @@ class TellingSession(BlockSession):
         """Return who has a volume open. :raises StorageError: EAGAIN: its name leads to another volume than ``volume``."""
         assert isinstance(self.pool, TellsBlockUsers)
         async with self.opener.volume(volume, what="look for users") as file:
-            with worded(volume.name, "look for the users of"):
+            with worded(volume.name, "look for users"):
                 return await file.run(self.pool.users, file.volume)
 
 

@@ -20,7 +20,7 @@ from astore.cli.parameters import LIMIT, pool_option, volume_argument
 from astore.cli.pool_list import stale
 from astore.cli.session import OnSession, Session, Work, command, view, without_folder
 from astore.cli.xpath import filtered, xpath_options
-from astore.errors import StorageError, UnsupportedOperationError, printable
+from astore.errors import StorageError, printable
 from astore.model import ReferenceKind, VolumeInfo
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def volume_command(name: str, *, signed: bool = False) -> Callable[[Work], click
 @option("--physical", is_flag=True, help="With --virsh: the size of its file instead of its allocation.")
 async def show_info(session: Session, volume: Volume, in_bytes: bool, physical: bool) -> Answer:
     """Show one volume as it is now: format, sizes, backing file."""
-    users = await _users(volume) if await _look_anew(session, volume) else None
+    users = await _users(volume) if await _look_anew(session, volume) and not session.settings.virsh else None
     record = volume.info
     write = str if in_bytes else size
 
@@ -392,8 +392,9 @@ async def _look_anew(session: Session, volume: Volume) -> bool:
 
 
 async def _users(volume: Volume) -> tuple[str, ...] | None:
-    """Return who else has a volume open; None: its storage does not tell."""
-    try:
-        return await volume.users()
-    except UnsupportedOperationError:
-        return None
+    """Return who else has a volume open; None: its storage does not tell, or not soon."""
+    import asyncio
+
+    with suppress(Exception):
+        return await asyncio.wait_for(volume.users(), ANSWER_SECONDS)
+    return None

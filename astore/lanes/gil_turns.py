@@ -6,8 +6,8 @@ Sixteen such threads make the event loop wait for sixteen intervals, and because
 So each takes a :class:`Turn`, and the loop has one rival.
 
 Turns limit computing, not waiting. A thread that mostly waits for its storage goes on without a turn. If that is long work,
-it rests for six sevenths of the time while other pools compute: its storage may be served by this machine's processors, too.
-Its deadline is so much later.
+it lets short work of other pools go first, for two thirds of the time at most: its storage may be served by this machine's
+processors, too.
 A thread that has not confirmed its turn for LEASE seconds, because its storage hangs, loses it to the next: no thread waits
 longer than that for another's storage.
 """
@@ -19,8 +19,6 @@ import threading
 import time
 from collections import deque
 from typing import Self
-
-from astore.lanes.job import rest
 
 LEASE = 0.005
 """Seconds after which a turn that was not confirmed goes to the next thread that waits."""
@@ -46,16 +44,16 @@ those WAITS: waiting for the interpreter's lock is a voluntary switch too, and o
 """
 
 PATIENT = 0.2
-"""Seconds after which work that waits for its storage rests while other pools compute."""
+"""Seconds after which work is long: if it waits for its storage, it lets other pools' shorter work go first."""
 
-RESTS = 6.0
-"""How many times as long as it worked such work rests."""
+RESTS = 2.0
+"""For how many times as long as it worked it lets others go first, at most."""
+
+LOST = 3
+"""How many turns in a row a thread loses for want of a sign before it goes on without one: it waits for something."""
 
 COMPANY = 0.1
 """Seconds after a turn in which more are expected: refreshes come in many calls, and often one after the other."""
-
-MOST_POOLS = 8
-"""Of how many pools it is known that they had turns last."""
 
 SHORT = 0.0005
 """Seconds; after a turn that was shorter no more are expected."""
@@ -75,14 +73,14 @@ class Turn:
     One that is not entered goes without a turn: its steps only let it rest.
 
     :param pool: whose work it is. :param device: see :meth:`astore.backend.Lane.turn`.
-    :ivar held: whether the thread has the turn now.
+    :ivar held: whether the thread has the turn now. :ivar entered: when it was entered, or made.
     :ivar long: whether it has been at work for more than SLICE seconds. :ivar since: since when it waits.
     :ivar starved: whether it was passed over for STARVED seconds before its present turn.
     """
 
     __slots__ = (
-        *("_blocks", "_breathed", "_device", "_entered", "_rested", "_switches", "_turns", "_without"),
-        *("began", "confirmed", "granted", "held", "long", "pool", "starved", "since"),
+        *("_blocks", "_breathed", "_device", "_lost", "_rested", "_switches", "_turns", "_without"),
+        *("began", "confirmed", "entered", "granted", "held", "long", "pool", "starved", "since"),
     )
 
     def __init__(self, turns: Turns, pool: object = None, *, device: bool = False) -> None:
@@ -95,7 +93,9 @@ class Turn:
         self.starved = False
         self.since: float = 0.0
         self._turns = turns
-        self._entered = self._rested = time.monotonic()
+        self.entered: float = time.monotonic()
+        self._rested = self.entered
+        self._lost = 0  # how often, one time after the other, another thread had its turn meanwhile
         self._without = True  # whether it goes on without a turn, because it mostly waits
         self._breathed = 0.0
         self._device = device
@@ -103,12 +103,15 @@ class Turn:
 
     def __enter__(self) -> Self:
         self._without = self.long = False
-        self._entered = self._rested = time.monotonic()
+        self.entered = self._rested = time.monotonic()
+        self._lost = 0
+        self._turns.at_work.add(self)
         self._take()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._without = True
+        self._turns.at_work.discard(self)
         self._turns.release(self)
 
     def step(self) -> None:
@@ -120,13 +123,14 @@ class Turn:
             self._rest()
             return
         turns = self._turns
-        if self._waits():
+        self._lost = 0 if self.held else self._lost + 1
+        if self._waits() or self._lost >= LOST:
             self._without = True
             turns.release(self)
             return
         now = time.monotonic()
         self.confirmed = now
-        self.long = now - self._entered > SLICE
+        self.long = now - self.entered > SLICE
         over = now - self.began > SLICE and turns.wanted
         if not self.held or over or (self.long and not self.starved and turns.short_wanted):
             turns.release(self)
@@ -148,11 +152,13 @@ class Turn:
         self._switches, self._blocks = used.ru_nvcsw, used.ru_inblock
 
     def _rest(self) -> None:
-        """Rest for RESTS times as long as the last step took, if this is long work and other pools compute."""
+        """If this is long work, let other pools' short work go first, for RESTS times as long as the last step took at most."""
         now = time.monotonic()
-        if now - self._entered > PATIENT and self._turns.others_than(self.pool, now):
-            rest(min(RESTS * (now - self._rested), SLICE))
-            now = time.monotonic()
+        if now - self.entered > PATIENT:
+            until = now + min(RESTS * (now - self._rested), SLICE)
+            while now < until and self._turns.short_work_of_others(self.pool, now):
+                time.sleep(min(BREATH, until - now))
+                now = time.monotonic()
         self._rested = now
 
     def _take(self) -> None:
@@ -199,7 +205,8 @@ class Turns:
         self._long_waiting: deque[Turn] = deque()  # they let the others go first, for STARVED seconds
         self._calm = threading.Condition(self._lock)  # notified when no thread has a turn
         self._company = float("-inf")  # until when more turns are expected
-        self._pools: dict[object, float] = {}  # until when, by the pools that had turns last
+        self.at_work: set[Turn] = set()
+        """The turns that are entered, of threads that have them, wait for them, or go on without. Copied before it is read."""
 
     @property
     def wanted(self) -> int:
@@ -220,12 +227,9 @@ class Turns:
         with self._lock:
             return self._heard_of(now)
 
-    def others_than(self, pool: object, now: float) -> bool:
-        """Return whether another pool's thread has a turn, or had one that was not short within the last COMPANY seconds."""
-        with self._lock:
-            if self._holder is not None and self._holder.pool is not pool and self._heard_of(now):
-                return True
-            return any(one is not pool and now < until for one, until in self._pools.items())
+    def short_work_of_others(self, pool: object, now: float) -> bool:
+        """Return whether work of another pool is under way that began less than PATIENT seconds ago."""
+        return any(turn.pool is not pool and now - turn.entered < PATIENT for turn in self.at_work.copy())
 
     def give_way(self, most: float) -> float:
         """Wait while a thread has a turn, ``most`` seconds at most; return the seconds waited. For :class:`Aside`."""
@@ -262,10 +266,7 @@ class Turns:
                 turn.held = False
                 now = time.monotonic()
                 if now - turn.began > SHORT:
-                    self._pools.pop(turn.pool, None)
-                    self._company = self._pools[turn.pool] = now + COMPANY
-                    if len(self._pools) > MOST_POOLS:
-                        del self._pools[next(iter(self._pools))]
+                    self._company = now + COMPANY
                 self._holder = None
             self._pass_on()
             if self._holder is None:

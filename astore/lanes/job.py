@@ -24,8 +24,6 @@ class Job:
     :ivar overdue: whether its thread no longer counts against the cap of all lanes.
     :ivar timer: of its deadline; None also if nobody waits for it.
     :ivar returned: whether its ``result`` was sent to the loop. Nobody else undoes that if the job is abandoned afterwards.
-    :ivar rested: seconds for which it let other pools go first, which are not its storage's: its deadline is so much later.
-    :ivar rests_until: on the monotonic clock. Its own threads write both without the lock.
     """
 
     __slots__ = (
@@ -38,8 +36,6 @@ class Job:
         "loop",
         "overdue",
         "parent",
-        "rested",
-        "rests_until",
         "result",
         "returned",
         "stuck",
@@ -67,8 +63,6 @@ class Job:
         self.overdue: bool = False
         self.returned: bool = False
         self.timer: asyncio.TimerHandle | None = None
-        self.rested: float = 0.0
-        self.rests_until: float = 0.0
         self.result: Any = None
 
 
@@ -162,18 +156,6 @@ def given_up() -> bool:
     """Return whether nobody waits any more for the call that this thread runs, or assists."""
     job: Job | None = getattr(here, "job", None)
     return job is not None and (job.parent or job).abandoned
-
-
-def rest(seconds: float) -> None:
-    """Let this thread rest, and give the call that it runs, or assists, that much more time."""
-    job: Job | None = getattr(here, "job", None)
-    if job is not None:
-        job = job.parent or job
-        now = time.monotonic()
-        until = max(job.rests_until, now + seconds)
-        job.rested += until - max(job.rests_until, now)  # several of its threads may rest at once
-        job.rests_until = until
-    time.sleep(seconds)
 
 
 def discard(job: Job, result: Any) -> None:

@@ -130,10 +130,6 @@ class PoolLane:
         future = job.future
         if not job.abandoned and (future is None or (future.done() and not future.cancelled())):
             return  # the caller has it, or is about to take it
-        if job.rested > 0 and job.loop is not None:
-            rested, job.rested = job.rested, 0.0
-            job.timer = job.loop.call_later(rested, self._expire, job, limit, patience)
-            return
         if patience is not None and not job.abandoned and (more := patience.left()) > 0 and job.loop is not None:
             self._threads.set_overdue(job)
             job.timer = job.loop.call_later(more, self._expire, job, limit + more, patience)

@@ -27,7 +27,7 @@ from astore.errors import DefinitionError, LibvirtCode, StorageError, VolumeExis
 from astore.model import ImageCheck, ImageSnapshot, ReferenceKind, VolumeInfo
 from astore.model.records import first_of
 from astore.names import check_volume_name
-from astore.plugin_calls import checked_record
+from astore.plugin_calls import checked_record, checked_words
 from astore.pools import graph, upload
 from astore.pools.backing import no_capacity
 from astore.pools.copies import backing_for
@@ -352,7 +352,7 @@ class Volume:
         """
         pool, info = self._member.pool, self.info
         session = cast(TellsUsers, await require_usable(pool, "look into a volume").able("tell-users"))
-        return tuple(map(printable, await worked(pool, session.volume_users(info))))
+        return checked_words(await worked(pool, session.volume_users(info)))
 
     def backing_chain(self) -> tuple[ChainLink, ...]:
         """Return the files that it is made of, itself first, as far as the active pools know them.

@@ -135,7 +135,7 @@ async def test_abilities_of_its_own(storage: Any, context: Context) -> None:
     await session.aclose()
 
 
-async def test_who_has_it_open(manager: Manager, storage: Any) -> None:
+async def test_who_has_it_open(manager: Manager, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that knows says who has a volume open, in words that a terminal can show; others say that they cannot tell."""
 
     class Telling(memory.MemoryPool):  # type: ignore[misc]
@@ -147,10 +147,25 @@ async def test_who_has_it_open(manager: Manager, storage: Any) -> None:
     disk = pool.volume("disk")
     assert await disk.users() == (f"volume {disk.info.inode}'s \\x1b[31mguest",)
     await pool.stop()
-    pool = await started(manager, storage)
-    with pytest.raises(UnsupportedOperationError) as caught:
+    for wrong in ("client 1", None, [4123], (one for one in "ab")):
+        monkeypatch.setattr(Telling, "users", lambda self, volume, wrong=wrong: wrong)
+        await pool.start()
+        with pytest.raises(TypeError, match="in place of a list of words"):
+            await pool.volume("disk").users()
+        await pool.stop()
+
+    def refuse(self: object, volume: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Telling, "users", refuse)
+    await pool.start()
+    with pytest.raises(StorageError, match="look for users of volume 'disk': Operation not permitted"):
         await pool.volume("disk").users()
-    assert caught.value.operation == "tell-users"
+    await pool.stop()
+    pool = await started(manager, storage)
+    with pytest.raises(UnsupportedOperationError) as unable:
+        await pool.volume("disk").users()
+    assert unable.value.operation == "tell-users"
 
 
 async def test_read_only_pool(manager: Manager, storage: Any) -> None:

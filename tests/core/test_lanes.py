@@ -17,7 +17,7 @@ from core_fakes import cancel_after, cancelling, eventually, run_python, steps
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes import threads as lanes_module
-from astore.lanes.job import PATIENCE, Job, LaneRecord, Patience, here, patient, rest
+from astore.lanes.job import PATIENCE, Patience, patient
 from astore.lanes.lane import PoolLane
 from astore.testing.faults import Gate
 
@@ -190,53 +190,6 @@ async def test_the_lane_s_own_deadline(lanes: Lanes, gate: Gate) -> None:
     """A call that names no deadline gets the lane's."""
     with pytest.raises(LaneTimeoutError):
         await lanes.lane("a", timeout=0.02).run(gate)
-
-
-async def test_rests_are_no_part_of_a_deadline(lanes: Lanes, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that lets other pools go first has so much more time; one that hangs afterwards fails all the same."""
-    lane = lanes.lane("pool")
-    jobs: list[Job] = []
-
-    def work(seconds: float) -> str:
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "sleep", lambda _: None)
-            rest(seconds)
-        jobs.append(here.job)
-        gate()
-        return "done"
-
-    for timeout in DEADLINES:  # one that found no thread in time is made again with more
-        call = start(lane, work, 3600.0, timeout=timeout)
-        await eventually(lambda call=call: call.done() or (jobs and not jobs[-1].rested), "the deadline")  # type: ignore[misc]
-        if not call.done():
-            break
-        with contextlib.suppress(LaneTimeoutError):
-            await call
-    assert not lane.stuck
-    gate.open()
-    assert await call == "done"
-    gate.close()
-    assert isinstance(await overdue(lane, work, 0.01), LaneTimeoutError)
-    assert lane.stuck == 1
-    gate.open()
-
-
-def test_rests_of_several_threads_count_once() -> None:
-    """The threads that assist a call rest beside it, and its time grows by what passes."""
-    lane = LaneRecord("pool", 4)
-    parent = Job(lane, print, ())
-    for _ in range(3):
-        here.job = Job(lane, print, (), parent=parent)
-        began = time.monotonic()
-        rest(0.001)
-        passed = time.monotonic() - began
-        assert 0.001 <= parent.rested <= passed
-        parent.rested = 0.0
-    parent.rests_until = time.monotonic() + 3600
-    rest(0.001)
-    assert parent.rested == 0
-    here.job = None
-    rest(0.0)
 
 
 async def test_a_queued_call_past_its_deadline(lanes: Lanes, gate: Gate) -> None:

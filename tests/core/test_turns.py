@@ -191,10 +191,8 @@ def test_who_waits_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reads_of_a_device_are_counted(tmp_path: Path) -> None:
     """The kernel counts what a thread reads from a device, where a folder says that it is on one."""
-    tree = LocalTree(str(tmp_path))
-    if not tree.on_device:
-        assert os.major(os.stat(tmp_path).st_dev) == 0
-        return
+    if not LocalTree(str(tmp_path)).on_device:
+        pytest.skip("the folder for tests is on no device")
     path = tmp_path / "file"
     path.write_bytes(b"x" * (1 << 20))
     with path.open("rb") as file:
@@ -262,38 +260,50 @@ def test_company(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not hung.in_company  # it was not heard of
 
 
-def test_long_waiting_rests_beside_other_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work that waits for its storage, for long, rests while another pool computes; not for its own pool's turns."""
-    rests: list[float] = []
-    monkeypatch.setattr(module, "LEASE", 60.0)
-    monkeypatch.setattr(module, "SHORT", -1.0)
-    monkeypatch.setattr(module, "COMPANY", 60.0)
-    monkeypatch.setattr(module.time, "sleep", rests.append)
+def test_long_waiting_lets_short_work_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that waits for its storage, for long, pauses while another pool's short work is under way, and no longer."""
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(module, "PATIENT", PATIENCE)
     turns = Turns()
-    listing, assistant, short = (Turn(turns, pool) for pool in ("slow", "slow", "fast"))
-    monkeypatch.setattr(module, "PATIENT", -1.0)
-    with listing:
-        assistant.step()
-        assert rests == [], "it is the same pool's"
-    listing.step()
-    assert rests == []
-    with short:
+    listing, own, other, old = (Turn(turns, pool) for pool in ("slow", "slow", "fast", "another"))
+
+    def paused() -> bool:
+        pauses.clear()
+        listing._rested = time.monotonic() - 1.0
         listing.step()
-        assistant.step()
-        assert len(rests) == 2
-        monkeypatch.setattr(module, "PATIENT", 60.0)
-        listing.step()
-        assert len(rests) == 2, "it has not been long"
-    monkeypatch.setattr(module, "PATIENT", -1.0)
-    listing.step()
-    assert len(rests) == 3, "the other pool had its turn just now"
-    for number in range(module.MOST_POOLS):
-        monkeypatch.setattr(module, "COMPANY", 0.0)
-        with Turn(turns, number):
-            pass
-    listing.step()
-    assert len(rests) == 3, "what is known of others is over"
-    assert all(0 <= rest <= module.SLICE for rest in rests)
+        return bool(pauses)
+
+    with other:
+        assert not paused(), "it is short itself"
+    listing.entered -= 2 * PATIENCE
+    assert not paused()
+    with own:
+        assert not paused(), "it is the same pool's"
+    with other:
+        assert paused()
+        assert all(0 < pause <= module.BREATH for pause in pauses)
+        other._without = True
+        assert paused(), "who mostly waits is at work, too"
+    assert not paused()
+    with old:
+        old.entered -= 2 * PATIENCE
+        assert not paused(), "long work does not go first"
+
+
+def test_who_loses_every_turn_goes_on_without_one() -> None:
+    """A thread that waits for something that the kernel does not count, while others wait for it, does not stay among them."""
+    turns = Turns()
+    turn = Turn(turns, device=True)
+    with turn:
+        for number in range(module.LOST):
+            assert not turn._without
+            turn.confirmed = float("-inf")
+            with turns._lock:
+                turns._revoke()
+            turn.step()
+            assert turn.held == (number < module.LOST - 1)
+        assert turn._without
 
 
 def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +346,7 @@ def test_long_work_lets_short_work_go_first(
         long.step()
         assert long.long
         monkeypatch.setattr(module, "SLICE", PATIENCE)  # from here on no turn ends because its slice is over
-        long._entered -= 2 * PATIENCE
+        long.entered -= 2 * PATIENCE
 
         def short() -> None:
             with Turn(turns) as turn:
@@ -369,7 +379,7 @@ def test_long_work_does_not_starve(
         spawn(short)
     long = Turn(turns)
     with long:
-        long._entered -= PATIENCE
+        long.entered -= PATIENCE
         began = time.monotonic()
         for _ in range(5):
             monkeypatch.setattr(module, "SLICE", 0.0)
