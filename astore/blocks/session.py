@@ -172,8 +172,10 @@ class BlockSession(PoolSession):
 
     async def aclose(self) -> None:
         """End all work on volumes, then close the pool; a pool that hangs is abandoned."""
-        await self.opener.files.end()
-        await shielded(bounded(self.calls.close(self.pool.close)))
+        try:
+            await self.opener.files.end()
+        finally:  # also if nobody waits any longer
+            await shielded(bounded(self.calls.close(self.pool.close)))
 
     def _check_open(self) -> None:
         if self.opener.files.over:

@@ -168,6 +168,17 @@ async def test_who_has_it_open(manager: Manager, storage: Any, monkeypatch: pyte
     assert unable.value.operation == "tell-users"
 
 
+async def test_given_up_while_closing(storage: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose work does not end in time closes its pool all the same."""
+    closed: list[object] = []
+    pool = memory.MemoryPool(storage)
+    monkeypatch.setattr(pool, "close", lambda: closed.append(pool))
+    session = block_session(pool, context)
+    monkeypatch.setattr(session.opener.files, "end", asyncio.Event().wait)
+    await bounded(session.aclose(), 0.01)
+    assert closed == [pool]
+
+
 async def test_read_only_pool(manager: Manager, storage: Any) -> None:
     """Volumes that cannot be made or changed in size are read and written all the same; the rest is refused by name."""
     storage.create("lun", MIB)

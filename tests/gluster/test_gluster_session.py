@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from astore.backend import Context
+from astore.cancellation import bounded
 from astore.errors import LaneStuckError
 from astore.lanes import Lanes
 from astore.model import Host, PoolDef, Snapshot, Source, VolumeType
@@ -296,6 +297,16 @@ async def test_cancelled_open_holds_nothing(
     assert own.statistics()["open"] == 1
     assert session.tree.connection.holds == 1
     await session.aclose()
+
+
+async def test_given_up_while_closing_holds_nothing(
+    gluster: GlusterBed, new_volume: str, own: ConnectionCache, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session whose work does not end in time lets its connection go all the same."""
+    session = await opened(GlusterBackend(own), definition(new_volume, "/", Host(gluster.host)), context)
+    monkeypatch.setattr(session, "end_work", asyncio.Event().wait)
+    await bounded(session.aclose(), 0.01)
+    assert own.statistics()["open"] == own.statistics()["idle"] == 1
 
 
 async def test_hung_brick(

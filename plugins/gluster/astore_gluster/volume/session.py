@@ -112,5 +112,7 @@ class GlusterSession(WritableTreeSession):
         self._closed = True
         if self._upcalls is not None:
             self._upcalls.close()
-        await self.end_work()
-        self.tree.close()
+        try:
+            await self.end_work()
+        finally:  # also if nobody waits any longer
+            self.tree.close()

@@ -102,5 +102,7 @@ class NetfsSession(WritableTreeSession):
 
     async def aclose(self) -> None:
         """Close the folder, after all work on volumes has ended; the mount stays."""
-        await self.end_work()
-        self.tree.close()  # not on the lane, which may be stuck; closing a directory, unlike a file, asks no server
+        try:
+            await self.end_work()
+        finally:
+            self.tree.close()  # not on the lane, which may be stuck; closing a directory, unlike a file, asks no server
