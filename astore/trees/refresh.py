@@ -177,9 +177,9 @@ class Refresh:
                     self._go_on()
                     self._errors.append(entry_error(item[0], item[1]))
                     continue
+                chunk.append(item)  # before anything that may fail, so that it is released
                 if first:
                     self._notes = self._tree.has_notes()
-                chunk.append(item)
                 if len(chunk) >= self.CHUNK or first:
                     # the first chunk has one entry, so that assistants start early: over a network listing takes long
                     first = False

@@ -309,6 +309,26 @@ async def test_given_up_while_closing_holds_nothing(
     assert own.statistics()["open"] == own.statistics()["idle"] == 1
 
 
+async def test_listing_that_fails_after_its_first_entry(
+    folder: Folder,
+    volume: str,
+    gluster: GlusterBed,
+    context: Context,
+    own: ConnectionCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was listed before, such as when the pool is closed meanwhile, holds the connection no longer."""
+    await asyncio.to_thread(make_images, folder.path, 3)
+    session = await opened(GlusterBackend(own), definition(volume, folder.name, Host(gluster.host)), context)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.tree, "has_notes", lambda: session.tree.statvfs() and session.tree.path(""))
+        with pytest.raises(OSError, match="Invalid argument"):
+            await session.refresh(Snapshot.EMPTY)
+    assert session.tree.connection.holds == 1
+    assert len(await session.refresh(Snapshot.EMPTY)) == 3
+    await session.aclose()
+
+
 async def test_hung_brick(
     gluster: GlusterBed, volume_factory: Callable[..., str], make_context: Callable[..., Context], own: ConnectionCache
 ) -> None:
