@@ -217,7 +217,7 @@ async def loop_rows(bench: Bench, pools: int = 50, count: int = 200) -> list[Row
         busy = sorted(delays[idle:])
         p99, worst = busy[int(len(busy) * 0.99)], busy[-1]
         quiet = sorted(delays[:idle])
-        starved = 0.0 if probe.latest is None else probe.latest.starved  # when idle it is not that late
+        starved = 0.0 if probe.latest is None else probe.latest.starved
         bench.notes.append(
             f"event loop while {kind} refresh: median {median(busy) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, worst "
             f"{worst * 1e3:.2f} ms ({starved * 1e3:.2f} of them waiting for a processor) over {len(busy)} samples; "

@@ -59,8 +59,10 @@ class WritableTreeSession(FileTreeSession):
 
     async def aclose(self) -> None:
         """End all work on volumes, then close the tree."""
-        await self.end_work()
-        await super().aclose()
+        try:
+            await self.end_work()
+        finally:  # also if nobody waits any longer
+            await super().aclose()
 
     async def end_work(self) -> None:
         """Fail all work on volumes and remove unfinished ones, in bounded time. No work begins afterwards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core_fakes import FakeBackend, eventually, fake, fake_registry
@@ -12,6 +13,7 @@ from leaks import LeakCheck
 from watching_support import dir_pool, watched
 
 import astore
+from astore.cancellation import bounded
 from astore.manager import pool_watch
 from astore.manager.watching import Watch
 from astore.notices import FolderNotices
@@ -129,3 +131,19 @@ async def test_of_pools_that_are_not_ready(
             await pool.stop()
 
         assert await canceller.at_each(watch, after) > 8
+
+
+async def test_given_up_while_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose work does not end in time closes its folder all the same."""
+    (tmp_path / "images").mkdir()
+    async with astore.Manager(tmp_path / "state") as manager:
+        pool = await dir_pool(manager, tmp_path / "images")
+        async with manager.watch():
+            await watched(pool)
+            life = pool.parts.record.life
+            assert life is not None
+            session: Any = await life.attached()
+            monkeypatch.setattr(session, "end_work", asyncio.Event().wait)
+            await bounded(session.aclose(), 0.01)
+            with pytest.raises(OSError, match="closed"):
+                await asyncio.to_thread(session.tree.statvfs)
