@@ -30,12 +30,15 @@ PATIENCE = 200.0
 """Seconds that a test waits for what has to come; far more than it ever takes."""
 
 
-async def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Let the loop run until ``condition()`` is true."""
-    deadline = time.monotonic() + PATIENCE
+async def eventually(
+    condition: Callable[[], object], what: str | Callable[[], str] = "the condition", patience: float = PATIENCE
+) -> None:
+    """Let the loop run until ``condition()`` is true. :param what: what that is, or says it when it did not come about."""
+    deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() >= deadline:
-            raise AssertionError(f"{what} did not come about\n{of_all_threads()}")
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"{said} did not come about\n{of_all_threads()}")
         await asyncio.sleep(0.002)
 
 

@@ -36,13 +36,22 @@ def open_files() -> Counter[str]:
 def descriptors() -> frozenset[str]:
     """This process's descriptors with what each is.
 
-    Compare with `<=`: what an earlier test left to libgfapi is closed whenever libgfapi comes to it.
+    Compare with :func:`new_descriptors`: an earlier test's connection may end meanwhile in a thread of libgfapi.
     """
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this very listing
             found.add(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
     return frozenset(found)
+
+
+def new_descriptors(before: frozenset[str], grace: float = 60.0) -> frozenset[str]:
+    """What is new of :func:`descriptors`, empty as it should be, once that ended which may end by itself.
+
+    glfs_fini closes what it had whenever it comes to it, and opens a pipe for a while to wake its own threads
+    (gf_event_dispatch_destroy in glusterfs's event.c).
+    """
+    return frozenset() if settle(lambda: descriptors() <= before, grace) else descriptors() - before
 
 
 def threads() -> Counter[str]:

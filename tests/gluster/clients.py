@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import itertools
 import os
@@ -119,14 +118,13 @@ async def sees_the_truth(
     """Wait until a watched pool has what a full refresh on another connection finds now, and return that."""
     true = await true_volumes(bed, volume, directory, cache, context)
     lost = half_lost(bed, volume, directory)
-    await soon(lambda: same(pool.snapshot, true, lost), f"the truth: {list(true)}")
+    await soon(lambda: same(pool.snapshot, true, lost), lambda: f"{true} (there is {pool.snapshot.by_name})")
     return true
 
 
-async def soon(condition: Callable[[], object], what: str) -> None:
+async def soon(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
     """Wait until something holds, which the bricks tell of."""
-    async with asyncio.timeout(SOON):
-        await eventually(condition, what)
+    await eventually(condition, what, SOON)
 
 
 def pollers() -> int:

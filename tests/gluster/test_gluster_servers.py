@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from leaks import descriptors
+from leaks import descriptors, new_descriptors
 
 from astore.errors import DefinitionError
 from astore.model import Host
@@ -274,4 +274,4 @@ def test_asking_leaves_nothing() -> None:
             thread.join()
         with contextlib.suppress(OSError):
             ask([silent, down], 0.1)
-        assert descriptors() <= before
+        assert not new_descriptors(before)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from leaks import descriptors
+from leaks import descriptors, new_descriptors
 from netfs.looking import Open, clients, ids, refuse_to_detach, table, target
 
 from astore.backend import CommandResult, Context
@@ -165,7 +165,7 @@ async def test_claim_that_fails_keeps_nothing_open(definition: PoolDef, monkeypa
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="no locks"):
         await asyncio.to_thread(mount._claim, str(target(definition)))
-    assert descriptors() <= before
+    assert not await asyncio.to_thread(new_descriptors, before)
 
 
 async def test_mount_that_fails_otherwise_is_not_stale(
