@@ -149,6 +149,15 @@ class Comparing:
         mine, other = self._paths(told["volumes"][volume])
         return mine.read_bytes() == other.read_bytes()
 
+    def is_image(self, pool: str, volume: str) -> bool:
+        """Whether a volume is an image."""
+        told = self.known.get(pool)
+        return (
+            told is not None
+            and volume in told["volumes"]
+            and is_image(self._paths(told["volumes"][volume])[0].read_bytes())
+        )
+
     def in_the_way(self, pool: str, name: str) -> bool:
         """Whether there is something of this name in the pool's folder."""
         told = self.known.get(pool)

@@ -102,6 +102,18 @@ async def test_a_damaged_image(sides: Sides) -> None:
     assert mine["damaged"] == {"cut"}
 
 
+async def test_an_upload_into_a_header(sides: Sides) -> None:
+    """libvirt writes it; astore says that what comes of it cannot be read, and writes nothing unless it is told to."""
+    for side in sides:
+        template("qcow2", 1 << 20).write(side.root / "m0" / "image")
+        before = (side.root / "m0" / "image").read_bytes()
+        await side.do("refresh", "m0")
+    assert await codes(sides, "upload", "m0", "image", b"\xff" * 10, 100, 0) == (None, 38)
+    theirs, mine = [(side.root / "m0" / "image").read_bytes() for side in sides]
+    assert theirs[100:110] == b"\xff" * 10
+    assert mine == before
+
+
 async def test_a_text_about_qed(sides: Sides) -> None:
     """Three letters make an image for libvirt; its magic has a NUL byte after them (QEMU's block/qed.h)."""
     for side in sides:
