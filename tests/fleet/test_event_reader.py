@@ -11,6 +11,7 @@ import pytest
 from core_fakes import eventually
 
 import astore
+import astore_fleet.mirror as mirror_module
 from astore_fleet import Fleet, FleetEvent, FleetEvents
 from astore_fleet.client import event_reader
 from astore_fleet.engine import Message
@@ -115,6 +116,42 @@ async def test_a_message_that_cannot_be_taken(fleet: Fleet) -> None:
         for number in (1, 2, 3):
             await engine.publish(engine.names.events, engine.names.event("one", "u", "x"), str(number).encode())
         await eventually(lambda: taken == [1, 3], "the others")
+    finally:
+        await mirror.aclose()
+
+
+async def test_a_long_stream(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read what is kept may take long, as long as it goes on."""
+    monkeypatch.setattr(mirror_module, "PATIENCE", 2.0)
+    engine, taken = fleet.store.engine, list[int]()
+    await tell(fleet, 0, 25)
+    began = time.monotonic()
+    mirror = Mirror(
+        engine, engine.names.events, lambda message: taken.append(message.seq), hold=lambda: asyncio.sleep(0.2)
+    )
+    await mirror.open()
+    try:
+        assert taken == list(range(1, 26))
+        assert time.monotonic() - began > mirror_module.PATIENCE
+    finally:
+        await mirror.aclose()
+
+
+async def test_a_stream_that_grows_as_fast_as_it_is_read(fleet: Fleet) -> None:
+    """What was kept has arrived, whatever is written meanwhile."""
+    engine, taken = fleet.store.engine, list[int]()
+    body, kept = bytes(900_000), 60
+    for _ in range(kept):
+        await engine.publish(engine.names.events, engine.names.event("one", "u", "x"), body)
+
+    async def hold() -> None:  # the engine holds most messages back meanwhile
+        await engine.publish(engine.names.events, engine.names.event("one", "u", "x"), body)
+
+    mirror = Mirror(engine, engine.names.events, lambda message: taken.append(message.seq), hold=hold)
+    try:
+        async with asyncio.timeout(60):
+            await mirror.open()
+        assert len(taken) >= kept
     finally:
         await mirror.aclose()
 

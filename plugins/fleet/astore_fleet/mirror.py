@@ -28,6 +28,9 @@ RETRY_SECONDS = 0.2
 MARK_SECONDS = 3600.0
 """Seconds that the mark of a deleted key stays."""
 
+PATIENCE = 30.0
+"""Seconds in which the next message of a stream must come that is read for the first time."""
+
 LATE_SECONDS = 0.05
 """Seconds that a message may take to arrive before the leader is asked for it."""
 
@@ -78,17 +81,20 @@ class Mirror:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self, *, complete: bool = True) -> None:
-        """Begin, and wait until all that is kept has arrived. :raises StoreError: it does not.
+        """Begin, and wait until all that is kept has arrived. :raises StoreError: nothing came for PATIENCE seconds.
 
         :param complete: False: wait only until the engine is about to send it.
         """
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"astore mirror of {self.stream}")
+        wanted = self._complete if complete else self._following
         try:
-            async with asyncio.timeout(30.0):
-                await (self._complete if complete else self._following).wait()
-        except TimeoutError:
-            await self.aclose()
-            raise self.engine.error(f"the stream {self.stream} cannot be read") from None
+            while not wanted.is_set():
+                before = self.seq
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE):
+                        await wanted.wait()
+                if not wanted.is_set() and self.seq == before:
+                    raise self.engine.error(f"the stream {self.stream} cannot be read")
         except BaseException:
             await self.aclose()
             raise
@@ -179,7 +185,7 @@ class Mirror:
                     self._taken(message, place.sequence.stream, place.timestamp.timestamp())
                 except Exception as error:
                     await self._complain("a message cannot be read", error)
-                if not place.num_pending:
+                if not place.num_pending or expected > pending:  # others may write faster than this reads
                     self._caught_up()
                 if self._hold is not None:
                     await self._hold()
