@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 
-from astore.lanes.threads import NAME
+from astore.lanes.thread_setup import NAME
 from beds import fuse, processes
 from beds.namespace import in_private_namespaces
 

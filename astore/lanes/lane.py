@@ -66,7 +66,8 @@ class PoolLane:
         job = Job(self._record, func, args, loop, discard)
         future = job.future
         assert future is not None
-        self._threads.submit(job)
+        while not self._threads.submit(job):  # noqa: ASYNC110
+            await asyncio.sleep(0)  # not for the lock: who has it may wait for the interpreter, behind many others
         if self._threads.starting:
             loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
         if limit != float("inf"):

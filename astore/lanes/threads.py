@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import resource
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ import msgspec
 
 from astore.errors import LaneStuckError
 from astore.lanes.job import Job, LaneRecord, discard, here, let_go_of_locals
+from astore.lanes.thread_setup import save_address_space, take_name
 
 IDLE_SECONDS = 5.0
 """How long an idle thread waits for work before it ends."""
@@ -31,14 +31,8 @@ IDLE_SECONDS = 5.0
 STACK_BYTES = 2 << 20
 """The stack of a thread: a quarter of the usual, so that many threads fit where the address space is limited."""
 
-M_ARENA_MAX = -8
-"""See mallopt(3)."""
-
 LOST_SECONDS = 5.0
 """How long a thread that was started may take to begin, before it is thought to be lost."""
-
-NAME = "astore-lane"
-"""The name of the threads in the kernel, as ``ps -T`` and ``top -H`` show it."""
 
 
 class LaneStatistics(msgspec.Struct, frozen=True):
@@ -75,7 +69,7 @@ class SharedThreads:
         self._threads = 0
         self._idle: list[threading.Lock] = []  # the bells of idle threads; the thread that worked last at the end
         self._coming = 0  # threads that were called or started, and have not looked for work yet
-        _save_address_space()
+        save_address_space()
         self._starting: deque[float] = deque()  # when the threads among them were started that have not begun
         self._stuck = 0
         self._closed = False
@@ -112,13 +106,15 @@ class SharedThreads:
 
     # ----------------------------------------------------------------------------------------------------- calls
 
-    def submit(self, job: Job) -> None:
-        """Queue a call.
+    def submit(self, job: Job) -> bool:
+        """Queue a call, unless another thread has the lock at this moment; return whether it is queued.
 
         :raises LaneStuckError: all threads of its lane are stuck. RuntimeError: no thread can be started.
         """
         lane = job.lane
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             if lane.stuck >= lane.limit:
                 raise LaneStuckError(
                     f"{lane.name}: all {lane.limit} threads hang in calls that passed their deadline", lane=lane.name
@@ -129,6 +125,9 @@ class SharedThreads:
             except RuntimeError:  # there is no thread, and none can be started
                 lane.queue.remove(job)
                 raise
+        finally:
+            self._lock.release()
+        return True
 
     def assist(self, parent: Job, func: Callable[[], None], count: int) -> None:
         """Queue ``count`` calls of ``func`` beside a running one."""
@@ -197,7 +196,7 @@ class SharedThreads:
                 # not Thread.start(): it waits for the thread, for ever if that has not enough memory to begin
                 before = _thread.stack_size(STACK_BYTES)
                 try:
-                    _thread.start_new_thread(self._serve, ())
+                    _thread.start_new_thread(self._serve, (hasattr(here, "job"),))
                 finally:
                     _thread.stack_size(before)
                 self._starting.append(time.monotonic())
@@ -288,10 +287,12 @@ class SharedThreads:
 
     # -------------------------------------------------------------------------------------------- the threads
 
-    def _serve(self) -> None:
+    def _serve(self, named: bool) -> None:
+        """Run calls until there are none. :param named: whether another of these threads started this one: it has its name."""
         sys.settrace(threading.gettrace())  # as in threading.Thread
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as name:
-            name.write(NAME)
+        if not named:
+            take_name()
+        here.job = None
         bell = threading.Lock()
         bell.acquire()
         called, waited = True, False
@@ -376,18 +377,6 @@ class SharedThreads:
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _save_address_space() -> None:
-    """Where the address space is limited, have malloc not reserve 64 MiB of it for each thread.
-
-    Without memory for the smallest object, CPython 3.11 does not raise MemoryError but may loop for ever in a ``finally``.
-    """
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        import ctypes
-
-        with contextlib.suppress(AttributeError, OSError):  # no glibc
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _counts(lane: LaneRecord) -> LaneStatistics:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from core_fakes import cancel_after, cancelling, eventually, run_python, steps
+from leaks import threads
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes
 from astore.lanes import threads as lanes_module
 from astore.lanes.job import PATIENCE, Patience, patient
 from astore.lanes.lane import PoolLane
+from astore.lanes.thread_setup import NAME
 from astore.testing.faults import Gate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -672,6 +674,34 @@ async def test_an_error_leaves_no_cycle(lanes: Lanes) -> None:
         await eventually(lambda: gone() is None, "the thing's end")
     finally:
         gc.enable()
+
+
+async def test_the_loop_does_not_wait_for_the_lock(lanes: Lanes) -> None:
+    """A call is made a moment later if another thread has the threads' lock. Cancelled meanwhile, it never is."""
+    lane = lanes.lane("pool")
+    done: list[str] = []
+    with vars(lanes)["_threads"]._lock:
+        made, cancelled = start(lane, done.append, "made"), start(lane, done.append, "cancelled")
+        await steps(2)
+        await cancelling(cancelled)
+    await made
+    await lane.run(int)
+    assert done == ["made"]
+    assert numbers(lane) == (0, 0, 0)
+
+
+async def test_threads_have_a_name(lanes: Lanes) -> None:
+    """All of them, also those that were started by others of them."""
+    lane = lanes.lane("pool")
+    before = threads()[NAME]
+    gate = Gate()
+    calls = [start(lane, gate) for _ in range(4)]
+    await gate.reached(4)
+    try:
+        assert threads()[NAME] == before + 4
+    finally:
+        gate.open()
+    await asyncio.gather(*calls)
 
 
 def test_a_process_with_a_hung_thread_exits() -> None:
