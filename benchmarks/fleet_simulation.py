@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from astore.backend import Backend, Context, PoolSession
 from astore.model import Host, PoolDef, Snapshot, Source, Target, VolumeInfo, VolumeType
 from astore.registry import BackendRegistry
-from astore_fleet import Agent, Fleet, NatsStore
+from astore_fleet import Agent, Fleet, NatsStore, mirror
 from astore_fleet.store.definition_headers import AUTOSTART, HOST, VERSION
 from beds.nats import NatsBed
 from benchmarks.sides import say
@@ -104,8 +104,9 @@ class SimulatedBackend(Backend):
 # ------------------------------------------------------------------------------------------------------ hosts
 
 
-async def _hosts(url: str, first: int, count: int, lease: float) -> None:
+async def _hosts(url: str, first: int, count: int, lease: float, heartbeat: float) -> None:
     """Be that many hosts until the input ends; say on each line of it how they are."""
+    mirror.HEARTBEAT_SECONDS = heartbeat
     agents: list[Agent] = []
     slots = asyncio.Semaphore(COMING)
 
@@ -204,6 +205,7 @@ class Simulation:
         for number in range(options.processes):
             argv = [sys.executable, "-m", "benchmarks.fleet_simulation", "--be", self.bed.url]
             argv += ["--first", str(number * share), "--hosts", str(share), "--lease", str(options.lease)]
+            argv += ["--heartbeat", str(options.heartbeat)]
             made = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE, env=environment)
             self.processes.append(made)
         for process in self.processes:
@@ -296,6 +298,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pools", type=int, default=1000)
     parser.add_argument("--volumes", type=int, default=200, help="of each pool")
     parser.add_argument("--lease", type=float, default=10.0, help="seconds that a host's lease lasts")
+    parser.add_argument(
+        "--heartbeat",
+        type=float,
+        default=mirror.HEARTBEAT_SECONDS,
+        help="seconds between the engine's signs to each follower",
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to watch")
     parser.add_argument("--folder", type=Path, help="for the server's data")
@@ -305,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if options.be:
-        asyncio.run(_hosts(options.be, options.first, options.hosts, options.lease))
+        asyncio.run(_hosts(options.be, options.first, options.hosts, options.lease, options.heartbeat))
     else:
         asyncio.run(_simulate(options))
 

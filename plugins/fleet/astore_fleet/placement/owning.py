@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -21,7 +21,10 @@ def candidates(held: Held, hosts: Iterable[HostInfo]) -> list[str]:
     definition = held.definition()
     if not isinstance(definition, PoolDef):
         return []
-    return [one.host for one in hosts if fits(definition, held.placement, held.defined_by, one)]
+    placement = held.placement
+    if not placement.labels and confined_to(definition, placement, held.defined_by) is None:
+        return [one.host for one in hosts]
+    return [one.host for one in hosts if fits(definition, placement, held.defined_by, one)]
 
 
 def confined_to(definition: PoolDef, placement: Placement, defined_by: str) -> frozenset[str] | None:
@@ -38,26 +41,30 @@ def may_meet(held: Held, hosts: frozenset[str] | None) -> bool:
     return hosts is None or theirs is None or bool(hosts & theirs)
 
 
-def chosen(pool: str, hosts: Iterable[str], load: Mapping[str, int]) -> str | None:
+def chosen(pool: str, hosts: Sequence[str], load: Mapping[str, int]) -> str | None:
     """Return the host that is to look after a pool: the one with the fewest; of several, each pool has its own order.
 
     All hosts that know the same choose the same one.
     """
-    return min(hosts, key=lambda host: (load.get(host, 0), _draw(pool, host)), default=None)
-
-
-def _draw(pool: str, host: str) -> bytes:
-    return hashlib.blake2b(f"{pool}\0{host}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    fewest = min((load.get(host, 0) for host in hosts), default=0)
+    seed = zlib.crc32(pool.encode("utf-8", "surrogateescape"))  # a checksum is fast: there may be many of both
+    return min(
+        (host for host in hosts if load.get(host, 0) == fewest),
+        key=lambda host: (zlib.crc32(host.encode("utf-8", "surrogateescape"), seed), host),
+        default=None,
+    )
 
 
 def free_for(me: str, state: FleetState, definitions: Mapping[str, Held]) -> list[str]:
     """Return the pools that nobody looks after and that this host is to take, in name order."""
+    free = sorted(name for name in definitions if not state.present(state.owner(name)))
+    if not free:
+        return []
     load = state.load()
     there = [one for one in state.hosts.values() if one.host not in state.drained]
     mine = []
-    for name, held in sorted(definitions.items()):
-        if state.present(state.owner(name)):
-            continue
+    for name in free:
+        held = definitions[name]
         host = chosen(name, candidates(held, there), load)
         if host is not None:
             load[host] = load.get(host, 0) + 1
@@ -96,12 +103,15 @@ async def take(engine: Engine, pool: str, owner: Owner, after: int) -> int | Non
 
 def to_even_out(me: Owner, state: FleetState, definitions: Mapping[str, Held], most: int) -> list[str]:
     """Return pools that this host is to hand back because others have fewer by two or more. :param most: how many at once."""
+    mine = sorted(name for name, owned in state.owners.items() if owned.owner == me)
+    if len(mine) < 2:
+        return []
     there = [one for one in state.hosts.values() if one.host not in state.drained]
     for name, held in definitions.items():
         if not state.present(state.owner(name)) and candidates(held, there):
             return []  # first each pool has an owner
     load, found = state.load(), list[str]()
-    for name in sorted(name for name, owned in state.owners.items() if owned.owner == me):
+    for name in mine:
         one = definitions.get(name)
         others = [] if one is None else [host for host in candidates(one, there) if host != me.host]
         fewest = min(others, key=lambda host: load.get(host, 0), default=None)
