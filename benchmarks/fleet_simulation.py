@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -106,7 +107,8 @@ class SimulatedBackend(Backend):
 
 async def _hosts(url: str, first: int, count: int, lease: float, heartbeat: float) -> None:
     """Be that many hosts until the input ends; say on each line of it how they are."""
-    mirror.HEARTBEAT_SECONDS = heartbeat
+    mirror.HEARTBEAT_SECONDS, mirror.PATIENCE = heartbeat, 600.0
+    gc.set_threshold(1_000_000, 100, 100)  # hundreds of hosts have their objects in one process here, and go through all
     agents: list[Agent] = []
     slots = asyncio.Semaphore(COMING)
 
@@ -174,7 +176,9 @@ class Simulation:
             await self._define(fleet)
             say(f"{options.pools} definitions written in {time.monotonic() - began:.1f} s")
             await self._until(lambda: sum(one.state == "running" for one in fleet.pools()) == options.pools)
-            say(f"all pools running and kept after {time.monotonic() - began:.1f} s")
+            say(f"all pools running after {time.monotonic() - began:.1f} s")
+            await self._until(lambda: sum(one.volumes for one in fleet.pools()) == options.pools * options.volumes)
+            say(f"all volumes kept after {time.monotonic() - began:.1f} s")
             await self._watch(options.seconds)
             await self._read()
             if len(self.processes) > 1:

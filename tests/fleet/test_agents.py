@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from core_fakes import eventually
-from fleet_support import HeldSession, folder, host, local, shared, until
+from fleet_support import SECONDS, HeldSession, folder, host, local, registry, shared, until
 
 import astore
+from astore.store.contract import Run
 from astore_fleet import Agent, Fleet
 from beds.nats import NatsBed
 
@@ -215,6 +216,35 @@ async def test_the_end_of_a_run_that_was_not_written(
         await eventually(lambda: failed and b.manager.pools(active=True), "b has it")
         await eventually(lambda: list(fleet.store.table.runs.get("images", ())) == ["b"], "it runs on b alone")
         await eventually(lambda: not a.manager.pools(active=True), "a has stopped it")
+
+
+async def test_a_start_whose_answer_was_lost(
+    fleet: Fleet, one_server: NatsBed, fleet_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that was recorded as started, and whose start and its undoing then failed, has its volumes all the same."""
+    async with (
+        await Fleet.connect(one_server.url, fleet_name, host="a") as client,
+        client.agent(seconds=SECONDS, registry=registry(), max_staleness=1e6) as agent,
+    ):
+        begin_run, end_run, lost = agent.store.begin_run, agent.store.end_run, list[str]()
+
+        async def begins(run: Run, *, persistent: bool, ours: bool = True) -> None:
+            await begin_run(run, persistent=persistent, ours=ours)
+            if "begin" not in lost:
+                lost.append("begin")
+                raise astore.StoreError("no answer")
+
+        async def ends(name: str, started_at: float) -> None:
+            if "end" not in lost:
+                lost.append("end")
+                raise astore.StoreError("no answer")
+            await end_run(name, started_at)
+
+        monkeypatch.setattr(agent.store, "begin_run", begins)
+        monkeypatch.setattr(agent.store, "end_run", ends)
+        pool = await fleet.define(shared("images", "/images", "held"))
+        await eventually(lambda: pool.info.volumes == 2, "its volumes are read")
+        assert lost == ["begin", "end"]
 
 
 async def test_a_pool_that_is_lost_while_it_begins_anew(
