@@ -108,7 +108,9 @@ class SimulatedBackend(Backend):
 async def _hosts(url: str, first: int, count: int, lease: float, heartbeat: float) -> None:
     """Be that many hosts until the input ends; say on each line of it how they are."""
     mirror.HEARTBEAT_SECONDS, mirror.PATIENCE = heartbeat, 600.0
-    gc.set_threshold(1_000_000, 100, 100)  # hundreds of hosts have their objects in one process here, and go through all
+    gc.set_threshold(
+        1_000_000, 100, 100
+    )  # hundreds of hosts have their objects in one process here, and go through all
     agents: list[Agent] = []
     slots = asyncio.Semaphore(COMING)
 
