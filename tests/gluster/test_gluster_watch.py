@@ -13,11 +13,12 @@ from watching_support import watched
 import astore
 from astore.backend import Context
 from astore.manager import pool_watch
+from astore_gluster.backend import GlusterBackend
 from astore_gluster.volume import told as told_module
 from astore_gluster.volume import upcalls
 from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache
 from astore_gluster.volume.options import BrickOptions, OptionsError
-from tests.gluster.clients import ON, OtherClient, pollers, sees_the_truth, soon, xml
+from tests.gluster.clients import ON, OtherClient, pollers, sees_the_truth, soon, true_volumes, xml
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -94,6 +95,27 @@ async def test_every_kind_of_change(
         await asyncio.to_thread(CHANGES[change], other)
         await sees_the_truth(pool, gluster, told_volume, other.images, others, context)
     await pool.stop()
+
+
+async def test_a_look_at_a_file_is_not_the_cache(
+    gluster: GlusterBed, told_volume: str, other: OtherClient, others: ConnectionCache, context: Context
+) -> None:
+    """What was written right after a listing is seen by a look at that file, which is all that follows a notice."""
+    backend = GlusterBackend(CONNECTIONS)
+    definition = backend.check(astore.PoolDef.from_xml(xml(gluster, told_volume, other.images)))
+    session = await backend.open(definition, context)
+    told = await session.watch(lambda *_: None)
+    try:
+        for size in range(1, 9):
+            await session.refresh(astore.Snapshot.EMPTY, full=True)
+            await asyncio.to_thread(other.write, f"{other.images}/old", b"x" * size)
+            found = await session.refresh_volume("old")
+            true = await true_volumes(gluster, told_volume, other.images, others, context)
+            assert isinstance(found, astore.VolumeInfo)
+            assert (found.physical, found.mtime_ns) == (size, true["old"].mtime_ns)
+    finally:
+        told.close()
+        await session.aclose()
 
 
 @pytest.mark.parametrize("pause", [0.1, 0.45, 1.2])
