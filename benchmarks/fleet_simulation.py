@@ -107,10 +107,10 @@ class SimulatedBackend(Backend):
 
 async def _hosts(url: str, first: int, count: int, lease: float, heartbeat: float) -> None:
     """Be that many hosts until the input ends; say on each line of it how they are."""
-    mirror.HEARTBEAT_SECONDS, mirror.PATIENCE = heartbeat, 600.0
-    gc.set_threshold(
-        1_000_000, 100, 100
-    )  # hundreds of hosts have their objects in one process here, and go through all
+    mirror.HEARTBEAT_SECONDS = heartbeat
+    mirror.PATIENCE = 600.0  # hundreds of hosts share one event loop, and answer late
+    # One process has the objects of hundreds of hosts: collections that go through all of them would take half the time.
+    gc.set_threshold(1_000_000, 100, 100)
     agents: list[Agent] = []
     slots = asyncio.Semaphore(COMING)
 

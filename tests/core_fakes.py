@@ -30,11 +30,12 @@ PATIENCE = 200.0
 """Seconds that a test waits for what has to come; far more than it ever takes."""
 
 
-async def eventually(
-    condition: Callable[[], object], what: str | Callable[[], str] = "the condition", patience: float = PATIENCE
-) -> None:
-    """Let the loop run until ``condition()`` is true. :param what: what that is, or says it when it did not come about."""
-    deadline = time.monotonic() + patience
+async def eventually(condition: Callable[[], object], what: str | Callable[[], str] = "the condition") -> None:
+    """Let the loop run until ``condition()`` is true.
+
+    :param what: the condition in words, for the error; a function that returns them is called when it fails.
+    """
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() >= deadline:
             said = what if isinstance(what, str) else what()

@@ -46,9 +46,9 @@ def descriptors() -> frozenset[str]:
 
 
 def new_descriptors(before: frozenset[str], grace: float = 60.0) -> frozenset[str]:
-    """What is new of :func:`descriptors`, empty as it should be, once that ended which may end by itself.
+    """Return the descriptors that were not there before, after up to ``grace`` seconds in which they may be closed.
 
-    glfs_fini closes what it had whenever it comes to it, and opens a pipe for a while to wake its own threads
+    An earlier test's connection may just be ending: glfs_fini opens a pipe for a while, to wake its own threads
     (gf_event_dispatch_destroy in glusterfs's event.c).
     """
     return frozenset() if settle(lambda: descriptors() <= before, grace) else descriptors() - before

@@ -66,8 +66,9 @@ class PoolLane:
         job = Job(self._record, func, args, loop, discard)
         future = job.future
         assert future is not None
-        while not self._threads.submit(job):  # noqa: ASYNC110
-            await asyncio.sleep(0)  # not for the lock: who has it may wait for the interpreter, behind many others
+        # Another thread has the lock, and may have to wait for the interpreter with it. The loop does not wait for that thread.
+        while not self._threads.submit(job):  # noqa: ASYNC110  a thread's lock has no event
+            await asyncio.sleep(0)
         if self._threads.starting:
             loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
         if limit != float("inf"):

@@ -268,8 +268,9 @@ class Refresher:
             raise VolumeNotFoundError(f"pool {record.name!r} has no volume {name!r}", what=name)
         began = time.monotonic()
         session = None
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 session = await life.attached()
                 if not isinstance(session, RefreshesVolume):
                     return await self._shared(False)
@@ -283,10 +284,10 @@ class Refresher:
                 else:
                     return await self._shared(False)
         except TimeoutError as error:
-            if isinstance(error, AstoreError):
+            if timeout is None or not limit.expired():
                 raise about_pool(record.name, "refresh", error) from error
-            message = f"pool {record.name!r}: refreshing volume {name!r} took longer than {timeout or 0:g} s"
-            raise LaneTimeoutError(message, lane=record.name, timeout=timeout or 0) from error
+            message = f"pool {record.name!r}: refreshing volume {name!r} took longer than {timeout:g} s"
+            raise LaneTimeoutError(message, lane=record.name, timeout=timeout) from error
         except Exception as error:
             translated = about_pool(record.name, "refresh", error)
             mine = life.session is session and not life.ended and not life.ending

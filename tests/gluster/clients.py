@@ -6,7 +6,6 @@ import ctypes
 import itertools
 import os
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core_fakes import eventually
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 ON: dict[str, str | int] = {"features.cache-invalidation": "on", "features.cache-invalidation-timeout": 1200}
 _numbers = itertools.count(1)
-
-SOON = 200.0
-"""Seconds in which a change is seen here that the bricks tell of, also beside other work. No listing comes so early."""
 
 
 class OtherClient:
@@ -118,13 +114,8 @@ async def sees_the_truth(
     """Wait until a watched pool has what a full refresh on another connection finds now, and return that."""
     true = await true_volumes(bed, volume, directory, cache, context)
     lost = half_lost(bed, volume, directory)
-    await soon(lambda: same(pool.snapshot, true, lost), lambda: f"{true} (there is {pool.snapshot.by_name})")
+    await eventually(lambda: same(pool.snapshot, true, lost), lambda: f"{true} (there is {pool.snapshot.by_name})")
     return true
-
-
-async def soon(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
-    """Wait until something holds, which the bricks tell of."""
-    await eventually(condition, what, SOON)
 
 
 def pollers() -> int:

@@ -25,7 +25,7 @@ from astore_gluster.volume import told as told_module
 from astore_gluster.volume.connection import ConnectionCache, Key
 from astore_gluster.volume.options import BrickOptions, OptionsError, ask_options
 from astore_gluster.volume.session import GlusterSession
-from tests.gluster.clients import ON, OtherClient, pollers, soon, xml
+from tests.gluster.clients import ON, OtherClient, pollers, xml
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -62,7 +62,7 @@ async def test_nothing_is_left(
         lambda: counted.left.get("handle", 0) == left.get("handle", 0) + 7, "a handle for each, and the folder"
     )
     await asyncio.to_thread(other.do, "unlink", f"{other.images}/f0")
-    await soon(lambda: told, "the notice")
+    await eventually(lambda: told, "the notice")
     snapshot = await session.refresh(snapshot)
     assert counted.left["handle"] == left.get("handle", 0) + 6
     watch.close()
@@ -104,14 +104,14 @@ async def test_two_pools_of_one_volume(
             taken = pools[1].snapshot.taken_at
             await asyncio.sleep(2.0)
         await asyncio.to_thread(other.truncate, f"{other.images}/old", 1000)
-        await soon(lambda: pools[0].volume("old").info.physical == 1000, "the new size")
+        await eventually(lambda: pools[0].volume("old").info.physical == 1000, "the new size")
         await asyncio.to_thread(other.write, f"{other.images}/new", b"x")
-        await soon(lambda: len(pools[0].volumes) == 2, "the new file")
+        await eventually(lambda: len(pools[0].volumes) == 2, "the new file")
         await asyncio.to_thread(other.do, "unlink", f"{other.images}/old")
-        await soon(lambda: len(pools[0].volumes) == 1, "the end of the old one")
+        await eventually(lambda: len(pools[0].volumes) == 1, "the end of the old one")
         assert pools[1].snapshot.taken_at == taken
         await asyncio.to_thread(neighbour.write, f"{neighbour.images}/new", b"x")
-        await soon(lambda: len(pools[1].volumes) == 2, "the change of the other")
+        await eventually(lambda: len(pools[1].volumes) == 2, "the change of the other")
     for pool in pools:
         await pool.stop()
 
@@ -143,7 +143,7 @@ async def test_volume_made_again(
         watch = await session.watch(lambda *what: told.append(what))
         await session.refresh(Snapshot.EMPTY)
         await asyncio.to_thread(other_of, name)
-        await soon(lambda: told, "the notice")
+        await eventually(lambda: told, "the notice")
         assert watch.complete
         await session.aclose()
     finally:

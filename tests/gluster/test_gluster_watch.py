@@ -18,7 +18,7 @@ from astore_gluster.volume import told as told_module
 from astore_gluster.volume import upcalls
 from astore_gluster.volume.connection import CONNECTIONS, ConnectionCache
 from astore_gluster.volume.options import BrickOptions, OptionsError
-from tests.gluster.clients import ON, OtherClient, pollers, sees_the_truth, soon, true_volumes, xml
+from tests.gluster.clients import ON, OtherClient, pollers, sees_the_truth, true_volumes, xml
 
 if TYPE_CHECKING:
     from beds.gluster import GlusterBed
@@ -132,7 +132,7 @@ async def test_what_is_written_again(
                 await asyncio.to_thread(other.write, f"{other.images}/busy", b"y", round_ * 1000 + turn)
                 await asyncio.sleep(pause)
             size = round_ * 1000 + 3
-            await soon(lambda size=size: pool.volume("busy").info.physical == size, f"the size {size}")
+            await eventually(lambda size=size: pool.volume("busy").info.physical == size, f"the size {size}")
     await pool.stop()
 
 
@@ -231,8 +231,8 @@ async def test_told_for_longer_than_the_timeout(
         quiet = pool.volume("quiet").info.inode
         assert quiet not in {notice.inode for notice in notices}
         await asyncio.to_thread(other.write, f"{other.images}/quiet", b"longer")
-        await soon(lambda: quiet in {notice.inode for notice in notices}, "the notice")
-        await soon(lambda: pool.volume("quiet").info.physical == 6, "the size")
+        await eventually(lambda: quiet in {notice.inode for notice in notices}, "the notice")
+        await eventually(lambda: pool.volume("quiet").info.physical == 6, "the size")
     await pool.stop()
 
 
@@ -257,11 +257,11 @@ async def test_volume_that_tells_nothing(
         assert not freshness.pushed
         assert pollers() == 0
         await asyncio.to_thread(other.write, f"{other.images}/new", b"x")
-        await soon(lambda: pool.volumes, "what polling finds")
+        await eventually(lambda: pool.volumes, "what polling finds")
         await asyncio.to_thread(gluster.set_option, volume, {"features.cache-invalidation": "on"})
         await watched(pool, "upcalls")
         await asyncio.to_thread(other.write, f"{other.images}/newer", b"x")
-        await soon(lambda: len(pool.volumes) == 2, "what the bricks tell")
+        await eventually(lambda: len(pool.volumes) == 2, "what the bricks tell")
     await pool.stop()
 
 
@@ -323,6 +323,6 @@ async def test_bricks_that_die_and_come_back(
             await asyncio.sleep(0.2)
         notices.clear()
         await asyncio.to_thread(other.write, f"{other.images}/old", b"longer")
-        await soon(lambda: pool.volume("old").info.physical == 6, "the size")
-        await soon(lambda: notices, "the notice")
+        await eventually(lambda: pool.volume("old").info.physical == 6, "the size")
+        await eventually(lambda: notices, "the notice")
     await pool.stop()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from core_fakes import eventually
 
 from astore.blocks import Block
 from astore.model import EntryError
@@ -20,6 +21,7 @@ from astore_iscsi.scsi import Capacity, Limits, Sense
 from astore_iscsi.target import client as clients
 from astore_iscsi.target.answers import GOOD, Answer, ConnectionLost
 from astore_iscsi.target.client import Client, Unit
+from astore_iscsi.target.connection import Debt
 from astore_iscsi.target.pool import IscsiPool
 from astore_iscsi.target.volume import UnitVolume
 
@@ -41,7 +43,7 @@ class OurConnection:
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
-        self.silent: dict[int, float] = {}
+        self.silent: dict[int, Debt] = {}
         self.unanswered: list[Callable[[Answer | OSError], None]] = []
         self.written: list[bytes] = []
 
@@ -311,6 +313,45 @@ async def test_a_silent_unit_owes_few_answers(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(clients, "SILENT_SECONDS", 0.0)
     await pool.list({})
     assert not connection.alive, "units that have been silent for long are asked on another connection"
+
+
+async def test_a_look_after_one_that_was_given_up() -> None:
+    """A unit whose answers are under way, to a caller that has gone, is asked when it has given them: it is not silent."""
+    late = True
+    client, connection = client_of(lambda lun, cdb: None if late else disk(lun, cdb))
+    gone = asyncio.ensure_future(client.survey([1]))
+    await eventually(lambda: len(connection.unanswered) == 3)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    late = False
+    looks = [asyncio.ensure_future(client.survey(luns)) for luns in ([1], [0, 1], [0])]
+    (other,) = await looks[2]
+    assert other.capacity is not None
+    assert not looks[0].done() and not looks[1].done()
+    for done in connection.unanswered:
+        done(GOOD)
+    for found in [await looks[0], await looks[1]]:
+        assert all(one.wrong is None and one.capacity is not None for one in found)
+    assert not connection.silent
+
+
+async def test_a_connection_that_is_lost_while_an_earlier_answer_is_awaited() -> None:
+    """Who waits for the answers to an earlier look is told at once that they do not come."""
+    client, connection = client_of(lambda lun, cdb: None)
+    gone = asyncio.ensure_future(client.survey([1]))
+    await eventually(lambda: len(connection.unanswered) == 3)
+    gone.cancel()
+    look = asyncio.ensure_future(client.survey([1]))
+    await eventually(lambda: bool(connection.silent))
+    await asyncio.sleep(0)
+    for done in connection.unanswered:
+        done(ConnectionLost(104, "reset"))
+    connection.silent.clear()  # a new connection has none
+    connection.unanswered.clear()
+    connection.behaviour = disk
+    (found,) = await look
+    assert found.capacity is not None
 
 
 async def test_nothing_but_silence() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from core_fakes import eventually, quiet
+from core_fakes import PATIENCE, eventually, quiet
 
 import astore
 from astore.errors import AstoreError, PoolInaccessibleError, StorageError, VolumeBusyError
@@ -40,11 +40,12 @@ WAIT = 2
 """Seconds after which librados gives up a server that hangs, in these tests."""
 USUAL = 27
 """Seconds after which it does so otherwise. A sound server answers earlier, however busy the machine is."""
-IN_TIME = 3 * WAIT + 18
-"""Seconds within which a call has failed: some wait for a few servers' answers, one after the other."""
+IN_TIME = PATIENCE
+"""Seconds within which a call to a server that hangs has failed. One that does not give up never ends."""
 
 MOUNT = {"client_mount_timeout": str(WAIT)}
 SHORT = {**MOUNT, "rados_osd_op_timeout": str(WAIT), "rados_mon_op_timeout": str(WAIT)}
+LONG = dict.fromkeys(SHORT, str(int(PATIENCE)))
 
 
 @pytest.fixture(autouse=True)
@@ -223,13 +224,13 @@ async def test_deadlines_without_options(tmp_path: Path, ceph: CephBed, ceph_poo
 @pytest.mark.parametrize("name", ["usage", "uuid"])
 async def test_first_monitor_is_dead(tmp_path: Path, ceph: CephBed, ceph_pool: str, name: str) -> None:
     """Another host of the definition is a monitor that answers. The secret is found by its usage or its uuid."""
-    definition = definition_of(ceph, ceph_pool)
+    definition = definition_of(ceph, ceph_pool, **LONG)
     uuid = "8a9b4d8e-5ae3-4b4d-9e6b-1d6f3a2c9c11"
     source = msgspec.structs.replace(definition.source, hosts=(Host("127.0.0.1", 1), *definition.source.hosts))
     if name == "uuid":
         source = msgspec.structs.replace(source, auth=Auth("ceph", "admin", secret_uuid=uuid))
     secrets = GivenSecrets({uuid if name == "uuid" else USAGE: base64.b64decode(ceph.key)})
-    async with astore.Manager(tmp_path / "state", secrets=secrets) as manager:
+    async with astore.Manager(tmp_path / "state", secrets=secrets, call_timeout=2 * PATIENCE) as manager:
         pool = await manager.define(msgspec.structs.replace(definition, source=source))
         await pool.start()
         assert pool.state is PoolState.RUNNING

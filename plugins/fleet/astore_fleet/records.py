@@ -93,15 +93,3 @@ class FleetEvent(msgspec.Struct, frozen=True):
     time: float
     event: Event
     partial: bool = False
-
-
-def fits(definition: PoolDef, placement: Placement, defined_by: str, host: HostInfo) -> bool:
-    """Return whether a pool may run on a host.
-
-    Without a placement, a pool whose source is on the network may run anywhere, another one on the host that defined it.
-    """
-    if placement.hosts and host.host not in placement.hosts:
-        return False
-    if any(host.labels.get(name) != value for name, value in placement.labels.items()):
-        return False
-    return bool(placement.hosts or placement.labels or definition.source.hosts) or host.host == defined_by

@@ -24,6 +24,7 @@ _OPTIONS = {
     "log_to_stderr": "false",  # what this process writes there is not the library's affair
     "err_to_stderr": "false",
     "log_to_file": "false",
+    "mon_client_hunt_parallel": "0",  # all: with some of them, a client waits 3 s if those are dead
     "rbd_cache": "false",  # several large reads and writes in flight gain nothing by another copy
     "rbd_discard_granularity_bytes": str(GRAIN),
     "rbd_disable_zero_copy_writes": "false",  # what is written does not change meanwhile: librbd needs no copy of it

@@ -12,7 +12,7 @@ from astore.store.contract import OutdatedError
 from astore_fleet.engine import Engine
 from astore_fleet.mirror import MARK_SECONDS
 from astore_fleet.placement.fleet_state import FleetState
-from astore_fleet.records import HostInfo, Owner, Placement, fits
+from astore_fleet.records import HostInfo, Owner, Placement
 from astore_fleet.store.pool_table import Held
 
 
@@ -21,14 +21,19 @@ def candidates(held: Held, hosts: Iterable[HostInfo]) -> list[str]:
     definition = held.definition()
     if not isinstance(definition, PoolDef):
         return []
-    placement = held.placement
-    if not placement.labels and confined_to(definition, placement, held.defined_by) is None:
-        return [one.host for one in hosts]
-    return [one.host for one in hosts if fits(definition, placement, held.defined_by, one)]
+    only, labels = confined_to(definition, held.placement, held.defined_by), held.placement.labels
+    return [
+        one.host
+        for one in hosts
+        if (only is None or one.host in only) and (not labels or labels.items() <= one.labels.items())
+    ]
 
 
 def confined_to(definition: PoolDef, placement: Placement, defined_by: str) -> frozenset[str] | None:
-    """Return the only hosts on which a pool may run; None: those are not known by name."""
+    """Return the only hosts on which a pool may run; None: those are not known by name.
+
+    Without a placement, a pool whose source is on the network may run anywhere, another one on the host that defined it.
+    """
     if placement.hosts:
         return frozenset(placement.hosts)
     return None if placement.labels or definition.source.hosts else frozenset({defined_by})

@@ -277,7 +277,8 @@ class ConnectionCache:
         # With it a write succeeds before any brick has seen it, and its failure is reported by the next call: nobody could
         # tell how much was written. Without it, concurrent writes are no slower (measured).
         gfapi.set_xlator_option(fs, b"*-write-behind", b"pass-through", b"true")
-        # It says for up to two seconds what it knew of a file, also after a brick has told of a change (seen).
+        # Libgfapi's cache of attributes: it answers with old ones for up to two seconds, also after a brick has told of a
+        # change (seen).
         gfapi.set_xlator_option(fs, b"*-md-cache", b"pass-through", b"true")
         failed = any(
             gfapi.set_volfile_server(fs, server.transport.encode(), os.fsencode(server.host), server.port) != 0

@@ -21,7 +21,7 @@ from astore_gluster.volume.notes import NOTE
 from astore_gluster.volume.reading import GONE
 
 STALE_WAITS = (0.0, 0.02, 0.1, 0.3, 0.7)
-"""Seconds between attempts to open a file that was there a moment ago, and is another one by now."""
+"""Seconds between attempts to open a file that a lookup found, and that its brick says is gone."""
 
 
 class GlusterTree(GlusterFolder, WritableTree):

@@ -264,7 +264,7 @@ class Client:
         # quarter, for a refresh has twice its caller's time.)
         patience = max(usual / 2, min(at_least(usual) / 4, usual))
         connection = await self.connect()
-        since = min(connection.silent.values(), default=None)
+        since = min((debt.since for debt in connection.silent.values()), default=None)
         if since is not None and asyncio.get_running_loop().time() - since > SILENT_SECONDS:
             connection.destroy(ConnectionLost(errno.ETIMEDOUT, f"a unit has not answered for {SILENT_SECONDS:g} s"))
             connection = await self.connect()

@@ -42,11 +42,24 @@ class _Waiting:
         self.kept: object = None
 
 
+class Debt:
+    """What a unit owes to surveys that have ended.
+
+    :ivar since: when the first of them began, on the loop's clock. :ivar answers: how many answers are owed.
+    :ivar paid: is done when none is owed any more; its result is the error if the connection was lost.
+    """
+
+    def __init__(self, since: float, paid: asyncio.Future[OSError | None]) -> None:
+        self.since = since
+        self.answers = 0
+        self.paid = paid
+
+
 class Connection:
     """A connection to a target. All methods belong to the event loop's thread.
 
     :param silence: seconds after which a target that owes answers is asked if it is there. After as many more it is given up.
-    :ivar silent: units that owe answers to a survey that has ended, and since when, on the loop's clock.
+    :ivar silent: units that owe answers to surveys that have ended.
     """
 
     def __init__(self, library: Libiscsi, login: Login, silence: float) -> None:
@@ -65,7 +78,7 @@ class Connection:
         self._done = libiscsi.COMMAND_DONE(self._called_back)
         self._lost: OSError | None = None
         self._serving = False
-        self.silent: dict[int, float] = {}
+        self.silent: dict[int, Debt] = {}
         made = library.create_context(login.initiator.encode())
         if not made:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

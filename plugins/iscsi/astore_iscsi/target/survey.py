@@ -13,7 +13,7 @@ from astore_iscsi import libiscsi, scsi
 from astore_iscsi.libiscsi import memory_of
 from astore_iscsi.scsi import Capacity, UnitError
 from astore_iscsi.target.answers import Answer
-from astore_iscsi.target.connection import Connection
+from astore_iscsi.target.connection import Connection, Debt
 
 UNITS_AT_ONCE: Final = 64
 """How many units are asked at once."""
@@ -66,38 +66,63 @@ class Survey:
         self._memory = memory_of(self._room) if luns else None
         self._answers: list[list[Answer | None]] = [[None] * len(_QUESTIONS) for _ in luns]
         self._open = [len(_QUESTIONS)] * len(luns)
-        self._queue = deque(number for number, lun in enumerate(luns) if lun not in connection.silent)
+        self._queue: deque[int] = deque()
+        self._awaited: dict[int, tuple[Debt, Callable[[asyncio.Future[OSError | None]], None]]] = {}
         self._owed = [0] * len(luns)  # commands of each unit that have no answer yet
-        self._under_way = 0
+        self._debts: dict[int, Debt] = {}  # of this survey, once it has ended
+        self._under_way = 0  # units
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self, patience: float) -> list[Found]:
         """Ask all units; return what they said, in their order.
 
-        A unit that still owes answers to an earlier survey on this connection is not asked again.
+        A unit that still owes answers to an earlier survey on this connection (whose caller may have gone at once) is asked
+        when it has given them; if it has had its time for that, it is not waited for.
 
         :param patience: seconds for the answers. What is not answered then is that unit's error.
         :raises ConnectionLost: the connection broke. TimeoutError: no unit answered.
         """
-        if self._queue:
+        began = self._loop.time()
+        for number, lun in enumerate(self._luns):
+            if (debt := self._connection.silent.get(lun)) is None:
+                self._queue.append(number)
+            elif began < debt.since + patience:
+                self._awaited[number] = debt, partial(self._ask_later, number)
+                debt.paid.add_done_callback(self._awaited[number][1])
+        if self._queue or self._awaited:
             self._ask_more()
             try:
                 await asyncio.wait([self._ended], timeout=patience)
             finally:
-                self._give_up()
+                self._give_up(began)
             if not self._ended.cancelled():
                 self._ended.result()
         if self._luns and all(self._open):
             raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
         return [self._found(number, patience) for number in range(len(self._luns))]
 
-    def _give_up(self) -> None:
+    def _give_up(self, began: float) -> None:
         """Ask nothing more, and note which units owe answers."""
         self._queue.clear()
         self._ended.cancel()
+        for debt, ask in self._awaited.values():
+            debt.paid.remove_done_callback(ask)
         for number, owed in enumerate(self._owed):
             if owed:
-                self._connection.silent.setdefault(self._luns[number], self._loop.time())
+                debt = self._connection.silent.setdefault(self._luns[number], Debt(began, self._loop.create_future()))
+                debt.answers += owed
+                self._debts[number] = debt
+
+    def _ask_later(self, number: int, paid: asyncio.Future[OSError | None]) -> None:
+        """Ask a unit that owes nothing any more."""
+        if self._ended.done():
+            return
+        if (error := paid.result()) is not None:
+            self._end(error)
+            return
+        del self._awaited[number]
+        self._queue.append(number)
+        self._ask_more()
 
     def _ask_more(self) -> None:
         while self._queue and self._under_way < UNITS_AT_ONCE and not self._ended.done():
@@ -123,11 +148,14 @@ class Survey:
 
     def _answered(self, number: int, question: int, tries: int, answer: Answer | OSError) -> None:
         self._owed[number] -= 1
+        if (debt := self._debts.get(number)) is not None:
+            debt.answers -= 1
+            if not debt.answers:
+                self._connection.silent.pop(self._luns[number], None)
+                debt.paid.set_result(answer if isinstance(answer, OSError) else None)
         if isinstance(answer, OSError):
             self._end(answer)
             return
-        if not self._owed[number]:
-            self._connection.silent.pop(self._luns[number], None)
         if answer.attention:
             self._changed()
         if answer.status != libiscsi.GOOD and tries and (answer.attention or answer.busy):
@@ -140,7 +168,7 @@ class Survey:
             self._under_way -= 1
             if self._queue:
                 self._loop.call_soon(self._ask_more)
-            elif not self._under_way:
+            elif not self._under_way and not self._awaited:
                 self._end(None)
 
     def _end(self, error: OSError | None) -> None:
