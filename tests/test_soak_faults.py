@@ -12,12 +12,13 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_fakes import eventually, quiet
+from core_fakes import PATIENCE, eventually, quiet
 from soak_storage import Storage
 from soak_work import BLOCKS_OF_A_VOLUME, FAULT, Sizes, Worker, grown, sizes, trimmed_sizes
+from stacks import of_all_threads
 
 import astore
 from astore.volume_io.volume_names import TEMPORARY
@@ -66,6 +67,19 @@ async def recovered(pool: astore.Pool) -> None:
             if FAULT in str(error) or time.monotonic() > deadline:
                 pytest.fail(f"{pool.name} does not come back: {error!r}")
             await asyncio.sleep(0.5)
+
+
+async def ended(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait for tasks that should end by themselves; tell what they and all threads do if they do not."""
+    if not tasks:
+        return
+    print(f"the Manager left {len(tasks)} tasks, which end by themselves:", *tasks, sep="\n")
+    _, left = await asyncio.wait(tasks, timeout=PATIENCE)
+    for task in left:
+        task.print_stack()
+        for frame in task.get_stack():
+            print({name: repr(value) for name, value in frame.f_locals.items()})
+    assert not left, of_all_threads()
 
 
 @pytest.mark.root
@@ -119,6 +133,7 @@ async def test_random_work_and_faults(gluster: GlusterBed, ceph: CephBed, iscsi:
             for pool in pools:
                 await pool.stop()
         await close_idle()
+        await ended(asyncio.all_tasks() - before[1])
         after = descriptors(), asyncio.all_tasks()
         print(f"descriptors that were not open before: {[one for one in after[0] if one not in before[0]]}")
     finally:

@@ -66,9 +66,11 @@ class PoolLane:
         job = Job(self._record, func, args, loop, discard)
         future = job.future
         assert future is not None
-        # Another thread has the lock, and may have to wait for the interpreter with it. The loop does not wait for that thread.
-        while not self._threads.submit(job):  # noqa: ASYNC110  a thread's lock has no event
-            await asyncio.sleep(0)
+        # A thread may hold the lock while it waits for the interpreter. The loop does not wait for that thread.
+        pause = 0.0
+        while not self._threads.submit(job):
+            await asyncio.sleep(pause)
+            pause = 0.001  # else the loop would keep a processor busy that the thread may need
         if self._threads.starting:
             loop.call_later(LOST_SECONDS * 1.1, self._threads.replace_lost)
         if limit != float("inf"):

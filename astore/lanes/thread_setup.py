@@ -14,7 +14,7 @@ M_ARENA_MAX = -8
 
 
 def take_name() -> None:
-    """Give this thread its name (proc(5)), by few calls that let go of the interpreter's lock.
+    """Give this thread its name (proc(5)). Few of the calls release the interpreter, for which the thread would wait again.
 
     The threads that it starts have the name, too.
     """

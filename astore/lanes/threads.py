@@ -288,7 +288,10 @@ class SharedThreads:
     # -------------------------------------------------------------------------------------------- the threads
 
     def _serve(self, named: bool) -> None:
-        """Run calls until there are none. :param named: whether another of these threads started this one: it has its name."""
+        """Run calls until there are none.
+
+        :param named: whether another of these threads started this one, which has inherited its name.
+        """
         sys.settrace(threading.gettrace())  # as in threading.Thread
         if not named:
             take_name()

@@ -383,6 +383,10 @@ async def test_one_volume_fails(pool: astore.Pool, backend: FakeBackend) -> None
     backend.fail("refresh_volume", astore.LaneTimeoutError("did not return", lane="l", timeout=1))
     with pytest.raises(astore.LaneTimeoutError, match="pool 'pool': refresh: did not return"):
         await pool.refresh("a")
+    backend.fail("refresh_volume", TimeoutError("no answer"))
+    for timeout in (None, 60):
+        with pytest.raises(astore.LaneTimeoutError, match="pool 'pool': refresh: no answer"):
+            await pool.refresh("a", timeout=timeout)
     backend.fail("refresh_volume", None)
     backend.hold("refresh_volume")
     with pytest.raises(TimeoutError, match=r"refreshing volume 'a' took longer than 0.01 s"):

@@ -337,21 +337,40 @@ async def test_a_look_after_one_that_was_given_up() -> None:
 
 
 async def test_a_connection_that_is_lost_while_an_earlier_answer_is_awaited() -> None:
-    """Who waits for the answers to an earlier look is told at once that they do not come."""
-    client, connection = client_of(lambda lun, cdb: None)
+    """Who waits for the answers to an earlier look asks on the next connection when they cannot come any more."""
+    client, lost = client_of(lambda lun, cdb: None)
     gone = asyncio.ensure_future(client.survey([1]))
-    await eventually(lambda: len(connection.unanswered) == 3)
+    await eventually(lambda: len(lost.unanswered) == 3)
     gone.cancel()
     look = asyncio.ensure_future(client.survey([1]))
-    await eventually(lambda: bool(connection.silent))
+    await eventually(lambda: bool(lost.silent))
     await asyncio.sleep(0)
-    for done in connection.unanswered:
+    lost.destroy()
+    client._connection = OurConnection(disk)
+    for done in lost.unanswered:
         done(ConnectionLost(104, "reset"))
-    connection.silent.clear()  # a new connection has none
-    connection.unanswered.clear()
-    connection.behaviour = disk
     (found,) = await look
     assert found.capacity is not None
+    assert len(lost.unanswered) == 3
+
+
+async def test_a_unit_that_was_asked_late_has_its_time() -> None:
+    """A unit is silent when the time since it was asked is over, however long ago the look began that asked it."""
+    client, connection = client_of(lambda lun, cdb: None)
+    looks = []
+    for asked in (3, 6):
+        looks.append(asyncio.ensure_future(client.survey([1])))
+        await eventually(lambda: len(connection.unanswered) == 3)
+        await asyncio.sleep(0.001)
+        later = asyncio.get_running_loop().time()
+        if asked == 6:
+            for done in connection.unanswered[:]:
+                done(GOOD)
+            await eventually(lambda: len(connection.unanswered) == 6)
+        looks[-1].cancel()
+        await eventually(lambda: bool(connection.silent))
+    assert connection.silent[1].since >= later
+    await asyncio.wait(looks)
 
 
 async def test_nothing_but_silence() -> None:

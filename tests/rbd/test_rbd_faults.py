@@ -26,7 +26,9 @@ from astore.model import Auth, Host, PoolState, VolumeDef
 from astore.testing.secrets import GivenSecrets
 from astore.volume_io.volume_names import new_hidden_name
 from astore_rbd.cluster import Cluster, Settings
+from astore_rbd.images import image as image_module
 from astore_rbd.images import reading
+from astore_rbd.images.image import RbdVolume
 from astore_rbd.images.pool import RbdPool
 from tests.rbd.clients import USAGE, OtherClient, definition_of, secrets_of
 
@@ -41,7 +43,7 @@ WAIT = 2
 USUAL = 27
 """Seconds after which it does so otherwise. A sound server answers earlier, however busy the machine is."""
 IN_TIME = PATIENCE
-"""Seconds within which a call to a server that hangs has failed. One that does not give up never ends."""
+"""Seconds within which a call to a server that hangs has failed: librados gives up, or else the call's deadline ends it."""
 
 MOUNT = {"client_mount_timeout": str(WAIT)}
 SHORT = {**MOUNT, "rados_osd_op_timeout": str(WAIT), "rados_mon_op_timeout": str(WAIT)}
@@ -265,6 +267,29 @@ async def test_shut_out(manager: astore.Manager, ceph: CephBed, where: str, othe
     assert other.content("disk")[:5] == b"after"
     await disk.delete()
     await eventually(lambda: quiet(manager), "an end of all calls")
+
+
+async def test_removed_while_it_is_locked(
+    ceph: CephBed, where: str, other: OtherClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To lock an image that another client removes at that moment fails. librbd would wait for ever."""
+    monkeypatch.setattr(image_module, "LOCK_SECONDS", 1.0)
+    other.create("disk", MIB)
+    of_pool, _, namespace = where.partition("/")
+
+    def removed(image: RbdVolume) -> bool:
+        """Remove the image, and wait until librbd knows; say that nobody has the lock."""
+        ceph.run("rados", "-p", of_pool, "-N", namespace, "rm", f"rbd_header.{image.image_id()}")
+        with contextlib.suppress(FileNotFoundError):
+            while image.size():
+                time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(RbdVolume, "_is_owned", removed)
+    with other.open("disk", write=True).closing() as image:
+        with pytest.raises(OSError, match="perhaps the image was removed") as caught:
+            await asyncio.to_thread(image.lock)
+        assert caught.value.errno == errno.ETIMEDOUT
 
 
 async def test_nothing_listens(manager: astore.Manager, ceph: CephBed) -> None:

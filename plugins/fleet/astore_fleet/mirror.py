@@ -29,7 +29,7 @@ MARK_SECONDS = 3600.0
 """Seconds that the mark of a deleted key stays."""
 
 PATIENCE = 30.0
-"""Seconds in which the next message of a stream must come that is read for the first time."""
+"""While a stream is read for the first time, a message must arrive in each period of this many seconds."""
 
 LATE_SECONDS = 0.05
 """Seconds that a message may take to arrive before the leader is asked for it."""
@@ -168,8 +168,9 @@ class Mirror:
             pending = await self._consume(inbox)
             self._following.set()
             if not pending:
-                self._caught_up()
-            expected = 1
+                self._heard = time.monotonic()
+                self._complete.set()
+            expected, goal = 1, None
             while True:
                 message = await heeding(listening.next_msg(timeout=3 * HEARTBEAT_SECONDS))
                 if message.headers is not None and message.headers.get("Status") == "100":
@@ -185,8 +186,13 @@ class Mirror:
                     self._taken(message, place.sequence.stream, place.timestamp.timestamp())
                 except Exception as error:
                     await self._complain("a message cannot be read", error)
-                if not place.num_pending or expected > pending:  # others may write faster than this reads
-                    self._caught_up()
+                if not self._complete.is_set():
+                    if expected > pending and goal is None:
+                        # All that was there at first has been read, and others write as fast as this reads. What they have
+                        # overwritten meanwhile, before it arrived, is not complete without the later message.
+                        goal = int((await self.engine.info(self.stream))["state"]["last_seq"])
+                    if not place.num_pending or (goal is not None and self.seq >= goal):
+                        self._complete.set()
                 if self._hold is not None:
                     await self._hold()
         finally:
@@ -235,7 +241,3 @@ class Mirror:
             self.changed.set()
             self._arrived.set()  # wakes those who wait now
             self._arrived = asyncio.Event()
-
-    def _caught_up(self) -> None:
-        self._heard = time.monotonic()
-        self._complete.set()

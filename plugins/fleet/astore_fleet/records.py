@@ -16,7 +16,8 @@ PARTIAL = "Astore-Partial"
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where a pool may run: on one of these hosts, on hosts with all of these labels; without both, see :func:`fits`."""
+    """Where a pool may run: on one of these hosts, on hosts with all of these labels; without both, see
+    :func:`astore_fleet.placement.owning.confined_to`."""
 
     hosts: tuple[str, ...] = ()
     labels: dict[str, str] = {}

@@ -52,7 +52,7 @@ def chosen(pool: str, hosts: Sequence[str], load: Mapping[str, int]) -> str | No
     All hosts that know the same choose the same one.
     """
     fewest = min((load.get(host, 0) for host in hosts), default=0)
-    seed = zlib.crc32(pool.encode("utf-8", "surrogateescape"))  # a checksum is fast: there may be many of both
+    seed = zlib.crc32(pool.encode("utf-8", "surrogateescape"))  # a checksum is fast: there may be many pools and hosts
     return min(
         (host for host in hosts if load.get(host, 0) == fewest),
         key=lambda host: (zlib.crc32(host.encode("utf-8", "surrogateescape"), seed), host),

@@ -45,7 +45,7 @@ class _Waiting:
 class Debt:
     """What a unit owes to surveys that have ended.
 
-    :ivar since: when the first of them began, on the loop's clock. :ivar answers: how many answers are owed.
+    :ivar since: when it was asked first for what it owes, on the loop's clock. :ivar answers: how many answers are owed.
     :ivar paid: is done when none is owed any more; its result is the error if the connection was lost.
     """
 

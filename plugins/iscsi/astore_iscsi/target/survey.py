@@ -68,6 +68,7 @@ class Survey:
         self._open = [len(_QUESTIONS)] * len(luns)
         self._queue: deque[int] = deque()
         self._awaited: dict[int, tuple[Debt, Callable[[asyncio.Future[OSError | None]], None]]] = {}
+        self._asked = [0.0] * len(luns)  # when, on the loop's clock
         self._owed = [0] * len(luns)  # commands of each unit that have no answer yet
         self._debts: dict[int, Debt] = {}  # of this survey, once it has ended
         self._under_way = 0  # units
@@ -76,17 +77,17 @@ class Survey:
     async def run(self, patience: float) -> list[Found]:
         """Ask all units; return what they said, in their order.
 
-        A unit that still owes answers to an earlier survey on this connection (whose caller may have gone at once) is asked
-        when it has given them; if it has had its time for that, it is not waited for.
+        A unit that still owes answers to an earlier survey on this connection, whose caller went away, is asked when it has
+        given them. If it was asked for those longer ago than ``patience``, it is silent, and not waited for.
 
         :param patience: seconds for the answers. What is not answered then is that unit's error.
         :raises ConnectionLost: the connection broke. TimeoutError: no unit answered.
         """
-        began = self._loop.time()
+        now = self._loop.time()
         for number, lun in enumerate(self._luns):
             if (debt := self._connection.silent.get(lun)) is None:
                 self._queue.append(number)
-            elif began < debt.since + patience:
+            elif now < debt.since + patience:
                 self._awaited[number] = debt, partial(self._ask_later, number)
                 debt.paid.add_done_callback(self._awaited[number][1])
         if self._queue or self._awaited:
@@ -94,14 +95,14 @@ class Survey:
             try:
                 await asyncio.wait([self._ended], timeout=patience)
             finally:
-                self._give_up(began)
+                self._give_up()
             if not self._ended.cancelled():
                 self._ended.result()
         if self._luns and all(self._open):
             raise TimeoutError(f"no unit of target {self._target} answers within {patience:g} s")
         return [self._found(number, patience) for number in range(len(self._luns))]
 
-    def _give_up(self, began: float) -> None:
+    def _give_up(self) -> None:
         """Ask nothing more, and note which units owe answers."""
         self._queue.clear()
         self._ended.cancel()
@@ -109,7 +110,9 @@ class Survey:
             debt.paid.remove_done_callback(ask)
         for number, owed in enumerate(self._owed):
             if owed:
-                debt = self._connection.silent.setdefault(self._luns[number], Debt(began, self._loop.create_future()))
+                since = self._asked[number]
+                debt = self._connection.silent.setdefault(self._luns[number], Debt(since, self._loop.create_future()))
+                debt.since = min(debt.since, since)
                 debt.answers += owed
                 self._debts[number] = debt
 
@@ -128,6 +131,7 @@ class Survey:
         while self._queue and self._under_way < UNITS_AT_ONCE and not self._ended.done():
             number = self._queue.popleft()
             self._under_way += 1
+            self._asked[number] = self._loop.time()
             for question in range(len(_QUESTIONS)):
                 self._send(number, question, TRIES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -37,6 +38,9 @@ AHEAD = 1 << 40
 
 AHEAD_WITHOUT_MAP = 1 << 30
 """The same, if each object must be asked."""
+
+LOCK_SECONDS = 30.0
+"""How long librbd may take to give a lock that no living client has."""
 
 SEARCH_SECONDS = 5.0
 """After this time, a search for data goes on in another call."""
@@ -78,12 +82,14 @@ class RbdVolume(BlockVolume):
             raise
 
     def close(self) -> None:
-        image, self._image = self._image, None
         try:
-            if image is not None:
-                checked(self.lib.rbd_close(image))
+            checked(self._close_image())
         finally:
             self._cluster.drop()
+
+    def _close_image(self) -> int:
+        image, self._image = self._image, None
+        return 0 if image is None else self.lib.rbd_close(image)
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[RbdVolume]:
@@ -227,18 +233,40 @@ class RbdVolume(BlockVolume):
         checked(self.lib.rbd_is_exclusive_lock_owner(self._image, ctypes.byref(owned)))
         if not owned.value and self._is_owned():
             return False
-        result = self.lib.rbd_lock_acquire(self._image, librbd.LOCK_MODE_EXCLUSIVE)
+        result = self._acquire()
         if result in (-errno.EROFS, -errno.EBUSY, -errno.EAGAIN):
             return False
         checked(result, "the exclusive lock")
         return True
 
+    def _acquire(self) -> int:
+        """Take the lock; return librbd's result. :raises OSError: ETIMEDOUT: librbd does not answer; the image is closed.
+
+        librbd waits without end if the image was removed a moment ago (its watch is gone, and cannot be made anew). Only
+        closing the image ends that.
+        """
+        ender = threading.Timer(LOCK_SECONDS, self._close_image)
+        ender.daemon = True
+        ender.start()
+        try:
+            result = self.lib.rbd_lock_acquire(self._image, librbd.LOCK_MODE_EXCLUSIVE)
+        finally:
+            ender.cancel()
+            ender.join()  # it may have begun
+        if self._image is None:
+            raise OSError(errno.ETIMEDOUT, f"no lock within {LOCK_SECONDS:g} s: perhaps the image was removed")
+        return result
+
     def _is_owned(self) -> bool:
-        """Return whether a client that lives holds the image's lock. The lock of a dead one is librbd's to break."""
+        """Return whether a client that lives holds the image's lock. The lock of a dead one is librbd's to break.
+
+        :raises OSError: ENOENT: the image is gone.
+        """
         mode, count = ctypes.c_int(), ctypes.c_size_t(4)
         found = (ctypes.c_char_p * count.value)()
         result = self.lib.rbd_lock_get_owners(self._image, ctypes.byref(mode), found, ctypes.byref(count))
         if result == -errno.ENOENT:
+            self.watchers()  # raises it if it is the image that is not there
             return False
         checked(result, "the lock's owner")
         owners = {found[number] for number in range(count.value)}
