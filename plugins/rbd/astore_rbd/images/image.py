@@ -243,7 +243,7 @@ class RbdVolume(BlockVolume):
         """Take the lock; return librbd's result. :raises OSError: ETIMEDOUT: librbd does not answer; the image is closed.
 
         librbd waits without end if the image was removed a moment ago (its watch is gone, and cannot be made anew). Only
-        closing the image ends that.
+        closing the image ends that. No other call may use the image meanwhile.
         """
         ender = threading.Timer(LOCK_SECONDS, self._close_image)
         ender.daemon = True
