@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astore.errors import LaneStuckError, LaneTimeoutError
 from astore.lanes import Lanes, LanesStatistics
+from astore.lanes.job import Job
 from astore.lanes.lane import PoolLane
 
 
@@ -27,6 +29,15 @@ class Load:
         self.taken: Counter[int] = Counter()
         self.inside = 0
         self.outcomes: Counter[str] = Counter()
+        self.stuck = 0
+        threads = vars(self.lanes)["_threads"]
+        submit: Callable[[Job], bool] = threads.submit
+
+        def noting(job: Job) -> bool:
+            self.stuck = job.lane.stuck  # there may be fewer at any moment, but not more until the loop goes on
+            return submit(job)
+
+        threads.submit = noting
 
     def work(self, number: int, lane: PoolLane, seconds: float, helpers: int) -> int:
         with self.lock:
@@ -50,11 +61,10 @@ class Load:
             self.discarded[number] += 1
 
     async def call(self, number: int, lane: PoolLane, seconds: float, helpers: int, timeout: float) -> None:
-        stuck = lane.stuck  # there may be fewer at any moment, but not more until this waits
         try:
             result = await lane.run(self.work, number, lane, seconds, helpers, timeout=timeout, discard=self.discard)
         except LaneStuckError:
-            assert stuck == lane.limit
+            assert self.stuck == lane.limit
             self.outcomes["stuck"] += 1
         except LaneTimeoutError:
             self.outcomes["late"] += 1
